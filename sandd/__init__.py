@@ -1,0 +1,140 @@
+# The map. Imports point down only; tests/test_layering.py enforces it.
+#
+#   sandd/__init__.py         this file: the public names, each imported when it is first used
+#   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
+#   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
+#   sandd/controller.py       open_controller(), Controller, Daemon, Process: the agent's end
+#   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
+#     ---- controller and daemon never import each other ----
+#   sandd/_core/              trio shells: logs, transport, processes: they do the I/O
+#   sandd/_core/              sans-IO state machines: streams, channels, jobs, link, router, client
+#   sandd/wire.py             the whole wire protocol: messages, limits, frames, codec (no I/O)
+#   sandd/_core/_errors.py    the exception tree (imports nothing)
+#
+# To read the project in order, start at the bottom: _errors, wire, streams, channels, and then up.
+
+"""A controller for daemons that run inside sandboxes and dial out to it.
+
+`open_controller` is where a trio program starts, `Server` where a synchronous one does. Every
+public name is importable from here; `sandd._core` and names that start with an underscore may
+change in any release.
+"""
+
+__version__ = "0.1.0"
+
+# Not `typing.TYPE_CHECKING`: the spawner imports this package and should not pay for `typing`.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandd._core._errors import (
+        AuthenticationFailed,
+        CommandFailed,
+        CommandTimeout,
+        ConfigurationError,
+        DaemonGone,
+        DaemonNotFound,
+        JobIdConflict,
+        JobNotFound,
+        JobTaken,
+        LocalProtocolError,
+        OutputGap,
+        ProtocolError,
+        RemoteProtocolError,
+        RequestRefused,
+        SanddError,
+        SpawnFailed,
+    )
+    from sandd._core.results import CommandResult, ExitStatus, Outcome
+    from sandd.controller import (
+        Controller,
+        ControllerStatistics,
+        Daemon,
+        DaemonEvent,
+        DaemonInfo,
+        DaemonState,
+        Process,
+        open_controller,
+    )
+    from sandd.server import Server
+
+__all__ = [
+    "AuthenticationFailed",
+    "CommandFailed",
+    "CommandResult",
+    "CommandTimeout",
+    "ConfigurationError",
+    "Controller",
+    "ControllerStatistics",
+    "Daemon",
+    "DaemonEvent",
+    "DaemonGone",
+    "DaemonInfo",
+    "DaemonNotFound",
+    "DaemonState",
+    "ExitStatus",
+    "JobIdConflict",
+    "JobNotFound",
+    "JobTaken",
+    "LocalProtocolError",
+    "Outcome",
+    "OutputGap",
+    "Process",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "RequestRefused",
+    "SanddError",
+    "Server",
+    "SpawnFailed",
+    "__version__",
+    "open_controller",
+]
+
+# Where each public name lives. Importing on first use (PEP 562) keeps `python -m sandd.daemon` free
+# of the controller, and the spawner, which must start in milliseconds, free of trio.
+_HOMES = {
+    "AuthenticationFailed": "sandd._core._errors",
+    "CommandFailed": "sandd._core._errors",
+    "CommandResult": "sandd._core.results",
+    "CommandTimeout": "sandd._core._errors",
+    "ConfigurationError": "sandd._core._errors",
+    "Controller": "sandd.controller",
+    "ControllerStatistics": "sandd.controller",
+    "Daemon": "sandd.controller",
+    "DaemonEvent": "sandd.controller",
+    "DaemonGone": "sandd._core._errors",
+    "DaemonInfo": "sandd.controller",
+    "DaemonNotFound": "sandd._core._errors",
+    "DaemonState": "sandd.controller",
+    "ExitStatus": "sandd._core.results",
+    "JobIdConflict": "sandd._core._errors",
+    "JobNotFound": "sandd._core._errors",
+    "JobTaken": "sandd._core._errors",
+    "LocalProtocolError": "sandd._core._errors",
+    "Outcome": "sandd._core.results",
+    "OutputGap": "sandd._core._errors",
+    "Process": "sandd.controller",
+    "ProtocolError": "sandd._core._errors",
+    "RemoteProtocolError": "sandd._core._errors",
+    "RequestRefused": "sandd._core._errors",
+    "SanddError": "sandd._core._errors",
+    "Server": "sandd.server",
+    "SpawnFailed": "sandd._core._errors",
+    "open_controller": "sandd.controller",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take `__getattr__` as leave for any misspelt name
+
+    def __getattr__(name):
+        """The public object of that name, imported now and kept."""
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = getattr(importlib.import_module(home), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

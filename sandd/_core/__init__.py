@@ -1,0 +1,40 @@
+"""The inside of sandd: nothing here is public, and everything public is built from it.
+
+In reading order. A module imports from its own group or one above it in this list, never from one
+below; ``tests/test_layering.py`` enforces it. `sandd.wire` stands between the first two groups.
+
+The exception tree (imports nothing of ours)
+    _errors          whose fault it is, and whether the work may have run
+
+Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, decisions out)
+    streams          a byte log addressed by absolute offsets: base, floor, end, gaps
+    channels         one attachment to one job: what was sent and received, credit, acks
+    scheduler        whose frame leaves next: control first, then fair between channels
+    tombstones       which job ids are used up, in little memory
+    jobs             the daemon's half: which jobs there are, who is attached, what goes to whom
+    client           a client's half: its jobs, and their resuming
+    router           which client's channel meets which daemon's, and what it may send
+    link             one connection: handshake, liveness, backoff
+    results          what a finished command was: CommandResult, Outcome, ExitStatus
+
+Trio shells of both ends (do the I/O, and ask the state machines what to do)
+    logs             structured log lines, quiet unless a program asks for them
+    transport/       the only modules that know which WebSocket library there is
+    nurseries        a nursery whose single error comes out as itself
+    pump             moves frames between one connection and one state machine
+
+Trio shells of the controller alone
+    registry         which daemons are known: online, away; who wants to hear of it
+    acceptor         the controller's end of a daemon's connection
+    local_link       the agent in this process: a client like any other
+    commands         from a call's arguments to a job, and from its end to a result
+    process_handle   Process: a running command, as its opener holds it
+
+Trio shells of the daemon alone
+    processes/       starting and ending process trees; its spawner is standard library only
+    runner           between the job table and the processes
+    dialer           keeps a daemon connected
+    state_directory  what outlives a daemon, and its lock
+    daemon_options   command line, environment and file
+    daemon_program   all of it, assembled
+"""

@@ -1,0 +1,126 @@
+"""The exception tree. Imports nothing of ours, so that every layer can raise from it.
+
+Two questions decide which class an error gets: *whose fault is it* (the caller's, the peer's, the
+machine's) and *may the work have run* - "did not run" and "may have run" are never the same type.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandd._core.results import CommandResult
+
+
+class SanddError(Exception):
+    """Everything sandd raises on purpose is one of these."""
+
+
+class ConfigurationError(SanddError, ValueError):
+    """An option or file given to a controller or daemon can't be used. Nothing was started."""
+
+
+class ProtocolError(SanddError):
+    """Somebody broke the rules of the wire protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own side asked the protocol for something it forbids: a bug in the caller. Nothing was sent."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent bytes that the protocol forbids; its connection is closed, nothing else is touched."""
+
+
+class ConnectionLost(SanddError):  # noqa: N818 - the field's name for it; "ConnectionLostError" says nothing more
+    """One WebSocket connection ended. Jobs outlive it; only the link layer sees this."""
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        """WebSocket close code, where the peer sent one."""
+
+
+class DaemonNotFound(SanddError, LookupError, ValueError):  # noqa: N818 - public contract
+    """No daemon of that id is registered. Nothing ran."""
+
+
+class DaemonGone(SanddError):  # noqa: N818 - public contract
+    """The daemon instance that held the job is gone for good (restarted, left, or its lease passed)."""
+
+    def __init__(self, message: str, *, outcome_unknown: bool = True) -> None:
+        super().__init__(message)
+        self.outcome_unknown = outcome_unknown
+        """True: the work may have run, in part or whole. False: it certainly never started."""
+
+
+class JobNotFound(SanddError, LookupError):  # noqa: N818 - public contract
+    """The daemon holds no job of that id: it never existed, was forgotten, or belongs to somebody else."""
+
+
+class JobIdConflict(SanddError):  # noqa: N818 - public contract
+    """The job id is taken by a job with another spec. Nothing ran."""
+
+
+class CommandTimeout(SanddError, TimeoutError):  # noqa: N818 - public contract
+    """The command did not finish within its time-out; what was started has been killed."""
+
+    def __init__(
+        self, message: str, *, result: CommandResult | None = None, started: bool | None = True
+    ) -> None:
+        super().__init__(message)
+        self.result = result
+        """What the command had produced when it was killed; None if it never started."""
+        self.started = started
+        """True: it ran and was killed. False: it never started. None: unknown (the daemon is away)."""
+
+
+class CommandFailed(SanddError):  # noqa: N818 - public contract
+    """With ``check=True``: the command ran and did not succeed; `result` says how."""
+
+    def __init__(self, message: str, *, result: CommandResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class OutputGap(SanddError):  # noqa: N818 - public contract
+    """Bytes ``start`` to ``end`` of a stream were dropped, as asked for; reading goes on behind them."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__(f"bytes {start} to {end} were dropped before they could be read; read on for the rest")
+        self.start = start
+        self.end = end
+
+
+class SpawnFailed(SanddError, OSError):  # noqa: N818 - public contract
+    """The daemon could not start the program (no such file, not executable, bad cwd, ...). Nothing ran.
+
+    ``errno``, ``strerror`` and ``filename`` are those of the daemon's machine.
+    """
+
+    def __init__(self, number: int, message: str, filename: str | None = None) -> None:
+        # OSError fills errno, strerror and filename from its arguments.
+        super().__init__(number, message or os.strerror(number), filename)
+
+    def __str__(self) -> str:
+        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        target = f": {self.filename!r}" if self.filename else ""
+        return f"[{name}] {self.strerror}{target}"
+
+
+class JobTaken(SanddError):  # noqa: N818 - sibling of the contract's names
+    """Another client took the job over; this attachment is over. The job goes on under its new owner."""
+
+
+class RequestRefused(SanddError):  # noqa: N818 - public contract
+    """The daemon or controller declined the request; `reason` says why. Nothing ran."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class AuthenticationFailed(RequestRefused):
+    """The peer did not accept our credentials, or we have none where some are needed."""

@@ -1,0 +1,180 @@
+"""The controller's end of daemon connections: handshake, who may hold an id, and the live link."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from sandd import wire
+from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.link import ID_IN_USE_RETRY, judge_hello
+from sandd._core.logs import get_logger
+from sandd._core.pump import HANDSHAKE_SECONDS, NEVER, Pump, receive_control, send_control
+from sandd._core.registry import MAX_DAEMONS, DaemonInfo, Registry
+from sandd._core.router import DaemonLink, Router
+from sandd.wire import DaemonState, RejectCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandd._core.transport import Connection
+
+log = get_logger("daemons")
+
+RIVAL_PING_SECONDS: Final = 5.0
+"""How long the holder of an id has to answer when a rival asks for it."""
+DRAIN_RETRY_SECONDS: Final = 1.0
+"""How soon daemons may come back to a controller that is closing: it may be restarting."""
+
+
+@define(eq=False)
+class Acceptor:
+    """Takes connections from daemons into the registry and the router."""
+
+    router: Router
+    registry: Registry
+    after_message: Callable[[], None]
+    """Called when the router may hold something for others."""
+    token: bytes | None
+    insecure: bool
+    heartbeat: float = 20.0
+    dead_after: float = 45.0
+    controller_id: str = field(factory=lambda: secrets.token_hex(8))
+    draining: bool = False
+    bytes_received: int = 0
+    """On links that have ended; `statistics` adds the live ones."""
+    bytes_sent: int = 0
+
+    async def handle(self, connection: Connection) -> None:
+        """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
+        challenge = wire.Challenge(secrets.token_bytes(32), self.controller_id)
+        try:
+            hello = await self._hear_hello(connection, challenge)
+            reject = judge_hello(
+                hello,
+                challenge,
+                token=self.token,
+                trusted_peer=self.insecure or connection.is_loopback,
+            )
+            assert isinstance(hello, wire.Hello)  # judge_hello refuses anything else
+            reject = reject or await self._admit(hello)
+            if reject is None:
+                await self._pump(connection, hello)
+                return
+            log.warning(
+                "daemon_rejected",
+                daemon_id=hello.daemon_id,
+                remote=connection.remote,
+                code=reject.code.value,
+                reason=reject.message,
+            )
+            with trio.move_on_after(HANDSHAKE_SECONDS):
+                await send_control(connection, reject)
+            await connection.aclose(1008, reject.code.value)
+        except RemoteProtocolError as error:
+            log.warning("connection_refused", remote=connection.remote, reason=str(error))
+            await connection.aclose(1002, str(error)[:100])
+        except ConnectionLost as error:
+            log.info("connection_lost", remote=connection.remote, reason=str(error))
+
+    async def _hear_hello(self, connection: Connection, challenge: wire.Challenge) -> wire.Control | wire.Unknown:
+        with trio.move_on_after(HANDSHAKE_SECONDS):
+            await send_control(connection, challenge)
+            return await receive_control(connection)
+        raise RemoteProtocolError(f"no Hello within {HANDSHAKE_SECONDS:.0f} s")
+
+    async def _admit(self, hello: wire.Hello) -> wire.Reject | None:
+        """Whether the id is this daemon's to hold; None: it is, and nobody else holds it now."""
+        while True:
+            if self.draining:
+                return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
+            record = self.registry.get(hello.daemon_id)
+            if record is None and len(self.registry) >= MAX_DAEMONS:
+                return wire.Reject(RejectCode.BUSY, f"the controller knows {MAX_DAEMONS} daemons already", 60.0)
+            if record is not None and record.info.instance == hello.instance:
+                if hello.connection <= record.connection:
+                    return wire.Reject(RejectCode.STALE, "a newer connection of this daemon is known", 0.0)
+                if record.pump is not None:
+                    record.pump.close("superseded by a newer connection of the same daemon")
+                return None
+            if record is None or record.pump is None or record.link is None:
+                return None
+            # Another instance holds the id. If it lives, it keeps it.
+            pump, holder = record.pump, record.info
+            with trio.move_on_after(RIVAL_PING_SECONDS):
+                await pump.ping()
+                return wire.Reject(
+                    RejectCode.ID_IN_USE,
+                    f"the daemon id {hello.daemon_id!r} is held by another running daemon, on host "
+                    f"{holder.hostname!r}; stop that one, or give this one another id",
+                    ID_IN_USE_RETRY,
+                )
+            if self.registry.get(hello.daemon_id) is record and record.pump is pump:
+                pump.close("silent while a rival asked for its id")
+                self._offline(record.link, DaemonState.GONE)
+
+    async def _pump(self, connection: Connection, hello: wire.Hello) -> None:
+        link = self.router.add_daemon(hello.daemon_id, hello.instance)
+        pump = Pump(
+            connection,
+            link.scheduler,
+            on_frame=lambda frame: self._on_frame(link, frame),
+            after_message=self.after_message,
+            heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
+            dead_after=self.dead_after,
+        )
+        info = DaemonInfo(
+            id=hello.daemon_id,
+            hostname=hello.hostname,
+            platform=hello.platform,
+            arch=hello.arch,
+            version=hello.daemon_version,
+            labels=dict(hello.labels),
+            instance=hello.instance,
+            connected_at=time.time(),
+        )
+        self.registry.online(info, hello.connection, link, pump)
+        log.info("daemon_connected", daemon_id=info.id, remote=connection.remote, instance=info.instance)
+        self.after_message()
+        try:
+            # By itself, before the pump sends what has been scheduled since the daemon counts as online.
+            with trio.fail_after(HANDSHAKE_SECONDS):
+                await send_control(connection, wire.Welcome(hello.version, self.heartbeat, self.dead_after))
+            await pump.run()
+        except trio.TooSlowError:
+            log.info("daemon_disconnected", daemon_id=info.id, reason="it did not take the Welcome")
+        except RemoteProtocolError as error:
+            log.warning("daemon_broke_protocol", daemon_id=info.id, reason=str(error))
+            await connection.aclose(1002, str(error)[:100])
+        except ConnectionLost as error:
+            log.info("daemon_disconnected", daemon_id=info.id, reason=str(error))
+        finally:
+            self.bytes_received += pump.bytes_received
+            self.bytes_sent += pump.bytes_sent
+            self._offline(link, DaemonState.AWAY if pump.goodbye is None else DaemonState.GONE)
+
+    def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
+        # Of a superseded link nothing counts any more, though its pump may still hold a message.
+        if self.router.daemons.get(link.daemon_id) is link:
+            self.router.receive(link, frame)
+
+    def _offline(self, link: DaemonLink, state: DaemonState) -> None:
+        self.router.remove_daemon(link, state)
+        self.registry.offline(link, state)
+        self.after_message()
+
+    async def drain(self) -> None:
+        """Take nobody new, and tell every daemon to come back later. Bound it."""
+        self.draining = True
+        for record in self.registry:
+            if record.link is not None and record.pump is not None:
+                record.link.control(0, wire.Goodbye("the controller is closing", DRAIN_RETRY_SECONDS))
+                record.pump.wake()
+        async with trio.open_nursery() as nursery:
+            for record in self.registry:
+                if record.pump is not None:
+                    nursery.start_soon(record.pump.drained)

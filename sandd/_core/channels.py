@@ -1,0 +1,80 @@
+"""A channel: one client's attachment to one job, seen from either end of one connection.
+
+The client's end sends OPS and INPUT and receives the rest; the daemon's end is its mirror. Both are
+this class, because offsets, acks and credit mean the same in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd._core.streams import ReceiveWindow, SendCursor
+from sandd.wire import Data, EncodedFrame
+
+
+class Channel:
+    """Cursors and windows of one attachment; a `Source` for its connection's scheduler."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        send: Iterable[SendCursor],
+        receive: Iterable[ReceiveWindow],
+        holds: bool = True,
+    ) -> None:
+        self.number = number
+        self.send = {cursor.stream: cursor for cursor in send}
+        self.receive = {window.stream: window for window in receive}
+        self.holds = holds
+        """The peer's acks free memory: true for the owner, false for a viewer."""
+        self._messages = [c for s, c in self.send.items() if s in wire.MESSAGE_STREAMS]
+        self._bytes = [c for s, c in self.send.items() if s not in wire.MESSAGE_STREAMS]
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.number}: sends {[s.name for s in self.send]}>"
+
+    def on_data(self, data: Data) -> None:
+        """Take the payload of a DATA, FIN or GAP frame."""
+        window = self.receive.get(data.stream)
+        if window is None or (data.gap_end is not None and data.stream in wire.TO_DAEMON):
+            raise RemoteProtocolError(f"{data.stream.name} does not flow this way on channel {self.number}")
+        window.on_data(data)
+
+    def on_window(self, message: wire.Window) -> None:
+        """Take acks and credit for what we send."""
+        for entry in message.streams:
+            cursor = self.send.get(entry.stream)
+            if cursor is None:
+                raise RemoteProtocolError(f"{entry.stream.name} is not sent on channel {self.number}")
+            cursor.on_window(entry.ack, entry.max_offset)
+            if self.holds:
+                cursor.log.acknowledge(entry.ack)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to send."""
+        return any(w.update_due for w in self.receive.values()) or any(c.pending for c in self.send.values())
+
+    def next_urgent(self) -> EncodedFrame | None:
+        """Acks and credit that are due, all in one frame; then events or ops."""
+        due = [window.update() for window in self.receive.values() if window.update_due]
+        if due:
+            return wire.encode_control(self.number, wire.Window(tuple(due)))
+        for cursor in self._messages:
+            frame = cursor.next_frame(self.number, 1)
+            if frame is not None:
+                return frame
+        return None
+
+    def next_bulk(self, limit: int) -> EncodedFrame | None:
+        """The next data frame; the channel's byte streams take turns."""
+        for index, cursor in enumerate(self._bytes):
+            frame = cursor.next_frame(self.number, limit)
+            if frame is not None:
+                if index + 1 < len(self._bytes):
+                    self._bytes.append(self._bytes.pop(index))
+                return frame
+        return None

@@ -1,0 +1,417 @@
+"""The client's half of the protocol: jobs as the one who asked for them sees them.
+
+Sans-IO, and ignorant of what carries its frames: an in-memory link to the router in the same
+process, or a WebSocket to a remote one. A cut is nothing special: the job loses its channel, waits,
+and attaches again from the offsets it has reached.
+
+    WAITING --daemon online--> ATTACHING --Attached--> ATTACHED
+       ^----------- Away / link down --------------------/
+    any --Refused, Taken, daemon gone, closed--> CLOSED
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from typing import Final
+
+from attrs import define
+
+from sandd import wire
+from sandd._core._errors import (
+    DaemonGone,
+    DaemonNotFound,
+    JobIdConflict,
+    JobNotFound,
+    JobTaken,
+    LocalProtocolError,
+    RemoteProtocolError,
+    RequestRefused,
+    SanddError,
+)
+from sandd._core.channels import Channel
+from sandd._core.scheduler import Scheduler
+from sandd._core.streams import (
+    RING_BYTES,
+    WINDOW_BYTES,
+    ByteReceiveLog,
+    ByteSendLog,
+    MessageReceiveLog,
+    MessageSendLog,
+    ReceiveLog,
+    ReceiveWindow,
+    SendCursor,
+    SendLog,
+)
+from sandd._core.tombstones import generate
+from sandd.wire import DaemonState, JobState, RefusedCode, Role, Stream
+
+OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
+
+
+class AttachState(enum.Enum):
+    """Where a client's job stands with its channel."""
+
+    WAITING = enum.auto()  # no channel: the daemon is away, or not known yet
+    ATTACHING = enum.auto()  # Attach sent
+    ATTACHED = enum.auto()
+    CLOSED = enum.auto()  # for good; `error` says why, if it was not our own doing
+
+
+class ClientJob:
+    """One job from its client's side: streams, state, and how it ended."""
+
+    def __init__(
+        self,
+        daemon_id: str,
+        job_id: str,
+        *,
+        spec: bytes | None,
+        sequence: int | None = None,
+        role: Role = Role.OWNER,
+        takeover: bool = False,
+        since: dict[Stream, int] | None = None,
+        input_capacity: int | None = RING_BYTES,
+    ) -> None:
+        self.daemon_id = daemon_id
+        self.id = job_id
+        self.spec = spec
+        """To send until the daemon has confirmed the job; None from then on."""
+        self.sequence = sequence
+        """Of a generated id: such a job can't exist before we start it, so data may go with the Attach."""
+        self.role = role
+        self.takeover = takeover
+        self.instance = ""
+        """The daemon instance the job lives on; "" while it was never sent anywhere."""
+        self.generation: int | None = None
+        self.state = AttachState.WAITING
+        self.confirmed = False
+        """The daemon has answered: the job exists (or existed) there."""
+        self.started: wire.Started | None = None
+        self.job_state: JobState | None = None
+        self.result: wire.Exited | wire.Failed | None = None
+        self.error: SanddError | None = None
+        self.channel: Channel | None = None
+        self.ops = MessageSendLog()
+        self.input = ByteSendLog(capacity=input_capacity)
+        self.events = MessageReceiveLog()
+        self.outputs = {stream: ByteReceiveLog() for stream in OUTPUTS}
+        # Offsets we don't know before the daemon tells: those of a job that existed before us.
+        self._placed = spec is not None
+        self._since = since or {}
+
+    def __repr__(self) -> str:
+        return f"<ClientJob {self.daemon_id}/{self.id} {self.state.name.lower()}>"
+
+    @property
+    def sent(self) -> bool:
+        """The spec may have reached a daemon: the job may have run."""
+        return self.instance != ""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come: it ended and all output arrived, or the job is closed."""
+        if self.state is AttachState.CLOSED:
+            return True
+        return self.result is not None and all(
+            log.final is not None or self.result.finals.get(stream, 0) <= log.received
+            for stream, log in self.outputs.items()
+        )
+
+    @property
+    def send_logs(self) -> dict[Stream, SendLog]:
+        """What flows to the daemon."""
+        return {Stream.OPS: self.ops, Stream.INPUT: self.input}
+
+    @property
+    def receive_logs(self) -> dict[Stream, ReceiveLog]:
+        """What flows to us."""
+        return {Stream.EVENTS: self.events, **self.outputs}
+
+    def cursor(self, stream: Stream, log: ReceiveLog) -> int | None:
+        """Where a new channel continues the stream."""
+        return log.received if self._placed else self._since.get(stream)
+
+    def place(self, states: dict[Stream, wire.StreamState]) -> None:
+        """The first answer for a job that existed before us: begin at the daemon's offsets."""
+        if self._placed:
+            return
+        self._placed = True
+        for stream, log in self.receive_logs.items():
+            log.received = log.consumed = states[stream].start if stream in states else 0
+        for stream, send_log in self.send_logs.items():
+            if stream in states:
+                send_log.base = send_log.floor = send_log.end = states[stream].received
+
+    def take_events(self) -> None:
+        """Interpret what has arrived on EVENTS."""
+        while (message := self.events.take()) is not None:
+            match wire.decode_event(message):
+                case wire.Started() as started:
+                    self.started = started
+                case wire.Exited() | wire.Failed() as result:
+                    self.result = result
+                case wire.Unknown():
+                    pass
+
+
+@define
+class KnownDaemon:
+    """What the client knows of a daemon."""
+
+    state: DaemonState
+    instance: str
+
+
+class Client:
+    """All jobs of one client over one link to a router."""
+
+    def __init__(self) -> None:
+        self.id = secrets.token_hex(8)
+        self.scheduler = Scheduler()
+        self.daemons: dict[str, KnownDaemon] = {}
+        self.jobs: set[ClientJob] = set()
+        self._channels: dict[int, ClientJob] = {}
+        self._unconfirmed: dict[str, dict[int, None]] = {}
+        """Per daemon, the sequences of generated ids that it has not confirmed."""
+        self._next_channel = 1
+        self._next_sequence = 1
+
+    # -- what the application does
+
+    def open(
+        self,
+        daemon_id: str,
+        spec: wire.Spec,
+        *,
+        job_id: str | None = None,
+        input_capacity: int | None = RING_BYTES,
+    ) -> ClientJob:
+        """Start a job, now or as soon as the daemon is there. LocalProtocolError if the spec is too large."""
+        spec_bytes = wire.encode_spec(spec)
+        if len(spec_bytes) > wire.MAX_CONTROL_BYTES - 4 * wire.KIB:
+            raise LocalProtocolError(f"a job spec of {len(spec_bytes)} bytes is too large")
+        sequence = None
+        if job_id is None:
+            sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
+            job_id = generate(self.id, sequence)
+        job = ClientJob(
+            daemon_id, job_id, spec=spec_bytes, sequence=sequence, input_capacity=input_capacity
+        )
+        self._add(job)
+        return job
+
+    def attach(
+        self,
+        daemon_id: str,
+        job_id: str,
+        *,
+        role: Role = Role.OWNER,
+        takeover: bool = False,
+        since: dict[Stream, int] | None = None,
+    ) -> ClientJob:
+        """Attach to a job that exists."""
+        job = ClientJob(daemon_id, job_id, spec=None, role=role, takeover=takeover, since=since)
+        self._add(job)
+        return job
+
+    def activate(self, job: ClientJob) -> None:
+        """Something was appended to the job's logs, or consumed from them."""
+        if job.channel is not None:
+            self.scheduler.activate(job.channel)
+
+    def end(self, job: ClientJob, grace: float | None = None) -> None:
+        """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
+        if job.sent and job.error is None:
+            message = wire.End(job.daemon_id, job.id, grace)
+            self.scheduler.control(wire.encode_control(0, message))
+
+    def close(self, job: ClientJob, error: SanddError | None = None) -> None:
+        """We are done with the job; it goes on, unless `end` was called."""
+        self._detach(job)
+        job.state = AttachState.CLOSED
+        job.error = job.error or error
+        self.jobs.discard(job)
+        self._confirm(job)
+
+    def job_on(self, channel: int) -> ClientJob | None:
+        """The job attached to the channel, if any."""
+        return self._channels.get(channel)
+
+    # -- what the link brings
+
+    def receive(self, frame: wire.Frame) -> list[ClientJob]:
+        """Take one frame; returns the jobs it changed. RemoteProtocolError if the peer broke the rules."""
+        job = self._channels.get(frame.channel)
+        if frame.type is wire.FrameType.CONTROL:
+            message = wire.decode_control(frame)
+            if isinstance(message, wire.DaemonStatus):
+                return self.daemon_changed(message)
+            if job is None:
+                return []
+            self._control(job, message)
+        elif job is not None:
+            assert job.channel is not None
+            data = wire.decode_data(frame)
+            job.channel.on_data(data)
+            if data.stream is Stream.EVENTS:
+                job.take_events()
+            self.scheduler.activate(job.channel)
+        return [] if job is None else [job]
+
+    def daemon_changed(self, message: wire.DaemonStatus) -> list[ClientJob]:
+        """A daemon came, went away or is gone for good."""
+        self.daemons[message.daemon_id] = KnownDaemon(message.state, message.instance)
+        changed = []
+        for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
+            other = job.sent and job.instance != message.instance
+            if message.state is DaemonState.ONLINE and other:
+                self.close(job, DaemonGone(f"daemon {job.daemon_id!r} was restarted; its jobs ended with the old process"))
+            elif message.state is DaemonState.GONE and job.sent:
+                self.close(job, DaemonGone(f"daemon {job.daemon_id!r} is gone, and its jobs with it"))
+            elif message.state is not DaemonState.ONLINE:
+                self._detach(job)
+            else:
+                self._attach(job)
+            changed.append(job)
+        return changed
+
+    def link_down(self) -> list[ClientJob]:
+        """The link to the router is gone: every job waits for the next one."""
+        self.scheduler = Scheduler()
+        self.daemons.clear()
+        self._next_channel = 1
+        for job in self.jobs:
+            self._drop_channel(job)
+        return list(self.jobs)
+
+    # -- inside
+
+    def _add(self, job: ClientJob) -> None:
+        self.jobs.add(job)
+        if job.sequence is not None:
+            self._unconfirmed.setdefault(job.daemon_id, {})[job.sequence] = None
+        self._attach(job)
+
+    def _attach(self, job: ClientJob) -> None:
+        daemon = self.daemons.get(job.daemon_id)
+        if daemon is None or daemon.state is not DaemonState.ONLINE or job.state is not AttachState.WAITING:
+            return
+        first = not job.sent
+        job.instance = job.instance or daemon.instance
+        number, self._next_channel = self._next_channel, self._next_channel + 1
+        windows = [
+            ReceiveWindow.open(stream, log, wire.MESSAGE_WINDOW if stream is Stream.EVENTS else WINDOW_BYTES)
+            for stream, log in job.receive_logs.items()
+        ]
+        cursors = []
+        if job.role is Role.OWNER:
+            # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
+            eager = first and job.sequence is not None
+            cursors = [
+                SendCursor(Stream.OPS, job.ops, job.ops.floor, wire.MESSAGE_WINDOW if eager else job.ops.floor),
+                SendCursor(
+                    Stream.INPUT, job.input, job.input.floor, wire.INITIAL_INPUT_BYTES if eager else job.input.floor
+                ),
+            ]
+        job.channel = Channel(number, send=cursors, receive=windows)
+        job.state = AttachState.ATTACHING
+        self._channels[number] = job
+        message = wire.Attach(
+            daemon_id=job.daemon_id,
+            job_id=job.id,
+            client=self.id,
+            cursors=tuple(
+                wire.Cursor(w.stream, w.max_offset, job.cursor(w.stream, w.log)) for w in windows
+            ),
+            spec=None if job.confirmed else job.spec,
+            instance=job.instance,
+            role=job.role,
+            takeover=job.takeover,
+            generation=job.generation,
+            settled=self._settled(job.daemon_id),
+        )
+        self.scheduler.control(wire.encode_control(number, message))
+        self.scheduler.activate(job.channel)
+
+    def _settled(self, daemon_id: str) -> int:
+        """Below this sequence, no generated id will be started on the daemon any more."""
+        # Sequences enter in rising order, so the first is the lowest.
+        return next(iter(self._unconfirmed.get(daemon_id, ())), self._next_sequence)
+
+    def _confirm(self, job: ClientJob) -> None:
+        unconfirmed = self._unconfirmed.get(job.daemon_id)
+        if unconfirmed is not None and job.sequence is not None:
+            unconfirmed.pop(job.sequence, None)
+            if not unconfirmed:
+                del self._unconfirmed[job.daemon_id]
+
+    def _control(self, job: ClientJob, message: wire.Control | wire.Unknown) -> None:
+        match message:
+            case wire.Attached():
+                self._attached(job, message)
+            case wire.Refused():
+                self._refused(job, message)
+            case wire.Taken():
+                self._drop_channel(job)
+                self.close(job, JobTaken(f"another client took over job {job.id}"))
+            case wire.Away():
+                self._drop_channel(job)
+            case wire.Window():
+                assert job.channel is not None
+                job.channel.on_window(message)
+                self.scheduler.activate(job.channel)
+            case wire.Unknown():
+                pass
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} is not for a client")
+
+    def _attached(self, job: ClientJob, message: wire.Attached) -> None:
+        if job.state is not AttachState.ATTACHING or job.channel is None:
+            raise RemoteProtocolError("Attached without an Attach")
+        states = {state.stream: state for state in message.streams}
+        job.place(states)
+        for window in job.channel.receive.values():
+            window.max_offset = max(window.max_offset, window.log.received)
+        for cursor in job.channel.send.values():
+            state = states.get(cursor.stream)
+            if state is None or not cursor.log.base <= state.received <= cursor.log.end:
+                raise RemoteProtocolError(f"the daemon continues {cursor.stream.name} where we can't")
+            cursor.sent = max(cursor.sent, state.received)
+            cursor.max_offset = max(cursor.max_offset, state.max_offset)
+        job.state = AttachState.ATTACHED
+        job.confirmed = True
+        self._confirm(job)
+        job.spec = None
+        job.takeover = False
+        job.generation = message.generation
+        job.job_state = message.state
+        self.scheduler.activate(job.channel)
+
+    def _refused(self, job: ClientJob, message: wire.Refused) -> None:
+        self._drop_channel(job)
+        text = f"job {job.id} on daemon {job.daemon_id!r}: {message.message}"
+        errors: dict[RefusedCode, SanddError] = {
+            RefusedCode.JOB_NOT_FOUND: JobNotFound(text),
+            RefusedCode.ENDED: JobNotFound(text),
+            RefusedCode.LOST: DaemonGone(text),
+            RefusedCode.JOB_ID_CONFLICT: JobIdConflict(text),
+            RefusedCode.TAKEN: JobTaken(text),
+            RefusedCode.DAEMON_NOT_FOUND: DaemonNotFound(text),
+        }
+        self.close(job, errors.get(message.code) or RequestRefused(text))
+
+    def _detach(self, job: ClientJob) -> None:
+        """Close a channel that the other end may still hold open."""
+        if job.channel is not None:
+            number = job.channel.number
+            self._drop_channel(job)
+            self.scheduler.control(wire.encode_control(number, wire.Detach()))
+
+    def _drop_channel(self, job: ClientJob) -> None:
+        if job.channel is not None:
+            self._channels.pop(job.channel.number, None)
+            self.scheduler.discard(job.channel)
+            job.channel = None
+        if job.state is not AttachState.CLOSED:
+            job.state = AttachState.WAITING

@@ -1,0 +1,212 @@
+"""From the arguments of the public API to a job's spec, and from a finished job to its result."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from typing import TYPE_CHECKING, Final, TypedDict
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
+from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, ExitStatus
+from sandd.wire import Outcome, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias, Unpack
+
+    from sandd._core.local_link import JobHandle, LocalLink
+
+    Text: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Command: TypeAlias = str | bytes | Sequence[Text]
+
+KILL_GRACE: Final = 5.0
+"""Seconds from TERM to KILL, where the caller says nothing."""
+_E2BIG: Final = 7
+"""errno's number on every POSIX system; the daemon's number, not this machine's."""
+
+
+class RunOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.run`, for what passes them on."""
+
+    input: str | bytes | None
+    cwd: Text | None
+    env: Mapping[str, str] | None
+    user: str | None
+    timeout: float | None
+    idle_timeout: float | None
+    kill_grace: float
+    max_output: int
+    check: bool
+
+
+def build_spec(
+    command: Command,
+    *,
+    stdin: bool,
+    merge_stderr: bool = False,
+    cwd: Text | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    timeout: float | None = None,
+    idle_timeout: float | None = None,
+    kill_grace: float = KILL_GRACE,
+    lease: float | None = None,
+) -> wire.CommandSpec:
+    """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
+    shell = isinstance(command, str | bytes)
+    argv = (_encode(command),) if isinstance(command, str | bytes) else tuple(_encode(part) for part in command)
+    if not argv or not argv[0]:
+        raise ValueError("the command is empty: give a text for the shell, or a list of a program and its arguments")
+    environment = {_encode(key): _encode(value) for key, value in (env or {}).items()}
+    for part in (*argv, *environment, *environment.values()):
+        if b"\0" in part:
+            raise ValueError("a NUL byte can't be passed to a process, neither in its arguments nor its environment")
+    if any(not key or b"=" in key for key in environment):
+        raise ValueError("names of environment variables are not empty and hold no '='")
+    return wire.CommandSpec(
+        argv=argv,
+        shell=shell,
+        stdin=stdin,
+        merge_stderr=merge_stderr,
+        cwd=None if cwd is None else _encode(cwd),
+        env=environment,
+        user=user,
+        timeout=_seconds("timeout", timeout),
+        idle_timeout=_seconds("idle_timeout", idle_timeout),
+        kill_grace=_seconds("kill_grace", kill_grace) or 0.0,
+        lease=_seconds("lease", lease),
+    )
+
+
+def _encode(text: Text) -> bytes:
+    path = os.fspath(text)
+    # UTF-8 whatever this machine's own encoding is; surrogates stand for bytes that are not UTF-8.
+    return path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
+
+
+def _seconds(name: str, value: float | None) -> float | None:
+    if value is None or value == math.inf:
+        return None
+    number = float(value)
+    if not 0 <= number <= wire.MAX_SECONDS:
+        raise ValueError(f"{name} is {value!r}; it must be a number of seconds, 0 or more")
+    return number
+
+
+def start(
+    link: LocalLink,
+    daemon_id: str,
+    spec: wire.CommandSpec,
+    *,
+    job_id: str | None = None,
+    input_data: bytes | None = None,
+    collectors: Mapping[Stream, Collector] | None = None,
+) -> JobHandle:
+    """Start the job; SpawnFailed (E2BIG) if its spec is too large to be sent."""
+    try:
+        sinks = {stream: collector.add for stream, collector in (collectors or {}).items()}
+        return link.open(daemon_id, spec, job_id=job_id, input_data=input_data, sinks=sinks)
+    except LocalProtocolError as error:
+        raise SpawnFailed(
+            _E2BIG, f"arguments and environment are too large ({error}): pass large data by stdin or in a file"
+        ) from error
+
+
+async def run(
+    link: LocalLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
+) -> CommandResult:
+    """Run a command to its end and gather what it printed; see `Daemon.run`."""
+    given = options.get("input")
+    input_data = given.encode() if isinstance(given, str) else given
+    max_output = options.get("max_output", DEFAULT_MAX_OUTPUT)
+    if max_output < 0:
+        raise ValueError(f"max_output is {max_output}; it must be a number of bytes, 0 or more")
+    timeout = _seconds("timeout", options.get("timeout"))
+    spec = build_spec(
+        command,
+        stdin=bool(input_data),
+        cwd=options.get("cwd"),
+        env=options.get("env"),
+        user=options.get("user"),
+        timeout=timeout,
+        idle_timeout=options.get("idle_timeout"),
+        kill_grace=options.get("kill_grace", KILL_GRACE),
+    )
+    collectors = {Stream.OUTPUT: Collector(max_output), Stream.ERROR: Collector(max_output)}
+    await trio.lowlevel.checkpoint_if_cancelled()
+    handle = start(link, daemon_id, spec, input_data=input_data or b"", collectors=collectors)
+    try:
+        await wait_begun(handle, timeout)
+        await handle.until(lambda: handle.complete)
+        handle.raise_if_failed()
+    except BaseException:
+        await handle.leave(spec.kill_grace)
+        raise
+    handle.forget()
+    result = collect(handle, collectors)
+    if result.outcome is Outcome.TIMED_OUT:
+        limit = f"{timeout} s" if options.get("idle_timeout") is None else "its time-out"
+        raise CommandTimeout(f"the command did not finish within {limit} and was killed", result=result)
+    if options.get("check") and not result.success:
+        raise CommandFailed(
+            f"the command ended with {result.signal or f'exit code {result.exit_code}'}: {result.stderr[-500:]!r}",
+            result=result,
+        )
+    return result
+
+
+async def wait_begun(handle: JobHandle, timeout: float | None) -> None:
+    """Wait until the job was started or never will be; CommandTimeout if that takes longer than `timeout`."""
+    with trio.move_on_after(math.inf if timeout is None else timeout):
+        await handle.until(lambda: handle.begun)
+    if handle.begun:
+        return
+    await handle.leave(0.0)
+    if handle.job.started is not None:
+        # It started after all, while we were taking it back, and was killed.
+        raise CommandTimeout(f"the command was started only after its time-out of {timeout} s, and killed")
+    never = not handle.job.sent or isinstance(handle.job.result, wire.Failed)
+    raise CommandTimeout(
+        f"the command was not started within its time-out of {timeout} s"
+        + ("" if never else "; the daemon is away: should it have been started, it is ended on the daemon's return"),
+        started=False if never else None,
+    )
+
+
+def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> CommandResult:
+    """The result of a job that has ended with an exit status."""
+    event = handle.job.result
+    assert isinstance(event, wire.Exited)
+    status = ExitStatus.from_event(event)
+    out, err = collectors[Stream.OUTPUT], collectors[Stream.ERROR]
+    return CommandResult(
+        stdout_bytes=out.result(),
+        stderr_bytes=err.result(),
+        exit_code=status.exit_code,
+        outcome=status.outcome,
+        duration=status.duration,
+        stdout_total=out.total,
+        stderr_total=err.total,
+        truncated=out.truncated or err.truncated,
+        pipes_held=status.pipes_held,
+        job_id=handle.job.id,
+    )
+
+
+_SIGNALS: Final = frozenset(
+    "ABRT ALRM BUS CHLD CONT FPE HUP ILL INT IO KILL PIPE PROF PWR QUIT SEGV STOP SYS TERM TRAP TSTP TTIN TTOU "
+    "URG USR1 USR2 VTALRM WINCH XCPU XFSZ BREAK".split()
+)
+
+
+def normal_signal(name: str | signal.Signals) -> str:
+    """``"TERM"`` for "TERM", "SIGTERM", "term" or signal.SIGTERM; ValueError for what is no signal."""
+    text = name.name if isinstance(name, signal.Signals) else str(name).upper()
+    text = text.removeprefix("SIG")
+    if text not in _SIGNALS:
+        raise ValueError(f"{name!r} is not the name of a signal; use one like 'TERM', 'INT' or 'KILL'")
+    return text

@@ -1,0 +1,90 @@
+"""The daemon, assembled: state directory, process host, job runner, dialer, and an orderly end."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sandd._core.daemon_options import DaemonOptions, default_max_running
+from sandd._core.dialer import Dialer
+from sandd._core.jobs import JobTable
+from sandd._core.link import Backoff, Identity
+from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.processes import open_process_host, raise_open_files_limit
+from sandd._core.runner import JobRunner
+from sandd._core.state_directory import default_daemon_id, open_state_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = get_logger("daemon")
+
+END_GRACE: Final = 3.0
+"""On SIGTERM, seconds that jobs have between TERM and KILL: orchestrators allow about ten in all."""
+DRAIN_SECONDS: Final = 8.0
+"""On SIGTERM, seconds for everything: jobs, their last events, the farewell."""
+
+
+async def run_daemon(options: DaemonOptions, *, version: str, stop_requested: Callable[[], bool]) -> None:
+    """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
+
+    Raises:
+        ConfigurationError: the state directory can't be used. Nothing was started.
+        AuthenticationFailed: the controller refused our credentials.
+        RequestRefused: the controller will never take this daemon as it is.
+    """
+    daemon_id = options.daemon_id or default_daemon_id(options.state_dir)
+    with open_state_directory(options.state_dir, daemon_id) as state:
+        log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
+        raise_open_files_limit()
+        stop_signals = [signal.SIGINT, signal.SIGTERM]
+        with trio.open_signal_receiver(*stop_signals) as signals:
+            if stop_requested():
+                return
+            async with open_process_host() as host, open_unwrapping_nursery() as nursery:
+                instance = secrets.token_hex(8)
+                runner = JobRunner(
+                    JobTable(instance),
+                    host,
+                    nursery,
+                    max_running=options.max_running or default_max_running(open_files_limit()),
+                )
+                identity = Identity(
+                    daemon_id=daemon_id,
+                    instance=instance,
+                    labels=options.labels,
+                    hostname=socket.gethostname()[:255],
+                    platform=sys.platform,
+                    arch=platform.machine()[:64],
+                    daemon_version=version,
+                )
+                dialer = Dialer(
+                    options.server_url, identity, options.token, runner, Backoff(maximum=options.reconnect_max)
+                )
+                nursery.start_soon(runner.count_leases)
+                nursery.start_soon(dialer.run)
+                async for number in signals:
+                    log.info("stopping", signal=signal.Signals(number).name)
+                    break
+                with trio.move_on_after(DRAIN_SECONDS):
+                    await runner.end_all(END_GRACE)
+                    await dialer.say_goodbye("the daemon was stopped")
+                nursery.cancel_scope.cancel()
+        log.info("stopped", daemon_id=daemon_id)
+
+
+def open_files_limit() -> int:
+    """How many descriptors this process may have open."""
+    if sys.platform == "win32":
+        return 8192
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20

@@ -1,0 +1,462 @@
+"""The daemon's half of the protocol: which jobs exist, who is attached, what goes to whom.
+
+Sans-IO. A shell feeds in frames (`JobTable.receive`), what the processes do (`Job.write`, ...) and
+the clock (`JobTable.tick`), and acts on the `Effect`s it is handed back.
+
+    QUEUED --started--> RUNNING --exited/failed--> ENDED --(End, all acknowledged, retention)--> forgotten
+       \\------------------failed------------------/
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Final
+
+from attrs import define, field
+
+from sandd import wire
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.channels import Channel
+from sandd._core.scheduler import Scheduler
+from sandd._core.streams import (
+    RING_BYTES,
+    WINDOW_BYTES,
+    ByteReceiveLog,
+    ByteSendLog,
+    MessageReceiveLog,
+    MessageSendLog,
+    ReceiveLog,
+    ReceiveWindow,
+    SendCursor,
+    SendLog,
+)
+from sandd._core.tombstones import JobKey, Tombstones, parse
+from sandd.wire import JobState, OnFull, RefusedCode, Role, Stream
+
+INPUT_WINDOW: Final = 256 * wire.KIB
+"""Credit on INPUT: what the daemon may hold for a child that doesn't read."""
+DEFAULT_LEASE: Final = 24 * 3600.0
+"""Seconds an owned job may run without an owner, and an ended one is kept for nobody."""
+MAX_JOBS: Final = 100_000
+"""Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""
+LONGEST_TICK: Final = 5.0
+"""Seconds a lease loses per tick at most: a suspended machine expires nothing."""
+
+
+class Effect(enum.Enum):
+    """What the shell has to do about a job."""
+
+    START = enum.auto()  # a new job: run it
+    OPS = enum.auto()  # ops wait in Job.next_op
+    INPUT = enum.auto()  # input (or its end) waits in Job.take_input
+    ROOM = enum.auto()  # output was acknowledged: Job.room may have grown
+    END = enum.auto()  # kill it: Job.end_outcome and Job.end_grace say how
+    FORGOTTEN = enum.auto()  # the job left the table
+
+
+class Job:
+    """One job as the daemon's protocol sees it: its streams and who is attached to it."""
+
+    def __init__(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec) -> None:
+        self.key = key
+        self.spec_bytes = spec_bytes
+        self.spec = spec
+        self.state = JobState.QUEUED
+        self.generation = 1
+        self.detached = spec.detach
+        self.client = ""
+        """The client that owns the job, attached or not."""
+        self.owner: Attachment | None = None
+        self.viewers: set[Attachment] = set()
+        self.unowned_seconds = 0.0
+        self.end_requested = False
+        """Its owner left for good: once ended, nobody will ask for the results."""
+        self.end_outcome: wire.Outcome | None = None
+        """Why we are killing it; the outcome to report. None: nobody is."""
+        self.end_grace = spec.kill_grace
+        self.lease = DEFAULT_LEASE if spec.lease is None else spec.lease
+        dropping = spec.on_full is OnFull.DROP_OLDEST
+        self.sends: dict[Stream, SendLog] = {
+            # Retained whole, so that whoever attaches later learns what became of the job.
+            Stream.EVENTS: MessageSendLog(capacity=None, retain=wire.MESSAGE_WINDOW),
+            Stream.OUTPUT: ByteSendLog(capacity=RING_BYTES, dropping=dropping),
+            Stream.ERROR: ByteSendLog(capacity=RING_BYTES, dropping=dropping),
+        }
+        self.ops = MessageReceiveLog()
+        self.input = ByteReceiveLog()
+        self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
+
+    def __repr__(self) -> str:
+        return f"<Job {self.key[1]} {self.state.value}, {len(self.viewers)} viewers>"
+
+    # -- what the process does
+
+    def started(self, pid: int) -> None:
+        """The process runs."""
+        self.state = JobState.RUNNING
+        self._emit(wire.Started(pid))
+
+    def room(self, stream: Stream) -> int:
+        """Bytes that `write` would take now."""
+        return self.sends[stream].room
+
+    def write(self, stream: Stream, data: wire.Buffer) -> None:
+        """Output of the process; at most `room` bytes."""
+        log = self.sends[stream]
+        assert isinstance(log, ByteSendLog)
+        log.append(data)
+        self._announce()
+
+    def make_room(self, units: int) -> None:
+        """The process has exited: take what its pipes still hold, whoever reads, so that the end can be told."""
+        for stream in (Stream.OUTPUT, Stream.ERROR):
+            log = self.sends[stream]
+            if log.capacity is not None:
+                log.capacity += units
+
+    def finish(self, stream: Stream) -> None:
+        """The process' output has ended."""
+        self.sends[stream].finish()
+        self._announce()
+
+    def take_input(self, limit: int) -> bytes:
+        """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
+        chunk = self.input.take(limit)
+        assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
+        self._announce()
+        return chunk
+
+    def next_op(self) -> wire.Op | wire.Unknown | None:
+        """The next op, or None."""
+        message = self.ops.take()
+        if message is None:
+            return None
+        self._announce()
+        op = wire.decode_op(message)
+        if isinstance(op, wire.DetachJob):
+            self.detached = True
+        return op
+
+    def exited(
+        self, *, code: int | None, signal: int | None, outcome: wire.Outcome, seconds: float, pipes_held: bool
+    ) -> None:
+        """The process is reaped and its tree empty; the outputs end here."""
+        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals()))
+
+    def failed(
+        self, code: wire.FailedCode, message: str, *, errno: int = 0, filename: bytes | None = None
+    ) -> None:
+        """There is no exit status: the job couldn't be started, or its fate is unknown."""
+        text = message[: wire.MAX_TEXT_LENGTH]
+        self._end(wire.Failed(code, text, errno, filename, self._finals()))
+
+    def _finals(self) -> dict[Stream, int]:
+        finals = {}
+        for stream in (Stream.OUTPUT, Stream.ERROR):
+            self.sends[stream].finish()
+            finals[stream] = self.sends[stream].end
+        return finals
+
+    def _end(self, event: wire.Event) -> None:
+        if self.state is JobState.ENDED:
+            raise LocalProtocolError("the job has ended already")
+        self.state = JobState.ENDED
+        self._emit(event)
+        self.sends[Stream.EVENTS].finish()
+        self._announce()
+
+    def _emit(self, event: wire.Event) -> None:
+        log = self.sends[Stream.EVENTS]
+        assert isinstance(log, MessageSendLog)
+        log.append(wire.encode_event(event))
+        self._announce()
+
+    # -- attachments
+
+    @property
+    def attachments(self) -> Iterable[Attachment]:
+        """Everyone attached: the owner first."""
+        return ((self.owner, *self.viewers) if self.owner is not None else tuple(self.viewers))
+
+    def _announce(self) -> None:
+        for attachment in self.attachments:
+            attachment.link.scheduler.activate(attachment.channel)
+            attachment.link.dirty = True
+
+
+def _check_cursors(job: Job | None, message: wire.Attach) -> None:
+    """RemoteProtocolError for offsets no honest client can ask for; before anything is changed."""
+    seen = set()
+    for cursor in message.cursors:
+        if cursor.stream not in wire.TO_CLIENT or cursor.stream in seen:
+            raise RemoteProtocolError(f"Attach asks for {cursor.stream.name} twice, or the wrong way")
+        seen.add(cursor.stream)
+        end = 0 if job is None else job.sends[cursor.stream].end
+        if cursor.offset is not None and cursor.offset > end:
+            raise RemoteProtocolError(f"Attach at {cursor.offset} of {cursor.stream.name}, which ends at {end}")
+
+
+@define(eq=False)
+class DaemonLink:
+    """One connection to a controller, as the job table sees it."""
+
+    scheduler: Scheduler = field(factory=Scheduler)
+    attachments: dict[int, Attachment] = field(factory=dict)
+    last_channel: int = 0
+    dirty: bool = False
+    """Something was scheduled since the shell last looked."""
+    progressed: bool = False
+    """A client has acknowledged or granted something on this link: it works."""
+
+    def control(self, channel: int, message: wire.Control) -> None:
+        """Queue a control message."""
+        self.scheduler.control(wire.encode_control(channel, message))
+        self.dirty = True
+
+
+@define(eq=False)
+class Attachment:
+    """One channel of one link to one job."""
+
+    link: DaemonLink
+    channel: Channel
+    job: Job
+    role: Role
+
+
+Effects = list[tuple[Job, Effect]]
+
+
+class JobTable:
+    """All jobs of a daemon instance, and every rule about who may do what with them."""
+
+    def __init__(self, instance: str, *, retention: float = DEFAULT_LEASE) -> None:
+        self.instance = instance
+        self.retention = retention
+        self.jobs: dict[JobKey, Job] = {}
+        self.tombstones = Tombstones()
+        self._last_tick: float | None = None
+
+    # -- links
+
+    def close_link(self, link: DaemonLink, now: float) -> Effects:
+        """The connection is gone; jobs go on, and those nobody wants any more are forgotten."""
+        effects: Effects = []
+        for attachment in list(link.attachments.values()):
+            effects += self._detach(attachment, now)
+        return effects
+
+    def receive(self, link: DaemonLink, frame: wire.Frame, now: float) -> Effects:
+        """Take one frame for a channel, or an End; RemoteProtocolError closes the link, no job is touched."""
+        if frame.type is wire.FrameType.CONTROL:
+            return self._control(link, frame.channel, wire.decode_control(frame), now)
+        attachment = self._attachment(link, frame.channel)
+        if attachment is None:
+            return []
+        data = wire.decode_data(frame)
+        if data.stream is Stream.OPS and not data.final:
+            wire.decode_op(data.body)  # a bad one is refused here, before it counts as received
+        attachment.channel.on_data(data)
+        return [(attachment.job, Effect.OPS if data.stream is Stream.OPS else Effect.INPUT)]
+
+    def _attachment(self, link: DaemonLink, channel: int) -> Attachment | None:
+        """None: that channel was closed, and this frame was under way; it is no error."""
+        if not 0 < channel <= link.last_channel:
+            raise RemoteProtocolError(f"frame for channel {channel}, which was never opened")
+        return link.attachments.get(channel)
+
+    def _control(self, link: DaemonLink, channel: int, message: wire.Control | wire.Unknown, now: float) -> Effects:
+        match message:
+            case wire.Attach():
+                return self._attach(link, channel, message, now)
+            case wire.End():
+                return self._end(message, now)
+            case wire.Window():
+                attachment = self._attachment(link, channel)
+                if attachment is None:
+                    return []
+                attachment.channel.on_window(message)
+                link.progressed = True
+                link.scheduler.activate(attachment.channel)
+                link.dirty = True
+                return [(attachment.job, Effect.ROOM)] if attachment.channel.holds else []
+            case wire.Detach():
+                attachment = self._attachment(link, channel)
+                return [] if attachment is None else self._detach(attachment, now)
+            case wire.Unknown():
+                return []
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} on channel {channel} is not for a daemon")
+
+    # -- attach and detach
+
+    def _attach(self, link: DaemonLink, number: int, message: wire.Attach, now: float) -> Effects:
+        if number <= link.last_channel:
+            raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
+        link.last_channel = number
+        link.dirty = True
+        key = (message.tenant, message.job_id)
+        self.tombstones.settle(message.tenant, message.client, message.settled)
+        effects: Effects = []
+        job = self.jobs.get(key)
+        _check_cursors(job, message)
+        if job is None:
+            answer = self._create(key, message, now)
+            if isinstance(answer, wire.Refused):
+                link.control(number, answer)
+                return []
+            job = answer
+            effects.append((job, Effect.START))
+        refusal = self._refusal(job, message)
+        if refusal is not None:
+            link.control(number, refusal)
+            return effects
+        channel = self._open_channel(job, number, message)
+        attachment = Attachment(link, channel, job, message.role)
+        link.attachments[number] = attachment
+        if message.role is Role.OWNER:
+            self._own(job, attachment, message)
+        else:
+            job.viewers.add(attachment)
+        link.control(number, self._attached(job, attachment))
+        link.scheduler.activate(channel)
+        return effects
+
+    def _create(self, key: JobKey, message: wire.Attach, now: float) -> Job | wire.Refused:
+        if message.spec is None:
+            if message.instance and message.instance != self.instance:
+                return wire.Refused(RefusedCode.LOST, "the daemon was restarted; the job ended with its old process")
+            return wire.Refused(RefusedCode.JOB_NOT_FOUND, "no such job on this daemon")
+        if message.instance != self.instance:
+            return wire.Refused(
+                RefusedCode.LOST, "the job was first sent to another instance of this daemon; it is not run again"
+            )
+        if self.tombstones.holds(key, now):
+            return wire.Refused(RefusedCode.ENDED, "a job of this id was ended and forgotten")
+        if len(self.jobs) >= MAX_JOBS or (parse(key[1]) is None and self.tombstones.full):
+            return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
+        try:
+            spec = wire.decode_spec(message.spec)
+        except wire.UnsupportedSpec as error:
+            return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
+        job = self.jobs[key] = Job(key, message.spec, spec)
+        return job
+
+    def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
+        if message.spec is not None and message.spec != job.spec_bytes:
+            return wire.Refused(RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec")
+        if message.role is not Role.OWNER or message.takeover:
+            return None
+        if message.generation is not None and message.generation != job.generation:
+            return wire.Refused(RefusedCode.TAKEN, "another client took the job over")
+        if job.owner is not None and job.client != message.client:
+            return wire.Refused(RefusedCode.BUSY, "another client is attached as the owner")
+        return None
+
+    def _own(self, job: Job, attachment: Attachment, message: wire.Attach) -> None:
+        previous = job.owner
+        if previous is not None:
+            self._unlink(previous)
+            if job.client != message.client:
+                previous.link.control(previous.channel.number, wire.Taken())
+        if job.client and job.client != message.client:
+            job.generation += 1
+        job.client = message.client
+        job.owner = attachment
+        job.unowned_seconds = 0.0
+
+    def _open_channel(self, job: Job, number: int, message: wire.Attach) -> Channel:
+        owner = message.role is Role.OWNER
+        cursors = []
+        for asked in message.cursors:
+            log = job.sends[asked.stream]
+            start = log.base if asked.offset is None else asked.offset
+            cursors.append(SendCursor(asked.stream, log, start, max(asked.max_offset, start)))
+        windows = []
+        if owner:
+            windows = [
+                ReceiveWindow.open(Stream.OPS, job.ops, wire.MESSAGE_WINDOW),
+                ReceiveWindow.open(Stream.INPUT, job.input, INPUT_WINDOW),
+            ]
+        return Channel(number, send=cursors, receive=windows, holds=owner)
+
+    def _attached(self, job: Job, attachment: Attachment) -> wire.Attached:
+        states = [
+            wire.StreamState(c.stream, base=c.log.base, floor=c.log.floor, end=c.log.end, start=c.sent)
+            for c in attachment.channel.send.values()
+        ]
+        states += [
+            wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
+            for w in attachment.channel.receive.values()
+        ]
+        return wire.Attached(attachment.role, job.generation, job.state, tuple(states))
+
+    def _unlink(self, attachment: Attachment) -> None:
+        attachment.link.attachments.pop(attachment.channel.number, None)
+        attachment.link.scheduler.discard(attachment.channel)
+        job = attachment.job
+        if job.owner is attachment:
+            job.owner = None
+        job.viewers.discard(attachment)
+
+    def _detach(self, attachment: Attachment, now: float) -> Effects:
+        self._unlink(attachment)
+        return self._settle(attachment.job, now)
+
+    # -- the end
+
+    def _end(self, message: wire.End, now: float) -> Effects:
+        key = (message.tenant, message.job_id)
+        job = self.jobs.get(key)
+        if job is None:
+            self.tombstones.bury(key, now)
+            return []
+        job.end_requested = True
+        if job.state is JobState.ENDED:
+            return self._forget(job, now)
+        return self.stop(job, wire.Outcome.CANCELLED, message.grace)
+
+    def stop(self, job: Job, outcome: wire.Outcome, grace: float | None = None) -> Effects:
+        """Have the job killed; the first reason given is the one reported, a shorter grace counts."""
+        if job.end_outcome is None:
+            job.end_outcome = outcome
+            job.end_grace = job.spec.kill_grace if grace is None else grace
+        elif grace is not None:
+            job.end_grace = min(job.end_grace, grace)
+        return [(job, Effect.END)]
+
+    def ended(self, job: Job, now: float) -> Effects:
+        """Call after `Job.exited` or `Job.failed`."""
+        return self._settle(job, now)
+
+    def _settle(self, job: Job, now: float) -> Effects:
+        """Forget a job that has ended and that nobody will ask for."""
+        if job.state is JobState.ENDED and job.end_requested and job.owner is None:
+            return self._forget(job, now)
+        return []
+
+    def _forget(self, job: Job, now: float) -> Effects:
+        for attachment in list(job.attachments):
+            self._unlink(attachment)
+        del self.jobs[job.key]
+        self.tombstones.bury(job.key, now)
+        return [(job, Effect.FORGOTTEN)]
+
+    # -- time
+
+    def tick(self, now: float) -> Effects:
+        """Count leases and retention; call every few seconds. A long pause counts as LONGEST_TICK."""
+        elapsed = 0.0 if self._last_tick is None else min(now - self._last_tick, LONGEST_TICK)
+        self._last_tick = now
+        effects: Effects = []
+        for job in list(self.jobs.values()):
+            if job.owner is not None:
+                continue
+            job.unowned_seconds += elapsed
+            if job.state is JobState.ENDED:
+                if job.unowned_seconds >= self.retention:
+                    effects += self._forget(job, now)
+            elif not job.detached and job.unowned_seconds >= job.lease and job.end_outcome is None:
+                effects += self.stop(job, wire.Outcome.LEASE_EXPIRED)
+        return effects

@@ -1,0 +1,242 @@
+"""A link's life: handshake, liveness, backoff. Three small sans-IO machines.
+
+    daemon      dial -> (Challenge) -> Hello -> (Welcome) live | (Reject) wait, or stop for good
+    controller  Challenge -> (Hello) -> Welcome live | Reject
+
+Clocks are monotonic and come in as arguments; only durations cross the wire.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from attrs import define, field, frozen
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd.wire import RejectCode
+
+DAEMON_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
+"""Ids go into file names, metric labels and command lines, so they stay plain."""
+LABEL_LENGTH: Final = 256
+"""Characters in a label's key or value."""
+ID_IN_USE_RETRY: Final = 10.0
+"""Seconds after which a rival for a daemon id may ask again."""
+WRITE_STALL: Final = 20.0
+"""Seconds without any progress of a pending write until the peer counts as dead."""
+HEALTHY: Final = 10.0
+"""Seconds a link must have lived for its loss not to count as a failure."""
+OWN_LAG: Final = 5.0
+"""Our own timer fired this late: the silence is ours, not the peer's."""
+
+
+# ---- who we are ----------------------------------------------------------------------------------
+
+
+@frozen
+class Identity:
+    """What a daemon says of itself, the same on every dial."""
+
+    daemon_id: str
+    instance: str
+    labels: Mapping[str, str] = field(factory=dict)
+    hostname: str = ""
+    platform: str = ""
+    arch: str = ""
+    daemon_version: str = ""
+
+
+def check_daemon_id(daemon_id: str) -> str | None:
+    """What is wrong with a daemon id, for people; None when nothing is."""
+    if DAEMON_ID.fullmatch(daemon_id):
+        return None
+    return (
+        f"daemon id {daemon_id[:80]!r} is not usable: 1 to 128 letters, digits and any of . _ : @ -, "
+        "beginning with a letter or digit"
+    )
+
+
+def check_labels(labels: Mapping[str, str]) -> str | None:
+    """What is wrong with a set of labels, for people; None when nothing is."""
+    if len(labels) > wire.MAX_LABELS:
+        return f"{len(labels)} labels; a daemon may have {wire.MAX_LABELS}"
+    for key, value in labels.items():
+        if not key or max(len(key), len(value)) > LABEL_LENGTH or not (key + value).isprintable():
+            return f"label {key[:80]!r} is not usable: keys and values are printable, of at most {LABEL_LENGTH} characters"
+    return None
+
+
+def prove(token: bytes, challenge: wire.Challenge, identity: Identity, connection: int) -> bytes:
+    """HMAC-SHA256 over the nonce and all the daemon claims; the token itself never crosses the wire.
+
+    Every part is prefixed by its length, so that no two different claims give the same input.
+    """
+    parts = [
+        b"sandd.2 daemon hello",
+        challenge.nonce,
+        challenge.controller_id.encode(),
+        identity.daemon_id.encode(),
+        identity.instance.encode(),
+        connection.to_bytes(8, "big"),
+    ]
+    for key in sorted(identity.labels):
+        parts += [key.encode(), identity.labels[key].encode()]
+    mac = hmac.new(token, digestmod=hashlib.sha256)
+    for part in parts:
+        mac.update(len(part).to_bytes(4, "big"))
+        mac.update(part)
+    return mac.digest()
+
+
+# ---- handshake -----------------------------------------------------------------------------------
+
+
+def answer_challenge(
+    challenge: wire.Control | wire.Unknown, identity: Identity, connection: int, token: bytes | None
+) -> wire.Hello:
+    """The daemon's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
+    if not isinstance(challenge, wire.Challenge):
+        raise RemoteProtocolError(f"the controller opened with {type(challenge).__name__}, not with a Challenge")
+    common = set(challenge.versions) & set(wire.VERSIONS)
+    if not common:
+        raise RemoteProtocolError(
+            f"no common protocol version: the controller speaks {list(challenge.versions)}, we {list(wire.VERSIONS)}"
+        )
+    return wire.Hello(
+        version=max(common),
+        daemon_id=identity.daemon_id,
+        instance=identity.instance,
+        connection=connection,
+        hostname=identity.hostname,
+        platform=identity.platform,
+        arch=identity.arch,
+        daemon_version=identity.daemon_version,
+        labels=identity.labels,
+        proof=b"" if token is None else prove(token, challenge, identity, connection),
+    )
+
+
+def judge_hello(
+    hello: wire.Control | wire.Unknown,
+    challenge: wire.Challenge,
+    *,
+    token: bytes | None,
+    trusted_peer: bool,
+) -> wire.Reject | None:
+    """The controller's answer to a Hello, as far as it needs no knowledge of other links; None: accept.
+
+    `trusted_peer`: the peer is on loopback, or `insecure` was asked for.
+    """
+    if not isinstance(hello, wire.Hello):
+        raise RemoteProtocolError(f"the daemon opened with {type(hello).__name__}, not with a Hello")
+    if hello.version not in wire.VERSIONS:
+        return wire.Reject(RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}")
+    problem = check_daemon_id(hello.daemon_id) or check_labels(hello.labels)
+    if problem is not None or not hello.instance:
+        return wire.Reject(RejectCode.BAD_HELLO, problem or "an instance is needed")
+    if token is None:
+        if trusted_peer:
+            return None
+        return wire.Reject(
+            RejectCode.UNAUTHENTICATED,
+            "this controller has no token configured, so it takes daemons from loopback only: "
+            "give it a token (open_controller(token=...)) and the daemon the same one (--token-file), "
+            "or open it to everybody with insecure=True",
+        )
+    identity = Identity(hello.daemon_id, hello.instance, hello.labels)
+    if not hmac.compare_digest(hello.proof, prove(token, challenge, identity, hello.connection)):
+        return wire.Reject(
+            RejectCode.UNAUTHENTICATED, "the daemon's token is missing or wrong: see its option --token-file"
+        )
+    return None
+
+
+# ---- liveness ------------------------------------------------------------------------------------
+
+
+class Verdict(enum.Enum):
+    """What liveness asks for."""
+
+    WAIT = enum.auto()
+    PING = enum.auto()
+    DEAD = enum.auto()
+
+
+@define
+class Liveness:
+    """Says when to ping a silent peer and when to give it up."""
+
+    now: float
+    heartbeat: float
+    """Seconds of inbound silence after which we ping; math.inf: we only answer."""
+    dead_after: float
+    """Seconds of inbound silence after which the peer is dead."""
+    last_received: float = field(init=False)
+    last_ping: float = field(init=False)
+    reason: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        self.last_received = self.last_ping = self.now
+
+    def received(self, now: float) -> None:
+        """Anything at all came in."""
+        self.last_received = now
+
+    def lagged(self, seconds: float) -> None:
+        """Our own loop stood still this long: no silence of the peer's."""
+        self.last_received += seconds
+        self.last_ping += seconds
+
+    def check(self, now: float, write_pending_since: float | None) -> Verdict:
+        """What to do now."""
+        if now - self.last_received >= self.dead_after:
+            self.reason = f"nothing heard for {now - self.last_received:.0f} s"
+            return Verdict.DEAD
+        if write_pending_since is not None and now - write_pending_since >= WRITE_STALL:
+            self.reason = f"the peer took no byte for {now - write_pending_since:.0f} s"
+            return Verdict.DEAD
+        if now - max(self.last_received, self.last_ping) >= self.heartbeat:
+            self.last_ping = now
+            return Verdict.PING
+        return Verdict.WAIT
+
+    @property
+    def interval(self) -> float:
+        """Seconds between checks that keep every deadline within a tenth."""
+        return max(0.02, min(self.heartbeat, self.dead_after, WRITE_STALL) / 10)
+
+
+# ---- backoff -------------------------------------------------------------------------------------
+
+
+@define
+class Backoff:
+    """How long a daemon waits before it dials again: full jitter, so that a thousand don't come at once."""
+
+    base: float = 0.5
+    """Seconds; the first failure waits up to this."""
+    maximum: float = 30.0
+    """Seconds; no wait is longer, unless the controller asked for it."""
+    uniform: Callable[[float, float], float] = random.uniform
+    failures: int = 0
+
+    def after_loss(self, lived: float, progressed: bool) -> float:
+        """Seconds to wait after a live link was lost; `progressed`: some ack advanced on it."""
+        if progressed or lived >= HEALTHY:
+            self.failures = 0
+            return self.uniform(0.0, 0.1)
+        return self.after_failure(None)
+
+    def after_failure(self, retry_after: float | None) -> float:
+        """Seconds to wait after a dial failed; `retry_after` is what the controller asked for, and wins."""
+        self.failures += 1
+        if retry_after is not None:
+            return retry_after + self.uniform(0.0, min(retry_after, self.maximum) / 4)
+        # The exponent is bounded because floats are.
+        return self.uniform(0.0, min(self.maximum, self.base * 2.0 ** min(self.failures - 1, 32)))

@@ -1,0 +1,245 @@
+"""The agent in the controller's own process: a client like any other, over an in-memory link."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import DaemonGone, RemoteProtocolError, RequestRefused, SanddError, SpawnFailed
+from sandd._core.client import AttachState, Client, ClientJob
+from sandd._core.router import DaemonLink, Router
+from sandd.wire import FailedCode, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeAlias
+
+    Sink: TypeAlias = Callable[[bytes], None]
+
+LEAVE_MARGIN: Final = 10.0
+"""Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
+EVERYTHING: Final = wire.MAX_OFFSET
+
+
+class JobHandle:
+    """One job of the local client, for tasks to wait on."""
+
+    def __init__(self, link: LocalLink, job: ClientJob, sinks: Mapping[Stream, Sink]) -> None:
+        self.link = link
+        self.job = job
+        self._sinks = dict(sinks)
+        self._changed = trio.Event()
+
+    def sink(self, stream: Stream, sink: Sink) -> None:
+        """From now on, give what arrives on the stream to `sink`; no task reads it."""
+        self._sinks[stream] = sink
+        self.update()
+        self.link.changed(self.job)
+
+    def update(self) -> None:
+        """The job changed: serve the sinks, and wake whoever waits."""
+        for stream, sink in self._sinks.items():
+            log = self.job.outputs[stream]
+            while log.readable:
+                chunk = log.take(EVERYTHING)
+                if isinstance(chunk, bytes):
+                    sink(chunk)
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; it is looked at whenever the job changes."""
+        await trio.lowlevel.checkpoint()
+        while not condition():
+            await self._changed.wait()
+
+    @property
+    def closed(self) -> bool:
+        """The job is closed: nothing more will come."""
+        return self.job.state is AttachState.CLOSED
+
+    @property
+    def begun(self) -> bool:
+        """It was started, or never will be."""
+        return self.job.started is not None or self.job.result is not None or self.closed
+
+    @property
+    def ended(self) -> bool:
+        """How it ended is known, or never will be."""
+        return self.job.result is not None or self.closed
+
+    @property
+    def complete(self) -> bool:
+        """It ended, and all its output has arrived."""
+        return self.job.finished
+
+    def raise_if_failed(self) -> None:
+        """Raise what kept the job from having an exit status, if something did."""
+        if self.link.closed and self.job.result is None:
+            raise trio.ClosedResourceError("the controller was closed while the job ran")
+        if self.job.error is not None:
+            raise self.job.error
+        failed = self.job.result
+        if isinstance(failed, wire.Failed):
+            raise failure(failed, self.job)
+
+    async def leave(self, grace: float) -> None:
+        """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
+
+        Shielded, and bounded by the kill grace and a margin.
+        """
+        job = self.job
+        if not self.closed and job.result is None and job.sent:
+            self.link.client.end(job)
+            self.link.flush()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + grace + LEAVE_MARGIN):
+                await self.until(lambda: self.ended or job.state is AttachState.WAITING)
+        self.forget()
+
+    def forget(self) -> None:
+        """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
+        if not self.closed:
+            self.link.client.end(self.job)
+            self.link.client.close(self.job)
+            self.link.flush()
+        self.link.drop(self)
+
+    def detach(self) -> None:
+        """Let the job go on without us."""
+        if not self.closed:
+            self.link.client.close(self.job)
+            self.link.flush()
+        self.link.drop(self)
+
+
+def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
+    """The exception for a job that has no exit status."""
+    match failed.code:
+        case FailedCode.SPAWN:
+            name = None if failed.filename is None else failed.filename.decode("utf-8", "replace")
+            return SpawnFailed(failed.errno, failed.message, name)
+        case FailedCode.CANCELLED:
+            return RequestRefused(f"job {job.id} on daemon {job.daemon_id!r}: {failed.message}")
+        case FailedCode.LOST:
+            return DaemonGone(f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}")
+
+
+class LocalLink:
+    """Carries frames between the local client and the router, and wakes whoever has something to do."""
+
+    def __init__(
+        self,
+        router: Router,
+        wake: Callable[[DaemonLink], None],
+        blame: Callable[[DaemonLink, RemoteProtocolError], None],
+    ) -> None:
+        self.client = Client()
+        self.closed = False
+        self.jobs_started = 0
+        self._router = router
+        self._link = router.add_client(principal="local")
+        self._wake = wake
+        self._blame = blame
+        self._handles: dict[ClientJob, JobHandle] = {}
+        self._flushing = False
+
+    @property
+    def job_count(self) -> int:
+        """Jobs open now."""
+        return len(self._handles)
+
+    def open(
+        self,
+        daemon_id: str,
+        spec: wire.Spec,
+        *,
+        job_id: str | None = None,
+        input_data: bytes | None = None,
+        sinks: Mapping[Stream, Sink] | None = None,
+    ) -> JobHandle:
+        """Start a job; output goes to the `sinks` as it arrives, or waits for a reader. With `input_data` its stdin is that, then its end; else it stays open for a writer."""
+        if self.closed:
+            raise trio.ClosedResourceError("this controller is closed")
+        capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
+        job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
+        handle = self._handles[job] = JobHandle(self, job, sinks or {})
+        self.jobs_started += 1
+        if input_data is not None:
+            job.input.append(input_data)
+            job.input.finish()
+        self.changed(job)
+        return handle
+
+    def changed(self, job: ClientJob) -> None:
+        """Our side appended to the job's logs or consumed from them: send what follows from it."""
+        self.client.activate(job)
+        self.flush()
+
+    def drop(self, handle: JobHandle) -> None:
+        """Nobody waits on the handle any more."""
+        self._handles.pop(handle.job, None)
+
+    def close(self) -> None:
+        """The controller closes: end every job; whoever waits for one learns of it."""
+        self.closed = True
+        for handle in list(self._handles.values()):
+            self.client.end(handle.job)
+        self.flush()
+
+    async def ended(self) -> None:
+        """Wait until no job is left that could still tell its end. Bound it."""
+        for handle in list(self._handles.values()):
+            await handle.until(
+                lambda handle=handle: handle.ended or handle.job.state is AttachState.WAITING  # type: ignore[misc]
+            )
+
+    def abandon(self) -> None:
+        """Forget what is left, and wake everybody."""
+        for handle in list(self._handles.values()):
+            self.client.close(handle.job)
+            handle.update()
+        self._handles.clear()
+        self._router.remove_client(self._link)
+
+    def flush(self) -> None:
+        """Carry frames both ways until nothing is left, then wake the daemons' writers."""
+        if self._flushing:
+            return  # called from inside the loop below, which goes on until all is quiet
+        self._flushing = True
+        try:
+            while self.client.scheduler.pending or self._link.scheduler.pending:
+                message = self.client.scheduler.next_message()
+                if message is not None:
+                    for frame in wire.decode_frames(message):
+                        self._router.receive(self._link, frame)
+                message = self._link.scheduler.next_message()
+                if message is not None:
+                    for frame in wire.decode_frames(message):
+                        self._deliver(frame)
+        finally:
+            self._flushing = False
+        while self._router.dirty:
+            link = self._router.dirty.pop()
+            if isinstance(link, DaemonLink):
+                self._wake(link)
+
+    def _deliver(self, frame: wire.Frame) -> None:
+        try:
+            changed = self.client.receive(frame)
+        except RemoteProtocolError as error:
+            # A daemon can spoil only the results of its own jobs: the one this frame belongs to.
+            broken = self.client.job_on(frame.channel)
+            route = self._link.routes.get(frame.channel)
+            if broken is None or route is None:
+                raise
+            self.client.end(broken)
+            self.client.close(broken, error)
+            self._blame(route.daemon, error)
+            changed = [broken]
+        for job in changed:
+            handle = self._handles.get(job)
+            if handle is not None:
+                handle.update()
+

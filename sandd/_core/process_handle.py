@@ -1,0 +1,249 @@
+"""`Process`: a running command with live stdin, stdout and stderr, as its opener holds it."""
+
+from __future__ import annotations
+
+import signal as _signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandd import wire
+from sandd._core.commands import normal_signal, wait_begun
+from sandd._core.results import ExitStatus
+from sandd._core.streams import Gap
+from sandd._core._errors import OutputGap
+from sandd.wire import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from sandd._core.local_link import JobHandle
+
+RECEIVE_BYTES = 64 * wire.KIB
+"""What `receive_some` returns at most, where the caller names no limit."""
+
+
+class _InputStream(trio.abc.SendStream):
+    """The job's stdin. What was sent is in order and once, whatever happens to the connection."""
+
+    def __init__(self, handle: JobHandle) -> None:
+        self._handle = handle
+        self._conflicts = _Exclusive("another task is sending to this stdin")
+        self._closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; returns when it is on its way within the bounds of the buffers.
+
+        Raises:
+            trio.BrokenResourceError: the process has ended.
+            trio.ClosedResourceError: this stream was closed before.
+        """
+        with self._conflicts, memoryview(data) as view:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            job = self._handle.job
+            position = 0
+            while position < len(view):
+                await self._handle.until(lambda: job.input.room > 0 or self._closed or self._handle.ended)
+                self._check()
+                chunk = view[position : position + job.input.room]
+                job.input.append(chunk)
+                position += len(chunk)
+                self._handle.link.changed(job)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room."""
+        with self._conflicts:
+            self._check()
+            await self._handle.until(
+                lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
+            )
+
+    async def aclose(self) -> None:
+        """End of file for the process; idempotent, never blocks."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if not self._handle.job.input.final:
+                self._handle.job.input.finish()
+            self._handle.link.changed(self._handle.job)
+            self._handle.update()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stdin was closed")
+        if self._handle.ended:
+            raise trio.BrokenResourceError("the process has ended")
+
+
+class _OutputStream(trio.abc.ReceiveStream):
+    """stdout or stderr of the job: all its bytes, in order and once, whatever happens to the connection."""
+
+    def __init__(self, handle: JobHandle, stream: Stream) -> None:
+        self._handle = handle
+        self._stream = stream
+        self._log = handle.job.outputs[stream]
+        self._conflicts = _Exclusive("another task is receiving from this stream")
+        self._closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, at most `max_bytes`; b"" at the end.
+
+        Raises:
+            OutputGap: bytes were dropped, as the job was told to; reading goes on behind them.
+            trio.BrokenResourceError: the job was lost before its output ended.
+            trio.ClosedResourceError: this stream was closed before.
+        """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._conflicts:
+            self._check()
+            await self._handle.until(
+                lambda: self._log.readable or self._log.at_end or self._closed or self._handle.closed
+            )
+            self._check()
+            if self._log.readable:
+                chunk = self._log.take(max_bytes or RECEIVE_BYTES)
+                self._handle.link.changed(self._handle.job)
+                if isinstance(chunk, Gap):
+                    raise OutputGap(chunk.start, chunk.end)
+                return chunk
+            if self._log.at_end:
+                return b""
+            raise trio.BrokenResourceError("the job was lost before its output ended") from self._handle.job.error
+
+    async def aclose(self) -> None:
+        """Stop reading; what the process writes from now on is thrown away."""
+        if not self._closed:
+            self._closed = True
+            self._handle.sink(self._stream, lambda _: None)
+        await trio.lowlevel.checkpoint()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+
+
+class Process:
+    """A running command on a daemon; made by `Daemon.open_process`.
+
+    It survives every cut of the connection. Reading slowly slows the command, never the link or
+    another job.
+    """
+
+    def __init__(self, handle: JobHandle, *, stdin: bool, stderr: bool) -> None:
+        self._handle = handle
+        self._detached = False
+        self._stdin = _InputStream(handle) if stdin else None
+        self._stdout = _OutputStream(handle, Stream.OUTPUT)
+        self._stderr = _OutputStream(handle, Stream.ERROR) if stderr else None
+
+    def __repr__(self) -> str:
+        job = self._handle.job
+        ended = f", ended: {job.result!r}" if job.result is not None else ""
+        return f"<sandd.Process {job.daemon_id}/{job.id} pid={self.pid}{ended}>"
+
+    @property
+    def job_id(self) -> str:
+        """Id of the job, unique on its daemon."""
+        return self._handle.job.id
+
+    @property
+    def pid(self) -> int:
+        """Process id on the daemon's machine."""
+        started = self._handle.job.started
+        return 0 if started is None else started.pid
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """How many bytes of "stdout" and "stderr" have been read: where a later attachment may go on."""
+        outputs = self._handle.job.outputs
+        return {"stdout": outputs[Stream.OUTPUT].consumed, "stderr": outputs[Stream.ERROR].consumed}
+
+    @property
+    def stdin(self) -> trio.abc.SendStream:
+        """The process' standard input; closing it is end of file. Not there with ``stdin=False``."""
+        if self._stdin is None:
+            raise trio.ClosedResourceError("this process was opened with stdin=False")
+        return self._stdin
+
+    @property
+    def stdout(self) -> trio.abc.ReceiveStream:
+        """The process' standard output."""
+        return self._stdout
+
+    @property
+    def stderr(self) -> trio.abc.ReceiveStream:
+        """The process' standard error. Not there with ``stderr="merge"``."""
+        if self._stderr is None:
+            raise trio.ClosedResourceError('this process was opened with stderr="merge": read stdout')
+        return self._stderr
+
+    async def wait(self) -> ExitStatus:
+        """How the process ended, as soon as it has, whatever of its output was read.
+
+        Raises:
+            DaemonGone: the daemon was lost, and the status with it.
+        """
+        await self._handle.until(lambda: self._handle.ended)
+        self._handle.raise_if_failed()
+        event = self._handle.job.result
+        assert isinstance(event, wire.Exited)
+        return ExitStatus.from_event(event)
+
+    async def signal(self, name: str | _signal.Signals) -> None:
+        """Send a signal, such as "INT", to the process group; nothing happens if it has ended.
+
+        Returns when the request is on its way. Signals arrive in order and once, across cuts too.
+
+        Raises:
+            ValueError: that is no signal.
+        """
+        op = wire.encode_op(wire.Signal(normal_signal(name)))
+        job = self._handle.job
+        await self._handle.until(lambda: job.ops.room > 0 or self._handle.ended)
+        if not self._handle.ended:
+            job.ops.append(op)
+            self._handle.link.changed(job)
+
+    async def terminate(self) -> None:
+        """Ask the process group to end: SIGTERM."""
+        await self.signal("TERM")
+
+    async def kill(self) -> None:
+        """End the process group at once: SIGKILL."""
+        await self.signal("KILL")
+
+
+@asynccontextmanager
+async def hold_process(
+    handle: JobHandle, *, stdin: bool, stderr: bool, timeout: float | None, kill_grace: float
+) -> AsyncIterator[Process]:
+    """The process while the block lasts; then its tree is ended and reaped."""
+    try:
+        await wait_begun(handle, timeout)
+        if handle.job.started is None:
+            handle.raise_if_failed()
+        yield Process(handle, stdin=stdin, stderr=stderr)
+    finally:
+        await handle.leave(kill_grace)
+
+
+class _Exclusive:
+    """trio's rule that a stream has one task at a time per direction; the second gets BusyResourceError."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(self._message)
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False

@@ -1,0 +1,64 @@
+r"""Process trees on the daemon's machine: start them, see their real end, leave nothing of them
+behind.
+
+Reading order, top down; each module imports only from those below it:
+
+    posix, windows      the two `ProcessHost`s
+    spawner_link        the daemon's end of the socket to its spawner, and the spawner's life
+    lost_trees          what the daemon does about the jobs of a spawner that died
+    pipes, users, open_files    small parts of a spawn
+    interface           SpawnRequest, ExitStatus, Child, ProcessHost: what the daemon codes against
+
+    spawner             the little process that starts every job (POSIX): its event loop   \
+    job_trees           which process belongs to which job                                  |
+    standard culling             how a whole tree is killed
+    | library exit_watch          hearing of an exit without reaping
+    | only process_table       reading /proc (Linux) or ps (macOS), safe signals                   |
+    spawner_messages    what daemon and spawner say to each other                          /
+
+The lower half runs in the spawner, which must start in 20 ms and stay small: it imports nothing but
+the standard library, and neither this file nor ``sandd/__init__``. """
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from sandd._core.processes.interface import Child, ChildLost, ExitStatus, ProcessHost, SpawnRequest
+from sandd._core.processes.open_files import raise_open_files_limit
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+__all__ = [
+    "Child",
+    "ChildLost",
+    "ExitStatus",
+    "ProcessHost",
+    "SpawnRequest",
+    "open_process_host",
+    "raise_open_files_limit",
+]
+
+
+def open_process_host() -> AbstractAsyncContextManager[ProcessHost]:
+    """A `ProcessHost` for this machine, as an async context manager.
+
+    Leaving the block kills and reaps every process tree that is still there, in bounded time and
+    whatever is being cancelled. An exception in the body comes out as itself.
+
+    Call `raise_open_files_limit` before, where wanted: children are started with the original
+        limit.
+
+    Raises:
+        SpawnFailed: the spawner process can't be started. Nothing ran.
+    """
+    # The other platform's module must not even be imported: it can't be.
+    if sys.platform == "win32":
+        from sandd._core.processes.windows import open_windows_process_host
+
+        return open_windows_process_host()
+    else:
+        from sandd._core.processes.posix import open_posix_process_host
+
+        return open_posix_process_host()

@@ -1,0 +1,152 @@
+"""What the daemon codes against: a request to start something, and the process tree that came of
+it."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING
+
+import attrs
+
+from sandd._core._errors import SanddError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import trio
+
+
+class ChildLost(SanddError):  # noqa: N818 - sibling of DaemonGone and ConnectionLost
+    """The spawner died, or its host was left, with this child still running. Its whole tree has
+    been killed.
+
+    It may have run in part or whole, and there is no exit status: none is ever made up.
+    """
+
+
+@attrs.frozen
+class SpawnRequest:
+    """What to start, in the bytes the kernel takes. The caller has resolved shells, defaults and
+    merging."""
+
+    argv: tuple[bytes, ...] = attrs.field(validator=attrs.validators.min_len(1))
+    """Executed directly; the first is looked up in the ``PATH`` of `env` unless it has a slash."""
+    env: Mapping[bytes, bytes]
+    """The child's complete environment. Must hold ``SANDD_JOB=<marker>``."""
+    marker: bytes = attrs.field(validator=attrs.validators.min_len(1))
+    """Unique to this job; processes that left its session are recognised by it."""
+    cwd: bytes | None = None
+    """None: where the daemon was when its process host was opened."""
+    user: str | None = None
+    """Name or numeric uid: sets uid, gid and supplementary groups, but no environment."""
+    stdin: bool = True
+    """False: the child reads ``/dev/null``."""
+    merge_stderr: bool = False
+    """True: stderr goes into stdout's pipe, in the order of writing."""
+
+
+@attrs.frozen
+class ExitStatus:
+    """The real wait status of a process: exactly one of the two is set."""
+
+    code: int | None
+    """What it passed to exit(2), 0 to 255 (32 bits on Windows)."""
+    signal: int | None
+    """Number of the signal that ended it."""
+
+    def __attrs_post_init__(self) -> None:
+        if (self.code is None) == (self.signal is None):
+            raise ValueError(
+                f"an exit has a code or a signal, not {self.code!r} and {self.signal!r}"
+            )
+
+
+class Child(abc.ABC):
+    """One started job: its direct child process, and everything that descends from it.
+
+    Made by `ProcessHost.spawn`. Closing the streams is the caller's business.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abc.abstractmethod
+    def pid(self) -> int:
+        """Process id of the direct child; on POSIX also the id of its process group and session."""
+
+    @property
+    @abc.abstractmethod
+    def stdin(self) -> trio.abc.SendStream | None:
+        """Our end of its stdin; None where ``/dev/null`` was asked for."""
+
+    @property
+    @abc.abstractmethod
+    def stdout(self) -> trio.abc.ReceiveStream:
+        """Our end of its stdout; it ends when the last process that holds the other end has closed
+        it."""
+
+    @property
+    @abc.abstractmethod
+    def stderr(self) -> trio.abc.ReceiveStream | None:
+        """Our end of its stderr; None where that was merged into `stdout`."""
+
+    @abc.abstractmethod
+    async def wait_exited(self) -> ExitStatus:
+        """How the direct child ended, once it has; what it started may live on, and hold its pipes.
+
+        Any number of tasks may wait, at any time, also afterwards. Cancelling changes nothing.
+
+        Raises:
+            ChildLost: there will never be a status; the tree is dead.
+        """
+
+    @abc.abstractmethod
+    def signal(self, number: int) -> None:
+        """Send signal ``number`` to the process group. No error if nobody is there any more.
+
+        Raises:
+            ValueError: there is no such signal on this machine. Nothing was sent.
+        """
+
+    @abc.abstractmethod
+    async def kill(self, *, grace: float) -> None:
+        """End the tree: SIGTERM to all of it, and after ``grace`` seconds SIGKILL until nothing is
+        left.
+
+        Returns when nothing of the tree is left and the direct child is reaped; at once if so
+        already. Idempotent: of several calls the earliest deadline counts. Cancelling it stops only
+        the waiting."""
+
+    @abc.abstractmethod
+    async def release(self, *, sweep: bool = True) -> None:
+        """Be done with a child that has exited: reap it and forget it. Idempotent.
+
+        With ``sweep`` whatever is left of its tree is SIGKILLed first, and this returns when
+        nothing of it is left. Without, the others are left alone (until the host ends). Cancelling
+        it stops only the waiting.
+
+        Raises:
+            RuntimeError: the child has not exited; use `kill`.
+        """
+
+
+class ProcessHost(abc.ABC):
+    """Starts process trees and owns them: none outlives it."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    async def spawn(self, request: SpawnRequest) -> Child:
+        """Start a process in a session and process group of its own.
+
+        Its signal dispositions and limit of open files are the system's defaults, not the daemon's,
+        and it inherits no descriptor but 0, 1 and 2. If cancelled, whatever got started is killed
+        and reaped.
+
+        Returns:
+            The child, whose streams now belong to the caller.
+
+        Raises:
+            SpawnFailed: with this machine's errno, text and file name. Nothing ran.
+            ChildLost: the spawner died at this very moment. It may have run; it is dead.
+        """

@@ -1,0 +1,180 @@
+"""What the daemon does about the jobs of a spawner that died: kill them all, and reap.
+
+On Linux the daemon is a subreaper too, so everything that was below the spawner falls to it and
+becomes its own child, ``setsid`` escapees included. They are told from other children of the
+daemon's program by their session: each job was put into one of its own, and nobody ever gets into
+the daemon's. Spared are children that were there before, and other spawners."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError("POSIX only")  # where mypy stops reading, too
+
+import trio
+
+from sandd._core.logs import get_logger
+from sandd._core.processes import culling, process_table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from sandd._core.processes.process_table import Process
+
+CULL_SECONDS = 5.0
+"""Bound of killing what a spawner left: whoever lives longer hangs in the kernel, with its SIGKILL
+pending."""
+REAP_SECONDS = 2.0
+"""How often process 1 looks for zombies that fell to it."""
+
+log = get_logger("processes")
+
+_spawners: set[int] = set()  # of all hosts in this process; they are nobody's orphans
+_hosts = 0
+_was_subreaper = False
+
+
+@contextmanager
+def adopting_orphans() -> Iterator[bool]:
+    """While open, this process adopts the orphans below it; false if the system can't do that."""
+    global _hosts, _was_subreaper  # noqa: PLW0603 - one process has one such flag
+    is_possible = sys.platform == "linux"
+    if is_possible and _hosts == 0:
+        try:
+            _was_subreaper = process_table.set_subreaper(True)
+        except OSError as error:
+            log.warning("subreaper_refused", error=str(error))
+            is_possible = False
+    _hosts += is_possible
+    try:
+        yield is_possible
+    finally:
+        _hosts -= is_possible
+        if is_possible and _hosts == 0:
+            process_table.set_subreaper(_was_subreaper)
+
+
+@contextmanager
+def sparing(spawner: int) -> Iterator[None]:
+    """While open, the child ``spawner`` is not taken for an orphan."""
+    _spawners.add(spawner)
+    try:
+        yield
+    finally:
+        _spawners.discard(spawner)
+
+
+def children_now() -> frozenset[tuple[int, int]]:
+    """The children that are there now, for `cull_lost_trees` to spare."""
+    if sys.platform != "linux":
+        return frozenset()
+    return frozenset((process.pid, process.began) for process in _children())
+
+
+async def cull_lost_trees(
+    *,
+    leaders: Collection[int],
+    markers: Collection[bytes],
+    spared: Collection[tuple[int, int]],
+    adopted: bool,
+) -> list[int]:
+    """Kill and reap everything a dead spawner left, in bounded time; returns the ids of those that
+    still live.
+
+    Args: leaders: process ids of the jobs' direct children. markers: of those jobs. spared: what
+        `children_now` said before the spawner was started. adopted: whether we are the subreaper
+        that its processes fell to. If not, they are found by their groups and markers.
+    """
+    if adopted:
+        look, find = partial(_adopted, spared), partial(_below_adopted, spared)
+    else:
+        look = find = partial(_recognised, leaders, markers)
+    end = time.monotonic() + CULL_SECONDS
+    pauses = culling.pauses()
+    while True:
+        # Twice: while another thread waits for a child of its own, a look at our children may miss
+        # one.
+        left = look() or look()
+        if not left or time.monotonic() > end:
+            return [process.pid for process in left]
+        culling.cull(find)
+        await trio.sleep(next(pauses))
+
+
+async def reap_as_process_1(spared: Collection[tuple[int, int]]) -> None:
+    """Reap the zombies that fall to process 1 of a container from elsewhere (``docker exec``).
+    Never returns.
+
+    Only what was dead on two looks in a row is reaped: a child of the daemon's own is collected
+        before that."""
+    dead: set[tuple[int, int]] = set()
+    while True:
+        await trio.sleep(REAP_SECONDS)
+        dead_before, dead = dead, set()
+        for count, process in enumerate(_foreign_children(spared)):
+            if process.is_dead:
+                key = (process.pid, process.began)
+                if key not in dead_before or not process_table.reap(process.pid):
+                    dead.add(key)
+            if count % 256 == 255:
+                await trio.lowlevel.checkpoint()  # there may be 10,000
+
+
+def _adopted(spared: Collection[tuple[int, int]]) -> list[Process]:
+    """Our living children that were the spawner's; the dead ones are reaped. When there are none,
+    nothing is left."""
+    return [
+        process
+        for process in _foreign_children(spared)
+        if not (process.is_dead and process_table.reap(process.pid))
+    ]
+
+
+def _below_adopted(spared: Collection[tuple[int, int]]) -> list[Process]:
+    return process_table.walk(process.pid for process in _adopted(spared))
+
+
+def _foreign_children(spared: Collection[tuple[int, int]]) -> list[Process]:
+    session = os.getsid(0)
+    return [
+        process
+        for process in _children()
+        if process.session != session
+        and process.pid not in _spawners
+        and (process.pid, process.began) not in spared
+    ]
+
+
+def _children() -> list[Process]:
+    entries = [process_table.read_process(pid) for pid in process_table.own_children()]
+    return [process for process in entries if process is not None]
+
+
+def _recognised(leaders: Collection[int], markers: Collection[bytes]) -> list[Process]:
+    if sys.platform == "darwin":
+        try:
+            rows = process_table.list_by_ps()
+        except (OSError, subprocess.CalledProcessError) as error:
+            log.warning("process_list_failed", error=str(error))
+            return []
+    else:
+        rows = [
+            (process, process_table.read_marker(process.pid))
+            for process in process_table.all_processes()
+        ]
+    return [
+        process
+        for process, marker in rows
+        if not process.is_dead and (process.session in leaders or _is_one_of(marker, markers))
+    ]
+
+
+def _is_one_of(marker: bytes | None, markers: Collection[bytes]) -> bool:
+    return marker is not None and marker in markers

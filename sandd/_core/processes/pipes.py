@@ -1,0 +1,94 @@
+"""The pipes between the daemon and a job: large, non-blocking on our side only, closed in no other
+process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError("POSIX only")  # where mypy stops reading, too
+
+import attrs
+import trio
+
+from sandd._core._errors import SpawnFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandd._core.processes.interface import SpawnRequest
+
+PIPE_BYTES = 256 * 1024
+"""What an output pipe holds: four times the default, so that a busy program is woken four times
+less."""
+MAX_JOBS_WITH_LARGE_PIPES = 64
+"""A user without privileges may have 64 MiB in pipes (pipe(7), pipe-user-pages-soft); beyond that
+every new one gets 8 KiB. So many jobs may have large ones and still leave more than a third for
+others."""
+
+
+@attrs.define
+class JobPipes:
+    """Both ends of one job's pipes. Ours are the streams; theirs are to be passed on and closed."""
+
+    theirs: list[int] = attrs.Factory(list)
+    """[stdin], stdout, [stderr]: in the order of a `Spawn` message."""
+    stdin: trio.abc.SendStream | None = None
+    stdout: trio.abc.ReceiveStream | None = None
+    stderr: trio.abc.ReceiveStream | None = None
+    _closers: list[Callable[[], None]] = attrs.Factory(list)
+
+    def close_theirs(self) -> None:
+        """Let go of the child's ends: until then the pipes can't come to an end."""
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def close(self) -> None:
+        """Close everything."""
+        self.close_theirs()
+        for close in self._closers:
+            close()
+
+    def add_input(self) -> trio.abc.SendStream:
+        """A pipe to write to."""
+        reading, writing = os.pipe()
+        self.theirs.append(reading)
+        return self._take(writing)
+
+    def add_output(self, *, large: bool) -> trio.abc.ReceiveStream:
+        """A pipe to read from."""
+        reading, writing = os.pipe()
+        self.theirs.append(writing)
+        if large and sys.platform == "linux":
+            # Over the user's share it is refused: the default does as well.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        return self._take(reading)
+
+    def _take(self, descriptor: int) -> trio.abc.Stream:
+        stream = trio.lowlevel.FdStream(descriptor)
+        self._closers.append(stream.close)
+        return stream
+
+
+def open_job_pipes(request: SpawnRequest, *, large: bool) -> JobPipes:
+    """The pipes that ``request`` asks for.
+
+    Raises:
+        SpawnFailed: no descriptors left (EMFILE, ENFILE). Nothing is left open.
+    """
+    pipes = JobPipes()
+    try:
+        if request.stdin:
+            pipes.stdin = pipes.add_input()
+        pipes.stdout = pipes.add_output(large=large)
+        if not request.merge_stderr:
+            pipes.stderr = pipes.add_output(large=large)
+    except OSError as error:
+        pipes.close()
+        raise SpawnFailed(error.errno or 0, error.strerror or "") from error
+    return pipes

@@ -1,0 +1,241 @@
+"""Reading the kernel's table of processes, and signalling its entries without ever hitting a
+stranger.
+
+Standard library only: both the spawner and the daemon use it. On Linux everything comes from /proc,
+on macOS from ps(1). A snapshot is out of date when it is taken; what may be concluded from one is
+said where it is used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+if sys.platform == "win32":
+    raise ImportError("POSIX only")  # where mypy stops reading, too
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+JOB_VARIABLE = b"SANDD_JOB"
+"""Environment variable by which a process tells whose it is, wherever it went."""
+
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_PR_GET_CHILD_SUBREAPER = 37
+_STAT_BYTES = 4096  # /proc/PID/stat has 52 numbers and a name of 16 bytes; it is never longer
+_READ_BYTES = 1 << 18
+
+
+class Process(NamedTuple):
+    """One entry. `pid` and `began` together are unique: a pid alone may be in use again."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    began: int
+    """Start time in clock ticks since boot (Linux); 0 where unknown."""
+    is_dead: bool
+    """A zombie: only its parent can do something about it."""
+    threads: int
+
+
+# --- Linux -------------------------------------------------------------------------------------------------------
+
+
+def read_process(pid: int) -> Process | None:
+    """The entry of ``pid``; None if there is none (any more). Source: proc_pid_stat(5)."""
+    try:
+        text = _read(f"/proc/{pid}/stat", _STAT_BYTES)
+    except OSError:
+        return None
+    # The name may hold blanks and brackets, and it is the only field that may.
+    fields = text[text.rfind(b")") + 2 :].split()
+    if len(fields) < 20:
+        return None
+    threads = int(fields[17])
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        began=int(fields[19]),
+        # A main thread that has ended shows Z while the other threads live on: such a process is
+        # alive.
+        is_dead=fields[0] in (b"Z", b"X") and threads <= 1,
+        threads=threads,
+    )
+
+
+def read_marker(pid: int) -> bytes | None:
+    """The value of ``SANDD_JOB`` that ``pid`` was started with; None if it has none or hides it.
+
+    It is hidden where the process belongs to another user and we may not trace it (a container's
+    root without CAP_SYS_PTRACE), and where it has overwritten its environment."""
+    try:
+        environment = _read(f"/proc/{pid}/environ")
+    except OSError:
+        return None
+    _, found, rest = (b"\0" + environment).partition(b"\0" + JOB_VARIABLE + b"=")
+    return rest.partition(b"\0")[0] if found else None
+
+
+def own_children() -> list[int]:
+    """Process ids of all our children, zombies included.
+
+    Complete for a process with one thread: the kernel hands the children of a dying process over
+        *before* that process can be seen to be dead, always at the list's end, and only our own
+        wait removes any. So once a child is a zombie, whatever it left behind is in here or below
+        something that is."""
+    return children_of(os.getpid(), threads=0)
+
+
+def children_of(pid: int, *, threads: int) -> list[int]:
+    """Process ids of the children of ``pid``; those being born or orphaned meanwhile may be
+    missing.
+
+    Args: threads: how many threads it has; 1 saves listing them. Each thread has its own list of
+        children.
+    """
+    try:
+        tasks = [str(pid)] if threads == 1 else os.listdir(f"/proc/{pid}/task")
+        text = b" ".join([_read(f"/proc/{pid}/task/{task}/children") for task in tasks])
+    except OSError:
+        # Either it is gone, or the kernel was built without CONFIG_PROC_CHILDREN: then look at
+        # everybody.
+        if _has_children_files():
+            return []
+        return [process.pid for process in all_processes() if process.parent == pid]
+    return [int(word) for word in text.split()]
+
+
+def all_processes() -> list[Process]:
+    """Every process that can be seen: slow (10 us each), and only for when there is no narrower
+    way."""
+    found = [read_process(int(name)) for name in os.listdir("/proc") if name.isdigit()]
+    return [process for process in found if process is not None]
+
+
+def walk(roots: Iterable[int]) -> list[Process]:
+    """The processes ``roots`` and all their descendants that are alive, parents first."""
+    found: list[Process] = []
+    pending = list(roots)
+    while pending:
+        process = read_process(pending.pop())
+        if process is not None and not process.is_dead:
+            found.append(process)
+            pending += children_of(process.pid, threads=process.threads)
+    return found
+
+
+def reap(pid: int) -> bool:
+    """Collect the child ``pid`` if it is dead. True: it is gone; never blocks, never touches
+    another."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def set_subreaper(wanted: bool) -> bool:
+    """Make this process adopt orphans below it, or stop that; returns what it was before.
+
+    Raises:
+        OSError: the kernel can't (it needs Linux 3.4).
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    before = ctypes.c_int(0)
+    if libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_GET_CHILD_SUBREAPER)")
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    return bool(before.value)
+
+
+def _read(path: str, size: int = _READ_BYTES) -> bytes:
+    # os.open and os.read: a tenth of the cost of open(), and scans do this thousands of times.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        data = os.read(descriptor, size)
+        if len(data) < size and size <= _STAT_BYTES:
+            return data
+        parts = [data]
+        while data:  # proc files may return less than asked for before their end
+            data = os.read(descriptor, size)
+            parts.append(data)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def _has_children_files() -> bool:
+    return os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+
+# --- macOS -------------------------------------------------------------------------------------------------------
+
+
+def list_by_ps(
+    run: Callable[[list[str]], bytes] = subprocess.check_output,
+) -> list[tuple[Process, bytes | None]]:
+    """Every process with its marker, as ps(1) tells it; about 10 ms. The marker is hidden for
+    Apple's own binaries.
+
+    ``-E`` puts the environment behind the command, so a marker is found in an argument as well:
+    markers are random enough for that not to matter."""
+    text = run(["/bin/ps", "-axwwE", "-o", "pid=,ppid=,pgid=,stat=,command="])
+    found: list[tuple[Process, bytes | None]] = []
+    for line in text.splitlines():
+        words = line.split(None, 4)
+        if len(words) < 4 or not words[0].isdigit():
+            continue
+        pid, parent, group = (int(word) for word in words[:3])
+        command = b" " + words[4] if len(words) > 4 else b""
+        _, has_marker, rest = command.partition(b" " + JOB_VARIABLE + b"=")
+        # macOS prints 0 for a session, so the group stands for it: jobs start as leaders of both.
+        process = Process(pid, parent, group, group, 0, words[3].startswith(b"Z"), 1)
+        found.append((process, rest.split(None, 1)[0] if has_marker and rest.strip() else None))
+    return found
+
+
+# --- both --------------------------------------------------------------------------------------------------------
+
+
+def send_signal(process: Process, number: int) -> None:
+    """Send ``number`` to exactly this process: not to a newer one that has its pid. No error if it
+    is gone.
+
+    Raises:
+        PermissionError: it belongs to somebody we have no power over (it ran a setuid program).
+    """
+    if sys.platform == "linux":
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return
+        except OSError:
+            pass  # no pidfd on this kernel (ENOSYS), or no descriptor left (EMFILE): check, then hope
+        else:
+            try:
+                if _is_still(process):
+                    signal.pidfd_send_signal(descriptor, number)
+            except ProcessLookupError:
+                pass
+            finally:
+                os.close(descriptor)
+            return
+        if not _is_still(process):
+            return
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _is_still(process: Process) -> bool:
+    now = read_process(process.pid)
+    return now is not None and now.began == process.began

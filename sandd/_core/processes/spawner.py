@@ -1,0 +1,406 @@
+"""The spawner: a small process with one thread that starts every job and outlives none of its
+duties.
+
+Why it exists: whoever dies by SIGKILL can't clean up, and once the daemon is dead its ``setsid``
+escapees belong to process 1. So somebody else must be their parent. The daemon holds one end of a
+socket; when that ends, for whatever reason, the spawner kills everything below itself and exits.
+When the spawner dies, all its processes fall to the daemon, which then does the same
+(`lost_trees`).
+
+Standard library only. It never blocks on a job: starting one takes about 1 ms, killing one is a
+state with a timer. The life of a job here, which the daemon hears about in the messages on the
+right:
+
+    RUNNING --kill--> ASKED --grace over--> CULLING        Started; Exited as soon as the leader is
+    dead
+       `------------------ kill, grace 0 -------^
+    any of them, leader dead and tree empty: reaped, forgotten      Gone (or as part of Exited)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+if sys.platform == "win32":
+    raise ImportError("POSIX only")  # where mypy stops reading, too
+
+from sandd._core.processes import culling, process_table
+from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
+from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
+from sandd._core.processes.spawner_messages import (
+    Exited,
+    Failed,
+    Forget,
+    Gone,
+    Kill,
+    Message,
+    MessageReader,
+    Ready,
+    Signal,
+    Spawn,
+    Started,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+POWERLESS_SECONDS = 2.0
+"""How long a tree is culled in which only processes are left that we may not kill (they ran a
+setuid program)."""
+LAST_CULL_SECONDS = 10.0
+"""Bound of the very last cull: what has not died by then hangs in the kernel, with its SIGKILL
+pending."""
+_IDENTITY_ERRORS = (
+    errno.EPERM,
+    errno.EINVAL,
+    errno.EAGAIN,
+)  # of setuid(2) and setgroups(2); chdir(2) has none
+
+
+class Phase(enum.Enum):
+    """Where a job is on its way out."""
+
+    RUNNING = enum.auto()
+    ASKED = enum.auto()
+    CULLING = enum.auto()
+
+
+class Job:
+    """One started job; it exists until its leader is reaped."""
+
+    __slots__ = ("due", "id", "pauses", "phase", "powerless", "powerless_since", "status", "tree")
+
+    def __init__(self, id: int, tree: Tree) -> None:  # noqa: A002 - it is its id
+        self.id = id
+        self.tree = tree
+        self.status: WaitStatus | None = None
+        self.phase = Phase.RUNNING
+        self.due = float("inf")
+        """Monotonic time of the next step: the end of the grace, or the next round."""
+        self.pauses: Iterator[float] = culling.pauses()
+        self.powerless: list[process_table.Process] = []
+        self.powerless_since = float("inf")
+
+
+class Spawner:
+    """The event loop and the table of jobs."""
+
+    def __init__(self, link: socket.socket, daemon: int) -> None:
+        self._link = link
+        self._reader = MessageReader(link)
+        self._outgoing = bytearray()
+        self._is_linked = True
+        self._jobs: dict[int, Job] = {}
+        self._by_leader: dict[int, Job] = {}
+        self._trees = open_job_trees()
+        self._watch = open_exit_watch()
+        self._child_died = _open_child_alarm()
+        self._is_refresh_wanted = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(link, selectors.EVENT_READ)
+        self._selector.register(self._watch.fileno(), selectors.EVENT_READ)
+        self._selector.register(self._child_died, selectors.EVENT_READ)
+        self._daemon_pidfd = _watch_daemon(daemon)
+        if self._daemon_pidfd is not None:
+            self._selector.register(self._daemon_pidfd, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Serve until the daemon is gone; then kill everything."""
+        self._say(Ready(_become_subreaper()))
+        while self._is_linked:
+            self._flush()
+            # One event at a time from the link, so that a hundred requests don't hold up the exits.
+            for key, events in self._selector.select(self._seconds_to_next_step()):
+                if key.fileobj is self._link:
+                    if events & selectors.EVENT_READ:
+                        self._serve_one_request()
+                elif key.fileobj is self._child_died:
+                    self._child_died.recv(4096)
+                    self._is_refresh_wanted = True
+                elif key.fd == self._daemon_pidfd:
+                    self._is_linked = False
+            self._look_after_children()
+            self._take_due_steps()
+        self._cull_everything()
+
+    # --- requests ---
+
+    def _serve_one_request(self) -> None:
+        try:
+            received = self._reader.receive()
+        except (EOFError, OSError):
+            self._is_linked = False
+            return
+        if received is None:
+            return
+        message, descriptors, is_complete = received
+        if isinstance(message, Spawn):
+            try:
+                if not is_complete:
+                    raise OSError(
+                        errno.EMFILE, os.strerror(errno.EMFILE)
+                    )  # the kernel had no room for them
+                self._say(self._start(message, descriptors))
+            except Exception as error:  # noqa: BLE001 - one request must not end all the other jobs
+                self._say(_failure(message, error))
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            return
+        job = self._jobs.get(message.job) if isinstance(message, (Signal, Kill, Forget)) else None
+        if job is None:
+            return  # it went while the request was on its way; the daemon has been told
+        if isinstance(message, Signal):
+            culling.signal_group(job.tree.leader, message.number)
+        elif isinstance(message, Kill):
+            self._kill(job, message.grace)
+        elif job.phase is Phase.RUNNING and job.status is not None:
+            self._trees.refresh()
+            self._finish(job)
+
+    def _start(self, request: Spawn, descriptors: list[int]) -> Started:
+        pipes = iter(descriptors)
+        stdin = next(pipes) if request.stdin else subprocess.DEVNULL
+        stdout = next(pipes)
+        stderr = subprocess.STDOUT if request.merge_stderr else next(pipes)
+        uid, gid, groups = request.identity or (None, None, None)
+        began = ticks_since_boot()
+        process = subprocess.Popen(
+            request.argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=request.env,
+            cwd=request.cwd,
+            user=uid,
+            group=gid,
+            extra_groups=groups,
+            close_fds=True,
+            restore_signals=True,
+            start_new_session=True,
+        )
+        # Popen objects that go away unfinished are kept in a list and waited for whenever another
+        # one is made: that would take an exit status, and with it the leader's number, from under
+        # us. A Popen that believes to have a return code does nothing of that.
+        process.returncode = 0
+        job = Job(request.job, self._trees.add(process.pid, request.marker, began))
+        self._jobs[job.id] = self._by_leader[process.pid] = job
+        self._watch.add(process.pid)
+        return Started(job.id, process.pid)
+
+    # --- ends ---
+
+    def _look_after_children(self) -> None:
+        now = time.monotonic()
+        exited = self._watch.ended()
+        if exited or (self._is_refresh_wanted and self._trees.refresh_due(now) == 0):
+            self._trees.refresh()
+            self._is_refresh_wanted = False
+            for pid, status in exited:
+                if pid in self._by_leader:
+                    self._note_exit(self._by_leader[pid], status)
+            for job in [job for job in self._jobs.values() if job.phase is not Phase.RUNNING]:
+                self._finish_if_empty(job)
+
+    def _note_exit(self, job: Job, status: WaitStatus) -> None:
+        job.status = status
+        is_gone = self._trees.is_empty(job.tree)
+        if is_gone:
+            self._remove(job)
+        self._say(Exited(job.id, status.code, status.signal, is_gone))
+
+    def _kill(self, job: Job, grace: float) -> None:
+        deadline = time.monotonic() + grace
+        if job.phase is Phase.RUNNING and grace > 0:
+            culling.ask_to_end(job.tree.leader, self._trees.members(job.tree))
+            job.phase = Phase.ASKED
+            job.due = deadline
+        elif job.phase is not Phase.CULLING:
+            job.due = min(job.due, deadline)
+            if grace <= 0:
+                job.phase = Phase.CULLING
+        self._trees.refresh()
+        self._finish_if_empty(job)
+
+    def _take_due_steps(self) -> None:
+        now = time.monotonic()
+        for job in [job for job in self._jobs.values() if job.due <= now]:
+            job.phase = Phase.CULLING
+            job.powerless = culling.cull(partial(self._trees.members, job.tree))
+            now = time.monotonic()
+            job.due = now + next(job.pauses)
+            self._trees.refresh()
+            if not self._finish_if_empty(job) and job.powerless:
+                self._give_up_if_powerless(job, now)
+
+    def _give_up_if_powerless(self, job: Job, now: float) -> None:
+        left = self._trees.members(job.tree)
+        strangers = {process.pid for process in job.powerless}
+        if any(process.pid not in strangers for process in left):
+            job.powerless_since = float("inf")
+        elif job.powerless_since == float("inf"):
+            job.powerless_since = now
+        elif now - job.powerless_since > POWERLESS_SECONDS:
+            self._finish(job)
+
+    def _finish_if_empty(self, job: Job) -> bool:
+        if job.status is None or not self._trees.is_empty(job.tree):
+            return False
+        job.powerless = []
+        self._finish(job)
+        return True
+
+    def _finish(self, job: Job) -> None:
+        self._remove(job)
+        self._say(Gone(job.id, tuple(process.pid for process in job.powerless)))
+
+    def _remove(self, job: Job) -> None:
+        # Only now may the number of the leader, and of its group and session, be used again. (A
+        # leader that we could not kill lives on as an orphan, and is reaped like one.)
+        self._trees.discard(job.tree)
+        process_table.reap(job.tree.leader)
+        del self._jobs[job.id], self._by_leader[job.tree.leader]
+
+    def _seconds_to_next_step(self) -> float | None:
+        now = time.monotonic()
+        due = min((job.due - now for job in self._jobs.values()), default=float("inf"))
+        if self._is_refresh_wanted:
+            due = min(due, self._trees.refresh_due(now))
+        return None if due == float("inf") else max(0.0, due)
+
+    def _cull_everything(self) -> None:
+        """The last thing a spawner does."""
+        end = time.monotonic() + LAST_CULL_SECONDS
+        for pause in culling.pauses():
+            if self._trees.is_all_gone() or time.monotonic() > end:
+                return
+            culling.cull(self._trees.everybody)
+            time.sleep(pause)
+
+    # --- reports ---
+
+    def _say(self, message: Message) -> None:
+        self._outgoing += encode(message)
+
+    def _flush(self) -> None:
+        """Send what there is in one go; a daemon that does not read (it is stopped) makes it wait
+        here."""
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._link.send(self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._is_linked = False
+            return
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
+        if self._selector.get_key(self._link).events != wanted:
+            self._selector.modify(self._link, wanted)
+
+
+def _failure(request: Spawn, error: Exception) -> Failed:
+    if not isinstance(error, OSError) or error.errno is None:
+        # A NUL in an argument, a "=" in a variable's name: what can't be passed to a program at
+        # all.
+        return Failed(request.job, errno.EINVAL, str(error) or type(error).__name__, None)
+    filename = error.filename
+    if (
+        request.identity is not None
+        and filename in (None, request.cwd)
+        and error.errno in _IDENTITY_ERRORS
+    ):
+        return Failed(request.job, error.errno, f"can't become uid {request.identity[0]}", None)
+    text = os.strerror(error.errno)
+    return Failed(
+        request.job, error.errno, text, None if filename is None else os.fsdecode(filename)
+    )
+
+
+def _become_subreaper() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        process_table.set_subreaper(True)
+    except OSError:
+        return False
+    return True
+
+
+def _watch_daemon(daemon: int) -> int | None:
+    """A descriptor that is readable once the daemon is dead, even if a fork of it keeps its socket
+    open."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(daemon)
+    except OSError:
+        return None
+
+
+def _open_child_alarm() -> socket.socket:
+    """A socket that is readable after each SIGCHLD."""
+    alarm, ring = socket.socketpair()
+    alarm.setblocking(False)
+    ring.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler there is no wakeup
+    signal.set_wakeup_fd(ring.detach(), warn_on_full_buffer=False)
+    return alarm
+
+
+def _reset_signals() -> None:
+    """Give children the system's defaults, whatever the daemon was started with (``&`` and nohup
+    ignore some).
+
+    The usual ways to ask a program to end are *caught*, which children don't inherit, and do
+    nothing: if a service manager sends them to all processes at once, the daemon decides when its
+    jobs end, not we."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    kept = {
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+    }  # ignored by Python itself; Popen restores them in children
+    for number in signal.valid_signals() - kept:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, lambda *_: None)
+
+
+def _name_ourselves() -> None:
+    """Say in ps and top what this process is; its command line would not tell a stranger."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/comm", "wb") as comm:
+            comm.write(b"sandd-spawner")
+
+
+def _limit_open_files(soft: int) -> None:
+    """Go back to the limit the daemon was started with; children inherit it from here."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
+    """Be the spawner of process ``daemon``, which has the other end of the socket
+    ``descriptor``."""
+    _reset_signals()
+    _name_ourselves()
+    if soft_limit is not None:
+        _limit_open_files(soft_limit)
+    link = socket.socket(fileno=descriptor)
+    link.setblocking(False)
+    link.set_inheritable(False)
+    Spawner(link, daemon).run()

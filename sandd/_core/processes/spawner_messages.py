@@ -1,0 +1,227 @@
+"""What the daemon and its spawner say to each other, and how that becomes bytes.
+
+Standard library only. Both ends are the same files run by the same interpreter, and nobody else can
+reach the socket pair, so the body is `marshal`: the fastest codec there is (1 us), and trusted.
+
+    message  = length (u32, of the body) + count of descriptors (u8) + body
+    body     = marshal of (kind, *fields)
+
+The descriptors (SCM_RIGHTS) travel with the first byte of their message. The reader never asks for
+more than the rest of one header or body, so what it gets with a header belongs to that message:
+also where the kernel had to drop some of them for want of free descriptors (MSG_CTRUNC)."""
+
+from __future__ import annotations
+
+import array
+import marshal
+import socket
+import struct
+import sys
+from typing import NamedTuple
+
+if sys.platform == "win32":
+    raise ImportError("POSIX only")  # where mypy stops reading, too
+
+
+HEADER = struct.Struct("=IB")
+MAX_DESCRIPTORS = 3
+MAX_BODY_BYTES = 1 << 24
+"""Argument lists end at 6 MiB (see `posix`); anything longer than this is a broken stream, not a
+message."""
+
+
+class Identity(NamedTuple):
+    """Whom a child runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+# --- requests: daemon to spawner. `job` is a number the daemon counts up, never used twice on one socket ------------
+
+
+class Spawn(NamedTuple):
+    """Start a job. Descriptors: [stdin], stdout, [stderr]. Answered by `Started` or `Failed`."""
+
+    job: int
+    argv: tuple[bytes, ...]
+    env: dict[bytes, bytes]
+    marker: bytes
+    cwd: bytes | None
+    identity: tuple[int, int, tuple[int, ...]] | None
+    stdin: bool
+    merge_stderr: bool
+
+
+class Signal(NamedTuple):
+    """Signal the job's process group. Never answered."""
+
+    job: int
+    number: int
+
+
+class Kill(NamedTuple):
+    """End the whole tree: SIGTERM now, SIGKILL after `grace` seconds (0: at once). Answered by
+    `Gone`."""
+
+    job: int
+    grace: float
+
+
+class Forget(NamedTuple):
+    """Reap the job's leader, which has exited, and leave its other processes alone. Answered by
+    `Gone`."""
+
+    job: int
+
+
+# --- reports: spawner to daemon -----------------------------------------------------------------------------------
+
+
+class Ready(NamedTuple):
+    """The spawner is up, and adopts orphans (`is_subreaper`, false on macOS)."""
+
+    is_subreaper: bool
+
+
+class Started(NamedTuple):
+    """The job runs: its leader has executed the program."""
+
+    job: int
+    pid: int
+
+
+class Failed(NamedTuple):
+    """The job could not be started; nothing ran."""
+
+    job: int
+    number: int
+    text: str
+    filename: str | None
+
+
+class Exited(NamedTuple):
+    """The leader has exited. With `is_gone` nothing else of the tree was left: this is its `Gone`
+    as well."""
+
+    job: int
+    code: int | None
+    signal: int | None
+    is_gone: bool
+
+
+class Gone(NamedTuple):
+    """Nothing of the tree is left and the job is forgotten; `survivors` are those we have no power
+    over."""
+
+    job: int
+    survivors: tuple[int, ...]
+
+
+Request = Spawn | Signal | Kill | Forget
+Report = Ready | Started | Failed | Exited | Gone
+Message = Request | Report
+
+_KINDS: tuple[type[Message], ...] = (
+    Spawn,
+    Signal,
+    Kill,
+    Forget,
+    Ready,
+    Started,
+    Failed,
+    Exited,
+    Gone,
+)
+_NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
+
+if sys.platform == "linux":
+    _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
+else:
+    _RECEIVE_FLAGS = 0  # `receive` sets the flag by hand; no other thread can fork in between
+
+
+def encode(message: Message, *, descriptors: int = 0) -> bytes:
+    """The bytes of one message, to be sent with that many descriptors."""
+    body = marshal.dumps((_NUMBERS[type(message)], *message))
+    return HEADER.pack(len(body), descriptors) + body
+
+
+def decode(body: bytes | bytearray | memoryview) -> Message:
+    """The message of one body."""
+    number, *fields = marshal.loads(body)  # noqa: S302 - from our own other half
+    message: Message = _KINDS[number](*fields)
+    return message
+
+
+def decode_all(buffer: bytearray) -> list[Message]:
+    """Take every complete message that carries no descriptors from the front of ``buffer``."""
+    messages: list[Message] = []
+    position = 0
+    with memoryview(buffer) as view:
+        while len(buffer) - position >= HEADER.size:
+            length, _ = HEADER.unpack_from(buffer, position)
+            end = position + HEADER.size + length
+            if end > len(buffer):
+                break
+            messages.append(decode(view[position + HEADER.size : end]))
+            position = end
+    del buffer[:position]
+    return messages
+
+
+class MessageReader:
+    """Takes messages with their descriptors from a non-blocking socket, one at a time."""
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self._buffer = bytearray()
+        self._descriptors = array.array("i")
+        self._wanted = HEADER.size
+        self._expected_descriptors = -1  # -1: the header is not complete
+
+    def receive(self) -> tuple[Message, list[int], bool] | None:
+        """One message, its descriptors (now the caller's), and whether all of them came through.
+
+        None: there is no complete one yet.
+
+        Raises:
+            EOFError: the other end is closed, or sends what can't be a message.
+        """
+        try:
+            while True:
+                if len(self._buffer) == self._wanted:
+                    if self._expected_descriptors >= 0:
+                        return self._take()
+                    length, self._expected_descriptors = HEADER.unpack(self._buffer)
+                    if length > MAX_BODY_BYTES:
+                        raise EOFError(f"a message of {length} bytes")
+                    self._buffer.clear()
+                    self._wanted = length
+                self._fill()
+        except BlockingIOError:
+            return None
+
+    def _take(self) -> tuple[Message, list[int], bool]:
+        message, descriptors = decode(self._buffer), self._descriptors.tolist()
+        is_complete = len(descriptors) == self._expected_descriptors
+        self._buffer.clear()
+        self._descriptors = array.array("i")
+        self._wanted, self._expected_descriptors = HEADER.size, -1
+        return message, descriptors, is_complete
+
+    def _fill(self) -> None:
+        missing = self._wanted - len(self._buffer)
+        if self._expected_descriptors >= 0:
+            data = self._source.recv(missing)
+        else:
+            room = socket.CMSG_LEN(MAX_DESCRIPTORS * self._descriptors.itemsize)
+            data, ancillary, _, _ = self._source.recvmsg(missing, room, _RECEIVE_FLAGS)
+            for level, kind, payload in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = len(payload) - len(payload) % self._descriptors.itemsize
+                    self._descriptors.frombytes(payload[:whole])
+        if not data:
+            raise EOFError("the other end is closed")
+        self._buffer += data

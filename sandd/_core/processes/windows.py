@@ -1,0 +1,268 @@
+"""The `ProcessHost` of Windows: every job in a Job Object, which nothing leaves and which dies with us.
+
+No spawner is needed: the kernel closes a dead daemon's handles, and closing a Job Object's last handle
+kills what is in it. What Windows doesn't have: signals (INT becomes Ctrl-Break, everything else ends
+the tree) and running as another user. It runs wherever trio does, given a `JobObject`; that is how its
+logic is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from sandd._core._errors import SpawnFailed
+from sandd._core.logs import get_logger
+from sandd._core.processes.interface import Child, ExitStatus, ProcessHost
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sandd._core.processes.interface import SpawnRequest
+
+POLL_SECONDS = 0.02
+"""How often a dying tree is looked at; a Job Object tells its emptiness by completion ports only."""
+LEAVE_SECONDS = 5.0
+"""Bound of ending everything when the host is left. The kernel finishes it in any case."""
+_CREATE_SUSPENDED = 0x4
+_CREATE_NEW_PROCESS_GROUP = 0x200
+
+OpenProcess = Callable[..., Awaitable[trio.Process]]
+"""`trio.lowlevel.open_process`, or something like it."""
+
+log = get_logger("processes")
+
+
+class JobObject(Protocol):
+    """What is needed of the kernel; see `windows_job_objects` for the real one."""
+
+    def adopt(self, pid: int) -> None:
+        """Take in a suspended process and let it run."""
+
+    def terminate(self) -> None:
+        """End every process in it."""
+
+    def active_processes(self) -> int:
+        """How many processes are in it."""
+
+    def close(self) -> None:
+        """Kill what is left in it."""
+
+
+class WindowsChild(Child):
+    """A process and its Job Object."""
+
+    __slots__ = ("_deadline", "_gone", "_host", "_is_killing", "_job", "_process")
+
+    def __init__(self, host: WindowsProcessHost, process: trio.Process, job: JobObject) -> None:
+        self._host = host
+        self._process = process
+        self._job = job
+        self._deadline = trio.CancelScope()  # of the grace; cancelled by time alone
+        self._is_killing = False
+        self._gone = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<WindowsChild {self.pid}, returncode {self._process.returncode}>"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stdin(self) -> trio.abc.SendStream | None:
+        return self._process.stdin
+
+    @property
+    def stdout(self) -> trio.abc.ReceiveStream:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    @property
+    def stderr(self) -> trio.abc.ReceiveStream | None:
+        return self._process.stderr
+
+    async def wait_exited(self) -> ExitStatus:
+        code = await self._process.wait()
+        return ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
+
+    def signal(self, number: int) -> None:
+        if number <= 0:
+            raise ValueError(f"there is no signal {number}")
+        if number == signal.SIGINT:
+            self._send_break()
+        elif not self._gone.is_set():
+            self._job.terminate()
+
+    async def kill(self, *, grace: float) -> None:
+        if not self._gone.is_set():
+            self._deadline.deadline = min(self._deadline.deadline, trio.current_time() + grace)
+            if not self._is_killing:
+                self._is_killing = True
+                # In the host's nursery, so that cancelling us does not stop it.
+                self._host.nursery.start_soon(self._end)
+        await self._gone.wait()
+
+    async def release(self, *, sweep: bool = True) -> None:
+        if self._process.returncode is None:
+            raise RuntimeError(f"process {self.pid} has not exited: kill it, or wait for it")
+        if sweep:
+            await self.kill(grace=0)
+        elif not self._is_killing:
+            self._gone.set()  # its Job Object stays open as long as the host, for what is left in it
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._gone.wait()
+
+    async def _end(self) -> None:
+        # The host's last act is to kill everything; until then, this must not be cut short.
+        with trio.CancelScope(shield=True):
+            with self._deadline:
+                if self._deadline.deadline > trio.current_time():
+                    self._send_break()
+                await self._wait_empty()
+            while self._job.active_processes():
+                self._job.terminate()
+                await trio.sleep(POLL_SECONDS)
+            await self._process.wait()
+        self._host.discard(self, self._job)
+        self._gone.set()
+
+    async def _wait_empty(self) -> None:
+        while self._job.active_processes():
+            await trio.sleep(POLL_SECONDS)
+
+    def _send_break(self) -> None:
+        if self._process.returncode is not None:
+            return
+        try:
+            if sys.platform == "win32":
+                self._process.send_signal(signal.CTRL_BREAK_EVENT)
+            else:
+                self._process.send_signal(signal.SIGINT)
+        except OSError as error:
+            # A process without our console can't be told; it is terminated after its grace.
+            log.debug("break_not_sent", pid=self.pid, error=str(error))
+
+
+class WindowsProcessHost(ProcessHost):
+    """All children of one daemon."""
+
+    def __init__(
+        self, nursery: trio.Nursery, open_process: OpenProcess, create_job: Callable[[], JobObject]
+    ) -> None:
+        self.nursery = nursery
+        self._open_process = open_process
+        self._create_job = create_job
+        self._jobs: dict[WindowsChild, JobObject] = {}
+
+    async def spawn(self, request: SpawnRequest) -> Child:
+        if request.user is not None:
+            text = "running as another user is not supported on Windows"
+            raise SpawnFailed(errno.EINVAL, text, request.user)
+        program = os.fsdecode(request.argv[0])
+        try:
+            process = await self._open_process(
+                [os.fsdecode(argument) for argument in request.argv],
+                stdin=subprocess.PIPE if request.stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if request.merge_stderr else subprocess.PIPE,
+                cwd=None if request.cwd is None else os.fsdecode(request.cwd),
+                env={os.fsdecode(k): os.fsdecode(v) for k, v in request.env.items()},
+            )
+        except NotADirectoryError as error:
+            # What CreateProcess says of a bad working directory (ERROR_DIRECTORY).
+            place = os.fsdecode(request.cwd or b"")
+            raise SpawnFailed(error.errno or 0, error.strerror or "", place) from error
+        except OSError as error:
+            raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
+        except ValueError as error:  # a NUL in an argument, a "=" in a variable's name
+            raise SpawnFailed(errno.EINVAL, str(error), program) from error
+        # No await from here on: whoever cancels us gets a child, or nothing has run.
+        job = None
+        try:
+            job = self._create_job()
+            job.adopt(process.pid)
+        except OSError as error:
+            process.kill()
+            if job is not None:
+                job.close()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream is not None:
+                        await trio.aclose_forcefully(stream)
+            raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
+        child = WindowsChild(self, process, job)
+        self._jobs[child] = job
+        return child
+
+    def discard(self, child: WindowsChild, job: JobObject) -> None:
+        """Forget a child whose tree is gone."""
+        del self._jobs[child]
+        job.close()
+
+    async def leave(self) -> None:
+        """End everything. Bounded; shield it."""
+        with trio.move_on_after(LEAVE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for child in list(self._jobs):
+                    nursery.start_soon(_kill_at_once, child)
+        for child, job in self._jobs.items():
+            job.close()
+            log.warning("processes_survived", leader=child.pid)
+        self._jobs.clear()
+
+
+async def _kill_at_once(child: WindowsChild) -> None:
+    await child.kill(grace=0)
+
+
+async def _open_suspended(argv: list[str], **options: Any) -> trio.Process:
+    # Suspended, or the process could start others before it is in its Job Object.
+    if sys.platform == "win32":
+        flags = _CREATE_SUSPENDED | _CREATE_NEW_PROCESS_GROUP
+        return await trio.lowlevel.open_process(argv, creationflags=flags, **options)
+    raise NotImplementedError("processes are created suspended on Windows only")
+
+
+def _create_job() -> JobObject:
+    if sys.platform == "win32":
+        from sandd._core.processes.windows_job_objects import KernelJobObject
+
+        return KernelJobObject()
+    raise NotImplementedError("Job Objects exist on Windows only")
+
+
+@asynccontextmanager
+async def open_windows_process_host(
+    *,
+    open_process: OpenProcess = _open_suspended,
+    create_job: Callable[[], JobObject] = _create_job,
+) -> AsyncIterator[ProcessHost]:
+    """See `sandd._core.processes.open_process_host`. The arguments are for tests on other systems."""
+    body_error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            host = WindowsProcessHost(nursery, open_process, create_job)
+            try:
+                yield host
+            finally:
+                with trio.CancelScope(shield=True):
+                    await host.leave()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # Nothing but the body raises here, unless a task of ours has crashed.
+        if len(group.exceptions) > 1:
+            raise
+        body_error = group.exceptions[0]
+    if body_error is not None:
+        raise body_error

@@ -1,0 +1,131 @@
+"""Job Objects by ctypes: the kernel's own notion of a process tree, from which nothing escapes.
+
+Source: learn.microsoft.com, "Job Objects" and the pages of the functions named below.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from ctypes import wintypes
+
+assert sys.platform == "win32"  # tells mypy not to look any further elsewhere
+
+_KILL_ON_JOB_CLOSE = 0x2000
+_BASIC_ACCOUNTING = 1  # JOBOBJECTINFOCLASS
+_EXTENDED_LIMITS = 9
+_PROCESS_RIGHTS = 0x0001 | 0x0100 | 0x0800  # terminate, set quota (to assign), suspend and resume
+EXIT_CODE = 1
+"""What processes that were terminated report, as with `subprocess.Popen.terminate`."""
+
+
+class _BasicLimits(ctypes.Structure):
+    _fields_ = (
+        ("PerProcessUserTimeLimit", wintypes.LARGE_INTEGER),
+        ("PerJobUserTimeLimit", wintypes.LARGE_INTEGER),
+        ("LimitFlags", wintypes.DWORD),
+        ("MinimumWorkingSetSize", ctypes.c_size_t),
+        ("MaximumWorkingSetSize", ctypes.c_size_t),
+        ("ActiveProcessLimit", wintypes.DWORD),
+        ("Affinity", ctypes.c_size_t),
+        ("PriorityClass", wintypes.DWORD),
+        ("SchedulingClass", wintypes.DWORD),
+    )
+
+
+class _ExtendedLimits(ctypes.Structure):
+    _fields_ = (
+        ("BasicLimitInformation", _BasicLimits),
+        ("IoInfo", ctypes.c_ulonglong * 6),
+        ("ProcessMemoryLimit", ctypes.c_size_t),
+        ("JobMemoryLimit", ctypes.c_size_t),
+        ("PeakProcessMemoryUsed", ctypes.c_size_t),
+        ("PeakJobMemoryUsed", ctypes.c_size_t),
+    )
+
+
+class _Accounting(ctypes.Structure):
+    _fields_ = (
+        ("TotalUserTime", wintypes.LARGE_INTEGER),
+        ("TotalKernelTime", wintypes.LARGE_INTEGER),
+        ("ThisPeriodTotalUserTime", wintypes.LARGE_INTEGER),
+        ("ThisPeriodTotalKernelTime", wintypes.LARGE_INTEGER),
+        ("TotalPageFaultCount", wintypes.DWORD),
+        ("TotalProcesses", wintypes.DWORD),
+        ("ActiveProcesses", wintypes.DWORD),
+        ("TotalTerminatedProcesses", wintypes.DWORD),
+    )
+
+
+_kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+_ntdll = ctypes.WinDLL("ntdll")
+_HANDLE_FIRST: dict[str, tuple[object, ...]] = {
+    "AssignProcessToJobObject": (wintypes.HANDLE, wintypes.HANDLE),
+    "CloseHandle": (wintypes.HANDLE,),
+    "QueryInformationJobObject": (
+        *(wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, wintypes.DWORD, ctypes.c_void_p),
+    ),
+    "SetInformationJobObject": (*(wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, wintypes.DWORD),),
+    "TerminateJobObject": (wintypes.HANDLE, wintypes.UINT),
+}
+for _name, _types in _HANDLE_FIRST.items():
+    # Without its types, a function gets its handles cut to 32 bits.
+    getattr(_kernel32, _name).argtypes = _types
+_kernel32.CreateJobObjectW.restype = wintypes.HANDLE
+_kernel32.OpenProcess.restype = wintypes.HANDLE
+_kernel32.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
+_ntdll.NtResumeProcess.argtypes = (wintypes.HANDLE,)
+
+
+class KernelJobObject:
+    """A new Job Object; closing it, or the daemon's death, kills all that is in it."""
+
+    def __init__(self) -> None:
+        self._handle: int | None = _check(_kernel32.CreateJobObjectW(None, None))
+        limits = _ExtendedLimits()
+        limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
+        size = ctypes.sizeof(limits)
+        _check(
+            _kernel32.SetInformationJobObject(
+                self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), size
+            )
+        )
+
+    def adopt(self, pid: int) -> None:
+        """Take in a process that was created suspended, and let it run."""
+        process = _check(_kernel32.OpenProcess(_PROCESS_RIGHTS, False, pid))
+        try:
+            _check(_kernel32.AssignProcessToJobObject(self._handle, process))
+            # ResumeThread wants the first thread's handle, which subprocess has thrown away.
+            status = _ntdll.NtResumeProcess(process)
+            if status != 0:
+                raise OSError(f"NtResumeProcess: status {status:#x}")
+        finally:
+            _kernel32.CloseHandle(process)
+
+    def terminate(self) -> None:
+        """End every process in it."""
+        _check(_kernel32.TerminateJobObject(self._handle, EXIT_CODE))
+
+    def active_processes(self) -> int:
+        """How many processes are in it."""
+        accounting = _Accounting()
+        size = ctypes.sizeof(accounting)
+        _check(
+            _kernel32.QueryInformationJobObject(
+                self._handle, _BASIC_ACCOUNTING, ctypes.byref(accounting), size, None
+            )
+        )
+        return int(accounting.ActiveProcesses)
+
+    def close(self) -> None:
+        """Kill what is left in it."""
+        if self._handle is not None:
+            _kernel32.CloseHandle(self._handle)
+            self._handle = None
+
+
+def _check(result: int | None) -> int:
+    if not result:
+        raise ctypes.WinError(ctypes.get_last_error())
+    return result

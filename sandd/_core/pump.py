@@ -1,0 +1,183 @@
+"""Moves frames between one live connection and the state machines; keeps the link alive, or ends it.
+
+One reader, one writer and one timer, in one nursery that ends with the connection. The machines
+never await: the reader hands them frames, the writer asks their scheduler what to send.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.link import OWN_LAG, Liveness, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sandd._core.scheduler import Scheduler
+    from sandd._core.transport import Connection
+
+HANDSHAKE_SECONDS = 10.0
+"""From the first byte of a connection to Welcome or Reject."""
+
+
+async def send_control(connection: Connection, message: wire.Control) -> None:
+    """Send one link message by itself: for the handshake, when no pump runs yet."""
+    head, body = wire.encode_control(0, message)
+    await connection.send_message(head + body)
+
+
+async def receive_control(connection: Connection) -> wire.Control | wire.Unknown:
+    """Receive one link message by itself; RemoteProtocolError for anything but one small control frame."""
+    message = await connection.receive_message()
+    frames = list(wire.decode_frames(message, max_bytes=wire.MAX_HELLO_BYTES))
+    if len(frames) != 1 or frames[0].type is not wire.FrameType.CONTROL or frames[0].channel != 0:
+        raise RemoteProtocolError("one control frame on channel 0 was expected")
+    return wire.decode_control(frames[0])
+
+
+class Pump:
+    """One live link. `run` it in its connection's task; call `wake` when its scheduler has something."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        scheduler: Scheduler,
+        on_frame: Callable[[wire.Frame], None],
+        after_message: Callable[[], None],
+        *,
+        heartbeat: float,
+        dead_after: float,
+    ) -> None:
+        self._connection = connection
+        self._scheduler = scheduler
+        self._on_frame = on_frame
+        self._after_message = after_message
+        self._liveness = Liveness(trio.current_time(), heartbeat, dead_after)
+        self._wakeup = trio.Event()
+        self._idle = trio.Event()
+        self._ping_number = 0
+        self._pongs = trio.Event()
+        self._scope = trio.CancelScope()
+        self._closed_reason: str | None = None
+        self.goodbye: wire.Goodbye | None = None
+        """The peer's farewell, if it said one."""
+        self.bytes_received = 0
+        self.bytes_sent = 0
+
+    def wake(self) -> None:
+        """The scheduler has something to send."""
+        self._wakeup.set()
+
+    def close(self, reason: str) -> None:
+        """End the link from our side; `run` raises ConnectionLost with the reason."""
+        self._closed_reason = self._closed_reason or reason
+        self._scope.cancel()
+
+    async def drained(self) -> None:
+        """Wait until everything scheduled so far has been handed to the socket. Bound it."""
+        while self._scheduler.pending or not self._idle.is_set():
+            self._wakeup.set()
+            await self._idle.wait()
+            await trio.lowlevel.checkpoint()
+
+    async def ping(self) -> None:
+        """Return as soon as the peer answers a new ping. Bound it: a dead peer never does."""
+        self._send_ping()
+        pongs = self._pongs
+        await pongs.wait()
+
+    async def run(self) -> None:
+        """Pump until the connection ends: always by ConnectionLost or RemoteProtocolError, as itself."""
+        outcome: ConnectionLost | RemoteProtocolError | None = None
+
+        def ended(error: ConnectionLost | RemoteProtocolError) -> None:
+            nonlocal outcome
+            outcome = outcome or error
+            self._scope.cancel()
+
+        async def guarded(part: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await part()
+            except (ConnectionLost, RemoteProtocolError) as error:
+                ended(error)
+
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guarded, self._write)
+                nursery.start_soon(guarded, self._watch)
+                await guarded(self._read)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise outcome or ConnectionLost(self._closed_reason or "closed by us")
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._connection.receive_message()
+            self._liveness.received(trio.current_time())
+            self.bytes_received += len(message)
+            for frame in wire.decode_frames(message):
+                if frame.channel == 0 and frame.type is wire.FrameType.CONTROL:
+                    self._link_frame(frame)
+                else:
+                    self._on_frame(frame)
+            self._after_message()
+
+    def _link_frame(self, frame: wire.Frame) -> None:
+        message = wire.decode_control(frame)
+        match message:
+            case wire.Ping():
+                # Before the data that may wait: a slow link is not a dead one.
+                self._scheduler.control(wire.encode_control(0, wire.Pong(message.number)))
+                self._wakeup.set()
+            case wire.Pong():
+                self._pongs.set()
+                self._pongs = trio.Event()
+            case wire.Goodbye():
+                self.goodbye = message
+                raise ConnectionLost(f"the peer said goodbye: {message.message}")
+            case _:
+                self._on_frame(frame)
+
+    async def _write(self) -> None:
+        while True:
+            message = self._scheduler.next_message()
+            if message is None:
+                self._wakeup = trio.Event()
+                self._idle.set()
+                await self._wakeup.wait()
+                self._idle = trio.Event()
+                continue
+            await self._connection.send_message(message)
+            self.bytes_sent += len(message)
+
+    async def _watch(self) -> None:
+        interval = self._liveness.interval
+        while True:
+            planned = trio.current_time() + interval
+            await trio.sleep_until(planned)
+            now = trio.current_time()
+            if self._scheduler.overrun:
+                raise ConnectionLost("the peer does not read: too many control messages wait for it")
+            if now - planned > max(OWN_LAG, interval):
+                self._liveness.lagged(now - planned)
+                continue
+            match self._liveness.check(now, self._connection.write_pending_since):
+                case Verdict.DEAD:
+                    raise ConnectionLost(f"the peer is dead: {self._liveness.reason}")
+                case Verdict.PING:
+                    self._send_ping()
+                case Verdict.WAIT:
+                    pass
+
+    def _send_ping(self) -> None:
+        self._ping_number += 1
+        self._scheduler.control(wire.encode_control(0, wire.Ping(self._ping_number)))
+        self.wake()
+
+
+NEVER = math.inf
+"""A heartbeat for the side that only answers."""

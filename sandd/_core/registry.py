@@ -1,0 +1,208 @@
+"""Which daemons a controller knows: who is online, who is away, and who wants to hear of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field, frozen
+
+from sandd._core._errors import DaemonNotFound
+from sandd.wire import DaemonState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from sandd._core.pump import Pump
+    from sandd._core.router import DaemonLink
+
+MAX_EVENTS: Final = 1024
+"""Events held for a subscriber that doesn't read; beyond it they are counted."""
+MAX_DAEMONS: Final = 100_000
+"""Daemons known at once, online or away."""
+AWAY_LEASE: Final = 24 * 3600.0
+"""Seconds after which an absent daemon is given up: its own jobs' default lease."""
+GONE_MEMORY: Final = 600.0
+"""Seconds for which a daemon that is gone for good is still remembered as such."""
+
+
+@frozen
+class DaemonInfo:
+    """What a daemon said of itself when it connected. All of it is the daemon's own word."""
+
+    id: str
+    hostname: str
+    platform: str
+    """``sys.platform`` there: "linux", "darwin", "win32"."""
+    arch: str
+    """``platform.machine()`` there: "x86_64", "arm64", ..."""
+    version: str
+    """Of sandd, there."""
+    labels: Mapping[str, str]
+    instance: str
+    """Random per start of the daemon; jobs belong to one instance."""
+    connected_at: float
+    """Unix time, by this machine's clock, of its newest connection."""
+
+
+@frozen
+class DaemonEvent:
+    """Something happened to a daemon, or events were missed."""
+
+    kind: str
+    """"connected" (a new instance), "away" (its connection broke), "resumed" (the same instance is
+    back), "lost" (it won't come back), or "missed" (`count` events were dropped for a slow reader)."""
+    daemon_id: str = ""
+    info: DaemonInfo | None = None
+    count: int = 0
+
+
+@define(eq=False)
+class DaemonRecord:
+    """One known daemon."""
+
+    info: DaemonInfo
+    state: DaemonState
+    connection: int
+    """Number of the newest connection of this instance."""
+    link: DaemonLink | None = None
+    pump: Pump | None = None
+    since: float = field(factory=trio.current_time)
+    """When the state began, trio time."""
+
+
+@define(eq=False)
+class _Subscriber:
+    events: deque[DaemonEvent] = field(factory=deque)
+    missed: int = 0
+    changed: trio.Event = field(factory=trio.Event)
+
+    def put(self, event: DaemonEvent) -> None:
+        if len(self.events) >= MAX_EVENTS:
+            self.missed += 1
+        else:
+            self.events.append(event)
+        self.changed.set()
+
+    async def __aiter__(self) -> AsyncIterator[DaemonEvent]:
+        while True:
+            while self.events:
+                yield self.events.popleft()
+            if self.missed:
+                missed, self.missed = self.missed, 0
+                yield DaemonEvent("missed", count=missed)
+                continue
+            self.changed = trio.Event()
+            await self.changed.wait()
+
+
+class Registry:
+    """All daemons of one controller."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, DaemonRecord] = {}
+        self._subscribers: set[_Subscriber] = set()
+        self._arrivals: dict[str, trio.Event] = {}
+
+    def __iter__(self) -> Iterator[DaemonRecord]:
+        return iter(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, daemon_id: str) -> DaemonRecord | None:
+        """The record of a daemon that is online, away, or was lost lately."""
+        return self._records.get(daemon_id)
+
+    def find(self, daemon_id: str) -> DaemonRecord:
+        """The record of a daemon that is online or away; DaemonNotFound otherwise."""
+        record = self._records.get(daemon_id)
+        if record is None or record.state is DaemonState.GONE:
+            known = sorted(r.info.id for r in self if r.state is not DaemonState.GONE)
+            hint = f"known are {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}" if known else "none is connected"
+            raise DaemonNotFound(f"daemon {daemon_id!r} not found: {hint}")
+        return record
+
+    def select(self, labels: Mapping[str, str] | None, match: str) -> list[DaemonRecord]:
+        """Daemons, online or away, whose labels include all of `labels` and whose id matches the glob."""
+        wanted = (labels or {}).items()
+        return [
+            record
+            for record in self
+            if record.state is not DaemonState.GONE
+            and fnmatchcase(record.info.id, match)
+            and wanted <= record.info.labels.items()
+        ]
+
+    async def wait_online(self, daemon_id: str) -> DaemonRecord:
+        """The record, as soon as the daemon is online."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            record = self._records.get(daemon_id)
+            if record is not None and record.state is DaemonState.ONLINE:
+                return record
+            arrival = self._arrivals.setdefault(daemon_id, trio.Event())
+            try:
+                await arrival.wait()
+            finally:
+                # The last of the waiters, or the first that was woken: nobody is left on this event.
+                if not arrival.is_set() and arrival.statistics().tasks_waiting == 0:
+                    self._arrivals.pop(daemon_id, None)
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[AsyncIterator[DaemonEvent]]:
+        """An endless iterator over what happens from now on."""
+        subscriber = _Subscriber()
+        self._subscribers.add(subscriber)
+        iterator = subscriber.__aiter__()
+        try:
+            yield iterator
+        finally:
+            self._subscribers.discard(subscriber)
+            await iterator.aclose()  # type: ignore[attr-defined]  # an async generator has it
+
+    # -- changes
+
+    def online(self, info: DaemonInfo, connection: int, link: DaemonLink, pump: Pump) -> None:
+        """The daemon has a live link, perhaps its first, perhaps in the place of another."""
+        known = self._records.get(info.id)
+        resumed = known is not None and known.state is not DaemonState.GONE and known.info.instance == info.instance
+        if known is not None and not resumed and known.state is not DaemonState.GONE:
+            self._tell(DaemonEvent("lost", info.id, known.info))
+        self._records[info.id] = DaemonRecord(info, DaemonState.ONLINE, connection, link, pump)
+        self._tell(DaemonEvent("resumed" if resumed else "connected", info.id, info))
+        arrival = self._arrivals.pop(info.id, None)
+        if arrival is not None:
+            arrival.set()
+
+    def offline(self, link: DaemonLink, state: DaemonState) -> None:
+        """This link is gone; no matter if the daemon has another by now."""
+        record = self._records.get(link.daemon_id)
+        if record is None or record.link is not link:
+            return
+        record.link = record.pump = None
+        record.state = state
+        record.since = trio.current_time()
+        self._tell(DaemonEvent("away" if state is DaemonState.AWAY else "lost", link.daemon_id, record.info))
+
+    def expire(self) -> list[tuple[str, bool]]:
+        """(id, forgotten) of daemons that were away too long, or gone long enough to be forgotten."""
+        now = trio.current_time()
+        changed = []
+        for record in list(self._records.values()):
+            age = now - record.since
+            if record.state is DaemonState.AWAY and age >= AWAY_LEASE:
+                record.state, record.since = DaemonState.GONE, now
+                self._tell(DaemonEvent("lost", record.info.id, record.info))
+                changed.append((record.info.id, False))
+            elif record.state is DaemonState.GONE and age >= GONE_MEMORY:
+                del self._records[record.info.id]
+                changed.append((record.info.id, True))
+        return changed
+
+    def _tell(self, event: DaemonEvent) -> None:
+        for subscriber in self._subscribers:
+            subscriber.put(event)

@@ -1,0 +1,144 @@
+"""What a finished command looks like to its caller, and how its output is gathered within a bound."""
+
+from __future__ import annotations
+
+import signal as _signal
+from collections import deque
+from typing import Final
+
+from attrs import field, frozen
+
+from sandd.wire import KIB, MIB, Exited, Outcome
+
+__all__ = ["CommandResult", "ExitStatus", "Outcome"]
+
+DEFAULT_MAX_OUTPUT: Final = 16 * MIB
+"""Bytes kept per stream by `Daemon.run`."""
+_OMITTED: Final = b"\n... %d bytes omitted ...\n"
+_CHUNK: Final = 64 * KIB
+
+
+def signal_name(number: int) -> str:
+    """``"SIGKILL"`` for 9; the plain number as text for a signal this platform doesn't name."""
+    try:
+        return _signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+@frozen
+class ExitStatus:
+    """How a job's process ended."""
+
+    exit_code: int
+    """The process' own exit code; ``-N`` if signal N killed it."""
+    outcome: Outcome
+    duration: float
+    """Seconds from spawn to exit, measured on the daemon."""
+    pipes_held: bool = False
+    """A background child kept a pipe open past the drain grace; what it wrote later is lost."""
+
+    @classmethod
+    def from_event(cls, event: Exited) -> ExitStatus:
+        """The status in an Exited event."""
+        code = event.code if event.code is not None else -(event.signal or 0)
+        return cls(code, event.outcome, event.seconds, event.pipes_held)
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal that killed the process (``"SIGTERM"``), or None."""
+        return signal_name(-self.exit_code) if self.exit_code < 0 else None
+
+    @property
+    def success(self) -> bool:
+        """It ended by itself with exit code 0."""
+        return self.exit_code == 0 and self.outcome is Outcome.EXITED
+
+
+@frozen
+class CommandResult:
+    """What one command produced and how it ended."""
+
+    stdout_bytes: bytes = field(repr=False)
+    """Standard output; at most `max_output` bytes, then head and tail with a line between them."""
+    stderr_bytes: bytes = field(repr=False)
+    exit_code: int
+    """The process' own exit code; ``-N`` if signal N killed it."""
+    outcome: Outcome
+    duration: float
+    """Seconds from spawn to exit, measured on the daemon."""
+    stdout_total: int
+    """Bytes written to standard output, kept or not."""
+    stderr_total: int
+    truncated: bool
+    """One of the streams was larger than `max_output`."""
+    pipes_held: bool
+    """A background child kept a pipe open past the drain grace; what it wrote later is lost."""
+    job_id: str
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text: UTF-8, undecodable bytes replaced. Decoded at each access."""
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text: UTF-8, undecodable bytes replaced. Decoded at each access."""
+        return self.stderr_bytes.decode("utf-8", "replace")
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal that killed the process (``"SIGTERM"``), or None."""
+        return signal_name(-self.exit_code) if self.exit_code < 0 else None
+
+    @property
+    def success(self) -> bool:
+        """It ended by itself with exit code 0."""
+        return self.exit_code == 0 and self.outcome is Outcome.EXITED
+
+    @property
+    def duration_ms(self) -> int:
+        """`duration` in whole milliseconds."""
+        return round(self.duration * 1000)
+
+
+class Collector:
+    """Keeps the first and the last half of `limit` bytes of a stream of any length."""
+
+    def __init__(self, limit: int) -> None:
+        self._head = bytearray()
+        self._head_limit = limit - limit // 2
+        self._tail: deque[bytearray] = deque()
+        self._tail_limit = limit // 2
+        self._tail_bytes = 0
+        self.total = 0
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes of the stream."""
+        self.total += len(chunk)
+        head_room = self._head_limit - len(self._head)
+        if head_room:
+            self._head += chunk[:head_room]
+            chunk = chunk[head_room:]
+        if not chunk:
+            return
+        # Pieces of at least _CHUNK: many tiny chunks cost no more than their bytes.
+        if self._tail and len(self._tail[-1]) < _CHUNK:
+            self._tail[-1] += chunk
+        else:
+            self._tail.append(bytearray(chunk))
+        self._tail_bytes += len(chunk)
+        while self._tail and self._tail_bytes - len(self._tail[0]) >= self._tail_limit:
+            self._tail_bytes -= len(self._tail.popleft())
+
+    @property
+    def truncated(self) -> bool:
+        """Something was left out."""
+        return self.total > len(self._head) + min(self._tail_bytes, self._tail_limit)
+
+    def result(self) -> bytes:
+        """What was kept; a line in the middle says how much was not."""
+        tail = b"".join(self._tail)
+        tail = tail[max(0, len(tail) - self._tail_limit) :]
+        omitted = self.total - len(self._head) - len(tail)
+        return bytes(self._head) + (_OMITTED % omitted if omitted else b"") + tail

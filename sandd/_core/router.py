@@ -1,0 +1,296 @@
+"""The router between clients and daemons: forwards frames verbatim, under another channel number.
+
+Sans-IO. Every link has a `Scheduler`; `receive` puts frames into those of other links and marks them
+dirty, and the shell sends what they hold. Offsets, acks and credit run end to end, so the router
+keeps no stream state at all: per link and channel it holds a queue, bounded by the receiver's credit.
+
+Nothing is queued for a daemon that isn't live: the client gets `Away` and attaches again later.
+The one thing kept for it is an `End`: the owner left, so the job must not outlive that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final
+
+from attrs import define, field
+
+from sandd import wire
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.scheduler import Scheduler
+from sandd.wire import DaemonState, EncodedFrame, Frame, FrameType, RefusedCode, Stream
+
+MAX_END_INTENTS: Final = 10_000
+"""Ends kept for daemons that are away; beyond it the oldest is dropped, and the job's lease ends it."""
+
+MAX_ENDS_UNDER_WAY: Final = 1024
+"""Ends remembered per daemon link, to be said again after a cut; saying one twice is harmless."""
+
+
+class RelayQueue:
+    """Frames under way to one channel of one link; a `Source` for its scheduler."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._urgent: deque[EncodedFrame] = deque()
+        self._bulk: deque[EncodedFrame] = deque()
+
+    def put(self, frame: Frame, data: wire.Data) -> None:
+        """Take a stream's frame; the order within the stream is kept."""
+        queue = self._urgent if data.stream in wire.MESSAGE_STREAMS else self._bulk
+        queue.append(wire.readdress(self.number, frame))
+
+    def next_urgent(self) -> EncodedFrame | None:
+        """See `Source`."""
+        return self._urgent.popleft() if self._urgent else None
+
+    def next_bulk(self, limit: int) -> EncodedFrame | None:
+        """See `Source`; frames are passed on whole, whatever `limit` says."""
+        return self._bulk.popleft() if self._bulk else None
+
+
+@define(eq=False)
+class RouterLink:
+    """One link of the router: to a daemon, or to a client."""
+
+    dirty: set[RouterLink]
+    """The router's set of links for which something was scheduled since the shell last looked."""
+    scheduler: Scheduler = field(factory=Scheduler)
+    routes: dict[int, Route] = field(factory=dict)
+    last_channel: int = 0
+
+    def control(self, channel: int, message: wire.Control) -> None:
+        """Queue a control message."""
+        self.schedule(wire.encode_control(channel, message))
+
+    def schedule(self, frame: EncodedFrame) -> None:
+        """Queue a control frame."""
+        self.scheduler.control(frame)
+        self.dirty.add(self)
+
+
+@define(eq=False)
+class ClientLink(RouterLink):
+    """A link to a client; everything it asks for is asked in this name."""
+
+    tenant: str = "default"
+    principal: str = ""
+
+
+@define(eq=False)
+class DaemonLink(RouterLink):
+    """A link to a live daemon."""
+
+    daemon_id: str = ""
+    instance: str = ""
+    ends: deque[wire.End] = field(factory=lambda: deque(maxlen=MAX_ENDS_UNDER_WAY))
+    """The latest Ends sent on it: should it break, they may not have arrived."""
+
+
+@define(eq=False)
+class Route:
+    """One client's channel joined to one daemon's."""
+
+    client: ClientLink
+    to_client: RelayQueue
+    daemon: DaemonLink
+    to_daemon: RelayQueue
+
+
+class Router:
+    """Joins channels of client links to channels of daemon links."""
+
+    def __init__(self) -> None:
+        self.clients: set[ClientLink] = set()
+        self.daemons: dict[str, DaemonLink] = {}
+        self.dirty: set[RouterLink] = set()
+        """Links for which something was scheduled; the shell empties it."""
+        self._status: dict[str, wire.DaemonStatus] = {}
+        self._ends: OrderedDict[tuple[str, str, str], wire.End] = OrderedDict()
+
+    # -- links come and go
+
+    def add_client(self, *, tenant: str = "default", principal: str = "") -> ClientLink:
+        """A client is connected; it is told of every daemon."""
+        link = ClientLink(self.dirty, tenant=tenant, principal=principal)
+        self.clients.add(link)
+        for status in self._status.values():
+            link.control(0, status)
+        return link
+
+    def remove_client(self, link: ClientLink) -> None:
+        """The client's link is gone: its channels are detached, its jobs go on."""
+        self.clients.discard(link)
+        self.dirty.discard(link)
+        for route in list(link.routes.values()):
+            self._unjoin(route)
+            route.daemon.control(route.to_daemon.number, wire.Detach())
+
+    def add_daemon(self, daemon_id: str, instance: str) -> DaemonLink:
+        """A daemon is live on a new link; one it had before is superseded, nothing late from that counts."""
+        link = DaemonLink(self.dirty, daemon_id=daemon_id, instance=instance)
+        previous = self.daemons.get(link.daemon_id)
+        if previous is not None:
+            self.remove_daemon(previous, DaemonState.AWAY)
+        self.daemons[link.daemon_id] = link
+        for key in [key for key in self._ends if key[0] == link.daemon_id]:
+            self._send_end(link, self._ends.pop(key))
+        self._announce(wire.DaemonStatus(link.daemon_id, DaemonState.ONLINE, link.instance))
+        return link
+
+    def remove_daemon(self, link: DaemonLink, state: DaemonState) -> None:
+        """The daemon's link is gone: its clients wait (AWAY) or learn that it won't return (GONE)."""
+        if self.daemons.get(link.daemon_id) is not link:
+            return  # superseded before: that was the moment
+        del self.daemons[link.daemon_id]
+        self.dirty.discard(link)
+        if state is DaemonState.AWAY:
+            for end in link.ends:
+                self._keep(end)
+        for route in list(link.routes.values()):
+            self._unjoin(route)
+            route.client.control(route.to_client.number, wire.Away())
+        self._announce(wire.DaemonStatus(link.daemon_id, state, link.instance))
+
+    def daemon_gone(self, daemon_id: str) -> None:
+        """An absent daemon is given up for good."""
+        status = self._status.get(daemon_id)
+        if status is not None and status.state is DaemonState.AWAY:
+            self._announce(wire.DaemonStatus(daemon_id, DaemonState.GONE, status.instance))
+
+    def _announce(self, status: wire.DaemonStatus) -> None:
+        self._status[status.daemon_id] = status
+        for client in self.clients:
+            client.control(0, status)
+
+    def forget_daemon(self, daemon_id: str) -> None:
+        """Nobody asks for this daemon any more: keep nothing of it."""
+        self._status.pop(daemon_id, None)
+        for key in [key for key in self._ends if key[0] == daemon_id]:
+            del self._ends[key]
+
+    # -- frames
+
+    def receive(self, link: RouterLink, frame: Frame) -> None:
+        """Take one frame from a link; RemoteProtocolError closes that link and touches no other."""
+        if isinstance(link, ClientLink):
+            self._from_client(link, frame)
+        elif isinstance(link, DaemonLink):
+            self._from_daemon(link, frame)
+        else:
+            raise LocalProtocolError("a router's link is a client's or a daemon's")
+
+    def _from_client(self, link: ClientLink, frame: Frame) -> None:
+        if frame.type is not FrameType.CONTROL:
+            route = self._route(link, frame)
+            if route is not None:
+                data = wire.decode_data(frame)
+                if data.stream not in wire.TO_DAEMON:
+                    raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
+                self._forward(route.daemon, route.to_daemon, frame, data)
+            return
+        message = wire.decode_control(frame)
+        match message:
+            case wire.Attach():
+                self._attach(link, frame.channel, message)
+            case wire.End():
+                self._end(link, message)
+            case wire.Window() | wire.Detach():
+                route = self._route(link, frame)
+                if route is None:
+                    return
+                if isinstance(message, wire.Detach):
+                    self._unjoin(route)
+                route.daemon.schedule(wire.readdress(route.to_daemon.number, frame))
+            case wire.Unknown():
+                pass
+            case _:
+                raise RemoteProtocolError(f"{type(message).__name__} is not for a client to send")
+
+    def _from_daemon(self, link: DaemonLink, frame: Frame) -> None:
+        route = self._route(link, frame)
+        if frame.type is not FrameType.CONTROL:
+            if route is not None:
+                data = wire.decode_data(frame)
+                if data.stream not in wire.TO_CLIENT:
+                    raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
+                self._forward(route.client, route.to_client, frame, data)
+            return
+        message = wire.decode_control(frame)
+        if not isinstance(message, wire.Attached | wire.Refused | wire.Taken | wire.Window | wire.Unknown):
+            raise RemoteProtocolError(f"{type(message).__name__} is not for a daemon to send")
+        if route is None:
+            return
+        if isinstance(message, wire.Refused | wire.Taken):
+            self._unjoin(route)
+        route.client.schedule(wire.readdress(route.to_client.number, frame))
+
+    def _route(self, link: RouterLink, frame: Frame) -> Route | None:
+        """None: that channel was closed, and this frame was under way; it is no error."""
+        if not 0 < frame.channel <= link.last_channel:
+            raise RemoteProtocolError(f"frame for channel {frame.channel}, which was never opened")
+        return link.routes.get(frame.channel)
+
+    def _forward(self, link: RouterLink, queue: RelayQueue, frame: Frame, data: wire.Data) -> None:
+        queue.put(frame, data)
+        link.scheduler.activate(queue)
+        link.dirty.add(link)
+
+    def _attach(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        if number <= link.last_channel:
+            raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
+        link.last_channel = number
+        daemon = self.daemons.get(message.daemon_id)
+        if daemon is None:
+            if message.daemon_id in self._status:
+                link.control(number, wire.Away())
+            else:
+                link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+            return
+        daemon.last_channel += 1
+        route = Route(link, RelayQueue(number), daemon, RelayQueue(daemon.last_channel))
+        link.routes[number] = route
+        daemon.routes[daemon.last_channel] = route
+        stamped = _stamp(message, link)
+        daemon.control(daemon.last_channel, stamped)
+
+    def _end(self, link: ClientLink, message: wire.End) -> None:
+        stamped = wire.End(message.daemon_id, message.job_id, message.grace, link.tenant)
+        daemon = self.daemons.get(message.daemon_id)
+        if daemon is not None:
+            self._send_end(daemon, stamped)
+        elif message.daemon_id in self._status:
+            self._keep(stamped)
+
+    def _send_end(self, daemon: DaemonLink, message: wire.End) -> None:
+        daemon.control(0, message)
+        daemon.ends.append(message)
+
+    def _keep(self, end: wire.End) -> None:
+        self._ends[end.daemon_id, end.tenant, end.job_id] = end
+        if len(self._ends) > MAX_END_INTENTS:
+            self._ends.popitem(last=False)
+
+    def _unjoin(self, route: Route) -> None:
+        route.client.routes.pop(route.to_client.number, None)
+        route.client.scheduler.discard(route.to_client)
+        route.daemon.routes.pop(route.to_daemon.number, None)
+        route.daemon.scheduler.discard(route.to_daemon)
+
+
+def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
+    """The Attach in the name the link was authenticated for, whatever the client put there."""
+    return wire.Attach(
+        daemon_id=message.daemon_id,
+        job_id=message.job_id,
+        client=message.client,
+        cursors=message.cursors,
+        spec=message.spec,
+        instance=message.instance,
+        role=message.role,
+        takeover=message.takeover,
+        generation=message.generation,
+        settled=message.settled,
+        tenant=link.tenant,
+        principal=link.principal,
+    )

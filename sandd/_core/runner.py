@@ -1,0 +1,387 @@
+"""Runs the jobs of a daemon: between the job table, which knows the protocol, and the process host.
+
+Each job is one task with a nursery of its own: a pump for each pipe, and whatever kills it. A job's
+failure ends that job and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from sandd import wire
+from sandd._core._errors import SpawnFailed
+from sandd._core.jobs import DaemonLink, Effect, Effects, Job, JobTable
+from sandd._core.logs import get_logger
+from sandd._core.processes import Child, ChildLost, ProcessHost, SpawnRequest
+from sandd.wire import FailedCode, JobState, Outcome, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandd._core.pump import Pump
+
+log = get_logger("jobs")
+
+DRAIN_SECONDS: Final = 1.0
+"""After the exit, how long a pipe that somebody else holds open may stay silent before we stop reading."""
+DRAIN_BYTES: Final = 1 * wire.MIB
+"""After the exit, how much is read beyond the ring: the most that a pipe can hold."""
+READ_BYTES: Final = 128 * wire.KIB
+"""One read from a pipe: one data frame."""
+TICK_SECONDS: Final = 1.0
+"""How often leases are counted."""
+
+
+@define(eq=False)
+class RunningJob:
+    """The shell's side of a job: what its tasks wait for."""
+
+    job: Job
+    child: Child | None = None
+    nursery: trio.Nursery | None = None
+    queue_scope: trio.CancelScope = field(factory=trio.CancelScope)
+    """Cancelled when the job is ended before it has a process."""
+    input_ready: trio.Event = field(factory=trio.Event)
+    room_ready: trio.Event = field(factory=trio.Event)
+    exited_at: float | None = None
+    last_output: float = 0.0
+
+
+class JobRunner:
+    """All running jobs of a daemon. Its nursery owns their tasks."""
+
+    def __init__(self, table: JobTable, host: ProcessHost, nursery: trio.Nursery, *, max_running: int) -> None:
+        self._table = table
+        self._host = host
+        self._nursery = nursery
+        self._slots = trio.CapacityLimiter(max_running)
+        self._running: dict[Job, RunningJob] = {}
+        self._pumps: dict[DaemonLink, Pump] = {}
+
+    # -- links
+
+    def add_link(self, link: DaemonLink, pump: Pump) -> None:
+        """Frames for this link go out by this pump."""
+        self._pumps[link] = pump
+
+    def remove_link(self, link: DaemonLink) -> None:
+        """The link is gone."""
+        self._pumps.pop(link, None)
+        self.act(self._table.close_link(link, trio.current_time()))
+
+    def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
+        """Take a frame from the link."""
+        effects = self._table.receive(link, frame, trio.current_time())
+        if effects:
+            self.act(effects)
+
+    def flush(self) -> None:
+        """Wake the writers of links that have something to send."""
+        for link, pump in self._pumps.items():
+            if link.dirty or link.scheduler.pending:
+                link.dirty = False
+                pump.wake()
+
+    # -- effects
+
+    def act(self, effects: Effects) -> None:
+        """Do what the job table asks for."""
+        for job, effect in effects:
+            running = self._running.get(job)
+            match effect:
+                case Effect.START:
+                    self._running[job] = RunningJob(job)
+                    self._nursery.start_soon(self._run, self._running[job])
+                case _ if running is None:
+                    pass  # ended already
+                case Effect.OPS:
+                    self._apply_ops(running)
+                case Effect.INPUT:
+                    running.input_ready.set()
+                case Effect.ROOM:
+                    running.room_ready.set()
+                case Effect.END:
+                    self._end(running)
+                case Effect.FORGOTTEN:
+                    pass
+        self.flush()
+
+    def _end(self, running: RunningJob) -> None:
+        if running.child is None or running.nursery is None:
+            running.queue_scope.cancel()
+        else:
+            running.nursery.start_soon(_kill, running.child, running.job.end_grace)
+
+    def _apply_ops(self, running: RunningJob) -> None:
+        if running.child is None:
+            return  # they wait in the job until there is a process
+        while (op := running.job.next_op()) is not None:
+            if isinstance(op, wire.Signal):
+                number = getattr(signal, f"SIG{op.name}", None)
+                if isinstance(number, signal.Signals):
+                    running.child.signal(number)
+                else:
+                    log.warning("signal_refused", job=running.job.key[1], name=op.name)
+
+    async def count_leases(self) -> None:
+        """Let leases and retention run; for as long as the daemon lives."""
+        while True:
+            self.act(self._table.tick(trio.current_time()))
+            await trio.sleep(TICK_SECONDS)
+
+    async def end_all(self, grace: float) -> None:
+        """Kill every job and wait until each has told its end. Bounded by the graces; bound it anyway."""
+        for job in list(self._running):
+            self.act(self._table.stop(job, Outcome.CANCELLED, grace))
+        while self._running:
+            await trio.sleep(0.01)
+
+    # -- one job
+
+    async def _run(self, running: RunningJob) -> None:
+        job = running.job
+        try:
+            await self._run_in_turn(running)
+        except Exception as error:  # a defect of ours must cost this job alone
+            log.exception("job_crashed", job=job.key[1])
+            if running.child is not None:
+                await running.child.kill(grace=0)
+            if job.state is not JobState.ENDED:
+                job.failed(FailedCode.LOST, f"the daemon failed to supervise it: {error!r}")
+        finally:
+            del self._running[job]
+            self.act(self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else [])
+
+    async def _run_in_turn(self, running: RunningJob) -> None:
+        job = running.job
+        child = None
+        acquired = False
+        try:
+            with running.queue_scope:
+                await self._slots.acquire_on_behalf_of(job)
+                acquired = True
+                child = await self._spawn(job)
+            if child is None:
+                if job.state is not JobState.ENDED:
+                    job.failed(FailedCode.CANCELLED, "the job was ended before it was started")
+                return
+            await self._supervise(running, child)
+        finally:
+            if acquired:
+                self._slots.release_on_behalf_of(job)
+
+    async def _spawn(self, job: Job) -> Child | None:
+        """The started child, or None after the job was told why there is none."""
+        try:
+            return await self._host.spawn(spawn_request(job, self._table.instance))
+        except SpawnFailed as error:
+            name = None if error.filename is None else os.fsencode(error.filename)
+            job.failed(FailedCode.SPAWN, error.strerror or "", errno=error.errno or 0, filename=name)
+        except ChildLost as error:
+            job.failed(FailedCode.LOST, str(error))
+        return None
+
+    async def _supervise(self, running: RunningJob, child: Child) -> None:
+        job = running.job
+        running.child = child
+        started_at = running.last_output = trio.current_time()
+        job.started(child.pid)
+        self.flush()
+        pipes_held = False
+        status = None
+        lost = ""
+        try:
+            async with trio.open_nursery() as nursery:
+                running.nursery = nursery
+                pumps = _Countdown(1 if child.stderr is None else 2)
+                nursery.start_soon(self._pump_output, running, Stream.OUTPUT, child.stdout, pumps)
+                if child.stderr is None:
+                    job.finish(Stream.ERROR)
+                else:
+                    nursery.start_soon(self._pump_output, running, Stream.ERROR, child.stderr, pumps)
+                if child.stdin is not None:
+                    nursery.start_soon(self._pump_input, running, child.stdin)
+                if job.spec.timeout is not None or job.spec.idle_timeout is not None:
+                    nursery.start_soon(self._enforce_timeouts, running, started_at)
+                self._apply_ops(running)
+                if job.end_outcome is not None:
+                    self._end(running)
+                try:
+                    status = await child.wait_exited()
+                except ChildLost as error:
+                    lost = str(error)
+                running.exited_at = trio.current_time()
+                job.make_room(DRAIN_BYTES)
+                running.room_ready.set()
+                pipes_held = not await pumps.wait(running)
+                nursery.cancel_scope.cancel()
+        finally:
+            running.nursery = None
+            # Killed here means the daemon itself is being stopped: its process host ends every tree.
+            await _close_pipes(child)
+        if status is None:
+            job.failed(FailedCode.LOST, lost)
+            return
+        await child.release(sweep=not job.detached or job.end_outcome is not None)
+        outcome = job.end_outcome or (Outcome.EXITED if status.signal is None else Outcome.SIGNALED)
+        seconds = running.exited_at - started_at
+        job.exited(
+            code=status.code, signal=status.signal, outcome=outcome, seconds=seconds, pipes_held=pipes_held
+        )
+
+    async def _pump_output(
+        self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream, pumps: _Countdown
+    ) -> None:
+        job = running.job
+        while True:
+            room = job.room(stream)
+            if room == 0:
+                # Both pumps wait on one event: an unset one must stay the one that will be set.
+                if running.room_ready.is_set():
+                    running.room_ready = trio.Event()
+                await running.room_ready.wait()
+                continue
+            try:
+                chunk = await pipe.receive_some(min(room, READ_BYTES))
+            except trio.BrokenResourceError:
+                chunk = b""
+            if not chunk:
+                break
+            running.last_output = trio.current_time()
+            pumps.progressed(len(chunk), running.last_output)
+            job.write(stream, chunk)
+            self.flush()
+        job.finish(stream)
+        self.flush()
+        pumps.done()
+
+    async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
+        job = running.job
+        broken = False
+        while not job.input.at_end:
+            chunk = job.take_input(READ_BYTES)
+            if not chunk:
+                running.input_ready = trio.Event()
+                await running.input_ready.wait()
+                continue
+            self.flush()  # credit for what was taken
+            if not broken:
+                try:
+                    await pipe.send_all(chunk)
+                except trio.BrokenResourceError:
+                    broken = True  # the child reads no more; that's its right, and no error
+        await pipe.aclose()
+
+    async def _enforce_timeouts(self, running: RunningJob, started_at: float) -> None:
+        spec = running.job.spec
+        while True:
+            now = trio.current_time()
+            deadline = started_at + spec.timeout if spec.timeout is not None else float("inf")
+            if spec.idle_timeout is not None:
+                deadline = min(deadline, running.last_output + spec.idle_timeout)
+            if running.exited_at is not None:
+                return
+            if now >= deadline:
+                self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
+                return
+            await trio.sleep_until(deadline)
+
+
+class _Countdown:
+    """Waits for the output pumps after the exit: to their end, or until the pipes are somebody else's."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._bytes = 0
+        self._last_progress = 0.0
+        self._changed = trio.Event()
+
+    def progressed(self, size: int, now: float) -> None:
+        self._bytes += size
+        self._last_progress = now
+
+    def done(self) -> None:
+        self._count -= 1
+        self._changed.set()
+
+    async def wait(self, running: RunningJob) -> bool:
+        """True once all pumps are at the end of their pipe; False when another process holds one open."""
+        exited_at = running.exited_at or 0.0
+        before = self._bytes
+        while self._count:
+            now = trio.current_time()
+            # Quiet for the whole grace; or past the grace, and more than the exited process can have left.
+            quiet_until = max(exited_at, self._last_progress) + DRAIN_SECONDS
+            if now >= quiet_until or (now >= exited_at + DRAIN_SECONDS and self._bytes - before > DRAIN_BYTES):
+                return False
+            self._changed = trio.Event()
+            with trio.move_on_at(min(quiet_until, now + DRAIN_SECONDS)):
+                await self._changed.wait()
+        return True
+
+
+async def _kill(child: Child, grace: float) -> None:
+    await child.kill(grace=grace)
+
+
+async def _close_pipes(child: Child) -> None:
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe is not None:
+            await trio.aclose_forcefully(pipe)
+
+
+# ---- what to spawn -------------------------------------------------------------------------------
+
+
+def spawn_request(job: Job, instance: str) -> SpawnRequest:
+    """The process host's view of a job's spec: shell resolved, environment complete."""
+    spec = job.spec
+    marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
+    environment = dict(base_environment())
+    if spec.user is not None:
+        environment |= _user_environment(spec.user)
+    environment |= spec.env
+    environment[b"SANDD_JOB"] = marker
+    return SpawnRequest(
+        argv=shell_argv(spec.argv[0]) if spec.shell else spec.argv,
+        env=environment,
+        marker=marker,
+        cwd=spec.cwd,
+        user=spec.user,
+        stdin=spec.stdin,
+        merge_stderr=spec.merge_stderr,
+    )
+
+
+def shell_argv(text: bytes) -> tuple[bytes, ...]:
+    """The command line that has this machine's shell run `text`."""
+    if sys.platform == "win32":
+        return (os.environ.get("COMSPEC", "cmd.exe").encode(), b"/d", b"/c", text)
+    return (b"/bin/sh", b"-c", text)
+
+
+@functools.cache
+def base_environment() -> Mapping[bytes, bytes]:
+    """The daemon's environment as its children get it: without what configures the daemon, secrets included."""
+    return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items() if not k.startswith("SANDD_")}
+
+
+def _user_environment(user: str) -> dict[bytes, bytes]:
+    """What a login would set; an unknown user is the process host's to refuse."""
+    if sys.platform == "win32":
+        return {}
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        return {}
+    values = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name, "SHELL": entry.pw_shell}
+    return {key.encode(): os.fsencode(value) for key, value in values.items()}

@@ -1,0 +1,107 @@
+"""The writer's scheduler: decides what goes into the next WebSocket message of one connection.
+
+Sources are *pulled*: a source that has something says so with `activate`, and is asked for frames
+only when the socket can take them. So a connection queues control frames and nothing else, and
+bulk data never stands between a keystroke and the socket.
+
+Order: control frames; then one urgent frame from each source in turn (events, ops, windows: all of
+them bounded by small windows, so they can't starve the rest); then data, one frame a source in turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+from sandd import wire
+from sandd.wire import Buffer, EncodedFrame
+
+BATCH_BYTES: Final = 256 * wire.KIB
+"""A message is closed once it holds this much: about what the socket buffers anyway."""
+SHARED_FRAME_BYTES: Final = 32 * wire.KIB
+"""Data frame size while several sources are ready, so that each gets its turn soon."""
+MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
+"""Control bytes waiting for a peer that doesn't read; beyond it the connection is given up."""
+
+
+class Source(Protocol):
+    """Something that has frames to send over a connection."""
+
+    def next_urgent(self) -> EncodedFrame | None:
+        """The next small frame that shouldn't wait behind data; None when there is none."""
+
+    def next_bulk(self, limit: int) -> EncodedFrame | None:
+        """The next data frame, of at most `limit` bytes; None when there is none."""
+
+
+class Scheduler:
+    """What one connection sends next. Bounded: control by MAX_CONTROL_BACKLOG, the rest is pulled."""
+
+    def __init__(self) -> None:
+        self._control: deque[EncodedFrame] = deque()
+        self._control_bytes = 0
+        self.overrun = False
+        """The peer doesn't read, and too much waits for it: this connection must be given up."""
+        # dicts as ordered sets: a source stands in a ring at most once.
+        self._urgent: dict[Source, None] = {}
+        self._bulk: dict[Source, None] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether `next_message` may have something."""
+        return bool(self._control or self._urgent or self._bulk)
+
+    def control(self, frame: EncodedFrame) -> None:
+        """Queue a control frame, ahead of everything but earlier ones."""
+        self._control_bytes += len(frame[0]) + len(frame[1])
+        if self._control_bytes > MAX_CONTROL_BACKLOG:
+            self.overrun = True
+        if not self.overrun:
+            self._control.append(frame)
+
+    def activate(self, source: Source) -> None:
+        """The source may have something; it keeps its place if it already waits."""
+        self._urgent[source] = None
+        self._bulk[source] = None
+
+    def discard(self, source: Source) -> None:
+        """The source is gone; nothing of it is sent any more."""
+        self._urgent.pop(source, None)
+        self._bulk.pop(source, None)
+
+    def next_frames(self, max_bytes: int = BATCH_BYTES) -> list[EncodedFrame]:
+        """What to send next, in order: at least one frame if there is any, then up to about `max_bytes`."""
+        frames: list[EncodedFrame] = []
+        room = max_bytes
+        while self._control and room > 0:
+            frame = self._control.popleft()
+            self._control_bytes -= len(frame[0]) + len(frame[1])
+            room -= len(frame[0]) + len(frame[1])
+            frames.append(frame)
+        while self._urgent and room > 0:
+            source = next(iter(self._urgent))
+            del self._urgent[source]
+            urgent = source.next_urgent()
+            if urgent is not None:
+                self._urgent[source] = None  # to the back of the ring
+                room -= len(urgent[0]) + len(urgent[1])
+                frames.append(urgent)
+        while self._bulk and room > 0:
+            source = next(iter(self._bulk))
+            del self._bulk[source]
+            bulk = source.next_bulk(SHARED_FRAME_BYTES if self._bulk else wire.MAX_DATA_BYTES)
+            if bulk is not None:
+                self._bulk[source] = None
+                room -= len(bulk[0]) + len(bulk[1])
+                frames.append(bulk)
+        return frames
+
+    def next_message(self) -> bytes | None:
+        """The next WebSocket message, or None when there is nothing to send."""
+        frames = self.next_frames()
+        if not frames:
+            return None
+        parts: list[Buffer] = []
+        for frame in frames:
+            parts += frame
+        return b"".join(parts)

@@ -1,0 +1,122 @@
+"""The daemon's state directory: its lock, and what survives a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from attrs import define
+
+from sandd._core._errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK_NAME = "lock"
+ID_NAME = "daemon-id"
+
+
+@define
+class StateDirectory:
+    """A directory of one daemon's own; held by a lock while the daemon lives."""
+
+    path: Path
+    temporary: bool = False
+    """Made for this process, because nobody asked for a lasting one that could be had."""
+
+
+@contextlib.contextmanager
+def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirectory]:
+    """Lock the state directory `chosen`; without one, a directory for `name` below the user's state home.
+
+    ConfigurationError if a chosen one can't be used, or another process has it. A default one that
+    can't be had is no reason not to run: a temporary one takes its place.
+    """
+    with contextlib.ExitStack() as stack:
+        if chosen is not None:
+            try:
+                lock = _lock(chosen)
+            except OSError as error:
+                raise ConfigurationError(f"can't use the state directory {chosen}: {error}") from error
+            if lock is None:
+                raise ConfigurationError(
+                    f"the state directory {chosen} belongs to another running daemon; give this one its own (--state-dir)"
+                )
+            stack.enter_context(lock)
+            yield StateDirectory(chosen)
+            return
+        with contextlib.suppress(OSError):
+            default = state_home() / "daemons" / name
+            lock = _lock(default)
+            if lock is not None:
+                stack.enter_context(lock)
+                yield StateDirectory(default)
+                return
+        path = Path(tempfile.mkdtemp(prefix="sandd-"))
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        yield StateDirectory(path, temporary=True)
+
+
+def state_home() -> Path:
+    """Where this user's programs keep state: ``$XDG_STATE_HOME/sandd`` and its like."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        return (Path(base) if base else Path.home() / "AppData" / "Local") / "sandd"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "sandd"
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "sandd"
+
+
+def default_daemon_id(chosen: Path | None) -> str:
+    """The host's name and a random suffix, the same after a restart if the directory can be written."""
+    host = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in socket.gethostname())
+    fresh = f"{(host.strip('._-') or 'daemon')[:100]}-{secrets.token_hex(3)}"
+    with contextlib.suppress(OSError):
+        directory = chosen if chosen is not None else state_home()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = directory / ID_NAME
+        # Exclusive creation: of two daemons that start at once, one makes the id and both use it.
+        with contextlib.suppress(FileExistsError):
+            _write_new(path, fresh)
+        return path.read_text(encoding="utf-8").strip() or fresh
+    return fresh
+
+
+def _write_new(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        if sys.platform == "win32":
+            temporary.rename(path)
+        else:
+            path.hardlink_to(temporary)  # whole, or not at all: rename would replace another's
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _lock(directory: Path) -> IO[str] | None:
+    """The open lock file, or None if another process holds it. OSError if the directory can't be used."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = (directory / LOCK_NAME).open("a+", encoding="utf-8")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

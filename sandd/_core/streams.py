@@ -1,0 +1,364 @@
+"""Streams: logs addressed by absolute offsets, and the cursors that carry them over a channel.
+
+A stream has a sender and a receiver. On each side one object belongs to the *job* and lives as long
+as it does, and one belongs to the *channel* and ends with its connection:
+
+    =========  ==========================  =================================
+    side       job owns (never decreases)  channel owns (never decreases)
+    =========  ==========================  =================================
+    sender     `SendLog`: base floor end   `SendCursor`: sent, ack, credit
+    receiver   `ReceiveLog`: received,     `ReceiveWindow`: ack, credit
+               consumed
+    =========  ==========================  =================================
+
+A first delivery, a resume after a cut and a replay are one thing: a new cursor at some offset.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Final
+
+from attrs import define, frozen
+
+from sandd import wire
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd.wire import Buffer, Data, EncodedFrame, Stream
+
+RING_BYTES: Final = 256 * wire.KIB
+"""Unacknowledged bytes a sender holds per stream before its source has to wait."""
+WINDOW_BYTES: Final = 1 * wire.MIB
+"""Bytes a receiver grants per stream beyond what its application has consumed."""
+
+
+# ---- sender ------------------------------------------------------------------------------------
+
+
+class SendLog(ABC):
+    """The sender's part of a stream: every unit from `base` to `end`; below `floor` the owner has all.
+
+    Invariant: ``base <= floor <= end``, none ever decreases, and with `dropping` off nothing at or
+    above the floor is freed.
+    """
+
+    def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False) -> None:
+        self.capacity = capacity
+        """Units above the floor that may be held; None: whatever the caller appends (it owns the memory)."""
+        self.retain = retain
+        """Units kept below the floor, for those who attach later."""
+        self.dropping = dropping
+        """When full, drop the oldest instead of having no room."""
+        self.base = 0
+        self.floor = 0
+        self.end = 0
+        self.final = False
+        """The stream ends at `end`: nothing will be appended any more."""
+
+    @property
+    def room(self) -> int:
+        """Units that may be appended now."""
+        if self.capacity is None:
+            return wire.MAX_OFFSET - self.end
+        if self.dropping:
+            return self.capacity
+        return max(0, self.capacity - (self.end - self.floor))
+
+    def finish(self) -> None:
+        """Fix the final offset at what has been appended so far."""
+        self.final = True
+
+    def acknowledge(self, offset: int) -> None:
+        """The owner has everything below `offset`; what `retain` doesn't cover is freed."""
+        if offset > self.end:
+            raise RemoteProtocolError(f"ack {offset} is beyond the end {self.end}")
+        self.floor = max(self.floor, offset)
+        self._free(self.floor - self.retain)
+
+    def _extend(self, units: int) -> None:
+        if self.final:
+            raise LocalProtocolError("append to a finished stream")
+        if units > self.room:
+            raise LocalProtocolError(f"append of {units} where there is room for {self.room}")
+        self.end += units
+        if self.dropping and self.capacity is not None:
+            self.floor = max(self.floor, self.end - self.capacity)
+            self._free(self.floor - self.retain)
+
+    def _free(self, offset: int) -> None:
+        if offset > self.base:
+            self._discard(offset - self.base)
+            self.base = offset
+
+    @abstractmethod
+    def _discard(self, units: int) -> None:
+        """Forget the oldest `units`."""
+
+    @abstractmethod
+    def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
+        """(payload, units) of one frame from `offset` (base <= offset < end), of at most `limit` units."""
+
+
+class ByteSendLog(SendLog):
+    """A log of bytes in one ring; freeing its front is cheap."""
+
+    def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False) -> None:
+        super().__init__(capacity=capacity, retain=retain, dropping=dropping)
+        self._bytes = bytearray()
+
+    def append(self, data: Buffer) -> None:
+        """Add bytes at the end; at most `room` of them."""
+        if self.dropping and self.capacity is not None and len(data) > self.capacity:
+            raise LocalProtocolError("append of more than the capacity")
+        self._bytes += data
+        self._extend(len(data))
+
+    def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
+        start = offset - self.base
+        with memoryview(self._bytes) as view:
+            chunk = bytes(view[start : start + limit])
+        return chunk, len(chunk)
+
+    def _discard(self, units: int) -> None:
+        del self._bytes[:units]
+
+
+class MessageSendLog(SendLog):
+    """A log of messages; each counts one."""
+
+    def __init__(self, *, capacity: int | None = wire.MESSAGE_WINDOW, retain: int = 0) -> None:
+        super().__init__(capacity=capacity, retain=retain)
+        self._messages: deque[bytes] = deque()
+
+    def append(self, message: bytes) -> None:
+        """Add one message at the end."""
+        self._messages.append(message)
+        self._extend(1)
+
+    def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
+        return self._messages[offset - self.base], 1
+
+    def _discard(self, units: int) -> None:
+        for _ in range(units):
+            self._messages.popleft()
+
+
+@define
+class SendCursor:
+    """A log's way over one channel. Invariant: ``ack <= sent <= min(end, max_offset)``."""
+
+    stream: Stream
+    log: SendLog
+    sent: int
+    max_offset: int
+    ack: int = 0
+    final_sent: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether `next_frame` has something."""
+        log = self.log
+        return (
+            self.sent < log.base
+            or self.sent < min(log.end, self.max_offset)
+            or (log.final and self.sent == log.end and not self.final_sent)
+        )
+
+    def next_frame(self, channel: int, limit: int) -> EncodedFrame | None:
+        """The next frame in order, with at most `limit` units; None when there is nothing or no credit."""
+        log = self.log
+        if self.sent < log.base:
+            start, self.sent = self.sent, log.base
+            self.max_offset = max(self.max_offset, log.base)
+            return wire.encode_gap(channel, self.stream, start, log.base)
+        available = min(log.end, self.max_offset) - self.sent
+        if available > 0:
+            offset = self.sent
+            body, units = log.read(offset, min(limit, available))
+            self.sent += units
+            # A message's frame never carries the FIN, so that one frame is exactly one message.
+            final = log.final and self.sent == log.end and self.stream not in wire.MESSAGE_STREAMS
+            self.final_sent = final
+            return wire.encode_data(channel, self.stream, offset, body, final=final)
+        if log.final and self.sent == log.end and not self.final_sent:
+            self.final_sent = True
+            return wire.encode_data(channel, self.stream, self.sent, b"", final=True)
+        return None
+
+    def on_window(self, ack: int, max_offset: int) -> None:
+        """Take the receiver's ack and credit; RemoteProtocolError if either breaks the rules."""
+        if ack > self.sent:
+            raise RemoteProtocolError(f"ack {ack} of {self.stream.name} is beyond what was sent ({self.sent})")
+        if ack < self.ack or max_offset < self.max_offset:
+            raise RemoteProtocolError(f"ack or credit of {self.stream.name} went down")
+        self.ack = ack
+        self.max_offset = max_offset
+
+
+# ---- receiver ----------------------------------------------------------------------------------
+
+
+@frozen
+class Gap:
+    """Units ``start`` to ``end`` that the sender had dropped."""
+
+    start: int
+    end: int
+
+
+class ReceiveLog(ABC):
+    """The receiver's part of a stream: what has arrived (`received`) and been handed on (`consumed`)."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.received = start
+        self.consumed = start
+        self.final: int | None = None
+        """Offset at which the stream ends, once known."""
+
+    @property
+    def at_end(self) -> bool:
+        """Everything up to the final offset was consumed."""
+        return self.final is not None and self.consumed == self.final
+
+    @property
+    @abstractmethod
+    def readable(self) -> bool:
+        """Whether something waits to be taken."""
+
+    def accept(self, data: Data) -> None:
+        """Take one frame; RemoteProtocolError unless it continues the stream exactly."""
+        if self.final is not None:
+            raise RemoteProtocolError(f"{data.stream.name} goes on behind its end")
+        if data.offset != self.received:
+            raise RemoteProtocolError(
+                f"{data.stream.name} continues at {data.offset}, expected {self.received}"
+            )
+        if data.gap_end is not None:
+            self.received = data.gap_end
+            self._store_gap(Gap(data.offset, data.gap_end))
+            return
+        if len(data.body) or not data.final:
+            self.received += self._store(data.body)
+        if data.final:
+            self.final = self.received
+
+    @abstractmethod
+    def _store(self, body: memoryview) -> int: ...
+
+    @abstractmethod
+    def _store_gap(self, gap: Gap) -> None: ...
+
+
+class ByteReceiveLog(ReceiveLog):
+    """Received bytes and gaps, in order, until they are taken."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__(start)
+        self._segments: deque[bytearray | Gap] = deque()
+
+    @property
+    def readable(self) -> bool:
+        return bool(self._segments)
+
+    def take(self, limit: int) -> bytes | Gap:
+        """Up to `limit` bytes, or a gap met on the way; b"" when there is nothing now. Counts as consumed."""
+        if not self._segments:
+            return b""
+        first = self._segments[0]
+        if isinstance(first, Gap):
+            self._segments.popleft()
+            self.consumed = first.end
+            return first
+        if len(first) <= limit:
+            self._segments.popleft()
+            chunk = bytes(first)
+        else:
+            chunk = bytes(memoryview(first)[:limit])
+            del first[:limit]
+        self.consumed += len(chunk)
+        return chunk
+
+    def discard(self) -> None:
+        """Consume everything that has arrived, unread."""
+        self._segments.clear()
+        self.consumed = self.received
+
+    def _store(self, body: memoryview) -> int:
+        if self._segments and isinstance(last := self._segments[-1], bytearray):
+            last += body
+        elif len(body):
+            self._segments.append(bytearray(body))
+        return len(body)
+
+    def _store_gap(self, gap: Gap) -> None:
+        self._segments.append(gap)
+
+
+class MessageReceiveLog(ReceiveLog):
+    """Received messages until they are taken."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__(start)
+        self._messages: deque[bytes] = deque()
+
+    @property
+    def readable(self) -> bool:
+        return bool(self._messages)
+
+    def take(self) -> bytes | None:
+        """The next message, or None. Counts as consumed."""
+        if not self._messages:
+            return None
+        self.consumed += 1
+        return self._messages.popleft()
+
+    def _store(self, body: memoryview) -> int:
+        self._messages.append(bytes(body))
+        return 1
+
+    def _store_gap(self, gap: Gap) -> None:
+        raise RemoteProtocolError("a gap in a stream of messages")
+
+
+@define
+class ReceiveWindow:
+    """What this channel has granted and acknowledged. Invariant: ``received <= max_offset``."""
+
+    stream: Stream
+    log: ReceiveLog
+    window: int
+    """Units granted beyond what was consumed."""
+    max_offset: int
+    acked: int = 0
+
+    @classmethod
+    def open(cls, stream: Stream, log: ReceiveLog, window: int) -> ReceiveWindow:
+        """A window for a new channel: grants `window` units beyond what was consumed."""
+        return cls(stream, log, window, max(log.consumed + window, log.received), log.consumed)
+
+    def on_data(self, data: Data) -> None:
+        """Take one frame; RemoteProtocolError if it exceeds the credit or doesn't continue the stream."""
+        if data.gap_end is not None:
+            self.max_offset = max(self.max_offset, data.gap_end)
+        else:
+            units = 1 if self.stream in wire.MESSAGE_STREAMS else len(data.body)
+            if data.final and not len(data.body):
+                units = 0
+            if data.offset + units > self.max_offset:
+                raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.max_offset}")
+        self.log.accept(data)
+
+    @property
+    def update_due(self) -> bool:
+        """Whether enough was consumed to tell the sender."""
+        if self.log.at_end:
+            return False  # nothing more will come; the job's End acknowledges the rest
+        unacked = self.log.consumed - self.acked
+        threshold = self.window // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
+        return unacked >= min(threshold, self.window) > 0
+
+    def update(self) -> wire.StreamWindow:
+        """The ack and credit to send now."""
+        self.acked = self.log.consumed
+        self.max_offset = max(self.max_offset, self.log.consumed + self.window)
+        return wire.StreamWindow(self.stream, self.acked, self.max_offset)

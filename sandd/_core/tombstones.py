@@ -1,0 +1,107 @@
+"""Which job ids have been used up, so that a start which arrives late or twice never runs.
+
+Generated ids are ``<client>.<sequence>``. A client says in every Attach below which sequence all its
+ids are settled, so for it only a floor and the few ids above it are remembered. Ids chosen by users
+are remembered for a day.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from typing import Final
+
+from attrs import define, field
+
+KEEP_SECONDS: Final = 24 * 3600.0
+"""A user-chosen id can be used again after this long."""
+MAX_CHOSEN: Final = 100_000
+"""User-chosen ids remembered; while full, new ones are refused rather than old ones forgotten."""
+MAX_CLIENTS: Final = 10_000
+"""Clients remembered; the one unheard of for longest is forgotten first."""
+
+JobKey = tuple[str, str]
+"""(tenant, job id)."""
+
+_GENERATED: Final = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})")
+
+
+def generate(client: str, sequence: int) -> str:
+    """The job id a client generates: unique without asking anybody."""
+    return f"{client}.{sequence}"
+
+
+def parse(job_id: str) -> tuple[str, int] | None:
+    """(client, sequence) of a generated id, None for one that a user chose."""
+    match = _GENERATED.fullmatch(job_id)
+    return (match[1], int(match[2])) if match else None
+
+
+@define
+class _Client:
+    floor: int = 0
+    above: set[int] = field(factory=set)
+
+    def raise_floor(self, floor: int) -> None:
+        if floor > self.floor:
+            self.floor = floor
+            self.above = {sequence for sequence in self.above if sequence >= floor}
+
+
+class Tombstones:
+    """The used-up ids of one daemon instance."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[tuple[str, str], _Client] = OrderedDict()
+        self._chosen: OrderedDict[JobKey, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._chosen) + sum(len(client.above) for client in self._clients.values())
+
+    @property
+    def full(self) -> bool:
+        """No user-chosen id can be remembered any more, so none may start."""
+        return len(self._chosen) >= MAX_CHOSEN
+
+    def settle(self, tenant: str, client: str, floor: int) -> None:
+        """The client says: none of my generated ids below `floor` will ever be started."""
+        if floor:
+            self._client(tenant, client).raise_floor(floor)
+
+    def bury(self, key: JobKey, now: float) -> None:
+        """The id is used up from now on."""
+        generated = parse(key[1])
+        if generated is None:
+            self._expire(now)
+            self._chosen[key] = now
+            self._chosen.move_to_end(key)
+            return
+        client = self._client(key[0], generated[0])
+        if generated[1] >= client.floor:
+            client.above.add(generated[1])
+
+    def holds(self, key: JobKey, now: float) -> bool:
+        """Whether the id was used up."""
+        generated = parse(key[1])
+        if generated is None:
+            self._expire(now)
+            return key in self._chosen
+        client = self._clients.get((key[0], generated[0]))
+        return client is not None and (generated[1] < client.floor or generated[1] in client.above)
+
+    def _client(self, tenant: str, client: str) -> _Client:
+        record = self._clients.get((tenant, client))
+        if record is None:
+            record = self._clients[tenant, client] = _Client()
+            if len(self._clients) > MAX_CLIENTS:
+                self._clients.popitem(last=False)
+        else:
+            self._clients.move_to_end((tenant, client))
+        return record
+
+    def _expire(self, now: float) -> None:
+        while self._chosen:
+            key, buried = next(iter(self._chosen.items()))
+            if now - buried < KEEP_SECONDS:
+                return
+            del self._chosen[key]

@@ -1,0 +1,25 @@
+"""One WebSocket connection, dialled or accepted, that survives whatever its peer does.
+
+This package alone imports trio-websocket, wsproto and h11; nothing of theirs leaves it, so that
+another WebSocket library could take their place behind these four names. trio-websocket keeps what
+it is good at - the reader loop, the write lock, both handshakes - between two guards that it can't
+get around, because it reads and writes through nothing else:
+
+    _connection.py  Connection: what the rest of sandd sees, and what trio-websocket reads from
+        trio_websocket.WebSocketConnection
+    _protocol.py    GuardedProtocol: wsproto with limits; every event passes here (no I/O)
+        trio.SSLStream, for wss
+    _streams.py     MeteredStream: the socket, and when it last took a byte
+
+    _client.py      connect(): TCP, TLS and WebSocket handshake within one deadline
+    _server.py      serve(): the accept loop; each connection guarded by itself
+    _http.py        what the server answers to a request before, or instead of, a WebSocket
+
+One private name of trio-websocket is used, `WebSocketConnection._reader_task`; a test holds it.
+"""
+
+from sandd._core.transport._client import connect
+from sandd._core.transport._connection import Connection
+from sandd._core.transport._server import ListenAddress, serve
+
+__all__ = ["Connection", "ListenAddress", "connect", "serve"]

@@ -1,0 +1,388 @@
+"""`Connection`: one WebSocket connection that is open, and the tasks behind it.
+
+A connection's background runs in a task of its own, shielded from its owner's
+cancellation, so that the closing handshake can still happen; it ends when the connection does.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+import trio_websocket
+
+from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.logs import get_logger
+from sandd._core.transport._protocol import AGAIN, GuardedProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from wsproto.events import Request
+
+    from sandd._core.transport._streams import MeteredStream
+
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+"""Messages that arrived and nobody took, in bytes; beyond it we stop reading until half is taken.
+
+Credit keeps honest peers far below: it is what a router lets be outstanding on a link. So the
+reader is never held up by a consumer that is slow for a moment, pings are answered and a close is
+noticed; and a peer that ignores credit meets TCP's back-pressure, not the end of our memory.
+"""
+
+BREACH_TIMEOUT: Final = 1.0
+"""Seconds a peer that broke the rules gets to take the close frame that tells it which."""
+
+log = get_logger("transport")
+
+
+class _State(Enum):
+    OPENING = auto()  # the handshake isn't answered
+    OPEN = auto()
+    CLOSING = auto()  # our close frame is due, or gone; nothing more is sent
+    OVER = auto()  # the reader has ended, the socket is closed
+
+
+@final
+class Connection:
+    """A WebSocket connection; `connect` and `serve` make them.
+
+    One task may send while another receives. Whoever got the connection owns its end: leaving
+    `connect`, or returning from the handler, closes it.
+    """
+
+    remote: str
+    """``host:port`` of the peer."""
+    local: str
+    """``host:port`` on this side."""
+    is_loopback: bool
+    """The peer runs on this machine: its address is a loopback address."""
+    path: str
+    """The path of the request, without its query."""
+    headers: Mapping[str, str]
+    """The request's headers, server side: lower-case names, repeated ones joined by commas."""
+
+    def __init__(
+        self,
+        meter: MeteredStream,
+        stream: trio.abc.Stream,
+        protocol: GuardedProtocol,
+        *,
+        path: str,
+        request_target: str | None = None,
+        host: str | None = None,
+        subprotocol: str,
+        request_headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        self.remote = str(meter.remote)
+        self.local = str(meter.local)
+        self.is_loopback = meter.remote.is_loopback
+        self.path = path
+        headers: dict[str, str] = {}
+        if not protocol.client:
+            for raw_name, raw_value in request_headers:
+                name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+                headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        self.headers = MappingProxyType(headers)
+
+        self._state = _State.OPENING
+        self._meter = meter
+        self._protocol = protocol
+        self._websocket = trio_websocket.WebSocketConnection(
+            _WatchedStream(self, stream),
+            protocol,
+            host=host,
+            path=request_target,
+            client_subprotocols=[subprotocol],
+            client_extra_headers=list(request_headers),
+            # The guard has bounded each message, and MAX_WAITING_BYTES all of them together.
+            max_message_size=_UNLIMITED_BYTES,
+            message_queue_size=_UNLIMITED_MESSAGES,
+            receive_buffer_size=None,
+        )
+        self._answered = trio.Event()  # the handshake got an answer, or never will
+        self._ended = trio.Event()  # the background is over: no task, no socket
+        self._lifetime = trio.CancelScope(shield=True)
+        self._parting = trio.CancelScope()
+        self._started = False
+        self._running = trio.Event()  # the background can be given tasks
+        self._background: trio.Nursery | None = None
+        self._send_was_cut = False
+        self._write_failed = False
+        self._answering_pings = False
+        self._taken = 0  # as GuardedProtocol.charged, of the messages that were received
+        self._may_wait = float(MAX_WAITING_BYTES)
+        self._room = trio.lowlevel.ParkingLot()
+        self._failure: Exception | None = None  # what the socket said when it broke
+        self._goodbye: int | None = None  # the code this side closed with
+
+    def __repr__(self) -> str:
+        role = "to" if self._protocol.client else "from"
+        return f"<Connection {role} {self.remote}{self.path} {self._state.name.lower()}>"
+
+    @property
+    def last_write_progress(self) -> float:
+        """When the kernel last took bytes of ours (seconds of `trio.current_time`)."""
+        return self._meter.last_write_progress
+
+    @property
+    def write_pending_since(self) -> float | None:
+        """When the write that is now under way last got on; None: nothing is waiting."""
+        return self._meter.write_pending_since
+
+    async def send_message(self, message: bytes) -> None:
+        """Send one binary message, as one frame. One task at a time.
+
+        When cancelled, half a frame may be gone and nothing sensible can follow: the connection is
+        of no more use, and every later call raises `ConnectionLost`.
+
+        Raises:
+            ConnectionLost: it did not arrive, or not whole; or it did, and that can't be known.
+        """
+        if not isinstance(message, bytes):
+            raise TypeError(f"a message must be bytes, not {type(message).__name__}")
+        if self._send_was_cut:
+            raise ConnectionLost(f"an earlier message to {self.remote} was cut short")
+        if self._state is not _State.OPEN:
+            await trio.lowlevel.checkpoint()
+            raise self._loss() from self._failure
+        self._send_was_cut = True  # until it has come to its end
+        try:
+            await self._websocket.send_message(message)
+        except trio_websocket.ConnectionClosed:
+            raise self._loss() from self._failure
+        if self._write_failed:
+            raise self._loss() from self._failure
+        self._send_was_cut = False
+
+    async def receive_message(self) -> bytes:
+        """The next binary message. One task at a time; a cancelled call loses nothing.
+
+        Raises:
+            ConnectionLost: there are no more, whether by a clean close (then with its code) or not.
+            RemoteProtocolError: the peer broke WebSocket's rules or our limits (text, a message too
+                long or in too many fragments, ...); it is being told by the fitting close code.
+        """
+        try:
+            message = await self._websocket.get_message()
+        except trio_websocket.ConnectionClosed:
+            if self._protocol.breach is not None:
+                breach = self._protocol.breach
+                raise RemoteProtocolError(
+                    f"{self.remote} sent what may not be sent ({breach.code}): {breach.reason}"
+                ) from None
+            raise self._loss() from self._failure
+        assert isinstance(message, bytes)  # the guard lets no text through
+        self._taken += self._protocol.cost_of(message)
+        if self._waiting_bytes <= self._may_wait / 2:
+            self._room.unpark_all()
+        return message
+
+    async def aclose(self, code: int = 1000, reason: str = "", *, timeout: float = 2.0) -> None:
+        """Say goodbye, and close the socket within `timeout` seconds whatever the peer does.
+
+        Works in a cancelled scope (it is shielded), after a failure and more than once: the first
+        call chooses code and reason, a later one waits with it, and can only shorten the time.
+        """
+        if not self._started:
+            self._meter.close()
+            return
+        with trio.CancelScope(shield=True):  # bounded by _begin_close()'s deadline
+            await self._running.wait()
+            self._begin_close(code, reason, timeout)
+            await self._ended.wait()
+
+    # ---- for connect() and serve() --------------------------------------------------------------
+
+    async def accept(self, request: Request, subprotocol: str) -> None:
+        """Answer the upgrade request (server side, before `start`)."""
+        await trio_websocket.WebSocketRequest(self._websocket, request).accept(
+            subprotocol=subprotocol
+        )
+        if self._write_failed:
+            raise self._loss() from self._failure
+        self._state = _State.OPEN
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Run the background in `nursery`: from now on only `aclose` ends it on this side.
+
+        Not by `nursery.start`: called in a scope that is being cancelled that would wait for a task
+        which is shielded, and so for ever.
+        """
+        self._started = True
+        nursery.start_soon(self._attend, name=repr(self))
+
+    async def wait_answered(self) -> None:
+        """Wait for the answer to our upgrade request (client side, after `start`).
+
+        Raises:
+            ConnectionLost: it was refused, or the server is something else; the message says which.
+        """
+        await self._answered.wait()
+        if self._protocol.accepted:
+            return  # what came behind the answer, be it a close frame, is for receive_message()
+        refusal = self._protocol.refusal
+        if refusal is not None:
+            text = " ".join(refusal.body.decode("utf-8", "replace").split())
+            shown = "".join(c if c.isprintable() else "?" for c in text)
+            raise ConnectionLost(
+                f"it refused the WebSocket handshake with HTTP status {refusal.status}"
+                + (f": {shown}" if shown else "")
+            )
+        error = self._protocol.handshake_error
+        if error is not None:
+            raise ConnectionLost(f"its answer is no WebSocket handshake ({error})") from error
+        if self._failure is not None:
+            raise ConnectionLost(
+                f"the connection broke in the WebSocket handshake ({self._failure})"
+            ) from self._failure
+        raise ConnectionLost("it closed the connection in the WebSocket handshake")
+
+    @property
+    def subprotocol(self) -> str | None:
+        """What the server chose (client side)."""
+        return self._websocket.subprotocol
+
+    # ---- the background -------------------------------------------------------------------------
+
+    async def _attend(self) -> None:
+        """All of it, until the connection is over. Raises nothing but what ends programs."""
+        try:
+            with self._lifetime:
+                async with trio.open_nursery() as self._background:
+                    self._running.set()
+                    await self._websocket._reader_task()
+                    # Nobody hears a peer any more that can't be heard: don't let a writer wait.
+                    self._state = _State.OVER
+                    self._lifetime.cancel()
+        except Exception as exc:
+            # A mistake of ours or of trio-websocket's costs this connection, and no other.
+            self._failure = exc
+            log.exception("connection_failed_inside", remote=self.remote)
+        finally:
+            self._state = _State.OVER
+            self._meter.close()
+            self._answered.set()
+            self._ended.set()
+
+    def _after_turn(self) -> None:
+        """Act on what the guard kept from trio-websocket. Runs in the reader, before each read."""
+        protocol = self._protocol
+        if not self._answered.is_set():
+            if protocol.accepted and self._state is _State.OPENING:
+                self._state = _State.OPEN
+            if protocol.accepted or protocol.refusal or protocol.handshake_error:
+                self._answered.set()
+        if protocol.breach is not None:
+            self._begin_close(protocol.breach.code, protocol.breach.reason, BREACH_TIMEOUT)
+        elif protocol.has_ping and not self._answering_pings:
+            self._answering_pings = True
+            assert self._background is not None  # the reader runs in it
+            self._background.start_soon(self._answer_pings)
+
+    async def _answer_pings(self) -> None:
+        # Not in the reader: a pong waits for the message being written, and two peers whose readers
+        # wait for their writers wait for ever.
+        try:
+            while (payload := self._protocol.take_ping()) is not None:
+                await self._websocket.pong(payload)
+        except trio_websocket.ConnectionClosed:
+            pass  # then nobody waits for it
+        finally:
+            self._answering_pings = False
+
+    async def _wait_room(self) -> None:
+        while self._waiting_bytes > self._may_wait:
+            await self._room.park()
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return self._protocol.charged - self._taken
+
+    def _begin_close(self, code: int, reason: str, timeout: float) -> None:
+        if self._state is _State.OVER:
+            return
+        assert self._background is not None
+        deadline = trio.current_time() + timeout
+        self._parting.deadline = min(self._parting.deadline, deadline)
+        if self._state is not _State.CLOSING:
+            self._state = _State.CLOSING
+            self._goodbye = code
+            self._background.start_soon(self._part, code, reason)
+
+    async def _part(self, code: int, reason: str) -> None:
+        with self._parting:
+            # Unread messages go unread; but the peer's close frame is behind them.
+            self._may_wait = math.inf
+            self._room.unpark_all()
+            if self._protocol.peer_close is not None:
+                # The answer is on its way. A server ends TCP after it, and a client waits for that
+                # (RFC 6455 s. 7.1.1); the reader's end ends this wait.
+                await trio.sleep_forever()
+            elif not self._meter.torn and not self._write_failed:
+                await self._websocket.aclose(code, reason)
+        self._meter.close()
+        self._lifetime.cancel()
+
+    def _loss(self) -> ConnectionLost:
+        """Why nothing more is sent or received; raise it `from` ``self._failure``."""
+        close = self._protocol.peer_close
+        if close is not None:
+            said = f" ({close.reason})" if close.reason else ""
+            code = "no code" if close.code is None else f"code {close.code}"
+            return ConnectionLost(
+                f"{self.remote} closed the connection with {code}{said}", code=close.code
+            )
+        if self._failure is not None:
+            return ConnectionLost(f"the connection to {self.remote} broke: {self._failure}")
+        if self._goodbye is not None:
+            return ConnectionLost(
+                f"this side closed the connection to {self.remote} with code {self._goodbye}"
+            )
+        return ConnectionLost(f"the connection to {self.remote} ended without a goodbye")
+
+
+_UNLIMITED_BYTES: Final = 2**63
+_UNLIMITED_MESSAGES: Final = 2**31
+
+
+@final
+class _WatchedStream(trio.abc.Stream):
+    """The stream as trio-websocket sees it: its reader asks here for more, and is told to wait."""
+
+    def __init__(self, connection: Connection, stream: trio.abc.Stream) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        connection = self._connection
+        connection._after_turn()
+        if connection._protocol.has_more:
+            await trio.lowlevel.checkpoint()
+            return AGAIN
+        await connection._wait_room()
+        try:
+            return await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as exc:
+            connection._failure = connection._failure or exc
+            raise
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # A failed write is kept from trio-websocket, which would throw away what the peer said
+        # before it went, a close frame with the reason most of all. The reader meets the end soon.
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as exc:
+            self._connection._write_failed = True
+            self._connection._failure = self._connection._failure or exc
+        except trio.ClosedResourceError:
+            self._connection._write_failed = True
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -1,0 +1,135 @@
+"""What the server's port says to a request: a WebSocket, or a sentence about what it does speak.
+
+Requests are parsed here rather than by trio-websocket, which answers a stray browser or health
+check with a bare 400 or not at all, and leaves its task behind. No I/O.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import h11
+from attrs import field, frozen
+from wsproto.events import Request
+from wsproto.utilities import RemoteProtocolError as WsprotoError
+from wsproto.utilities import split_comma_header
+
+if TYPE_CHECKING:
+    from sandd._core.transport._protocol import GuardedProtocol
+
+MAX_REASON: Final = 200
+"""Characters; reasons quote what the peer sent, which may be a head of 16 KiB."""
+
+_TLS_HELLO: Final = 0x16
+"""First byte of a TLS handshake (RFC 8446 s. 5.1), which no HTTP request begins with."""
+
+
+def _shortened(reason: str) -> str:
+    return reason[:MAX_REASON]
+
+
+@frozen
+class Refusal:
+    """An HTTP error to answer with, and why, for the peer and our log alike."""
+
+    status: int
+    """0: not worth an answer."""
+    reason: str = field(converter=_shortened)
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@frozen
+class Upgrade:
+    """A request that may become a WebSocket connection."""
+
+    event: Request
+    path: str
+    headers: list[tuple[bytes, bytes]]
+
+
+class RequestReader:
+    """Reads one HTTP request and judges it: feed bytes until a verdict comes.
+
+    Args:
+        protocol: what will speak WebSocket if the request is an upgrade; it checks the handshake.
+        path: where the WebSocket is.
+        subprotocol: the one that must be among those offered.
+    """
+
+    def __init__(self, protocol: GuardedProtocol, *, path: str, subprotocol: str) -> None:
+        self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
+        self._protocol = protocol
+        self._path = path
+        self._subprotocol = subprotocol
+        self._bytes_seen = 0
+
+    def feed(self, data: bytes) -> Upgrade | Refusal | None:
+        """The verdict, or None: more bytes are needed. `b""` means there are no more."""
+        if not data and not self._bytes_seen:
+            return Refusal(0, "connected and left without a word")
+        if not self._bytes_seen and data[0] == _TLS_HELLO:
+            return Refusal(400, "spoke TLS to a port that does not")
+        self._bytes_seen += len(data)
+        try:
+            self._http.receive_data(data)
+            event = self._http.next_event()
+        except h11.RemoteProtocolError as exc:
+            return Refusal(exc.error_status_hint, f"not an HTTP request: {exc}")
+        if event is h11.NEED_DATA:
+            return None
+        if isinstance(event, h11.Request):
+            return self._judge(event)
+        return Refusal(0, "left in the middle of its request")
+
+    def render(self, refusal: Refusal) -> bytes:
+        """The refusal as an HTTP response; nothing, where nobody would read it."""
+        if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE} or not refusal.status:
+            return b""
+        text = (
+            f"{refusal.reason}\n"
+            f"This port speaks WebSocket, subprotocol {self._subprotocol}, at {self._path}\n"
+        )
+        body = text.encode()
+        head = h11.Response(
+            status_code=refusal.status,
+            headers=[
+                ("Content-Type", "text/plain; charset=utf-8"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+                *refusal.headers,
+            ],
+        )
+        parts = [self._http.send(part) for part in (head, h11.Data(body), h11.EndOfMessage())]
+        return b"".join(part for part in parts if part)
+
+    def _judge(self, request: h11.Request) -> Upgrade | Refusal:
+        headers = list(request.headers)
+        path = request.target.decode("ascii").partition("?")[0]
+        if path != self._path:
+            return Refusal(404, f"there is nothing at {path}")
+        try:
+            if not _lists(headers, b"upgrade", "websocket"):
+                return Refusal(426, "not a WebSocket handshake", (("Upgrade", "websocket"),))
+            if not _lists(headers, b"sec-websocket-protocol", self._subprotocol):
+                return Refusal(400, "the handshake offers no subprotocol that is spoken here")
+            if self._http.trailing_data[0]:
+                # RFC 6455 s. 4.1 has the client wait for our answer; wsproto would lose the bytes.
+                return Refusal(400, "the handshake is followed by bytes before its answer")
+            event = self._protocol.read_request(headers, request.target)
+        except WsprotoError as exc:
+            hint = exc.event_hint
+            status = getattr(hint, "status_code", 400)
+            version = (("Sec-WebSocket-Version", "13"),) if status == 426 else ()
+            return Refusal(status, f"a faulty WebSocket handshake: {exc}", version)
+        except UnicodeError as exc:
+            return Refusal(400, f"a faulty WebSocket handshake: {exc}")
+        return Upgrade(event, path, headers)
+
+
+def _lists(headers: list[tuple[bytes, bytes]], name: bytes, wanted: str) -> bool:
+    """Whether the comma-separated header `name` has `wanted` in it."""
+    return any(
+        wanted in (split_comma_header(value.lower() if name == b"upgrade" else value))
+        for header, value in headers
+        if header == name
+    )

@@ -1,0 +1,240 @@
+"""wsproto's connection with limits: every event trio-websocket ever sees has passed here. No I/O.
+
+trio-websocket takes its protocol object as an argument, which makes this the one place where a
+peer's bytes can be refused before they cost memory or reach code that doesn't expect them. It is
+also the seam for a faster codec: whatever has wsproto's `send`, `receive_data`, `events` and
+`state` can stand below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, frozen
+from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Ping,
+    Pong,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from wsproto.events import Event
+    from wsproto.typing import Headers
+
+MAX_FRAGMENTS: Final = 4096
+"""Frames in one message. Ours come in one; a proxy may split them, but not into crumbs: parsing an
+empty frame costs about 8 us, and 100,000 of them may hide in a message of no size at all."""
+
+EVENTS_PER_TURN: Final = 512
+"""Events handled before other tasks run: one read may hold 40,000 pings, 0.4 s of parsing."""
+
+MESSAGE_OVERHEAD: Final = 64
+"""Bytes charged for a waiting message besides its own, so that empty ones are bounded as well."""
+
+MAX_REFUSAL_BYTES: Final = 1024
+"""What is kept of the body of an HTTP refusal: enough for a sentence to show to a person."""
+
+AGAIN: Final = b"AGAIN"
+"""Fed instead of bytes from the network (told by identity): go on with what is already here."""
+
+_NO_STATUS, _ABNORMAL = 1005, 1006
+"""Close codes that never cross the wire; wsproto reports them where the peer sent none."""
+
+
+@frozen
+class Breach:
+    """A rule of WebSocket, or a limit of ours, that the peer broke: the close code and why."""
+
+    code: int
+    reason: str
+
+
+@frozen
+class PeerClose:
+    """The peer's close frame, where it is the one that closes. `code` is None if it sent none."""
+
+    code: int | None
+    reason: str
+
+    @classmethod
+    def of(cls, event: CloseConnection) -> PeerClose:
+        code = None if event.code in (_NO_STATUS, _ABNORMAL) else int(event.code)
+        return cls(code, event.reason or "")
+
+
+@define
+class Refusal:
+    """A server's HTTP answer to our handshake, where it is not an upgrade."""
+
+    status: int
+    body: bytes = b""
+
+
+class GuardedProtocol(WSConnection):
+    """wsproto's `WSConnection`; it yields whole binary messages, and nothing that could hurt.
+
+    What trio-websocket must not handle is kept in attributes instead, for the owner to act upon
+    after each turn: pings (it would answer after our close frame, and crash), text and broken
+    frames (it would close without a code), refusals (it would raise them in a background task).
+
+    Args:
+        role: which side of the connection this is.
+        max_message_bytes: the most a message may have, counted over its fragments.
+    """
+
+    def __init__(self, role: ConnectionType, *, max_message_bytes: int) -> None:
+        super().__init__(role)
+        self.breach: Breach | None = None
+        self.peer_close: PeerClose | None = None
+        self.accepted = False
+        """The server has upgraded the connection (client side)."""
+        self.refusal: Refusal | None = None
+        self.handshake_error: Exception | None = None
+        self.has_more = False
+        """The last turn ended because it was long, not because the bytes did: feed `AGAIN`."""
+        self.charged = 0
+        """Cost of all messages yielded so far, each see `cost_of`."""
+        self._max_message_bytes = max_message_bytes
+        self._partial = bytearray()
+        self._fragments = 0
+        self._ping: bytes | None = None
+        self._deaf = False
+        self._heard = False
+
+    @property
+    def is_open(self) -> bool:
+        """Both sides may send messages: no close frame has gone either way."""
+        return self.state is ConnectionState.OPEN
+
+    def take_ping(self) -> bytes | None:
+        """The payload of the latest ping that nobody answered, once.
+
+        Only the latest needs an answer (RFC 6455 s. 5.5.3), hence a flood costs one pong a turn.
+        """
+        ping, self._ping = self._ping, None
+        return ping if self.is_open else None
+
+    @property
+    def has_ping(self) -> bool:
+        """Whether `take_ping` has something to answer."""
+        return self._ping is not None and self.is_open
+
+    @staticmethod
+    def cost_of(message: bytes | bytearray) -> int:
+        """What a waiting message is charged at."""
+        return len(message) + MESSAGE_OVERHEAD
+
+    def read_request(self, headers: Headers, target: bytes) -> Request:
+        """The upgrade request, checked, from a request that was parsed elsewhere (server side).
+
+        Raises:
+            wsproto.utilities.RemoteProtocolError: it is not a WebSocket handshake of version 13.
+            UnicodeError: a header that must be ASCII isn't.
+        """
+        self.initiate_upgrade_connection(headers, target)
+        for event in super().events():
+            if isinstance(event, Request):
+                return event
+        raise AssertionError("wsproto took a request without yielding it")
+
+    def receive_data(self, data: bytes | None) -> None:
+        """Take bytes from the network. Never raises: garbage shows in `handshake_error`."""
+        if self._deaf or data is AGAIN:
+            return
+        try:
+            if self.client and not self._heard and data is not None:
+                # h11 would wait for a second line, which a greeting like SSH's doesn't have.
+                self._heard = True
+                if not b"HTTP/".startswith(data[:5]):
+                    raise ValueError("not HTTP")
+            super().receive_data(data)
+        except Exception as exc:  # wsproto lets UnicodeError and h11's errors out of a handshake
+            self.handshake_error = exc
+            self._deaf = True
+
+    def events(self) -> Generator[Event, None, None]:
+        """What trio-websocket has to handle, at most `EVENTS_PER_TURN` a call (see `has_more`)."""
+        self.has_more = False
+        budget = EVENTS_PER_TURN
+        for event in super().events():
+            match event:
+                case BytesMessage():
+                    message = self._assemble(event)
+                    if message is not None:
+                        self.charged += self.cost_of(message.data)
+                        yield message
+                case TextMessage():
+                    self._note_breach(1003, "text messages are not spoken here, only binary ones")
+                case Ping():
+                    self._ping = bytes(event.payload)
+                case Pong():
+                    pass  # we send no pings; the link layer has its own, which proxies let through
+                case CloseConnection():
+                    if self.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
+                        # The peer has closed nothing: wsproto says that it can't parse on.
+                        self._deaf = True
+                        self._note_breach(int(event.code), event.reason or "broken frame")
+                    else:
+                        if self.state is ConnectionState.REMOTE_CLOSING:  # else it answers ours
+                            self.peer_close = PeerClose.of(event)
+                        yield event
+                case AcceptConnection():
+                    self.accepted = True
+                    yield event
+                case RejectConnection():
+                    self.refusal = Refusal(event.status_code)
+                case RejectData():
+                    assert self.refusal is not None  # wsproto: the head comes before the body
+                    room = MAX_REFUSAL_BYTES - len(self.refusal.body)
+                    self.refusal.body += bytes(event.data[:room])
+                case _:
+                    yield event
+            budget -= 1
+            if budget == 0:
+                self.has_more = True
+                return
+
+    def _assemble(self, event: BytesMessage) -> BytesMessage | None:
+        """The whole message that this piece completes, if it does and is wanted."""
+        if self.breach is not None or not self.is_open:
+            return None  # we have said goodbye: nobody will read it
+        if event.message_finished and self._fragments == 0 and not self._partial:
+            return self._checked(event)
+        # Appended at once, not kept as a list of pieces: a megabyte sent byte by byte would be a
+        # million objects.
+        self._partial += event.data
+        if event.frame_finished:
+            self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS:
+            self._note_breach(1008, f"a message of more than {MAX_FRAGMENTS} fragments")
+            return None
+        if self._checked(event, len(self._partial)) is None or not event.message_finished:
+            return None
+        message = BytesMessage(data=bytes(self._partial))
+        self._forget_partial()
+        return message
+
+    def _checked(self, event: BytesMessage, size: int | None = None) -> BytesMessage | None:
+        if (len(event.data) if size is None else size) <= self._max_message_bytes:
+            return event
+        self._note_breach(1009, f"a message of more than {self._max_message_bytes} bytes")
+        return None
+
+    def _note_breach(self, code: int, reason: str) -> None:
+        self._forget_partial()
+        if self.breach is None:
+            self.breach = Breach(code, reason)
+
+    def _forget_partial(self) -> None:
+        self._partial = bytearray()
+        self._fragments = 0

@@ -1,0 +1,305 @@
+"""`serve`: an accept loop that nothing a peer or a handler does can end."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import trio
+from attrs import define, field, frozen
+from wsproto import ConnectionType
+
+from sandd._core._errors import ConfigurationError, ConnectionLost, RemoteProtocolError
+from sandd._core.logs import get_logger
+from sandd._core.transport._connection import Connection
+from sandd._core.transport._http import Refusal, RequestReader, Upgrade
+from sandd._core.transport._protocol import GuardedProtocol
+from sandd._core.transport._streams import Address, MeteredStream, over_tls
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds a peer gets to answer our goodbye."""
+
+LINGER_TIMEOUT: Final = 1.0
+"""Seconds a refused peer gets to read why. Closing with its bytes unread would reset the connection
+and throw our answer away."""
+
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds without accepting once the system is out of descriptors or memory (as in trio)."""
+
+log = get_logger("transport")
+
+
+@frozen
+class ListenAddress:
+    """Where a server listens; `port` is the real one."""
+
+    host: str
+    port: int
+
+
+async def serve(
+    handler: Callable[[Connection], Awaitable[None]],
+    *,
+    host: str,
+    port: int,
+    path: str = "/ws",
+    subprotocol: str,
+    max_message_bytes: int,
+    handshake_timeout: float = 10.0,
+    max_connections: int = 16384,
+    max_handshakes: int = 256,
+    ssl_context: ssl.SSLContext | None = None,
+    task_status: trio.TaskStatus[list[ListenAddress]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run `handler` for each WebSocket connection, until cancelled.
+
+    No exception of a connection or its handler leaves that connection: it is closed, with 1011 if
+    the handler failed, and logged. permessage-deflate is not accepted. When cancelled, nothing more
+    is accepted, handlers are cancelled, and every peer is told 1001, all at once and within 2 s.
+
+    Args:
+        handler: gets each connection; when it returns the connection is closed.
+        host: an address or a name; ``""`` is every address of this machine.
+        port: 0 picks a free one, the same for all addresses.
+        path: where the WebSocket is; anything else is 404.
+        subprotocol: the one a client must offer.
+        max_message_bytes: a longer message ends its connection with 1009.
+        handshake_timeout: seconds from accept to open, TLS included.
+        max_connections: open at a time; one more is answered 503.
+        max_handshakes: under way at a time; more wait in the system's queue.
+        ssl_context: for TLS.
+        task_status: gets the addresses once they take connections.
+
+    Raises:
+        OSError: listening failed.
+        ConfigurationError: no such port can be.
+    """
+    listeners = await _listen(host, port)
+    server = _Server(
+        handler=handler,
+        path=path,
+        subprotocol=subprotocol,
+        max_message_bytes=max_message_bytes,
+        handshake_timeout=handshake_timeout,
+        max_connections=max_connections,
+        handshakes=trio.Semaphore(max_handshakes, max_value=max_handshakes),
+        ssl_context=ssl_context,
+    )
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(server.accept_loop, listener, nursery)
+        names = (listener.socket.getsockname() for listener in listeners)
+        task_status.started([ListenAddress(name[0], name[1]) for name in names])
+
+
+@define(eq=False)
+class _Server:
+    handler: Callable[[Connection], Awaitable[None]]
+    path: str
+    subprotocol: str
+    max_message_bytes: int
+    handshake_timeout: float
+    max_connections: int
+    handshakes: trio.Semaphore
+    ssl_context: ssl.SSLContext | None
+    open_connections: int = field(default=0, init=False)
+
+    async def accept_loop(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        with listener.socket:  # closed at once when cancelled, before the goodbyes
+            in_trouble = False
+            while True:
+                try:
+                    tcp = await listener.accept()
+                except OSError as exc:
+                    # Out of descriptors (EMFILE, ENFILE) or memory. Whatever it is, those who are
+                    # connected are better served by a loop that goes on.
+                    if not in_trouble:
+                        log.error("accept_failed", error=str(exc), retry_after=ACCEPT_PAUSE)
+                    in_trouble = True
+                    await trio.sleep(ACCEPT_PAUSE)
+                    continue
+                in_trouble = False
+                try:
+                    # After accept, not before: a listener that only waits must not hold a place
+                    # that another one needs.
+                    await self.handshakes.acquire()
+                except BaseException:
+                    tcp.socket.close()
+                    raise
+                nursery.start_soon(self.run_connection, tcp, nursery)
+
+    async def run_connection(self, tcp: trio.SocketStream, nursery: trio.Nursery) -> None:
+        try:
+            connection = await self.shake_hands(tcp)
+        finally:
+            self.handshakes.release()
+        if connection is None:
+            return
+        try:
+            connection.start(nursery)
+            await self.run_handler(connection)
+        finally:
+            self.open_connections -= 1
+
+    async def shake_hands(self, tcp: trio.SocketStream) -> Connection | None:
+        """The connection; None if there is none: then the socket is closed and it was logged."""
+        remote = "?"
+        try:
+            meter = MeteredStream(tcp)
+            remote = str(meter.remote)
+            with trio.move_on_after(self.handshake_timeout):
+                return await self._shake_hands(meter)
+            log.info("handshake_timed_out", remote=remote, timeout=self.handshake_timeout)
+        except (trio.BrokenResourceError, ConnectionLost, OSError) as exc:
+            log.info("handshake_failed", remote=remote, reason=str(exc.__cause__ or exc))
+        except Exception:
+            log.exception("handshake_failed_inside", remote=remote)
+        return None
+
+    async def _shake_hands(self, meter: MeteredStream) -> Connection | None:
+        accepted = False
+        try:
+            stream: trio.abc.Stream = meter
+            if self.ssl_context is not None:
+                tls = over_tls(meter, self.ssl_context)
+                await tls.do_handshake()
+                stream = tls
+            protocol = GuardedProtocol(
+                ConnectionType.SERVER, max_message_bytes=self.max_message_bytes
+            )
+            reader = RequestReader(protocol, path=self.path, subprotocol=self.subprotocol)
+            verdict: Upgrade | Refusal | None = None
+            while verdict is None:
+                verdict = reader.feed(bytes(await stream.receive_some()))
+            if isinstance(verdict, Upgrade) and self.open_connections >= self.max_connections:
+                verdict = Refusal(503, "too many connections", (("Retry-After", "10"),))
+            if isinstance(verdict, Refusal):
+                log.info(
+                    "handshake_refused",
+                    remote=str(meter.remote),
+                    status=verdict.status,
+                    reason=verdict.reason,
+                )
+                await _answer(stream, meter, reader.render(verdict))
+                return None
+            connection = Connection(
+                meter,
+                stream,
+                protocol,
+                path=verdict.path,
+                subprotocol=self.subprotocol,
+                request_headers=verdict.headers,
+            )
+            self.open_connections += 1  # before the next await: another handshake looks at it
+            try:
+                await connection.accept(verdict.event, self.subprotocol)
+                accepted = True
+                return connection
+            finally:
+                if not accepted:
+                    self.open_connections -= 1
+        finally:
+            if not accepted:
+                meter.close()
+
+    async def run_handler(self, connection: Connection) -> None:
+        """Run the handler to its end, and close the connection with the code that fits that end."""
+        code, reason = 1001, "the server is going away"  # the handler was cancelled
+        try:
+            try:
+                await self.handler(connection)
+                code, reason = 1000, ""
+            except BaseExceptionGroup as group:
+                failures, rest = group.split(Exception)
+                if failures is not None:
+                    code, reason = _close_code_for(failures, connection)
+                if rest is not None:
+                    raise rest from None  # cancellation, and what ends programs
+            except Exception as exc:
+                code, reason = _close_code_for(exc, connection)
+        finally:
+            await connection.aclose(code, reason, timeout=CLOSE_TIMEOUT)
+
+
+def _close_code_for(error: Exception, connection: Connection) -> tuple[int, str]:
+    """How to tell the peer that its handler failed; tells the log, too."""
+    leaves = list(_leaves(error))  # a handler's nursery puts what its reader raised into a group
+    if all(isinstance(leaf, ConnectionLost) for leaf in leaves):
+        log.debug("connection_lost", remote=connection.remote, reason=str(leaves[0]))
+        return 1000, ""
+    if all(isinstance(leaf, (ConnectionLost, RemoteProtocolError)) for leaf in leaves):
+        breach = next(str(leaf) for leaf in leaves if isinstance(leaf, RemoteProtocolError))
+        log.warning("connection_broke_rules", remote=connection.remote, reason=breach)
+        return 1002, breach
+    log.error("connection_handler_failed", remote=connection.remote, exc_info=error)
+    return 1011, "internal error"
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+async def _answer(stream: trio.abc.Stream, meter: MeteredStream, response: bytes) -> None:
+    """Send a response, and wait a moment for the peer to take it and go."""
+    if not response:
+        return
+    with trio.move_on_after(LINGER_TIMEOUT):
+        await stream.send_all(response)
+        if stream is meter:
+            await meter.send_eof()
+        while await stream.receive_some():
+            pass
+
+
+async def _listen(host: str, port: int) -> list[trio.SocketListener]:
+    """A listener on each address that `host` has and this machine can use, all on one port.
+
+    ``localhost`` and ``""`` stand for an IPv4 and an IPv6 address; a machine without the latter
+    (many containers) is no reason to refuse.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigurationError(f"no port has the number {port}: it must be 0 to 65535")
+    found = await trio.socket.getaddrinfo(
+        host or None, port, type=trio.socket.SOCK_STREAM, flags=trio.socket.AI_PASSIVE
+    )
+    hosts = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    for attempts_left in reversed(range(5)):
+        try:
+            return await _listen_on(hosts, port)
+        except OSError as exc:
+            # The free port of the first address may be taken on the second one.
+            if port == 0 and len(hosts) > 1 and exc.errno == errno.EADDRINUSE and attempts_left:
+                continue
+            raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _listen_on(hosts: list[str], port: int) -> list[trio.SocketListener]:
+    listeners: list[trio.SocketListener] = []
+    skipped: OSError | None = None
+    try:
+        for host in hosts:
+            try:
+                listeners += await trio.open_tcp_listeners(port, host=host)
+            except OSError as exc:
+                if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    skipped = skipped or exc
+                    continue
+                raise OSError(
+                    exc.errno, f"{exc.strerror or exc} (listening on {Address(host, port)})"
+                ) from exc
+            port = port or listeners[0].socket.getsockname()[1]
+        if not listeners:
+            assert skipped is not None  # getaddrinfo returns an address or raises
+            raise skipped
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners

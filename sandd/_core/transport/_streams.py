@@ -1,0 +1,169 @@
+"""The socket below everything else, and the names of its two ends."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+from attrs import frozen
+
+if TYPE_CHECKING:
+    import ssl
+
+NOTSENT_LOWAT: Final = 128 * 1024
+"""Bytes the kernel takes beyond what the network has: one data frame, so that a keystroke waits for
+no more than that (trio's default of 16 KiB costs a wake-up for each eighth of a frame)."""
+
+RECEIVE_BYTES: Final = 256 * 1024
+"""The largest read. trio-websocket's default of 4 KiB halves the speed of bulk transfers (m)."""
+
+_FIRST_RECEIVE_BYTES: Final = 16 * 1024
+
+_CLOSED_ERRNOS: Final = (errno.EBADF, errno.ENOTSOCK)  # the second is Windows' word for it
+
+
+@frozen
+class Address:
+    """One end of a TCP connection; `str` gives ``host:port``, in brackets where IPv6 needs it."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, socket_name: tuple[Any, ...]) -> Address:
+        """From what `getsockname` and `getpeername` return."""
+        return cls(socket_name[0], socket_name[1])
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this very machine: 127.0.0.0/8, ::1, or the former mapped into IPv6."""
+        address = ip_address(self.host.partition("%")[0])  # "fe80::1%eth0" has its zone behind it
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return address.is_loopback
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@final
+class MeteredStream(trio.abc.HalfCloseableStream):
+    """A TCP stream that knows when the kernel last took a byte, and whether a write was cut short.
+
+    It stands below TLS, because only here can progress be seen inside of one long write.
+
+    Args:
+        tcp: a connected stream; it belongs to this object from now on.
+
+    Raises:
+        OSError: the peer is gone already.
+    """
+
+    def __init__(self, tcp: trio.SocketStream) -> None:
+        self._tcp = tcp
+        self._receive_bytes = _FIRST_RECEIVE_BYTES
+        self._sending = False
+        self.last_write_progress = trio.current_time()
+        """When a write last got on (seconds of `trio.current_time`)."""
+        self.write_pending_since: float | None = None
+        """When the write now under way last got on; None: none is."""
+        self.torn = False
+        """A write ended halfway: whatever is written now, the peer can't make sense of it."""
+        try:
+            self.remote = Address.of(tcp.socket.getpeername())
+            self.local = Address.of(tcp.socket.getsockname())
+            tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS, FreeBSD
+                tcp.setsockopt(
+                    trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT
+                )
+        except OSError:
+            tcp.socket.close()
+            raise
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; when cancelled or broken halfway the stream is `torn`."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        socket = self._tcp.socket
+        if socket.did_shutdown_SHUT_WR or socket.fileno() == -1:
+            raise trio.ClosedResourceError("this stream was closed for sending")
+        sent, total = 0, len(data)
+        if not total:
+            await trio.lowlevel.checkpoint()
+            return
+        self._sending = True
+        self.write_pending_since = trio.current_time()
+        try:
+            with memoryview(data) as view:
+                while sent < total:
+                    with view[sent:] as rest:
+                        sent += await socket.send(rest)
+                    self.last_write_progress = self.write_pending_since = trio.current_time()
+        except OSError as exc:
+            if exc.errno in _CLOSED_ERRNOS:
+                raise trio.ClosedResourceError("this stream was closed") from None
+            raise trio.BrokenResourceError(f"sending failed: {exc}") from exc
+        finally:
+            self._sending = False
+            self.write_pending_since = None
+            if 0 < sent < total:
+                self.torn = True
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
+        try:
+            await self._tcp.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Whatever is there. Without `max_bytes` the size follows what comes, up to 256 KiB.
+
+        A large buffer for every small read would cost an mmap and munmap each.
+        """
+        if max_bytes is not None:
+            return bytes(await self._tcp.receive_some(max_bytes))
+        size = self._receive_bytes
+        data = await self._tcp.receive_some(size)
+        if len(data) == size:
+            self._receive_bytes = min(4 * size, RECEIVE_BYTES)
+        elif len(data) < size // 4:
+            self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
+        return bytes(data)
+
+    async def send_eof(self) -> None:
+        """See `trio.abc.HalfCloseableStream`."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        await self._tcp.send_eof()
+
+    def close(self) -> None:
+        """Close the socket now; tasks that use it get `trio.ClosedResourceError`."""
+        self._tcp.socket.close()
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+def over_tls(
+    stream: MeteredStream, context: ssl.SSLContext, *, server_hostname: str | None = None
+) -> trio.SSLStream[MeteredStream]:
+    """TLS over `stream`: as a client of `server_hostname`, or without one as a server.
+
+    The WebSocket close handshake says what TLS' own would, hence it is left out (as HTTPS does).
+    """
+    return trio.SSLStream(
+        stream,
+        context,
+        server_hostname=server_hostname,
+        server_side=server_hostname is None,
+        https_compatible=True,
+    )

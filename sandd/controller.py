@@ -1,0 +1,489 @@
+"""The agent's end: a controller that daemons dial in to, and handles to run commands on them.
+
+    async with sandd.open_controller("0.0.0.0", 8765) as controller:
+        worker = await controller.wait_for_daemon("worker-1")
+        result = await worker.run("ls -la", timeout=10)
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Literal
+
+import trio
+from attrs import frozen
+
+from sandd import wire
+from sandd._core import commands
+from sandd._core._errors import ConfigurationError, DaemonGone, SanddError
+from sandd._core.acceptor import Acceptor
+from sandd._core.commands import KILL_GRACE
+from sandd._core.local_link import LocalLink
+from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.process_handle import Process, hold_process
+from sandd._core.registry import DaemonEvent, DaemonInfo, DaemonRecord, Registry
+from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
+from sandd._core.router import DaemonLink, Router
+from sandd._core.transport import ListenAddress, serve
+from sandd.wire import DaemonState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
+
+    from sandd._core._errors import RemoteProtocolError
+    from sandd._core.commands import Command, RunOptions, Text
+
+__all__ = [
+    "Controller",
+    "ControllerStatistics",
+    "Daemon",
+    "DaemonEvent",
+    "DaemonInfo",
+    "DaemonState",
+    "Process",
+    "open_controller",
+]
+
+log = get_logger("controller")
+
+DRAIN_SECONDS: Final = 3.0
+"""Closing a controller: how long daemons have to take the farewell."""
+LAG_INTERVAL: Final = 1.0
+"""How often the loop's lag is measured, and daemons' leases are looked at."""
+PATH: Final = "/ws"
+
+
+@frozen
+class ControllerStatistics:
+    """A snapshot of a controller."""
+
+    daemons_online: int
+    daemons_away: int
+    platforms: Mapping[str, int]
+    """Daemons online or away, by platform."""
+    jobs: int
+    """Jobs this process has open."""
+    jobs_started: int
+    """Jobs this process ever asked for."""
+    bytes_received: int
+    """From daemons, on the wire before TLS and WebSocket framing."""
+    bytes_sent: int
+    loop_lag: float
+    """Seconds that the event loop was late at the last look: much more than 0.01 means that something in
+    this program blocks it."""
+
+
+@asynccontextmanager
+async def open_controller(
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    *,
+    token: str | bytes | None = None,
+    insecure: bool = False,
+    heartbeat: float = 20.0,
+    dead_after: float = 45.0,
+) -> AsyncIterator[Controller]:
+    """A `Controller` that listens while the block lasts.
+
+    Without a `token` only daemons on this machine (loopback) may register, whatever `host` is.
+
+    Leaving the block ends every job that is still open, with its process tree, tells the daemons to
+    come back later, and closes all connections; that takes a few seconds at most, plus the kill
+    graces of what still runs. An exception of the body comes out as itself.
+
+    Args:
+        host: address to listen on; "0.0.0.0" or "::" for all.
+        port: TCP port; 0 takes a free one, see `Controller.url`.
+        token: secret that daemons must prove to know (their option ``--token-file``).
+        insecure: take daemons from anywhere without a token.
+        heartbeat: seconds of silence after which daemons ping.
+        dead_after: seconds without a word from a daemon until its connection is given up.
+
+    Raises:
+        OSError: the address can't be listened on.
+        ConfigurationError: an argument makes no sense.
+    """
+    secret = token.encode() if isinstance(token, str) else token
+    if secret is not None and not secret.strip():
+        raise ConfigurationError("the token is empty; leave it out to take daemons from loopback only")
+    if not 0 < heartbeat < dead_after:
+        raise ConfigurationError(f"heartbeat ({heartbeat}) must be above 0 and below dead_after ({dead_after})")
+    async with open_unwrapping_nursery() as nursery:
+        controller = Controller._create(
+            token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after
+        )
+        await controller._listen(nursery, host, port)
+        try:
+            yield controller
+        finally:
+            await controller._drain()
+            nursery.cancel_scope.cancel()
+
+
+class Controller:
+    """Daemons that have dialled in, and what can be asked of them. Made by `open_controller`."""
+
+    def __init__(self) -> None:
+        raise TypeError("use sandd.open_controller()")
+
+    @classmethod
+    def _create(cls, *, token: bytes | None, insecure: bool, heartbeat: float, dead_after: float) -> Controller:
+        self = object.__new__(cls)
+        self._router = Router()
+        self._registry = Registry()
+        self._local = LocalLink(self._router, self._wake, self._blame)
+        self._acceptor = Acceptor(
+            router=self._router,
+            registry=self._registry,
+            after_message=self._local.flush,
+            token=token,
+            insecure=insecure,
+            heartbeat=heartbeat,
+            dead_after=dead_after,
+        )
+        self._listening: ListenAddress | None = None
+        self._loop_lag = 0.0
+        return self
+
+    def __repr__(self) -> str:
+        if self._listening is None:
+            return "<sandd.Controller, not listening>"
+        return f"<sandd.Controller {self.url}, {len(self.daemons())} daemons>"
+
+    _router: Router
+    _registry: Registry
+    _local: LocalLink
+    _acceptor: Acceptor
+    _listening: ListenAddress | None
+    _loop_lag: float
+
+    # -- what it knows
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` it listens on, with the real port."""
+        assert self._listening is not None
+        host = self._listening.host
+        return f"{f'[{host}]' if ':' in host else host}:{self._listening.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL for a daemon's ``--server-url`` on this machine; elsewhere, put this machine's name in it."""
+        assert self._listening is not None
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._listening.host, self._listening.host)  # noqa: S104 - compared, not bound
+        bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"ws://{bracketed}:{self._listening.port}{PATH}"
+
+    def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
+        """The daemons, online or away, that have all of `labels` and whose id matches the glob, by id."""
+        records = self._registry.select(labels, match)
+        return [Daemon._create(self, record) for record in sorted(records, key=lambda r: r.info.id)]
+
+    def daemon(self, daemon_id: str) -> Daemon:
+        """The daemon of that id, online or away.
+
+        Raises:
+            DaemonNotFound: none of that id is known.
+        """
+        return Daemon._create(self, self._registry.find(daemon_id))
+
+    async def wait_for_daemon(self, daemon_id: str) -> Daemon:
+        """The daemon, as soon as it is online: at once, or when it dials in. Bound it with `trio.fail_after`."""
+        return Daemon._create(self, await self._registry.wait_online(daemon_id))
+
+    def open_events(self) -> AbstractAsyncContextManager[AsyncIterator[DaemonEvent]]:
+        """An async context manager for an endless async iterator over what happens to daemons from now on.
+
+        1,024 events are held for a slow reader; then one event of kind "missed" counts the rest.
+        """
+        return self._registry.subscribe()
+
+    def statistics(self) -> ControllerStatistics:
+        """Numbers of this moment."""
+        online = away = 0
+        received, sent = self._acceptor.bytes_received, self._acceptor.bytes_sent
+        platforms: dict[str, int] = {}
+        for record in self._registry:
+            if record.state is DaemonState.GONE:
+                continue
+            online += record.state is DaemonState.ONLINE
+            away += record.state is DaemonState.AWAY
+            platforms[record.info.platform] = platforms.get(record.info.platform, 0) + 1
+            if record.pump is not None:
+                received += record.pump.bytes_received
+                sent += record.pump.bytes_sent
+        return ControllerStatistics(
+            daemons_online=online,
+            daemons_away=away,
+            platforms=platforms,
+            jobs=self._local.job_count,
+            jobs_started=self._local.jobs_started,
+            bytes_received=received,
+            bytes_sent=sent,
+            loop_lag=self._loop_lag,
+        )
+
+    # -- what it does
+
+    async def broadcast(
+        self,
+        command: Command,
+        *,
+        labels: Mapping[str, str] | None = None,
+        match: str = "*",
+        concurrency: int | None = None,
+        **options: Unpack[RunOptions],
+    ) -> dict[str, CommandResult | SanddError]:
+        """Run a command on all matching daemons at once.
+
+        One bad daemon delays and fails no other: its entry is the exception that `Daemon.run` raised.
+        A daemon that is away keeps the whole waiting; give a `timeout` to bound that.
+
+        Args:
+            command: as for `Daemon.run`, and so are the options.
+            labels: only daemons that have all of these.
+            match: only daemons whose id matches this glob.
+            concurrency: how many run it at the same time; None: all.
+
+        Returns:
+            Daemon id to its result or its error.
+        """
+        if concurrency is not None and concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+        limiter = trio.CapacityLimiter(concurrency or 1_000_000)
+        results: dict[str, CommandResult | SanddError] = {}
+
+        async def run_on(daemon: Daemon) -> None:
+            async with limiter:
+                try:
+                    results[daemon.id] = await daemon.run(command, **options)
+                except SanddError as error:
+                    results[daemon.id] = error
+
+        async with open_unwrapping_nursery() as nursery:
+            for daemon in self.daemons(labels, match=match):
+                nursery.start_soon(run_on, daemon)
+        return {daemon_id: results[daemon_id] for daemon_id in sorted(results)}
+
+    # -- inside
+
+    async def _listen(self, nursery: trio.Nursery, host: str, port: int) -> None:
+        addresses: list[ListenAddress] = await nursery.start(
+            lambda task_status: serve(
+                self._acceptor.handle,
+                host=host,
+                port=port,
+                path=PATH,
+                subprotocol=wire.SUBPROTOCOL,
+                max_message_bytes=wire.MAX_MESSAGE_BYTES,
+                task_status=task_status,
+            )
+        )
+        self._listening = addresses[0]
+        nursery.start_soon(self._look_after)
+        log.info("controller_started", address=self.address)
+
+    async def _look_after(self) -> None:
+        while True:
+            planned = trio.current_time() + LAG_INTERVAL
+            await trio.sleep_until(planned)
+            self._loop_lag = trio.current_time() - planned
+            for daemon_id, forgotten in self._registry.expire():
+                if forgotten:
+                    self._router.forget_daemon(daemon_id)
+                else:
+                    self._router.daemon_gone(daemon_id)
+            self._local.flush()
+
+    async def _drain(self) -> None:
+        """End what runs, say goodbye. Shielded and bounded."""
+        self._local.close()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + KILL_GRACE + DRAIN_SECONDS):
+            await self._local.ended()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_SECONDS):
+            await self._acceptor.drain()
+        self._local.abandon()
+        log.info("controller_closed")
+
+    def _wake(self, link: DaemonLink) -> None:
+        record = self._registry.get(link.daemon_id)
+        if record is not None and record.link is link and record.pump is not None:
+            record.pump.wake()
+
+    def _blame(self, link: DaemonLink, error: RemoteProtocolError) -> None:
+        record = self._registry.get(link.daemon_id)
+        if record is not None and record.link is link and record.pump is not None:
+            record.pump.close(f"it broke the protocol: {error}")
+
+
+class Daemon:
+    """One daemon, as its controller sees it. The handle stays valid across reconnects.
+
+    It means one *instance* (one start) of the daemon: when another instance took its place, `state`
+    is GONE and nothing more can be run on this handle; take a new one.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use Controller.daemon(), .daemons() or .wait_for_daemon()")
+
+    @classmethod
+    def _create(cls, controller: Controller, record: DaemonRecord) -> Daemon:
+        self = object.__new__(cls)
+        self._controller = controller
+        self._info = record.info
+        return self
+
+    _controller: Controller
+    _info: DaemonInfo
+
+    def __repr__(self) -> str:
+        return f"<sandd.Daemon {self.id!r} {self.state.value}>"
+
+    @property
+    def id(self) -> str:
+        """The daemon's id."""
+        return self._info.id
+
+    @property
+    def info(self) -> DaemonInfo:
+        """What the daemon said of itself, at its newest connection."""
+        record = self._controller._registry.get(self.id)
+        if record is not None and record.info.instance == self._info.instance:
+            self._info = record.info
+        return self._info
+
+    @property
+    def state(self) -> DaemonState:
+        """ONLINE; AWAY, when its connection broke and its jobs go on; or GONE for good."""
+        record = self._controller._registry.get(self.id)
+        if record is None or record.info.instance != self._info.instance:
+            return DaemonState.GONE
+        return record.state
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - subprocess' word for it, and the contract's
+        cwd: Text | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it counts on the daemon, and says what was killed
+        idle_timeout: float | None = None,
+        kill_grace: float = KILL_GRACE,
+        max_output: int = DEFAULT_MAX_OUTPUT,
+        check: bool = False,
+    ) -> CommandResult:
+        """Run a command to its end, and return what it printed.
+
+        While the daemon is away this waits, and the command goes on; output arrives exactly once
+        whatever happens to the connection. Cancelling kills the whole remote process tree, and waits
+        until that is done (at most `kill_grace` and ten seconds more; not at all for a daemon that is away:
+        then it is done on its return).
+
+        Args:
+            command: a text is run by the daemon's shell; a list is a program and its arguments, run directly.
+            input: all of standard input; text is sent as UTF-8. None: the command reads end of file at once.
+            cwd: working directory; None: the daemon's.
+            env: merged over the daemon's environment.
+            user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            timeout: seconds it may run. They count on the daemon, from the start of the process; a
+                command that isn't started within them is taken back.
+            idle_timeout: seconds it may go without writing anything.
+            kill_grace: seconds from SIGTERM to SIGKILL.
+            max_output: bytes kept of each of stdout and stderr: of what is longer, head and tail.
+            check: raise CommandFailed unless it succeeds.
+
+        Raises:
+            CommandTimeout: it ran out of time and was killed; ``result`` has what it printed until then,
+                ``started`` says whether it was started at all (None: not known).
+            SpawnFailed: the program could not be started. Nothing ran.
+            CommandFailed: `check` was given, and it ended badly; ``result`` has all of it.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            ValueError: an argument that makes no sense. Nothing ran.
+        """
+        self._check_not_gone()
+        return await commands.run(
+            self._controller._local,
+            self.id,
+            command,
+            input=input,
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            kill_grace=kill_grace,
+            max_output=max_output,
+            check=check,
+        )
+
+    @asynccontextmanager
+    async def open_process(
+        self,
+        command: Command,
+        *,
+        stdin: bool = True,
+        stderr: Literal["separate", "merge"] = "separate",
+        cwd: Text | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it counts on the daemon, and says what was killed
+        idle_timeout: float | None = None,
+        kill_grace: float = KILL_GRACE,
+        lease: float | None = None,
+        job_id: str | None = None,
+    ) -> AsyncIterator[Process]:
+        """Start a command and talk to it while it runs; an async context manager for a `Process`.
+
+        Leaving the block ends the whole remote process tree (SIGTERM, `kill_grace`, SIGKILL) and
+        waits until it is gone; for a daemon that is away, that is done on its return.
+
+        Args:
+            command: as for `run`, and so are the other arguments that `run` has.
+            stdin: False: the command reads end of file at once.
+            stderr: "merge" sends it into stdout, in the order of writing.
+            lease: seconds that the daemon lets it run while this controller is gone; None: a day.
+            job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it once.
+
+        Raises:
+            SpawnFailed: the program could not be started. Nothing ran.
+            CommandTimeout: it was not started within `timeout`. Later, running out of time is no
+                exception here: `Process.wait` says TIMED_OUT.
+            JobIdConflict: `job_id` is taken by another command. Nothing ran.
+            DaemonGone: the daemon is gone for good.
+        """
+        self._check_not_gone()
+        if stderr not in ("separate", "merge"):
+            raise ValueError(f"stderr is {stderr!r}; it must be 'separate' or 'merge'")
+        if job_id is not None and not (0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()):
+            raise ValueError(f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters")
+        spec = commands.build_spec(
+            command,
+            stdin=stdin,
+            merge_stderr=stderr == "merge",
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            kill_grace=kill_grace,
+            lease=lease,
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+        handle = commands.start(
+            self._controller._local, self.id, spec, job_id=job_id, input_data=None if stdin else b""
+        )
+        async with hold_process(
+            handle, stdin=stdin, stderr=stderr == "separate", timeout=timeout, kill_grace=kill_grace
+        ) as process:
+            yield process
+
+    def _check_not_gone(self) -> None:
+        if self.state is DaemonState.GONE:
+            raise DaemonGone(
+                f"daemon {self.id!r}, started as {self._info.instance}, is gone; it did not run this", outcome_unknown=False
+            )

@@ -1,0 +1,74 @@
+"""The program that runs inside a sandbox: ``python -m sandd.daemon --server-url ws://HOST:8765/ws``.
+
+It dials out to its controller, runs what that asks for, and keeps at it through every outage;
+nothing listens on this side. ``--help`` lists its options.
+
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the controller refuses it for good, 2 for a bad option.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+# Nothing heavy up here: a signal that arrives while the rest is imported must find a handler.
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+
+class _EarlyStop:
+    """SIGTERM and SIGINT before trio takes them over: leave at once, or as soon as trio runs."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.requested = False
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        if not self.running:
+            # Nothing has been started yet, and an exception in mid-import is not worth its traceback.
+            os._exit(0)
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd.daemon") -> int:
+    """Run the daemon; returns the process' exit code."""
+    early = _EarlyStop()
+    early.install()
+
+    import trio
+
+    from sandd import __version__
+    from sandd._core import logs
+    from sandd._core._errors import ConfigurationError, RequestRefused
+    from sandd._core.daemon_options import parse_daemon_options
+    from sandd._core.daemon_program import run_daemon
+
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = parse_daemon_options(given, os.environ, prog=prog, version=__version__)
+        logs.configure(options.log_level, options.log_format)
+        early.running = True
+
+        async def program() -> None:
+            await run_daemon(options, version=__version__, stop_requested=lambda: early.requested)
+
+        trio.run(program)
+    except ConfigurationError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except RequestRefused as error:
+        print(f"{prog}: refused: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,743 @@
+"""The wire protocol, whole: frames, messages, limits, and a codec that lets nothing else through.
+
+Enough is written here to build a peer in another language. No I/O, no clock, no trio.
+
+Transport
+    WebSocket, subprotocol ``sandd.2`` (the number is the major version), binary messages only, no
+    permessage-deflate. Each WebSocket message is a run of whole *frames*.
+
+Frame
+    ``type: u8, channel: u32, length: u32`` (big endian), then ``length`` bytes of payload.
+
+    ======== ===== =====================================================================
+    CONTROL    1   msgpack map of one control message; its tag is the key ``t``
+    DATA       2   ``stream: u8, offset: u64``, then raw bytes (or one message, see below)
+    FIN        3   as DATA; the stream ends behind these bytes (which may be none)
+    GAP        4   ``stream: u8, offset: u64, end: u64``: offset..end was dropped, go on at end
+    ======== ===== =====================================================================
+
+    Channel 0 belongs to the link; every other channel is one client's attachment to one job. The
+    client picks channel numbers, rising by at least one with every Attach of a connection.
+
+Stream
+    A log addressed by absolute offsets. INPUT, OUTPUT and ERROR count bytes. OPS and EVENTS count
+    *messages*: one DATA frame carries exactly one, msgpack with the tag key ``t``, and moves the
+    offset by one. On a channel, a stream's frames are contiguous from the offset its Attach named.
+    ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
+    and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
+    channel. A receiver acknowledges after 64 KiB consumed at the latest, so a sender needs no more
+    than that of room to make progress.
+
+Conversation
+    controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
+    data may follow an Attach that carries a spec at once, within ``INITIAL_INPUT_BYTES``.
+
+History
+    sandd.2 / version 1: as written here.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import attrs
+import msgpack
+from attrs import field, frozen
+from attrs.validators import and_, ge, le, max_len, optional
+from cattrs.preconf.msgpack import make_converter
+from cattrs.strategies import configure_tagged_union
+
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+
+SUBPROTOCOL: Final = "sandd.2"
+VERSIONS: Final = (1,)
+
+# ---- limits -------------------------------------------------------------------------------------
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+MAX_DATA_BYTES: Final = 128 * KIB
+"""Raw bytes in one DATA frame: at 1 Gbit/s a control frame waits 1 ms behind one."""
+MAX_CONTROL_BYTES: Final = 1 * MIB
+"""One control message: an argv and environment may be large; Linux itself stops at 2 MiB."""
+MAX_HELLO_BYTES: Final = 64 * KIB
+"""One WebSocket message before authentication: nobody unknown makes us hold more."""
+MAX_MESSAGE_BYTES: Final = 2 * MIB
+"""One WebSocket message: the largest control frame, and a batch of data beside it."""
+MAX_OFFSET: Final = 2**63 - 1
+"""Offsets stay below this, so that they fit a signed 64-bit integer in every language."""
+MAX_SECONDS: Final = 1e9
+"""Any duration: 31 years, so that adding it to a clock reading stays exact."""
+MAX_ID_LENGTH: Final = 128
+"""Characters in a daemon id, job id or tenant."""
+MAX_LABELS: Final = 64
+"""Labels of one daemon; they are held for each daemon and matched on each broadcast."""
+MAX_TEXT_LENGTH: Final = 4096
+"""Characters in a message for people (reject, failure): a screenful."""
+INITIAL_INPUT_BYTES: Final = 64 * KIB
+"""Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
+MESSAGE_WINDOW: Final = 64
+"""Credit on OPS and EVENTS, in messages, beyond what was consumed."""
+ACK_EVERY_BYTES: Final = 64 * KIB
+"""A receiver acknowledges after consuming this much at the latest."""
+
+# ---- frames -------------------------------------------------------------------------------------
+
+
+class FrameType(enum.IntEnum):
+    """The first byte of a frame."""
+
+    CONTROL = 1
+    DATA = 2
+    FIN = 3
+    GAP = 4
+
+
+class Stream(enum.IntEnum):
+    """The streams of a job, and which way each one flows."""
+
+    OPS = 0  # client -> daemon, messages: what to do with the running job
+    EVENTS = 1  # daemon -> client, messages: what became of it
+    INPUT = 2  # client -> daemon, bytes: stdin, keystrokes, an upload
+    OUTPUT = 3  # daemon -> client, bytes: stdout, a screen, a download
+    ERROR = 4  # daemon -> client, bytes: stderr
+
+
+TO_DAEMON: Final = frozenset({Stream.OPS, Stream.INPUT})
+TO_CLIENT: Final = frozenset({Stream.EVENTS, Stream.OUTPUT, Stream.ERROR})
+MESSAGE_STREAMS: Final = frozenset({Stream.OPS, Stream.EVENTS})
+
+_HEADER: Final = struct.Struct("!BII")
+_DATA: Final = struct.Struct("!BQ")
+_GAP: Final = struct.Struct("!BQQ")
+_DATA_HEADER: Final = struct.Struct("!BIIBQ")
+HEADER_BYTES: Final = _HEADER.size
+
+Buffer: TypeAlias = bytes | memoryview
+EncodedFrame: TypeAlias = tuple[bytes, Buffer]
+"""A frame ready to send: head and body, joined only when a whole message is put together."""
+
+
+class Frame(NamedTuple):
+    """One frame of a received message; the payload still borrows the message's memory."""
+
+    type: FrameType
+    channel: int
+    payload: memoryview
+
+
+class Data(NamedTuple):
+    """The payload of a DATA, FIN or GAP frame."""
+
+    stream: Stream
+    offset: int
+    body: memoryview
+    final: bool = False
+    gap_end: int | None = None
+
+
+_FRAME_TYPES: Final = {int(kind): kind for kind in FrameType}
+_STREAMS: Final = {int(stream): stream for stream in Stream}
+
+
+def decode_frames(message: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Iterator[Frame]:
+    """Split a WebSocket message into its frames, in order; RemoteProtocolError for anything else."""
+    size = len(message)
+    if size > max_bytes:
+        raise RemoteProtocolError(f"message of {size} bytes; at most {max_bytes} are allowed here")
+    view = memoryview(message)
+    position = 0
+    while position < size:
+        if size - position < HEADER_BYTES:
+            raise RemoteProtocolError("message ends inside a frame header")
+        number, channel, length = _HEADER.unpack_from(view, position)
+        frame_type = _FRAME_TYPES.get(number)
+        if frame_type is None:
+            raise RemoteProtocolError(f"unknown frame type {number}")
+        position += HEADER_BYTES
+        if length > size - position:
+            raise RemoteProtocolError(f"frame claims {length} bytes, its message has {size - position}")
+        yield Frame(frame_type, channel, view[position : position + length])
+        position += length
+
+
+def decode_data(frame: Frame) -> Data:
+    """Read the payload of a DATA, FIN or GAP frame; RemoteProtocolError if it breaks a limit."""
+    kind, _, payload = frame
+    shape = _GAP if kind is FrameType.GAP else _DATA
+    if len(payload) < shape.size:
+        raise RemoteProtocolError("data frame shorter than its own header")
+    gap_end = None
+    if kind is FrameType.GAP:
+        number, offset, gap_end = _GAP.unpack_from(payload)
+        if not offset < gap_end <= MAX_OFFSET:
+            raise RemoteProtocolError(f"gap from {offset} to {gap_end}")
+    else:
+        number, offset = _DATA.unpack_from(payload)
+    stream = _STREAMS.get(number)
+    if stream is None:
+        raise RemoteProtocolError(f"unknown stream {number}")
+    body = payload[shape.size :]
+    if len(body) > MAX_DATA_BYTES:
+        raise RemoteProtocolError(f"data frame of {len(body)} bytes; at most {MAX_DATA_BYTES} are allowed")
+    if offset + len(body) > MAX_OFFSET:
+        raise RemoteProtocolError(f"offset {offset} is out of range")
+    if gap_end is not None and len(body):
+        raise RemoteProtocolError("gap frame with a body")
+    return Data(stream, offset, body, kind is FrameType.FIN, gap_end)
+
+
+def encode_data(channel: int, stream: Stream, offset: int, body: Buffer, *, final: bool = False) -> EncodedFrame:
+    """A DATA frame, or FIN with `final`; `body` is at most MAX_DATA_BYTES (the caller's duty)."""
+    kind = FrameType.FIN if final else FrameType.DATA
+    return _DATA_HEADER.pack(kind, channel, _DATA.size + len(body), stream, offset), body
+
+
+def encode_gap(channel: int, stream: Stream, start: int, end: int) -> EncodedFrame:
+    """A GAP frame: ``start``..``end`` of the stream is gone; delivery goes on at ``end``."""
+    return _HEADER.pack(FrameType.GAP, channel, _GAP.size), _GAP.pack(stream, start, end)
+
+
+def encode_control(channel: int, message: Control) -> EncodedFrame:
+    """A CONTROL frame; LocalProtocolError when the message is larger than MAX_CONTROL_BYTES."""
+    payload = _pack(_converter.unstructure(message, _ControlUnion))
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise LocalProtocolError(
+            f"{type(message).__name__} of {len(payload)} bytes; one message holds {MAX_CONTROL_BYTES}"
+        )
+    return _HEADER.pack(FrameType.CONTROL, channel, len(payload)), payload
+
+
+def readdress(channel: int, frame: Frame) -> EncodedFrame:
+    """The same frame for another channel; the payload is passed on verbatim, uncopied."""
+    return _HEADER.pack(frame.type, channel, len(frame.payload)), frame.payload
+
+
+def decode_control(frame: Frame) -> Control | Unknown:
+    """The control message in a CONTROL frame. Tags we don't know become `Unknown`."""
+    message: Control | Unknown = _decode(frame.payload, _ControlUnion, "control message")
+    return message
+
+
+# ---- control messages: the link (channel 0) -----------------------------------------------------
+
+_id: Any = max_len(MAX_ID_LENGTH)
+_offset = and_(ge(0), le(MAX_OFFSET))
+_seconds = and_(ge(0.0), le(MAX_SECONDS))
+
+
+@frozen
+class Unknown:
+    """A message of a newer peer; it is ignored."""
+
+    tag: str
+
+
+@frozen
+class Challenge:
+    """controller -> daemon, first on every connection."""
+
+    nonce: bytes = field(validator=max_len(64))  # random, goes into the proof
+    controller_id: str = field(validator=_id)  # random per controller start
+    versions: tuple[int, ...] = field(default=VERSIONS, validator=max_len(16))  # spoken by the controller
+
+
+@frozen
+class Hello:
+    """daemon -> controller: who is calling."""
+
+    version: int  # chosen from the Challenge's
+    daemon_id: str = field(validator=_id)
+    instance: str = field(validator=_id)  # random per daemon process
+    connection: int = field(validator=_offset)  # rises with every dial of the instance; the highest wins
+    hostname: str = field(default="", validator=max_len(255))
+    platform: str = field(default="", validator=max_len(64))  # "linux", "darwin", "win32"
+    arch: str = field(default="", validator=max_len(64))  # "x86_64", "arm64", ...
+    daemon_version: str = field(default="", validator=max_len(64))
+    labels: Mapping[str, str] = field(factory=dict, validator=max_len(MAX_LABELS))
+    proof: bytes = field(default=b"", validator=max_len(64))  # see _core.credentials
+
+
+@frozen
+class Welcome:
+    """controller -> daemon: the link is live."""
+
+    version: int
+    heartbeat: float = field(default=20.0, validator=[ge(0.05), le(3600.0)])  # ping after this silence, s
+    dead_after: float = field(default=45.0, validator=[ge(0.1), le(7200.0)])  # no inbound for this long, s
+
+
+class RejectCode(enum.StrEnum):
+    """Why a controller turned a daemon away."""
+
+    BAD_VERSION = "bad_version"  # no common version; final
+    ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
+    UNAUTHENTICATED = "unauthenticated"  # proof missing or wrong; final
+    STALE = "stale"  # a newer connection of the same instance exists
+    BAD_HELLO = "bad_hello"  # id or labels not acceptable; final
+    BUSY = "busy"  # draining or too many daemons; try again
+
+
+@frozen
+class Reject:
+    """controller -> daemon: not now, or never."""
+
+    code: RejectCode
+    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    retry_after: float | None = field(default=None, validator=optional(_seconds))  # None: final
+
+
+@frozen
+class Ping:
+    """Either way: answer with Pong. A data message, because proxies swallow WebSocket pings."""
+
+    number: int = field(default=0, validator=_offset)
+
+
+@frozen
+class Pong:
+    """The answer to a Ping, with its number."""
+
+    number: int = field(default=0, validator=_offset)
+
+
+@frozen
+class Goodbye:
+    """Either way: an orderly end. A daemon that says it won't come back; a controller may."""
+
+    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    retry_after: float = field(default=0.0, validator=_seconds)  # controller: redial no sooner
+
+
+class DaemonState(enum.StrEnum):
+    """What a controller knows of a daemon."""
+
+    ONLINE = "online"
+    AWAY = "away"
+    GONE = "gone"
+
+
+@frozen
+class DaemonStatus:
+    """router -> client: a daemon came, went away, or is gone; sent on every change."""
+
+    daemon_id: str = field(validator=_id)
+    state: DaemonState
+    instance: str = field(default="", validator=_id)
+
+
+# ---- control messages: channels -----------------------------------------------------------------
+
+
+class Role(enum.StrEnum):
+    """What an attachment may do."""
+
+    OWNER = "owner"  # its acks free memory, it writes and signals; one at a time
+    VIEWER = "viewer"  # reads along, holds nothing back
+
+
+@frozen
+class Cursor:
+    """Where a client wants one stream towards it to go on."""
+
+    stream: Stream
+    max_offset: int = field(validator=_offset)  # credit
+    offset: int | None = field(default=None, validator=optional(_offset))  # None: the oldest kept
+
+
+@frozen
+class Attach:
+    """client -> daemon: attach this channel to a job; create it first if `spec` is given and it doesn't exist."""
+
+    daemon_id: str = field(validator=_id)  # for the router
+    job_id: str = field(validator=_id)
+    client: str = field(validator=_id)  # random per client; the same client re-attaching is no takeover
+    cursors: tuple[Cursor, ...] = field(validator=max_len(len(Stream)))
+    spec: bytes | None = None  # encode_spec(); compared byte for byte on a second Attach
+    instance: str = field(default="", validator=_id)  # the daemon instance the spec is bound to
+    role: Role = Role.OWNER
+    takeover: bool = False  # become the owner even though another client is attached
+    generation: int | None = field(default=None, validator=optional(_offset))  # of the ownership being resumed; None: none yet
+    settled: int = field(default=0, validator=_offset)  # generated ids of this client below it never start again
+    tenant: str = field(default="", validator=_id)  # stamped by the router; what a client says is ignored
+    principal: str = field(default="", validator=_id)  # stamped by the router
+
+
+@frozen
+class StreamState:
+    """One stream of a job as the daemon holds it when it answers."""
+
+    stream: Stream
+    base: int = field(default=0, validator=_offset)  # to client: oldest kept
+    floor: int = field(default=0, validator=_offset)  # to client: acknowledged by the owner
+    end: int = field(default=0, validator=_offset)  # to client: produced so far
+    start: int = field(default=0, validator=_offset)  # to client: where delivery on this channel begins
+    received: int = field(default=0, validator=_offset)  # to daemon: continue here
+    max_offset: int = field(default=0, validator=_offset)  # to daemon: credit
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@frozen
+class Attached:
+    """daemon -> client: the channel is open."""
+
+    role: Role
+    generation: int = field(validator=_offset)
+    state: JobState
+    streams: tuple[StreamState, ...] = field(validator=max_len(len(Stream)))
+
+
+class RefusedCode(enum.StrEnum):
+    """Why an Attach was turned down. LOST means: may have run; all others: nothing ran by this Attach."""
+
+    JOB_NOT_FOUND = "job_not_found"
+    ENDED = "ended"  # it was ended and forgotten; the same id never starts again
+    LOST = "lost"  # the spec was bound to another instance of the daemon
+    JOB_ID_CONFLICT = "job_id_conflict"
+    BUSY = "busy"  # another client is the owner; ask for takeover or be a viewer
+    TAKEN = "taken"  # somebody took over since this client's generation
+    UNSUPPORTED = "unsupported"  # the spec has a field or kind this daemon doesn't know
+    DAEMON_NOT_FOUND = "daemon_not_found"
+    DENIED = "denied"
+
+
+@frozen
+class Refused:
+    """daemon or router -> client: the Attach failed; the channel is closed."""
+
+    code: RefusedCode
+    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+
+
+@frozen
+class Away:
+    """router -> client: the daemon's link is down; the channel is closed. Attach again on its return."""
+
+
+@frozen
+class Taken:
+    """daemon -> client: another client owns the job now; the channel is closed."""
+
+
+@frozen
+class Detach:
+    """client -> daemon, or router -> daemon for a client that went: the channel is closed, the job goes on."""
+
+
+@frozen
+class StreamWindow:
+    """Ack and credit of one stream; both absolute, neither ever goes down on a channel."""
+
+    stream: Stream
+    ack: int = field(validator=_offset)
+    max_offset: int = field(validator=_offset)
+
+
+@frozen
+class Window:
+    """receiver -> sender."""
+
+    streams: tuple[StreamWindow, ...] = field(validator=max_len(len(Stream)))
+
+
+@frozen
+class End:
+    """client -> daemon: the owner leaves. Kill what runs of the job, then forget it with all its output.
+
+    Idempotent, and valid for a job that is running, ended, or has never been heard of: then a start
+    of that id which arrives later never runs. The router keeps it for a daemon that is away.
+    """
+
+    daemon_id: str = field(validator=_id)
+    job_id: str = field(validator=_id)
+    grace: float | None = field(default=None, validator=optional(_seconds))  # seconds from TERM to KILL; None: as the spec says
+    tenant: str = field(default="", validator=_id)  # stamped by the router
+
+
+Control: TypeAlias = (
+    Challenge | Hello | Welcome | Reject | Ping | Pong | Goodbye | DaemonStatus
+    | Attach | Attached | Refused | Away | Taken | Detach | Window | End
+)  # fmt: skip
+
+# ---- stream messages ----------------------------------------------------------------------------
+
+
+@frozen
+class Started:
+    """EVENTS: the job runs."""
+
+    pid: int = field(default=0, validator=_offset)
+
+
+class Outcome(enum.StrEnum):
+    """How a job ended."""
+
+    EXITED = "exited"  # by itself; exit_code is its own
+    SIGNALED = "signaled"  # by a signal nobody here sent
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"  # by the owner's leaving or a kill request
+    LEASE_EXPIRED = "lease_expired"
+    OUT_OF_MEMORY = "out_of_memory"
+    LIMIT_EXCEEDED = "limit_exceeded"
+
+
+@frozen
+class Exited:
+    """EVENTS, last: the job's process is gone, its tree is empty, and its streams end at `finals`."""
+
+    code: int | None  # real exit code, or
+    signal: int | None  # the signal that killed it: exactly one of the two
+    outcome: Outcome
+    seconds: float = field(validator=_seconds)  # from spawn to exit
+    pipes_held: bool = False  # a background child kept a pipe open past the drain grace
+    finals: Mapping[Stream, int] = field(factory=dict, validator=max_len(len(Stream)))
+
+
+class FailedCode(enum.StrEnum):
+    """Why a job has no exit status."""
+
+    SPAWN = "spawn"  # the program could not be started: nothing ran
+    LOST = "lost"  # it ran, and its fate is unknown
+    CANCELLED = "cancelled"  # ended before it was started: nothing ran
+
+
+@frozen
+class Failed:
+    """EVENTS, last: there is no exit status to report."""
+
+    code: FailedCode
+    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    errno: int = field(default=0, validator=[ge(0), le(65535)])
+    filename: bytes | None = None
+    finals: Mapping[Stream, int] = field(factory=dict, validator=max_len(len(Stream)))
+
+
+Event: TypeAlias = Started | Exited | Failed
+
+
+@frozen
+class Signal:
+    """OPS: send a signal to the job's process group."""
+
+    name: str = field(validator=max_len(32))  # "TERM", "INT", ... without SIG
+
+
+@frozen
+class DetachJob:
+    """OPS: the job outlives its owner from now on."""
+
+
+Op: TypeAlias = Signal | DetachJob
+
+# ---- job specs: strict, an unknown field is refused ------------------------------------------------
+
+
+class OnFull(enum.StrEnum):
+    """What happens to output nobody fetches, when there is no room left."""
+
+    BLOCK = "block"  # the process waits
+    DROP_OLDEST = "drop_oldest"  # a gap appears
+
+
+@frozen
+class CommandSpec:
+    """Run a program with pipes."""
+
+    argv: tuple[bytes, ...]  # exec'd directly; with `shell`, one element: the text for the shell
+    shell: bool = False
+    stdin: bool = True  # False: reads end of file at once
+    merge_stderr: bool = False  # stderr goes into OUTPUT, in the order written
+    cwd: bytes | None = None  # None: the daemon's
+    env: Mapping[bytes, bytes] = field(factory=dict)  # merged over the daemon's environment
+    user: str | None = None  # name or uid to run as; None: the daemon's
+    timeout: float | None = field(default=None, validator=optional(_seconds))  # seconds from the spawn to the kill
+    idle_timeout: float | None = field(default=None, validator=optional(_seconds))  # seconds without any output
+    kill_grace: float = field(default=5.0, validator=_seconds)  # seconds from TERM to KILL
+    lease: float | None = field(default=None, validator=optional(_seconds))  # seconds without an owner until it is ended; None: the daemon's default
+    on_full: OnFull = OnFull.BLOCK
+    detach: bool = False  # outlives its owner from the start
+
+
+Spec: TypeAlias = CommandSpec
+
+
+class UnsupportedSpec(RemoteProtocolError):
+    """A spec with a kind, field or value this daemon doesn't know; the job is refused, the link lives."""
+
+
+# ---- codec --------------------------------------------------------------------------------------
+
+CONTROL_TAGS: Final[dict[type, str]] = {
+    Challenge: "challenge", Hello: "hello", Welcome: "welcome", Reject: "reject",
+    Ping: "ping", Pong: "pong", Goodbye: "bye", DaemonStatus: "daemon",
+    Attach: "attach", Attached: "attached", Refused: "refused", Away: "away", Taken: "taken",
+    Detach: "detach", Window: "window", End: "end",
+}  # fmt: skip
+EVENT_TAGS: Final[dict[type, str]] = {Started: "started", Exited: "exited", Failed: "failed"}
+OP_TAGS: Final[dict[type, str]] = {Signal: "signal", DetachJob: "detach"}
+ENUMERATIONS: Final = (
+    Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, Outcome, FailedCode, OnFull,
+)  # fmt: skip
+SPEC_KINDS: Final[dict[str, type[Spec]]] = {"command": CommandSpec}
+_SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
+
+# The unions as run-time values: what cattrs dispatches on.
+_ControlUnion: Any = Control | Unknown
+_EventUnion: Any = Event | Unknown
+_OpUnion: Any = Op | Unknown
+
+
+def _strict(expected: type) -> Callable[[Any, Any], Any]:
+    """By default cattrs *converts* ("7" to 7, an int to that many zero bytes); here a wrong type is an error."""
+
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is expected or (expected is float and type(value) is int):
+            return value
+        raise TypeError(f"{expected.__name__} expected, got {type(value).__name__}")
+
+    return structure
+
+
+def _member(enumeration: type[enum.Enum]) -> Callable[[Any, Any], Any]:
+    members = {(type(member.value), member.value): member for member in enumeration}
+    return lambda value, _: members[type(value), value]
+
+
+def _build_converter(*, strict_fields: bool) -> Any:
+    converter = make_converter(
+        omit_if_default=True, forbid_extra_keys=strict_fields, detailed_validation=False
+    )
+    for primitive in (int, str, float, bool, bytes):
+        converter.register_structure_hook(primitive, _strict(primitive))
+        converter.register_unstructure_hook(primitive, lambda value: value)
+
+    for enumeration in ENUMERATIONS:
+        # One by one, since a StrEnum is a str and would get the hook for str.
+        converter.register_structure_hook(enumeration, _member(enumeration))
+
+    @converter.register_structure_hook_factory(lambda t: getattr(t, "__origin__", None) is tuple)
+    def _(cls: Any) -> Any:
+        item = cls.__args__[0]
+        hook = converter.get_structure_hook(item)
+
+        def structure(value: Any, _: Any) -> Any:
+            if type(value) is not list:
+                raise TypeError(f"list expected, got {type(value).__name__}")
+            return tuple([hook(element, item) for element in value])
+
+        return structure
+
+    @converter.register_structure_hook_factory(lambda t: getattr(t, "__origin__", None) is Mapping)
+    def _(cls: Any) -> Any:
+        key_type, value_type = cls.__args__
+        key_hook = converter.get_structure_hook(key_type)
+        value_hook = converter.get_structure_hook(value_type)
+
+        def structure(value: Any, _: Any) -> Any:
+            if type(value) is not dict:
+                raise TypeError(f"map expected, got {type(value).__name__}")
+            return {key_hook(k, key_type): value_hook(v, value_type) for k, v in value.items()}
+
+        return structure
+
+    return converter
+
+
+def _tagged(union: Any, tags: Mapping[type, str]) -> None:
+    # Unknown's own hook must exist before the union is configured, or the union would not use it.
+    configure_tagged_union(
+        union, _converter, tag_generator=lambda cls: tags.get(cls, ""), tag_name="t", default=Unknown
+    )
+
+
+_converter = _build_converter(strict_fields=False)
+_converter.register_structure_hook(Unknown, lambda value, _: Unknown(value["t"][:64]))
+_tagged(_ControlUnion, CONTROL_TAGS)
+_tagged(_EventUnion, EVENT_TAGS)
+_tagged(_OpUnion, OP_TAGS)
+_spec_converter = _build_converter(strict_fields=True)
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def _unpack(payload: Buffer, what: str) -> Any:
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise RemoteProtocolError(f"{what} of {len(payload)} bytes; at most {MAX_CONTROL_BYTES} are allowed")
+    # unpackb derives its limits (string, array, map lengths) from the size of what it is given; it
+    # allocates at most in proportion to that, and stops at a nesting depth of 512.
+    return msgpack.unpackb(payload, raw=False, strict_map_key=False, max_ext_len=0)
+
+
+def _decode(payload: Buffer, union: Any, what: str) -> Any:
+    try:
+        value = _unpack(payload, what)
+        if type(value) is not dict or type(value.get("t")) is not str:
+            raise TypeError("a map with a tag expected")
+        return _converter.structure(value, union)
+    except RemoteProtocolError:
+        raise
+    except Exception as error:
+        # Whatever a peer sends, one type of error leaves here: that is this function's contract.
+        raise RemoteProtocolError(f"bad {what}: {error!r:.200}") from error
+
+
+def encode_event(event: Event) -> bytes:
+    """One message for the EVENTS stream."""
+    return _pack(_converter.unstructure(event, _EventUnion))
+
+
+def decode_event(payload: Buffer) -> Event | Unknown:
+    """One message of the EVENTS stream; RemoteProtocolError if it is none."""
+    event: Event | Unknown = _decode(payload, _EventUnion, "event")
+    return event
+
+
+def encode_op(op: Op) -> bytes:
+    """One message for the OPS stream."""
+    return _pack(_converter.unstructure(op, _OpUnion))
+
+
+def decode_op(payload: Buffer) -> Op | Unknown:
+    """One message of the OPS stream; RemoteProtocolError if it is none."""
+    op: Op | Unknown = _decode(payload, _OpUnion, "op")
+    return op
+
+
+def encode_spec(spec: Spec) -> bytes:
+    """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
+    return _pack({"kind": _SPEC_TAGS[type(spec)], **_spec_converter.unstructure(spec)})
+
+
+def decode_spec(payload: Buffer) -> Spec:
+    """The spec in `Attach.spec`; UnsupportedSpec for whatever this daemon would have to leave out."""
+    try:
+        value = _unpack(payload, "spec")
+        kind = SPEC_KINDS.get(value.pop("kind", None))
+        if kind is None:
+            raise UnsupportedSpec("this daemon does not know this kind of job")
+        names = {attribute.name for attribute in attrs.fields(kind)}
+        for name in value:
+            if name not in names:
+                raise UnsupportedSpec(f"this daemon does not know the field {name!r:.64}")
+        spec: Spec = _spec_converter.structure(value, kind)
+    except RemoteProtocolError:
+        raise
+    except Exception as error:
+        raise UnsupportedSpec(f"bad job spec: {error!r:.200}") from error
+    if not spec.argv or (spec.shell and len(spec.argv) != 1):
+        raise UnsupportedSpec("argv needs a program, and exactly one text when run by the shell")
+    return spec

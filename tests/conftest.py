@@ -1,0 +1,324 @@
+"""What holds for every test: it leaves nothing behind, it ends, and it is tried hard enough.
+
+The leak check compares what this process holds before and after each test: descriptors where the
+system lists them (Linux, macOS), processes on Linux, threads and temporary files everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import hypothesis
+import pytest
+import trio
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+T = TypeVar("T")
+
+# ---- hypothesis ---------------------------------------------------------------------------------
+
+CI = bool(os.environ.get("CI"))
+# No deadline: on a busy machine with two cores a slow example is no finding. In CI the examples are
+# the same each time, so that a failure is the change's fault, and the next run shows it again.
+hypothesis.settings.register_profile(
+    "quick",
+    deadline=None,
+    max_examples=100,
+    stateful_step_count=30,
+    derandomize=CI,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "deep",
+    deadline=None,
+    max_examples=20_000,
+    stateful_step_count=100,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+hypothesis.settings.load_profile(PROFILE)
+
+# ---- no test hangs ------------------------------------------------------------------------------
+
+TEST_TIMEOUT = None if PROFILE == "deep" else 60.0
+"""Seconds for a test's body, on the wall's clock as trio's may be a mock. Deep may take hours."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Interrupt a test that hangs the way Ctrl-C would, which trio unwinds in good order."""
+    if TEST_TIMEOUT is None or sys.platform == "win32":
+        return (yield)
+    hung_at: str | None = None
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        nonlocal hung_at
+        hung_at = task_stacks()
+        signal.raise_signal(signal.SIGINT)
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, TEST_TIMEOUT)
+    try:
+        return (yield)
+    except BaseException as error:
+        if hung_at is None:
+            raise
+        raise TimeoutError(f"interrupted after {TEST_TIMEOUT} s\n{hung_at}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def task_stacks() -> str:
+    """Where each trio task is waiting, if trio runs in this thread."""
+    try:
+        tasks = [trio.lowlevel.current_root_task()]
+    except RuntimeError:
+        return ""
+    lines = []
+    while tasks and (task := tasks.pop()):
+        stack = traceback.StackSummary.extract(task.iter_await_frames())
+        lines += [f"task {task.name}\n", *stack.format()]
+        tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return "".join(lines)
+
+
+# ---- no test leaks ------------------------------------------------------------------------------
+
+SETTLE = 2.0
+"""Seconds that what a test has just let go of may take to disappear."""
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note failures: a failed test's traceback keeps its sockets alive, which is no leak."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary directory for us and all children: other programs' files are not our leaks."""
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it can be looked at afterwards
+    directory = tempfile.mkdtemp(prefix="sandd-tests-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", directory)
+        patch.setattr(tempfile, "tempdir", directory)
+        yield
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(
+    request: pytest.FixtureRequest, _own_temporary_directory: None
+) -> Iterator[None]:
+    """Fail a test after which a descriptor, process, thread or temporary file is left."""
+    before = Holdings.now()
+    yield
+    left = Holdings.now().since(before)
+    if left and not request.node.stash.get(FAILED, False):
+        # Cycles first: trio's tracebacks make them, and what only they hold is garbage.
+        gc.collect()
+        left = settle(lambda: Holdings.now().since(before))
+    report = f"the test left behind:\n{left.describe()}"
+    for entry in left.processes:
+        kill(entry.pid)  # the next test is not to suffer for this one
+    if left and not request.node.stash.get(FAILED, False):
+        pytest.fail(report, pytrace=False)
+
+
+def settle(look: Callable[[], T]) -> T:
+    """What `look` shows once it shows nothing, or after `SETTLE` seconds of looking."""
+    give_up, pause = time.monotonic() + SETTLE, 0.001
+    while (seen := look()) and time.monotonic() < give_up:
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+    return seen
+
+
+@frozen
+class Holdings:
+    """What this process holds."""
+
+    descriptors: frozenset[tuple[int, str]]
+    processes: frozenset[ProcessEntry]
+    threads: frozenset[threading.Thread]
+    files: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Holdings:
+        """A snapshot; 0.1 ms where there are no children."""
+        return cls(
+            descriptors=frozenset(open_descriptors()),
+            processes=frozenset(descendants(os.getpid())),
+            # Daemon threads are not waited for by anybody: trio keeps idle ones for the next call.
+            threads=frozenset(each for each in threading.enumerate() if not each.daemon),
+            files=frozenset(os.listdir(tempfile.gettempdir())),
+        )
+
+    def since(self, before: Holdings) -> Holdings:
+        """What is here that wasn't before."""
+        known = {entry.pid for entry in before.processes}  # its state may have changed
+        return Holdings(
+            descriptors=self.descriptors - before.descriptors,
+            processes=frozenset(entry for entry in self.processes if entry.pid not in known),
+            threads=self.threads - before.threads,
+            files=self.files - before.files,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.descriptors or self.processes or self.threads or self.files)
+
+    def describe(self) -> str:
+        """One line for each thing."""
+        lines = [describe_descriptor(*entry) for entry in sorted(self.descriptors)]
+        lines += [f"process {entry.describe()}" for entry in sorted(self.processes)]
+        lines += [f"thread {each.name!r}" for each in self.threads]
+        lines += [f"file {Path(tempfile.gettempdir(), name)}" for name in sorted(self.files)]
+        return "\n".join(f"  {line}" for line in lines)
+
+
+def open_descriptors() -> Iterator[tuple[int, str]]:
+    """Number and target of each open descriptor; nothing where the system doesn't list them."""
+    directory = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+    if sys.platform == "win32":
+        return
+    for entry in os.listdir(directory):
+        target = ""
+        # The listing's own descriptor is in the list, and closed by now.
+        with contextlib.suppress(OSError):
+            if sys.platform == "linux":
+                target = os.readlink(f"{directory}/{entry}")
+            else:
+                os.fstat(int(entry))
+            yield int(entry), target
+
+
+def describe_descriptor(number: int, target: str) -> str:
+    """The descriptor, with the addresses if it is a socket."""
+    text = f"descriptor {number} {target}"
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as one:
+        text += f" {one.family.name} {one.getsockname()!r}"
+        with contextlib.suppress(OSError):
+            text += f" -> {one.getpeername()!r}"
+    return text
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+class ProcessEntry(NamedTuple):
+    """A process as /proc shows it."""
+
+    pid: int
+    state: str
+    """R, S, D, T, Z (a zombie: ended, and not reaped by its parent), ..."""
+    parent: int
+
+    def describe(self) -> str:
+        """What a person needs to recognise it."""
+        command = ""
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{self.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return f"{self.pid} ({self.state}, child of {self.parent}) {command[:200]}"
+
+
+def processes() -> list[ProcessEntry]:
+    """Every process there is; empty where there is no /proc."""
+    entries = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                with contextlib.suppress(OSError):
+                    # The name in parentheses may itself hold spaces and parentheses.
+                    stat = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                    entries.append(ProcessEntry(int(name), stat[0].decode(), int(stat[1])))
+    return entries
+
+
+def descendants(ancestor: int) -> list[ProcessEntry]:
+    """Our children, zombies included, and theirs; cheap while there are none."""
+    if sys.platform != "linux" or not has_children():
+        return []
+    known, found = {ancestor}, []
+    unplaced = processes()
+    while below := [entry for entry in unplaced if entry.parent in known]:
+        found += below
+        known = {entry.pid for entry in below}
+        unplaced = [entry for entry in unplaced if entry.pid not in known]
+    return found
+
+
+def has_children() -> bool:
+    """Whether this process has any child, running or not; takes none of them away."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and reap it if it is a child of ours."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+class Marker(NamedTuple):
+    """A variable for a child's environment; its descendants inherit it, wherever they hide."""
+
+    name: str
+    value: str
+
+    def processes(self) -> list[ProcessEntry]:
+        """The processes that have it in their environment; Linux only."""
+        wanted = f"{self.name}={self.value}".encode()
+        found = []
+        for entry in processes():
+            with contextlib.suppress(OSError):
+                if wanted in Path(f"/proc/{entry.pid}/environ").read_bytes().split(b"\0"):
+                    found.append(entry)
+        return found
+
+
+@pytest.fixture
+def marker() -> Iterator[Marker]:
+    """A fresh variable ``(name, value)``; fails the test if a process that has it survives it.
+
+    It finds those that left session, group and parent behind, as the leak check's tree can't.
+    """
+    # Not SANDD_...: those are scrubbed before a job starts.
+    fresh = Marker("TEST_MARKER", uuid.uuid4().hex)
+    yield fresh
+    # Twice in a row: between fork and exec a process may be missed once.
+    left = settle(lambda: fresh.processes() or fresh.processes())
+    for entry in left:
+        kill(entry.pid)
+    if left:
+        lines = "".join(f"\n  {entry.describe()}" for entry in left)
+        pytest.fail(f"processes outlived the test:{lines}", pytrace=False)

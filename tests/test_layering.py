@@ -1,0 +1,302 @@
+"""Imports point down only, and each layer touches only what it is allowed to.
+
+The layers are those of DESIGN's section 3 and of the map at the top of sandd/__init__.py. A new
+module must be entered here: deciding where it belongs is part of writing it. Imports under ``if
+TYPE_CHECKING:`` don't run, and so don't count unless a test says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import frozen
+
+import sandd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(sandd.__file__).parent
+
+CONTROLLER_END = [
+    "sandd._core.acceptor",
+    "sandd._core.commands",
+    "sandd._core.local_link",
+    "sandd._core.process_handle",
+    "sandd._core.registry",
+    "sandd.controller",
+]
+DAEMON_END = [
+    "sandd._core.daemon_options",
+    "sandd._core.daemon_program",
+    "sandd._core.dialer",
+    "sandd._core.processes",
+    "sandd._core.processes.*",
+    "sandd._core.runner",
+    "sandd._core.state_directory",
+    "sandd.daemon",
+]
+"""What only one of the two programs is made of; they never import each other."""
+
+LAYERS = {
+    "errors": ["sandd._core._errors"],
+    "spawner": [
+        "sandd._core.processes.culling",
+        "sandd._core.processes.exit_watch",
+        "sandd._core.processes.job_trees",
+        "sandd._core.processes.process_table",
+        "sandd._core.processes.spawner",
+        "sandd._core.processes.spawner_messages",
+    ],
+    "wire": ["sandd.wire"],
+    "sans-IO": [
+        "sandd._core.channels",
+        "sandd._core.client",
+        "sandd._core.jobs",
+        "sandd._core.link",
+        "sandd._core.results",
+        "sandd._core.router",
+        "sandd._core.scheduler",
+        "sandd._core.streams",
+        "sandd._core.tombstones",
+    ],
+    "shells": [
+        "sandd._core.logs",
+        "sandd._core.nurseries",
+        "sandd._core.pump",
+        "sandd._core.transport",
+        "sandd._core.transport.*",
+    ],
+    "ends": [*CONTROLLER_END, *DAEMON_END],
+    "facade": ["sandd.server"],
+    "command": ["sandd.__main__", "sandd.cli"],
+    "package": ["sandd", "sandd._core"],
+}
+"""Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
+
+PURE = {"errors", "wire", "sans-IO"}
+PURE_PACKAGES = {"attr", "attrs", "cattrs", "msgpack"}
+"""What a layer without I/O may import besides the standard library."""
+IMPURE_MODULES = {
+    *("asyncio", "concurrent", "multiprocessing", "queue", "sched", "threading"),
+    *("datetime", "time"),
+    *("fcntl", "pty", "select", "selectors", "socket", "ssl", "subprocess", "termios"),
+    *("logging", "warnings"),
+}
+"""Of the standard library, what waits, reads a clock, does I/O or logs."""
+
+
+@frozen
+class Import:
+    """One imported module, and when the import runs."""
+
+    name: str
+    line: int
+    for_types: bool
+    """Under ``if TYPE_CHECKING:``: never runs."""
+    deferred: bool
+    """Inside a function: runs when that is called, not when the module is imported."""
+
+    @property
+    def package(self) -> str:
+        """The top-level name, which tells whose module it is."""
+        return self.name.partition(".")[0]
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file of ours."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_in(
+    tree: ast.AST, package: str, *, for_types: bool = False, deferred: bool = False
+) -> Iterator[Import]:
+    """Every import below a node, wherever it stands."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, for_types, deferred)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            for alias in node.names:
+                # `from package import thing`: a module if there is one of that name.
+                submodule = f"{base}.{alias.name}"
+                if submodule == "sandd.__version__":
+                    continue  # the one thing the package's own file holds; it is loaded anyway
+                yield Import(
+                    submodule if submodule in FILES else base, node.lineno, for_types, deferred
+                )
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            negated = isinstance(node.test, ast.UnaryOp)
+            for branch, is_for_types in ((node.body, not negated), (node.orelse, negated)):
+                block = ast.Module(body=branch, type_ignores=[])
+                yield from imports_in(
+                    block, package, for_types=for_types or is_for_types, deferred=deferred
+                )
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports_in(node, package, for_types=for_types, deferred=deferred or inside)
+
+
+def read_imports(module: str) -> list[Import]:
+    """Every import in a module of ours."""
+    path = FILES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return list(imports_in(ast.parse(path.read_text("utf-8")), package))
+
+
+IMPORTS = {module: read_imports(module) for module in FILES}
+
+
+def is_named(module: str, names: list[str]) -> bool:
+    """Whether a list has the module, or its package with ``.*``."""
+    return any(fnmatchcase(module, name) for name in names)
+
+
+def layers_of(module: str) -> list[str]:
+    """The layers that claim a module: exactly one, or the module or this file is wrong."""
+    exact = [layer for layer, names in LAYERS.items() if module in names]
+    return exact or [layer for layer, names in LAYERS.items() if is_named(module, names)]
+
+
+def height(module: str) -> int:
+    """The layer's number from below."""
+    (layer,) = layers_of(module)
+    return list(LAYERS).index(layer)
+
+
+def modules_of(*layers: str) -> list[str]:
+    """The modules there are in these layers."""
+    return [module for module in FILES if set(layers_of(module)) & set(layers)]
+
+
+def loaded_by(module: str, *, packages: bool = True) -> dict[str, str]:
+    """What importing a module of ours imports in its turn, each with who asks for it.
+
+    Its packages' own files are imported with it, unless the importer sees to it that they aren't.
+    """
+    seen: dict[str, str] = {}
+    todo = [(module, "the test")]
+    while todo:
+        current, asker = todo.pop()
+        if current in seen:
+            continue
+        seen[current] = asker
+        if current in FILES:
+            parts = current.split(".") if packages else []
+            todo += [(".".join(parts[:count]), current) for count in range(1, len(parts))]
+            todo += [
+                (each.name, current)
+                for each in IMPORTS[current]
+                if not each.for_types and not each.deferred
+            ]
+    return seen
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_every_module_is_in_one_layer(module: str) -> None:
+    """A new module has been given its place in `LAYERS`."""
+    assert len(layers_of(module)) == 1, f"{module} is in {layers_of(module) or 'no layer'}"
+
+
+@pytest.mark.parametrize("module", modules_of(*LAYERS))
+def test_imports_point_down(module: str) -> None:
+    """Nothing imports from a layer above its own, not even inside a function.
+
+    The package's own file is the exception: it re-exports everything, on first use.
+    """
+    upwards = [
+        f"line {each.line}: {each.name}"
+        for each in IMPORTS[module]
+        if each.name in modules_of(*LAYERS) and not each.for_types
+        if height(each.name) > height(module)
+    ]
+
+    assert not upwards
+
+
+def test_imports_make_no_circle() -> None:
+    """Also within a layer there is an order in which the modules can be read."""
+    graph = {
+        module: {
+            each.name
+            for each in found
+            if each.name in FILES and each.name != module and not (each.for_types or each.deferred)
+        }
+        for module, found in IMPORTS.items()
+    }
+
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_packages_import_nothing_of_ours() -> None:
+    """Whoever imports one module doesn't get the others along: re-exports happen on first use."""
+    for module in modules_of("package"):
+        loaded = {each.name for each in IMPORTS[module] if not (each.for_types or each.deferred)}
+        assert not [name for name in loaded if name.startswith("sandd")]
+
+
+@pytest.mark.parametrize("module", modules_of("ends"))
+def test_controller_and_daemon_never_load_each_other(module: str) -> None:
+    """Not directly and not through anything they import; the two share only what is below both."""
+    mine, theirs = CONTROLLER_END, DAEMON_END
+    if not is_named(module, mine):
+        mine, theirs = theirs, mine
+
+    assert not [name for name in loaded_by(module) if is_named(name, theirs)]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_only_the_transport_knows_the_websocket_library(module: str) -> None:
+    """Another library could take its place by changing one package; types count too."""
+    if not fnmatchcase(module, "sandd._core.transport*"):
+        packages = {each.package for each in IMPORTS[module]}
+        assert not packages & {"trio_websocket", "wsproto", "websockets"}
+
+
+@pytest.mark.parametrize("module", modules_of(*PURE))
+def test_state_machines_do_no_io(module: str) -> None:
+    """No trio, no socket, no clock, no log: neither they nor anything they import of ours."""
+    for name, asker in loaded_by(module).items():
+        package = name.partition(".")[0]
+        assert package not in IMPURE_MODULES or asker not in FILES, f"{asker} imports {name}"
+        if name not in FILES and package not in sys.stdlib_module_names:
+            assert package in PURE_PACKAGES, f"{asker} imports {name}"
+
+
+@pytest.mark.parametrize("module", modules_of(*PURE))
+def test_state_machines_defer_no_import(module: str) -> None:
+    """What they need they say at the top; a late import would escape the test above."""
+    assert not [each for each in IMPORTS[module] if each.deferred]
+
+
+@pytest.mark.parametrize("module", modules_of("spawner"))
+def test_the_spawner_needs_the_standard_library_only(module: str) -> None:
+    """It must start in milliseconds and stay small: every job is its child.
+
+    It is started in a way that leaves the packages' own files out.
+    """
+    for name, asker in loaded_by(module, packages=False).items():
+        standard = name.partition(".")[0] in sys.stdlib_module_names
+        assert standard or name in modules_of("spawner"), f"{asker} imports {name}"
+    assert not [each for each in IMPORTS[module] if each.deferred and each.package == "sandd"]
+
+
+def test_the_errors_import_nothing_of_ours() -> None:
+    """Every layer raises from the exception tree, so it can stand on none of them."""
+    names = [each.name for each in IMPORTS["sandd._core._errors"] if not each.for_types]
+
+    assert not [name for name in names if name.startswith("sandd")]

@@ -1,0 +1,108 @@
+"""The guard between the network and trio-websocket, without any network."""
+
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+
+from hypothesis import given
+from hypothesis import strategies as st
+from raw_peer import MIB, Op, frame, upgrade_request
+from wsproto import ConnectionType
+from wsproto.events import AcceptConnection, BytesMessage
+
+from sandd._core.transport._connection import MAX_WAITING_BYTES
+from sandd._core.transport._protocol import (
+    AGAIN,
+    EVENTS_PER_TURN,
+    MAX_FRAGMENTS,
+    MESSAGE_OVERHEAD,
+    GuardedProtocol,
+)
+
+
+def open_server_protocol(max_message_bytes: int = MIB) -> GuardedProtocol:
+    """The server's side of a connection that has just been opened."""
+    protocol = GuardedProtocol(ConnectionType.SERVER, max_message_bytes=max_message_bytes)
+    names = {"host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"}
+    lines = [line.partition(": ") for line in upgrade_request().decode().splitlines()]
+    headers = [(name.encode(), value.encode()) for name, _, value in lines if name in names]
+    protocol.read_request(headers, b"/ws")
+    protocol.send(AcceptConnection())
+    return protocol
+
+
+def test_guard_hands_out_a_long_read_in_turns() -> None:
+    """However many frames one read holds, the loop gets its turn after a bounded number of them."""
+    protocol = open_server_protocol()
+    protocol.receive_data(frame(Op.BINARY, b"x") * (3 * EVENTS_PER_TURN) + frame(Op.BINARY, b"y"))
+    for _ in range(3):
+        assert len(list(protocol.events())) == EVENTS_PER_TURN
+        assert protocol.has_more
+        protocol.receive_data(AGAIN)
+    (last,) = protocol.events()
+    assert isinstance(last, BytesMessage)
+    assert last.data == b"y"
+    assert not protocol.has_more
+
+
+def test_guard_keeps_no_pieces() -> None:
+    """A message that comes byte by byte takes its own size, not an object for each byte."""
+    protocol = open_server_protocol()
+    protocol.receive_data(frame(Op.BINARY, bytes(MIB))[:-MIB])
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            protocol.receive_data(b"x")
+            assert not list(protocol.events())
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_guard_keeps_nothing_of_a_peer_that_broke_the_rules() -> None:
+    """What comes after a breach is dropped, whether it can still be parsed or not."""
+    for breach in (frame(Op.TEXT, b"x"), frame(3), frame(Op.BINARY, bytes(1001))):
+        protocol = open_server_protocol(max_message_bytes=1000)
+        protocol.receive_data(breach)
+        assert not list(protocol.events())
+        assert protocol.breach is not None
+        more = frame(Op.BINARY, bytes(900), fin=False)
+        protocol.receive_data(more)
+        assert not list(protocol.events())
+        tracemalloc.start()
+        try:
+            for _ in range(1000):
+                protocol.receive_data(more)
+                assert not list(protocol.events())
+            assert tracemalloc.get_traced_memory()[1] < 100_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_empty_messages_have_their_price() -> None:
+    """Waiting messages are bounded in number too: an empty one isn't free."""
+    protocol = open_server_protocol()
+    protocol.receive_data(frame(Op.BINARY) * 10)
+    list(protocol.events())
+    assert protocol.charged == 10 * MESSAGE_OVERHEAD
+    assert MAX_FRAGMENTS < MAX_WAITING_BYTES / MESSAGE_OVERHEAD
+
+
+@given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
+def test_guard_takes_any_bytes(data: bytes, cuts: list[int]) -> None:
+    """Whatever comes, in whatever pieces, it raises nothing, and the pieces make no difference."""
+    for make in (
+        lambda: open_server_protocol(max_message_bytes=100),
+        lambda: GuardedProtocol(ConnectionType.CLIENT, max_message_bytes=100),
+    ):
+        outcomes = []
+        for places in ([], cuts):
+            protocol = make()
+            edges = [0, *sorted(min(place, len(data)) for place in places), len(data)]
+            messages: list[bytes] = []
+            for start, end in itertools.pairwise(edges):
+                protocol.receive_data(data[start:end])
+                messages += [e.data for e in protocol.events() if isinstance(e, BytesMessage)]
+            outcomes.append((messages, protocol.breach, protocol.peer_close))
+        assert outcomes[0] == outcomes[1]
