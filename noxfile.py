@@ -11,6 +11,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "virtualenv"  # the same with and without uv on the machine
 nox.options.reuse_venv = "yes"  # a second run should take seconds; `nox -R` skips installing too
 
 PROJECT = nox.project.load_toml("pyproject.toml")

@@ -308,10 +308,10 @@ class Controller:
         self._local.abandon()
         log.info("controller_closed")
 
-    def _wake(self, link: DaemonLink) -> None:
+    def _wake(self, link: DaemonLink, lazy: bool) -> None:
         record = self._registry.get(link.daemon_id)
         if record is not None and record.link is link and record.pump is not None:
-            record.pump.wake()
+            record.pump.wake(lazy=lazy)
 
     def _blame(self, link: DaemonLink, error: RemoteProtocolError) -> None:
         record = self._registry.get(link.daemon_id)

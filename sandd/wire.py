@@ -46,9 +46,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import attrs
 import msgpack
 from attrs import field, frozen
-from attrs.validators import and_, ge, le, max_len, optional
+from attrs.validators import max_len, optional
 from cattrs.preconf.msgpack import make_converter
-from cattrs.strategies import configure_tagged_union
 
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 
@@ -78,6 +77,8 @@ MAX_LABELS: Final = 64
 """Labels of one daemon; they are held for each daemon and matched on each broadcast."""
 MAX_TEXT_LENGTH: Final = 4096
 """Characters in a message for people (reject, failure): a screenful."""
+MAX_ITEMS: Final = 1024
+"""Elements of one list or map in a message, unknown fields included; specs may hold more."""
 INITIAL_INPUT_BYTES: Final = 64 * KIB
 """Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
 MESSAGE_WINDOW: Final = 64
@@ -204,7 +205,7 @@ def encode_gap(channel: int, stream: Stream, start: int, end: int) -> EncodedFra
 
 def encode_control(channel: int, message: Control) -> EncodedFrame:
     """A CONTROL frame; LocalProtocolError when the message is larger than MAX_CONTROL_BYTES."""
-    payload = _pack(_converter.unstructure(message, _ControlUnion))
+    payload = _encode(message, CONTROL_TAGS)
     if len(payload) > MAX_CONTROL_BYTES:
         raise LocalProtocolError(
             f"{type(message).__name__} of {len(payload)} bytes; one message holds {MAX_CONTROL_BYTES}"
@@ -219,15 +220,25 @@ def readdress(channel: int, frame: Frame) -> EncodedFrame:
 
 def decode_control(frame: Frame) -> Control | Unknown:
     """The control message in a CONTROL frame. Tags we don't know become `Unknown`."""
-    message: Control | Unknown = _decode(frame.payload, _ControlUnion, "control message")
+    message: Control | Unknown = _decode(frame.payload, _CONTROL_CLASSES, "control message")
     return message
 
 
 # ---- control messages: the link (channel 0) -----------------------------------------------------
 
+
+def _within(low: float, high: float) -> Any:
+    # One comparison, because these run for every field of every message; attrs' own are three calls.
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"{attribute.name} is {value}, which is not within {low} and {high}")
+
+    return check
+
+
 _id: Any = max_len(MAX_ID_LENGTH)
-_offset = and_(ge(0), le(MAX_OFFSET))
-_seconds = and_(ge(0.0), le(MAX_SECONDS))
+_offset = _within(0, MAX_OFFSET)
+_seconds = _within(0.0, MAX_SECONDS)
 
 
 @frozen
@@ -267,8 +278,8 @@ class Welcome:
     """controller -> daemon: the link is live."""
 
     version: int
-    heartbeat: float = field(default=20.0, validator=[ge(0.05), le(3600.0)])  # ping after this silence, s
-    dead_after: float = field(default=45.0, validator=[ge(0.1), le(7200.0)])  # no inbound for this long, s
+    heartbeat: float = field(default=20.0, validator=_within(0.05, 3600.0))  # ping after this silence, s
+    dead_after: float = field(default=45.0, validator=_within(0.1, 7200.0))  # no inbound for this long, s
 
 
 class RejectCode(enum.StrEnum):
@@ -390,7 +401,7 @@ class JobState(enum.StrEnum):
 
 @frozen
 class Attached:
-    """daemon -> client: the channel is open."""
+    """daemon -> client: the channel is open. A stream that is not named stands at 0 in every respect."""
 
     role: Role
     generation: int = field(validator=_offset)
@@ -518,8 +529,8 @@ class Failed:
 
     code: FailedCode
     message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
-    errno: int = field(default=0, validator=[ge(0), le(65535)])
-    filename: bytes | None = None
+    errno: int = field(default=0, validator=_within(0, 65535))
+    filename: bytes | None = field(default=None, validator=optional(max_len(MAX_TEXT_LENGTH)))  # what it failed on
     finals: Mapping[Stream, int] = field(factory=dict, validator=max_len(len(Stream)))
 
 
@@ -592,10 +603,6 @@ ENUMERATIONS: Final = (
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {"command": CommandSpec}
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 
-# The unions as run-time values: what cattrs dispatches on.
-_ControlUnion: Any = Control | Unknown
-_EventUnion: Any = Event | Unknown
-_OpUnion: Any = Op | Unknown
 
 
 def _strict(expected: type) -> Callable[[Any, Any], Any]:
@@ -654,18 +661,11 @@ def _build_converter(*, strict_fields: bool) -> Any:
     return converter
 
 
-def _tagged(union: Any, tags: Mapping[type, str]) -> None:
-    # Unknown's own hook must exist before the union is configured, or the union would not use it.
-    configure_tagged_union(
-        union, _converter, tag_generator=lambda cls: tags.get(cls, ""), tag_name="t", default=Unknown
-    )
-
-
+# Not cattrs' tagged unions: with a default for unknown tags they remember each one they have met.
+_CONTROL_CLASSES: Final = {tag: cls for cls, tag in CONTROL_TAGS.items()}
+_EVENT_CLASSES: Final = {tag: cls for cls, tag in EVENT_TAGS.items()}
+_OP_CLASSES: Final = {tag: cls for cls, tag in OP_TAGS.items()}
 _converter = _build_converter(strict_fields=False)
-_converter.register_structure_hook(Unknown, lambda value, _: Unknown(value["t"][:64]))
-_tagged(_ControlUnion, CONTROL_TAGS)
-_tagged(_EventUnion, EVENT_TAGS)
-_tagged(_OpUnion, OP_TAGS)
 _spec_converter = _build_converter(strict_fields=True)
 
 
@@ -674,20 +674,62 @@ def _pack(value: Any) -> bytes:
     return packed
 
 
-def _unpack(payload: Buffer, what: str) -> Any:
+def _check_size(payload: Buffer, what: str) -> None:
     if len(payload) > MAX_CONTROL_BYTES:
         raise RemoteProtocolError(f"{what} of {len(payload)} bytes; at most {MAX_CONTROL_BYTES} are allowed")
-    # unpackb derives its limits (string, array, map lengths) from the size of what it is given; it
-    # allocates at most in proportion to that, and stops at a nesting depth of 512.
-    return msgpack.unpackb(payload, raw=False, strict_map_key=False, max_ext_len=0)
 
 
-def _decode(payload: Buffer, union: Any, what: str) -> Any:
+def _unpack(payload: Buffer) -> Any:
+    # msgpack (before 1.2.4) allocates what an array's header claims, in each of up to 1024 nested
+    # ones, so the claims have a bound. Texts and bytes it bounds by the size of the payload.
+    return msgpack.unpackb(
+        payload,
+        raw=False,
+        strict_map_key=False,
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+        max_ext_len=0,
+    )
+
+
+def _unpack_flat(payload: Buffer) -> dict[Any, Any]:
+    """A map of scalars, and of lists and maps of scalars of any length: claims cost nothing, depth is 2."""
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=False,
+        max_buffer_size=MAX_CONTROL_BYTES,
+        max_array_len=0,
+        max_map_len=0,
+        max_ext_len=0,
+    )
+    unpacker.feed(payload)
+    value: dict[Any, Any] = {}
+    for _ in range(unpacker.read_map_header()):
+        name = unpacker.unpack()
+        head = payload[unpacker.tell()]
+        if 0x90 <= head <= 0x9F or head in (0xDC, 0xDD):
+            value[name] = [unpacker.unpack() for _ in range(unpacker.read_array_header())]
+        elif 0x80 <= head <= 0x8F or head in (0xDE, 0xDF):
+            value[name] = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header())}
+        else:
+            value[name] = unpacker.unpack()
+    if unpacker.tell() != len(payload):
+        raise ValueError("bytes behind the end")
+    return value
+
+
+def _encode(message: Control | Event | Op, tags: Mapping[type, str]) -> bytes:
+    return _pack({"t": tags[type(message)], **_converter.unstructure(message)})
+
+
+def _decode(payload: Buffer, classes: Mapping[str, type], what: str) -> Any:
     try:
-        value = _unpack(payload, what)
-        if type(value) is not dict or type(value.get("t")) is not str:
+        _check_size(payload, what)
+        value = _unpack(payload)
+        if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")
-        return _converter.structure(value, union)
+        cls = classes.get(tag)
+        return Unknown(tag[:64]) if cls is None else _converter.structure(value, cls)
     except RemoteProtocolError:
         raise
     except Exception as error:
@@ -697,23 +739,23 @@ def _decode(payload: Buffer, union: Any, what: str) -> Any:
 
 def encode_event(event: Event) -> bytes:
     """One message for the EVENTS stream."""
-    return _pack(_converter.unstructure(event, _EventUnion))
+    return _encode(event, EVENT_TAGS)
 
 
 def decode_event(payload: Buffer) -> Event | Unknown:
     """One message of the EVENTS stream; RemoteProtocolError if it is none."""
-    event: Event | Unknown = _decode(payload, _EventUnion, "event")
+    event: Event | Unknown = _decode(payload, _EVENT_CLASSES, "event")
     return event
 
 
 def encode_op(op: Op) -> bytes:
     """One message for the OPS stream."""
-    return _pack(_converter.unstructure(op, _OpUnion))
+    return _encode(op, OP_TAGS)
 
 
 def decode_op(payload: Buffer) -> Op | Unknown:
     """One message of the OPS stream; RemoteProtocolError if it is none."""
-    op: Op | Unknown = _decode(payload, _OpUnion, "op")
+    op: Op | Unknown = _decode(payload, _OP_CLASSES, "op")
     return op
 
 
@@ -725,7 +767,8 @@ def encode_spec(spec: Spec) -> bytes:
 def decode_spec(payload: Buffer) -> Spec:
     """The spec in `Attach.spec`; UnsupportedSpec for whatever this daemon would have to leave out."""
     try:
-        value = _unpack(payload, "spec")
+        _check_size(payload, "spec")
+        value = _unpack_flat(payload)
         kind = SPEC_KINDS.get(value.pop("kind", None))
         if kind is None:
             raise UnsupportedSpec("this daemon does not know this kind of job")

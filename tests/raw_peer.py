@@ -174,8 +174,8 @@ async def shake_hands(
     """Accept a client of ours; the head of its request. `key` forges the proof."""
     request = await peer.read_head()
     if key is None:
-        lines = [line.partition(": ") for line in request.splitlines()]
-        key = next(value for name, _, value in lines if name.lower() == "sec-websocket-key")
+        given = [line.partition(": ") for line in request.splitlines()]
+        key = next(value for name, _, value in given if name.lower() == "sec-websocket-key")
     proof = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     headers = {
         "upgrade": "websocket",

@@ -6,14 +6,28 @@ import errno
 import inspect
 import socket
 import ssl
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 import trio_websocket
-from raw_peer import MIB, OPTIONS, RawPeer, dial, echo, raw_server, serving, shake_hands
+from raw_peer import (
+    MIB,
+    OPTIONS,
+    Op,
+    RawPeer,
+    close_payload,
+    dial,
+    echo,
+    frame,
+    raw_server,
+    serving,
+    shake_hands,
+)
 from trio.testing import check_half_closeable_stream
+from wsproto import ConnectionType, WSConnection
 
 from sandd._core._errors import ConfigurationError, ConnectionLost
 from sandd._core.transport import Connection, ListenAddress, connect, serve
@@ -67,6 +81,50 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
             assert await connection.receive_message() == b"kept"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no write(2) on sockets")
+async def test_messages_sent_without_waiting_keep_their_order() -> None:
+    """They go between the others, and what the kernel left of one goes before all that follows."""
+    with trio.fail_after(10):
+        async with serving() as address, dial(address) as connection:
+            big = bytes(range(256)) * (MIB // 256)
+            assert connection.send_message_nowait(b"first")
+            sent = 1
+            while connection.send_message_nowait(big):  # until the kernel takes but a part
+                sent += 1
+            await connection.flush()
+            await connection.send_message(b"last")
+            assert await connection.receive_message() == b"first"
+            for _ in range(sent - 1):
+                assert await connection.receive_message() == big
+            assert await connection.receive_message() == b"last"
+
+
+async def test_messages_are_not_sent_without_waiting_where_that_would_hurt() -> None:
+    """Not into another message, not after a goodbye from either side, and not around TLS."""
+
+    async def never_read(peer: RawPeer) -> None:
+        await shake_hands(peer)
+        await trio.sleep_forever()
+
+    async def say_goodbye(peer: RawPeer) -> None:
+        goodbye = frame(Op.CLOSE, close_payload(1000), mask=False)
+        await shake_hands(peer, followed_by=goodbye)
+        await peer.is_closed()
+
+    with trio.fail_after(10):
+        async with raw_server(never_read) as url, connect(url, **OPTIONS) as connection:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.send_message, bytes(64 * MIB))
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert not connection.send_message_nowait(b"x")
+                nursery.cancel_scope.cancel()
+            assert not connection.send_message_nowait(b"x")
+        async with raw_server(say_goodbye) as url, connect(url, **OPTIONS) as connection:
+            assert not connection.send_message_nowait(b"x")
+            await connection.aclose(timeout=0.1)
+            assert not connection.send_message_nowait(b"x")
+
+
 async def test_messages_over_tls() -> None:
     """wss:// carries the same, and a certificate nobody vouches for is named as the reason."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -76,6 +134,7 @@ async def test_messages_over_tls() -> None:
         async with serving(ssl_context=server_context) as address:
             url = f"wss://127.0.0.1:{address.port}/ws"
             async with connect(url, ssl_context=trusting, **OPTIONS) as connection:
+                assert not connection.send_message_nowait(b"x")
                 await connection.send_message(b"x" * MIB)
                 assert await connection.receive_message() == b"x" * MIB
             with pytest.raises(
@@ -167,8 +226,15 @@ async def test_metered_stream_is_a_trio_stream() -> None:
             ours = await trio.open_tcp_stream("127.0.0.1", port)
             return MeteredStream(ours), MeteredStream(await listener.accept())
 
+    async def make_clogged_pair() -> tuple[MeteredStream, MeteredStream]:
+        pair = await make_pair()
+        for stream in pair:
+            with trio.move_on_after(0.1):
+                await stream.send_all(bytes(64 * MIB))
+        return pair
+
     with trio.fail_after(20):
-        await check_half_closeable_stream(make_pair, None)
+        await check_half_closeable_stream(make_pair, make_clogged_pair)
 
 
 # ---- the end ------------------------------------------------------------------------------------
@@ -255,8 +321,9 @@ async def test_body_exceptions_come_out_as_themselves() -> None:
             with pytest.raises(KeyError, match="mine"):
                 async with dial(address):
                     raise KeyError("mine")
-            with trio.move_on_after(0.01) as scope:
+            with trio.CancelScope() as scope:
                 async with dial(address) as connection:
+                    scope.cancel()
                     await trio.sleep_forever()
             assert scope.cancelled_caught
             assert repr(connection).endswith(" over>")
@@ -341,6 +408,38 @@ async def test_handler_that_ends_with_its_connection_is_no_failure(
                 assert await connection.receive_message() == b"x"
             await trio.testing.wait_all_tasks_blocked()
     assert not caplog.records
+
+
+async def test_handler_that_fails_when_cancelled_ends_nothing_but_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error beside the cancellation is logged, and the cancellation goes on alone."""
+
+    async def fail_late() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("a bug")
+
+    async def hold(address: ListenAddress, task_status: trio.TaskStatus[Connection]) -> None:
+        async with dial(address) as connection:
+            task_status.started(connection)
+            await trio.sleep_forever()
+
+    async def handler(connection: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(fail_late)
+            await echo(connection)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as clients:
+            async with serving(handler) as address:
+                connection = await clients.start(hold, address)
+                await connection.send_message(b"x")
+                await connection.receive_message()
+            clients.cancel_scope.cancel()
+    assert [r.msg["event"] for r in caplog.records] == ["connection_handler_failed"]
 
 
 async def test_handler_that_returns_ends_its_connection_cleanly() -> None:
@@ -455,8 +554,10 @@ async def test_connect_says_what_was_tried_and_what_happened() -> None:
 
 
 def test_trio_websocket_has_what_the_transport_reaches_for() -> None:
-    """The one private name, and the arguments by which the guards are put in, exist."""
+    """The two private names, and the arguments by which the guards are put in, exist."""
     websocket = trio_websocket.WebSocketConnection
+    protocol = WSConnection(ConnectionType.SERVER)
+    assert not websocket(trio.testing.memory_stream_pair()[0], protocol)._stream_lock.locked()
     assert inspect.iscoroutinefunction(websocket._reader_task)
     assert list(inspect.signature(websocket).parameters) == [
         "stream",

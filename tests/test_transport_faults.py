@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -26,6 +27,10 @@ from raw_peer import (
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.transport import Connection, connect
 from sandd._core.transport._connection import MAX_WAITING_BYTES
+from sandd._core.transport._protocol import GuardedProtocol
+
+if TYPE_CHECKING:
+    from wsproto.events import BytesMessage
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -237,6 +242,52 @@ async def test_messages_nobody_takes_are_bounded() -> None:
             assert await peer.read_frame() == (Op.BINARY, b"all")
 
 
+async def test_aclose_reads_on_although_nobody_takes_messages() -> None:
+    """The answer to our goodbye is found behind messages that nobody will ever take."""
+    full = trio.Event()
+
+    async def handler(connection: Connection) -> None:
+        await full.wait()
+        started = trio.current_time()
+        await connection.aclose(timeout=1000)
+        took.append(trio.current_time() - started)
+
+    took: list[float] = []
+    with trio.fail_after(10):
+        async with serving(handler) as address, raw_client(address) as peer:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(peer.send, frame(Op.BINARY, bytes(MIB)) * 32)
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                full.set()
+            assert await peer.read_close() == 1000
+            await peer.send(frame(Op.CLOSE, close_payload(1000)))
+            assert await peer.is_closed()
+    assert took
+
+
+async def test_a_mistake_of_ours_costs_the_connection_it_happens_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception out of the reader is logged and ends that connection; others go on."""
+    assemble = GuardedProtocol._assemble
+
+    def fail(protocol: GuardedProtocol, event: BytesMessage) -> BytesMessage | None:
+        if event.data == b"trigger":
+            raise RuntimeError("a bug")
+        return assemble(protocol, event)
+
+    monkeypatch.setattr(GuardedProtocol, "_assemble", fail)
+    with trio.fail_after(5):
+        async with serving() as address, dial(address) as other:
+            async with dial(address) as connection:
+                await connection.send_message(b"trigger")
+                with pytest.raises(ConnectionLost):
+                    await connection.receive_message()
+            await other.send_message(b"well?")
+            assert await other.receive_message() == b"well?"
+    assert events(caplog) == ["connection_failed_inside"]
+
+
 # ---- peers that don't answer --------------------------------------------------------------------
 
 
@@ -334,16 +385,22 @@ async def test_reset_and_vanishing_peers_are_noticed() -> None:
 async def test_what_the_peer_said_last_is_heard_although_sending_fails() -> None:
     """A close frame that waits to be read survives that our own writes no longer arrive."""
 
+    failed = trio.Event()
+
     async def say_and_leave(peer: RawPeer) -> None:
         await shake_hands(peer)
+        await failed.wait()
         await peer.send(frame(Op.BINARY, b"listen", mask=False))
         await peer.send(frame(Op.CLOSE, close_payload(4003, "go away"), mask=False))
 
     with trio.fail_after(5):
         async with raw_server(say_and_leave) as url, connect(url, **OPTIONS) as connection:
-            connection._meter._tcp.socket.shutdown(socket.SHUT_WR)
+            # Behind our back, as the network would: the socket object in use knows nothing of it.
+            with connection._meter._tcp.socket.dup() as same:
+                same.shutdown(socket.SHUT_WR)
             with pytest.raises(ConnectionLost):
                 await connection.send_message(b"x")
+            failed.set()
             assert await connection.receive_message() == b"listen"
             with pytest.raises(ConnectionLost, match=r"4003 \(go away\)"):
                 await connection.receive_message()

@@ -7,9 +7,9 @@ import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_peer import MIB, Op, frame, upgrade_request
+from raw_peer import MIB, Op, close_payload, frame, upgrade_request
 from wsproto import ConnectionType
-from wsproto.events import AcceptConnection, BytesMessage
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection
 
 from sandd._core.transport._connection import MAX_WAITING_BYTES
 from sandd._core.transport._protocol import (
@@ -67,9 +67,9 @@ def test_guard_keeps_nothing_of_a_peer_that_broke_the_rules() -> None:
         protocol.receive_data(breach)
         assert not list(protocol.events())
         assert protocol.breach is not None
-        more = frame(Op.BINARY, bytes(900), fin=False)
-        protocol.receive_data(more)
+        protocol.receive_data(frame(Op.BINARY, b"x"))
         assert not list(protocol.events())
+        more = frame(Op.BINARY, bytes(900), fin=False)
         tracemalloc.start()
         try:
             for _ in range(1000):
@@ -78,6 +78,15 @@ def test_guard_keeps_nothing_of_a_peer_that_broke_the_rules() -> None:
             assert tracemalloc.get_traced_memory()[1] < 100_000
         finally:
             tracemalloc.stop()
+
+
+def test_guard_keeps_nothing_that_comes_after_our_close() -> None:
+    """Once we have said goodbye messages are dropped; the peer's goodbye behind them is seen."""
+    protocol = open_server_protocol()
+    protocol.send(CloseConnection(code=1000))
+    protocol.receive_data(frame(Op.BINARY, b"x") + frame(Op.CLOSE, close_payload(1000)))
+    (event,) = protocol.events()
+    assert isinstance(event, CloseConnection)
 
 
 def test_empty_messages_have_their_price() -> None:

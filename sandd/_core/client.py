@@ -141,7 +141,7 @@ class ClientJob:
             log.received = log.consumed = states[stream].start if stream in states else 0
         for stream, send_log in self.send_logs.items():
             if stream in states:
-                send_log.base = send_log.floor = send_log.end = states[stream].received
+                send_log.begin(states[stream].received)
 
     def take_events(self) -> None:
         """Interpret what has arrived on EVENTS."""
@@ -374,8 +374,8 @@ class Client:
         for window in job.channel.receive.values():
             window.max_offset = max(window.max_offset, window.log.received)
         for cursor in job.channel.send.values():
-            state = states.get(cursor.stream)
-            if state is None or not cursor.log.base <= state.received <= cursor.log.end:
+            state = states.get(cursor.stream) or wire.StreamState(cursor.stream)
+            if not cursor.log.base <= state.received <= cursor.log.end:
                 raise RemoteProtocolError(f"the daemon continues {cursor.stream.name} where we can't")
             cursor.sent = max(cursor.sent, state.received)
             cursor.max_offset = max(cursor.max_offset, state.max_offset)

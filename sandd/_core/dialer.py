@@ -123,9 +123,9 @@ class Dialer:
             connection,
             link.scheduler,
             on_frame=lambda frame: self.runner.receive(link, frame),
-            after_message=self.runner.flush,
             heartbeat=welcome.heartbeat,
             dead_after=welcome.dead_after,
+            after_message=self.runner.after_message,
         )
         self._pump, self._link = pump, link
         self.runner.add_link(link, pump)

@@ -390,7 +390,9 @@ class JobTable:
             wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
             for w in attachment.channel.receive.values()
         ]
-        return wire.Attached(attachment.role, job.generation, job.state, tuple(states))
+        # A stream that stands at its beginning need not be named: all of a new job's outputs do.
+        named = tuple(state for state in states if state != wire.StreamState(state.stream))
+        return wire.Attached(attachment.role, job.generation, job.state, named)
 
     def _unlink(self, attachment: Attachment) -> None:
         attachment.link.attachments.pop(attachment.channel.number, None)
@@ -432,7 +434,8 @@ class JobTable:
 
     def _settle(self, job: Job, now: float) -> Effects:
         """Forget a job that has ended and that nobody will ask for."""
-        if job.state is JobState.ENDED and job.end_requested and job.owner is None:
+        wanted = not job.end_requested or job.owner is not None
+        if job.state is JobState.ENDED and not wanted and self.jobs.get(job.key) is job:
             return self._forget(job, now)
         return []
 

@@ -50,8 +50,7 @@ class JobHandle:
         changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds; it is looked at whenever the job changes."""
-        await trio.lowlevel.checkpoint()
+        """Wait until the condition holds; it is looked at whenever the job changes. No checkpoint if it does."""
         while not condition():
             await self._changed.wait()
 
@@ -103,7 +102,7 @@ class JobHandle:
         if not self.closed:
             self.link.client.end(self.job)
             self.link.client.close(self.job)
-            self.link.flush()
+            self.link.flush(lazy=True)
         self.link.drop(self)
 
     def detach(self) -> None:
@@ -132,7 +131,7 @@ class LocalLink:
     def __init__(
         self,
         router: Router,
-        wake: Callable[[DaemonLink], None],
+        wake: Callable[[DaemonLink, bool], None],
         blame: Callable[[DaemonLink, RemoteProtocolError], None],
     ) -> None:
         self.client = Client()
@@ -203,8 +202,11 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
-    def flush(self) -> None:
-        """Carry frames both ways until nothing is left, then wake the daemons' writers."""
+    def flush(self, *, lazy: bool = False) -> None:
+        """Carry frames both ways until nothing is left, then wake the daemons' writers.
+
+        With `lazy` what goes to them may wait for what follows: nobody waits for its effect.
+        """
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
         self._flushing = True
@@ -223,7 +225,7 @@ class LocalLink:
         while self._router.dirty:
             link = self._router.dirty.pop()
             if isinstance(link, DaemonLink):
-                self._wake(link)
+                self._wake(link, lazy)
 
     def _deliver(self, frame: wire.Frame) -> None:
         try:

@@ -56,6 +56,7 @@ class _InputStream(trio.abc.SendStream):
         """Wait until there is room."""
         with self._conflicts:
             self._check()
+            await trio.lowlevel.checkpoint()
             await self._handle.until(
                 lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
             )
@@ -102,6 +103,7 @@ class _OutputStream(trio.abc.ReceiveStream):
             raise ValueError("max_bytes must be at least 1")
         with self._conflicts:
             self._check()
+            await trio.lowlevel.checkpoint()
             await self._handle.until(
                 lambda: self._log.readable or self._log.at_end or self._closed or self._handle.closed
             )
@@ -189,6 +191,7 @@ class Process:
         Raises:
             DaemonGone: the daemon was lost, and the status with it.
         """
+        await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: self._handle.ended)
         self._handle.raise_if_failed()
         event = self._handle.job.result
@@ -205,6 +208,7 @@ class Process:
         """
         op = wire.encode_op(wire.Signal(normal_signal(name)))
         job = self._handle.job
+        await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: job.ops.room > 0 or self._handle.ended)
         if not self._handle.ended:
             job.ops.append(op)

@@ -33,6 +33,8 @@ DRAIN_SECONDS: Final = 1.0
 """After the exit, how long a pipe that somebody else holds open may stay silent before we stop reading."""
 DRAIN_BYTES: Final = 1 * wire.MIB
 """After the exit, how much is read beyond the ring: the most that a pipe can hold."""
+COALESCE_SECONDS: Final = 0.003
+"""How long the word of a start, or of an output's end, waits for the exit that may be about to come."""
 READ_BYTES: Final = 128 * wire.KIB
 """One read from a pipe: one data frame."""
 TICK_SECONDS: Final = 1.0
@@ -50,6 +52,7 @@ class RunningJob:
     """Cancelled when the job is ended before it has a process."""
     input_ready: trio.Event = field(factory=trio.Event)
     room_ready: trio.Event = field(factory=trio.Event)
+    exited: trio.Event = field(factory=trio.Event)
     exited_at: float | None = None
     last_output: float = 0.0
 
@@ -64,6 +67,8 @@ class JobRunner:
         self._slots = trio.CapacityLimiter(max_running)
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
+        self._starting = False
+        """A start is under way whose answer has not been sent."""
 
     # -- links
 
@@ -77,10 +82,19 @@ class JobRunner:
         self.act(self._table.close_link(link, trio.current_time()))
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
-        """Take a frame from the link."""
-        effects = self._table.receive(link, frame, trio.current_time())
-        if effects:
-            self.act(effects)
+        """Take a frame from the link; `after_message` follows the last one of a message."""
+        self._dispatch(self._table.receive(link, frame, trio.current_time()))
+
+    def after_message(self) -> None:
+        """Send what the frames received led to.
+
+        Not after a start: its answer travels with the word that the process runs, a millisecond later.
+        That halves the messages, and the process is asked for before anything is sent.
+        """
+        if self._starting:
+            self._starting = False
+        else:
+            self.flush()
 
     def flush(self) -> None:
         """Wake the writers of links that have something to send."""
@@ -92,11 +106,16 @@ class JobRunner:
     # -- effects
 
     def act(self, effects: Effects) -> None:
-        """Do what the job table asks for."""
+        """Do what the job table asks for, and send what it has to say."""
+        self._dispatch(effects)
+        self.flush()
+
+    def _dispatch(self, effects: Effects) -> None:
         for job, effect in effects:
             running = self._running.get(job)
             match effect:
                 case Effect.START:
+                    self._starting = True
                     self._running[job] = RunningJob(job)
                     self._nursery.start_soon(self._run, self._running[job])
                 case _ if running is None:
@@ -111,7 +130,6 @@ class JobRunner:
                     self._end(running)
                 case Effect.FORGOTTEN:
                     pass
-        self.flush()
 
     def _end(self, running: RunningJob) -> None:
         if running.child is None or running.nursery is None:
@@ -162,17 +180,23 @@ class JobRunner:
     async def _run_in_turn(self, running: RunningJob) -> None:
         job = running.job
         child = None
+        began = 0.0
         acquired = False
         try:
             with running.queue_scope:
-                await self._slots.acquire_on_behalf_of(job)
+                try:
+                    self._slots.acquire_on_behalf_of_nowait(job)
+                except trio.WouldBlock:
+                    self.flush()
+                    await self._slots.acquire_on_behalf_of(job)
                 acquired = True
+                began = trio.current_time()
                 child = await self._spawn(job)
             if child is None:
                 if job.state is not JobState.ENDED:
                     job.failed(FailedCode.CANCELLED, "the job was ended before it was started")
                 return
-            await self._supervise(running, child)
+            await self._supervise(running, child, began)
         finally:
             if acquired:
                 self._slots.release_on_behalf_of(job)
@@ -188,53 +212,69 @@ class JobRunner:
             job.failed(FailedCode.LOST, str(error))
         return None
 
-    async def _supervise(self, running: RunningJob, child: Child) -> None:
+    async def _supervise(self, running: RunningJob, child: Child, started_at: float) -> None:
         job = running.job
         running.child = child
-        started_at = running.last_output = trio.current_time()
+        running.last_output = started_at
         job.started(child.pid)
-        self.flush()
-        pipes_held = False
-        status = None
-        lost = ""
+        if job.spec.stdin:
+            self.flush()  # somebody is going to talk to it
         try:
-            async with trio.open_nursery() as nursery:
-                running.nursery = nursery
-                pumps = _Countdown(1 if child.stderr is None else 2)
-                nursery.start_soon(self._pump_output, running, Stream.OUTPUT, child.stdout, pumps)
-                if child.stderr is None:
-                    job.finish(Stream.ERROR)
-                else:
-                    nursery.start_soon(self._pump_output, running, Stream.ERROR, child.stderr, pumps)
-                if child.stdin is not None:
-                    nursery.start_soon(self._pump_input, running, child.stdin)
-                if job.spec.timeout is not None or job.spec.idle_timeout is not None:
-                    nursery.start_soon(self._enforce_timeouts, running, started_at)
-                self._apply_ops(running)
-                if job.end_outcome is not None:
-                    self._end(running)
-                try:
-                    status = await child.wait_exited()
-                except ChildLost as error:
-                    lost = str(error)
-                running.exited_at = trio.current_time()
-                job.make_room(DRAIN_BYTES)
-                running.room_ready.set()
-                pipes_held = not await pumps.wait(running)
-                nursery.cancel_scope.cancel()
+            await self._see_through(running, child, started_at)
         finally:
             running.nursery = None
             # Killed here means the daemon itself is being stopped: its process host ends every tree.
-            await _close_pipes(child)
-        if status is None:
-            job.failed(FailedCode.LOST, lost)
-            return
-        await child.release(sweep=not job.detached or job.end_outcome is not None)
-        outcome = job.end_outcome or (Outcome.EXITED if status.signal is None else Outcome.SIGNALED)
-        seconds = running.exited_at - started_at
-        job.exited(
-            code=status.code, signal=status.signal, outcome=outcome, seconds=seconds, pipes_held=pipes_held
-        )
+            child.close_pipes()
+
+    async def _see_through(self, running: RunningJob, child: Child, started_at: float) -> None:
+        """Serve the process until it and its output have ended, and tell so."""
+        job = running.job
+        status = None
+        lost = ""
+        async with trio.open_nursery() as nursery:
+            running.nursery = nursery
+            pumps = _Countdown(1 if child.stderr is None else 2)
+            nursery.start_soon(self._pump_output, running, Stream.OUTPUT, child.stdout, pumps)
+            if child.stderr is None:
+                job.finish(Stream.ERROR)
+            else:
+                nursery.start_soon(self._pump_output, running, Stream.ERROR, child.stderr, pumps)
+            if child.stdin is not None:
+                nursery.start_soon(self._pump_input, running, child.stdin)
+            if job.spec.timeout is not None or job.spec.idle_timeout is not None:
+                nursery.start_soon(self._enforce_timeouts, running, started_at)
+            self._apply_ops(running)
+            if job.end_outcome is not None:
+                self._end(running)
+            try:
+                # A short command's start travels with its end, and nobody takes the processor from it.
+                with trio.move_on_after(COALESCE_SECONDS):
+                    status = await child.wait_exited()
+                if status is None:
+                    self.flush()
+                    status = await child.wait_exited()
+            except ChildLost as error:
+                lost = str(error)
+            running.exited_at = trio.current_time()
+            running.exited.set()
+            job.make_room(DRAIN_BYTES)
+            running.room_ready.set()
+            pipes_held = not await pumps.wait(running)
+            if status is None:
+                job.failed(FailedCode.LOST, lost)
+            else:
+                await child.release(sweep=not job.detached or job.end_outcome is not None)
+                outcome = job.end_outcome or (Outcome.EXITED if status.signal is None else Outcome.SIGNALED)
+                job.exited(
+                    code=status.code,
+                    signal=status.signal,
+                    outcome=outcome,
+                    seconds=running.exited_at - started_at,
+                    pipes_held=pipes_held,
+                )
+            self.flush()
+            running.nursery = None
+            nursery.cancel_scope.cancel()
 
     async def _pump_output(
         self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream, pumps: _Countdown
@@ -259,8 +299,9 @@ class JobRunner:
             job.write(stream, chunk)
             self.flush()
         job.finish(stream)
-        self.flush()
         pumps.done()
+        if trio.current_time() > running.last_output + COALESCE_SECONDS:
+            self.flush()  # sooner, it is mostly the end of the process, and travels with the word of that
 
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
         job = running.job
@@ -330,11 +371,6 @@ class _Countdown:
 async def _kill(child: Child, grace: float) -> None:
     await child.kill(grace=grace)
 
-
-async def _close_pipes(child: Child) -> None:
-    for pipe in (child.stdin, child.stdout, child.stderr):
-        if pipe is not None:
-            await trio.aclose_forcefully(pipe)
 
 
 # ---- what to spawn -------------------------------------------------------------------------------

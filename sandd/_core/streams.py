@@ -75,11 +75,18 @@ class SendLog(ABC):
         self.floor = max(self.floor, offset)
         self._free(self.floor - self.retain)
 
-    def _extend(self, units: int) -> None:
+    def begin(self, offset: int) -> None:
+        """Nothing was sent yet, and the peer expects `offset` first: what has been appended begins there."""
+        self.end += offset - self.base
+        self.base = self.floor = offset
+
+    def _check_room(self, units: int) -> None:
         if self.final:
             raise LocalProtocolError("append to a finished stream")
         if units > self.room:
             raise LocalProtocolError(f"append of {units} where there is room for {self.room}")
+
+    def _extend(self, units: int) -> None:
         self.end += units
         if self.dropping and self.capacity is not None:
             self.floor = max(self.floor, self.end - self.capacity)
@@ -108,8 +115,7 @@ class ByteSendLog(SendLog):
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end; at most `room` of them."""
-        if self.dropping and self.capacity is not None and len(data) > self.capacity:
-            raise LocalProtocolError("append of more than the capacity")
+        self._check_room(len(data))
         self._bytes += data
         self._extend(len(data))
 
@@ -132,6 +138,7 @@ class MessageSendLog(SendLog):
 
     def append(self, message: bytes) -> None:
         """Add one message at the end."""
+        self._check_room(1)
         self._messages.append(message)
         self._extend(1)
 
@@ -145,7 +152,8 @@ class MessageSendLog(SendLog):
 
 @define
 class SendCursor:
-    """A log's way over one channel. Invariant: ``ack <= sent <= min(end, max_offset)``."""
+    """A log's way over one channel. Invariant: ``ack <= sent <= end``, and no unit at or beyond
+    `max_offset` is ever sent; a gap begins below it, too, but may reach beyond."""
 
     stream: Stream
     log: SendLog
@@ -158,22 +166,20 @@ class SendCursor:
     def pending(self) -> bool:
         """Whether `next_frame` has something."""
         log = self.log
-        return (
-            self.sent < log.base
-            or self.sent < min(log.end, self.max_offset)
-            or (log.final and self.sent == log.end and not self.final_sent)
+        return self.sent < min(log.end, self.max_offset) or (
+            log.final and self.sent == log.end and not self.final_sent
         )
 
     def next_frame(self, channel: int, limit: int) -> EncodedFrame | None:
         """The next frame in order, with at most `limit` units; None when there is nothing or no credit."""
         log = self.log
-        if self.sent < log.base:
-            start, self.sent = self.sent, log.base
-            self.max_offset = max(self.max_offset, log.base)
-            return wire.encode_gap(channel, self.stream, start, log.base)
         available = min(log.end, self.max_offset) - self.sent
         if available > 0:
             offset = self.sent
+            if offset < log.base:
+                # Only now that there is credit: a receiver that takes nothing isn't told of every gap.
+                self.sent = log.base
+                return wire.encode_gap(channel, self.stream, offset, log.base)
             body, units = log.read(offset, min(limit, available))
             self.sent += units
             # A message's frame never carries the FIN, so that one frame is exactly one message.
@@ -228,14 +234,16 @@ class ReceiveLog(ABC):
     def accept(self, data: Data) -> None:
         """Take one frame; RemoteProtocolError unless it continues the stream exactly."""
         if self.final is not None:
+            if data.final and data.offset == self.final and not len(data.body):
+                return  # each new channel says the end anew
             raise RemoteProtocolError(f"{data.stream.name} goes on behind its end")
         if data.offset != self.received:
             raise RemoteProtocolError(
                 f"{data.stream.name} continues at {data.offset}, expected {self.received}"
             )
         if data.gap_end is not None:
-            self.received = data.gap_end
             self._store_gap(Gap(data.offset, data.gap_end))
+            self.received = data.gap_end
             return
         if len(data.body) or not data.final:
             self.received += self._store(data.body)
@@ -291,7 +299,10 @@ class ByteReceiveLog(ReceiveLog):
         return len(body)
 
     def _store_gap(self, gap: Gap) -> None:
-        self._segments.append(gap)
+        if self._segments and isinstance(last := self._segments[-1], Gap):
+            self._segments[-1] = Gap(last.start, gap.end)
+        else:
+            self._segments.append(gap)
 
 
 class MessageReceiveLog(ReceiveLog):
@@ -330,23 +341,22 @@ class ReceiveWindow:
     """Units granted beyond what was consumed."""
     max_offset: int
     acked: int = 0
+    """What the sender was told on this channel: what it was told on others may have been lost."""
 
     @classmethod
     def open(cls, stream: Stream, log: ReceiveLog, window: int) -> ReceiveWindow:
         """A window for a new channel: grants `window` units beyond what was consumed."""
-        return cls(stream, log, window, max(log.consumed + window, log.received), log.consumed)
+        return cls(stream, log, window, max(log.consumed + window, log.received))
 
     def on_data(self, data: Data) -> None:
         """Take one frame; RemoteProtocolError if it exceeds the credit or doesn't continue the stream."""
-        if data.gap_end is not None:
-            self.max_offset = max(self.max_offset, data.gap_end)
-        else:
-            units = 1 if self.stream in wire.MESSAGE_STREAMS else len(data.body)
-            if data.final and not len(data.body):
-                units = 0
-            if data.offset + units > self.max_offset:
-                raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.max_offset}")
+        units = len(data.body)
+        if data.gap_end is not None or (self.stream in wire.MESSAGE_STREAMS and (units or not data.final)):
+            units = 1
+        if data.offset + units > self.max_offset:
+            raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.max_offset}")
         self.log.accept(data)
+        self.max_offset = max(self.max_offset, self.log.received)
 
     @property
     def update_due(self) -> bool:

@@ -38,6 +38,27 @@ LONGEST_PAUSE_SECONDS = 0.1
 while a process in uninterruptible sleep may take minutes to notice that it is dead."""
 
 
+POWERLESS_SECONDS = 2.0
+"""How long a tree is culled in which only processes are left that we may not kill (they have become
+another user's, by a setuid program)."""
+
+
+class Patience:
+    """Tells when culling a tree has become pointless."""
+
+    def __init__(self) -> None:
+        self._powerless_since = float("inf")
+
+    def is_over(self, left: Iterable[Process], powerless: Iterable[Process]) -> bool:
+        """Whether nobody but those we have no power over has been left for some time."""
+        now = time.monotonic()
+        strangers = {process.pid for process in powerless}
+        if not strangers or any(process.pid not in strangers for process in left):
+            self._powerless_since = float("inf")
+        self._powerless_since = min(self._powerless_since, now)
+        return now - self._powerless_since > POWERLESS_SECONDS
+
+
 def pauses() -> Iterator[float]:
     """Seconds to wait after each round."""
     pause = FIRST_PAUSE_SECONDS

@@ -91,6 +91,10 @@ class Child(abc.ABC):
         """Our end of its stderr; None where that was merged into `stdout`."""
 
     @abc.abstractmethod
+    def close_pipes(self) -> None:
+        """Close our ends of the pipes, at once; idempotent."""
+
+    @abc.abstractmethod
     async def wait_exited(self) -> ExitStatus:
         """How the direct child ended, once it has; what it started may live on, and hold its pipes.
 

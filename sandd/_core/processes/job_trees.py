@@ -25,13 +25,16 @@ import abc
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.processes.process_table import (
+    NOT_YET,
     Process,
+    has_marker,
     list_by_ps,
     own_children,
     read_marker,
@@ -47,6 +50,11 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if sys.platform != "win32" else 100
 _REFRESH_SHARE = 0.1
 """At most this part of the time goes into looking after orphans (10,000 of them take 10 ms a
 look)."""
+
+
+EXECUTION_SECONDS = 1.0
+"""How long a process without a readable environment passes for one in the middle of execve(2), and so
+for everybody's; a process whose main thread has ended looks the same for good."""
 
 
 class Tree:
@@ -112,10 +120,11 @@ class JobTrees(abc.ABC):
 
 
 class _Orphan:
-    __slots__ = ("entry", "is_classified", "owner")
+    __slots__ = ("entry", "found_at", "is_classified", "owner")
 
     def __init__(self, entry: Process) -> None:
         self.entry = entry
+        self.found_at = time.monotonic()
         self.owner: Tree | None = None
         self.is_classified = False  # by 1 to 3, which don't change; elimination is asked each time
 
@@ -130,7 +139,7 @@ class SubreaperTrees(JobTrees):
     def __init__(
         self,
         *,
-        children: Callable[[], list[int]] = own_children,
+        children: Callable[[], list[int]] = partial(own_children, threads=1),
         entry: Callable[[int], Process | None] = read_process,
         marker_of: Callable[[int], bytes | None] = read_marker,
         collect: Callable[[int], bool] = reap,
@@ -181,7 +190,11 @@ class SubreaperTrees(JobTrees):
         return max(0.0, self._next_refresh - now)
 
     def is_empty(self, tree: Tree) -> bool:
-        return not any(self._owner(orphan) is tree for orphan in self._orphans.values())
+        return not any(
+            self._owner(orphan) is tree
+            or (not orphan.is_classified and orphan.entry.began >= tree.began)
+            for orphan in self._orphans.values()
+        )
 
     def members(self, tree: Tree) -> list[Process]:
         self.refresh()
@@ -199,22 +212,28 @@ class SubreaperTrees(JobTrees):
 
     def _owner(self, orphan: _Orphan) -> Tree | None:
         if not orphan.is_classified:
-            orphan.is_classified = True
-            orphan.owner = self._classify(orphan.entry)
+            orphan.owner = self._classify(orphan)
             if orphan.owner is not None:
                 orphan.owner.seen.update((orphan.entry.session, orphan.entry.group))
-        return orphan.owner or self._eliminate(orphan.entry)
+        if orphan.owner is None and orphan.is_classified:
+            return self._eliminate(orphan.entry)
+        return orphan.owner
 
-    def _classify(self, process: Process) -> Tree | None:
-        tree = self._trees.get(process.session)
+    def _classify(self, orphan: _Orphan) -> Tree | None:
+        entry = orphan.entry
+        orphan.is_classified = True
+        tree = self._trees.get(entry.session)
         if tree is not None:
             return tree
-        marker = self._marker_of(process.pid)
+        marker = self._marker_of(entry.pid)
+        if marker == NOT_YET and time.monotonic() < orphan.found_at + EXECUTION_SECONDS:
+            orphan.is_classified = False
+            return None
         for tree in self._trees.values():
             if tree.marker == marker:
                 return tree
         for tree in self._trees.values():
-            if process.session in tree.seen or process.group in tree.seen:
+            if entry.session in tree.seen or entry.group in tree.seen:
                 return tree
         return None
 
@@ -232,12 +251,10 @@ class ProcessGroupTrees(JobTrees):
         table: lists all processes with their markers, for tests to replace.
     """
 
-    def __init__(
-        self, *, table: Callable[[], list[tuple[Process, bytes | None]]] = list_by_ps
-    ) -> None:
+    def __init__(self, *, table: Callable[[], list[tuple[Process, bytes]]] = list_by_ps) -> None:
         super().__init__()
         self._table = table
-        self._latest: list[tuple[Process, bytes | None]] = []
+        self._latest: list[tuple[Process, bytes]] = []
         self._left_alone: list[Tree] = []
 
     def discard(self, tree: Tree) -> None:
@@ -274,9 +291,11 @@ class ProcessGroupTrees(JobTrees):
         grew = True
         while grew:  # ps lists in no useful order, so descendants may need more than one pass
             grew = False
-            for process, marker in self._latest:
+            for process, text in self._latest:
                 belongs = (
-                    process.group == tree.leader or marker == tree.marker or process.parent in found
+                    process.group == tree.leader
+                    or process.parent in found
+                    or has_marker(text, tree.marker)
                 )
                 if belongs and process.pid not in found:
                     found[process.pid] = process

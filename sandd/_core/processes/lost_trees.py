@@ -98,13 +98,15 @@ async def cull_lost_trees(
         look = find = partial(_recognised, leaders, markers)
     end = time.monotonic() + CULL_SECONDS
     pauses = culling.pauses()
+    patience = culling.Patience()
+    powerless: list[Process] = []
     while True:
         # Twice: while another thread waits for a child of its own, a look at our children may miss
         # one.
         left = look() or look()
-        if not left or time.monotonic() > end:
+        if not left or time.monotonic() > end or patience.is_over(find(), powerless):
             return [process.pid for process in left]
-        culling.cull(find)
+        powerless = culling.cull(find)
         await trio.sleep(next(pauses))
 
 
@@ -159,22 +161,27 @@ def _children() -> list[Process]:
 
 def _recognised(leaders: Collection[int], markers: Collection[bytes]) -> list[Process]:
     if sys.platform == "darwin":
-        try:
-            rows = process_table.list_by_ps()
-        except (OSError, subprocess.CalledProcessError) as error:
-            log.warning("process_list_failed", error=str(error))
-            return []
-    else:
-        rows = [
-            (process, process_table.read_marker(process.pid))
-            for process in process_table.all_processes()
-        ]
+        return _recognised_by_ps(leaders, markers)
     return [
         process
-        for process, marker in rows
-        if not process.is_dead and (process.session in leaders or _is_one_of(marker, markers))
+        for process in process_table.all_processes()
+        if not process.is_dead
+        and (process.session in leaders or process_table.read_marker(process.pid) in markers)
     ]
 
 
-def _is_one_of(marker: bytes | None, markers: Collection[bytes]) -> bool:
-    return marker is not None and marker in markers
+def _recognised_by_ps(leaders: Collection[int], markers: Collection[bytes]) -> list[Process]:
+    try:
+        rows = process_table.list_by_ps()
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("process_list_failed", error=str(error))
+        return []
+    return [
+        process
+        for process, text in rows
+        if not process.is_dead
+        and (
+            process.session in leaders
+            or any(process_table.has_marker(text, marker) for marker in markers)
+        )
+    ]

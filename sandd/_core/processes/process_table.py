@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 JOB_VARIABLE = b"SANDD_JOB"
 """Environment variable by which a process tells whose it is, wherever it went."""
 
+NOT_YET = b""
+"""No marker, and no answer either; see `read_marker`."""
+
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _PR_GET_CHILD_SUBREAPER = 37
 _STAT_BYTES = 4096  # /proc/PID/stat has 52 numbers and a name of 16 bytes; it is never longer
@@ -73,23 +76,34 @@ def read_marker(pid: int) -> bytes | None:
     """The value of ``SANDD_JOB`` that ``pid`` was started with; None if it has none or hides it.
 
     It is hidden where the process belongs to another user and we may not trace it (a container's
-    root without CAP_SYS_PTRACE), and where it has overwritten its environment."""
+    root without CAP_SYS_PTRACE), and where it has overwritten its environment.
+
+    Returns:
+        `NOT_YET` while it is in the middle of execve(2): the old environment is gone and the new
+        one is not there. That takes 0.1 ms, or as long as the disk needs.
+    """
     try:
         environment = _read(f"/proc/{pid}/environ")
+        if not environment and _read(f"/proc/{pid}/stat").split()[-2] == b"0":
+            return NOT_YET  # the last but one field is env_end; `env -i` leaves one that is not 0
     except OSError:
         return None
     _, found, rest = (b"\0" + environment).partition(b"\0" + JOB_VARIABLE + b"=")
     return rest.partition(b"\0")[0] if found else None
 
 
-def own_children() -> list[int]:
+def own_children(*, threads: int = 0) -> list[int]:
     """Process ids of all our children, zombies included.
 
     Complete for a process with one thread: the kernel hands the children of a dying process over
-        *before* that process can be seen to be dead, always at the list's end, and only our own
-        wait removes any. So once a child is a zombie, whatever it left behind is in here or below
-        something that is."""
-    return children_of(os.getpid(), threads=0)
+    *before* that process can be seen to be dead, always at the list's end, and only our own wait
+    removes any. So once a child is a zombie, whatever it left behind is in here or below something
+    that is.
+
+    Args:
+        threads: 1 where it is known that we have no more, which is faster.
+    """
+    return children_of(os.getpid(), threads=threads)
 
 
 def children_of(pid: int, *, threads: int) -> list[int]:
@@ -181,25 +195,27 @@ def _has_children_files() -> bool:
 
 def list_by_ps(
     run: Callable[[list[str]], bytes] = subprocess.check_output,
-) -> list[tuple[Process, bytes | None]]:
-    """Every process with its marker, as ps(1) tells it; about 10 ms. The marker is hidden for
-    Apple's own binaries.
-
-    ``-E`` puts the environment behind the command, so a marker is found in an argument as well:
-    markers are random enough for that not to matter."""
-    text = run(["/bin/ps", "-axwwE", "-o", "pid=,ppid=,pgid=,stat=,command="])
-    found: list[tuple[Process, bytes | None]] = []
-    for line in text.splitlines():
+) -> list[tuple[Process, bytes]]:
+    """Every process, and the text that `has_marker` looks at, as ps(1) tells it; about 10 ms."""
+    found: list[tuple[Process, bytes]] = []
+    # -E puts the environment behind the command.
+    for line in run(["/bin/ps", "-axwwE", "-o", "pid=,ppid=,pgid=,stat=,command="]).splitlines():
         words = line.split(None, 4)
         if len(words) < 4 or not words[0].isdigit():
             continue
         pid, parent, group = (int(word) for word in words[:3])
-        command = b" " + words[4] if len(words) > 4 else b""
-        _, has_marker, rest = command.partition(b" " + JOB_VARIABLE + b"=")
         # macOS prints 0 for a session, so the group stands for it: jobs start as leaders of both.
         process = Process(pid, parent, group, group, 0, words[3].startswith(b"Z"), 1)
-        found.append((process, rest.split(None, 1)[0] if has_marker and rest.strip() else None))
+        found.append((process, words[4] if len(words) > 4 else b""))
     return found
+
+
+def has_marker(text: bytes, marker: bytes) -> bool:
+    """Whether a line of ps shows this ``SANDD_JOB``. Apple's own binaries hide theirs.
+
+    An argument of that form is taken for it as well: markers are random enough for that.
+    """
+    return b" %s=%s " % (JOB_VARIABLE, marker) in b" %s " % text
 
 
 # --- both --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import trio
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes.open_files import limit_for_children
-from sandd._core.processes.spawner_messages import decode_all, encode
+from sandd._core.processes.spawner_messages import decode_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,14 +81,14 @@ class SpawnerLink:
         while self.is_congested and not self._is_over:
             await self._backlog_drained.wait()
 
-    def send(self, request: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send a request, or queue it; the descriptors stay the caller's, who may close them at
+    def send(self, request: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send an encoded request, or queue it; the descriptors stay the caller's, who may close them at
         once.
 
         Raises: SpawnerGoneError: nothing was sent. OSError: nothing was sent; no descriptor was
             left (EMFILE) to keep copies of those given.
         """
-        data = memoryview(encode(request, descriptors=len(descriptors)))
+        data = memoryview(request)
         sent = 0 if self._backlog else self._send_some(data, descriptors)
         if sent == len(data):
             return

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import marshal
+import os
 import socket
 import struct
 import sys
@@ -222,6 +223,9 @@ class MessageReader:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     whole = len(payload) - len(payload) % self._descriptors.itemsize
                     self._descriptors.frombytes(payload[:whole])
+            if not _RECEIVE_FLAGS:
+                for descriptor in self._descriptors:
+                    os.set_inheritable(descriptor, False)
         if not data:
             raise EOFError("the other end is closed")
         self._buffer += data

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import trio
 
@@ -57,10 +57,23 @@ class JobObject(Protocol):
         """Kill what is left in it."""
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 class WindowsChild(Child):
     """A process and its Job Object."""
 
-    __slots__ = ("_deadline", "_gone", "_host", "_is_killing", "_job", "_process")
+    __slots__ = (
+        "_deadline",
+        "_ending",
+        "_gone",
+        "_host",
+        "_is_killing",
+        "_job",
+        "_process",
+        "is_released",
+    )
 
     def __init__(self, host: WindowsProcessHost, process: trio.Process, job: JobObject) -> None:
         self._host = host
@@ -68,7 +81,10 @@ class WindowsChild(Child):
         self._job = job
         self._deadline = trio.CancelScope()  # of the grace; cancelled by time alone
         self._is_killing = False
+        self._ending = trio.CancelScope(shield=True)
         self._gone = trio.Event()
+        self.is_released = False
+        """Without sweep: what is left in its Job Object is nobody's concern until the host ends."""
 
     def __repr__(self) -> str:
         return f"<WindowsChild {self.pid}, returncode {self._process.returncode}>"
@@ -89,6 +105,12 @@ class WindowsChild(Child):
     @property
     def stderr(self) -> trio.abc.ReceiveStream | None:
         return self._process.stderr
+
+    def close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                # trio's streams for this have it, on Windows as elsewhere; its interfaces don't.
+                cast("_Closable", pipe).close()
 
     async def wait_exited(self) -> ExitStatus:
         code = await self._process.wait()
@@ -117,14 +139,16 @@ class WindowsChild(Child):
         if sweep:
             await self.kill(grace=0)
         elif not self._is_killing:
-            self._gone.set()  # its Job Object stays open as long as the host, for what is left in it
+            # Its Job Object stays open as long as the host, for what is left in it.
+            self.is_released = True
+            self._gone.set()
             await trio.lowlevel.checkpoint()
         else:
             await self._gone.wait()
 
     async def _end(self) -> None:
         # The host's last act is to kill everything; until then, this must not be cut short.
-        with trio.CancelScope(shield=True):
+        with self._ending:
             with self._deadline:
                 if self._deadline.deadline > trio.current_time():
                     self._send_break()
@@ -133,7 +157,13 @@ class WindowsChild(Child):
                 self._job.terminate()
                 await trio.sleep(POLL_SECONDS)
             await self._process.wait()
-        self._host.discard(self, self._job)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Close the Job Object, whatever is in it, and be done."""
+        self._ending.cancel()
+        self._host.discard(self)
+        self._job.close()
         self._gone.set()
 
     async def _wait_empty(self) -> None:
@@ -162,7 +192,7 @@ class WindowsProcessHost(ProcessHost):
         self.nursery = nursery
         self._open_process = open_process
         self._create_job = create_job
-        self._jobs: dict[WindowsChild, JobObject] = {}
+        self._children: set[WindowsChild] = set()
 
     async def spawn(self, request: SpawnRequest) -> Child:
         if request.user is not None:
@@ -186,40 +216,46 @@ class WindowsProcessHost(ProcessHost):
             raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
         except ValueError as error:  # a NUL in an argument, a "=" in a variable's name
             raise SpawnFailed(errno.EINVAL, str(error), program) from error
-        # No await from here on: whoever cancels us gets a child, or nothing has run.
+        # No await from here to the end, unless it fails: whoever cancels us gets a child.
         job = None
         try:
             job = self._create_job()
             job.adopt(process.pid)
-        except OSError as error:
-            process.kill()
+        except BaseException as error:
             if job is not None:
                 job.close()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-                for stream in (process.stdin, process.stdout, process.stderr):
-                    if stream is not None:
-                        await trio.aclose_forcefully(stream)
-            raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
+            await _discard_process(process)
+            if isinstance(error, OSError):
+                raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
+            raise
         child = WindowsChild(self, process, job)
-        self._jobs[child] = job
+        self._children.add(child)
         return child
 
-    def discard(self, child: WindowsChild, job: JobObject) -> None:
+    def discard(self, child: WindowsChild) -> None:
         """Forget a child whose tree is gone."""
-        del self._jobs[child]
-        job.close()
+        self._children.discard(child)
 
     async def leave(self) -> None:
         """End everything. Bounded; shield it."""
         with trio.move_on_after(LEAVE_SECONDS):
             async with trio.open_nursery() as nursery:
-                for child in list(self._jobs):
+                for child in list(self._children):
                     nursery.start_soon(_kill_at_once, child)
-        for child, job in self._jobs.items():
-            job.close()
-            log.warning("processes_survived", leader=child.pid)
-        self._jobs.clear()
+        for child in list(self._children):
+            if not child.is_released:
+                log.warning("processes_survived", leader=child.pid)
+            child.give_up()
+
+
+async def _discard_process(process: trio.Process) -> None:
+    """End a process that never ran, and close its pipes."""
+    process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                await trio.aclose_forcefully(stream)
 
 
 async def _kill_at_once(child: WindowsChild) -> None:
@@ -255,14 +291,15 @@ async def open_windows_process_host(
             host = WindowsProcessHost(nursery, open_process, create_job)
             try:
                 yield host
+            except BaseException as error:
+                body_error = error
+                raise
             finally:
                 with trio.CancelScope(shield=True):
                     await host.leave()
-                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # Nothing but the body raises here, unless a task of ours has crashed.
-        if len(group.exceptions) > 1:
+        if body_error is None or len(group.exceptions) > 1:
             raise
-        body_error = group.exceptions[0]
     if body_error is not None:
-        raise body_error
+        raise body_error  # itself: no group, no context

@@ -15,7 +15,8 @@ get around, because it reads and writes through nothing else:
     _server.py      serve(): the accept loop; each connection guarded by itself
     _http.py        what the server answers to a request before, or instead of, a WebSocket
 
-One private name of trio-websocket is used, `WebSocketConnection._reader_task`; a test holds it.
+Two private names of trio-websocket are used, `WebSocketConnection._reader_task` and its
+`_stream_lock`; a test holds them.
 """
 
 from sandd._core.transport._client import connect

@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from enum import Enum, auto
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 import trio_websocket
+from wsproto.events import BytesMessage
 
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.logs import get_logger
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from wsproto.events import Request
 
@@ -90,6 +91,8 @@ class Connection:
 
         self._state = _State.OPENING
         self._meter = meter
+        self._is_plain = stream is meter
+        """No TLS in between: bytes can be handed to the socket directly."""
         self._protocol = protocol
         self._websocket = trio_websocket.WebSocketConnection(
             _WatchedStream(self, stream),
@@ -158,6 +161,33 @@ class Connection:
             raise self._loss() from self._failure
         self._send_was_cut = False
 
+    def send_message_nowait(self, message: bytes) -> bool:
+        """Send one small message at once, without a checkpoint; False: it was not sent.
+
+        For the task that would have to wake a writer first, and only while no writer is sending.
+        The kernel may leave a part for later: follow up with `flush` from the writer.
+        """
+        if self._state is not _State.OPEN or self._send_was_cut or not self._is_plain:
+            return False
+        if not self._protocol.is_open:  # the peer has said goodbye, and the reader is at it
+            return False
+        if self._websocket._stream_lock.locked():
+            return False
+        return self._meter.send_nowait(self._protocol.send(BytesMessage(data=message)))
+
+    async def flush(self) -> None:
+        """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""
+        if self._meter.has_unsent:
+            self._send_was_cut = True
+            async with self._websocket._stream_lock:
+                try:
+                    await self._meter.send_all(b"")
+                except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                    self._write_failed = True
+                    self._failure = self._failure or exc
+                    raise self._loss() from exc
+            self._send_was_cut = False
+
     async def receive_message(self) -> bytes:
         """The next binary message. One task at a time; a cancelled call loses nothing.
 
@@ -180,6 +210,35 @@ class Connection:
         if self._waiting_bytes <= self._may_wait / 2:
             self._room.unpark_all()
         return message
+
+    async def deliver_messages(self, receive: Callable[[bytes], None]) -> NoReturn:
+        """Call `receive` for every message as it arrives: in the reader's turn, not a turn later.
+
+        Ends as `receive_message` does, or with what `receive` raised; then it is not called again.
+        """
+        failure: Exception | None = None
+
+        def hand_over(message: bytes) -> bool:
+            nonlocal failure
+            if failure is None:
+                if self._waiting_bytes:
+                    return False  # one that came before us still waits to be received below
+                try:
+                    receive(message)
+                except Exception as error:  # whatever it is, it is this task's to raise
+                    failure = error
+                    scope.cancel()
+            return True
+
+        with trio.CancelScope() as scope:
+            self._protocol.hand_over = hand_over
+            try:
+                while failure is None:
+                    receive(await self.receive_message())
+            finally:
+                self._protocol.hand_over = lambda _: False
+        assert failure is not None  # nothing else cancels the scope
+        raise failure
 
     async def aclose(self, code: int = 1000, reason: str = "", *, timeout: float = 2.0) -> None:
         """Say goodbye, and close the socket within `timeout` seconds whatever the peer does.
@@ -254,10 +313,13 @@ class Connection:
             with self._lifetime:
                 async with trio.open_nursery() as self._background:
                     self._running.set()
-                    await self._websocket._reader_task()
-                    # Nobody hears a peer any more that can't be heard: don't let a writer wait.
-                    self._state = _State.OVER
-                    self._lifetime.cancel()
+                    try:
+                        await self._websocket._reader_task()
+                    finally:
+                        # A peer that can't be heard any more isn't spoken to, either: no writer may
+                        # wait for it. At once, as the nursery takes no more tasks from here on.
+                        self._state = _State.OVER
+                        self._lifetime.cancel()
         except Exception as exc:
             # A mistake of ours or of trio-websocket's costs this connection, and no other.
             self._failure = exc
@@ -290,7 +352,7 @@ class Connection:
             while (payload := self._protocol.take_ping()) is not None:
                 await self._websocket.pong(payload)
         except trio_websocket.ConnectionClosed:
-            pass  # then nobody waits for it
+            pass  # a side has said goodbye: nobody waits for it, and it may not be sent any more
         finally:
             self._answering_pings = False
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 from attrs import field, frozen
-from wsproto.events import Request
 from wsproto.utilities import RemoteProtocolError as WsprotoError
 from wsproto.utilities import split_comma_header
 
 if TYPE_CHECKING:
+    from wsproto.events import Request
+
     from sandd._core.transport._protocol import GuardedProtocol
 
 MAX_REASON: Final = 200
@@ -54,14 +55,22 @@ class RequestReader:
         protocol: what will speak WebSocket if the request is an upgrade; it checks the handshake.
         path: where the WebSocket is.
         subprotocol: the one that must be among those offered.
+        secure: whether TLS is below; for the sentence only.
     """
 
-    def __init__(self, protocol: GuardedProtocol, *, path: str, subprotocol: str) -> None:
+    def __init__(
+        self, protocol: GuardedProtocol, *, path: str, subprotocol: str, secure: bool
+    ) -> None:
         self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
         self._protocol = protocol
         self._path = path
         self._subprotocol = subprotocol
+        self._spoken = (
+            f"This port speaks WebSocket{' over TLS (wss)' if secure else ''},"
+            f" subprotocol {subprotocol}, at {path}"
+        )
         self._bytes_seen = 0
+        self._wants_body = True
 
     def feed(self, data: bytes) -> Upgrade | Refusal | None:
         """The verdict, or None: more bytes are needed. `b""` means there are no more."""
@@ -85,11 +94,7 @@ class RequestReader:
         """The refusal as an HTTP response; nothing, where nobody would read it."""
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE} or not refusal.status:
             return b""
-        text = (
-            f"{refusal.reason}\n"
-            f"This port speaks WebSocket, subprotocol {self._subprotocol}, at {self._path}\n"
-        )
-        body = text.encode()
+        body = f"{refusal.reason}\n{self._spoken}\n".encode()
         head = h11.Response(
             status_code=refusal.status,
             headers=[
@@ -99,10 +104,13 @@ class RequestReader:
                 *refusal.headers,
             ],
         )
+        if not self._wants_body:  # h11 would refuse to send one
+            return self._http.send(head) or b""
         parts = [self._http.send(part) for part in (head, h11.Data(body), h11.EndOfMessage())]
         return b"".join(part for part in parts if part)
 
     def _judge(self, request: h11.Request) -> Upgrade | Refusal:
+        self._wants_body = request.method != b"HEAD"
         headers = list(request.headers)
         path = request.target.decode("ascii").partition("?")[0]
         if path != self._path:

@@ -24,9 +24,10 @@ from wsproto.events import (
     Request,
     TextMessage,
 )
+from wsproto.handshake import H11Handshake
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from wsproto.events import Event
     from wsproto.typing import Headers
@@ -49,6 +50,11 @@ AGAIN: Final = b"AGAIN"
 
 _NO_STATUS, _ABNORMAL = 1005, 1006
 """Close codes that never cross the wire; wsproto reports them where the peer sent none."""
+
+
+_SPENT_HANDSHAKE: Final = H11Handshake(ConnectionType.SERVER)
+"""Has nothing more to say; stands in for that of every open connection, which would hold on to its
+HTTP parser and request: 3 KiB (m)."""
 
 
 @frozen
@@ -102,6 +108,8 @@ class GuardedProtocol(WSConnection):
         self.handshake_error: Exception | None = None
         self.has_more = False
         """The last turn ended because it was long, not because the bytes did: feed `AGAIN`."""
+        self.hand_over: Callable[[bytes], bool] = lambda _: False
+        """Offered each whole message first; what it takes is not yielded."""
         self.charged = 0
         """Cost of all messages yielded so far, each see `cost_of`."""
         self._max_message_bytes = max_message_bytes
@@ -122,12 +130,12 @@ class GuardedProtocol(WSConnection):
         Only the latest needs an answer (RFC 6455 s. 5.5.3), hence a flood costs one pong a turn.
         """
         ping, self._ping = self._ping, None
-        return ping if self.is_open else None
+        return ping
 
     @property
     def has_ping(self) -> bool:
         """Whether `take_ping` has something to answer."""
-        return self._ping is not None and self.is_open
+        return self._ping is not None
 
     @staticmethod
     def cost_of(message: bytes | bytearray) -> int:
@@ -166,11 +174,13 @@ class GuardedProtocol(WSConnection):
         """What trio-websocket has to handle, at most `EVENTS_PER_TURN` a call (see `has_more`)."""
         self.has_more = False
         budget = EVENTS_PER_TURN
+        if self.connection is not None and (self.accepted or not self.client):
+            self.handshake = _SPENT_HANDSHAKE
         for event in super().events():
             match event:
                 case BytesMessage():
                     message = self._assemble(event)
-                    if message is not None:
+                    if message is not None and not self.hand_over(bytes(message.data)):
                         self.charged += self.cost_of(message.data)
                         yield message
                 case TextMessage():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field, frozen
@@ -17,6 +15,10 @@ from sandd._core.transport._connection import Connection
 from sandd._core.transport._http import Refusal, RequestReader, Upgrade
 from sandd._core.transport._protocol import GuardedProtocol
 from sandd._core.transport._streams import Address, MeteredStream, over_tls
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Iterator
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds a peer gets to answer our goodbye."""
@@ -161,16 +163,26 @@ class _Server:
     async def _shake_hands(self, meter: MeteredStream) -> Connection | None:
         accepted = False
         try:
-            stream: trio.abc.Stream = meter
-            if self.ssl_context is not None:
-                tls = over_tls(meter, self.ssl_context)
-                await tls.do_handshake()
-                stream = tls
             protocol = GuardedProtocol(
                 ConnectionType.SERVER, max_message_bytes=self.max_message_bytes
             )
-            reader = RequestReader(protocol, path=self.path, subprotocol=self.subprotocol)
+            reader = RequestReader(
+                protocol,
+                path=self.path,
+                subprotocol=self.subprotocol,
+                secure=self.ssl_context is not None,
+            )
             verdict: Upgrade | Refusal | None = None
+            stream: trio.abc.Stream = meter
+            if self.ssl_context is not None:
+                tls = over_tls(meter, self.ssl_context)
+                try:
+                    await tls.do_handshake()
+                    stream = tls
+                except trio.BrokenResourceError as exc:
+                    if getattr(exc.__cause__, "reason", None) != "HTTP_REQUEST":
+                        raise
+                    verdict = Refusal(400, "spoke plain HTTP to a port that wants TLS")
             while verdict is None:
                 verdict = reader.feed(bytes(await stream.receive_some()))
             if isinstance(verdict, Upgrade) and self.open_connections >= self.max_connections:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -65,6 +66,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         self._tcp = tcp
         self._receive_bytes = _FIRST_RECEIVE_BYTES
         self._sending = False
+        self._unsent = b""  # what the kernel left of a `send_nowait`; goes before everything else
         self.last_write_progress = trio.current_time()
         """When a write last got on (seconds of `trio.current_time`)."""
         self.write_pending_since: float | None = None
@@ -83,6 +85,26 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             tcp.socket.close()
             raise
 
+    @property
+    def has_unsent(self) -> bool:
+        """A part of a `send_nowait` waits for the next `send_all`."""
+        return bool(self._unsent)
+
+    def send_nowait(self, data: bytes) -> bool:
+        """Send without a checkpoint, if nothing stands before it; False: nothing was sent.
+
+        What the kernel doesn't take goes out before the next `send_all`; see that one comes soon.
+        """
+        if self._sending or self._unsent or os.name == "nt":
+            return False  # (Windows: no write(2) on sockets)
+        try:
+            sent = os.write(self._tcp.socket.fileno(), data)
+        except OSError:
+            return False  # full or broken: `send_all` will meet the same, and tell
+        self.last_write_progress = trio.current_time()
+        self._unsent = data[sent:]
+        return True
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; when cancelled or broken halfway the stream is `torn`."""
         if self._sending:
@@ -90,6 +112,9 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         socket = self._tcp.socket
         if socket.did_shutdown_SHUT_WR or socket.fileno() == -1:
             raise trio.ClosedResourceError("this stream was closed for sending")
+        begun = bool(self._unsent)
+        if begun:
+            data, self._unsent = self._unsent + bytes(data), b""
         sent, total = 0, len(data)
         if not total:
             await trio.lowlevel.checkpoint()
@@ -109,7 +134,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         finally:
             self._sending = False
             self.write_pending_since = None
-            if 0 < sent < total:
+            if sent < total and (sent or begun):
                 self.torn = True
 
     async def wait_send_all_might_not_block(self) -> None:

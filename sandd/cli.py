@@ -1,0 +1,73 @@
+"""The `sandd` command.
+
+Each subcommand imports what it needs when it runs: ``sandd daemon`` has no use for a controller, and
+neither has ``sandd --version``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from sandd import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code. Bad usage raises SystemExit(2), as argparse does."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["daemon"]:
+            # All of the rest is the daemon's, options that argparse would claim for us included.
+            from sandd import daemon
+
+            return daemon.main(given[1:], prog="sandd daemon")
+        parser = build_parser()
+        options = parser.parse_args(given)
+        if options.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        return _demo()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does. Nothing is left to be said to anybody,
+        # and the interpreter must not try to when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = argparse.ArgumentParser(
+        prog="sandd",
+        description="Run commands inside sandboxes that dial out to you.",
+        epilog="'sandd COMMAND --help' says more about each.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sandd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands.add_parser(
+        "demo",
+        help="show everything in one go, on this machine alone",
+        description="Start a controller and a daemon on this machine, and watch them work. Takes about ten "
+        "seconds and leaves nothing behind. Exits with 0 if all that it showed held, else with 1.",
+        allow_abbrev=False,
+    )
+    commands.add_parser(
+        "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
+    )
+    return parser
+
+
+def _demo() -> int:
+    from sandd.demo import run_demo
+
+    return run_demo()

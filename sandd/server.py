@@ -1,0 +1,416 @@
+"""The controller for programs that don't use trio: `Server`, every method of which simply blocks.
+
+::
+
+    with sandd.Server("0.0.0.0", 8765) as server:
+        server.wait_for_daemon("worker-1", timeout=30)
+        print(server.exec("worker-1", "hostname").stdout)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
+
+import trio
+from attrs import frozen
+
+from sandd._core._errors import CommandFailed, CommandTimeout, SanddError
+from sandd._core.bridge import TrioThread
+from sandd._core.commands import KILL_GRACE
+from sandd._core.results import CommandResult
+from sandd.controller import open_controller
+from sandd.wire import DaemonState, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import Self, TypeVarTuple, Unpack
+
+    from sandd._core.commands import Command, Text
+    from sandd.controller import Controller, ControllerStatistics, Daemon
+
+    Arguments = TypeVarTuple("Arguments")
+
+__all__ = ["DaemonSummary", "FailedResult", "Server"]
+
+T = TypeVar("T")
+
+EXEC_TIMEOUT: Final = 300.0
+"""Seconds that a command may take, where the caller says nothing."""
+ANSWER_SECONDS: Final = 10.0
+"""Beyond a command's time-out and kill grace, how long its result may take to arrive."""
+
+
+class ServerOptions(TypedDict, total=False):
+    """Keyword arguments of `open_controller`."""
+
+    token: str | bytes | None
+    insecure: bool
+    heartbeat: float
+    dead_after: float
+
+
+class ExecOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.run` beyond those that `Server.exec` names itself."""
+
+    input: str | bytes | None
+    user: str | None
+    idle_timeout: float | None
+    kill_grace: float
+    max_output: int
+    check: bool
+
+
+@frozen
+class DaemonSummary:
+    """One daemon at the moment of asking; but for `state` and `is_busy` it is its own word."""
+
+    id: str
+    version: str
+    """Of sandd, there."""
+    labels: Mapping[str, str]
+    hostname: str
+    platform: str
+    """``sys.platform`` there: "linux", "darwin", "win32"."""
+    arch: str
+    """``platform.machine()`` there: "x86_64", "arm64", ..."""
+    state: DaemonState
+    """ONLINE, or AWAY when its connection broke and its jobs go on."""
+    is_busy: bool
+    """This server has a command or another job on it that has not ended."""
+    connected_at: float
+    """Unix time, by this machine's clock, of its newest connection."""
+
+
+@frozen
+class FailedResult(CommandResult):
+    """In the answer to a `Server.broadcast`, stands for a command that has no result of its own.
+
+    It could not be run, or ran out of time. `exit_code` is -1, and the last line of `stderr` says
+    what failed.
+    """
+
+    error: SanddError
+    """What `Server.exec` would have raised."""
+
+    @property
+    def signal(self) -> None:
+        """None: -1 stands for a failure here, not for signal 1."""
+
+
+class Server:
+    """A controller that daemons dial in to, for synchronous code.
+
+    It listens as soon as it is made. Its trio event loop runs in a thread of its own; any number of
+    threads may call any method at the same time. Each method blocks the calling thread, and only
+    that: in a coroutine (asyncio's or trio's) it blocks the whole event loop, so call it from a
+    worker thread.
+
+    Ctrl-C interrupts whatever call the main thread is in, at once: KeyboardInterrupt is raised, the
+    call is cancelled, and the remote process tree is killed while your program goes on.
+
+    Use it in a ``with`` block or call `close`. Left open, it is closed when the interpreter exits.
+
+    Without a `token` only daemons on this machine (loopback) may register, whatever `host` is.
+
+    Args:
+        host: address to listen on; "0.0.0.0" or "::" for all.
+        port: TCP port; 0 takes a free one, see `address`.
+        options: as for `open_controller`: `token`, `insecure`, `heartbeat`, `dead_after`.
+
+    Raises:
+        OSError: the address can't be listened on.
+        ConfigurationError: an argument makes no sense.
+    """
+
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 8765, **options: Unpack[ServerOptions]
+    ) -> None:
+        self._thread: TrioThread[Controller] = TrioThread(
+            lambda: open_controller(host, port, **options), name="sandd.Server"
+        )
+        self._controller = self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<sandd.Server {self.address}{', closed' if self._thread.stopped else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Nothing to close where __init__ failed; and no waiting, for this may be any thread.
+        if hasattr(self, "_controller") and not self._thread.stopped:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self._thread.stop()
+
+    def close(self) -> None:
+        """End what runs, tell the daemons to come back later, and stop listening.
+
+        It takes a few seconds at most. Calls that other threads are in are cancelled and raise
+        trio.ClosedResourceError at once. Closing twice does nothing, and waits for the first.
+        A Ctrl-C ends the waiting; what remains to be done is done in the background.
+
+        Raises: RuntimeError: a function given to `call` did not let itself be cancelled; or the
+            server had failed, by a defect of its own, before it was closed.
+        """
+        self._thread.close()
+
+    # -- what it knows
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` it listens on, with the real port."""
+        return self._controller.address
+
+    @property
+    def url(self) -> str:
+        """For a daemon's ``--server-url`` on this machine; elsewhere, put this one's name in it."""
+        return self._controller.url
+
+    @property
+    def controller(self) -> Controller:
+        """The `Controller`, for functions that `call` runs; don't touch it from other threads."""
+        return self._controller
+
+    def list_daemons(self, labels: Mapping[str, str] | None = None) -> list[DaemonSummary]:
+        """The daemons, online or away, that have all of `labels`, sorted by id."""
+
+        async def look() -> list[DaemonSummary]:
+            return self._summaries(self._controller.daemons(labels))
+
+        return self.call(look)
+
+    def get_daemon(self, daemon_id: str) -> DaemonSummary:
+        """What is known of one daemon, online or away.
+
+        Raises:
+            DaemonNotFound: none of that id is known.
+        """
+
+        async def look() -> DaemonSummary:
+            return self._summaries([self._controller.daemon(daemon_id)])[0]
+
+        return self.call(look)
+
+    def daemon_count(self) -> int:
+        """How many daemons there are, online or away; `get_stats` tells them apart."""
+
+        async def look() -> int:
+            return len(self._controller.daemons())
+
+        return self.call(look)
+
+    def get_stats(self) -> ControllerStatistics:
+        """Numbers of this moment."""
+
+        async def look() -> ControllerStatistics:
+            return self._controller.statistics()
+
+        return self.call(look)
+
+    def wait_for_daemon(self, daemon_id: str, timeout: float | None = 30.0) -> bool:
+        """Wait until the daemon is online: True at once, or as soon as it dials in.
+
+        Args:
+            daemon_id: of the daemon.
+            timeout: seconds after which to give up, and return False; None: never.
+        """
+
+        async def wait() -> bool:
+            with trio.move_on_after(math.inf if timeout is None else timeout):
+                await self._controller.wait_for_daemon(daemon_id)
+                return True
+            return False
+
+        return self.call(wait)
+
+    # -- what it does
+
+    def exec(
+        self,
+        daemon_id: str,
+        command: Command,
+        timeout: float | None = EXEC_TIMEOUT,
+        env: Mapping[str, str] | None = None,
+        cwd: Text | None = None,
+        **options: Unpack[ExecOptions],
+    ) -> CommandResult:
+        """Run a command on a daemon to its end, and return what it printed.
+
+        The output arrives exactly once, whatever happens to the connection. While the daemon is
+        away this waits, within `timeout`.
+
+        Args: daemon_id: of a daemon that is online or away. command: a text is run by the daemon's
+            shell; a list is a program and its arguments, run directly. timeout: seconds; None: no
+            limit. On the daemon the process tree is killed when that long has passed since its
+            start. Here the call is over after `timeout`, `kill_grace` and ten seconds more, even if
+            the daemon can't be reached any more. env: merged over the daemon's environment. cwd:
+            working directory; None: the daemon's. options: as for `Daemon.run`: `input`, `user`,
+            `idle_timeout`, `kill_grace`, `max_output`, `check`.
+
+        Raises: DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
+            CommandTimeout: it ran out of time and was killed (a TimeoutError too); ``result`` has
+            what it printed until then, ``started`` says whether it was started at all (None: not
+            known). SpawnFailed: the program could not be started. Nothing ran. CommandFailed:
+            `check` was given, and it ended badly; ``result`` has all of it. DaemonGone: the daemon
+            is gone for good; ``outcome_unknown`` says whether it may have run. ValueError: an
+            argument that makes no sense. Nothing ran. trio.ClosedResourceError: the server is
+            closed, or was closed meanwhile; what ran is killed.
+        """
+
+        async def run() -> CommandResult:
+            daemon = self._controller.daemon(daemon_id)
+            return await _run_bounded(daemon, command, timeout, env, cwd, options)
+
+        return self.call(run)
+
+    def broadcast(
+        self,
+        labels: Mapping[str, str] | None,
+        command: Command,
+        timeout: float | None = EXEC_TIMEOUT,
+        env: Mapping[str, str] | None = None,
+        cwd: Text | None = None,
+        **options: Unpack[ExecOptions],
+    ) -> dict[str, CommandResult]:
+        """Run a command on all daemons that have all of `labels` (None: on all), at once.
+
+        One bad daemon fails no other, and delays the answer by no more than `exec` would take.
+
+        Args: labels: which daemons. command: as for `exec`, and so are the other arguments. With
+            `check`, a command that ended badly still gives its own result.
+
+        Returns: Daemon id to its result, sorted by id. Where the command could not be run, or ran
+            out of time, that is a `FailedResult`: `exit_code` is -1, `stderr` says what failed, and
+            what the command had printed until then is in it too.
+
+        Raises: ValueError: an argument that makes no sense. Nothing ran. trio.ClosedResourceError:
+            the server is closed, or was closed meanwhile; what ran is killed.
+        """
+
+        async def run() -> dict[str, CommandResult]:
+            results: dict[str, CommandResult] = {}
+            failures: list[Exception] = []
+
+            async def run_on(daemon: Daemon) -> None:
+                try:
+                    results[daemon.id] = await _run_bounded(
+                        daemon, command, timeout, env, cwd, options
+                    )
+                except CommandFailed as error:
+                    results[daemon.id] = error.result
+                except SanddError as error:
+                    results[daemon.id] = _failed_result(error)
+                except Exception as error:
+                    # The fault of the arguments, hence the same everywhere: the call fails.
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+            async with trio.open_nursery() as nursery:
+                for daemon in self._controller.daemons(labels):
+                    nursery.start_soon(run_on, daemon)
+            if failures:
+                raise failures[0]
+            return dict(sorted(results.items()))
+
+        return self.call(run)
+
+    def call(self, async_fn: Callable[[Unpack[Arguments]], Awaitable[T]], *args: *Arguments) -> T:
+        """Run ``await async_fn(*args)`` in the controller's trio thread; what it returns.
+
+        This is the way to all that the trio API has and this class lacks::
+
+            async def tail(daemon_id: str) -> str:
+                daemon = server.controller.daemon(daemon_id)
+                async with daemon.open_process(["tail", "-f", "/var/log/syslog"]) as process:
+                    return (await process.stdout.receive_some()).decode()
+
+            server.call(tail, "worker-1")
+
+        The function shares its thread with everything else that the server does: it must not block.
+        Its exceptions come out as they are. It sees the calling thread's context variables.
+
+        Raises: trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran
+            was cancelled. RuntimeError: this *is* the trio thread, or the server has failed by a
+            defect of its own.
+        """
+        return self._thread.run(async_fn, *args)
+
+    # -- inside
+
+    def _summaries(self, daemons: list[Daemon]) -> list[DaemonSummary]:
+        busy = {job.daemon_id for job in self._controller._local.client.jobs}
+        return [
+            DaemonSummary(
+                id=daemon.id,
+                version=daemon.info.version,
+                labels=daemon.info.labels,
+                hostname=daemon.info.hostname,
+                platform=daemon.info.platform,
+                arch=daemon.info.arch,
+                state=daemon.state,
+                is_busy=daemon.id in busy,
+                connected_at=daemon.info.connected_at,
+            )
+            for daemon in daemons
+        ]
+
+
+async def _run_bounded(
+    daemon: Daemon,
+    command: Command,
+    timeout: float | None,
+    env: Mapping[str, str] | None,
+    cwd: Text | None,
+    options: ExecOptions,
+) -> CommandResult:
+    """`Daemon.run` that ends even if the daemon went away with the command running."""
+    bound = math.inf
+    if timeout is not None:
+        bound = timeout + options.get("kill_grace", KILL_GRACE) + ANSWER_SECONDS
+    with trio.move_on_after(bound):
+        return await daemon.run(command, timeout=timeout, env=env, cwd=cwd, **options)
+    raise CommandTimeout(
+        f"no result from daemon {daemon.id!r}, which is {daemon.state.value}, within {bound} s; "
+        "should the command still run, it is ended on the daemon's return",
+        started=None,
+    )
+
+
+def _failed_result(error: SanddError) -> FailedResult:
+    partial = error.result if isinstance(error, CommandTimeout) else None
+    message = f"{type(error).__name__}: {error}\n".encode()
+    if partial is None:
+        return FailedResult(
+            stdout_bytes=b"",
+            stderr_bytes=message,
+            exit_code=-1,
+            outcome=Outcome.TIMED_OUT if isinstance(error, CommandTimeout) else Outcome.CANCELLED,
+            duration=0.0,
+            stdout_total=0,
+            stderr_total=0,
+            truncated=False,
+            pipes_held=False,
+            job_id="",
+            error=error,
+        )
+    printed = partial.stderr_bytes
+    if printed and not printed.endswith(b"\n"):
+        printed += b"\n"
+    return FailedResult(
+        stdout_bytes=partial.stdout_bytes,
+        stderr_bytes=printed + message,
+        exit_code=-1,
+        outcome=partial.outcome,
+        duration=partial.duration,
+        stdout_total=partial.stdout_total,
+        stderr_total=partial.stderr_total,
+        truncated=partial.truncated,
+        pipes_held=partial.pipes_held,
+        job_id=partial.job_id,
+        error=error,
+    )

@@ -1,0 +1,172 @@
+"""What the tests of `sandd._core.processes` share: requests, and a look at what is alive."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from attrs import frozen
+
+from sandd._core.processes import Child, ExitStatus, ProcessHost, SpawnRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and subreapers")
+root_only = pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only root may become somebody else"
+)
+
+PYTHON = sys.executable
+WITHIN = 1.0
+"""Seconds within which DESIGN's process rule 6 wants everything dead."""
+
+
+# The spawner runs isolated (-I -S), so coverage's own hook for child processes does not reach it.
+if "COVERAGE_PROCESS_CONFIG" in os.environ and sys.platform != "win32":
+    import coverage
+
+    from sandd._core.processes import spawner_link
+
+    _where = str(Path(coverage.__file__).parents[1])
+    spawner_link._BOOT = (
+        f"import sys; sys.path.append({_where!r}); import coverage; coverage.process_startup()\n"
+        f"{spawner_link._BOOT}"
+    )
+
+
+def request(*argv: str | bytes, **options: object) -> SpawnRequest:
+    """A request with a marker of its own; ``env`` is merged over ours."""
+    marker = b"test/" + secrets.token_hex(8).encode()
+    extra = options.pop("env", {})
+    assert isinstance(extra, dict)
+    env = {**os.environb, **extra, b"SANDD_JOB": marker}
+    words = tuple(os.fsencode(word) for word in argv)
+    return SpawnRequest(argv=words, env=env, marker=marker, **options)  # type: ignore[arg-type]
+
+
+def shell(text: str, **options: object) -> SpawnRequest:
+    """A request for a shell script."""
+    return request("/bin/sh", "-c", text, **options)
+
+
+@frozen
+class Outcome:
+    """What a child that was left to itself came to."""
+
+    status: ExitStatus
+    stdout: bytes
+    stderr: bytes
+
+
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
+    """Everything up to the stream's end."""
+    return b"".join([chunk async for chunk in stream])
+
+
+async def read_line(stream: trio.abc.ReceiveStream) -> bytes:
+    """The next line, without its end."""
+    line = b""
+    while (byte := await stream.receive_some(1)) not in (b"\n", b""):
+        line += byte
+    return line
+
+
+async def close_pipes(child: Child) -> None:
+    """What every caller of `spawn` owes."""
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+
+
+async def finish(child: Child) -> Outcome:
+    """Read a child to its end and release it."""
+    output = [b"", b""]
+
+    async def read(index: int, stream: trio.abc.ReceiveStream) -> None:
+        output[index] = await read_all(stream)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, 0, child.stdout)
+        if child.stderr is not None:
+            nursery.start_soon(read, 1, child.stderr)
+        if child.stdin is not None:
+            await child.stdin.aclose()
+        status = await child.wait_exited()
+    await child.release()
+    await close_pipes(child)
+    return Outcome(status, *output)
+
+
+async def run(host: ProcessHost, wanted: SpawnRequest) -> Outcome:
+    """Spawn and `finish`."""
+    return await finish(await host.spawn(wanted))
+
+
+# ---- who is alive ---------------------------------------------------------------------------------
+
+
+def alive(marker: bytes) -> list[int]:
+    """The living processes that were started with ``SANDD_JOB=<marker>``, zombies not counted."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError):
+                environment = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+                if b"SANDD_JOB=" + marker in environment:
+                    found.append(int(name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def spawner_pids(of: int | None = None) -> list[int]:
+    """The spawners that are children of a process (ours by default), zombies not counted."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with suppress(OSError):
+                stat = Path(f"/proc/{name}/stat").read_bytes()
+                fields = stat.rpartition(b")")[2].split()
+                is_child = int(fields[1]) == (of or os.getpid()) and fields[0] != b"Z"
+                if is_child and b"(sandd-spawner)" in stat:
+                    found.append(int(name))
+    return found
+
+
+async def the_spawner() -> int:
+    """The one spawner of this process, once it has come up."""
+    await until(lambda: len(spawner_pids()) == 1)
+    return spawner_pids()[0]
+
+
+async def until(is_so: Callable[[], object], *, within: float = 5.0) -> None:
+    """Wait for something that only polling can tell; fail after ``within`` seconds."""
+    with trio.move_on_after(within):
+        while not is_so():
+            await trio.sleep(0.002)  # noqa: ASYNC110 - nobody sends an event for it
+        return
+    raise AssertionError(f"not so within {within} s")
+
+
+def until_sync(is_so: Callable[[], object], *, within: float = 5.0) -> None:
+    """`until`, where no trio runs."""
+    end = time.monotonic() + within
+    while not is_so():
+        assert time.monotonic() < end, f"not so within {within} s"
+        time.sleep(0.002)

@@ -1,0 +1,295 @@
+"""The codec under fire: whatever comes in, a message or one type of error comes out."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any, get_args, get_origin
+
+import attrs
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    CONTROL_CLASSES,
+    CONTROLS,
+    EVENT_CLASSES,
+    EVENTS,
+    FRAMES,
+    LOOKALIKES,
+    OFFSETS,
+    OP_CLASSES,
+    OPS,
+    PACKABLE,
+    SPEC_CLASSES,
+    SPECS,
+    annotations,
+    messages,
+)
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd.wire import FrameType, Stream
+
+
+def decode_everything(message: bytes) -> None:
+    """All that a receiver may do with a message's bytes before it looks at what they mean."""
+    for frame in wire.decode_frames(message):
+        if frame.type is FrameType.CONTROL:
+            wire.decode_control(frame)
+        else:
+            data = wire.decode_data(frame)
+            if data.stream in wire.MESSAGE_STREAMS:
+                (wire.decode_op if data.stream is Stream.OPS else wire.decode_event)(data.body)
+
+
+def refuses_or_decodes(message: bytes) -> None:
+    """(11) Only RemoteProtocolError leaves the decoder, and memory stays in proportion."""
+    tracemalloc.start()
+    try:
+        decode_everything(message)
+    except RemoteProtocolError as error:
+        assert len(str(error)) < 300
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 200 * len(message) + 200_000
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_frames_or_refused(message: bytes) -> None:
+    """(11) Arbitrary bytes give frames or RemoteProtocolError, and little memory."""
+    refuses_or_decodes(message)
+
+
+@given(st.lists(FRAMES, max_size=4).map(b"".join), st.data())
+def test_damaged_frames_are_frames_or_refused(message: bytes, draw: st.DataObject) -> None:
+    """(11) Honest frames, cut short and with bytes changed, give frames or RemoteProtocolError."""
+    damaged = bytearray(message)
+    for _ in range(draw.draw(st.integers(0, 3)) if damaged else 0):
+        damaged[draw.draw(st.integers(0, len(damaged) - 1))] = draw.draw(st.integers(0, 255))
+    refuses_or_decodes(bytes(damaged[: draw.draw(st.integers(0, len(damaged)))]))
+
+
+@given(LOOKALIKES | PACKABLE.map(msgpack.packb) | st.binary(max_size=100))
+def test_any_payload_is_a_message_or_refused(payload: bytes) -> None:
+    """(11) A known tag around anything gives a message or RemoteProtocolError, from every decoder."""
+    frame = wire.Frame(FrameType.CONTROL, 1, memoryview(payload))
+    for decode in (
+        lambda: wire.decode_control(frame),
+        lambda: wire.decode_event(payload),
+        lambda: wire.decode_op(payload),
+    ):
+        try:
+            message = decode()
+        except RemoteProtocolError:
+            continue
+        assert type(message) in {*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, wire.Unknown}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([field.name for cls in SPEC_CLASSES for field in attrs.fields(cls)])
+        | st.text(),
+        PACKABLE,
+        max_size=5,
+    ),
+    st.sampled_from([{"kind": "command"}, {"kind": "command", "argv": [b"x"]}, {"kind": 1}, {}]),
+)
+def test_any_spec_is_a_spec_or_unsupported(fields: dict[str, Any], rest: dict[str, Any]) -> None:
+    """(11) Whatever a spec holds, the daemon gets a spec or UnsupportedSpec."""
+    payload = msgpack.packb({**fields, **rest})
+    try:
+        spec = wire.decode_spec(payload)
+    except wire.UnsupportedSpec:
+        return
+    assert wire.decode_spec(wire.encode_spec(spec)) == spec
+
+
+# ---- round trips ---------------------------------------------------------------------------------
+
+
+@given(CONTROLS, st.integers(0, 2**32 - 1))
+def test_control_messages_survive_the_wire(message: Any, channel: int) -> None:
+    """What decode gives equals what encode was given, in value and in type."""
+    head, body = wire.encode_control(channel, message)
+    (frame,) = wire.decode_frames(head + bytes(body))
+    assert frame.channel == channel
+    assert_same(wire.decode_control(frame), message)
+
+
+@given(EVENTS)
+def test_events_survive_the_wire(event: wire.Event) -> None:
+    """What decode gives equals what encode was given, in value and in type."""
+    assert_same(wire.decode_event(wire.encode_event(event)), event)
+
+
+@given(OPS)
+def test_ops_survive_the_wire(op: wire.Op) -> None:
+    """What decode gives equals what encode was given, in value and in type."""
+    assert_same(wire.decode_op(wire.encode_op(op)), op)
+
+
+@given(SPECS)
+def test_specs_survive_the_wire(spec: wire.Spec) -> None:
+    """What decode gives equals what encode was given, in value and in type."""
+    assert_same(wire.decode_spec(wire.encode_spec(spec)), spec)
+
+
+def assert_same(left: object, right: object) -> None:
+    """Equal, and 1 is not True, nor 1.0, nor an enumeration's member."""
+    assert left == right
+    assert repr(left) == repr(right)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(Stream), st.binary(max_size=50), OFFSETS.map(lambda n: n // 2))
+    ),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_data_survives_the_wire(
+    parts: list[tuple[Stream, bytes, int]], channel: int, final: bool
+) -> None:
+    """A run of data frames comes back frame by frame, readdressed or not."""
+    message = b"".join(
+        [
+            piece
+            for stream, body, offset in parts
+            for piece in wire.encode_data(channel, stream, offset, body, final=final)
+        ]
+    )
+    moved = b"".join(
+        [piece for frame in wire.decode_frames(message) for piece in wire.readdress(7, frame)]
+    )
+    for copy, number in ((message, channel), (moved, 7)):
+        frames = list(wire.decode_frames(copy))
+        assert [frame.channel for frame in frames] == [number] * len(parts)
+        assert [wire.decode_data(frame) for frame in frames] == [
+            (stream, offset, body, final, None) for stream, body, offset in parts
+        ]
+
+
+# ---- strictness ----------------------------------------------------------------------------------
+
+SAMPLES: list[Any] = [None, True, 7, 7.5, "7", b"7", [], [7], {}, {"7": 7}]
+"""One value of each type there is on the wire; none of them is any enumeration's."""
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a field of that type may hold the value; kept apart from how the codec decides it."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is not None and type(None) in parts:
+        return any(fits(value, part) for part in parts)
+    if get_origin(annotation) is tuple:
+        return type(value) is list and all(fits(element, parts[0]) for element in value)
+    if get_origin(annotation) is not None:
+        return type(value) is dict and all(
+            fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items()
+        )
+    if annotation is float:
+        return type(value) in (int, float)
+    if annotation is type(None):
+        return value is None
+    return type(value) is annotation
+
+
+CASES = [
+    pytest.param(cls, attribute.name, id=f"{cls.__name__}.{attribute.name}")
+    for cls in [*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, *SPEC_CLASSES]
+    for attribute in attrs.fields(cls)
+]
+TAG_OF = wire.CONTROL_TAGS | wire.EVENT_TAGS | wire.OP_TAGS
+
+
+def fields_on_the_wire(message: Any) -> dict[str, Any]:
+    """A message as the map that msgpack makes of it."""
+    if type(message) in SPEC_CLASSES:
+        payload: Any = wire.encode_spec(message)
+    elif type(message) in EVENT_CLASSES:
+        payload = wire.encode_event(message)
+    elif type(message) in OP_CLASSES:
+        payload = wire.encode_op(message)
+    else:
+        payload = wire.encode_control(1, message)[1]
+    unpacked: dict[str, Any] = msgpack.unpackb(payload, strict_map_key=False)
+    return unpacked
+
+
+def decode_as(cls: type, fields: dict[str, Any]) -> Any:
+    """The map, packed and read by the decoder for that class."""
+    payload = msgpack.packb(fields)
+    if cls in SPEC_CLASSES:
+        return wire.decode_spec(payload)
+    if cls in EVENT_CLASSES:
+        return wire.decode_event(payload)
+    if cls in OP_CLASSES:
+        return wire.decode_op(payload)
+    return wire.decode_control(wire.Frame(FrameType.CONTROL, 1, memoryview(payload)))
+
+
+@pytest.mark.parametrize(("cls", "name"), CASES)
+def test_a_wrong_type_is_refused_in_every_field(cls: type, name: str) -> None:
+    """No value of another type is converted into one that fits: it is refused."""
+    fields = fields_on_the_wire(plainest(cls))
+    for value in SAMPLES:
+        if not fits(value, annotations(cls)[name]):
+            with pytest.raises(RemoteProtocolError):
+                decode_as(cls, {**fields, name: value})
+
+
+@pytest.mark.parametrize(("cls", "name"), CASES)
+def test_a_field_without_default_is_needed(cls: type, name: str) -> None:
+    """A message that leaves out what it must say is refused; what has a default may be left out."""
+    fields = fields_on_the_wire(plainest(cls))
+    fields.pop(name, None)
+    if getattr(attrs.fields(cls), name).default is attrs.NOTHING:
+        with pytest.raises(RemoteProtocolError):
+            decode_as(cls, fields)
+    else:
+        assert type(decode_as(cls, fields)) is cls
+
+
+def plainest(cls: type) -> Any:
+    """The plainest message of a class."""
+    required = {
+        int: 1,
+        str: "x",
+        bytes: b"x",
+        float: 1.0,
+        wire.RejectCode: wire.RejectCode.BUSY,
+        wire.DaemonState: wire.DaemonState.AWAY,
+        wire.Role: wire.Role.OWNER,
+        wire.JobState: wire.JobState.QUEUED,
+        wire.RefusedCode: wire.RefusedCode.BUSY,
+        wire.Outcome: wire.Outcome.EXITED,
+        wire.FailedCode: wire.FailedCode.LOST,
+        wire.Stream: Stream.OUTPUT,
+    }
+    given = {}
+    for attribute in attrs.fields(cls):
+        if attribute.default is attrs.NOTHING:
+            annotation = annotations(cls)[attribute.name]
+            if get_origin(annotation) is tuple:
+                given[attribute.name] = (b"x",) if attribute.name == "argv" else ()
+            else:
+                given[attribute.name] = required.get(annotation)
+    return cls(**given)
+
+
+@given(st.one_of([messages(cls) for cls in CONTROL_CLASSES]), st.text(min_size=1), PACKABLE)
+def test_unknown_fields_of_messages_are_ignored(message: Any, name: str, value: Any) -> None:
+    """A field of a newer peer changes nothing."""
+    fields = fields_on_the_wire(message)
+    if name not in {"t", *annotations(type(message))}:
+        assert_same(decode_as(type(message), {**fields, name: value}), message)
+
+
+@given(SPECS, st.text(min_size=1), PACKABLE)
+def test_unknown_fields_of_specs_are_refused(spec: wire.Spec, name: str, value: Any) -> None:
+    """A daemon that can't do all of a spec does none of it."""
+    fields = fields_on_the_wire(spec)
+    if name not in {"kind", *annotations(type(spec))}:
+        with pytest.raises(wire.UnsupportedSpec):
+            decode_as(type(spec), {**fields, name: value})

@@ -1,0 +1,466 @@
+"""Whoever dies - the spawner, the daemon, or just the host's block - takes every job along, at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from process_tools import (
+    PYTHON,
+    WITHIN,
+    alive,
+    close_pipes,
+    is_alive,
+    linux_only,
+    read_line,
+    request,
+    run,
+    shell,
+    spawner_pids,
+    the_spawner,
+    until,
+    until_sync,
+)
+
+from sandd._core._errors import SpawnFailed
+from sandd._core.processes import ChildLost, ExitStatus, ProcessHost, open_process_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees"),
+    linux_only,
+]
+
+TREES = [
+    "setsid sleep 1000 & sleep 1000 & echo ready; read line",
+    "(setsid sh -c 'sleep 1000 & sleep 1000 &' &); echo ready; read line",
+    "(env -i setsid sh -c 'sleep 1000 & sleep 1000 &' &); echo ready; read line",
+    "trap '' TERM INT HUP; sleep 1000 & echo ready; read line",
+    "sleep 1000 & kill -STOP $!; echo ready; read line",
+]
+
+
+async def start_trees(host: ProcessHost) -> tuple[list, list[bytes], list[int]]:
+    """Children with trees of all kinds, their markers, and the pids of all there is."""
+    children, markers = [], []
+    spawner = await the_spawner()
+    for script in TREES:
+        wanted = shell(script)
+        child = await host.spawn(wanted)
+        assert await read_line(child.stdout) == b"ready"
+        children.append(child)
+        markers.append(wanted.marker)
+    await until(lambda: len(below(spawner)) >= 13)
+    return children, markers, below(spawner)
+
+
+def below(ancestor: int) -> list[int]:
+    """All living descendants, marked or not."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != b"Z":
+                parents[int(name)] = int(fields[1])
+    found, todo = [], [ancestor]
+    while todo:
+        above = todo.pop()
+        children = [pid for pid, parent in parents.items() if parent == above]
+        found += children
+        todo += children
+    return found
+
+
+# ---- the spawner dies -----------------------------------------------------------------------------
+
+
+async def test_death_of_the_spawner_kills_every_job_and_loses_each_child() -> None:
+    """All trees are dead within a second, every waiter hears ChildLost, and the streams just end."""
+    async with open_process_host() as host:
+        children, markers, pids = await start_trees(host)
+        spawner = await the_spawner()
+        killed_at = trio.current_time()
+        os.kill(spawner, signal.SIGKILL)
+        with trio.fail_after(WITHIN):
+            for child in children:
+                with pytest.raises(ChildLost, match=f"process {child.pid} "):
+                    await child.wait_exited()
+        assert trio.current_time() - killed_at < WITHIN
+        assert [pid for pid in pids if is_alive(pid)] == []
+        assert [alive(marker) for marker in markers] == [[]] * len(markers)
+        for child in children:
+            assert await child.stdout.receive_some() == b""
+            await close_pipes(child)
+
+
+async def test_next_spawner_takes_over() -> None:
+    """After the spawner's death spawns work as before, also those that were waiting for it."""
+    async with open_process_host() as host:
+        for _ in range(3):
+            spawner = await the_spawner()
+            os.kill(spawner, signal.SIGKILL)
+            with trio.fail_after(5):
+                assert (await run_again(host)).stdout == b"fine\n"
+            assert spawner_pids() != [spawner]
+
+
+async def run_again(host: ProcessHost):  # noqa: ANN201
+    """Run a command; once more if the spawner died under it."""
+    try:
+        return await run(host, shell("echo fine"))
+    except ChildLost:
+        return await run(host, shell("echo fine"))
+
+
+async def test_lost_child_answers_everything_at_once() -> None:
+    """kill, release and signal of a lost child do nothing and wait for nothing."""
+    async with open_process_host() as host:
+        child = await host.spawn(shell("read line"))
+        spawner = await the_spawner()
+        os.kill(spawner, signal.SIGKILL)
+        child.signal(signal.SIGTERM)
+        with trio.fail_after(WITHIN):
+            await child.kill(grace=100)
+            await child.release()
+        with pytest.raises(ChildLost):
+            await child.wait_exited()
+        await close_pipes(child)
+
+
+async def test_status_known_before_the_spawner_died_stays_known() -> None:
+    """A child that had exited keeps its status, and what it left behind is dead."""
+    wanted = shell("setsid sleep 1000 & exit 3")
+    async with open_process_host() as host:
+        child = await host.spawn(wanted)
+        assert await child.wait_exited() == ExitStatus(3, None)
+        spawner = await the_spawner()
+        os.kill(spawner, signal.SIGKILL)
+        with trio.fail_after(WITHIN):
+            await child.release()
+        assert await child.wait_exited() == ExitStatus(3, None)
+        assert alive(wanted.marker) == []
+        await close_pipes(child)
+
+
+async def test_spawner_stopped_in_the_middle_of_a_spawn_and_killed_loses_that_spawn() -> None:
+    """A spawn whose spawner dies under it is ChildLost - it may have run - and nothing lives."""
+    wanted = shell("sleep 1000")
+    async with open_process_host() as host:
+        await run(host, shell("true"))
+        spawner = await the_spawner()
+        os.kill(spawner, signal.SIGSTOP)
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+
+                async def spawn() -> None:
+                    with pytest.raises(ChildLost, match="was starting"):
+                        await host.spawn(wanted)
+
+                nursery.start_soon(spawn)
+                await trio.testing.wait_all_tasks_blocked()
+                os.kill(spawner, signal.SIGKILL)
+        assert alive(wanted.marker) == []
+
+
+async def test_terminal_and_service_manager_signals_do_not_reach_the_spawner() -> None:
+    """Ctrl-C and a SIGTERM to all processes leave it running: the daemon decides."""
+    async with open_process_host() as host:
+        await run(host, shell("true"))
+        spawner = await the_spawner()
+        assert os.getsid(spawner) == spawner
+        for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
+            os.kill(spawner, number)
+        assert (await run(host, shell("echo fine"))).stdout == b"fine\n"
+        assert spawner_pids() == [spawner]
+
+
+async def test_processes_of_the_daemons_own_survive_the_spawners_death() -> None:
+    """The daemon's program may have children; only the spawner's are killed."""
+    before = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    async with open_process_host() as host:
+        during = subprocess.Popen(["sleep", "1000"])
+        child = await host.spawn(shell("read line"))
+        spawner = await the_spawner()
+        os.kill(spawner, signal.SIGKILL)
+        with pytest.raises(ChildLost):
+            await child.wait_exited()
+        await close_pipes(child)
+        assert (before.poll(), during.poll()) == (None, None)
+    for process in before, during:
+        process.kill()
+        process.wait()
+
+
+async def test_two_hosts_in_one_process_do_not_disturb_each_other() -> None:
+    """The death of one spawner leaves the other's jobs, and the other spawner, alone."""
+    async with open_process_host() as first:
+        first_spawner = await the_spawner()
+        async with open_process_host() as second:
+            lost = await first.spawn(shell("read line"))
+            kept = await second.spawn(shell("setsid sleep 1000 & read line"))
+            os.kill(first_spawner, signal.SIGKILL)
+            with pytest.raises(ChildLost):
+                await lost.wait_exited()
+            assert is_alive(kept.pid)
+            assert (await run(first, shell("echo fine"))).stdout == b"fine\n"
+            await kept.kill(grace=0)
+            for child in lost, kept:
+                await close_pipes(child)
+
+
+async def test_spawner_that_does_not_come_up_fails_spawns_with_nothing_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """A spawn is refused (EAGAIN) when the spawner dies before it served anybody; later ones work."""
+    good = sys.executable
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    monkeypatch.setattr("sandd._core.processes.posix.WAIT_SECONDS", 0.3)
+    async with open_process_host() as host:
+        with trio.fail_after(5):
+            with pytest.raises(SpawnFailed, match="does not come up") as caught:
+                await host.spawn(shell("echo ran"))
+            assert caught.value.errno == 11
+            monkeypatch.setattr(sys, "executable", good)
+            while True:
+                try:
+                    outcome = await run(host, shell("echo fine"))
+                except SpawnFailed:
+                    continue
+                break
+            assert outcome.stdout == b"fine\n"
+
+
+async def test_host_that_cannot_start_a_spawner_is_not_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Opening fails with the interpreter's name, and leaves nothing behind."""
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(SpawnFailed) as caught:
+        async with open_process_host():
+            pytest.fail("opened")
+    assert caught.value.filename == "/no/such/python"
+
+
+async def test_spawner_that_cannot_be_started_again_is_tried_until_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it can't, spawns wait; once it can, they go through."""
+    async with open_process_host() as host:
+        assert (await run(host, shell("echo fine"))).stdout == b"fine\n"
+        good = sys.executable
+        monkeypatch.setattr(sys, "executable", "/no/such/python")
+        spawner = await the_spawner()
+        os.kill(spawner, signal.SIGKILL)
+        await until(lambda: not is_alive(spawner))
+        outcomes = []
+
+        async def run_when_possible() -> None:
+            outcomes.append(await run_again(host))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_when_possible)
+            await trio.sleep(0.3)
+            assert outcomes == []
+            monkeypatch.setattr(sys, "executable", good)
+        assert outcomes[0].stdout == b"fine\n"
+
+
+# ---- the daemon dies ------------------------------------------------------------------------------
+
+DAEMON = """
+import os, sys, trio
+from sandd._core.processes import SpawnRequest, open_process_host
+marker = sys.argv[1].encode()
+async def main():
+    async with open_process_host() as host:
+        for script in sys.argv[2:]:
+            argv = (b"/bin/sh", b"-c", script.encode())
+            env = {**os.environb, b"SANDD_JOB": marker}
+            child = await host.spawn(SpawnRequest(argv=argv, env=env, marker=marker))
+            print((await child.stdout.receive_some()).decode(), end="", flush=True)
+        print("all up", flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+@pytest.fixture
+def daemon() -> Iterator[tuple[subprocess.Popen, bytes]]:
+    """A daemon in a process of its own, with all kinds of trees, and their marker."""
+    marker = os.urandom(8).hex()
+    process = subprocess.Popen(
+        [PYTHON, "-c", DAEMON, marker, *TREES], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != b"all up\n":
+        assert line == b"ready\n", process.communicate()
+    yield process, marker.encode()
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("name", ["KILL", "SEGV"])
+def test_death_of_the_daemon_kills_every_job(
+    daemon: tuple[subprocess.Popen, bytes], name: str
+) -> None:
+    """However it dies, every process of every job is dead within a second, and so is the spawner."""
+    process, marker = daemon
+    until_sync(lambda: len(below(process.pid)) >= 14)
+    pids = below(process.pid)
+    started = time.monotonic()
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    until_sync(lambda: not any(is_alive(pid) for pid in pids), within=WITHIN)
+    assert alive(marker) == []
+    assert time.monotonic() - started < WITHIN
+
+
+def test_death_of_the_daemon_is_noticed_though_a_fork_of_it_keeps_its_socket(
+    daemon: tuple[subprocess.Popen, bytes],
+) -> None:
+    """The spawner watches the process, not only the socket."""
+    process, _ = daemon
+    (spawner,) = spawner_pids(of=process.pid)
+    (socket,) = [
+        name
+        for name in os.listdir(f"/proc/{process.pid}/fd")
+        if os.readlink(f"/proc/{process.pid}/fd/{name}").startswith("socket:") and _is_connected_to(
+            process.pid, name, spawner
+        )
+    ][:1]
+    # pidfd_getfd(2): what a fork that the daemon's program made would hold.
+    import ctypes
+
+    pidfd = os.pidfd_open(process.pid)
+    copy = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, int(socket), 0)
+    os.close(pidfd)
+    assert copy >= 0, os.strerror(ctypes.get_errno())
+    try:
+        pids = below(process.pid)
+        process.kill()
+        until_sync(lambda: not any(is_alive(pid) for pid in pids), within=WITHIN)
+    finally:
+        os.close(copy)
+
+
+def _is_connected_to(pid: int, descriptor: str, spawner: int) -> bool:
+    """Whether a daemon's socket is the one whose other end the spawner has: the smallest such one."""
+    number = int(os.readlink(f"/proc/{pid}/fd/{descriptor}").partition("[")[2].rstrip("]"))
+    others = {
+        int(os.readlink(f"/proc/{spawner}/fd/{name}").partition("[")[2].rstrip("]"))
+        for name in os.listdir(f"/proc/{spawner}/fd")
+        if os.readlink(f"/proc/{spawner}/fd/{name}").startswith("socket:")
+    }
+    # The kernel numbers both ends of a socketpair one after the other.
+    return bool({number - 1, number + 1} & others)
+
+
+def test_stopped_daemon_loses_nothing(daemon: tuple[subprocess.Popen, bytes]) -> None:
+    """SIGSTOP of the daemon ends no job."""
+    process, marker = daemon
+    before = sorted(alive(marker))
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.1)
+    assert sorted(alive(marker)) == before
+
+
+# ---- the host is left -----------------------------------------------------------------------------
+
+
+async def test_leaving_the_host_kills_and_reaps_every_tree() -> None:
+    """After the block there is no process of any job, and no spawner."""
+    async with open_process_host() as host:
+        children, markers, pids = await start_trees(host)
+    assert [pid for pid in pids if is_alive(pid)] == []
+    assert [alive(marker) for marker in markers] == [[]] * len(markers)
+    assert spawner_pids() == []
+    for child in children:
+        with pytest.raises(ChildLost):
+            await child.wait_exited()
+        await close_pipes(child)
+    with pytest.raises(trio.ClosedResourceError):
+        await host.spawn(shell("echo ran"))
+
+
+async def test_leaving_the_host_under_cancellation_is_as_thorough() -> None:
+    """Cancelled from outside, it still kills everything, within bounded time."""
+    with trio.CancelScope() as scope:
+        async with open_process_host() as host:
+            children, _, pids = await start_trees(host)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert [pid for pid in pids if is_alive(pid)] == []
+    for child in children:
+        await close_pipes(child)
+
+
+async def test_exception_in_the_body_comes_out_as_itself() -> None:
+    """No exception group around it, no context, also when it is a group itself."""
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught:
+        async with open_process_host():
+            raise error
+    assert caught.value is error
+    assert error.__context__ is None
+    group = ExceptionGroup("mine", [ValueError(1), KeyError(2)])
+    with pytest.raises(ExceptionGroup) as caught_group:
+        async with open_process_host():
+            raise group
+    assert caught_group.value is group
+
+
+async def test_leaving_the_host_does_not_wait_for_a_hung_spawner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stopped spawner is killed after a while, and what was below it is swept."""
+    monkeypatch.setattr("sandd._core.processes.spawner_keeper.LEAVE_SECONDS", 0.2)
+    async with open_process_host() as host:
+        children, _, pids = await start_trees(host)
+        spawner = await the_spawner()
+        os.kill(spawner, signal.SIGSTOP)
+    assert [pid for pid in pids if is_alive(pid)] == []
+    for child in children:
+        await close_pipes(child)
+
+
+async def test_subreaper_flag_is_given_back() -> None:
+    """A program that opens a host and leaves it is what it was before."""
+    from sandd._core.processes.process_table import set_subreaper
+
+    assert set_subreaper(False) is False
+    async with open_process_host(), open_process_host():
+        pass
+    assert set_subreaper(False) is False
+
+
+async def test_no_descriptor_is_kept_for_a_job() -> None:
+    """A thousand jobs later the daemon and the spawner hold what they held after the first."""
+    async with open_process_host() as host:
+        await run(host, shell("true"))
+        spawner = await the_spawner()
+        before = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{spawner}/fd"))
+        for _ in range(50):
+            await run(host, shell("true"))
+            with pytest.raises(SpawnFailed):
+                await host.spawn(request("/no/such/program"))
+        after = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{spawner}/fd"))
+    assert after == before

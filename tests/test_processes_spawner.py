@@ -1,0 +1,223 @@
+"""The spawner as a process: small, isolated, a good process 1's child, and honest about its limits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from process_tools import (
+    PYTHON,
+    linux_only,
+    request,
+    root_only,
+    run,
+    shell,
+    the_spawner,
+    until,
+    until_sync,
+)
+
+import sandd
+from sandd._core.processes import open_process_host
+
+pytestmark = linux_only
+
+SELF = str(Path(sandd.__file__).parents[1])
+
+
+def test_spawner_imports_the_standard_library_only() -> None:
+    """Neither our dependencies nor any __init__ of ours is imported in it."""
+    program = f"""
+import sys
+for name in "sandd", "sandd._core", "sandd._core.processes":
+    sys.modules[name] = package = type(sys)(name)
+package.__path__ = [{SELF!r} + "/sandd/_core/processes"]
+import sandd._core.processes.spawner
+ours = {{"culling", "exit_watch", "job_trees", "process_table", "spawner", "spawner_messages"}}
+for name in sys.modules:
+    top, _, rest = name.partition(".")
+    if top == "sandd":
+        assert getattr(sys.modules[name], "__file__", None) is None or name.split(".")[-1] in ours, name
+    else:
+        assert top in sys.stdlib_module_names or top.startswith("_"), name
+"""
+    subprocess.run([PYTHON, "-I", "-S", "-c", program], check=True)
+
+
+async def test_spawner_is_small_and_named() -> None:
+    """Below 16 MB resident, and ps shows what it is."""
+    async with open_process_host() as host:
+        for _ in range(20):
+            await run(host, shell("true"))
+        spawner = await the_spawner()
+        status = Path(f"/proc/{spawner}/status").read_text()
+        (resident,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    assert int(resident.split()[1]) < 16_000 or "COVERAGE_PROCESS_CONFIG" in os.environ
+    assert status.startswith("Name:\tsandd-spawner\n")
+
+
+def test_spawner_starts_from_a_zip(tmp_path: Path) -> None:
+    """The daemon ships as a zipapp: no file of ours needs to be one on disk."""
+    archive = tmp_path / "app.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in Path(sandd.__file__).parent.rglob("*.py"):
+            file.write(path, path.relative_to(SELF))
+    program = """
+import trio
+from sandd._core.processes import SpawnRequest, open_process_host
+import sandd
+assert ".zip" in sandd.__file__
+async def main():
+    async with open_process_host() as host:
+        child = await host.spawn(SpawnRequest(argv=(b"/bin/echo", b"zipped"), env={}, marker=b"m"))
+        print((await child.stdout.receive_some()).decode(), end="")
+        print(await child.wait_exited())
+        await child.release()
+trio.run(main)
+"""
+    outcome = subprocess.run(
+        [PYTHON, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(archive)},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert outcome.stderr == b""
+    assert outcome.stdout == b"zipped\nExitStatus(code=0, signal=None)\n"
+
+
+async def test_spawner_prints_nothing_and_ends_with_status_0() -> None:
+    """A host's whole life leaves nothing on the daemon's stderr."""
+    program = """
+import trio
+from sandd._core.processes import SpawnRequest, open_process_host
+async def main():
+    async with open_process_host() as host:
+        env = {b"PATH": b"/bin:/usr/bin"}
+        child = await host.spawn(SpawnRequest(argv=(b"sleep", b"1000"), env=env, marker=b"m"))
+trio.run(main)
+"""
+    outcome = subprocess.run([PYTHON, "-X", "dev", "-c", program], capture_output=True, check=True)
+    assert (outcome.stdout, outcome.stderr) == (b"", b"")
+
+
+@root_only
+async def test_tree_with_processes_beyond_our_power_is_given_up() -> None:
+    """What has become root's is not ours to kill: kill() returns all the same, and says who lives."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv(1)")
+    program = """
+import logging, os, sys, trio
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from sandd._core.processes import ChildLost, SpawnRequest, open_process_host
+job = "import os, time; os.setresuid(0, 0, 0); print(os.getpid(), flush=True); time.sleep(1000)"
+async def main():
+    async with open_process_host() as host:
+        argv = (sys.executable.encode(), b"-c", job.encode())
+        child = await host.spawn(SpawnRequest(argv=argv, env={}, marker=b"m"))
+        print((await child.stdout.receive_some()).decode(), end="", flush=True)
+        await child.kill(grace=0)
+        try:
+            await child.wait_exited()
+        except ChildLost as error:
+            print("lost", flush=True)
+trio.run(main)
+"""
+    capabilities = "+dac_read_search,+setuid"
+    process = subprocess.Popen(
+        [
+            *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+            *(f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"),
+            *(PYTHON, "-c", program),
+        ],
+        stdout=subprocess.PIPE,
+        cwd=SELF,
+    )
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    started = time.monotonic()
+    try:
+        warning, lost, *_ = process.stdout.read().splitlines()
+        process.wait()
+        assert b"processes_survived" in warning
+        assert str(pid).encode() in warning
+        assert lost == b"lost"
+        assert time.monotonic() - started < 8
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        process.stdout.close()
+
+
+@root_only
+async def test_works_as_process_1_and_reaps_what_falls_to_it() -> None:
+    """In a PID namespace of its own: statuses are right and no zombie stays, of jobs or of others."""
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare(1)")
+    program = """
+import os, subprocess, sys, time, trio
+from sandd._core.processes import SpawnRequest, lost_trees, open_process_host
+lost_trees.REAP_SECONDS = 0.05
+assert os.getpid() == 1
+def zombies():
+    return [p for p in lost_trees._children() if p.is_dead]
+async def run(host, script):
+    env = {b"PATH": b"/bin:/usr/bin"}
+    child = await host.spawn(SpawnRequest(argv=(b"/bin/sh", b"-c", script), env=env, marker=b"m"))
+    status = await child.wait_exited()
+    await child.release()
+    return status
+async def main():
+    async with open_process_host() as host:
+        own = subprocess.Popen(["sh", "-c", "setsid sh -c 'true & true & sleep 0.1' & exit 5"])
+        statuses = [await run(host, b"(setsid true &); exit %d" % n) for n in range(40)]
+        assert [s.code for s in statuses] == list(range(40)), statuses
+        assert own.wait() == 5
+        with trio.fail_after(5):
+            await trio.sleep(0.3)
+            while zombies():
+                await trio.sleep(0.01)
+    print("fine")
+trio.run(main)
+"""
+    outcome = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", PYTHON, "-c", program],
+        capture_output=True,
+        cwd=SELF,
+        check=False,
+    )
+    if b"unshare failed" in outcome.stderr:
+        pytest.skip("may not make a PID namespace")
+    assert outcome.stderr == b""
+    assert outcome.stdout == b"fine\n"
+
+
+async def test_ten_thousand_orphans_disturb_nobody() -> None:
+    """A job that leaves thousands of dead orphans behind costs no status and no zombie."""
+    script = "i=0; while [ $i -lt 2000 ]; do (:&); i=$((i+1)); done; exit 6"
+    async with open_process_host() as host:
+        spawner = await the_spawner()
+        outcome = await run(host, request("/bin/sh", "-c", script))
+        assert outcome.status.code == 6
+        await until(lambda: _children_file(spawner) == "")
+
+
+def _children_file(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
+def test_environment_of_this_test_run_is_sane() -> None:
+    """The tests of this directory see their own children: no PID namespace hides them."""
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        until_sync(lambda: Path(f"/proc/{process.pid}").exists(), within=1)
+    finally:
+        process.kill()
+        process.wait()
+    assert sys.platform == "linux"

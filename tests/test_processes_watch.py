@@ -1,0 +1,224 @@
+"""Hearing of an exit without reaping, on each system, and with what a system may lack."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import select
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from process_tools import linux_only, until_sync
+
+if sys.platform == "win32":
+    pytest.skip("POSIX process trees", allow_module_level=True)
+
+from sandd._core.processes import exit_watch
+from sandd._core.processes.exit_watch import ExitWatch, WaitStatus, open_exit_watch, peek
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str], int]]:
+    """Starts a shell script as a child that nobody but the test reaps."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str) -> int:
+        processes.append(subprocess.Popen(["/bin/sh", "-c", script]))
+        return processes[-1].pid
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def ended_within(watch: ExitWatch, count: int) -> dict[int, WaitStatus]:
+    """What the watch tells until it has told of so many."""
+    told: dict[int, WaitStatus] = {}
+
+    def look() -> bool:
+        told.update(watch.ended())
+        return len(told) == count
+
+    until_sync(look)
+    return told
+
+
+def close(watch: ExitWatch) -> None:
+    """Let go of the watch's descriptors; the spawner never needs to."""
+    for descriptor in getattr(watch, "_pids", {}):
+        os.close(descriptor)
+    os.close(watch.fileno())
+
+
+def test_each_exit_is_told_once_and_the_zombie_stays(start: Callable[[str], int]) -> None:
+    """Codes and signals are right, and whoever owns the child can still wait for it."""
+    watch = open_exit_watch()
+    with_code, with_signal, running = start("exit 7"), start("kill -9 $$"), start("exec sleep 1000")
+    for pid in (with_code, with_signal, running):
+        watch.add(pid)
+    told = ended_within(watch, 2)
+    assert told == {with_code: WaitStatus(7, None), with_signal: WaitStatus(None, signal.SIGKILL)}
+    assert watch.ended() == []
+    assert os.waitpid(with_code, 0)[1] == 7 << 8
+    close(watch)
+
+
+def test_watch_is_readable_when_it_has_something_to_say(start: Callable[[str], int]) -> None:
+    """Its descriptor fits into any selector."""
+    watch = open_exit_watch()
+    pid = start("read line")
+    watch.add(pid)
+    assert select.select([watch], [], [], 0)[0] == []
+    os.kill(pid, signal.SIGKILL)
+    assert select.select([watch], [], [], 5)[0] == [watch]
+    ended_within(watch, 1)
+    assert select.select([watch], [], [], 0)[0] == []
+    close(watch)
+
+
+@linux_only
+@pytest.mark.parametrize("lack", ["pidfd", "epoll"])
+def test_children_without_a_descriptor_are_asked_one_by_one(
+    start: Callable[[str], int], lack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pidfd (old kernel, EMFILE), or no room in the epoll: `ended` still tells, on SIGCHLD."""
+    watch = open_exit_watch()
+
+    class FullEpoll:
+        def register(self, *_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        def poll(self, _: float) -> list[tuple[int, int]]:
+            return []
+
+    def refuse(_: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    real_epoll = watch._epoll  # type: ignore[attr-defined]
+    if lack == "pidfd":
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+    else:
+        watch._epoll = FullEpoll()  # type: ignore[attr-defined]
+    first, second = start("exit 3"), start("exec sleep 1000")
+    watch.add(first)
+    watch.add(second)
+    assert ended_within(watch, 1) == {first: WaitStatus(3, None)}
+    watch._epoll = real_epoll  # type: ignore[attr-defined]
+    close(watch)
+
+
+@linux_only
+def test_child_that_somebody_reaped_is_dropped(start: Callable[[str], int]) -> None:
+    """A job that was given up may be reaped as an orphan before its watch looks."""
+    watch = open_exit_watch()
+    pid = start("exit 3")
+    watch.add(pid)
+    until_sync(lambda: peek(pid) is not None)
+    os.waitpid(pid, 0)
+    assert watch.ended() == []
+    close(watch)
+
+
+def test_peek_leaves_the_status_for_the_reaper(start: Callable[[str], int]) -> None:
+    """None while it runs; afterwards the same answer every time."""
+    pid = start("exec sleep 1000")
+    assert peek(pid) is None
+    os.kill(pid, signal.SIGTERM)
+    until_sync(lambda: peek(pid) is not None)
+    assert peek(pid) == peek(pid) == WaitStatus(None, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [("exit 5", WaitStatus(5, None)), ("kill -TERM $$", WaitStatus(None, signal.SIGTERM))],
+)
+def test_peek_without_waitid_reaps(
+    start: Callable[[str], int],
+    script: str,
+    expected: WaitStatus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS with Python before 3.13 can't look without reaping; the status is right all the same."""
+    monkeypatch.delattr(os, "waitid", raising=False)
+    seen = []
+    pid = start(script)
+    until_sync(lambda: seen.append(peek(pid)) or seen[-1] is not None)
+    assert seen[-1] == expected
+    with pytest.raises(ChildProcessError):
+        peek(pid)
+
+
+def test_systems_without_a_watch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clear error, not a hang."""
+    monkeypatch.setattr(exit_watch.sys, "platform", "sunos5")
+    with pytest.raises(NotImplementedError, match="sunos5"):
+        open_exit_watch()
+
+
+# ---- macOS, with a kqueue made up -----------------------------------------------------------------
+
+
+class FakeQueue:
+    """Knows what was asked for, and refuses processes that have exited, as the real one does."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, object]] = []
+        self.drained = 0
+
+    def fileno(self) -> int:
+        return 99
+
+    def control(self, changes: list[dict[str, object]] | None, _max: int, *_: float) -> list[object]:
+        if changes is None:
+            self.drained += 1
+            return []
+        self.asked += changes
+        if peek(changes[0]["ident"]) is not None:  # type: ignore[arg-type]
+            raise ProcessLookupError
+        return []
+
+
+@pytest.fixture
+def kqueue_watch(monkeypatch: pytest.MonkeyPatch) -> ExitWatch:
+    """The watch for macOS, from a copy of the module that believes to be there."""
+    for name in ("KQ_FILTER_PROC", "KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_NOTE_EXIT"):
+        monkeypatch.setattr(select, name, 1 << len(name), raising=False)
+    monkeypatch.setattr(select, "kqueue", FakeQueue, raising=False)
+    monkeypatch.setattr(
+        select, "kevent", lambda ident, **fields: {"ident": ident, **fields}, raising=False
+    )
+    spec = importlib.util.spec_from_file_location("exit_watch_on_macos", exit_watch.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        spec.loader.exec_module(module)
+        watch: ExitWatch = module.open_exit_watch()
+    return watch
+
+
+def test_kqueue_watch_tells_each_exit_once(
+    kqueue_watch: ExitWatch, start: Callable[[str], int]
+) -> None:
+    """Also of a child that had exited before it was added; and it needs no descriptor for each."""
+    early = start("exit 4")
+    until_sync(lambda: peek(early) is not None)
+    kqueue_watch.add(early)
+    late = start("kill -9 $$")
+    kqueue_watch.add(late)
+    kqueue_watch.add(start("exec sleep 1000"))
+    told = ended_within(kqueue_watch, 2)
+    assert {pid: tuple(status) for pid, status in told.items()} == {
+        early: (4, None),
+        late: (None, signal.SIGKILL),
+    }
+    assert kqueue_watch.ended() == []
+    assert kqueue_watch.fileno() == 99

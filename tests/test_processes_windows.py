@@ -1,0 +1,218 @@
+"""The host for Windows, on this machine: real processes, and a Job Object made of a process group."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from process_tools import PYTHON, close_pipes, finish, is_alive, read_line, request, run, shell
+from process_tools import linux_only
+
+from sandd._core._errors import SpawnFailed
+from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest
+from sandd._core.processes.process_table import all_processes
+from sandd._core.processes.windows import open_windows_process_host
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = linux_only
+
+
+class GroupJobObject:
+    """What Windows' kernel does for a Job Object, done with a session."""
+
+    made: list[GroupJobObject] = []  # noqa: RUF012 - emptied by the fixture
+
+    def __init__(self) -> None:
+        self.leader = 0
+        self.is_closed = False
+        self.refuses: OSError | None = None
+        self.made.append(self)
+
+    def adopt(self, pid: int) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.leader = pid
+
+    def members(self) -> list[int]:
+        return [
+            process.pid
+            for process in all_processes()
+            if process.session == self.leader and not process.is_dead
+        ]
+
+    def terminate(self) -> None:
+        for pid in self.members():
+            os.kill(pid, signal.SIGKILL)
+
+    def active_processes(self) -> int:
+        return len(self.members())
+
+    def close(self) -> None:
+        self.is_closed = True
+        if self.leader:
+            self.terminate()
+
+
+async def open_in_session(argv: list[str], **options: object) -> trio.Process:
+    """Instead of a suspended process: one in a session of its own."""
+    return await trio.lowlevel.open_process(argv, start_new_session=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[ProcessHost]:
+    """The host with these stand-ins."""
+    GroupJobObject.made.clear()
+    async with open_windows_process_host(
+        open_process=open_in_session, create_job=GroupJobObject
+    ) as host:
+        yield host
+    assert all(job.is_closed for job in GroupJobObject.made)
+
+
+async def test_status_and_streams_are_the_real_ones(host: ProcessHost) -> None:
+    """Exit code, output, and arguments as text."""
+    outcome = await run(host, shell("cat; echo problem >&2; exit 3"))
+    assert outcome.status == ExitStatus(3, None)
+    assert outcome.stderr == b"problem\n"
+    merged = await host.spawn(shell("echo 1; echo 2 >&2", merge_stderr=True, stdin=False))
+    assert merged.stdin is None
+    assert merged.stderr is None
+    assert (await finish(merged)).stdout == b"1\n2\n"
+
+
+async def test_kill_asks_then_ends_the_whole_job(host: ProcessHost) -> None:
+    """Ctrl-Break first (SIGINT here); after the grace everything in the Job Object is terminated."""
+    child = await host.spawn(shell("trap '' INT; sleep 1000 & echo ready; read line; read line"))
+    assert await read_line(child.stdout) == b"ready"
+    members = GroupJobObject.made[0].members()
+    assert len(members) == 2
+    with trio.fail_after(5):
+        await child.kill(grace=0.1)
+    assert not any(map(is_alive, members))
+    assert await child.wait_exited() == ExitStatus(None, signal.SIGKILL)
+    await child.kill(grace=5)
+    await child.release()
+    await close_pipes(child)
+
+
+async def test_kill_returns_early_where_the_asking_was_enough(host: ProcessHost) -> None:
+    """A program that ends on Ctrl-Break keeps its own exit code."""
+    program = "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(4))\nprint('ready', flush=True)\ntime.sleep(1000)"
+    child = await host.spawn(request(PYTHON, "-c", program))
+    assert await read_line(child.stdout) == b"ready"
+    with trio.fail_after(5):
+        await child.kill(grace=60)
+    assert await child.wait_exited() == ExitStatus(4, None)
+    await close_pipes(child)
+
+
+async def test_kill_goes_on_when_cancelled_and_can_be_hurried(host: ProcessHost) -> None:
+    """A later call with a shorter grace shortens it."""
+    child = await host.spawn(shell("trap '' INT; echo ready; read line; read line"))
+    assert await read_line(child.stdout) == b"ready"
+    with trio.move_on_after(0.05) as scope:
+        await child.kill(grace=1000)
+    assert scope.cancelled_caught
+    with trio.fail_after(5):
+        await child.kill(grace=0.05)
+    assert not is_alive(child.pid)
+    await close_pipes(child)
+
+
+async def test_release_sweeps_or_leaves_alone(host: ProcessHost) -> None:
+    """With sweep nothing is left; without, the rest lives as long as the host."""
+    child = await host.spawn(shell("sleep 1000 & read line"))
+    with pytest.raises(RuntimeError, match="has not exited"):
+        await child.release()
+    assert child.stdin is not None
+    await child.stdin.aclose()
+    await child.wait_exited()
+    await child.release(sweep=False)
+    assert GroupJobObject.made[0].active_processes() == 1
+    await close_pipes(child)
+    swept = await host.spawn(shell("sleep 1000 & echo ready"))
+    await swept.wait_exited()
+    await swept.release()
+    assert GroupJobObject.made[1].active_processes() == 0
+    await close_pipes(swept)
+
+
+async def test_signals_are_ctrl_break_or_the_end(host: ProcessHost) -> None:
+    """INT is Ctrl-Break, everything else ends the tree, and what is no signal is refused."""
+    for number, expected in (
+        (signal.SIGINT, ExitStatus(None, signal.SIGINT)),
+        (signal.SIGTERM, ExitStatus(None, signal.SIGKILL)),
+    ):
+        child = await host.spawn(request("sleep", "1000"))
+        child.signal(number)
+        assert (await finish(child)).status == expected
+        child.signal(number)
+        with pytest.raises(ValueError, match="no signal"):
+            child.signal(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "number", "filename"),
+    [
+        ({"argv": (b"/no/such",)}, errno.ENOENT, "/no/such"),
+        ({"cwd": b"/etc/passwd"}, errno.ENOTDIR, "/etc/passwd"),
+        ({"user": "root"}, errno.EINVAL, "root"),
+        ({"argv": (b"/bin/echo", b"a\0b")}, errno.EINVAL, "/bin/echo"),
+    ],
+)
+async def test_failed_start_is_told(
+    host: ProcessHost, options: dict[str, object], number: int, filename: str
+) -> None:
+    """errno and the name of what was at fault."""
+    fields: dict[str, object] = {"argv": (b"/bin/echo",), "env": {}, "marker": b"m", **options}
+    with pytest.raises(SpawnFailed) as caught:
+        await host.spawn(SpawnRequest(**fields))  # type: ignore[arg-type]
+    assert (caught.value.errno, caught.value.filename) == (number, filename)
+
+
+async def test_process_that_no_job_object_takes_never_runs(
+    host: ProcessHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed while it is suspended, and its pipes are closed."""
+
+    def refuse(self: GroupJobObject, pid: int) -> None:  # noqa: ARG001
+        raise OSError(errno.EACCES, "Access is denied")
+
+    monkeypatch.setattr(GroupJobObject, "adopt", refuse)
+    with pytest.raises(SpawnFailed) as caught:
+        await host.spawn(shell("read line"))
+    assert caught.value.errno == errno.EACCES
+
+
+async def test_leaving_the_host_ends_everything() -> None:
+    """Whatever runs is dead after the block, and an exception comes out as itself."""
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught:
+        async with open_windows_process_host(
+            open_process=open_in_session, create_job=GroupJobObject
+        ) as host:
+            child = await host.spawn(shell("trap '' INT TERM; sleep 1000 & echo ready; read line"))
+            assert await read_line(child.stdout) == b"ready"
+            assert "returncode None" in repr(child)
+            raise error
+    assert caught.value is error
+    assert not is_alive(child.pid)
+    await close_pipes(child)
+
+
+async def test_real_job_objects_exist_on_windows_only() -> None:
+    """Elsewhere the defaults say so, instead of failing somewhere deep."""
+    async with open_windows_process_host() as host:
+        with pytest.raises(NotImplementedError, match="Windows only"):
+            await host.spawn(shell("echo ran"))
+    async with open_windows_process_host(open_process=open_in_session) as host:
+        with pytest.raises(NotImplementedError, match="Windows only"):
+            await host.spawn(shell("exit"))
+    assert sys.platform != "win32"

@@ -1,0 +1,571 @@
+"""Streams: what a log keeps, what a cursor sends, what a receiver takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandd import wire
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.streams import (
+    ByteReceiveLog,
+    ByteSendLog,
+    Gap,
+    MessageReceiveLog,
+    MessageSendLog,
+    ReceiveWindow,
+    SendCursor,
+)
+from sandd.wire import Data, EncodedFrame, Stream
+
+KIB = wire.KIB
+
+
+def decoded(frame: EncodedFrame | None) -> Data:
+    """What a receiver makes of a frame."""
+    assert frame is not None
+    (read,) = wire.decode_frames(b"".join(frame))
+    return wire.decode_data(read)
+
+
+def data(
+    offset: int,
+    body: bytes = b"",
+    *,
+    stream: Stream = Stream.OUTPUT,
+    final: bool = False,
+    gap_end: int | None = None,
+) -> Data:
+    """A data frame's payload as it comes out of the decoder."""
+    return Data(stream, offset, memoryview(body), final, gap_end)
+
+
+def log_of(
+    content: bytes, *, capacity: int | None = 100, retain: int = 0, dropping: bool = False
+) -> ByteSendLog:
+    """A send log that holds `content`."""
+    log = ByteSendLog(capacity=capacity, retain=retain, dropping=dropping)
+    log.append(content)
+    return log
+
+
+def all_frames(cursor: SendCursor, limit: int = 1000) -> list[tuple[int, bytes, bool, int | None]]:
+    """(offset, bytes, final, gap end) of everything the cursor sends now."""
+    frames = []
+    while cursor.pending:
+        sent = decoded(cursor.next_frame(1, limit))
+        frames.append((sent.offset, bytes(sent.body), sent.final, sent.gap_end))
+    assert cursor.next_frame(1, limit) is None
+    return frames
+
+
+# ---- the sender's log ----------------------------------------------------------------------------
+
+
+def test_send_log_keeps_all_above_the_floor() -> None:
+    """Room shrinks by what is appended, and grows by acks alone."""
+    log = log_of(b"abcdef", capacity=10)
+    assert (log.base, log.floor, log.end, log.room) == (0, 0, 6, 4)
+    log.acknowledge(4)
+    assert (log.base, log.floor, log.end, log.room) == (4, 4, 6, 8)
+    assert log.read(4, 10) == (b"ef", 2)
+    assert log.read(5, 10) == (b"f", 1)
+    assert log.read(4, 1) == (b"e", 1)
+
+
+def test_send_log_ignores_an_ack_it_is_past() -> None:
+    """Acks are absolute: an old one changes nothing."""
+    log = log_of(b"abcdef")
+    log.acknowledge(4)
+    log.acknowledge(2)
+    assert (log.base, log.floor) == (4, 4)
+
+
+def test_send_log_refuses_an_ack_beyond_its_end() -> None:
+    """Nobody can have what was never produced."""
+    log = log_of(b"abcdef")
+    with pytest.raises(RemoteProtocolError, match="beyond the end"):
+        log.acknowledge(7)
+    assert (log.base, log.floor, log.end) == (0, 0, 6)
+
+
+def test_send_log_retains_below_the_floor() -> None:
+    """What `retain` covers stays for those who attach later, and takes no room."""
+    log = log_of(b"abcdef", capacity=6, retain=2)
+    log.acknowledge(5)
+    assert (log.base, log.floor, log.room) == (3, 5, 5)
+    assert log.read(3, 10) == (b"def", 3)
+
+
+def test_send_log_takes_no_more_than_its_room() -> None:
+    """An append of too much is our own bug, and changes nothing."""
+    log = log_of(b"abc", capacity=4)
+    with pytest.raises(LocalProtocolError, match="room for 1"):
+        log.append(b"de")
+    assert log.end == 3
+    log.append(b"d")
+    assert log.read(0, 10) == (b"abcd", 4)
+
+
+def test_send_log_without_capacity_takes_what_it_is_given() -> None:
+    """Where the caller owns the memory, there is no bound but that of offsets."""
+    log = ByteSendLog(capacity=None)
+    assert log.room == wire.MAX_OFFSET
+    log.append(bytes(10_000_000))
+    assert log.room == wire.MAX_OFFSET - 10_000_000
+
+
+def test_send_log_takes_nothing_behind_its_end() -> None:
+    """A finished stream never grows, and a try to make it grow leaves it as it was."""
+    log = log_of(b"abc")
+    log.finish()
+    log.finish()
+    with pytest.raises(LocalProtocolError, match="finished"):
+        log.append(b"d")
+    assert (log.end, log.read(0, 10)) == (3, (b"abc", 3))
+    messages = MessageSendLog()
+    messages.append(b"one")
+    messages.finish()
+    with pytest.raises(LocalProtocolError, match="finished"):
+        messages.append(b"two")
+    messages.acknowledge(1)
+    assert (messages.base, messages.end) == (1, 1)
+
+
+def test_dropping_log_always_has_room() -> None:
+    """With dropping on, the oldest bytes go, and the newest `capacity` are kept."""
+    log = log_of(b"abcdef", capacity=6, dropping=True)
+    assert log.room == 6
+    log.append(b"ghi")
+    assert (log.base, log.floor, log.end) == (3, 3, 9)
+    assert log.read(3, 10) == (b"defghi", 6)
+    log.append(b"ABCDEF")
+    assert log.read(9, 10) == (b"ABCDEF", 6)
+    log.acknowledge(5)  # what was dropped since counts no less
+    assert (log.base, log.floor) == (9, 9)
+
+
+def test_dropping_log_takes_at_most_its_capacity_at_once() -> None:
+    """What could never be kept is refused, and nothing is lost by the try."""
+    log = log_of(b"abc", capacity=4, dropping=True)
+    with pytest.raises(LocalProtocolError):
+        log.append(b"12345")
+    assert (log.base, log.end, log.read(0, 10)) == (0, 3, (b"abc", 3))
+
+
+def test_dropping_log_retains_too() -> None:
+    """The retained bytes come on top of the capacity."""
+    log = log_of(b"abcd", capacity=4, retain=3, dropping=True)
+    log.append(b"efgh")
+    assert (log.base, log.floor, log.end) == (1, 4, 8)
+
+
+def test_message_log_counts_messages() -> None:
+    """A message is one unit, however long it is; reading gives one at a time."""
+    log = MessageSendLog(capacity=2)
+    log.append(b"first")
+    log.append(b"second")
+    assert (log.end, log.room) == (2, 0)
+    assert log.read(0, 5) == (b"first", 1)
+    assert log.read(1, 1) == (b"second", 1)
+    with pytest.raises(LocalProtocolError, match="room for 0"):
+        log.append(b"third")
+    log.acknowledge(1)
+    assert log.read(1, 1) == (b"second", 1)
+    log.append(b"third")
+    assert log.read(2, 1) == (b"third", 1)
+
+
+def test_send_log_begins_where_it_is_told() -> None:
+    """What was appended before the peer told its offset comes behind that, none of it lost."""
+    log = log_of(b"abc", capacity=8)
+    log.begin(1000)
+    assert (log.base, log.floor, log.end, log.room) == (1000, 1000, 1003, 5)
+    log.append(b"d")
+    assert log.read(1000, 10) == (b"abcd", 4)
+    assert log.read(1003, 10) == (b"d", 1)
+
+
+# ---- cursors -------------------------------------------------------------------------------------
+
+
+def test_cursor_sends_what_there_is_within_credit() -> None:
+    """Frames are contiguous, of at most `limit` bytes, and end where the credit does."""
+    cursor = SendCursor(Stream.OUTPUT, log_of(b"abcdefgh"), sent=0, max_offset=5)
+    assert all_frames(cursor, 3) == [(0, b"abc", False, None), (3, b"de", False, None)]
+    cursor.on_window(2, 7)
+    assert all_frames(cursor, 3) == [(5, b"fg", False, None)]
+
+
+def test_cursor_says_the_end_with_the_last_bytes() -> None:
+    """FIN travels with the last bytes, once, and by itself when they have gone before."""
+    log = log_of(b"abc")
+    cursor = SendCursor(Stream.OUTPUT, log, sent=0, max_offset=10)
+    log.finish()
+    assert all_frames(cursor) == [(0, b"abc", True, None)]
+    late = SendCursor(Stream.OUTPUT, log, sent=3, max_offset=3)
+    assert all_frames(late) == [(3, b"", True, None)]
+
+
+def test_cursor_needs_no_credit_for_the_end() -> None:
+    """The end takes no room, so it is told to a receiver that has none."""
+    log = log_of(b"abc")
+    cursor = SendCursor(Stream.OUTPUT, log, sent=0, max_offset=3)
+    assert all_frames(cursor) == [(0, b"abc", False, None)]
+    log.finish()
+    assert all_frames(cursor) == [(3, b"", True, None)]
+
+
+def test_cursor_says_no_end_before_the_bytes() -> None:
+    """Without credit for the last bytes their end is not said either."""
+    log = log_of(b"abc")
+    log.finish()
+    cursor = SendCursor(Stream.OUTPUT, log, sent=0, max_offset=2)
+    assert all_frames(cursor) == [(0, b"ab", False, None)]
+    cursor.on_window(2, 3)
+    assert all_frames(cursor) == [(2, b"c", True, None)]
+
+
+def test_cursor_sends_messages_one_a_frame() -> None:
+    """A frame of a message stream is exactly one message; the end comes by itself."""
+    log = MessageSendLog()
+    log.append(b"one")
+    log.append(b"two")
+    log.finish()
+    cursor = SendCursor(Stream.EVENTS, log, sent=0, max_offset=64)
+    assert all_frames(cursor) == [
+        (0, b"one", False, None),
+        (1, b"two", False, None),
+        (2, b"", True, None),
+    ]
+
+
+def test_cursor_that_was_overtaken_says_what_is_gone() -> None:
+    """A gap covers exactly what was freed, and delivery goes on behind it."""
+    log = log_of(b"abcdefgh")
+    cursor = SendCursor(Stream.OUTPUT, log, sent=2, max_offset=50)
+    log.acknowledge(5)
+    assert all_frames(cursor) == [(2, b"", False, 5), (5, b"fgh", False, None)]
+
+
+def test_cursor_overtaken_at_the_very_end_says_gap_then_end() -> None:
+    """A stream whose last bytes are gone still ends: the gap first, then the FIN."""
+    log = log_of(b"abcdefgh")
+    cursor = SendCursor(Stream.OUTPUT, log, sent=2, max_offset=8)
+    log.finish()
+    log.acknowledge(8)
+    assert all_frames(cursor) == [(2, b"", False, 8), (8, b"", True, None)]
+
+
+def test_gap_is_held_back_until_the_receiver_has_room() -> None:
+    """A receiver that takes nothing is not told of each gap: it gets one, when it takes something."""
+    log = log_of(b"abcdefgh", capacity=8, dropping=True)
+    cursor = SendCursor(Stream.OUTPUT, log, sent=0, max_offset=4)
+    assert all_frames(cursor) == [(0, b"abcd", False, None)]
+    for _ in range(5):
+        log.append(b"12345678")
+        assert not cursor.pending
+    cursor.on_window(4, 8)
+    assert all_frames(cursor) == [(4, b"", False, 40)]
+    cursor.on_window(40, 44)
+    assert all_frames(cursor) == [(40, b"1234", False, None)]
+
+
+def test_window_that_crossed_a_gap_is_no_error() -> None:
+    """A receiver that reads on before it hears of the gap grants less than the gap's end, honestly."""
+    log = log_of(b"abcdefgh")
+    cursor = SendCursor(Stream.OUTPUT, log, sent=0, max_offset=3)
+    assert all_frames(cursor, 2) == [(0, b"ab", False, None), (2, b"c", False, None)]
+    cursor.on_window(1, 4)
+    log.acknowledge(8)
+    assert all_frames(cursor) == [(3, b"", False, 8)]
+    cursor.on_window(2, 5)  # sent before the gap arrived there
+    cursor.on_window(8, 11)
+    log.append(b"ijklm")
+    assert all_frames(cursor) == [(8, b"ijk", False, None)]
+
+
+def test_cursor_refuses_an_ack_of_what_it_did_not_send() -> None:
+    """A receiver can't have more than was sent on its channel."""
+    cursor = SendCursor(Stream.OUTPUT, log_of(b"abc"), sent=0, max_offset=2)
+    all_frames(cursor)
+    with pytest.raises(RemoteProtocolError, match="beyond what was sent"):
+        cursor.on_window(3, 5)
+    cursor.on_window(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("ack", "max_offset"), [pytest.param(1, 9, id="ack"), pytest.param(2, 8, id="credit")]
+)
+def test_cursor_refuses_what_goes_down(ack: int, max_offset: int) -> None:
+    """On a channel neither ack nor credit ever decreases; saying the same again is fine."""
+    cursor = SendCursor(Stream.OUTPUT, log_of(b"abc"), sent=0, max_offset=3)
+    all_frames(cursor)
+    cursor.on_window(2, 9)
+    cursor.on_window(2, 9)
+    with pytest.raises(RemoteProtocolError, match="went down"):
+        cursor.on_window(ack, max_offset)
+
+
+# ---- the receiver's log --------------------------------------------------------------------------
+
+
+def test_receive_log_takes_contiguous_bytes() -> None:
+    """Bytes come out in order, in pieces of the taker's choice, and count as consumed then."""
+    log = ByteReceiveLog()
+    log.accept(data(0, b"abc"))
+    log.accept(data(3, b""))
+    log.accept(data(3, b"defg"))
+    assert (log.received, log.consumed, log.readable) == (7, 0, True)
+    assert [log.take(2), log.take(5), log.take(5)] == [b"ab", b"cdefg", b""]
+    assert (log.consumed, log.readable) == (7, False)
+
+
+@pytest.mark.parametrize("offset", [2, 4, 0])
+def test_receive_log_refuses_what_is_not_next(offset: int) -> None:
+    """A hole, an overlap and a repetition are errors, and leave the log as it was."""
+    log = ByteReceiveLog()
+    log.accept(data(0, b"abc"))
+    with pytest.raises(RemoteProtocolError, match="expected 3"):
+        log.accept(data(offset, b"x"))
+    with pytest.raises(RemoteProtocolError, match="expected 3"):
+        log.accept(data(offset, gap_end=99))
+    assert (log.received, log.take(99)) == (3, b"abc")
+
+
+@pytest.mark.parametrize(
+    ("frames", "length"),
+    [
+        pytest.param([data(0, b"abc", final=True)], 3, id="with bytes"),
+        pytest.param([data(0, b"abc"), data(3, final=True)], 3, id="by itself"),
+        pytest.param([data(0, final=True)], 0, id="empty stream"),
+    ],
+)
+def test_receive_log_ends_where_the_sender_said(frames: list[Data], length: int) -> None:
+    """The end is known when FIN comes, and reached when all before it was taken."""
+    log = ByteReceiveLog()
+    for frame in frames:
+        assert log.final is None
+        assert not log.at_end
+        log.accept(frame)
+    assert log.final == length
+    assert log.at_end is (length == 0)
+    log.take(99)
+    assert log.at_end
+
+
+def test_receive_log_takes_the_same_end_again() -> None:
+    """A new channel says the end anew; that changes nothing, and nothing may come behind it."""
+    log = ByteReceiveLog()
+    log.accept(data(0, b"abc", final=True))
+    log.accept(data(3, final=True))
+    assert (log.received, log.final) == (3, 3)
+    for late in (data(3, b"d"), data(3), data(3, b"d", final=True), data(3, gap_end=9)):
+        with pytest.raises(RemoteProtocolError, match="behind its end"):
+            log.accept(late)
+    for other in (data(2, final=True), data(4, final=True), data(2, b"c", final=True)):
+        with pytest.raises(RemoteProtocolError, match="behind its end"):
+            log.accept(other)
+    assert log.take(99) == b"abc"
+
+
+def test_receive_log_hands_out_gaps_in_their_place() -> None:
+    """A gap comes out between the bytes before and behind it, by itself."""
+    log = ByteReceiveLog()
+    log.accept(data(0, b"abc"))
+    log.accept(data(3, gap_end=10))
+    log.accept(data(10, b"xyz"))
+    assert log.take(99) == b"abc"
+    assert log.consumed == 3
+    assert log.take(99) == Gap(3, 10)
+    assert log.consumed == 10
+    assert log.take(99) == b"xyz"
+    assert (log.received, log.consumed, log.readable) == (13, 13, False)
+
+
+def test_adjoining_gaps_are_one() -> None:
+    """A reader that was overtaken again and again holds one gap, not one for each time."""
+    log = ByteReceiveLog()
+    log.accept(data(0, b"abc"))
+    for end in range(4, 1004):
+        log.accept(data(end - 1, gap_end=end))
+    assert [log.take(9), log.take(9), log.readable] == [b"abc", Gap(3, 1003), False]
+
+
+def test_receive_log_discards_on_request() -> None:
+    """What nobody wants counts as consumed, so that the sender goes on."""
+    log = ByteReceiveLog()
+    log.accept(data(0, b"abc"))
+    log.accept(data(3, gap_end=10))
+    log.discard()
+    assert (log.consumed, log.readable, log.take(9)) == (10, False, b"")
+
+
+def test_message_log_takes_one_message_a_frame() -> None:
+    """Messages come out whole and in order; an empty one is one too, an empty end is none."""
+    log = MessageReceiveLog()
+    assert log.take() is None
+    log.accept(data(0, b"one", stream=Stream.EVENTS))
+    log.accept(data(1, b"", stream=Stream.EVENTS))
+    log.accept(data(2, b"", stream=Stream.EVENTS, final=True))
+    assert (log.received, log.final, log.readable) == (2, 2, True)
+    assert [log.take(), log.take(), log.take()] == [b"one", b"", None]
+    assert (log.consumed, log.at_end) == (2, True)
+
+
+def test_message_log_takes_a_message_with_the_end() -> None:
+    """FIN with a body is one message and the end."""
+    log = MessageReceiveLog()
+    log.accept(data(0, b"last", stream=Stream.EVENTS, final=True))
+    assert (log.received, log.final, log.take()) == (1, 1, b"last")
+
+
+def test_message_log_refuses_gaps() -> None:
+    """Messages are never dropped, so a gap among them is an error that changes nothing."""
+    log = MessageReceiveLog()
+    with pytest.raises(RemoteProtocolError, match="gap in a stream of messages"):
+        log.accept(data(0, stream=Stream.EVENTS, gap_end=5))
+    assert log.received == 0
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+def window_of(size: int, consumed: int = 0, received: int | None = None) -> ReceiveWindow:
+    """A new channel's window on a stream of which `consumed` bytes were taken."""
+    log = ByteReceiveLog(consumed)
+    if received is not None:
+        log.accept(data(consumed, bytes(received - consumed)))
+    return ReceiveWindow.open(Stream.OUTPUT, log, size)
+
+
+def test_window_grants_from_what_was_consumed() -> None:
+    """A new channel grants `window` beyond what was taken, and never less than what has arrived."""
+    assert window_of(100).max_offset == 100
+    assert window_of(100, consumed=30, received=70).max_offset == 130
+    assert window_of(100, consumed=30, received=500).max_offset == 500
+
+
+def test_window_holds_the_sender_to_its_credit() -> None:
+    """The last granted byte is taken, the next one is an error, and FIN costs nothing."""
+    window = window_of(5)
+    window.on_data(data(0, b"abc"))
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit of 5"):
+        window.on_data(data(3, b"def"))
+    window.on_data(data(3, b"de"))
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit"):
+        window.on_data(data(5, b"f", final=True))
+    window.on_data(data(5, final=True))
+    assert window.log.final == 5
+
+
+def test_window_counts_messages_by_number() -> None:
+    """In a stream of messages credit counts messages, whatever their size; the bare end is none."""
+    log = MessageReceiveLog()
+    window = ReceiveWindow.open(Stream.EVENTS, log, 2)
+    window.on_data(data(0, b"x" * 1000, stream=Stream.EVENTS))
+    window.on_data(data(1, b"", stream=Stream.EVENTS))
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit of 2"):
+        window.on_data(data(2, b"", stream=Stream.EVENTS))
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit of 2"):
+        window.on_data(data(2, b"x", stream=Stream.EVENTS, final=True))
+    window.on_data(data(2, b"", stream=Stream.EVENTS, final=True))
+    assert log.final == 2
+
+
+def test_window_follows_a_gap() -> None:
+    """What a gap skips needs no credit of its own: the credit moves along, and never back."""
+    window = window_of(5)
+    window.on_data(data(0, b"abc"))
+    window.on_data(data(3, gap_end=50))
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit of 50"):
+        window.on_data(data(50, b"x"))
+    window.log.take(99)
+    assert window.update().max_offset == 50
+    window.log.take(99)
+    assert window.update() == wire.StreamWindow(Stream.OUTPUT, 50, 55)
+    window.on_data(data(50, b"abcde"))
+
+
+def test_window_refuses_gaps_beyond_its_credit() -> None:
+    """A sender can't make a receiver that reads nothing collect gaps."""
+    window = window_of(5)
+    window.on_data(data(0, b"abcde"))
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit of 5"):
+        window.on_data(data(5, gap_end=6))
+    assert (window.max_offset, window.log.received) == (5, 5)
+
+
+def test_window_stays_as_it_was_after_a_refused_frame() -> None:
+    """A gap in the wrong place grants nothing."""
+    window = window_of(100)
+    with pytest.raises(RemoteProtocolError, match="expected 0"):
+        window.on_data(data(7, gap_end=5000))
+    assert window.max_offset == 100
+
+
+def test_update_is_due_after_64_kib_or_the_whole_window() -> None:
+    """The sender hears of what was taken at 64 KiB at the latest, or sooner if it was granted less."""
+    window = window_of(300 * KIB)
+    window.on_data(data(0, bytes(64 * KIB)))
+    window.log.take(64 * KIB - 1)  # type: ignore[call-arg]
+    assert not window.update_due
+    window.log.take(1)  # type: ignore[call-arg]
+    assert window.update_due
+    assert window.update() == wire.StreamWindow(Stream.OUTPUT, 64 * KIB, 364 * KIB)
+    assert not window.update_due
+    small = window_of(10)
+    small.on_data(data(0, bytes(10)))
+    small.log.take(9)  # type: ignore[call-arg]
+    assert not small.update_due
+    small.log.take(1)  # type: ignore[call-arg]
+    assert small.update_due
+
+
+def test_update_is_due_after_a_quarter_of_the_messages() -> None:
+    """Acks of messages come in time for the sender never to run dry."""
+    log = MessageReceiveLog()
+    window = ReceiveWindow.open(Stream.EVENTS, log, 64)
+    for n in range(16):
+        assert not window.update_due
+        window.on_data(data(n, b"x", stream=Stream.EVENTS))
+        log.take()
+    assert window.update_due
+
+
+def test_no_update_is_due_for_a_stream_that_was_read_to_its_end() -> None:
+    """Nothing more will come, so no word about it is needed."""
+    window = window_of(300 * KIB)
+    window.on_data(data(0, bytes(64 * KIB), final=True))
+    window.log.take(64 * KIB - 1)  # type: ignore[call-arg]
+    assert not window.update_due
+    window.log.take(1)  # type: ignore[call-arg]
+    assert not window.update_due
+
+
+def test_no_update_is_due_where_nothing_is_granted() -> None:
+    """A window of nothing stays one."""
+    window = window_of(0, consumed=100 * KIB)
+    assert window.max_offset == 100 * KIB
+    assert not window.update_due
+
+
+def test_a_new_channel_tells_again_what_was_consumed() -> None:
+    """The ack of a former channel may have been lost: without another the sender would wait for ever."""
+    sender = ByteSendLog(capacity=256 * KIB)
+    sender.append(bytes(256 * KIB))
+    log = ByteReceiveLog()
+    first = ReceiveWindow.open(Stream.OUTPUT, log, 512 * KIB)
+    cursor = SendCursor(Stream.OUTPUT, sender, 0, first.max_offset)
+    while cursor.pending:
+        first.on_data(decoded(cursor.next_frame(1, 128 * KIB)))
+    log.take(256 * KIB)
+    first.update()  # lost with the connection
+    assert sender.room == 0
+    second = ReceiveWindow.open(Stream.OUTPUT, log, 512 * KIB)
+    assert second.update_due
+    told = second.update()
+    resumed = SendCursor(Stream.OUTPUT, sender, log.received, second.max_offset)
+    resumed.on_window(told.ack, told.max_offset)
+    sender.acknowledge(told.ack)
+    assert sender.room == 256 * KIB
+    assert not second.update_due

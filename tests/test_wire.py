@@ -1,0 +1,440 @@
+"""The wire protocol: layouts, limits, and what each decoder turns down."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import get_args
+
+import attrs
+import msgpack
+import pytest
+
+from sandd import wire
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd.wire import FrameType, Stream
+
+SPEC = wire.CommandSpec(argv=(b"true",))
+
+
+def one_frame(message: bytes) -> wire.Frame:
+    """The only frame of a message."""
+    (frame,) = wire.decode_frames(message)
+    return frame
+
+
+def control(payload: bytes) -> wire.Frame:
+    """A CONTROL frame around any payload."""
+    return wire.Frame(FrameType.CONTROL, 0, memoryview(payload))
+
+
+def data(payload: bytes, kind: FrameType = FrameType.DATA) -> wire.Frame:
+    """A DATA, FIN or GAP frame around any payload."""
+    return wire.Frame(kind, 1, memoryview(payload))
+
+
+# ---- layouts: what a peer in another language relies on ------------------------------------------
+
+
+def test_frames_are_laid_out_as_documented() -> None:
+    """type u8, channel u32, length u32; DATA and FIN: stream u8, offset u64; GAP: and end u64."""
+    head, body = wire.encode_data(0x01020304, Stream.OUTPUT, 0x1122334455667788, b"xyz")
+    assert (head, body) == (bytes.fromhex("02 01020304 0000000c 03 1122334455667788"), b"xyz")
+    head, body = wire.encode_data(7, Stream.INPUT, 5, b"", final=True)
+    assert (head, body) == (bytes.fromhex("03 00000007 00000009 02 0000000000000005"), b"")
+    head, body = wire.encode_gap(1, Stream.ERROR, 2, 9)
+    assert head == bytes.fromhex("04 00000001 00000011")
+    assert body == bytes.fromhex("04 0000000000000002 0000000000000009")
+    head, body = wire.encode_control(3, wire.Ping(5))
+    assert head == bytes.fromhex("01 00000003 00000010")
+    assert msgpack.unpackb(body) == {"t": "ping", "number": 5}
+
+
+def test_control_messages_leave_out_what_is_at_its_default() -> None:
+    """A message is a map of its tag and of the fields that differ from their default."""
+    _, body = wire.encode_control(0, wire.Away())
+    assert msgpack.unpackb(body) == {"t": "away"}
+    attach = wire.Attach("d", "j", "c", (wire.Cursor(Stream.OUTPUT, 9),))
+    _, body = wire.encode_control(1, attach)
+    assert msgpack.unpackb(body) == {
+        "t": "attach",
+        "daemon_id": "d",
+        "job_id": "j",
+        "client": "c",
+        "cursors": [{"stream": 3, "max_offset": 9}],
+    }
+
+
+def test_specs_are_maps_with_a_kind() -> None:
+    """A spec says its kind, and the fields that differ from their default."""
+    assert msgpack.unpackb(wire.encode_spec(SPEC)) == {"kind": "command", "argv": [b"true"]}
+
+
+def test_every_message_has_one_tag_of_its_own() -> None:
+    """No two messages of a union share a tag, and none is without."""
+    for union, tags in [
+        (wire.Control, wire.CONTROL_TAGS),
+        (wire.Event, wire.EVENT_TAGS),
+        (wire.Op, wire.OP_TAGS),
+    ]:
+        assert set(get_args(union)) == set(tags)
+        assert len(set(tags.values())) == len(tags)
+        assert all(tags.values())
+
+
+def test_each_stream_flows_one_way() -> None:
+    """Every stream is either to the daemon or to the client."""
+    assert set(Stream) == wire.TO_DAEMON | wire.TO_CLIENT
+    assert not wire.TO_DAEMON & wire.TO_CLIENT
+
+
+# ---- frames --------------------------------------------------------------------------------------
+
+
+def test_decode_frames_splits_a_run_of_frames() -> None:
+    """All frames of a message come out, in order, borrowing the message's memory."""
+    message = b"".join(
+        [
+            *wire.encode_control(0, wire.Ping()),
+            *wire.encode_data(4, Stream.INPUT, 8, b"abc"),
+            *wire.encode_data(4, Stream.INPUT, 11, b"", final=True),
+        ]
+    )
+    kinds = [(frame.type, frame.channel) for frame in wire.decode_frames(message)]
+    assert kinds == [(FrameType.CONTROL, 0), (FrameType.DATA, 4), (FrameType.FIN, 4)]
+    assert all(frame.payload.obj is message for frame in wire.decode_frames(message))
+    assert list(wire.decode_frames(b"")) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        pytest.param(b"\x01\0\0\0\0\0\0\0", "inside a frame header", id="short header"),
+        pytest.param(b"\x05\0\0\0\0\0\0\0\0", "unknown frame type 5", id="unknown type"),
+        pytest.param(b"\0\0\0\0\0\0\0\0\0", "unknown frame type 0", id="type zero"),
+        pytest.param(b"\x01\0\0\0\0\0\0\0\x01", "claims 1 bytes", id="claims one too many"),
+        pytest.param(b"\x01\0\0\0\0\xff\xff\xff\xff", "claims 4294967295 bytes", id="claims 4 GiB"),
+    ],
+)
+def test_decode_frames_refuses_what_is_no_run_of_frames(message: bytes, complaint: str) -> None:
+    """Whatever is not whole frames of a known type is a RemoteProtocolError."""
+    with pytest.raises(RemoteProtocolError, match=complaint):
+        list(wire.decode_frames(message))
+
+
+def test_decode_frames_bounds_the_message() -> None:
+    """A message is refused by its size before anything is made of it."""
+    message = b"".join(wire.encode_data(1, Stream.INPUT, 0, bytes(100)))
+    assert len(list(wire.decode_frames(message, max_bytes=len(message)))) == 1
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        list(wire.decode_frames(message, max_bytes=len(message) - 1))
+
+
+def test_readdress_changes_the_channel_alone() -> None:
+    """The router's copy of a frame has the same payload, uncopied, under another channel."""
+    frame = one_frame(b"".join(wire.encode_data(3, Stream.OUTPUT, 70, b"verbatim", final=True)))
+    head, body = wire.readdress(9, frame)
+    assert body is frame.payload
+    assert one_frame(head + bytes(body)) == (FrameType.FIN, 9, frame.payload)
+
+
+def test_decode_data_reads_what_encode_wrote() -> None:
+    """Stream, offset, bytes and the end arrive as they were sent."""
+    frame = one_frame(b"".join(wire.encode_data(3, Stream.OUTPUT, 70, b"abc", final=True)))
+    assert wire.decode_data(frame) == (Stream.OUTPUT, 70, b"abc", True, None)
+    frame = one_frame(b"".join(wire.encode_gap(3, Stream.ERROR, 70, 90)))
+    assert wire.decode_data(frame) == (Stream.ERROR, 70, b"", False, 90)
+
+
+@pytest.mark.parametrize(
+    ("frame", "complaint"),
+    [
+        pytest.param(data(bytes(8)), "shorter than its own header", id="short data"),
+        pytest.param(data(bytes(16), FrameType.GAP), "shorter than its own", id="short gap"),
+        pytest.param(data(b"\x05" + bytes(8)), "unknown stream 5", id="unknown stream"),
+        pytest.param(data(bytes(9 + wire.MAX_DATA_BYTES + 1)), "at most 131072", id="too large"),
+        pytest.param(data(b"\x03" + b"\xff" * 8), "out of range", id="offset of 2^64-1"),
+        pytest.param(
+            data(b"\x03" + (2**63 - 1).to_bytes(8, "big") + b"x"), "out of range", id="ends at 2^63"
+        ),
+        pytest.param(
+            data(b"\x03" + bytes(7) + b"\5" + bytes(7) + b"\5", FrameType.GAP),
+            "gap from 5 to 5",
+            id="empty gap",
+        ),
+        pytest.param(
+            data(b"\x03" + bytes(8) + (2**63).to_bytes(8, "big"), FrameType.GAP),
+            "gap from 0",
+            id="gap beyond all offsets",
+        ),
+        pytest.param(
+            data(b"\x03" + bytes(8) + bytes(7) + b"\5" + b"x", FrameType.GAP),
+            "gap frame with a body",
+            id="gap with a body",
+        ),
+    ],
+)
+def test_decode_data_refuses_what_breaks_a_limit(frame: wire.Frame, complaint: str) -> None:
+    """A data frame outside the documented limits is a RemoteProtocolError."""
+    with pytest.raises(RemoteProtocolError, match=complaint):
+        wire.decode_data(frame)
+
+
+def test_decode_data_takes_what_is_just_within_the_limits() -> None:
+    """The largest frame and the highest offset are fine."""
+    assert len(wire.decode_data(data(bytes(9 + wire.MAX_DATA_BYTES))).body) == wire.MAX_DATA_BYTES
+    highest = (2**63 - 1).to_bytes(8, "big")
+    assert wire.decode_data(data(b"\x03" + highest)).offset == wire.MAX_OFFSET
+    assert wire.decode_data(data(b"\x03" + bytes(8) + highest, FrameType.GAP)).gap_end == 2**63 - 1
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+def test_encode_control_refuses_what_no_peer_would_take() -> None:
+    """A message beyond MAX_CONTROL_BYTES is our own mistake, and is not sent."""
+    most = wire.MAX_CONTROL_BYTES - len(wire.encode_control(1, wire.Attach("", "", "", (), b""))[1])
+    attach = wire.Attach("", "", "", (), bytes(most - 20))
+    assert wire.decode_control(one_frame(b"".join(wire.encode_control(1, attach)))) == attach
+    with pytest.raises(LocalProtocolError, match="Attach of"):
+        wire.encode_control(1, attrs.evolve(attach, spec=bytes(wire.MAX_CONTROL_BYTES)))
+
+
+def test_decode_control_refuses_a_message_that_is_too_large() -> None:
+    """The limit holds for a frame however it came."""
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        wire.decode_control(control(bytes(wire.MAX_CONTROL_BYTES + 1)))
+
+
+def test_the_largest_spec_fits_its_attach() -> None:
+    """Whatever ids go with it, and stamped by a router, a spec the client lets through can be sent."""
+    name = "\U0001f600" * wire.MAX_ID_LENGTH
+    cursors = tuple(wire.Cursor(stream, wire.MAX_OFFSET, wire.MAX_OFFSET) for stream in Stream)
+    wire.encode_control(
+        2**32 - 1,
+        wire.Attach(
+            daemon_id=name,
+            job_id=name,
+            client=name,
+            cursors=cursors,
+            spec=bytes(wire.MAX_CONTROL_BYTES - 4 * wire.KIB),
+            instance=name,
+            role=wire.Role.VIEWER,
+            takeover=True,
+            generation=wire.MAX_OFFSET,
+            settled=wire.MAX_OFFSET,
+            tenant=name,
+            principal=name,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\xc1", id="no msgpack"),
+        pytest.param(msgpack.packb({"t": "ping"}) + b"\0", id="something behind it"),
+        pytest.param(msgpack.packb(["ping"]), id="no map"),
+        pytest.param(msgpack.packb({"number": 1}), id="no tag"),
+        pytest.param(msgpack.packb({"t": b"ping"}), id="tag of bytes"),
+        pytest.param(msgpack.packb({"t": 7}), id="tag of int"),
+        pytest.param(msgpack.packb({"t": "hello"}), id="fields missing"),
+        pytest.param(msgpack.packb({"t": "ping", "number": -1}), id="below its range"),
+        pytest.param(msgpack.packb({"t": "ping", "number": 2**63}), id="above its range"),
+        pytest.param(msgpack.packb({"t": "ping", "number": True}), id="bool for int"),
+        pytest.param(msgpack.packb({"t": "ping", "number": "1"}), id="str for int"),
+        pytest.param(b"\x82\xa1t\xa4ping\xa6number\xc7\x00\x01", id="extension type"),
+        pytest.param(b"\x82\xa1t\xa4ping\x91\x01\x01", id="unhashable key"),
+        pytest.param(b"\x81\xa1t\xa2\xff\xfe", id="tag that is no UTF-8"),
+        pytest.param(
+            msgpack.packb({"t": "welcome", "version": 1, "heartbeat": float("nan")}),
+            id="not a number",
+        ),
+        pytest.param(
+            msgpack.packb({"t": "reject", "code": "busy", "retry_after": float("inf")}),
+            id="infinity",
+        ),
+        pytest.param(msgpack.packb({"t": "reject", "code": "because"}), id="no member"),
+        pytest.param(msgpack.packb({"t": "window", "streams": {}}), id="map for list"),
+        pytest.param(
+            msgpack.packb(
+                {"t": "window", "streams": [{"stream": 3, "ack": 0, "max_offset": 0}] * 6}
+            ),
+            id="more streams than there are",
+        ),
+    ],
+)
+def test_decode_control_refuses_what_is_no_message(payload: bytes) -> None:
+    """Whatever is not exactly a message is a RemoteProtocolError, with nothing converted on the way."""
+    with pytest.raises(RemoteProtocolError, match="bad control message"):
+        wire.decode_control(control(payload))
+
+
+def test_unknown_fields_are_ignored() -> None:
+    """A newer peer may say more than we understand."""
+    payload = msgpack.packb({"t": "ping", "number": 4, "newer": [1, {"a": 2}]})
+    assert wire.decode_control(control(payload)) == wire.Ping(4)
+
+
+def test_unknown_tags_become_unknown() -> None:
+    """A newer peer's message is told apart from a broken one, in each of the three unions."""
+    payload = msgpack.packb({"t": "x" * 100, "what": 1})
+    unknown = wire.Unknown("x" * 64)
+    assert wire.decode_control(control(payload)) == unknown
+    assert wire.decode_event(payload) == unknown
+    assert wire.decode_op(payload) == unknown
+    assert wire.decode_control(control(msgpack.packb({"t": ""}))) == wire.Unknown("")
+
+
+def test_messages_of_one_union_are_unknown_in_another() -> None:
+    """A tag means something in its own place only."""
+    assert wire.decode_op(wire.encode_event(wire.Started(1))) == wire.Unknown("started")
+    assert wire.decode_event(wire.encode_op(wire.DetachJob())) == wire.Unknown("detach")
+
+
+def test_unknown_tags_are_not_remembered() -> None:
+    """A peer that sends ever new tags costs no memory."""
+    payloads = [msgpack.packb({"t": f"{n:04}" + "x" * 10_000}) for n in range(300)]
+    wire.decode_control(control(payloads[0]))
+    tracemalloc.start()
+    try:
+        for payload in payloads:
+            wire.decode_control(control(payload))
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_decode_errors_quote_little() -> None:
+    """An error's text stays short, whatever was sent."""
+    with pytest.raises(RemoteProtocolError) as caught:
+        wire.decode_control(control(msgpack.packb({"t": "hello", "version": "x" * 100_000})))
+    assert len(str(caught.value)) < 300
+
+
+def test_events_and_ops_come_back_as_they_were() -> None:
+    """Enumerations as keys and values survive, exact types and all."""
+    exited = wire.Exited(None, 9, wire.Outcome.TIMED_OUT, 2.5, True, {Stream.OUTPUT: 7})
+    assert wire.decode_event(wire.encode_event(exited)) == exited
+    assert wire.decode_op(wire.encode_op(wire.Signal("INT"))) == wire.Signal("INT")
+    (key,) = wire.decode_event(wire.encode_event(exited)).finals  # type: ignore[union-attr]
+    assert type(key) is Stream
+
+
+def test_an_event_fits_a_data_frame_whatever_failed() -> None:
+    """An event too large to be sent would break its link at each reconnect."""
+    with pytest.raises(ValueError, match="filename"):
+        wire.Failed(wire.FailedCode.SPAWN, filename=b"x" * wire.MAX_DATA_BYTES)
+    with pytest.raises(ValueError, match="message"):
+        wire.Failed(wire.FailedCode.SPAWN, message="x" * (wire.MAX_TEXT_LENGTH + 1))
+    finals = dict.fromkeys(Stream, wire.MAX_OFFSET)
+    text, name = "\U0001f600" * wire.MAX_TEXT_LENGTH, b"x" * wire.MAX_TEXT_LENGTH
+    worst = wire.Failed(wire.FailedCode.SPAWN, text, 65535, name, finals)
+    assert len(wire.encode_event(worst)) <= wire.MAX_DATA_BYTES
+
+
+# ---- specs ---------------------------------------------------------------------------------------
+
+
+def packed_spec(**fields: object) -> bytes:
+    """The bytes of a command's spec with any fields."""
+    packed: bytes = msgpack.packb({"kind": "command", "argv": [b"true"], **fields})
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        pytest.param(msgpack.packb({"argv": [b"true"]}), "kind of job", id="no kind"),
+        pytest.param(msgpack.packb({"kind": "vm", "argv": [b"x"]}), "kind of job", id="other kind"),
+        pytest.param(packed_spec(nice=5), "field 'nice'", id="unknown field"),
+        pytest.param(packed_spec(**{"x" * 1000: 5}), "field 'x{63}$", id="long unknown field"),
+        pytest.param(packed_spec(argv=[]), "needs a program", id="no argv"),
+        pytest.param(
+            packed_spec(shell=True, argv=[b"a", b"b"]), "exactly one text", id="two texts"
+        ),
+        pytest.param(packed_spec(argv=["true"]), "bad job spec", id="str for bytes"),
+        pytest.param(packed_spec(argv=b"true"), "bad job spec", id="bytes for list"),
+        pytest.param(packed_spec(argv=7), "bad job spec", id="int for list"),
+        pytest.param(packed_spec(shell=1), "bad job spec", id="int for bool"),
+        pytest.param(packed_spec(env=[[b"A", b"B"]]), "bad job spec", id="list for map"),
+        pytest.param(packed_spec(env={"A": b"B"}), "bad job spec", id="str for bytes in a map"),
+        pytest.param(packed_spec(timeout=-1), "bad job spec", id="negative time"),
+        pytest.param(packed_spec(timeout=float("nan")), "bad job spec", id="not a number"),
+        pytest.param(packed_spec(timeout=2e9), "bad job spec", id="more than all time"),
+        pytest.param(packed_spec(on_full="explode"), "bad job spec", id="no member"),
+        pytest.param(packed_spec(argv=[[b"true"]]), "bad job spec", id="nested too deep"),
+        pytest.param(packed_spec(env={b"A": [b"B"]}), "bad job spec", id="list in a map"),
+        pytest.param(packed_spec() + b"\0", "bad job spec", id="something behind it"),
+        pytest.param(packed_spec()[:-1], "bad job spec", id="cut short"),
+        pytest.param(b"", "bad job spec", id="empty"),
+        pytest.param(msgpack.packb([1]), "bad job spec", id="no map"),
+        pytest.param(msgpack.packb({"kind": ["command"]}), "bad job spec", id="unhashable kind"),
+        pytest.param(msgpack.packb({"kind": "command"}), "bad job spec", id="field missing"),
+    ],
+)
+def test_decode_spec_refuses_what_it_would_have_to_leave_out(
+    payload: bytes, complaint: str
+) -> None:
+    """Whatever this daemon can't do exactly is UnsupportedSpec: the job is refused, the link lives."""
+    with pytest.raises(wire.UnsupportedSpec, match=complaint):
+        wire.decode_spec(payload)
+
+
+def test_decode_spec_bounds_its_input() -> None:
+    """A spec larger than any message is refused unread."""
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        wire.decode_spec(bytes(wire.MAX_CONTROL_BYTES + 1))
+
+
+def test_decode_spec_reads_long_arguments_and_environments() -> None:
+    """A large command is as good as a small one."""
+    argv = tuple(b"%d" % n for n in range(70_000))
+    env = {b"%d" % n: b"x" for n in range(40_000)}
+    spec = wire.CommandSpec(argv, env=env, cwd=b"/", timeout=3, on_full=wire.OnFull.DROP_OLDEST)
+    assert wire.decode_spec(wire.encode_spec(spec)) == spec
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+NESTED_CLAIMS = (b"\xdd" + (2**20 - 3000).to_bytes(4, "big")) * 500
+"""500 arrays, each in the one before, each claiming a million elements."""
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"\x81\xa1t" + NESTED_CLAIMS, id="claims"),
+        pytest.param(b"\x82\xa1t\xa4ping\xa1x" + NESTED_CLAIMS, id="claims in an unknown field"),
+        pytest.param(b"\x82\xa1t\xa4ping\xa1x" + b"\x91" * 10_000, id="depth"),
+        pytest.param(b"\x82\xa1t\xa4ping\xa6number\xc6\xff\xff\xff\xff", id="4 GiB of bytes"),
+        pytest.param(b"\x82\xa1t\xa4ping\xa6number\xdf\xff\xff\xff\xff", id="4 G entries"),
+        pytest.param(b"\x82\xa4kind\xa7command\xa4argv" + NESTED_CLAIMS, id="claims in a spec"),
+        pytest.param(
+            b"\x82\xa4kind\xa7command\xa4argv" + b"\xdd\xff\xff\xff\xff\xc0", id="in argv"
+        ),
+        pytest.param(b"\xdf\xff\xff\xff\xff", id="claims at the top"),
+        pytest.param(b"\x81\xa1t\xdd\x00\x0f\xff\xf0" + b"\x80" * 0xFFFF0, id="empty maps"),
+        pytest.param(
+            b"\x81\xa1t\xdc\x00\xc8" + (b"\xdc\x03\xe8" + b"\x80" * 1000) * 200, id="nested empties"
+        ),
+    ],
+)
+def test_decoding_allocates_in_proportion_to_what_was_sent(payload: bytes) -> None:
+    """(11) A claim of much is not believed: no decoder takes much more memory than it was given."""
+    payload = payload.ljust(wire.MAX_CONTROL_BYTES, b"\0")
+    for decode in (wire.decode_event, wire.decode_op, wire.decode_spec):
+        tracemalloc.start()
+        try:
+            with pytest.raises(RemoteProtocolError):
+                decode(payload)
+            assert tracemalloc.get_traced_memory()[1] < 100 * len(payload)
+        finally:
+            tracemalloc.stop()
+
+
+def test_messages_print_as_what_they_say() -> None:
+    """A message in a log or a failed test is readable."""
+    assert repr(wire.Ping(3)) == "Ping(number=3)"
+    assert json.dumps(wire.Role.OWNER) == '"owner"'
