@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sandd import wire
 from sandd.wire import FrameType, Stream
@@ -16,16 +16,21 @@ Heard: TypeAlias = tuple[int, Any]
 """(channel, what was said on it): a control message, an event, an op, `Bytes` or `Skip`."""
 
 
-class Bytes(tuple[Stream, int, bytes, bool]):
-    """(stream, offset, bytes, whether they are the last) of a data frame."""
+class Bytes(NamedTuple):
+    """What a data frame carries."""
 
-    __slots__ = ()
+    stream: Stream
+    offset: int
+    body: bytes
+    final: bool = False
 
 
-class Skip(tuple[Stream, int, int]):
-    """(stream, start, end) of a gap."""
+class Skip(NamedTuple):
+    """What a gap frame says."""
 
-    __slots__ = ()
+    stream: Stream
+    start: int
+    end: int
 
 
 def read(frame: wire.Frame) -> Any:
@@ -34,12 +39,12 @@ def read(frame: wire.Frame) -> Any:
         return wire.decode_control(frame)
     data = wire.decode_data(frame)
     if data.gap_end is not None:
-        return Skip((data.stream, data.offset, data.gap_end))
+        return Skip(data.stream, data.offset, data.gap_end)
     if data.stream is Stream.EVENTS and not data.final:
         return wire.decode_event(data.body)
     if data.stream is Stream.OPS and not data.final:
         return wire.decode_op(data.body)
-    return Bytes((data.stream, data.offset, bytes(data.body), data.final))
+    return Bytes(data.stream, data.offset, bytes(data.body), data.final)
 
 
 def drain(scheduler: Scheduler) -> list[Heard]:

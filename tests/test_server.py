@@ -336,7 +336,7 @@ def test_blocking_from_within_the_trio_thread_is_an_error(server: Server) -> Non
 
 
 def test_other_event_loops_may_use_it(server: Server, daemon: DaemonProcess) -> None:
-    """In a coroutine a call blocks that loop, and works; in its worker threads it blocks nothing."""
+    """In a coroutine a call blocks that loop, and works; its worker threads are free to call."""
 
     async def from_asyncio() -> tuple[str, str]:
         blocking = server.exec("worker-1", "echo blocking").stdout

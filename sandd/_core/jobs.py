@@ -163,8 +163,6 @@ class Job:
             raise LocalProtocolError("the job has ended already")
         self.state = JobState.ENDED
         self._emit(event)
-        self.sends[Stream.EVENTS].finish()
-        self._announce()
 
     def _emit(self, event: wire.Event) -> None:
         log = self.sends[Stream.EVENTS]

@@ -165,7 +165,7 @@ class LocalLink:
         job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
         handle = self._handles[job] = JobHandle(self, job, sinks or {})
         self.jobs_started += 1
-        if input_data is not None:
+        if input_data:
             job.input.append(input_data)
             job.input.finish()
         self.changed(job)
@@ -210,6 +210,7 @@ class LocalLink:
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
         self._flushing = True
+        changed: set[JobHandle] = set()
         try:
             while self.client.scheduler.pending or self._link.scheduler.pending:
                 message = self.client.scheduler.next_message()
@@ -219,7 +220,10 @@ class LocalLink:
                 message = self._link.scheduler.next_message()
                 if message is not None:
                     for frame in wire.decode_frames(message):
-                        self._deliver(frame)
+                        self._deliver(frame, changed)
+                    # Once for all the frames of a job, and before the next round: sinks consume.
+                    while changed:
+                        changed.pop().update()
         finally:
             self._flushing = False
         while self._router.dirty:
@@ -227,7 +231,7 @@ class LocalLink:
             if isinstance(link, DaemonLink):
                 self._wake(link, lazy)
 
-    def _deliver(self, frame: wire.Frame) -> None:
+    def _deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
         try:
             changed = self.client.receive(frame)
         except RemoteProtocolError as error:
@@ -243,5 +247,5 @@ class LocalLink:
         for job in changed:
             handle = self._handles.get(job)
             if handle is not None:
-                handle.update()
+                handles.add(handle)
 

@@ -6,6 +6,7 @@ failure ends that job and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -19,7 +20,7 @@ from sandd import wire
 from sandd._core._errors import SpawnFailed
 from sandd._core.jobs import DaemonLink, Effect, Effects, Job, JobTable
 from sandd._core.logs import get_logger
-from sandd._core.processes import Child, ChildLost, ProcessHost, SpawnRequest
+from sandd._core.processes import Child, ChildLost, ProcessHost, ReceivesNowait, SpawnRequest
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ class RunningJob:
     """Cancelled when the job is ended before it has a process."""
     input_ready: trio.Event = field(factory=trio.Event)
     room_ready: trio.Event = field(factory=trio.Event)
-    exited: trio.Event = field(factory=trio.Event)
+    has_slot: bool = False
+    """It counts among those that run at once."""
+    begun: Child | None = None
+    """Asked for, but not yet known to be started."""
+    began_at: float = 0.0
+    """When the process was asked for, trio time."""
     exited_at: float | None = None
     last_output: float = 0.0
 
@@ -116,8 +122,9 @@ class JobRunner:
             match effect:
                 case Effect.START:
                     self._starting = True
-                    self._running[job] = RunningJob(job)
-                    self._nursery.start_soon(self._run, self._running[job])
+                    self._running[job] = running = RunningJob(job)
+                    self._begin(running)
+                    self._nursery.start_soon(self._run, running)
                 case _ if running is None:
                     pass  # ended already
                 case Effect.OPS:
@@ -177,72 +184,84 @@ class JobRunner:
             del self._running[job]
             self.act(self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else [])
 
+    def _begin(self, running: RunningJob) -> None:
+        """Ask for the process right away, if it is its turn; its task takes over from there."""
+        with contextlib.suppress(trio.WouldBlock):
+            self._slots.acquire_on_behalf_of_nowait(running.job)
+            running.has_slot = True
+            running.began_at = trio.current_time()
+            try:
+                running.begun = self._host.begin(spawn_request(running.job, self._table.instance))
+            except SpawnFailed as error:
+                _tell_spawn_failure(running.job, error)
+
     async def _run_in_turn(self, running: RunningJob) -> None:
         job = running.job
-        child = None
-        began = 0.0
-        acquired = False
+        child: Child | None = None
         try:
-            with running.queue_scope:
-                try:
-                    self._slots.acquire_on_behalf_of_nowait(job)
-                except trio.WouldBlock:
-                    self.flush()
-                    await self._slots.acquire_on_behalf_of(job)
-                acquired = True
-                began = trio.current_time()
-                child = await self._spawn(job)
-            if child is None:
-                if job.state is not JobState.ENDED:
-                    job.failed(FailedCode.CANCELLED, "the job was ended before it was started")
+            if job.state is JobState.ENDED:
+                self.flush()
                 return
-            await self._supervise(running, child, began)
+            with running.queue_scope:
+                if not running.has_slot:
+                    self.flush()  # the answer to its start, which will be a while
+                    await self._slots.acquire_on_behalf_of(job)
+                    running.has_slot = True
+                    running.began_at = trio.current_time()
+                child = await self._spawn(running)
+            if child is not None:
+                await self._supervise(running, child)
+            elif job.state is not JobState.ENDED:
+                job.failed(FailedCode.CANCELLED, "the job was ended before it was started")
         finally:
-            if acquired:
+            if running.has_slot:
                 self._slots.release_on_behalf_of(job)
 
-    async def _spawn(self, job: Job) -> Child | None:
+    async def _spawn(self, running: RunningJob) -> Child | None:
         """The started child, or None after the job was told why there is none."""
+        job = running.job
         try:
+            if running.begun is not None:
+                await self._host.begun(running.begun)
+                return running.begun
             return await self._host.spawn(spawn_request(job, self._table.instance))
         except SpawnFailed as error:
-            name = None if error.filename is None else os.fsencode(error.filename)
-            job.failed(FailedCode.SPAWN, error.strerror or "", errno=error.errno or 0, filename=name)
+            _tell_spawn_failure(job, error)
         except ChildLost as error:
             job.failed(FailedCode.LOST, str(error))
         return None
 
-    async def _supervise(self, running: RunningJob, child: Child, started_at: float) -> None:
+    async def _supervise(self, running: RunningJob, child: Child) -> None:
         job = running.job
         running.child = child
-        running.last_output = started_at
+        running.last_output = running.began_at
         job.started(child.pid)
         if job.spec.stdin:
             self.flush()  # somebody is going to talk to it
         try:
-            await self._see_through(running, child, started_at)
+            await self._see_through(running, child)
         finally:
             running.nursery = None
             # Killed here means the daemon itself is being stopped: its process host ends every tree.
             child.close_pipes()
 
-    async def _see_through(self, running: RunningJob, child: Child, started_at: float) -> None:
+    async def _see_through(self, running: RunningJob, child: Child) -> None:
         """Serve the process until it and its output have ended, and tell so."""
         job = running.job
         status = None
         lost = ""
         async with trio.open_nursery() as nursery:
             running.nursery = nursery
-            pumps = _Countdown(1 if child.stderr is None else 2)
-            nursery.start_soon(self._pump_output, running, Stream.OUTPUT, child.stdout, pumps)
+            pumps = _Countdown()
+            self._serve_output(running, Stream.OUTPUT, child.stdout, nursery, pumps)
             if child.stderr is None:
                 job.finish(Stream.ERROR)
             else:
-                nursery.start_soon(self._pump_output, running, Stream.ERROR, child.stderr, pumps)
+                self._serve_output(running, Stream.ERROR, child.stderr, nursery, pumps)
             if child.stdin is not None:
                 nursery.start_soon(self._pump_input, running, child.stdin)
             if job.spec.timeout is not None or job.spec.idle_timeout is not None:
-                nursery.start_soon(self._enforce_timeouts, running, started_at)
+                nursery.start_soon(self._enforce_timeouts, running)
             self._apply_ops(running)
             if job.end_outcome is not None:
                 self._end(running)
@@ -256,7 +275,6 @@ class JobRunner:
             except ChildLost as error:
                 lost = str(error)
             running.exited_at = trio.current_time()
-            running.exited.set()
             job.make_room(DRAIN_BYTES)
             running.room_ready.set()
             pipes_held = not await pumps.wait(running)
@@ -269,12 +287,33 @@ class JobRunner:
                     code=status.code,
                     signal=status.signal,
                     outcome=outcome,
-                    seconds=running.exited_at - started_at,
+                    seconds=running.exited_at - running.began_at,
                     pipes_held=pipes_held,
                 )
             self.flush()
             running.nursery = None
             nursery.cancel_scope.cancel()
+
+    def _serve_output(
+        self,
+        running: RunningJob,
+        stream: Stream,
+        pipe: trio.abc.ReceiveStream,
+        nursery: trio.Nursery,
+        pumps: _Countdown,
+    ) -> None:
+        """Pump the pipe; without a task if it is at its end already, as a short command's is."""
+        if isinstance(pipe, ReceivesNowait):
+            while room := running.job.room(stream):
+                chunk = pipe.receive_nowait(min(room, READ_BYTES))
+                if chunk is None:
+                    break
+                if not chunk:
+                    running.job.finish(stream)
+                    return
+                running.job.write(stream, chunk)
+        pumps.add()
+        nursery.start_soon(self._pump_output, running, stream, pipe, pumps)
 
     async def _pump_output(
         self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream, pumps: _Countdown
@@ -320,11 +359,11 @@ class JobRunner:
                     broken = True  # the child reads no more; that's its right, and no error
         await pipe.aclose()
 
-    async def _enforce_timeouts(self, running: RunningJob, started_at: float) -> None:
+    async def _enforce_timeouts(self, running: RunningJob) -> None:
         spec = running.job.spec
         while True:
             now = trio.current_time()
-            deadline = started_at + spec.timeout if spec.timeout is not None else float("inf")
+            deadline = running.began_at + spec.timeout if spec.timeout is not None else float("inf")
             if spec.idle_timeout is not None:
                 deadline = min(deadline, running.last_output + spec.idle_timeout)
             if running.exited_at is not None:
@@ -338,11 +377,14 @@ class JobRunner:
 class _Countdown:
     """Waits for the output pumps after the exit: to their end, or until the pipes are somebody else's."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self) -> None:
+        self._count = 0
         self._bytes = 0
         self._last_progress = 0.0
         self._changed = trio.Event()
+
+    def add(self) -> None:
+        self._count += 1
 
     def progressed(self, size: int, now: float) -> None:
         self._bytes += size
@@ -366,6 +408,11 @@ class _Countdown:
             with trio.move_on_at(min(quiet_until, now + DRAIN_SECONDS)):
                 await self._changed.wait()
         return True
+
+
+def _tell_spawn_failure(job: Job, error: SpawnFailed) -> None:
+    name = None if error.filename is None else os.fsencode(error.filename)
+    job.failed(FailedCode.SPAWN, error.strerror or "", errno=error.errno or 0, filename=name)
 
 
 async def _kill(child: Child, grace: float) -> None:

@@ -1,30 +1,41 @@
-r"""Process trees on the daemon's machine: start them, see their real end, leave nothing of them
-behind.
+"""Process trees on the daemon's machine: started, watched to their real end, and ended whole.
 
-Reading order, top down; each module imports only from those below it:
+Reading order, top down; each module imports only from those below it.
 
-    posix, windows      the two `ProcessHost`s
-    spawner_link        the daemon's end of the socket to its spawner, and the spawner's life
-    lost_trees          what the daemon does about the jobs of a spawner that died
+In the daemon:
+
+    posix, windows    the two `ProcessHost`s
+    posix_child       one job, as the spawner's reports tell it
+    spawner_keeper    one spawner after the other, from the first to the end
+    spawner_link      the daemon's end of the socket to a spawner
+    lost_trees        what the daemon does about the jobs of a spawner that died
     pipes, users, open_files    small parts of a spawn
-    interface           SpawnRequest, ExitStatus, Child, ProcessHost: what the daemon codes against
+    interface         `SpawnRequest`, `ExitStatus`, `Child`, `ProcessHost`
 
-    spawner             the little process that starts every job (POSIX): its event loop   \
-    job_trees           which process belongs to which job                                  |
-    standard culling             how a whole tree is killed
-    | library exit_watch          hearing of an exit without reaping
-    | only process_table       reading /proc (Linux) or ps (macOS), safe signals                   |
-    spawner_messages    what daemon and spawner say to each other                          /
+In the spawner, which must start in 20 ms and stay small. These import nothing but the standard
+library, and neither this file nor ``sandd/__init__`` is imported with them:
 
-The lower half runs in the spawner, which must start in 20 ms and stay small: it imports nothing but
-the standard library, and neither this file nor ``sandd/__init__``. """
+    spawner           the little process that starts every job (POSIX): its event loop
+    job_trees         which process belongs to which job
+    culling           how a whole tree is killed
+    exit_watch        hearing of an exit without reaping
+    process_table     reading /proc (Linux) or ps (macOS), signals that hit no stranger
+    spawner_messages  what daemon and spawner say to each other
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from sandd._core.processes.interface import Child, ChildLost, ExitStatus, ProcessHost, SpawnRequest
+from sandd._core.processes.interface import (
+    Child,
+    ChildLost,
+    ExitStatus,
+    ProcessHost,
+    ReceivesNowait,
+    SpawnRequest,
+)
 from sandd._core.processes.open_files import raise_open_files_limit
 
 if TYPE_CHECKING:
@@ -35,6 +46,7 @@ __all__ = [
     "ChildLost",
     "ExitStatus",
     "ProcessHost",
+    "ReceivesNowait",
     "SpawnRequest",
     "open_process_host",
     "raise_open_files_limit",
@@ -47,8 +59,7 @@ def open_process_host() -> AbstractAsyncContextManager[ProcessHost]:
     Leaving the block kills and reaps every process tree that is still there, in bounded time and
     whatever is being cancelled. An exception in the body comes out as itself.
 
-    Call `raise_open_files_limit` before, where wanted: children are started with the original
-        limit.
+    Call `raise_open_files_limit` before, where wanted: children get the original limit.
 
     Raises:
         SpawnFailed: the spawner process can't be started. Nothing ran.

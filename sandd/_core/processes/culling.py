@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
@@ -30,21 +31,18 @@ if TYPE_CHECKING:
     from sandd._core.processes.process_table import Process
 
 FREEZE_SECONDS = 0.05
-"""Longest one round looks for new processes before it kills those it has: what other jobs may have
-to wait."""
+"""How long a round looks for new processes before it kills those it has. Other jobs wait for it."""
 FIRST_PAUSE_SECONDS = 0.001
 LONGEST_PAUSE_SECONDS = 0.1
 """Pauses between rounds double from the first to the longest: the second round mostly finds nobody,
 while a process in uninterruptible sleep may take minutes to notice that it is dead."""
-
-
 POWERLESS_SECONDS = 2.0
 """How long a tree is culled in which only processes are left that we may not kill (they have become
 another user's, by a setuid program)."""
 
 
 class Patience:
-    """Tells when culling a tree has become pointless."""
+    """Tells when culling one tree has become pointless."""
 
     def __init__(self) -> None:
         self._powerless_since = float("inf")
@@ -54,8 +52,9 @@ class Patience:
         now = time.monotonic()
         strangers = {process.pid for process in powerless}
         if not strangers or any(process.pid not in strangers for process in left):
-            self._powerless_since = float("inf")
-        self._powerless_since = min(self._powerless_since, now)
+            self._powerless_since = now
+        else:
+            self._powerless_since = min(self._powerless_since, now)
         return now - self._powerless_since > POWERLESS_SECONDS
 
 
@@ -68,8 +67,7 @@ def pauses() -> Iterator[float]:
 
 
 def ask_to_end(leader: int, members: Iterable[Process]) -> None:
-    """SIGTERM for the whole tree: the leader's group at a stroke, and whoever has left it one by
-    one.
+    """SIGTERM for the whole tree: for the leader's group at a stroke, then whoever has left it.
 
     SIGCONT follows, as from systemd, because a stopped process would not see the request.
 
@@ -85,13 +83,13 @@ def ask_to_end(leader: int, members: Iterable[Process]) -> None:
 
 
 def signal_group(leader: int, number: int) -> None:
-    """Send a signal to the group ``leader``, which must not be reaped yet; no error if nobody hears
-    it."""
-    try:
+    """Send a signal to the group ``leader``; no error if nobody hears it.
+
+    The leader must not be reaped yet, or the number could be somebody else's.
+    """
+    # EPERM: nobody in it is ours to signal; macOS also says so when only zombies are left.
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):
-        # EPERM: nobody in it is ours to signal; macOS also says so when only zombies are left.
-        pass
 
 
 def cull(find: Callable[[], list[Process]]) -> list[Process]:

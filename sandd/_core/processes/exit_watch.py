@@ -2,7 +2,8 @@
 
 Standard library only. An `ExitWatch` has one descriptor that is readable when there is something to
 say. Linux: an epoll of pidfds. macOS: a kqueue. Never a wait for just any child: the status of one
-must not be taken by the watch of another."""
+must not be taken by the watch of another.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import abc
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 if sys.platform == "win32":
@@ -48,8 +50,7 @@ class ExitWatch(abc.ABC):
 
     @abc.abstractmethod
     def fileno(self) -> int:
-        """Readable when `ended` has something to say. Not so for children that `add` could not
-        watch."""
+        """Readable when `ended` has something to say of a child that can be watched."""
 
     @abc.abstractmethod
     def add(self, pid: int) -> None:
@@ -59,8 +60,8 @@ class ExitWatch(abc.ABC):
     def ended(self) -> list[tuple[int, WaitStatus]]:
         """The watched children that have exited since the last call, each told once, none reaped.
 
-        Call it on every SIGCHLD too: children for which there was no descriptor are only noticed
-            then."""
+        Call it on every SIGCHLD too: children without a descriptor are noticed only then.
+        """
 
 
 if sys.platform == "linux":
@@ -80,15 +81,14 @@ if sys.platform == "linux":
             try:
                 descriptor = os.pidfd_open(pid)
             except OSError:
-                # No descriptor left (EMFILE) or none of that sort (ENOSYS before Linux 5.3, some
-                # sandboxes).
+                # No descriptor left (EMFILE), or none of that sort (ENOSYS: Linux before 5.3, and
+                # some sandboxes).
                 self._unwatched.add(pid)
                 return
             try:
                 self._epoll.register(descriptor, select.EPOLLIN)
-            except (
-                OSError
-            ):  # ENOSPC: the user's limit of watches, /proc/sys/fs/epoll/max_user_watches
+            except OSError:
+                # ENOSPC: the user's limit, /proc/sys/fs/epoll/max_user_watches.
                 os.close(descriptor)
                 self._unwatched.add(pid)
             else:
@@ -99,9 +99,7 @@ if sys.platform == "linux":
             for descriptor, _ in self._epoll.poll(0):
                 pid = self._pids.pop(descriptor)
                 os.close(descriptor)  # which also takes it out of the epoll
-                self._unwatched.add(
-                    pid
-                )  # for the few steps to the next line, or until the kernel is done with it
+                self._unwatched.add(pid)  # until it has been peeked at: mostly a line below
             for pid in list(self._unwatched):
                 try:
                     status = peek(pid)
@@ -134,15 +132,13 @@ if sys.platform == "darwin":
                 flags=select.KQ_EV_ADD | select.KQ_EV_ONESHOT,
                 fflags=select.KQ_NOTE_EXIT,
             )
-            try:
+            # ESRCH: it has exited already. SIGCHLD brings us to `ended`.
+            with suppress(ProcessLookupError):
                 self._queue.control([event], 0)
-            except ProcessLookupError:
-                pass  # it has exited already: SIGCHLD brings us to `ended`
 
         def ended(self) -> list[tuple[int, WaitStatus]]:
             self._queue.control(None, max(1, len(self._pids)), 0)
-            # NOTE_EXIT may come just before the status can be collected, so everybody is asked each
-            # time.
+            # NOTE_EXIT may come just before the status can be had, so all are asked each time.
             found: list[tuple[int, WaitStatus]] = []
             for pid in list(self._pids):
                 status = peek(pid)

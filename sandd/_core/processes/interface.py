@@ -1,10 +1,9 @@
-"""What the daemon codes against: a request to start something, and the process tree that came of
-it."""
+"""What the daemon codes against: a request to start something, and the tree that came of it."""
 
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -17,17 +16,15 @@ if TYPE_CHECKING:
 
 
 class ChildLost(SanddError):  # noqa: N818 - sibling of DaemonGone and ConnectionLost
-    """The spawner died, or its host was left, with this child still running. Its whole tree has
-    been killed.
+    """The spawner died, or its host was left, with this child running; its whole tree was killed.
 
-    It may have run in part or whole, and there is no exit status: none is ever made up.
+    It may have run in part or whole, and it has no exit status: none is ever made up.
     """
 
 
 @attrs.frozen
 class SpawnRequest:
-    """What to start, in the bytes the kernel takes. The caller has resolved shells, defaults and
-    merging."""
+    """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
     argv: tuple[bytes, ...] = attrs.field(validator=attrs.validators.min_len(1))
     """Executed directly; the first is looked up in the ``PATH`` of `env` unless it has a slash."""
@@ -61,6 +58,14 @@ class ExitStatus:
             )
 
 
+@runtime_checkable
+class ReceivesNowait(Protocol):
+    """An output stream that can also be asked without waiting."""
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """What is there; b"" at the end, None when there is nothing yet."""
+
+
 class Child(abc.ABC):
     """One started job: its direct child process, and everything that descends from it.
 
@@ -82,8 +87,7 @@ class Child(abc.ABC):
     @property
     @abc.abstractmethod
     def stdout(self) -> trio.abc.ReceiveStream:
-        """Our end of its stdout; it ends when the last process that holds the other end has closed
-        it."""
+        """Our end of its stdout; it ends when nobody holds the other end any more."""
 
     @property
     @abc.abstractmethod
@@ -114,12 +118,12 @@ class Child(abc.ABC):
 
     @abc.abstractmethod
     async def kill(self, *, grace: float) -> None:
-        """End the tree: SIGTERM to all of it, and after ``grace`` seconds SIGKILL until nothing is
-        left.
+        """End the tree: SIGTERM to all of it, and after ``grace`` seconds SIGKILL to the last.
 
         Returns when nothing of the tree is left and the direct child is reaped; at once if so
         already. Idempotent: of several calls the earliest deadline counts. Cancelling it stops only
-        the waiting."""
+        the waiting.
+        """
 
     @abc.abstractmethod
     async def release(self, *, sweep: bool = True) -> None:
@@ -138,6 +142,20 @@ class ProcessHost(abc.ABC):
     """Starts process trees and owns them: none outlives it."""
 
     __slots__ = ()
+
+    @abc.abstractmethod
+    def begin(self, request: SpawnRequest) -> Child | None:
+        """Ask for a process at once; None, and nothing is asked for, where that would mean to wait.
+
+        The child is to be passed to `begun` before anything else is done with it.
+
+        Raises:
+            SpawnFailed: as `spawn`. Nothing ran.
+        """
+
+    @abc.abstractmethod
+    async def begun(self, child: Child) -> None:
+        """Wait until what `begin` asked for has started; raises and cleans up as `spawn` does."""
 
     @abc.abstractmethod
     async def spawn(self, request: SpawnRequest) -> Child:

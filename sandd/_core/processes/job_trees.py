@@ -17,7 +17,8 @@ belongs to a job by the first that fits:
    found, when the last of the jobs that may have made it is released.
 
 macOS has no subreapers: orphans go to launchd. There a job has the processes of its group, those
-with its marker (hidden for some programs) and what descends from either."""
+with its marker (hidden for some programs) and what descends from either.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,6 @@ import abc
 import os
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
@@ -48,13 +48,10 @@ if TYPE_CHECKING:
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if sys.platform != "win32" else 100
 _REFRESH_SHARE = 0.1
-"""At most this part of the time goes into looking after orphans (10,000 of them take 10 ms a
-look)."""
-
-
+"""At most this part of the time is spent on looking after orphans: 10,000 take 10 ms a look."""
 EXECUTION_SECONDS = 1.0
-"""How long a process without a readable environment passes for one in the middle of execve(2), and so
-for everybody's; a process whose main thread has ended looks the same for good."""
+"""How long a process without a readable environment passes for one in the middle of execve(2), and
+so for everybody's. One whose main thread has ended looks the same for good."""
 
 
 class Tree:
@@ -86,8 +83,7 @@ class JobTrees(abc.ABC):
         return tree
 
     def discard(self, tree: Tree) -> None:
-        """Forget a tree whose leader is about to be reaped; what is left of it belongs to nobody
-        any more."""
+        """Forget a tree whose leader is about to be reaped; what is left of it becomes nobody's."""
         del self._trees[tree.leader]
 
     @abc.abstractmethod
@@ -96,23 +92,22 @@ class JobTrees(abc.ABC):
 
     @abc.abstractmethod
     def refresh_due(self, now: float) -> float:
-        """Seconds from ``now`` (monotonic) until `refresh` should be called for orphans' sake; 0:
-        at once."""
+        """Seconds until `refresh` should be called for orphans' sake; 0: now."""
 
     @abc.abstractmethod
     def is_empty(self, tree: Tree) -> bool:
-        """Whether nothing of a tree *whose leader is dead* was left at the last `refresh`. Reliable
-        on Linux."""
+        """Whether nothing of a tree *whose leader is dead* was left at the last `refresh`.
+
+        Reliable on Linux; as good as ps(1) on macOS.
+        """
 
     @abc.abstractmethod
     def members(self, tree: Tree) -> list[Process]:
-        """The tree's living processes, as far as one look can tell: some may be missing, none is a
-        stranger."""
+        """The tree's living processes, as one look shows them: all, or fewer, but no stranger."""
 
     @abc.abstractmethod
     def is_all_gone(self) -> bool:
-        """Reap what is dead, leaders too; whether nobody is left of any tree, those left alone
-        included."""
+        """Reap what is dead, leaders too; whether nobody is left, of discarded trees either."""
 
     @abc.abstractmethod
     def everybody(self) -> list[Process]:
@@ -129,6 +124,10 @@ class _Orphan:
         self.is_classified = False  # by 1 to 3, which don't change; elimination is asked each time
 
 
+def _children_of_one_thread() -> list[int]:
+    return own_children(threads=1)
+
+
 class SubreaperTrees(JobTrees):
     """Linux: all processes are below us.
 
@@ -139,7 +138,7 @@ class SubreaperTrees(JobTrees):
     def __init__(
         self,
         *,
-        children: Callable[[], list[int]] = partial(own_children, threads=1),
+        children: Callable[[], list[int]] = _children_of_one_thread,
         entry: Callable[[int], Process | None] = read_process,
         marker_of: Callable[[int], bytes | None] = read_marker,
         collect: Callable[[int], bool] = reap,
@@ -152,9 +151,8 @@ class SubreaperTrees(JobTrees):
         self._collect = collect
         self._descend = descend
         self._orphans: dict[int, _Orphan] = {}
-        self._left_alone_since: int | None = (
-            None  # the earliest `began` of trees discarded with processes left
-        )
+        self._left_alone_since: int | None = None
+        """The earliest `Tree.began` of those that were discarded with processes left."""
         self._next_refresh = 0.0
 
     def discard(self, tree: Tree) -> None:
@@ -205,7 +203,8 @@ class SubreaperTrees(JobTrees):
         return found
 
     def is_all_gone(self) -> bool:
-        return all([self._collect(pid) for pid in self._children()])
+        left = [pid for pid in self._children() if not self._collect(pid)]
+        return not left
 
     def everybody(self) -> list[Process]:
         return self._descend(self._children())
@@ -265,8 +264,8 @@ class ProcessGroupTrees(JobTrees):
     def refresh(self) -> None:
         self._latest = [row for row in self._table() if not row[0].is_dead]
 
-    def refresh_due(self, now: float) -> float:  # noqa: ARG002 - there are no orphans to look after
-        return float("inf")
+    def refresh_due(self, now: float) -> float:
+        return float("inf")  # there are no orphans to look after
 
     def is_empty(self, tree: Tree) -> bool:
         return not self._find(tree)

@@ -3,7 +3,8 @@
 On Linux the daemon is a subreaper too, so everything that was below the spawner falls to it and
 becomes its own child, ``setsid`` escapees included. They are told from other children of the
 daemon's program by their session: each job was put into one of its own, and nobody ever gets into
-the daemon's. Spared are children that were there before, and other spawners."""
+the daemon's. Spared are children that were there before, and other spawners.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from sandd._core.processes.process_table import Process
 
 CULL_SECONDS = 5.0
-"""Bound of killing what a spawner left: whoever lives longer hangs in the kernel, with its SIGKILL
-pending."""
+"""Bound of killing what a spawner left; who lives longer hangs in the kernel, SIGKILL pending."""
 REAP_SECONDS = 2.0
 """How often process 1 looks for zombies that fell to it."""
 
@@ -44,7 +44,7 @@ _was_subreaper = False
 @contextmanager
 def adopting_orphans() -> Iterator[bool]:
     """While open, this process adopts the orphans below it; false if the system can't do that."""
-    global _hosts, _was_subreaper  # noqa: PLW0603 - one process has one such flag
+    global _hosts, _was_subreaper  # one process has one such flag
     is_possible = sys.platform == "linux"
     if is_possible and _hosts == 0:
         try:
@@ -85,12 +85,14 @@ async def cull_lost_trees(
     spared: Collection[tuple[int, int]],
     adopted: bool,
 ) -> list[int]:
-    """Kill and reap everything a dead spawner left, in bounded time; returns the ids of those that
-    still live.
+    """Kill and reap everything a dead spawner left, in bounded time; who still lives then.
 
-    Args: leaders: process ids of the jobs' direct children. markers: of those jobs. spared: what
-        `children_now` said before the spawner was started. adopted: whether we are the subreaper
-        that its processes fell to. If not, they are found by their groups and markers.
+    Args:
+        leaders: process ids of the jobs' direct children.
+        markers: of those jobs.
+        spared: what `children_now` said before the spawner was started.
+        adopted: whether we are the subreaper that its processes fell to. If not, they are found by
+            their sessions and markers.
     """
     if adopted:
         look, find = partial(_adopted, spared), partial(_below_adopted, spared)
@@ -101,8 +103,7 @@ async def cull_lost_trees(
     patience = culling.Patience()
     powerless: list[Process] = []
     while True:
-        # Twice: while another thread waits for a child of its own, a look at our children may miss
-        # one.
+        # Twice: a look may miss one while another thread of ours reaps a child of its own.
         left = look() or look()
         if not left or time.monotonic() > end or patience.is_over(find(), powerless):
             return [process.pid for process in left]
@@ -111,11 +112,11 @@ async def cull_lost_trees(
 
 
 async def reap_as_process_1(spared: Collection[tuple[int, int]]) -> None:
-    """Reap the zombies that fall to process 1 of a container from elsewhere (``docker exec``).
-    Never returns.
+    """Reap the zombies that fall to process 1 of a container from elsewhere. Never returns.
 
-    Only what was dead on two looks in a row is reaped: a child of the daemon's own is collected
-        before that."""
+    They come from ``docker exec``, for one. Only what was dead on two looks in a row is reaped: a
+    child of the daemon's own is collected before that.
+    """
     dead: set[tuple[int, int]] = set()
     while True:
         await trio.sleep(REAP_SECONDS)
@@ -130,8 +131,10 @@ async def reap_as_process_1(spared: Collection[tuple[int, int]]) -> None:
 
 
 def _adopted(spared: Collection[tuple[int, int]]) -> list[Process]:
-    """Our living children that were the spawner's; the dead ones are reaped. When there are none,
-    nothing is left."""
+    """Our living children that were the spawner's: when there are none, nothing is left.
+
+    The dead ones are reaped.
+    """
     return [
         process
         for process in _foreign_children(spared)

@@ -12,13 +12,13 @@ _original_soft_limit: int | None = None  # a property of the process, hence of t
 
 
 def raise_open_files_limit() -> int:
-    """Raise this process's soft RLIMIT_NOFILE as far as allowed and useful; returns the original
-    soft limit.
+    """Raise our soft RLIMIT_NOFILE as far as allowed and useful; returns the original one.
 
     Idempotent. Children of a `ProcessHost` opened afterwards start with the original limit, since
     programs that use select(2) break above 1,024. Without effect on Windows, where nothing like it
-    exists."""
-    global _original_soft_limit  # noqa: PLW0603 - one process has one limit
+    exists.
+    """
+    global _original_soft_limit  # one process has one limit
     if sys.platform == "win32":
         return MAX_OPEN_FILES
     import resource
@@ -36,6 +36,5 @@ def raise_open_files_limit() -> int:
 
 
 def limit_for_children() -> int | None:
-    """The soft limit that children must get; None if it was never raised and they may inherit
-    ours."""
+    """The soft limit that children must get; None if it was never raised and they inherit it."""
     return _original_soft_limit

@@ -1,5 +1,4 @@
-"""The pipes between the daemon and a job: large, non-blocking on our side only, closed in no other
-process."""
+"""The pipes between the daemon and a job: large, non-blocking on our side, held by nobody else."""
 
 from __future__ import annotations
 
@@ -31,6 +30,42 @@ every new one gets 8 KiB. So many jobs may have large ones and still leave more 
 others."""
 
 
+class OutputPipe(trio.abc.ReceiveStream):
+    """Our end of an output pipe: trio's FdStream, but it can be asked without waiting, and reads before it
+    looks whether anybody else wants to run."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """What is there, at most `max_bytes`; b"" at the end, None when there is nothing yet."""
+        if self._descriptor == -1:
+            raise trio.ClosedResourceError("this pipe was closed")
+        try:
+            return os.read(self._descriptor, max_bytes)
+        except BlockingIOError:
+            return None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while (data := self.receive_nowait(max_bytes or PIPE_BYTES)) is None:
+            await trio.lowlevel.wait_readable(self._descriptor)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return data
+
+    def close(self) -> None:
+        """Close it now; whoever waits for it gets `trio.ClosedResourceError`."""
+        if self._descriptor != -1:
+            descriptor, self._descriptor = self._descriptor, -1
+            trio.lowlevel.notify_closing(descriptor)
+            os.close(descriptor)
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
 @attrs.define
 class JobPipes:
     """Both ends of one job's pipes. Ours are the streams; theirs are to be passed on and closed."""
@@ -57,7 +92,9 @@ class JobPipes:
         """A pipe to write to."""
         reading, writing = os.pipe()
         self.theirs.append(reading)
-        return self._take(writing)
+        stream = trio.lowlevel.FdStream(writing)
+        self._closers.append(stream.close)
+        return stream
 
     def add_output(self, *, large: bool) -> trio.abc.ReceiveStream:
         """A pipe to read from."""
@@ -67,10 +104,7 @@ class JobPipes:
             # Over the user's share it is refused: the default does as well.
             with contextlib.suppress(OSError):
                 fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        return self._take(reading)
-
-    def _take(self, descriptor: int) -> trio.abc.Stream:
-        stream = trio.lowlevel.FdStream(descriptor)
+        stream = OutputPipe(reading)
         self._closers.append(stream.close)
         return stream
 

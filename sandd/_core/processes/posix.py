@@ -1,10 +1,10 @@
-"""The `ProcessHost` of Linux and macOS: every job is started by the spawner, and watched through it.
+"""The `ProcessHost` of Linux and macOS: jobs are started, and watched, by the spawner.
 
-The hot path of a spawn: make pipes, send one message, sleep until its answer. There is no thread and no
-task for a job; one task reads what the spawner reports and sets the jobs' events.
+The hot path of a spawn: make pipes, send one message, sleep until its answer. There is no thread
+and no task for a job; one task reads what the spawner reports and sets the jobs' events.
 
-A spawner that dies takes its jobs with it: what it left is killed, each child is told that it is lost,
-and the next spawner is started.
+A spawner that dies takes its jobs with it: what it left is killed, each child is told that it is
+lost, and the next spawner is started.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from sandd._core.processes.interface import SpawnRequest
 
 MAX_REQUEST_BYTES = 8 << 20
-"""Linux never takes more than 6 MiB of arguments and environment (execve(2): 3/4 of the default stack of
-8 MiB), macOS 1 MiB. What is far beyond is refused here; the exact limit is the kernel's."""
+"""Linux never takes more than 6 MiB of arguments and environment (execve(2): 3/4 of the default
+stack), macOS 1 MiB. What is far beyond is refused here; the exact limit is the kernel's."""
 WAIT_SECONDS = 5.0
 """How long a spawn waits where the spawner is busy, or dead and the next one is not up yet."""
 NO_SPAWNER = "the process that starts jobs does not come up; see the daemon's log"
@@ -52,7 +52,7 @@ class PosixProcessHost(ProcessHost):
     """All children of one daemon, and the spawner they are below."""
 
     def __init__(self, spawner: SpawnerLink, *, adopts: bool) -> None:
-        self.spared = lost_trees.children_now() - {spawner.process.pid}
+        self.spared = lost_trees.children_now()
         self.keeper = SpawnerKeeper(spawner, self._note, self._bury)
         self._adopts = adopts
         self._children: dict[int, PosixChild] = {}
@@ -68,6 +68,14 @@ class PosixProcessHost(ProcessHost):
                 resolve_user, request.user, abandon_on_cancel=True
             )
         child = self._try_spawn(request, identity) or await self._spawn_later(request, identity)
+        await self.begun(child)
+        return child
+
+    def begin(self, request: SpawnRequest) -> PosixChild | None:
+        return None if request.user is not None else self._try_spawn(request, None)
+
+    async def begun(self, child: Child) -> None:
+        assert isinstance(child, PosixChild)
         try:
             try:
                 await child.started.wait()
@@ -84,7 +92,6 @@ class PosixProcessHost(ProcessHost):
         except BaseException:
             child.pipes.close()
             raise
-        return child
 
     async def _spawn_later(self, request: SpawnRequest, identity: Identity | None) -> PosixChild:
         with trio.move_on_after(WAIT_SECONDS):

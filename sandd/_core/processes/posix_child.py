@@ -1,4 +1,4 @@
-"""A job's process tree below the spawner: what its reports have told, and what can be asked of it."""
+"""A job's tree below the spawner: what its reports have told, and what can be asked of it."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ class PosixChild(Child):
         self.pipes.close()
 
     async def wait_exited(self) -> ExitStatus:
-        await self.over.wait()
+        if not self.over.is_set():
+            await self.over.wait()
         if self._status is None:
             raise ChildLost(
                 f"process {self._pid} and all it started were killed when their spawner ended"
@@ -108,12 +109,13 @@ class PosixChild(Child):
     async def release(self, *, sweep: bool = True) -> None:
         if not self.over.is_set():
             raise RuntimeError(f"process {self._pid} has not exited: kill it, or wait for it")
-        self.request(Kill(self.job, 0.0) if sweep else Forget(self.job))
-        await self.gone.wait()
+        if not self.gone.is_set():  # mostly it is, and a command's way back has no turn to lose
+            self.request(Kill(self.job, 0.0) if sweep else Forget(self.job))
+            await self.gone.wait()
 
     def request(self, request: Kill | Signal | Forget) -> None:
         """Ask the spawner for something; no error if the tree is gone, or about to be."""
-        if not self.gone.is_set():  # mostly it is, and a command's way back has no turn to lose
+        if not self.gone.is_set():
             with suppress(SpawnerGoneError):
                 self._link.send(encode(request))
 

@@ -1,9 +1,9 @@
-"""Reading the kernel's table of processes, and signalling its entries without ever hitting a
-stranger.
+"""Reading the kernel's table of processes, and signalling its entries but never a stranger.
 
 Standard library only: both the spawner and the daemon use it. On Linux everything comes from /proc,
 on macOS from ps(1). A snapshot is out of date when it is taken; what may be concluded from one is
-said where it is used."""
+said where it is used.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if sys.platform == "win32":
@@ -45,7 +46,7 @@ class Process(NamedTuple):
     threads: int
 
 
-# --- Linux -------------------------------------------------------------------------------------------------------
+# --- Linux ----------------------------------------------------------------------------------------
 
 
 def read_process(pid: int) -> Process | None:
@@ -65,8 +66,7 @@ def read_process(pid: int) -> Process | None:
         group=int(fields[2]),
         session=int(fields[3]),
         began=int(fields[19]),
-        # A main thread that has ended shows Z while the other threads live on: such a process is
-        # alive.
+        # A main thread that has ended shows Z; if other threads live on, the process is alive.
         is_dead=fields[0] in (b"Z", b"X") and threads <= 1,
         threads=threads,
     )
@@ -107,18 +107,18 @@ def own_children(*, threads: int = 0) -> list[int]:
 
 
 def children_of(pid: int, *, threads: int) -> list[int]:
-    """Process ids of the children of ``pid``; those being born or orphaned meanwhile may be
-    missing.
+    """Process ids of the children of ``pid``.
 
-    Args: threads: how many threads it has; 1 saves listing them. Each thread has its own list of
-        children.
+    Those that are being born or orphaned meanwhile may be missing.
+
+    Args:
+        threads: how many threads it has, each of which has children of its own; 1 saves looking.
     """
     try:
         tasks = [str(pid)] if threads == 1 else os.listdir(f"/proc/{pid}/task")
         text = b" ".join([_read(f"/proc/{pid}/task/{task}/children") for task in tasks])
     except OSError:
-        # Either it is gone, or the kernel was built without CONFIG_PROC_CHILDREN: then look at
-        # everybody.
+        # It is gone, or the kernel was built without CONFIG_PROC_CHILDREN: then look at everybody.
         if _has_children_files():
             return []
         return [process.pid for process in all_processes() if process.parent == pid]
@@ -126,8 +126,7 @@ def children_of(pid: int, *, threads: int) -> list[int]:
 
 
 def all_processes() -> list[Process]:
-    """Every process that can be seen: slow (10 us each), and only for when there is no narrower
-    way."""
+    """Every process that can be seen: slow (10 us each), for when there is no narrower way."""
     found = [read_process(int(name)) for name in os.listdir("/proc") if name.isdigit()]
     return [process for process in found if process is not None]
 
@@ -145,8 +144,7 @@ def walk(roots: Iterable[int]) -> list[Process]:
 
 
 def reap(pid: int) -> bool:
-    """Collect the child ``pid`` if it is dead. True: it is gone; never blocks, never touches
-    another."""
+    """Collect the child ``pid`` if it is dead; whether it is gone. Never blocks."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -190,7 +188,7 @@ def _has_children_files() -> bool:
     return os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
 
-# --- macOS -------------------------------------------------------------------------------------------------------
+# --- macOS ----------------------------------------------------------------------------------------
 
 
 def list_by_ps(
@@ -218,38 +216,40 @@ def has_marker(text: bytes, marker: bytes) -> bool:
     return b" %s=%s " % (JOB_VARIABLE, marker) in b" %s " % text
 
 
-# --- both --------------------------------------------------------------------------------------------------------
+# --- both -----------------------------------------------------------------------------------------
 
 
 def send_signal(process: Process, number: int) -> None:
-    """Send ``number`` to exactly this process: not to a newer one that has its pid. No error if it
-    is gone.
+    """Send ``number`` to exactly this process, not to a newer one that has its pid.
+
+    No error if it is gone.
 
     Raises:
         PermissionError: it belongs to somebody we have no power over (it ran a setuid program).
     """
+    with suppress(ProcessLookupError):
+        if sys.platform == "linux":
+            _send_checked(process, number)
+        else:
+            os.kill(process.pid, number)
+
+
+def _send_checked(process: Process, number: int) -> None:
     if sys.platform == "linux":
         try:
             descriptor = os.pidfd_open(process.pid)
         except ProcessLookupError:
-            return
+            raise
         except OSError:
-            pass  # no pidfd on this kernel (ENOSYS), or no descriptor left (EMFILE): check, then hope
-        else:
-            try:
-                if _is_still(process):
-                    signal.pidfd_send_signal(descriptor, number)
-            except ProcessLookupError:
-                pass
-            finally:
-                os.close(descriptor)
+            # No pidfd on this kernel (ENOSYS), or no descriptor left (EMFILE): check, then hope.
+            if _is_still(process):
+                os.kill(process.pid, number)
             return
-        if not _is_still(process):
-            return
-    try:
-        os.kill(process.pid, number)
-    except ProcessLookupError:
-        pass
+        try:
+            if _is_still(process):
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
 
 
 def _is_still(process: Process) -> bool:

@@ -1,5 +1,4 @@
-"""The spawner: a small process with one thread that starts every job and outlives none of its
-duties.
+"""The spawner: a small process that starts every job, and cleans up after whoever dies.
 
 Why it exists: whoever dies by SIGKILL can't clean up, and once the daemon is dead its ``setsid``
 escapees belong to process 1. So somebody else must be their parent. The daemon holds one end of a
@@ -8,13 +7,14 @@ When the spawner dies, all its processes fall to the daemon, which then does the
 (`lost_trees`).
 
 Standard library only. It never blocks on a job: starting one takes about 1 ms, killing one is a
-state with a timer. The life of a job here, which the daemon hears about in the messages on the
-right:
+state with a timer:
 
-    RUNNING --kill--> ASKED --grace over--> CULLING        Started; Exited as soon as the leader is
-    dead
-       `------------------ kill, grace 0 -------^
-    any of them, leader dead and tree empty: reaped, forgotten      Gone (or as part of Exited)
+    RUNNING --kill--> ASKED --grace over--> CULLING
+       `------------ kill, grace 0 ------------^
+
+In any of them the death of the leader is reported (`Exited`). As soon as the leader is dead and its
+tree empty, it is reaped and the job forgotten (`Gone`, or as part of `Exited`); until then it stays
+a zombie, so that its number can't be used again.
 """
 
 from __future__ import annotations
@@ -57,16 +57,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_REPORT_SECONDS = 0.001
-"""How long the report of a start waits for the exit of a short command. One report then tells both, and
-meanwhile nobody takes the processor from it: that saves the daemon a fifth of its time for a command."""
+"""How long the report of a start waits for the exit of a short command. One report then tells both,
+and nobody takes the processor from it meanwhile: that saves the daemon a fifth of its time."""
 LAST_CULL_SECONDS = 10.0
-"""Bound of the very last cull: what has not died by then hangs in the kernel, with its SIGKILL
-pending."""
-_IDENTITY_ERRORS = (
-    errno.EPERM,
-    errno.EINVAL,
-    errno.EAGAIN,
-)  # of setuid(2) and setgroups(2); chdir(2) has none
+"""Bound of the very last cull: who lives longer hangs in the kernel, his SIGKILL pending."""
+_IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL, errno.EAGAIN)
+"""Of setuid(2) and setgroups(2); chdir(2) knows none of them."""
 
 
 class Phase(enum.Enum):
@@ -80,10 +76,11 @@ class Phase(enum.Enum):
 class Job:
     """One started job; it exists until its leader is reaped."""
 
-    __slots__ = ("due", "id", "patience", "pauses", "phase", "powerless", "status", "tree")
+    __slots__ = ("due", "number", "patience", "pauses", "phase", "powerless", "status", "tree")
 
-    def __init__(self, id: int, tree: Tree) -> None:  # noqa: A002 - it is its id
-        self.id = id
+    def __init__(self, number: int, tree: Tree) -> None:
+        self.number = number
+        """What the messages call `job`."""
         self.tree = tree
         self.status: WaitStatus | None = None
         self.phase = Phase.RUNNING
@@ -154,11 +151,11 @@ class Spawner:
         if isinstance(message, Spawn):
             try:
                 if not is_complete:
-                    raise OSError(
-                        errno.EMFILE, os.strerror(errno.EMFILE)
-                    )  # the kernel had no room for them
+                    # The kernel had no room for the descriptors that came with it.
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 self._say(self._start(message, descriptors))
-            except Exception as error:  # noqa: BLE001 - one request must not end all the other jobs
+            except Exception as error:
+                # Whatever it is: one request must not end all the other jobs.
                 self._say(_failure(message, error))
             finally:
                 for descriptor in descriptors:
@@ -201,9 +198,9 @@ class Spawner:
         # us. A Popen that believes to have a return code does nothing of that.
         process.returncode = 0
         job = Job(request.job, self._trees.add(process.pid, request.marker, began))
-        self._jobs[job.id] = self._by_leader[process.pid] = job
+        self._jobs[job.number] = self._by_leader[process.pid] = job
         self._watch.add(process.pid)
-        return Started(job.id, process.pid)
+        return Started(job.number, process.pid)
 
     # --- ends ---
 
@@ -224,11 +221,11 @@ class Spawner:
         is_gone = self._trees.is_empty(job.tree)
         if is_gone:
             self._remove(job)
-        self._say(Exited(job.id, status.code, status.signal, is_gone))
+        self._say(Exited(job.number, status.code, status.signal, is_gone))
 
     def _kill(self, job: Job, grace: float) -> None:
         deadline = time.monotonic() + grace
-        self._dying[job.id] = job
+        self._dying[job.number] = job
         if job.phase is Phase.RUNNING and grace > 0:
             culling.ask_to_end(job.tree.leader, self._trees.members(job.tree))
             job.phase = Phase.ASKED
@@ -262,15 +259,15 @@ class Spawner:
 
     def _finish(self, job: Job) -> None:
         self._remove(job)
-        self._say(Gone(job.id, tuple(process.pid for process in job.powerless)))
+        self._say(Gone(job.number, tuple(process.pid for process in job.powerless)))
 
     def _remove(self, job: Job) -> None:
         # Only now may the number of the leader, and of its group and session, be used again. (A
         # leader that we could not kill lives on as an orphan, and is reaped like one.)
         self._trees.discard(job.tree)
         process_table.reap(job.tree.leader)
-        del self._jobs[job.id], self._by_leader[job.tree.leader]
-        self._dying.pop(job.id, None)
+        del self._jobs[job.number], self._by_leader[job.tree.leader]
+        self._dying.pop(job.number, None)
 
     def _seconds_to_next_step(self) -> float | None:
         now = time.monotonic()
@@ -303,8 +300,7 @@ class Spawner:
         self._outgoing += encode(message)
 
     def _flush(self) -> None:
-        """Send what there is in one go; a daemon that does not read (it is stopped) makes it wait
-        here."""
+        """Send what there is in one go; what a stopped daemon does not read waits here."""
         try:
             while self._outgoing:
                 del self._outgoing[: self._link.send(self._outgoing)]
@@ -320,8 +316,7 @@ class Spawner:
 
 def _failure(request: Spawn, error: Exception) -> Failed:
     if not isinstance(error, OSError) or error.errno is None:
-        # A NUL in an argument, a "=" in a variable's name: what can't be passed to a program at
-        # all.
+        # A NUL in an argument, a "=" in a variable's name: what no program can be given.
         return Failed(request.job, errno.EINVAL, str(error) or type(error).__name__, None)
     filename = error.filename
     if (
@@ -347,8 +342,7 @@ def _become_subreaper() -> bool:
 
 
 def _watch_daemon(daemon: int) -> int | None:
-    """A descriptor that is readable once the daemon is dead, even if a fork of it keeps its socket
-    open."""
+    """A descriptor that is readable once the daemon is dead, whoever else has its socket."""
     if sys.platform != "linux":
         return None
     try:
@@ -368,17 +362,15 @@ def _open_child_alarm() -> socket.socket:
 
 
 def _reset_signals() -> None:
-    """Give children the system's defaults, whatever the daemon was started with (``&`` and nohup
-    ignore some).
+    """Give children the system's defaults, whatever ``&`` or nohup gave to the daemon.
 
     The usual ways to ask a program to end are *caught*, which children don't inherit, and do
     nothing: if a service manager sends them to all processes at once, the daemon decides when its
-    jobs end, not we."""
+    jobs end, not we.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    kept = {
-        signal.SIGPIPE,
-        signal.SIGXFSZ,
-    }  # ignored by Python itself; Popen restores them in children
+    # These are ignored by Python itself; Popen restores them in children.
+    kept = {signal.SIGPIPE, signal.SIGXFSZ}
     for number in signal.valid_signals() - kept:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -402,8 +394,7 @@ def _limit_open_files(soft: int) -> None:
 
 
 def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
-    """Be the spawner of process ``daemon``, which has the other end of the socket
-    ``descriptor``."""
+    """Be the spawner of process ``daemon``, which has the other end of socket ``descriptor``."""
     _reset_signals()
     _name_ourselves()
     if soft_limit is not None:

@@ -1,6 +1,7 @@
 """Keeps a spawner running: starts the next one when one has died, and ends the last.
 
-States: a link that serves, no link while the dead one is buried or the next one is started, and left.
+States: a link that serves, no link while the dead one is buried or the next one is started, and
+left.
 """
 
 from __future__ import annotations

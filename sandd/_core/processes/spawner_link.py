@@ -2,7 +2,8 @@
 
 Requests are sent at once, without a task switch, as long as the socket takes them; what it does not
 take waits in a backlog that one task writes out. Nothing is ever half-enqueued, so a caller may be
-cancelled anywhere."""
+cancelled anywhere.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
@@ -30,16 +32,14 @@ if TYPE_CHECKING:
     from sandd._core.processes.spawner_messages import Message
 
 MAX_BACKLOG_BYTES = 1 << 20
-"""New jobs wait while more than this is unsent: the spawner is busy, and takes 1 ms a job
-anyway."""
+"""New jobs wait while more than this is unsent: the spawner is busy."""
 RECEIVE_BYTES = 64 * 1024
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF)
 _TRY_AGAIN = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
-"""ETOOMANYREFS: too many descriptors are on their way (unix(7)); it passes when the spawner
-reads."""
+"""ETOOMANYREFS: too many descriptors are on their way (unix(7)); it passes as the spawner reads."""
 
-# `-I -S`: no site-packages, no environment, no user files. The packages are stand-ins, of which only
-# the last has a search path, so that no __init__ runs. It works from a zipapp too.
+# `-I -S`: no site-packages, no environment, no user files. The packages are stand-ins, of which
+# only the last has a search path, so that no __init__ runs. It works from a zipapp too.
 _BOOT = """\
 import sys
 for name in "sandd", "sandd._core", "sandd._core.processes":
@@ -52,8 +52,7 @@ main(descriptor, daemon, None if soft_limit < 0 else soft_limit)
 
 
 class SpawnerGoneError(Exception):
-    """The spawner does not listen any more; the request was not sent. Its reports end with an end
-    of file."""
+    """The spawner does not listen any more, and the request was not sent."""
 
 
 class SpawnerLink:
@@ -82,11 +81,11 @@ class SpawnerLink:
             await self._backlog_drained.wait()
 
     def send(self, request: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send an encoded request, or queue it; the descriptors stay the caller's, who may close them at
-        once.
+        """Send an encoded request, or queue it; the descriptors stay the caller's to close.
 
-        Raises: SpawnerGoneError: nothing was sent. OSError: nothing was sent; no descriptor was
-            left (EMFILE) to keep copies of those given.
+        Raises:
+            SpawnerGoneError: nothing was sent.
+            OSError: nothing was sent; there was no room (EMFILE) to keep copies of descriptors.
         """
         data = memoryview(request)
         sent = 0 if self._backlog else self._send_some(data, descriptors)
@@ -116,10 +115,8 @@ class SpawnerLink:
 
     def end(self) -> None:
         """Tell the spawner that it is over: it kills everything, exits, and `run` returns."""
-        try:
+        with suppress(OSError):  # it is over already
             self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it is over already
 
     async def _read_reports(self, report: Callable[[Message], None]) -> None:
         buffer = bytearray()
@@ -148,8 +145,7 @@ class SpawnerLink:
                 except SpawnerGoneError:
                     return  # the reader notices, and what is left is closed there
                 if not sent:
-                    # Writable, and yet not taken: memory or descriptors in flight are short
-                    # (`_TRY_AGAIN`).
+                    # Writable, and yet not taken: see `_TRY_AGAIN`.
                     await trio.sleep(0.005)
                     continue
                 self._backlog[0] = (data[sent:], [])
@@ -187,19 +183,12 @@ async def start_spawner() -> SpawnerLink:
     try:
         process = await trio.lowlevel.open_process(
             [
-                sys.executable,
-                *("-I", "-S", "-c", _BOOT),
-                os.path.dirname(__file__),
-                *(
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    str(-1 if soft_limit is None else soft_limit),
-                ),
+                *(sys.executable, "-I", "-S", "-c", _BOOT, os.path.dirname(__file__)),
+                *map(str, (theirs.fileno(), os.getpid(), -1 if soft_limit is None else soft_limit)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # stderr is the daemon's: a traceback of the spawner must be seen. Its children never
-            # get it.
+            # stderr is the daemon's: a traceback must be seen. Children never get it.
             pass_fds=[theirs.fileno()],
             # Out of reach of Ctrl-C at the daemon's terminal.
             start_new_session=True,
@@ -218,7 +207,8 @@ def _duplicate(descriptors: Sequence[int]) -> list[int]:
     copies: list[int] = []
     try:
         for descriptor in descriptors:
-            copies.append(os.dup(descriptor))  # noqa: PERF401 - a comprehension would lose those made before an error
+            # No comprehension: it would lose those made before an error.
+            copies.append(os.dup(descriptor))
     except OSError:
         _close_all(copies)
         raise

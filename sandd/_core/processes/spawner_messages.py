@@ -8,7 +8,8 @@ reach the socket pair, so the body is `marshal`: the fastest codec there is (1 u
 
 The descriptors (SCM_RIGHTS) travel with the first byte of their message. The reader never asks for
 more than the rest of one header or body, so what it gets with a header belongs to that message:
-also where the kernel had to drop some of them for want of free descriptors (MSG_CTRUNC)."""
+also where the kernel had to drop some of them for want of free descriptors (MSG_CTRUNC).
+"""
 
 from __future__ import annotations
 
@@ -23,12 +24,10 @@ from typing import NamedTuple
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-
 HEADER = struct.Struct("=IB")
 MAX_DESCRIPTORS = 3
 MAX_BODY_BYTES = 1 << 24
-"""Argument lists end at 6 MiB (see `posix`); anything longer than this is a broken stream, not a
-message."""
+"""Arguments end at 6 MiB (see `posix`): anything longer than this is a broken stream."""
 
 
 class Identity(NamedTuple):
@@ -39,7 +38,7 @@ class Identity(NamedTuple):
     groups: tuple[int, ...]
 
 
-# --- requests: daemon to spawner. `job` is a number the daemon counts up, never used twice on one socket ------------
+# --- requests, daemon to spawner; `job` is a number that is never used twice on one socket --------
 
 
 class Spawn(NamedTuple):
@@ -63,21 +62,19 @@ class Signal(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """End the whole tree: SIGTERM now, SIGKILL after `grace` seconds (0: at once). Answered by
-    `Gone`."""
+    """End the whole tree: SIGTERM now, SIGKILL after `grace` seconds. Answered by `Gone`."""
 
     job: int
     grace: float
 
 
 class Forget(NamedTuple):
-    """Reap the job's leader, which has exited, and leave its other processes alone. Answered by
-    `Gone`."""
+    """Reap the leader, which has exited, and leave the others alone. Answered by `Gone`."""
 
     job: int
 
 
-# --- reports: spawner to daemon -----------------------------------------------------------------------------------
+# --- reports, spawner to daemon -------------------------------------------------------------------
 
 
 class Ready(NamedTuple):
@@ -103,8 +100,7 @@ class Failed(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """The leader has exited. With `is_gone` nothing else of the tree was left: this is its `Gone`
-    as well."""
+    """The leader has exited. With `is_gone` nothing else was left: it is its own `Gone`."""
 
     job: int
     code: int | None
@@ -113,8 +109,7 @@ class Exited(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """Nothing of the tree is left and the job is forgotten; `survivors` are those we have no power
-    over."""
+    """Nothing of the tree is left but `survivors`, whom we may not kill; the job is forgotten."""
 
     job: int
     survivors: tuple[int, ...]

@@ -19,8 +19,7 @@ daemon's own."""
 
 
 def resolve_user(user: str) -> Identity | None:
-    """The ids of a user name or a numeric uid; None if that is who we are and can't be changed
-    anyway.
+    """The ids of a user name or a numeric uid; None if that is us, and can't be changed anyway.
 
     May block for seconds, where users come from a network: call it in a thread.
 

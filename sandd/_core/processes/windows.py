@@ -1,9 +1,9 @@
-"""The `ProcessHost` of Windows: every job in a Job Object, which nothing leaves and which dies with us.
+"""The `ProcessHost` of Windows: every job in a Job Object, which nobody leaves.
 
-No spawner is needed: the kernel closes a dead daemon's handles, and closing a Job Object's last handle
-kills what is in it. What Windows doesn't have: signals (INT becomes Ctrl-Break, everything else ends
-the tree) and running as another user. It runs wherever trio does, given a `JobObject`; that is how its
-logic is tested elsewhere.
+No spawner is needed: the kernel closes a dead daemon's handles, and closing a Job Object's last
+handle kills what is in it. What Windows doesn't have: signals (INT becomes Ctrl-Break, everything
+else ends the tree) and running as another user. It runs wherever trio does, given a `JobObject`;
+that is how its logic is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -193,6 +193,12 @@ class WindowsProcessHost(ProcessHost):
         self._open_process = open_process
         self._create_job = create_job
         self._children: set[WindowsChild] = set()
+
+    def begin(self, request: SpawnRequest) -> None:
+        return None  # trio's way of starting a process here is to await it
+
+    async def begun(self, child: Child) -> None:
+        raise AssertionError("begin never gives a child here")
 
     async def spawn(self, request: SpawnRequest) -> Child:
         if request.user is not None:

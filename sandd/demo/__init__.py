@@ -1,0 +1,138 @@
+"""``sandd demo``: a controller, a daemon and real work on one machine, shown and checked step by step.
+
+The steps are in `sandd.demo.steps`, and use nothing that isn't public: they may serve as examples.
+Whatever one says of its outcome it has verified.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import sandd
+from sandd.demo.stage import (
+    DAEMON_ID,
+    STOP_SIGNALS,
+    Interruption,
+    Outcome,
+    Screen,
+    Stage,
+    open_daemon,
+    open_relay,
+)
+from sandd.demo.steps import STEPS, CheckFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sandd.demo.stage import DaemonChild
+
+START_SECONDS: Final = 20.0
+"""For the daemon to dial in: half a second, or much more on a machine that is busy."""
+STEP_SECONDS: Final = 40.0
+"""For any one step, each of which takes a second or two."""
+
+
+def run_demo() -> int:
+    """Show everything; returns the exit code: 0 if all that was shown held, 1 if not.
+
+    128 and the signal's number after Ctrl-C or SIGTERM. In every case no process and no file is left.
+    """
+    return trio.run(_demo)
+
+
+async def _demo() -> int:
+    interruption = Interruption()
+    screen = Screen(on_reader_gone=interruption.everything.cancel)
+    outcomes: list[Outcome] = []
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interruption.listen, signals)
+            with interruption.everything:
+                await _show(screen, outcomes, interruption)
+            nursery.cancel_scope.cancel()
+    if screen.reader_gone:
+        raise BrokenPipeError
+    if interruption.number is not None:
+        screen.title("Interrupted: the daemon has been stopped, and nothing is left behind.")
+        return 128 + interruption.number
+    screen.summary(outcomes)
+    return 0 if all(each.held for each in outcomes) else 1
+
+
+async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interruption) -> None:
+    with tempfile.TemporaryDirectory(prefix="sandd-demo-", ignore_cleanup_errors=True) as path:
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_relay(controller.address) as relay,
+        ):
+            async with open_daemon(relay.url, Path(path), interruption) as child:
+                screen.title(
+                    f"sandd {sandd.__version__}: a controller and a daemon, on this machine"
+                )
+
+                async def start() -> str:
+                    nonlocal worker
+                    worker = await _wait_for_daemon(controller, child)
+                    return f"the daemon {worker.id!r}, process {child.process.pid}, has dialled in"
+
+                worker: sandd.Daemon | None = None
+                outcomes.append(await _step(screen, "The start", start))
+                if worker is None:
+                    return
+                stage = Stage(controller, worker, relay, screen)
+                for number, (title, step) in enumerate(STEPS.items(), start=1):
+                    screen.title(f"{number}. {title}")
+                    outcomes.append(await _step(screen, title, lambda step=step: step(stage)))  # type: ignore[misc]
+                screen.title(f"{len(STEPS) + 1}. The end")
+
+            async def end() -> str:
+                code = child.process.returncode
+                if code != 0 and sys.platform != "win32":
+                    raise CheckFailed(f"the daemon ended with {code}:\n{child.last_words()}")
+                return "the daemon was asked to end, and did so in good order"
+
+            outcomes.append(await _step(screen, "The end", end))
+
+
+async def _wait_for_daemon(controller: sandd.Controller, child: DaemonChild) -> sandd.Daemon:
+    """The daemon; CheckFailed with its last words if it ends or doesn't come."""
+    with trio.move_on_after(START_SECONDS):
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await child.process.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            worker = await controller.wait_for_daemon(DAEMON_ID)
+            nursery.cancel_scope.cancel()
+            return worker
+    raise CheckFailed(f"the daemon did not dial in. Its last words:\n{child.last_words()}")
+
+
+async def _step(screen: Screen, title: str, step: Callable[[], Awaitable[str]]) -> Outcome:
+    """Run one step, and show what came of it. Whatever it raises is a failure of that step alone."""
+    began = trio.current_time()
+    try:
+        with trio.fail_after(STEP_SECONDS):
+            said, held = await step(), True
+    except Exception as error:
+        said, held = _reason(error), False
+    outcome = Outcome(title, said, trio.current_time() - began, held)
+    screen.outcome(outcome)
+    return outcome
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, CheckFailed):
+        return str(error)
+    if isinstance(error, trio.TooSlowError):
+        return f"it took longer than {STEP_SECONDS:.0f} s"
+    return f"{type(error).__name__}: {error}"

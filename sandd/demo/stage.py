@@ -1,0 +1,232 @@
+"""What the demo plays on: the screen, the daemon, the connection that can be cut, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import trio
+from attrs import define, field, frozen
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sandd._core.logs import printable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from sandd import Controller, Daemon
+
+DAEMON_ID: Final = "demo"
+STOP_SECONDS: Final = 12.0
+"""For the daemon to end when it is asked to; it gives itself eight."""
+STOP_SIGNALS: Final = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+@frozen
+class Outcome:
+    """How one step went."""
+
+    title: str
+    said: str
+    seconds: float
+    held: bool
+
+
+@frozen
+class Stage:
+    """What a step works with."""
+
+    controller: Controller
+    worker: Daemon
+    relay: Relay
+    screen: Screen
+
+
+class Screen:
+    """What the user sees: colours where there is a terminal, plain lines elsewhere."""
+
+    def __init__(self, on_reader_gone: Callable[[], None]) -> None:
+        # What isn't a terminal has no width: a table may be as wide as it needs.
+        width = None if sys.stdout.isatty() else 120
+        self._console = _Console(highlight=False, width=width)
+        self._on_reader_gone = on_reader_gone
+        self.reader_gone = False
+        """Whoever read our output has closed it, as `head` does when it has enough."""
+
+    def title(self, text: str) -> None:
+        """A new step."""
+        self._print()
+        self._print(Text(text, "bold"))
+
+    def explain(self, text: str) -> None:
+        """What it is about to do, and what it makes sure of."""
+        self._print(Text(f"  {text}"))
+
+    def output(self, source: str, text: str, style: str) -> None:
+        """A line that a remote command printed."""
+        self._print(Text.assemble("    ", (f"{source:<8}", style), " ", printable(text)))
+
+    def event(self, text: str) -> None:
+        """Something happened meanwhile."""
+        self._print(Text(f"    * {text}", "yellow"))
+
+    def outcome(self, outcome: Outcome) -> None:
+        """What came of the step."""
+        word, style = ("ok", "bold green") if outcome.held else ("FAILED", "bold red")
+        self._print(Text.assemble("  ", (word, style), ": ", printable(outcome.said)))
+
+    def summary(self, outcomes: list[Outcome]) -> None:
+        """All of it once more, as a table."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("step", no_wrap=True)
+        table.add_column("what was seen")
+        table.add_column("seconds", justify="right")
+        table.add_column("", no_wrap=True)
+        for each in outcomes:
+            word = Text("ok", "green") if each.held else Text("FAILED", "bold red")
+            seen = Text(printable(each.said))
+            table.add_row(each.title, seen, f"{each.seconds:.1f}", word)
+        self._print()
+        self._print(table)
+        self._print()
+
+    def _print(self, *what: object) -> None:
+        if self.reader_gone:
+            return
+        try:
+            # A line stays a line, whatever its length: a terminal wraps it, a file should not.
+            self._console.print(*what, soft_wrap=not isinstance(what[0], Table) if what else True)
+        except BrokenPipeError:
+            self.reader_gone = True
+            self._on_reader_gone()
+
+
+class _Console(Console):
+    """Leaves it to us to end the program in good order; rich would raise SystemExit in mid-task."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+@define(eq=False)
+class Interruption:
+    """Ctrl-C and its like: the first ends the demo in good order, the second at once."""
+
+    number: int | None = None
+    """The signal that came."""
+    everything: trio.CancelScope = field(factory=trio.CancelScope)
+    patience: trio.CancelScope = field(factory=trio.CancelScope)
+    """Around the waiting for an orderly end."""
+
+    async def listen(self, signals: AsyncIterator[int]) -> None:
+        """Act on signals, for ever."""
+        async for number in signals:
+            if self.number is None:
+                self.number = number
+                self.everything.cancel()
+            else:
+                self.patience.cancel()
+
+
+@define(eq=False)
+class DaemonChild:
+    """The demo's daemon, a child process."""
+
+    process: trio.Process
+    _log: Path
+
+    def last_words(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-5:])
+
+
+@asynccontextmanager
+async def open_daemon(
+    url: str, directory: Path, interruption: Interruption
+) -> AsyncIterator[DaemonChild]:
+    """A daemon that keeps all its files in `directory`; it is gone when the block is left."""
+    # An option for daemons that this user has in the environment is meant for another one.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SANDD_")}
+    command = [sys.executable, "-m", "sandd.daemon", "--server-url", url, "--daemon-id", DAEMON_ID]
+    command += ["--state-dir", str(directory / "state"), "--reconnect-max", "0.5"]
+    # In a group of its own: a Ctrl-C is for us, and we end the daemon in good order.
+    group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    log = directory / "daemon.log"
+    with log.open("wb") as file:
+        process = await trio.lowlevel.open_process(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **group
+        )
+    try:
+        yield DaemonChild(process, log)
+    finally:
+        process.terminate()
+        with interruption.patience as patience:
+            patience.shield = True
+            patience.deadline = trio.current_time() + STOP_SECONDS
+            await process.wait()
+        with trio.CancelScope(shield=True):
+            process.kill()  # nothing happens if it has ended
+            await process.wait()
+
+
+@define(eq=False)
+class Relay:
+    """A TCP relay between daemon and controller that can cut the connections through it."""
+
+    url: str
+    """Where the daemon is to dial."""
+    _open: set[trio.CancelScope]
+
+    def cut(self) -> None:
+        """Close every connection at once; what is on its way in either direction is lost."""
+        for scope in self._open:
+            scope.cancel()
+
+
+@asynccontextmanager
+async def open_relay(address: str) -> AsyncIterator[Relay]:
+    """A relay to ``HOST:PORT``, on a free port of the loopback."""
+    host, _, port = address.rpartition(":")
+    pairs: set[trio.CancelScope] = set()
+
+    async def relay(near: trio.SocketStream) -> None:
+        async with near:
+            try:
+                far = await trio.open_tcp_stream(host, int(port))
+            except OSError:
+                return  # nobody listens any more
+            async with far, trio.open_nursery() as nursery:
+                pairs.add(nursery.cancel_scope)
+                try:
+                    nursery.start_soon(_forward, near, far, nursery.cancel_scope)
+                    await _forward(far, near, nursery.cancel_scope)
+                finally:
+                    pairs.discard(nursery.cancel_scope)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, relay, 0, host="127.0.0.1"))
+        yield Relay(f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/ws", pairs)
+        nursery.cancel_scope.cancel()
+
+
+async def _forward(
+    source: trio.SocketStream, sink: trio.SocketStream, pair: trio.CancelScope
+) -> None:
+    try:
+        while data := await source.receive_some(65536):
+            await sink.send_all(data)
+    except trio.BrokenResourceError:
+        pass  # cut from the other side
+    pair.cancel()
