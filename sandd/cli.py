@@ -1,7 +1,7 @@
 """The `sandd` command.
 
-Each subcommand imports what it needs when it runs: ``sandd daemon`` has no use for a controller, and
-neither has ``sandd --version``.
+Each subcommand imports what it needs when it runs: ``sandd daemon`` has no use for a controller,
+and ``sandd --version`` for nothing at all.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "demo",
         help="show everything in one go, on this machine alone",
-        description="Start a controller and a daemon on this machine, and watch them work. Takes about ten "
-        "seconds and leaves nothing behind. Exits with 0 if all that it showed held, else with 1.",
+        description="Start a controller and a daemon on this machine, and watch them work. It takes "
+        "some ten seconds and leaves nothing behind. Exits with 0 if all it showed held, else with 1.",
         allow_abbrev=False,
     )
     commands.add_parser(

@@ -1,8 +1,8 @@
 """The agent's end: a controller that daemons dial in to, and handles to run commands on them.
 
-    async with sandd.open_controller("0.0.0.0", 8765) as controller:
-        worker = await controller.wait_for_daemon("worker-1")
-        result = await worker.run("ls -la", timeout=10)
+async with sandd.open_controller("0.0.0.0", 8765) as controller:
+    worker = await controller.wait_for_daemon("worker-1")
+    result = await worker.run("ls -la", timeout=10)
 """
 
 from __future__ import annotations
@@ -108,9 +108,13 @@ async def open_controller(
     """
     secret = token.encode() if isinstance(token, str) else token
     if secret is not None and not secret.strip():
-        raise ConfigurationError("the token is empty; leave it out to take daemons from loopback only")
+        raise ConfigurationError(
+            "the token is empty; leave it out to take daemons from loopback only"
+        )
     if not 0 < heartbeat < dead_after:
-        raise ConfigurationError(f"heartbeat ({heartbeat}) must be above 0 and below dead_after ({dead_after})")
+        raise ConfigurationError(
+            f"heartbeat ({heartbeat}) must be above 0 and below dead_after ({dead_after})"
+        )
     async with open_unwrapping_nursery() as nursery:
         controller = Controller._create(
             token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after
@@ -130,7 +134,9 @@ class Controller:
         raise TypeError("use sandd.open_controller()")
 
     @classmethod
-    def _create(cls, *, token: bytes | None, insecure: bool, heartbeat: float, dead_after: float) -> Controller:
+    def _create(
+        cls, *, token: bytes | None, insecure: bool, heartbeat: float, dead_after: float
+    ) -> Controller:
         self = object.__new__(cls)
         self._router = Router()
         self._registry = Registry()
@@ -144,7 +150,7 @@ class Controller:
             heartbeat=heartbeat,
             dead_after=dead_after,
         )
-        self._listening: ListenAddress | None = None
+        self._listening = None
         self._loop_lag = 0.0
         return self
 
@@ -173,8 +179,10 @@ class Controller:
     def url(self) -> str:
         """The URL for a daemon's ``--server-url`` on this machine; elsewhere, put this machine's name in it."""
         assert self._listening is not None
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._listening.host, self._listening.host)  # noqa: S104 - compared, not bound
-        bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        # "Every address" is none that can be dialled.
+        every = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+        host = every.get(self._listening.host, self._listening.host)
+        bracketed = f"[{host}]" if ":" in host else host
         return f"ws://{bracketed}:{self._listening.port}{PATH}"
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
@@ -301,7 +309,9 @@ class Controller:
     async def _drain(self) -> None:
         """End what runs, say goodbye. Shielded and bounded."""
         self._local.close()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + KILL_GRACE + DRAIN_SECONDS):
+        with trio.CancelScope(
+            shield=True, deadline=trio.current_time() + KILL_GRACE + DRAIN_SECONDS
+        ):
             await self._local.ended()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_SECONDS):
             await self._acceptor.drain()
@@ -367,11 +377,11 @@ class Daemon:
         self,
         command: Command,
         *,
-        input: str | bytes | None = None,  # noqa: A002 - subprocess' word for it, and the contract's
+        input: str | bytes | None = None,
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it counts on the daemon, and says what was killed
+        timeout: float | None = None,
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
         max_output: int = DEFAULT_MAX_OUTPUT,
@@ -431,7 +441,7 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it counts on the daemon, and says what was killed
+        timeout: float | None = None,
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
@@ -459,8 +469,12 @@ class Daemon:
         self._check_not_gone()
         if stderr not in ("separate", "merge"):
             raise ValueError(f"stderr is {stderr!r}; it must be 'separate' or 'merge'")
-        if job_id is not None and not (0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()):
-            raise ValueError(f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters")
+        if job_id is not None and not (
+            0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()
+        ):
+            raise ValueError(
+                f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters"
+            )
         spec = commands.build_spec(
             command,
             stdin=stdin,
@@ -485,5 +499,6 @@ class Daemon:
     def _check_not_gone(self) -> None:
         if self.state is DaemonState.GONE:
             raise DaemonGone(
-                f"daemon {self.id!r}, started as {self._info.instance}, is gone; it did not run this", outcome_unknown=False
+                f"daemon {self.id!r}, started as {self._info.instance}, is gone; it did not run this",
+                outcome_unknown=False,
             )

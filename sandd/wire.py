@@ -161,7 +161,9 @@ def decode_frames(message: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Iter
             raise RemoteProtocolError(f"unknown frame type {number}")
         position += HEADER_BYTES
         if length > size - position:
-            raise RemoteProtocolError(f"frame claims {length} bytes, its message has {size - position}")
+            raise RemoteProtocolError(
+                f"frame claims {length} bytes, its message has {size - position}"
+            )
         yield Frame(frame_type, channel, view[position : position + length])
         position += length
 
@@ -184,7 +186,9 @@ def decode_data(frame: Frame) -> Data:
         raise RemoteProtocolError(f"unknown stream {number}")
     body = payload[shape.size :]
     if len(body) > MAX_DATA_BYTES:
-        raise RemoteProtocolError(f"data frame of {len(body)} bytes; at most {MAX_DATA_BYTES} are allowed")
+        raise RemoteProtocolError(
+            f"data frame of {len(body)} bytes; at most {MAX_DATA_BYTES} are allowed"
+        )
     if offset + len(body) > MAX_OFFSET:
         raise RemoteProtocolError(f"offset {offset} is out of range")
     if gap_end is not None and len(body):
@@ -192,7 +196,9 @@ def decode_data(frame: Frame) -> Data:
     return Data(stream, offset, body, kind is FrameType.FIN, gap_end)
 
 
-def encode_data(channel: int, stream: Stream, offset: int, body: Buffer, *, final: bool = False) -> EncodedFrame:
+def encode_data(
+    channel: int, stream: Stream, offset: int, body: Buffer, *, final: bool = False
+) -> EncodedFrame:
     """A DATA frame, or FIN with `final`; `body` is at most MAX_DATA_BYTES (the caller's duty)."""
     kind = FrameType.FIN if final else FrameType.DATA
     return _DATA_HEADER.pack(kind, channel, _DATA.size + len(body), stream, offset), body
@@ -254,7 +260,9 @@ class Challenge:
 
     nonce: bytes = field(validator=max_len(64))  # random, goes into the proof
     controller_id: str = field(validator=_id)  # random per controller start
-    versions: tuple[int, ...] = field(default=VERSIONS, validator=max_len(16))  # spoken by the controller
+    versions: tuple[int, ...] = field(
+        default=VERSIONS, validator=max_len(16)
+    )  # spoken by the controller
 
 
 @frozen
@@ -264,7 +272,9 @@ class Hello:
     version: int  # chosen from the Challenge's
     daemon_id: str = field(validator=_id)
     instance: str = field(validator=_id)  # random per daemon process
-    connection: int = field(validator=_offset)  # rises with every dial of the instance; the highest wins
+    connection: int = field(
+        validator=_offset
+    )  # rises with every dial of the instance; the highest wins
     hostname: str = field(default="", validator=max_len(255))
     platform: str = field(default="", validator=max_len(64))  # "linux", "darwin", "win32"
     arch: str = field(default="", validator=max_len(64))  # "x86_64", "arm64", ...
@@ -278,8 +288,12 @@ class Welcome:
     """controller -> daemon: the link is live."""
 
     version: int
-    heartbeat: float = field(default=20.0, validator=_within(0.05, 3600.0))  # ping after this silence, s
-    dead_after: float = field(default=45.0, validator=_within(0.1, 7200.0))  # no inbound for this long, s
+    heartbeat: float = field(
+        default=20.0, validator=_within(0.05, 3600.0)
+    )  # ping after this silence, s
+    dead_after: float = field(
+        default=45.0, validator=_within(0.1, 7200.0)
+    )  # no inbound for this long, s
 
 
 class RejectCode(enum.StrEnum):
@@ -366,15 +380,23 @@ class Attach:
 
     daemon_id: str = field(validator=_id)  # for the router
     job_id: str = field(validator=_id)
-    client: str = field(validator=_id)  # random per client; the same client re-attaching is no takeover
+    client: str = field(
+        validator=_id
+    )  # random per client; the same client re-attaching is no takeover
     cursors: tuple[Cursor, ...] = field(validator=max_len(len(Stream)))
     spec: bytes | None = None  # encode_spec(); compared byte for byte on a second Attach
     instance: str = field(default="", validator=_id)  # the daemon instance the spec is bound to
     role: Role = Role.OWNER
     takeover: bool = False  # become the owner even though another client is attached
-    generation: int | None = field(default=None, validator=optional(_offset))  # of the ownership being resumed; None: none yet
-    settled: int = field(default=0, validator=_offset)  # generated ids of this client below it never start again
-    tenant: str = field(default="", validator=_id)  # stamped by the router; what a client says is ignored
+    generation: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # of the ownership being resumed; None: none yet
+    settled: int = field(
+        default=0, validator=_offset
+    )  # generated ids of this client below it never start again
+    tenant: str = field(
+        default="", validator=_id
+    )  # stamped by the router; what a client says is ignored
     principal: str = field(default="", validator=_id)  # stamped by the router
 
 
@@ -386,7 +408,9 @@ class StreamState:
     base: int = field(default=0, validator=_offset)  # to client: oldest kept
     floor: int = field(default=0, validator=_offset)  # to client: acknowledged by the owner
     end: int = field(default=0, validator=_offset)  # to client: produced so far
-    start: int = field(default=0, validator=_offset)  # to client: where delivery on this channel begins
+    start: int = field(
+        default=0, validator=_offset
+    )  # to client: where delivery on this channel begins
     received: int = field(default=0, validator=_offset)  # to daemon: continue here
     max_offset: int = field(default=0, validator=_offset)  # to daemon: credit
 
@@ -425,7 +449,7 @@ class RefusedCode(enum.StrEnum):
 
 @frozen
 class Refused:
-    """daemon or router -> client: the Attach failed; the channel is closed."""
+    """daemon or router -> client: the Attach failed, or its job was forgotten; the channel is closed."""
 
     code: RefusedCode
     message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
@@ -438,7 +462,7 @@ class Away:
 
 @frozen
 class Taken:
-    """daemon -> client: another client owns the job now; the channel is closed."""
+    """daemon -> client: the job has another owner now; the channel is closed."""
 
 
 @frozen
@@ -468,11 +492,15 @@ class End:
 
     Idempotent, and valid for a job that is running, ended, or has never been heard of: then a start
     of that id which arrives later never runs. The router keeps it for a daemon that is away.
+    In the name of a client that isn't the job's owner, or is no more, it has no effect.
     """
 
     daemon_id: str = field(validator=_id)
     job_id: str = field(validator=_id)
-    grace: float | None = field(default=None, validator=optional(_seconds))  # seconds from TERM to KILL; None: as the spec says
+    grace: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds from TERM to KILL; None: as the spec says
+    client: str = field(default="", validator=_id)  # as in Attach: who leaves; "": whoever owns it
     tenant: str = field(default="", validator=_id)  # stamped by the router
 
 
@@ -530,7 +558,9 @@ class Failed:
     code: FailedCode
     message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
     errno: int = field(default=0, validator=_within(0, 65535))
-    filename: bytes | None = field(default=None, validator=optional(max_len(MAX_TEXT_LENGTH)))  # what it failed on
+    filename: bytes | None = field(
+        default=None, validator=optional(max_len(MAX_TEXT_LENGTH))
+    )  # what it failed on
     finals: Mapping[Stream, int] = field(factory=dict, validator=max_len(len(Stream)))
 
 
@@ -572,10 +602,16 @@ class CommandSpec:
     cwd: bytes | None = None  # None: the daemon's
     env: Mapping[bytes, bytes] = field(factory=dict)  # merged over the daemon's environment
     user: str | None = None  # name or uid to run as; None: the daemon's
-    timeout: float | None = field(default=None, validator=optional(_seconds))  # seconds from the spawn to the kill
-    idle_timeout: float | None = field(default=None, validator=optional(_seconds))  # seconds without any output
+    timeout: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds from the spawn to the kill
+    idle_timeout: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds without any output
     kill_grace: float = field(default=5.0, validator=_seconds)  # seconds from TERM to KILL
-    lease: float | None = field(default=None, validator=optional(_seconds))  # seconds without an owner until it is ended; None: the daemon's default
+    lease: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds without an owner until it is ended; None: the daemon's default
     on_full: OnFull = OnFull.BLOCK
     detach: bool = False  # outlives its owner from the start
 
@@ -602,7 +638,6 @@ ENUMERATIONS: Final = (
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {"command": CommandSpec}
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
-
 
 
 def _strict(expected: type) -> Callable[[Any, Any], Any]:
@@ -676,7 +711,9 @@ def _pack(value: Any) -> bytes:
 
 def _check_size(payload: Buffer, what: str) -> None:
     if len(payload) > MAX_CONTROL_BYTES:
-        raise RemoteProtocolError(f"{what} of {len(payload)} bytes; at most {MAX_CONTROL_BYTES} are allowed")
+        raise RemoteProtocolError(
+            f"{what} of {len(payload)} bytes; at most {MAX_CONTROL_BYTES} are allowed"
+        )
 
 
 def _unpack(payload: Buffer) -> Any:
@@ -710,7 +747,9 @@ def _unpack_flat(payload: Buffer) -> dict[Any, Any]:
         if 0x90 <= head <= 0x9F or head in (0xDC, 0xDD):
             value[name] = [unpacker.unpack() for _ in range(unpacker.read_array_header())]
         elif 0x80 <= head <= 0x8F or head in (0xDE, 0xDF):
-            value[name] = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header())}
+            value[name] = {
+                unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header())
+            }
         else:
             value[name] = unpacker.unpack()
     if unpacker.tell() != len(payload):

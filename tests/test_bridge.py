@@ -427,7 +427,7 @@ def test_a_second_ctrl_c_interrupts_close() -> None:
 def test_a_handlers_own_exception_interrupts_too() -> None:
     """What a program's own signal handler raises is treated as KeyboardInterrupt is."""
 
-    class Stop(Exception):  # noqa: N818 - it is none
+    class Stop(Exception):
         pass
 
     def handle(_number: int, _frame: object) -> None:

@@ -15,6 +15,7 @@ import trio.testing
 from process_tools import (
     PYTHON,
     WITHIN,
+    Outcome,
     alive,
     close_pipes,
     is_alive,
@@ -30,7 +31,7 @@ from process_tools import (
 )
 
 from sandd._core._errors import SpawnFailed
-from sandd._core.processes import ChildLost, ExitStatus, ProcessHost, open_process_host
+from sandd._core.processes import Child, ChildLost, ExitStatus, ProcessHost, open_process_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,7 @@ TREES = [
 ]
 
 
-async def start_trees(host: ProcessHost) -> tuple[list, list[bytes], list[int]]:
+async def start_trees(host: ProcessHost) -> tuple[list[Child], list[bytes], list[int]]:
     """Children with trees of all kinds, their markers, and the pids of all there is."""
     children, markers = [], []
     spawner = await the_spawner()
@@ -117,7 +118,7 @@ async def test_next_spawner_takes_over() -> None:
             assert spawner_pids() != [spawner]
 
 
-async def run_again(host: ProcessHost):  # noqa: ANN201
+async def run_again(host: ProcessHost) -> Outcome:
     """Run a command; once more if the spawner died under it."""
     try:
         return await run(host, shell("echo fine"))
@@ -187,11 +188,16 @@ async def test_terminal_and_service_manager_signals_do_not_reach_the_spawner() -
         assert spawner_pids() == [spawner]
 
 
+def start_sleep(**options: bool) -> subprocess.Popen[bytes]:
+    """A child of the test's own."""
+    return subprocess.Popen(["sleep", "1000"], **options)
+
+
 async def test_processes_of_the_daemons_own_survive_the_spawners_death() -> None:
     """The daemon's program may have children; only the spawner's are killed."""
-    before = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    before = start_sleep(start_new_session=True)
     async with open_process_host() as host:
-        during = subprocess.Popen(["sleep", "1000"])
+        during = start_sleep()
         child = await host.spawn(shell("read line"))
         spawner = await the_spawner()
         os.kill(spawner, signal.SIGKILL)
@@ -340,9 +346,8 @@ def test_death_of_the_daemon_is_noticed_though_a_fork_of_it_keeps_its_socket(
     (socket,) = [
         name
         for name in os.listdir(f"/proc/{process.pid}/fd")
-        if os.readlink(f"/proc/{process.pid}/fd/{name}").startswith("socket:") and _is_connected_to(
-            process.pid, name, spawner
-        )
+        if os.readlink(f"/proc/{process.pid}/fd/{name}").startswith("socket:")
+        and _is_connected_to(process.pid, name, spawner)
     ][:1]
     # pidfd_getfd(2): what a fork that the daemon's program made would hold.
     import ctypes

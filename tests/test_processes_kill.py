@@ -24,7 +24,7 @@ from process_tools import (
     until,
 )
 
-from sandd._core.processes import ExitStatus, open_process_host
+from sandd._core.processes import Child, ExitStatus, open_process_host
 from sandd._core.processes.process_table import children_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees")
@@ -85,7 +85,7 @@ async def test_kill_asks_those_who_left_the_group_too() -> None:
         "sys.exit())); print('ready', flush=True); time.sleep(1000)"
     )
     async with open_process_host() as host:
-        child = await host.spawn(shell(f"setsid {PYTHON} -c \"{program}\" & wait; true"))
+        child = await host.spawn(shell(f'setsid {PYTHON} -c "{program}" & wait; true'))
         assert await read_line(child.stdout) == b"ready"
         with trio.fail_after(5):
             await child.kill(grace=60)
@@ -102,6 +102,11 @@ async def test_kill_reaches_a_stopped_tree_gracefully() -> None:
             await child.kill(grace=60)
         assert await child.wait_exited() == ExitStatus(4, None)
         await close_pipes(child)
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, be it a zombie."""
+    return os.path.exists(f"/proc/{pid}")
 
 
 def _status(pid: int) -> bytes:
@@ -141,8 +146,8 @@ async def test_kill_again_with_a_shorter_grace_shortens_it() -> None:
         await close_pipes(child)
 
 
-async def _kill(child: object, grace: float) -> None:
-    await child.kill(grace=grace)  # type: ignore[attr-defined]
+async def _kill(child: Child, grace: float) -> None:
+    await child.kill(grace=grace)
 
 
 async def test_kill_goes_on_when_it_is_cancelled() -> None:
@@ -188,7 +193,7 @@ while True:
         time.sleep(0.002)
         os._exit(0)
 """
-    script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do $0 -c \"$1\" & done; echo ready; read line"
+    script = 'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do $0 -c "$1" & done; echo ready; read line'
     wanted = request("/bin/sh", "-c", script, PYTHON, storm)
     async with open_process_host() as host:
         child = await host.spawn(wanted)
@@ -321,7 +326,7 @@ async def test_pid_of_the_leader_is_not_free_before_its_tree_is_gone() -> None:
         assert await child.wait_exited() == ExitStatus(3, None)
         assert b"Z (zombie)" in _status(child.pid)
         await child.release()
-        assert not os.path.exists(f"/proc/{child.pid}")
+        assert not exists(child.pid)
         await close_pipes(child)
 
 
@@ -331,7 +336,7 @@ async def test_exit_of_a_lone_process_is_its_release() -> None:
     async with open_process_host() as host:
         child = await host.spawn(shell("exit 3"))
         await child.wait_exited()
-        assert not os.path.exists(f"/proc/{child.pid}")
+        assert not exists(child.pid)
         with trio.CancelScope() as scope:
             scope.cancel()
             with trio.CancelScope(shield=True):
@@ -342,7 +347,9 @@ async def test_exit_of_a_lone_process_is_its_release() -> None:
 @linux_only
 async def test_orphans_of_a_running_job_are_reaped_as_they_die() -> None:
     """No zombie piles up below the spawner, and the job's own status is not taken."""
-    script = "i=0; while [ $i -lt 200 ]; do (true &); i=$((i+1)); done; echo ready; read line; exit 6"
+    script = (
+        "i=0; while [ $i -lt 200 ]; do (true &); i=$((i+1)); done; echo ready; read line; exit 6"
+    )
     async with open_process_host() as host:
         child = await host.spawn(shell(script))
         assert await read_line(child.stdout) == b"ready"

@@ -62,9 +62,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def send(link: socket.socket, data: bytes, descriptors: list[int]) -> None:
     """Send with descriptors."""
-    link.sendmsg(
-        [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-    )
+    link.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))])
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=map(repr, range(len(MESSAGES))))

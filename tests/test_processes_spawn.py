@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import signal
@@ -17,12 +18,11 @@ from process_tools import (
     close_pipes,
     finish,
     linux_only,
-    read_all,
-    read_line,
     request,
     root_only,
     run,
     shell,
+    the_spawner,
 )
 
 from sandd._core._errors import SpawnFailed
@@ -233,7 +233,8 @@ else:
 async def main():
     async with open_process_host() as host:
         argv = (b"grep", b"-E", b"^Sig(Blk|Ign)", b"/proc/self/status")
-        child = await host.spawn(SpawnRequest(argv=argv, env={{b"PATH": b"/bin:/usr/bin"}}, marker=b"m"))
+        env = {{b"PATH": b"/bin:/usr/bin"}}
+        child = await host.spawn(SpawnRequest(argv=argv, env=env, marker=b"m"))
         async for chunk in child.stdout:
             print(chunk.decode(), end="")
         await child.wait_exited()
@@ -377,11 +378,12 @@ async def test_arguments_beyond_the_kernels_limit_are_told(size: int) -> None:
 async def test_arguments_just_below_the_kernels_limit_arrive() -> None:
     """A message far beyond the socket's buffer goes through whole: 1.5 MB in 12 words."""
     words = [b"%06d" % n * 20_000 for n in range(12)]
-    program = "import os, sys, hashlib; print(hashlib.md5(b''.join(map(os.fsencode, sys.argv[1:]))).hexdigest())"
+    program = (
+        "import os, sys, hashlib;"
+        "print(hashlib.md5(b''.join(map(os.fsencode, sys.argv[1:]))).hexdigest())"
+    )
     async with open_process_host() as host:
         outcome = await run(host, request(PYTHON, "-c", program, *words))
-        import hashlib
-
         assert outcome.stdout.decode().strip() == hashlib.md5(b"".join(words)).hexdigest()
         large = await run(host, request("env", env={b"LARGE": b"y" * 120_000}))
         assert b"LARGE=" + b"y" * 120_000 in large.stdout
@@ -465,11 +467,9 @@ async def test_no_descriptor_left_in_the_daemon_is_told() -> None:
 @linux_only
 async def test_no_descriptor_left_in_the_spawner_is_told() -> None:
     """EMFILE in the spawner is a typed error for that job; the others and the link live."""
-    from process_tools import spawner_pids
-
     async with open_process_host() as host:
         await run(host, shell("true"))
-        (spawner,) = spawner_pids()
+        spawner = await the_spawner()
         in_use = len(os.listdir(f"/proc/{spawner}/fd"))
         hard = resource.prlimit(spawner, resource.RLIMIT_NOFILE)[1]
         waiting = await host.spawn(shell("read line; echo $line"))
@@ -494,8 +494,6 @@ async def test_no_descriptor_left_in_the_spawner_is_told() -> None:
 @linux_only
 async def test_no_process_left_for_the_user_is_told() -> None:
     """EAGAIN of fork(2) is a typed error, and the link lives."""
-    from process_tools import spawner_pids
-
     host_program = """
 import os, resource, trio
 from sandd._core._errors import SpawnFailed
@@ -524,13 +522,3 @@ trio.run(main)
     assert outcome.stderr == b""
     assert outcome.stdout.splitlines()[0] == str(errno.EAGAIN).encode()
     assert outcome.stdout.splitlines()[1] == b"ExitStatus(code=0, signal=None)"
-    assert spawner_pids() == []
-
-
-async def test_read_line_helper_sees_lines() -> None:
-    """The helper that other tests rest on returns one line at a time."""
-    async with open_process_host() as host:
-        child = await host.spawn(shell("echo one; echo two"))
-        assert [await read_line(child.stdout) for _ in range(2)] == [b"one", b"two"]
-        assert await read_all(child.stdout) == b""
-        await finish(child)

@@ -30,7 +30,6 @@ class Machine:
     def __init__(self) -> None:
         self.table: dict[int, Process] = {}
         self.markers: dict[int, bytes] = {}
-        self.looks = 0
         self.trees = SubreaperTrees(
             children=self.children,
             entry=self.table.get,
@@ -49,41 +48,48 @@ class Machine:
         marker: bytes | None = None,
         dead: bool = False,
     ) -> None:
+        """A process, with a session of its own unless told otherwise."""
         session = session or pid
         self.table[pid] = Process(pid, parent, session, session, began, dead, 1)
         if marker is not None:
             self.markers[pid] = marker
 
     def die(self, pid: int) -> None:
+        """It becomes a zombie, and its children the spawner's."""
         self.table[pid] = self.table[pid]._replace(is_dead=True)
         for child in [each for each in self.table.values() if each.parent == pid]:
             self.table[child.pid] = child._replace(parent=SPAWNER)
 
     def children(self) -> list[int]:
-        self.looks += 1
+        """The spawner's, zombies included."""
         return [each.pid for each in self.table.values() if each.parent == SPAWNER]
 
     def collect(self, pid: int) -> bool:
+        """Reap it if it is dead."""
         if self.table[pid].is_dead:
             del self.table[pid]
             return True
         return False
 
     def descend(self, roots: list[int]) -> list[Process]:
+        """The living below these, and they."""
         found = [self.table[pid] for pid in roots if not self.table[pid].is_dead]
         for process in found:
             found += [each for each in self.table.values() if each.parent == process.pid]
         return found
 
     def start(self, pid: int, *, began: int = 100) -> Tree:
+        """A job's leader."""
         self.add(pid, began=began, marker=b"job-%d" % pid)
         return self.trees.add(pid, b"job-%d" % pid, began)
 
     def is_empty(self, tree: Tree) -> bool:
+        """After a look."""
         self.trees.refresh()
         return self.trees.is_empty(tree)
 
     def members(self, tree: Tree) -> set[int]:
+        """Their pids."""
         return {process.pid for process in self.trees.members(tree)}
 
 

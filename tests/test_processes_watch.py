@@ -173,9 +173,12 @@ class FakeQueue:
         self.drained = 0
 
     def fileno(self) -> int:
+        """A number that select(2) is not asked about."""
         return 99
 
-    def control(self, changes: list[dict[str, object]] | None, _max: int, *_: float) -> list[object]:
+    def control(
+        self, changes: list[dict[str, object]] | None, _max: int, *_: float
+    ) -> list[object]:
         if changes is None:
             self.drained += 1
             return []

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from process_tools import PYTHON, close_pipes, finish, is_alive, read_line, request, run, shell
-from process_tools import linux_only
+from process_tools import (
+    PYTHON,
+    close_pipes,
+    finish,
+    is_alive,
+    linux_only,
+    read_line,
+    request,
+    run,
+    shell,
+)
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest
@@ -25,7 +34,7 @@ pytestmark = linux_only
 
 
 class GroupJobObject:
-    """What Windows' kernel does for a Job Object, done with a session."""
+    """What Windows' kernel does for a Job Object, done with a session; see `JobObject`."""
 
     made: list[GroupJobObject] = []  # noqa: RUF012 - emptied by the fixture
 
@@ -104,7 +113,12 @@ async def test_kill_asks_then_ends_the_whole_job(host: ProcessHost) -> None:
 
 async def test_kill_returns_early_where_the_asking_was_enough(host: ProcessHost) -> None:
     """A program that ends on Ctrl-Break keeps its own exit code."""
-    program = "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(4))\nprint('ready', flush=True)\ntime.sleep(1000)"
+    program = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(4))
+print("ready", flush=True)
+time.sleep(1000)
+"""
     child = await host.spawn(request(PYTHON, "-c", program))
     assert await read_line(child.stdout) == b"ready"
     with trio.fail_after(5):
@@ -182,7 +196,7 @@ async def test_process_that_no_job_object_takes_never_runs(
 ) -> None:
     """It is killed while it is suspended, and its pipes are closed."""
 
-    def refuse(self: GroupJobObject, pid: int) -> None:  # noqa: ARG001
+    def refuse(self: GroupJobObject, pid: int) -> None:
         raise OSError(errno.EACCES, "Access is denied")
 
     monkeypatch.setattr(GroupJobObject, "adopt", refuse)
@@ -194,17 +208,23 @@ async def test_process_that_no_job_object_takes_never_runs(
 async def test_leaving_the_host_ends_everything() -> None:
     """Whatever runs is dead after the block, and an exception comes out as itself."""
     error = KeyError("mine")
-    with pytest.raises(KeyError) as caught:
+    children = []
+
+    async def fail() -> None:
         async with open_windows_process_host(
             open_process=open_in_session, create_job=GroupJobObject
         ) as host:
             child = await host.spawn(shell("trap '' INT TERM; sleep 1000 & echo ready; read line"))
+            children.append(child)
             assert await read_line(child.stdout) == b"ready"
             assert "returncode None" in repr(child)
             raise error
+
+    with pytest.raises(KeyError) as caught:
+        await fail()
     assert caught.value is error
-    assert not is_alive(child.pid)
-    await close_pipes(child)
+    assert not is_alive(children[0].pid)
+    await close_pipes(children[0])
 
 
 async def test_real_job_objects_exist_on_windows_only() -> None:

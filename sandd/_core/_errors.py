@@ -34,7 +34,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent bytes that the protocol forbids; its connection is closed, nothing else is touched."""
 
 
-class ConnectionLost(SanddError):  # noqa: N818 - the field's name for it; "ConnectionLostError" says nothing more
+class ConnectionLost(SanddError):
     """One WebSocket connection ended. Jobs outlive it; only the link layer sees this."""
 
     def __init__(self, message: str, *, code: int | None = None) -> None:
@@ -43,11 +43,11 @@ class ConnectionLost(SanddError):  # noqa: N818 - the field's name for it; "Conn
         """WebSocket close code, where the peer sent one."""
 
 
-class DaemonNotFound(SanddError, LookupError, ValueError):  # noqa: N818 - public contract
+class DaemonNotFound(SanddError, LookupError, ValueError):
     """No daemon of that id is registered. Nothing ran."""
 
 
-class DaemonGone(SanddError):  # noqa: N818 - public contract
+class DaemonGone(SanddError):
     """The daemon instance that held the job is gone for good (restarted, left, or its lease passed)."""
 
     def __init__(self, message: str, *, outcome_unknown: bool = True) -> None:
@@ -56,15 +56,15 @@ class DaemonGone(SanddError):  # noqa: N818 - public contract
         """True: the work may have run, in part or whole. False: it certainly never started."""
 
 
-class JobNotFound(SanddError, LookupError):  # noqa: N818 - public contract
+class JobNotFound(SanddError, LookupError):
     """The daemon holds no job of that id: it never existed, was forgotten, or belongs to somebody else."""
 
 
-class JobIdConflict(SanddError):  # noqa: N818 - public contract
+class JobIdConflict(SanddError):
     """The job id is taken by a job with another spec. Nothing ran."""
 
 
-class CommandTimeout(SanddError, TimeoutError):  # noqa: N818 - public contract
+class CommandTimeout(SanddError, TimeoutError):
     """The command did not finish within its time-out; what was started has been killed."""
 
     def __init__(
@@ -77,7 +77,7 @@ class CommandTimeout(SanddError, TimeoutError):  # noqa: N818 - public contract
         """True: it ran and was killed. False: it never started. None: unknown (the daemon is away)."""
 
 
-class CommandFailed(SanddError):  # noqa: N818 - public contract
+class CommandFailed(SanddError):
     """With ``check=True``: the command ran and did not succeed; `result` says how."""
 
     def __init__(self, message: str, *, result: CommandResult) -> None:
@@ -85,16 +85,18 @@ class CommandFailed(SanddError):  # noqa: N818 - public contract
         self.result = result
 
 
-class OutputGap(SanddError):  # noqa: N818 - public contract
+class OutputGap(SanddError):
     """Bytes ``start`` to ``end`` of a stream were dropped, as asked for; reading goes on behind them."""
 
     def __init__(self, start: int, end: int) -> None:
-        super().__init__(f"bytes {start} to {end} were dropped before they could be read; read on for the rest")
+        super().__init__(
+            f"bytes {start} to {end} were dropped before they could be read; read on for the rest"
+        )
         self.start = start
         self.end = end
 
 
-class SpawnFailed(SanddError, OSError):  # noqa: N818 - public contract
+class SpawnFailed(SanddError, OSError):
     """The daemon could not start the program (no such file, not executable, bad cwd, ...). Nothing ran.
 
     ``errno``, ``strerror`` and ``filename`` are those of the daemon's machine.
@@ -110,11 +112,11 @@ class SpawnFailed(SanddError, OSError):  # noqa: N818 - public contract
         return f"[{name}] {self.strerror}{target}"
 
 
-class JobTaken(SanddError):  # noqa: N818 - sibling of the contract's names
+class JobTaken(SanddError):
     """Another client took the job over; this attachment is over. The job goes on under its new owner."""
 
 
-class RequestRefused(SanddError):  # noqa: N818 - public contract
+class RequestRefused(SanddError):
     """The daemon or controller declined the request; `reason` says why. Nothing ran."""
 
     def __init__(self, reason: str) -> None:

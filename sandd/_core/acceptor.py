@@ -15,12 +15,12 @@ from sandd._core.link import ID_IN_USE_RETRY, judge_hello
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, NEVER, Pump, receive_control, send_control
 from sandd._core.registry import MAX_DAEMONS, DaemonInfo, Registry
-from sandd._core.router import DaemonLink, Router
 from sandd.wire import DaemonState, RejectCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.router import DaemonLink, Router
     from sandd._core.transport import Connection
 
 log = get_logger("daemons")
@@ -81,7 +81,9 @@ class Acceptor:
         except ConnectionLost as error:
             log.info("connection_lost", remote=connection.remote, reason=str(error))
 
-    async def _hear_hello(self, connection: Connection, challenge: wire.Challenge) -> wire.Control | wire.Unknown:
+    async def _hear_hello(
+        self, connection: Connection, challenge: wire.Challenge
+    ) -> wire.Control | wire.Unknown:
         with trio.move_on_after(HANDSHAKE_SECONDS):
             await send_control(connection, challenge)
             return await receive_control(connection)
@@ -91,13 +93,19 @@ class Acceptor:
         """Whether the id is this daemon's to hold; None: it is, and nobody else holds it now."""
         while True:
             if self.draining:
-                return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
+                return wire.Reject(
+                    RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS
+                )
             record = self.registry.get(hello.daemon_id)
             if record is None and len(self.registry) >= MAX_DAEMONS:
-                return wire.Reject(RejectCode.BUSY, f"the controller knows {MAX_DAEMONS} daemons already", 60.0)
+                return wire.Reject(
+                    RejectCode.BUSY, f"the controller knows {MAX_DAEMONS} daemons already", 60.0
+                )
             if record is not None and record.info.instance == hello.instance:
                 if hello.connection <= record.connection:
-                    return wire.Reject(RejectCode.STALE, "a newer connection of this daemon is known", 0.0)
+                    return wire.Reject(
+                        RejectCode.STALE, "a newer connection of this daemon is known", 0.0
+                    )
                 if record.pump is not None:
                     record.pump.close("superseded by a newer connection of the same daemon")
                 return None
@@ -138,12 +146,16 @@ class Acceptor:
             connected_at=time.time(),
         )
         self.registry.online(info, hello.connection, link, pump)
-        log.info("daemon_connected", daemon_id=info.id, remote=connection.remote, instance=info.instance)
+        log.info(
+            "daemon_connected", daemon_id=info.id, remote=connection.remote, instance=info.instance
+        )
         self.after_message()
         try:
             # By itself, before the pump sends what has been scheduled since the daemon counts as online.
             with trio.fail_after(HANDSHAKE_SECONDS):
-                await send_control(connection, wire.Welcome(hello.version, self.heartbeat, self.dead_after))
+                await send_control(
+                    connection, wire.Welcome(hello.version, self.heartbeat, self.dead_after)
+                )
             await pump.run()
         except trio.TooSlowError:
             log.info("daemon_disconnected", daemon_id=info.id, reason="it did not take the Welcome")
@@ -172,7 +184,9 @@ class Acceptor:
         self.draining = True
         for record in self.registry:
             if record.link is not None and record.pump is not None:
-                record.link.control(0, wire.Goodbye("the controller is closing", DRAIN_RETRY_SECONDS))
+                record.link.control(
+                    0, wire.Goodbye("the controller is closing", DRAIN_RETRY_SECONDS)
+                )
                 record.pump.wake()
         async with trio.open_nursery() as nursery:
             for record in self.registry:

@@ -6,12 +6,16 @@ this class, because offsets, acks and credit mean the same in both directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
-from sandd._core.streams import ReceiveWindow, SendCursor
-from sandd.wire import Data, EncodedFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sandd._core.streams import ReceiveWindow, SendCursor
+    from sandd.wire import Data, EncodedFrame
 
 
 class Channel:
@@ -40,7 +44,9 @@ class Channel:
         """Take the payload of a DATA, FIN or GAP frame."""
         window = self.receive.get(data.stream)
         if window is None or (data.gap_end is not None and data.stream in wire.TO_DAEMON):
-            raise RemoteProtocolError(f"{data.stream.name} does not flow this way on channel {self.number}")
+            raise RemoteProtocolError(
+                f"{data.stream.name} does not flow this way on channel {self.number}"
+            )
         window.on_data(data)
 
     def on_window(self, message: wire.Window) -> None:
@@ -48,7 +54,9 @@ class Channel:
         for entry in message.streams:
             cursor = self.send.get(entry.stream)
             if cursor is None:
-                raise RemoteProtocolError(f"{entry.stream.name} is not sent on channel {self.number}")
+                raise RemoteProtocolError(
+                    f"{entry.stream.name} is not sent on channel {self.number}"
+                )
             cursor.on_window(entry.ack, entry.max_offset)
             if self.holds:
                 cursor.log.acknowledge(entry.ack)
@@ -56,7 +64,9 @@ class Channel:
     @property
     def pending(self) -> bool:
         """Whether there is anything to send."""
-        return any(w.update_due for w in self.receive.values()) or any(c.pending for c in self.send.values())
+        return any(w.update_due for w in self.receive.values()) or any(
+            c.pending for c in self.send.values()
+        )
 
     def next_urgent(self) -> EncodedFrame | None:
         """Acks and credit that are due, all in one frame; then events or ops."""

@@ -222,8 +222,8 @@ class Client:
 
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
-        if job.sent and job.error is None:
-            message = wire.End(job.daemon_id, job.id, grace)
+        if job.sent and job.error is None and job.role is Role.OWNER:
+            message = wire.End(job.daemon_id, job.id, grace, self.id)
             self.scheduler.control(wire.encode_control(0, message))
 
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
@@ -266,9 +266,16 @@ class Client:
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance
             if message.state is DaemonState.ONLINE and other:
-                self.close(job, DaemonGone(f"daemon {job.daemon_id!r} was restarted; its jobs ended with the old process"))
+                self.close(
+                    job,
+                    DaemonGone(
+                        f"daemon {job.daemon_id!r} was restarted; its jobs ended with the old process"
+                    ),
+                )
             elif message.state is DaemonState.GONE and job.sent:
-                self.close(job, DaemonGone(f"daemon {job.daemon_id!r} is gone, and its jobs with it"))
+                self.close(
+                    job, DaemonGone(f"daemon {job.daemon_id!r} is gone, and its jobs with it")
+                )
             elif message.state is not DaemonState.ONLINE:
                 self._detach(job)
             else:
@@ -295,13 +302,19 @@ class Client:
 
     def _attach(self, job: ClientJob) -> None:
         daemon = self.daemons.get(job.daemon_id)
-        if daemon is None or daemon.state is not DaemonState.ONLINE or job.state is not AttachState.WAITING:
+        if (
+            daemon is None
+            or daemon.state is not DaemonState.ONLINE
+            or job.state is not AttachState.WAITING
+        ):
             return
         first = not job.sent
         job.instance = job.instance or daemon.instance
         number, self._next_channel = self._next_channel, self._next_channel + 1
         windows = [
-            ReceiveWindow.open(stream, log, wire.MESSAGE_WINDOW if stream is Stream.EVENTS else WINDOW_BYTES)
+            ReceiveWindow.open(
+                stream, log, wire.MESSAGE_WINDOW if stream is Stream.EVENTS else WINDOW_BYTES
+            )
             for stream, log in job.receive_logs.items()
         ]
         cursors = []
@@ -309,9 +322,17 @@ class Client:
             # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
             eager = first and job.sequence is not None
             cursors = [
-                SendCursor(Stream.OPS, job.ops, job.ops.floor, wire.MESSAGE_WINDOW if eager else job.ops.floor),
                 SendCursor(
-                    Stream.INPUT, job.input, job.input.floor, wire.INITIAL_INPUT_BYTES if eager else job.input.floor
+                    Stream.OPS,
+                    job.ops,
+                    job.ops.floor,
+                    wire.MESSAGE_WINDOW if eager else job.ops.floor,
+                ),
+                SendCursor(
+                    Stream.INPUT,
+                    job.input,
+                    job.input.floor,
+                    wire.INITIAL_INPUT_BYTES if eager else job.input.floor,
                 ),
             ]
         job.channel = Channel(number, send=cursors, receive=windows)
@@ -376,7 +397,9 @@ class Client:
         for cursor in job.channel.send.values():
             state = states.get(cursor.stream) or wire.StreamState(cursor.stream)
             if not cursor.log.base <= state.received <= cursor.log.end:
-                raise RemoteProtocolError(f"the daemon continues {cursor.stream.name} where we can't")
+                raise RemoteProtocolError(
+                    f"the daemon continues {cursor.stream.name} where we can't"
+                )
             cursor.sent = max(cursor.sent, state.received)
             cursor.max_offset = max(cursor.max_offset, state.max_offset)
         job.state = AttachState.ATTACHED

@@ -58,13 +58,21 @@ def build_spec(
 ) -> wire.CommandSpec:
     """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
     shell = isinstance(command, str | bytes)
-    argv = (_encode(command),) if isinstance(command, str | bytes) else tuple(_encode(part) for part in command)
+    argv = (
+        (_encode(command),)
+        if isinstance(command, str | bytes)
+        else tuple(_encode(part) for part in command)
+    )
     if not argv or not argv[0]:
-        raise ValueError("the command is empty: give a text for the shell, or a list of a program and its arguments")
+        raise ValueError(
+            "the command is empty: give a text for the shell, or a list of a program and its arguments"
+        )
     environment = {_encode(key): _encode(value) for key, value in (env or {}).items()}
     for part in (*argv, *environment, *environment.values()):
         if b"\0" in part:
-            raise ValueError("a NUL byte can't be passed to a process, neither in its arguments nor its environment")
+            raise ValueError(
+                "a NUL byte can't be passed to a process, neither in its arguments nor its environment"
+            )
     if any(not key or b"=" in key for key in environment):
         raise ValueError("names of environment variables are not empty and hold no '='")
     return wire.CommandSpec(
@@ -112,7 +120,8 @@ def start(
         return link.open(daemon_id, spec, job_id=job_id, input_data=input_data, sinks=sinks)
     except LocalProtocolError as error:
         raise SpawnFailed(
-            _E2BIG, f"arguments and environment are too large ({error}): pass large data by stdin or in a file"
+            _E2BIG,
+            f"arguments and environment are too large ({error}): pass large data by stdin or in a file",
         ) from error
 
 
@@ -150,7 +159,9 @@ async def run(
     result = collect(handle, collectors)
     if result.outcome is Outcome.TIMED_OUT:
         limit = f"{timeout} s" if options.get("idle_timeout") is None else "its time-out"
-        raise CommandTimeout(f"the command did not finish within {limit} and was killed", result=result)
+        raise CommandTimeout(
+            f"the command did not finish within {limit} and was killed", result=result
+        )
     if options.get("check") and not result.success:
         raise CommandFailed(
             f"the command ended with {result.signal or f'exit code {result.exit_code}'}: {result.stderr[-500:]!r}",
@@ -168,11 +179,17 @@ async def wait_begun(handle: JobHandle, timeout: float | None) -> None:
     await handle.leave(0.0)
     if handle.job.started is not None:
         # It started after all, while we were taking it back, and was killed.
-        raise CommandTimeout(f"the command was started only after its time-out of {timeout} s, and killed")
+        raise CommandTimeout(
+            f"the command was started only after its time-out of {timeout} s, and killed"
+        )
     never = not handle.job.sent or isinstance(handle.job.result, wire.Failed)
     raise CommandTimeout(
         f"the command was not started within its time-out of {timeout} s"
-        + ("" if never else "; the daemon is away: should it have been started, it is ended on the daemon's return"),
+        + (
+            ""
+            if never
+            else "; the daemon is away: should it have been started, it is ended on the daemon's return"
+        ),
         started=False if never else None,
     )
 
@@ -198,8 +215,39 @@ def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> Comman
 
 
 _SIGNALS: Final = frozenset(
-    "ABRT ALRM BUS CHLD CONT FPE HUP ILL INT IO KILL PIPE PROF PWR QUIT SEGV STOP SYS TERM TRAP TSTP TTIN TTOU "
-    "URG USR1 USR2 VTALRM WINCH XCPU XFSZ BREAK".split()
+    [
+        "ABRT",
+        "ALRM",
+        "BUS",
+        "CHLD",
+        "CONT",
+        "FPE",
+        "HUP",
+        "ILL",
+        "INT",
+        "IO",
+        "KILL",
+        "PIPE",
+        "PROF",
+        "PWR",
+        "QUIT",
+        "SEGV",
+        "STOP",
+        "SYS",
+        "TERM",
+        "TRAP",
+        "TSTP",
+        "TTIN",
+        "TTOU",
+        "URG",
+        "USR1",
+        "USR2",
+        "VTALRM",
+        "WINCH",
+        "XCPU",
+        "XFSZ",
+        "BREAK",
+    ]
 )
 
 
@@ -208,5 +256,7 @@ def normal_signal(name: str | signal.Signals) -> str:
     text = name.name if isinstance(name, signal.Signals) else str(name).upper()
     text = text.removeprefix("SIG")
     if text not in _SIGNALS:
-        raise ValueError(f"{name!r} is not the name of a signal; use one like 'TERM', 'INT' or 'KILL'")
+        raise ValueError(
+            f"{name!r} is not the name of a signal; use one like 'TERM', 'INT' or 'KILL'"
+        )
     return text

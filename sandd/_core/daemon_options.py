@@ -69,18 +69,38 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         argument_default=None,
         allow_abbrev=False,
     )
-    parser.add_argument("-s", "--server-url", metavar="URL", help="controller to dial, e.g. ws://host:8765/ws")
-    parser.add_argument("-d", "--daemon-id", metavar="ID", help="name of this daemon (default: host name and a suffix)")
     parser.add_argument(
-        "-l", "--label", action="append", dest="labels", metavar="KEY=VALUE", help="label, may be given often"
+        "-s", "--server-url", metavar="URL", help="controller to dial, e.g. ws://host:8765/ws"
     )
-    parser.add_argument("--token-file", metavar="FILE", help="file that holds the token the controller asks for")
+    parser.add_argument(
+        "-d",
+        "--daemon-id",
+        metavar="ID",
+        help="name of this daemon (default: host name and a suffix)",
+    )
+    parser.add_argument(
+        "-l",
+        "--label",
+        action="append",
+        dest="labels",
+        metavar="KEY=VALUE",
+        help="label, may be given often",
+    )
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="file that holds the token the controller asks for"
+    )
     parser.add_argument("--state-dir", metavar="DIR", help="directory of this daemon's own")
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
-    parser.add_argument("--log-level", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (default: info)")
+    parser.add_argument(
+        "--log-level", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (default: info)"
+    )
     parser.add_argument("--log-format", metavar="FORMAT", help="text or json (default: text)")
-    parser.add_argument("--reconnect-max", metavar="SECONDS", help="longest wait between dials (default: 30)")
-    parser.add_argument("--max-running", metavar="N", help="jobs at once (default: min(256, open files / 8))")
+    parser.add_argument(
+        "--reconnect-max", metavar="SECONDS", help="longest wait between dials (default: 30)"
+    )
+    parser.add_argument(
+        "--max-running", metavar="N", help="jobs at once (default: min(256, open files / 8))"
+    )
     parser.add_argument("--version", action="version", version=f"sandd {version}")
     return parser
 
@@ -89,7 +109,11 @@ def parse_daemon_options(
     arguments: Sequence[str], environment: Mapping[str, str], *, prog: str, version: str
 ) -> DaemonOptions:
     """The options in force. ConfigurationError, in one line, for whatever can't be used."""
-    given = {k: v for k, v in vars(build_parser(prog, version).parse_args(list(arguments))).items() if v is not None}
+    given = {
+        k: v
+        for k, v in vars(build_parser(prog, version).parse_args(list(arguments))).items()
+        if v is not None
+    }
     for name, variables in _VARIABLES.items():
         for variable in variables:
             if name not in given and environment.get(variable):
@@ -115,21 +139,29 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _build(given: dict[str, Any]) -> DaemonOptions:
     url = str(given.get("server_url") or "")
     if not url:
-        raise ConfigurationError("no controller to dial: give --server-url ws://HOST:PORT/ws, or set SANDD_SERVER_URL")
+        raise ConfigurationError(
+            "no controller to dial: give --server-url ws://HOST:PORT/ws, or set SANDD_SERVER_URL"
+        )
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise ConfigurationError(f"--server-url {url!r} is not usable: it must look like ws://HOST:PORT/ws or wss://...")
+        raise ConfigurationError(
+            f"--server-url {url!r} is not usable: it must look like ws://HOST:PORT/ws or wss://..."
+        )
     if parts.path in ("", "/"):
         url = parts._replace(path="/ws").geturl()
     daemon_id = given.get("daemon_id")
     labels = _labels(given.get("labels"))
-    problem = (check_daemon_id(str(daemon_id)) if daemon_id is not None else None) or check_labels(labels)
+    problem = (check_daemon_id(str(daemon_id)) if daemon_id is not None else None) or check_labels(
+        labels
+    )
     if problem:
         raise ConfigurationError(problem)
     token_file = given.get("token_file")
     state_dir = given.get("state_dir")
     max_running = given.get("max_running")
-    log_format = _one_of("--log-format", str(given.get("log_format", "text")).lower(), ("text", "json"))
+    log_format = _one_of(
+        "--log-format", str(given.get("log_format", "text")).lower(), ("text", "json")
+    )
     return DaemonOptions(
         server_url=url,
         daemon_id=None if daemon_id is None else str(daemon_id),
@@ -139,7 +171,9 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         log_level=_one_of("--log-level", str(given.get("log_level", "info")).lower(), LOG_LEVELS),
         log_format="json" if log_format == "json" else "text",
         reconnect_max=_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),
-        max_running=None if max_running is None else int(_number("--max-running", max_running, least=1)),
+        max_running=None
+        if max_running is None
+        else int(_number("--max-running", max_running, least=1)),
     )
 
 
@@ -150,7 +184,9 @@ def read_token(path: Path) -> bytes:
     except OSError as error:
         raise ConfigurationError(f"can't read the token file {path}: {error.strerror}") from error
     if not token or len(token) > MAX_TOKEN_BYTES:
-        raise ConfigurationError(f"the token file {path} is empty, or larger than {MAX_TOKEN_BYTES} bytes")
+        raise ConfigurationError(
+            f"the token file {path} is empty, or larger than {MAX_TOKEN_BYTES} bytes"
+        )
     return token
 
 

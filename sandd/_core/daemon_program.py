@@ -32,7 +32,9 @@ DRAIN_SECONDS: Final = 8.0
 """On SIGTERM, seconds for everything: jobs, their last events, the farewell."""
 
 
-async def run_daemon(options: DaemonOptions, *, version: str, stop_requested: Callable[[], bool]) -> None:
+async def run_daemon(
+    options: DaemonOptions, *, version: str, stop_requested: Callable[[], bool]
+) -> None:
     """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
 
     Raises:
@@ -66,7 +68,11 @@ async def run_daemon(options: DaemonOptions, *, version: str, stop_requested: Ca
                     daemon_version=version,
                 )
                 dialer = Dialer(
-                    options.server_url, identity, options.token, runner, Backoff(maximum=options.reconnect_max)
+                    options.server_url,
+                    identity,
+                    options.token,
+                    runner,
+                    Backoff(maximum=options.reconnect_max),
                 )
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)

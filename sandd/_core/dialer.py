@@ -101,7 +101,9 @@ class Dialer:
         finally:
             self._pump = self._link = None
             self.live = trio.Event()
-        raise AssertionError("a pump ends by an error")  # pragma: no cover - says so to the type checker
+        raise AssertionError(
+            "a pump ends by an error"
+        )  # pragma: no cover - says so to the type checker
 
     async def _introduce(self, connection: Connection) -> wire.Welcome:
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
@@ -110,11 +112,15 @@ class Dialer:
             await send_control(connection, hello)
             answer = await receive_control(connection)
         if scope.cancelled_caught:
-            raise ConnectionLost(f"{self.url} accepted the connection, but did not answer within {HANDSHAKE_SECONDS} s")
+            raise ConnectionLost(
+                f"{self.url} accepted the connection, but did not answer within {HANDSHAKE_SECONDS} s"
+            )
         if isinstance(answer, wire.Reject):
             raise Rejected(answer)
         if not isinstance(answer, wire.Welcome):
-            raise RemoteProtocolError(f"the controller answered with {type(answer).__name__}, not with Welcome")
+            raise RemoteProtocolError(
+                f"the controller answered with {type(answer).__name__}, not with Welcome"
+            )
         return answer
 
     async def _pump_link(self, connection: Connection, welcome: wire.Welcome) -> None:
@@ -143,12 +149,16 @@ class Dialer:
     def _after_reject(self, error: Rejected) -> float:
         reject = error.reject
         if reject.code is RejectCode.UNAUTHENTICATED:
-            raise AuthenticationFailed(reject.message or "the controller refused our credentials") from error
+            raise AuthenticationFailed(
+                reject.message or "the controller refused our credentials"
+            ) from error
         if reject.code in (RejectCode.BAD_HELLO, RejectCode.BAD_VERSION):
             raise RequestRefused(f"the controller refuses this daemon: {reject.message}") from error
         retry_after = reject.retry_after
         if reject.code is RejectCode.ID_IN_USE:
             retry_after = max(retry_after or 0.0, LEAST_ID_WAIT)
         wait = self.backoff.after_failure(retry_after)
-        log.warning("rejected", code=reject.code.value, reason=reject.message, retry_in=round(wait, 2))
+        log.warning(
+            "rejected", code=reject.code.value, reason=reject.message, retry_in=round(wait, 2)
+        )
         return wait

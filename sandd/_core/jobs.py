@@ -1,4 +1,4 @@
-"""The daemon's half of the protocol: which jobs exist, who is attached, what goes to whom.
+r"""The daemon's half of the protocol: which jobs exist, who is attached, what goes to whom.
 
 Sans-IO. A shell feeds in frames (`JobTable.receive`), what the processes do (`Job.write`, ...) and
 the clock (`JobTable.tick`), and acts on the `Effect`s it is handed back.
@@ -10,8 +10,7 @@ the clock (`JobTable.tick`), and acts on the `Effect`s it is handed back.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
@@ -21,7 +20,6 @@ from sandd._core.channels import Channel
 from sandd._core.scheduler import Scheduler
 from sandd._core.streams import (
     RING_BYTES,
-    WINDOW_BYTES,
     ByteReceiveLog,
     ByteSendLog,
     MessageReceiveLog,
@@ -33,6 +31,9 @@ from sandd._core.streams import (
 )
 from sandd._core.tombstones import JobKey, Tombstones, parse
 from sandd.wire import JobState, OnFull, RefusedCode, Role, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 INPUT_WINDOW: Final = 256 * wire.KIB
 """Credit on INPUT: what the daemon may hold for a child that doesn't read."""
@@ -139,7 +140,13 @@ class Job:
         return op
 
     def exited(
-        self, *, code: int | None, signal: int | None, outcome: wire.Outcome, seconds: float, pipes_held: bool
+        self,
+        *,
+        code: int | None,
+        signal: int | None,
+        outcome: wire.Outcome,
+        seconds: float,
+        pipes_held: bool,
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
         self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals()))
@@ -149,7 +156,8 @@ class Job:
     ) -> None:
         """There is no exit status: the job couldn't be started, or its fate is unknown."""
         text = message[: wire.MAX_TEXT_LENGTH]
-        self._end(wire.Failed(code, text, errno, filename, self._finals()))
+        name = None if filename is None else filename[: wire.MAX_TEXT_LENGTH]
+        self._end(wire.Failed(code, text, errno, name, self._finals()))
 
     def _finals(self) -> dict[Stream, int]:
         finals = {}
@@ -162,6 +170,7 @@ class Job:
         if self.state is JobState.ENDED:
             raise LocalProtocolError("the job has ended already")
         self.state = JobState.ENDED
+        self.unowned_seconds = 0.0  # from here on it counts towards the retention
         self._emit(event)
 
     def _emit(self, event: wire.Event) -> None:
@@ -175,7 +184,7 @@ class Job:
     @property
     def attachments(self) -> Iterable[Attachment]:
         """Everyone attached: the owner first."""
-        return ((self.owner, *self.viewers) if self.owner is not None else tuple(self.viewers))
+        return (self.owner, *self.viewers) if self.owner is not None else tuple(self.viewers)
 
     def _announce(self) -> None:
         for attachment in self.attachments:
@@ -183,16 +192,15 @@ class Job:
             attachment.link.dirty = True
 
 
-def _check_cursors(job: Job | None, message: wire.Attach) -> None:
-    """RemoteProtocolError for offsets no honest client can ask for; before anything is changed."""
+def _check_cursors(message: wire.Attach) -> None:
+    """RemoteProtocolError for streams no honest client can ask for; before anything is changed."""
     seen = set()
     for cursor in message.cursors:
         if cursor.stream not in wire.TO_CLIENT or cursor.stream in seen:
-            raise RemoteProtocolError(f"Attach asks for {cursor.stream.name} twice, or the wrong way")
+            raise RemoteProtocolError(
+                f"Attach asks for {cursor.stream.name} twice, or the wrong way"
+            )
         seen.add(cursor.stream)
-        end = 0 if job is None else job.sends[cursor.stream].end
-        if cursor.offset is not None and cursor.offset > end:
-            raise RemoteProtocolError(f"Attach at {cursor.offset} of {cursor.stream.name}, which ends at {end}")
 
 
 @define(eq=False)
@@ -253,7 +261,7 @@ class JobTable:
         if attachment is None:
             return []
         data = wire.decode_data(frame)
-        if data.stream is Stream.OPS and not data.final:
+        if data.stream is Stream.OPS and (len(data.body) or not data.final):
             wire.decode_op(data.body)  # a bad one is refused here, before it counts as received
         attachment.channel.on_data(data)
         return [(attachment.job, Effect.OPS if data.stream is Stream.OPS else Effect.INPUT)]
@@ -264,7 +272,9 @@ class JobTable:
             raise RemoteProtocolError(f"frame for channel {channel}, which was never opened")
         return link.attachments.get(channel)
 
-    def _control(self, link: DaemonLink, channel: int, message: wire.Control | wire.Unknown, now: float) -> Effects:
+    def _control(
+        self, link: DaemonLink, channel: int, message: wire.Control | wire.Unknown, now: float
+    ) -> Effects:
         match message:
             case wire.Attach():
                 return self._attach(link, channel, message, now)
@@ -285,7 +295,9 @@ class JobTable:
             case wire.Unknown():
                 return []
             case _:
-                raise RemoteProtocolError(f"{type(message).__name__} on channel {channel} is not for a daemon")
+                raise RemoteProtocolError(
+                    f"{type(message).__name__} on channel {channel} is not for a daemon"
+                )
 
     # -- attach and detach
 
@@ -294,11 +306,11 @@ class JobTable:
             raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
         link.last_channel = number
         link.dirty = True
+        _check_cursors(message)
         key = (message.tenant, message.job_id)
         self.tombstones.settle(message.tenant, message.client, message.settled)
         effects: Effects = []
         job = self.jobs.get(key)
-        _check_cursors(job, message)
         if job is None:
             answer = self._create(key, message, now)
             if isinstance(answer, wire.Refused):
@@ -322,13 +334,21 @@ class JobTable:
         return effects
 
     def _create(self, key: JobKey, message: wire.Attach, now: float) -> Job | wire.Refused:
-        if message.spec is None:
+        if (
+            message.spec is None
+            or message.generation is not None
+            or any(c.offset for c in message.cursors)
+        ):
+            # The client means a job it has been attached to; a new one in its place isn't that.
             if message.instance and message.instance != self.instance:
-                return wire.Refused(RefusedCode.LOST, "the daemon was restarted; the job ended with its old process")
+                return wire.Refused(
+                    RefusedCode.LOST, "the daemon was restarted; the job ended with its old process"
+                )
             return wire.Refused(RefusedCode.JOB_NOT_FOUND, "no such job on this daemon")
         if message.instance != self.instance:
             return wire.Refused(
-                RefusedCode.LOST, "the job was first sent to another instance of this daemon; it is not run again"
+                RefusedCode.LOST,
+                "the job was first sent to another instance of this daemon; it is not run again",
             )
         if self.tombstones.holds(key, now):
             return wire.Refused(RefusedCode.ENDED, "a job of this id was ended and forgotten")
@@ -343,21 +363,29 @@ class JobTable:
 
     def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
         if message.spec is not None and message.spec != job.spec_bytes:
-            return wire.Refused(RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec")
-        if message.role is not Role.OWNER or message.takeover:
-            return None
-        if message.generation is not None and message.generation != job.generation:
-            return wire.Refused(RefusedCode.TAKEN, "another client took the job over")
-        if job.owner is not None and job.client != message.client:
-            return wire.Refused(RefusedCode.BUSY, "another client is attached as the owner")
+            return wire.Refused(
+                RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec"
+            )
+        if message.role is Role.OWNER and not message.takeover:
+            if message.generation is not None and message.generation != job.generation:
+                return wire.Refused(RefusedCode.TAKEN, "another client took the job over")
+            if job.owner is not None and job.client != message.client:
+                return wire.Refused(RefusedCode.BUSY, "another client is attached as the owner")
+        for cursor in message.cursors:
+            end = job.sends[cursor.stream].end
+            if cursor.offset is not None and cursor.offset > end:
+                return wire.Refused(
+                    RefusedCode.DENIED,
+                    f"offset {cursor.offset} of {cursor.stream.name}, which ends at {end} so far",
+                )
         return None
 
     def _own(self, job: Job, attachment: Attachment, message: wire.Attach) -> None:
         previous = job.owner
         if previous is not None:
             self._unlink(previous)
-            if job.client != message.client:
-                previous.link.control(previous.channel.number, wire.Taken())
+            # Also to the same client: it may have attached twice, and waits on that channel.
+            previous.link.control(previous.channel.number, wire.Taken())
         if job.client and job.client != message.client:
             job.generation += 1
         job.client = message.client
@@ -370,18 +398,23 @@ class JobTable:
         for asked in message.cursors:
             log = job.sends[asked.stream]
             start = log.base if asked.offset is None else asked.offset
-            cursors.append(SendCursor(asked.stream, log, start, max(asked.max_offset, start)))
+            cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
         windows = []
         if owner:
             windows = [
                 ReceiveWindow.open(Stream.OPS, job.ops, wire.MESSAGE_WINDOW),
-                ReceiveWindow.open(Stream.INPUT, job.input, INPUT_WINDOW),
+                # Behind the end of input nobody can add any, so nothing is granted there.
+                ReceiveWindow.open(
+                    Stream.INPUT, job.input, INPUT_WINDOW if job.input.final is None else 0
+                ),
             ]
         return Channel(number, send=cursors, receive=windows, holds=owner)
 
     def _attached(self, job: Job, attachment: Attachment) -> wire.Attached:
         states = [
-            wire.StreamState(c.stream, base=c.log.base, floor=c.log.floor, end=c.log.end, start=c.sent)
+            wire.StreamState(
+                c.stream, base=c.log.base, floor=c.log.floor, end=c.log.end, start=c.sent
+            )
             for c in attachment.channel.send.values()
         ]
         states += [
@@ -410,10 +443,14 @@ class JobTable:
         key = (message.tenant, message.job_id)
         job = self.jobs.get(key)
         if job is None:
-            self.tombstones.bury(key, now)
+            self.tombstones.forestall(key, now)
+            return []
+        if message.client and message.client != job.client:
             return []
         job.end_requested = True
         if job.state is JobState.ENDED:
+            if message.client and job.owner is not None:
+                self._unlink(job.owner)  # who leaves need not be told
             return self._forget(job, now)
         return self.stop(job, wire.Outcome.CANCELLED, message.grace)
 
@@ -440,6 +477,8 @@ class JobTable:
     def _forget(self, job: Job, now: float) -> Effects:
         for attachment in list(job.attachments):
             self._unlink(attachment)
+            refused = wire.Refused(RefusedCode.ENDED, "the job was ended and forgotten")
+            attachment.link.control(attachment.channel.number, refused)
         del self.jobs[job.key]
         self.tombstones.bury(job.key, now)
         return [(job, Effect.FORGOTTEN)]

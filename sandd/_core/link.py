@@ -13,14 +13,16 @@ import hashlib
 import hmac
 import random
 import re
-from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd.wire import RejectCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 DAEMON_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 """Ids go into file names, metric labels and command lines, so they stay plain."""
@@ -68,7 +70,10 @@ def check_labels(labels: Mapping[str, str]) -> str | None:
         return f"{len(labels)} labels; a daemon may have {wire.MAX_LABELS}"
     for key, value in labels.items():
         if not key or max(len(key), len(value)) > LABEL_LENGTH or not (key + value).isprintable():
-            return f"label {key[:80]!r} is not usable: keys and values are printable, of at most {LABEL_LENGTH} characters"
+            return (
+                f"label {key[:80]!r} is not usable: keys and values are printable, "
+                f"of at most {LABEL_LENGTH} characters"
+            )
     return None
 
 
@@ -102,7 +107,9 @@ def answer_challenge(
 ) -> wire.Hello:
     """The daemon's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
     if not isinstance(challenge, wire.Challenge):
-        raise RemoteProtocolError(f"the controller opened with {type(challenge).__name__}, not with a Challenge")
+        raise RemoteProtocolError(
+            f"the controller opened with {type(challenge).__name__}, not with a Challenge"
+        )
     common = set(challenge.versions) & set(wire.VERSIONS)
     if not common:
         raise RemoteProtocolError(
@@ -134,9 +141,13 @@ def judge_hello(
     `trusted_peer`: the peer is on loopback, or `insecure` was asked for.
     """
     if not isinstance(hello, wire.Hello):
-        raise RemoteProtocolError(f"the daemon opened with {type(hello).__name__}, not with a Hello")
+        raise RemoteProtocolError(
+            f"the daemon opened with {type(hello).__name__}, not with a Hello"
+        )
     if hello.version not in wire.VERSIONS:
-        return wire.Reject(RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}")
+        return wire.Reject(
+            RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}"
+        )
     problem = check_daemon_id(hello.daemon_id) or check_labels(hello.labels)
     if problem is not None or not hello.instance:
         return wire.Reject(RejectCode.BAD_HELLO, problem or "an instance is needed")
@@ -152,7 +163,8 @@ def judge_hello(
     identity = Identity(hello.daemon_id, hello.instance, hello.labels)
     if not hmac.compare_digest(hello.proof, prove(token, challenge, identity, hello.connection)):
         return wire.Reject(
-            RejectCode.UNAUTHENTICATED, "the daemon's token is missing or wrong: see its option --token-file"
+            RejectCode.UNAUTHENTICATED,
+            "the daemon's token is missing or wrong: see its option --token-file",
         )
     return None
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sandd import wire
-from sandd._core._errors import DaemonGone, RemoteProtocolError, RequestRefused, SanddError, SpawnFailed
+from sandd._core._errors import (
+    DaemonGone,
+    RemoteProtocolError,
+    RequestRefused,
+    SanddError,
+    SpawnFailed,
+)
 from sandd._core.client import AttachState, Client, ClientJob
 from sandd._core.router import DaemonLink, Router
 from sandd.wire import FailedCode, Stream
@@ -122,7 +128,9 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
         case FailedCode.CANCELLED:
             return RequestRefused(f"job {job.id} on daemon {job.daemon_id!r}: {failed.message}")
         case FailedCode.LOST:
-            return DaemonGone(f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}")
+            return DaemonGone(
+                f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}"
+            )
 
 
 class LocalLink:
@@ -158,7 +166,10 @@ class LocalLink:
         input_data: bytes | None = None,
         sinks: Mapping[Stream, Sink] | None = None,
     ) -> JobHandle:
-        """Start a job; output goes to the `sinks` as it arrives, or waits for a reader. With `input_data` its stdin is that, then its end; else it stays open for a writer."""
+        """Start a job; output goes to the `sinks` as it arrives, or waits for a reader.
+
+        With `input_data` its stdin is that, then its end; without, it stays open for a writer.
+        """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
         capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
@@ -248,4 +259,3 @@ class LocalLink:
             handle = self._handles.get(job)
             if handle is not None:
                 handles.add(handle)
-

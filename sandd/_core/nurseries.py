@@ -34,7 +34,9 @@ async def open_unwrapping_nursery() -> AsyncIterator[trio.Nursery]:
         raise failure
 
 
-def _unwrap(group: BaseExceptionGroup[BaseException], body_error: BaseException | None) -> BaseException:
+def _unwrap(
+    group: BaseExceptionGroup[BaseException], body_error: BaseException | None
+) -> BaseException:
     errors = list(_leaves(group))
     others = [error for error in errors if error is not body_error]
     if body_error is not None and len(others) < len(errors):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import signal as _signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from sandd import wire
+from sandd._core._errors import OutputGap
 from sandd._core.commands import normal_signal, wait_begun
 from sandd._core.results import ExitStatus
 from sandd._core.streams import Gap
-from sandd._core._errors import OutputGap
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import AsyncIterator, Mapping
 
     from sandd._core.local_link import JobHandle
@@ -45,7 +45,9 @@ class _InputStream(trio.abc.SendStream):
             job = self._handle.job
             position = 0
             while position < len(view):
-                await self._handle.until(lambda: job.input.room > 0 or self._closed or self._handle.ended)
+                await self._handle.until(
+                    lambda: job.input.room > 0 or self._closed or self._handle.ended
+                )
                 self._check()
                 chunk = view[position : position + job.input.room]
                 job.input.append(chunk)
@@ -105,7 +107,9 @@ class _OutputStream(trio.abc.ReceiveStream):
             self._check()
             await trio.lowlevel.checkpoint()
             await self._handle.until(
-                lambda: self._log.readable or self._log.at_end or self._closed or self._handle.closed
+                lambda: (
+                    self._log.readable or self._log.at_end or self._closed or self._handle.closed
+                )
             )
             self._check()
             if self._log.readable:
@@ -116,7 +120,9 @@ class _OutputStream(trio.abc.ReceiveStream):
                 return chunk
             if self._log.at_end:
                 return b""
-            raise trio.BrokenResourceError("the job was lost before its output ended") from self._handle.job.error
+            raise trio.BrokenResourceError(
+                "the job was lost before its output ended"
+            ) from self._handle.job.error
 
     async def aclose(self) -> None:
         """Stop reading; what the process writes from now on is thrown away."""
@@ -182,7 +188,9 @@ class Process:
     def stderr(self) -> trio.abc.ReceiveStream:
         """The process' standard error. Not there with ``stderr="merge"``."""
         if self._stderr is None:
-            raise trio.ClosedResourceError('this process was opened with stderr="merge": read stdout')
+            raise trio.ClosedResourceError(
+                'this process was opened with stderr="merge": read stdout'
+            )
         return self._stderr
 
     async def wait(self) -> ExitStatus:

@@ -184,7 +184,9 @@ class Pump:
             await trio.sleep_until(planned)
             now = trio.current_time()
             if self._scheduler.overrun:
-                raise ConnectionLost("the peer does not read: too many control messages wait for it")
+                raise ConnectionLost(
+                    "the peer does not read: too many control messages wait for it"
+                )
             if now - planned > max(OWN_LAG, interval):
                 self._liveness.lagged(now - planned)
                 continue

@@ -122,7 +122,11 @@ class Registry:
         record = self._records.get(daemon_id)
         if record is None or record.state is DaemonState.GONE:
             known = sorted(r.info.id for r in self if r.state is not DaemonState.GONE)
-            hint = f"known are {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}" if known else "none is connected"
+            hint = (
+                f"known are {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}"
+                if known
+                else "none is connected"
+            )
             raise DaemonNotFound(f"daemon {daemon_id!r} not found: {hint}")
         return record
 
@@ -169,7 +173,11 @@ class Registry:
     def online(self, info: DaemonInfo, connection: int, link: DaemonLink, pump: Pump) -> None:
         """The daemon has a live link, perhaps its first, perhaps in the place of another."""
         known = self._records.get(info.id)
-        resumed = known is not None and known.state is not DaemonState.GONE and known.info.instance == info.instance
+        resumed = (
+            known is not None
+            and known.state is not DaemonState.GONE
+            and known.info.instance == info.instance
+        )
         if known is not None and not resumed and known.state is not DaemonState.GONE:
             self._tell(DaemonEvent("lost", info.id, known.info))
         self._records[info.id] = DaemonRecord(info, DaemonState.ONLINE, connection, link, pump)
@@ -186,7 +194,11 @@ class Registry:
         record.link = record.pump = None
         record.state = state
         record.since = trio.current_time()
-        self._tell(DaemonEvent("away" if state is DaemonState.AWAY else "lost", link.daemon_id, record.info))
+        self._tell(
+            DaemonEvent(
+                "away" if state is DaemonState.AWAY else "lost", link.daemon_id, record.info
+            )
+        )
 
     def expire(self) -> list[tuple[str, bool]]:
         """(id, forgotten) of daemons that were away too long, or gone long enough to be forgotten."""

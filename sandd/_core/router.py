@@ -18,7 +18,7 @@ from attrs import define, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.scheduler import Scheduler
-from sandd.wire import DaemonState, EncodedFrame, Frame, FrameType, RefusedCode, Stream
+from sandd.wire import DaemonState, EncodedFrame, Frame, FrameType, RefusedCode
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it the oldest is dropped, and the job's lease ends it."""
@@ -106,7 +106,7 @@ class Router:
         self.dirty: set[RouterLink] = set()
         """Links for which something was scheduled; the shell empties it."""
         self._status: dict[str, wire.DaemonStatus] = {}
-        self._ends: OrderedDict[tuple[str, str, str], wire.End] = OrderedDict()
+        self._ends: OrderedDict[tuple[str, str, str, str], wire.End] = OrderedDict()
 
     # -- links come and go
 
@@ -217,7 +217,9 @@ class Router:
                 self._forward(route.client, route.to_client, frame, data)
             return
         message = wire.decode_control(frame)
-        if not isinstance(message, wire.Attached | wire.Refused | wire.Taken | wire.Window | wire.Unknown):
+        if not isinstance(
+            message, wire.Attached | wire.Refused | wire.Taken | wire.Window | wire.Unknown
+        ):
             raise RemoteProtocolError(f"{type(message).__name__} is not for a daemon to send")
         if route is None:
             return
@@ -255,7 +257,9 @@ class Router:
         daemon.control(daemon.last_channel, stamped)
 
     def _end(self, link: ClientLink, message: wire.End) -> None:
-        stamped = wire.End(message.daemon_id, message.job_id, message.grace, link.tenant)
+        stamped = wire.End(
+            message.daemon_id, message.job_id, message.grace, message.client, link.tenant
+        )
         daemon = self.daemons.get(message.daemon_id)
         if daemon is not None:
             self._send_end(daemon, stamped)
@@ -267,7 +271,7 @@ class Router:
         daemon.ends.append(message)
 
     def _keep(self, end: wire.End) -> None:
-        self._ends[end.daemon_id, end.tenant, end.job_id] = end
+        self._ends[end.daemon_id, end.tenant, end.job_id, end.client] = end
         if len(self._ends) > MAX_END_INTENTS:
             self._ends.popitem(last=False)
 

@@ -55,6 +55,8 @@ class RunningJob:
     room_ready: trio.Event = field(factory=trio.Event)
     has_slot: bool = False
     """It counts among those that run at once."""
+    is_refused: bool = False
+    """It could not even be asked for, and the job has been told."""
     begun: Child | None = None
     """Asked for, but not yet known to be started."""
     began_at: float = 0.0
@@ -66,13 +68,16 @@ class RunningJob:
 class JobRunner:
     """All running jobs of a daemon. Its nursery owns their tasks."""
 
-    def __init__(self, table: JobTable, host: ProcessHost, nursery: trio.Nursery, *, max_running: int) -> None:
+    def __init__(
+        self, table: JobTable, host: ProcessHost, nursery: trio.Nursery, *, max_running: int
+    ) -> None:
         self._table = table
         self._host = host
         self._nursery = nursery
         self._slots = trio.CapacityLimiter(max_running)
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
+        self._one_ended = trio.Event()
         self._starting = False
         """A start is under way whose answer has not been sent."""
 
@@ -166,7 +171,8 @@ class JobRunner:
         for job in list(self._running):
             self.act(self._table.stop(job, Outcome.CANCELLED, grace))
         while self._running:
-            await trio.sleep(0.01)
+            self._one_ended = trio.Event()
+            await self._one_ended.wait()
 
     # -- one job
 
@@ -182,7 +188,10 @@ class JobRunner:
                 job.failed(FailedCode.LOST, f"the daemon failed to supervise it: {error!r}")
         finally:
             del self._running[job]
-            self.act(self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else [])
+            self._one_ended.set()
+            self.act(
+                self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else []
+            )
 
     def _begin(self, running: RunningJob) -> None:
         """Ask for the process right away, if it is its turn; its task takes over from there."""
@@ -193,13 +202,14 @@ class JobRunner:
             try:
                 running.begun = self._host.begin(spawn_request(running.job, self._table.instance))
             except SpawnFailed as error:
+                running.is_refused = True
                 _tell_spawn_failure(running.job, error)
 
     async def _run_in_turn(self, running: RunningJob) -> None:
         job = running.job
         child: Child | None = None
         try:
-            if job.state is JobState.ENDED:
+            if running.is_refused:
                 self.flush()
                 return
             with running.queue_scope:
@@ -282,7 +292,9 @@ class JobRunner:
                 job.failed(FailedCode.LOST, lost)
             else:
                 await child.release(sweep=not job.detached or job.end_outcome is not None)
-                outcome = job.end_outcome or (Outcome.EXITED if status.signal is None else Outcome.SIGNALED)
+                outcome = job.end_outcome or (
+                    Outcome.EXITED if status.signal is None else Outcome.SIGNALED
+                )
                 job.exited(
                     code=status.code,
                     signal=status.signal,
@@ -335,7 +347,7 @@ class JobRunner:
                 break
             running.last_output = trio.current_time()
             pumps.progressed(len(chunk), running.last_output)
-            job.write(stream, chunk)
+            job.write(stream, memoryview(chunk))
             self.flush()
         job.finish(stream)
         pumps.done()
@@ -402,7 +414,9 @@ class _Countdown:
             now = trio.current_time()
             # Quiet for the whole grace; or past the grace, and more than the exited process can have left.
             quiet_until = max(exited_at, self._last_progress) + DRAIN_SECONDS
-            if now >= quiet_until or (now >= exited_at + DRAIN_SECONDS and self._bytes - before > DRAIN_BYTES):
+            if now >= quiet_until or (
+                now >= exited_at + DRAIN_SECONDS and self._bytes - before > DRAIN_BYTES
+            ):
                 return False
             self._changed = trio.Event()
             with trio.move_on_at(min(quiet_until, now + DRAIN_SECONDS)):
@@ -417,7 +431,6 @@ def _tell_spawn_failure(job: Job, error: SpawnFailed) -> None:
 
 async def _kill(child: Child, grace: float) -> None:
     await child.kill(grace=grace)
-
 
 
 # ---- what to spawn -------------------------------------------------------------------------------
@@ -453,7 +466,9 @@ def shell_argv(text: bytes) -> tuple[bytes, ...]:
 @functools.cache
 def base_environment() -> Mapping[bytes, bytes]:
     """The daemon's environment as its children get it: without what configures the daemon, secrets included."""
-    return {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items() if not k.startswith("SANDD_")}
+    return {
+        os.fsencode(k): os.fsencode(v) for k, v in os.environ.items() if not k.startswith("SANDD_")
+    }
 
 
 def _user_environment(user: str) -> dict[bytes, bytes]:
@@ -466,5 +481,10 @@ def _user_environment(user: str) -> dict[bytes, bytes]:
         entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
     except KeyError:
         return {}
-    values = {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name, "SHELL": entry.pw_shell}
+    values = {
+        "HOME": entry.pw_dir,
+        "USER": entry.pw_name,
+        "LOGNAME": entry.pw_name,
+        "SHELL": entry.pw_shell,
+    }
     return {key.encode(): os.fsencode(value) for key, value in values.items()}

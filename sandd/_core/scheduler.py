@@ -11,10 +11,12 @@ them bounded by small windows, so they can't starve the rest); then data, one fr
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sandd import wire
-from sandd.wire import Buffer, EncodedFrame
+
+if TYPE_CHECKING:
+    from sandd.wire import Buffer, EncodedFrame
 
 BATCH_BYTES: Final = 256 * wire.KIB
 """A message is closed once it holds this much: about what the socket buffers anyway."""

@@ -44,10 +44,13 @@ def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirect
             try:
                 lock = _lock(chosen)
             except OSError as error:
-                raise ConfigurationError(f"can't use the state directory {chosen}: {error}") from error
+                raise ConfigurationError(
+                    f"can't use the state directory {chosen}: {error}"
+                ) from error
             if lock is None:
                 raise ConfigurationError(
-                    f"the state directory {chosen} belongs to another running daemon; give this one its own (--state-dir)"
+                    f"the state directory {chosen} belongs to another running daemon; "
+                    "give this one its own (--state-dir)"
                 )
             stack.enter_context(lock)
             yield StateDirectory(chosen)
@@ -77,7 +80,9 @@ def state_home() -> Path:
 
 def default_daemon_id(chosen: Path | None) -> str:
     """The host's name and a random suffix, the same after a restart if the directory can be written."""
-    host = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in socket.gethostname())
+    host = "".join(
+        c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in socket.gethostname()
+    )
     fresh = f"{(host.strip('._-') or 'daemon')[:100]}-{secrets.token_hex(3)}"
     with contextlib.suppress(OSError):
         directory = chosen if chosen is not None else state_home()

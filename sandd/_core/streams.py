@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, frozen
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
-from sandd.wire import Buffer, Data, EncodedFrame, Stream
+
+if TYPE_CHECKING:
+    from sandd.wire import Buffer, Data, EncodedFrame, Stream
 
 RING_BYTES: Final = 256 * wire.KIB
 """Unacknowledged bytes a sender holds per stream before its source has to wait."""
@@ -42,7 +44,9 @@ class SendLog(ABC):
     above the floor is freed.
     """
 
-    def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False) -> None:
+    def __init__(
+        self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False
+    ) -> None:
         self.capacity = capacity
         """Units above the floor that may be held; None: whatever the caller appends (it owns the memory)."""
         self.retain = retain
@@ -109,7 +113,9 @@ class SendLog(ABC):
 class ByteSendLog(SendLog):
     """A log of bytes in one ring; freeing its front is cheap."""
 
-    def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False) -> None:
+    def __init__(
+        self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False
+    ) -> None:
         super().__init__(capacity=capacity, retain=retain, dropping=dropping)
         self._bytes = bytearray()
 
@@ -194,7 +200,9 @@ class SendCursor:
     def on_window(self, ack: int, max_offset: int) -> None:
         """Take the receiver's ack and credit; RemoteProtocolError if either breaks the rules."""
         if ack > self.sent:
-            raise RemoteProtocolError(f"ack {ack} of {self.stream.name} is beyond what was sent ({self.sent})")
+            raise RemoteProtocolError(
+                f"ack {ack} of {self.stream.name} is beyond what was sent ({self.sent})"
+            )
         if ack < self.ack or max_offset < self.max_offset:
             raise RemoteProtocolError(f"ack or credit of {self.stream.name} went down")
         self.ack = ack
@@ -351,7 +359,9 @@ class ReceiveWindow:
     def on_data(self, data: Data) -> None:
         """Take one frame; RemoteProtocolError if it exceeds the credit or doesn't continue the stream."""
         units = len(data.body)
-        if data.gap_end is not None or (self.stream in wire.MESSAGE_STREAMS and (units or not data.final)):
+        if data.gap_end is not None or (
+            self.stream in wire.MESSAGE_STREAMS and (units or not data.final)
+        ):
             units = 1
         if data.offset + units > self.max_offset:
             raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.max_offset}")
@@ -364,7 +374,9 @@ class ReceiveWindow:
         if self.log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
         unacked = self.log.consumed - self.acked
-        threshold = self.window // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
+        threshold = (
+            self.window // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
+        )
         return unacked >= min(threshold, self.window) > 0
 
     def update(self) -> wire.StreamWindow:

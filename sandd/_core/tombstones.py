@@ -16,7 +16,9 @@ from attrs import define, field
 KEEP_SECONDS: Final = 24 * 3600.0
 """A user-chosen id can be used again after this long."""
 MAX_CHOSEN: Final = 100_000
-"""User-chosen ids remembered; while full, new ones are refused rather than old ones forgotten."""
+"""User-chosen ids remembered; while full, new ones are refused rather than old ones forgotten.
+
+Also a client's generated ids above its floor; beyond it the floor rises, so again none runs twice."""
 MAX_CLIENTS: Final = 10_000
 """Clients remembered; the one unheard of for longest is forgotten first."""
 
@@ -68,6 +70,12 @@ class Tombstones:
         if floor:
             self._client(tenant, client).raise_floor(floor)
 
+    def forestall(self, key: JobKey, now: float) -> None:
+        """The id was never heard of, and shall not be: a start of it that arrives later is refused."""
+        self._expire(now)
+        if parse(key[1]) is not None or not self.full:  # while full, no chosen id starts anyway
+            self.bury(key, now)
+
     def bury(self, key: JobKey, now: float) -> None:
         """The id is used up from now on."""
         generated = parse(key[1])
@@ -79,6 +87,8 @@ class Tombstones:
         client = self._client(key[0], generated[0])
         if generated[1] >= client.floor:
             client.above.add(generated[1])
+            if len(client.above) > MAX_CHOSEN:
+                client.raise_floor(sorted(client.above)[MAX_CHOSEN // 2])
 
     def holds(self, key: JobKey, now: float) -> bool:
         """Whether the id was used up."""

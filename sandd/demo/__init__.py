@@ -1,4 +1,4 @@
-"""``sandd demo``: a controller, a daemon and real work on one machine, shown and checked step by step.
+"""``sandd demo``: a controller, a daemon and real work on one machine, step by step.
 
 The steps are in `sandd.demo.steps`, and use nothing that isn't public: they may serve as examples.
 Whatever one says of its outcome it has verified.
@@ -40,7 +40,7 @@ STEP_SECONDS: Final = 40.0
 def run_demo() -> int:
     """Show everything; returns the exit code: 0 if all that was shown held, 1 if not.
 
-    128 and the signal's number after Ctrl-C or SIGTERM. In every case no process and no file is left.
+    After Ctrl-C or SIGTERM it is 128 and the signal's number. No process and no file is ever left.
     """
     return trio.run(_demo)
 
@@ -65,6 +65,7 @@ async def _demo() -> int:
 
 
 async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interruption) -> None:
+    worker: sandd.Daemon | None = None
     with tempfile.TemporaryDirectory(prefix="sandd-demo-", ignore_cleanup_errors=True) as path:
         async with (
             sandd.open_controller(port=0) as controller,
@@ -80,7 +81,6 @@ async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interrupt
                     worker = await _wait_for_daemon(controller, child)
                     return f"the daemon {worker.id!r}, process {child.process.pid}, has dialled in"
 
-                worker: sandd.Daemon | None = None
                 outcomes.append(await _step(screen, "The start", start))
                 if worker is None:
                     return

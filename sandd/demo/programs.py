@@ -1,4 +1,4 @@
-"""What the demo asks its daemon to run: Python programs of a few lines, the same on every platform."""
+"""What the demo has its daemon run: small Python programs, the same on every platform."""
 
 from __future__ import annotations
 

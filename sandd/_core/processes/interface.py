@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import trio
 
 
-class ChildLost(SanddError):  # noqa: N818 - sibling of DaemonGone and ConnectionLost
+class ChildLost(SanddError):
     """The spawner died, or its host was left, with this child running; its whole tree was killed.
 
     It may have run in part or whole, and it has no exit status: none is ever made up.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sandd._core.processes.interface import SpawnRequest
 
 POLL_SECONDS = 0.02
-"""How often a dying tree is looked at; a Job Object tells its emptiness by completion ports only."""
+"""How often a dying tree is looked at: a Job Object tells of its end by completion ports only."""
 LEAVE_SECONDS = 5.0
 """Bound of ending everything when the host is left. The kernel finishes it in any case."""
 _CREATE_SUSPENDED = 0x4
@@ -167,7 +167,7 @@ class WindowsChild(Child):
         self._gone.set()
 
     async def _wait_empty(self) -> None:
-        while self._job.active_processes():
+        while self._job.active_processes():  # noqa: ASYNC110 - see POLL_SECONDS
             await trio.sleep(POLL_SECONDS)
 
     def _send_break(self) -> None:
@@ -290,7 +290,7 @@ async def open_windows_process_host(
     open_process: OpenProcess = _open_suspended,
     create_job: Callable[[], JobObject] = _create_job,
 ) -> AsyncIterator[ProcessHost]:
-    """See `sandd._core.processes.open_process_host`. The arguments are for tests on other systems."""
+    """See `sandd._core.processes.open_process_host`. The arguments are for tests elsewhere."""
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
