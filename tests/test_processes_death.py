@@ -35,6 +35,7 @@ from sandd._core.processes import Child, ChildLost, ExitStatus, ProcessHost, ope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees"),
@@ -188,9 +189,9 @@ async def test_terminal_and_service_manager_signals_do_not_reach_the_spawner() -
         assert spawner_pids() == [spawner]
 
 
-def start_sleep(**options: bool) -> subprocess.Popen[bytes]:
+def start_sleep(*, start_new_session: bool = False) -> subprocess.Popen[bytes]:
     """A child of the test's own."""
-    return subprocess.Popen(["sleep", "1000"], **options)
+    return subprocess.Popen(["sleep", "1000"], start_new_session=start_new_session)
 
 
 async def test_processes_of_the_daemons_own_survive_the_spawners_death() -> None:
@@ -228,7 +229,7 @@ async def test_two_hosts_in_one_process_do_not_disturb_each_other() -> None:
 
 
 async def test_spawner_that_does_not_come_up_fails_spawns_with_nothing_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A spawn is refused (EAGAIN) when the spawner dies before it served anybody; later ones work."""
     good = sys.executable
@@ -307,7 +308,7 @@ trio.run(main)
 
 
 @pytest.fixture
-def daemon() -> Iterator[tuple[subprocess.Popen, bytes]]:
+def daemon() -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
     """A daemon in a process of its own, with all kinds of trees, and their marker."""
     marker = os.urandom(8).hex()
     process = subprocess.Popen(
@@ -324,7 +325,7 @@ def daemon() -> Iterator[tuple[subprocess.Popen, bytes]]:
 
 @pytest.mark.parametrize("name", ["KILL", "SEGV"])
 def test_death_of_the_daemon_kills_every_job(
-    daemon: tuple[subprocess.Popen, bytes], name: str
+    daemon: tuple[subprocess.Popen[bytes], bytes], name: str
 ) -> None:
     """However it dies, every process of every job is dead within a second, and so is the spawner."""
     process, marker = daemon
@@ -338,7 +339,7 @@ def test_death_of_the_daemon_kills_every_job(
 
 
 def test_death_of_the_daemon_is_noticed_though_a_fork_of_it_keeps_its_socket(
-    daemon: tuple[subprocess.Popen, bytes],
+    daemon: tuple[subprocess.Popen[bytes], bytes],
 ) -> None:
     """The spawner watches the process, not only the socket."""
     process, _ = daemon
@@ -376,7 +377,7 @@ def _is_connected_to(pid: int, descriptor: str, spawner: int) -> bool:
     return bool({number - 1, number + 1} & others)
 
 
-def test_stopped_daemon_loses_nothing(daemon: tuple[subprocess.Popen, bytes]) -> None:
+def test_stopped_daemon_loses_nothing(daemon: tuple[subprocess.Popen[bytes], bytes]) -> None:
     """SIGSTOP of the daemon ends no job."""
     process, marker = daemon
     before = sorted(alive(marker))

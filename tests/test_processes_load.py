@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from process_tools import (
+    Outcome,
     alive,
     close_pipes,
     finish,
@@ -123,7 +124,7 @@ async def test_requests_queued_when_the_spawner_dies_have_not_run() -> None:
         before = open_files()
         spawner = await the_spawner()
         os.kill(spawner, signal.SIGSTOP)
-        ended = []
+        ended: list[Outcome | str] = []
 
         async def run_one() -> None:
             try:

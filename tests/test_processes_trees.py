@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -221,7 +223,7 @@ def test_looking_after_orphans_takes_a_tenth_of_the_time(
 ) -> None:
     """After a look that took 10 ms the next one is due 100 ms later."""
     clock = iter([5.0, 5.01])
-    monkeypatch.setattr(job_trees.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(job_trees, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     machine.trees.refresh()
     assert machine.trees.refresh_due(5.01) == pytest.approx(0.1)
     assert machine.trees.refresh_due(6.0) == 0
@@ -389,12 +391,16 @@ def test_marker_is_read_from_the_first_and_from_later_variables() -> None:
         process = subprocess.Popen(["/bin/sleep", "1000"], env=env)
         try:
             # Popen returns in the middle of execve(2).
-            until_sync(lambda pid=process.pid: read_marker(pid) != process_table.NOT_YET)
+            until_sync(partial(_has_executed, process.pid))
             assert read_marker(process.pid) == expected
         finally:
             process.kill()
             process.wait()
     assert read_marker(process.pid) is None
+
+
+def _has_executed(pid: int) -> bool:
+    return read_marker(pid) != process_table.NOT_YET
 
 
 # ---- culling --------------------------------------------------------------------------------------
@@ -415,7 +421,7 @@ def test_cull_against_an_endless_storm_ends_its_round(monkeypatch: pytest.Monkey
     pids = iter(range(10, 10_000_000))
     clock = iter(number / 100 for number in range(1000))
     killed: list[int] = []
-    monkeypatch.setattr(culling.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(culling, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(
         culling,
         "send_signal",

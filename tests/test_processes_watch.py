@@ -8,6 +8,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,7 +75,7 @@ def test_each_exit_is_told_once_and_the_zombie_stays(start: Callable[[str], int]
 def test_watch_is_readable_when_it_has_something_to_say(start: Callable[[str], int]) -> None:
     """Its descriptor fits into any selector."""
     watch = open_exit_watch()
-    pid = start("read line")
+    pid = start("exec sleep 1000")
     watch.add(pid)
     assert select.select([watch], [], [], 0)[0] == []
     os.kill(pid, signal.SIGKILL)
@@ -147,17 +149,19 @@ def test_peek_without_waitid_reaps(
 ) -> None:
     """macOS with Python before 3.13 can't look without reaping; the status is right all the same."""
     monkeypatch.delattr(os, "waitid", raising=False)
-    seen = []
     pid = start(script)
-    until_sync(lambda: seen.append(peek(pid)) or seen[-1] is not None)
-    assert seen[-1] == expected
+    seen = None
+    while seen is None:
+        seen = peek(pid)
+        time.sleep(0.001)
+    assert seen == expected
     with pytest.raises(ChildProcessError):
         peek(pid)
 
 
 def test_systems_without_a_watch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clear error, not a hang."""
-    monkeypatch.setattr(exit_watch.sys, "platform", "sunos5")
+    monkeypatch.setattr(exit_watch, "sys", SimpleNamespace(platform="sunos5"))
     with pytest.raises(NotImplementedError, match="sunos5"):
         open_exit_watch()
 
@@ -169,21 +173,20 @@ class FakeQueue:
     """Knows what was asked for, and refuses processes that have exited, as the real one does."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, object]] = []
+        self.asked: list[dict[str, int]] = []
         self.drained = 0
 
     def fileno(self) -> int:
         """A number that select(2) is not asked about."""
         return 99
 
-    def control(
-        self, changes: list[dict[str, object]] | None, _max: int, *_: float
-    ) -> list[object]:
+    def control(self, changes: list[dict[str, int]] | None, *_: float) -> list[object]:
+        """Take changes, or tell events: none, as the watch asks everybody anyway."""
         if changes is None:
             self.drained += 1
             return []
         self.asked += changes
-        if peek(changes[0]["ident"]) is not None:  # type: ignore[arg-type]
+        if peek(changes[0]["ident"]) is not None:
             raise ProcessLookupError
         return []
 

@@ -41,15 +41,14 @@ class GroupJobObject:
     def __init__(self) -> None:
         self.leader = 0
         self.is_closed = False
-        self.refuses: OSError | None = None
         self.made.append(self)
 
     def adopt(self, pid: int) -> None:
-        if self.refuses is not None:
-            raise self.refuses
+        """The group to be."""
         self.leader = pid
 
     def members(self) -> list[int]:
+        """The living processes in it."""
         return [
             process.pid
             for process in all_processes()
@@ -57,13 +56,16 @@ class GroupJobObject:
         ]
 
     def terminate(self) -> None:
+        """Kill them."""
         for pid in self.members():
             os.kill(pid, signal.SIGKILL)
 
     def active_processes(self) -> int:
+        """How many there are."""
         return len(self.members())
 
     def close(self) -> None:
+        """Kill what is left."""
         self.is_closed = True
         if self.leader:
             self.terminate()

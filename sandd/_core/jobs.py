@@ -411,19 +411,19 @@ class JobTable:
         return Channel(number, send=cursors, receive=windows, holds=owner)
 
     def _attached(self, job: Job, attachment: Attachment) -> wire.Attached:
+        # A stream that stands at its beginning need not be named: all of a new job's outputs do.
         states = [
             wire.StreamState(
                 c.stream, base=c.log.base, floor=c.log.floor, end=c.log.end, start=c.sent
             )
             for c in attachment.channel.send.values()
+            if c.log.end or c.sent
         ]
         states += [
             wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
             for w in attachment.channel.receive.values()
         ]
-        # A stream that stands at its beginning need not be named: all of a new job's outputs do.
-        named = tuple(state for state in states if state != wire.StreamState(state.stream))
-        return wire.Attached(attachment.role, job.generation, job.state, named)
+        return wire.Attached(attachment.role, job.generation, job.state, tuple(states))
 
     def _unlink(self, attachment: Attachment) -> None:
         attachment.link.attachments.pop(attachment.channel.number, None)

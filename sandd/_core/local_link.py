@@ -224,17 +224,13 @@ class LocalLink:
         changed: set[JobHandle] = set()
         try:
             while self.client.scheduler.pending or self._link.scheduler.pending:
-                message = self.client.scheduler.next_message()
-                if message is not None:
-                    for frame in wire.decode_frames(message):
-                        self._router.receive(self._link, frame)
-                message = self._link.scheduler.next_message()
-                if message is not None:
-                    for frame in wire.decode_frames(message):
-                        self._deliver(frame, changed)
-                    # Once for all the frames of a job, and before the next round: sinks consume.
-                    while changed:
-                        changed.pop().update()
+                for frame in self.client.scheduler.next_frames():
+                    self._router.receive(self._link, wire.as_frame(frame))
+                for frame in self._link.scheduler.next_frames():
+                    self._deliver(wire.as_frame(frame), changed)
+                # Once for all the frames of a job, and before the next round: sinks consume.
+                while changed:
+                    changed.pop().update()
         finally:
             self._flushing = False
         while self._router.dirty:

@@ -18,6 +18,7 @@ from attrs import define, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.scheduler import Scheduler
+from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, EncodedFrame, Frame, FrameType, RefusedCode
 
 MAX_END_INTENTS: Final = 10_000
@@ -59,13 +60,13 @@ class RouterLink:
     routes: dict[int, Route] = field(factory=dict)
     last_channel: int = 0
 
-    def control(self, channel: int, message: wire.Control) -> None:
-        """Queue a control message."""
-        self.schedule(wire.encode_control(channel, message))
+    def control(self, channel: int, message: wire.Control, *, late: bool = False) -> None:
+        """Queue a control message; `late` as in `Scheduler.control`."""
+        self.schedule(wire.encode_control(channel, message), late=late)
 
-    def schedule(self, frame: EncodedFrame) -> None:
+    def schedule(self, frame: EncodedFrame, *, late: bool = False) -> None:
         """Queue a control frame."""
-        self.scheduler.control(frame)
+        self.scheduler.control(frame, late=late)
         self.dirty.add(self)
 
 
@@ -185,7 +186,7 @@ class Router:
             route = self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
-                if data.stream not in wire.TO_DAEMON:
+                if data.stream not in wire.TO_DAEMON or data.gap_end is not None:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
                 self._forward(route.daemon, route.to_daemon, frame, data)
             return
@@ -201,26 +202,33 @@ class Router:
                     return
                 if isinstance(message, wire.Detach):
                     self._unjoin(route)
-                route.daemon.schedule(wire.readdress(route.to_daemon.number, frame))
+                route.daemon.schedule(
+                    wire.readdress(route.to_daemon.number, frame),
+                    late=isinstance(message, wire.Detach),
+                )
             case wire.Unknown():
                 pass
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a client to send")
 
     def _from_daemon(self, link: DaemonLink, frame: Frame) -> None:
-        route = self._route(link, frame)
         if frame.type is not FrameType.CONTROL:
+            route = self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
-                if data.stream not in wire.TO_CLIENT:
+                gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
+                if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
                 self._forward(route.client, route.to_client, frame, data)
             return
         message = wire.decode_control(frame)
+        if isinstance(message, wire.Unknown) and frame.channel == 0:
+            return
         if not isinstance(
             message, wire.Attached | wire.Refused | wire.Taken | wire.Window | wire.Unknown
         ):
             raise RemoteProtocolError(f"{type(message).__name__} is not for a daemon to send")
+        route = self._route(link, frame)
         if route is None:
             return
         if isinstance(message, wire.Refused | wire.Taken):
@@ -249,12 +257,16 @@ class Router:
             else:
                 link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
             return
+        try:
+            stamped = wire.encode_control(daemon.last_channel + 1, _stamp(message, link))
+        except LocalProtocolError as error:  # it was within the limit before it was stamped
+            link.control(number, wire.Refused(RefusedCode.DENIED, str(error)))
+            return
         daemon.last_channel += 1
         route = Route(link, RelayQueue(number), daemon, RelayQueue(daemon.last_channel))
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
-        stamped = _stamp(message, link)
-        daemon.control(daemon.last_channel, stamped)
+        daemon.schedule(stamped)
 
     def _end(self, link: ClientLink, message: wire.End) -> None:
         stamped = wire.End(
@@ -267,7 +279,8 @@ class Router:
             self._keep(stamped)
 
     def _send_end(self, daemon: DaemonLink, message: wire.End) -> None:
-        daemon.control(0, message)
+        # A generated id is never used again, so nothing that comes later can mean this job.
+        daemon.control(0, message, late=parse(message.job_id) is not None)
         daemon.ends.append(message)
 
     def _keep(self, end: wire.End) -> None:

@@ -5,7 +5,8 @@ only when the socket can take them. So a connection queues control frames and no
 bulk data never stands between a keystroke and the socket.
 
 Order: control frames; then one urgent frame from each source in turn (events, ops, windows: all of
-them bounded by small windows, so they can't starve the rest); then data, one frame a source in turn.
+them bounded by small windows, so they can't starve the rest); then late control frames, farewells
+that nobody waits for; then data, one frame a source in turn.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._control: deque[EncodedFrame] = deque()
+        self._late: deque[EncodedFrame] = deque()
         self._control_bytes = 0
         self.overrun = False
         """The peer doesn't read, and too much waits for it: this connection must be given up."""
@@ -51,15 +53,18 @@ class Scheduler:
     @property
     def pending(self) -> bool:
         """Whether `next_message` may have something."""
-        return bool(self._control or self._urgent or self._bulk)
+        return bool(self._control or self._urgent or self._late or self._bulk)
 
-    def control(self, frame: EncodedFrame) -> None:
-        """Queue a control frame, ahead of everything but earlier ones."""
+    def control(self, frame: EncodedFrame, *, late: bool = False) -> None:
+        """Queue a control frame, ahead of everything but earlier ones.
+
+        `late`: nobody waits for it, so what is urgent goes first, control frames or not.
+        """
         self._control_bytes += len(frame[0]) + len(frame[1])
         if self._control_bytes > MAX_CONTROL_BACKLOG:
             self.overrun = True
         if not self.overrun:
-            self._control.append(frame)
+            (self._late if late else self._control).append(frame)
 
     def activate(self, source: Source) -> None:
         """The source may have something; it keeps its place if it already waits."""
@@ -88,6 +93,11 @@ class Scheduler:
                 self._urgent[source] = None  # to the back of the ring
                 room -= len(urgent[0]) + len(urgent[1])
                 frames.append(urgent)
+        while self._late and room > 0:
+            frame = self._late.popleft()
+            self._control_bytes -= len(frame[0]) + len(frame[1])
+            room -= len(frame[0]) + len(frame[1])
+            frames.append(frame)
         while self._bulk and room > 0:
             source = next(iter(self._bulk))
             del self._bulk[source]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DAEMON_ID: Final = "demo"
 STOP_SECONDS: Final = 12.0
 """For the daemon to end when it is asked to; it gives itself eight."""
+DATA_BYTES: Final = 1024
+"""What arrives at the relay in at least this size is a command's output, not a heartbeat."""
 STOP_SIGNALS: Final = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -57,7 +59,7 @@ class Screen:
 
     def __init__(self, on_reader_gone: Callable[[], None]) -> None:
         # What isn't a terminal has no width: a table may be as wide as it needs.
-        width = None if sys.stdout.isatty() else 120
+        width = None if sys.stdout.isatty() else 140
         self._console = _Console(highlight=False, width=width)
         self._on_reader_gone = on_reader_gone
         self.reader_gone = False
@@ -88,14 +90,14 @@ class Screen:
     def summary(self, outcomes: list[Outcome]) -> None:
         """All of it once more, as a table."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("step", no_wrap=True)
-        table.add_column("what was seen")
-        table.add_column("seconds", justify="right")
         table.add_column("", no_wrap=True)
+        table.add_column("step", no_wrap=True)
+        table.add_column("seconds", justify="right")
+        table.add_column("what was seen")
         for each in outcomes:
             word = Text("ok", "green") if each.held else Text("FAILED", "bold red")
             seen = Text(printable(each.said))
-            table.add_row(each.title, seen, f"{each.seconds:.1f}", word)
+            table.add_row(word, each.title, f"{each.seconds:.1f}", seen)
         self._print()
         self._print(table)
         self._print()
@@ -120,13 +122,13 @@ class _Console(Console):
 
 @define(eq=False)
 class Interruption:
-    """Ctrl-C and its like: the first ends the demo in good order, the second at once."""
+    """Ctrl-C and its like: the first ends the demo in good order, the second kills its daemon."""
 
     number: int | None = None
     """The signal that came."""
     everything: trio.CancelScope = field(factory=trio.CancelScope)
-    patience: trio.CancelScope = field(factory=trio.CancelScope)
-    """Around the waiting for an orderly end."""
+    daemon: trio.Process | None = None
+    """What everybody waits for who cleans up: without it they are done at once."""
 
     async def listen(self, signals: AsyncIterator[int]) -> None:
         """Act on signals, for ever."""
@@ -134,8 +136,8 @@ class Interruption:
             if self.number is None:
                 self.number = number
                 self.everything.cancel()
-            else:
-                self.patience.cancel()
+            elif self.daemon is not None:
+                self.daemon.kill()
 
 
 @define(eq=False)
@@ -168,15 +170,14 @@ async def open_daemon(
         process = await trio.lowlevel.open_process(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **group
         )
+    interruption.daemon = process
     try:
         yield DaemonChild(process, log)
     finally:
         process.terminate()
-        with interruption.patience as patience:
-            patience.shield = True
-            patience.deadline = trio.current_time() + STOP_SECONDS
-            await process.wait()
         with trio.CancelScope(shield=True):
+            with trio.move_on_after(STOP_SECONDS):
+                await process.wait()
             process.kill()  # nothing happens if it has ended
             await process.wait()
 
@@ -185,48 +186,55 @@ async def open_daemon(
 class Relay:
     """A TCP relay between daemon and controller that can cut the connections through it."""
 
-    url: str
+    _host: str
+    _port: int
+    url: str = ""
     """Where the daemon is to dial."""
-    _open: set[trio.CancelScope]
+    _cut_requested: bool = False
 
     def cut(self) -> None:
-        """Close every connection at once; what is on its way in either direction is lost."""
-        for scope in self._open:
-            scope.cancel()
+        """Close the connection in the middle of the next data that the daemon sends.
+
+        Half of what has arrived here goes on, the rest and all that follows is lost.
+        """
+        self._cut_requested = True
+
+    async def _relay(self, near: trio.SocketStream) -> None:
+        async with near:
+            try:
+                far = await trio.open_tcp_stream(self._host, self._port)
+            except OSError:
+                return  # nobody listens any more
+            async with far, trio.open_nursery() as nursery:
+                nursery.start_soon(self._forward, far, near, nursery.cancel_scope)
+                nursery.start_soon(self._forward, near, far, nursery.cancel_scope, True)
+
+    async def _forward(
+        self,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        connection: trio.CancelScope,
+        from_daemon: bool = False,
+    ) -> None:
+        try:
+            while data := await source.receive_some(65536):
+                if from_daemon and self._cut_requested and len(data) >= DATA_BYTES:
+                    self._cut_requested = False
+                    await sink.send_all(data[: len(data) // 2])
+                    break
+                await sink.send_all(data)
+        except trio.BrokenResourceError:
+            pass
+        connection.cancel()
 
 
 @asynccontextmanager
 async def open_relay(address: str) -> AsyncIterator[Relay]:
     """A relay to ``HOST:PORT``, on a free port of the loopback."""
     host, _, port = address.rpartition(":")
-    pairs: set[trio.CancelScope] = set()
-
-    async def relay(near: trio.SocketStream) -> None:
-        async with near:
-            try:
-                far = await trio.open_tcp_stream(host, int(port))
-            except OSError:
-                return  # nobody listens any more
-            async with far, trio.open_nursery() as nursery:
-                pairs.add(nursery.cancel_scope)
-                try:
-                    nursery.start_soon(_forward, near, far, nursery.cancel_scope)
-                    await _forward(far, near, nursery.cancel_scope)
-                finally:
-                    pairs.discard(nursery.cancel_scope)
-
+    relay = Relay(host, int(port))
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, relay, 0, host="127.0.0.1"))
-        yield Relay(f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/ws", pairs)
+        listeners = await nursery.start(partial(trio.serve_tcp, relay._relay, 0, host="127.0.0.1"))
+        relay.url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/ws"
+        yield relay
         nursery.cancel_scope.cancel()
-
-
-async def _forward(
-    source: trio.SocketStream, sink: trio.SocketStream, pair: trio.CancelScope
-) -> None:
-    try:
-        while data := await source.receive_some(65536):
-            await sink.send_all(data)
-    except trio.BrokenResourceError:
-        pass  # cut from the other side
-    pair.cancel()

@@ -69,7 +69,7 @@ async def commands_at_once(stage: Stage) -> str:
             nursery.start_soon(follow, name, style, number * quarter)
     check(most == len(COUNTERS), "all four ran at the same time")
     check(total == count_primes(PRIMES_BELOW), "together they found as many primes as a sieve does")
-    return f"four at the same time, all lines in order; {total:,} primes, as a sieve finds too"
+    return f"four at once, all lines in order; {total:,} primes, as a sieve finds too"
 
 
 async def through_a_pipeline(stage: Stage) -> str:
@@ -132,7 +132,7 @@ async def time_out_of_a_tree(stage: Stage) -> str:
     left = await count()
     stage.screen.event(f"{left} left {result.duration:.1f} s after the start")
     check(left == 0, "no process is left")
-    return f"{seen} processes before the time-out, none after it, and the output until then is kept"
+    return f"{seen} processes before the time-out, none after it; the output until then is kept"
 
 
 def printed_before(error: CommandTimeout | None) -> CommandResult:
@@ -145,8 +145,8 @@ def printed_before(error: CommandTimeout | None) -> CommandResult:
 async def broken_connection(stage: Stage) -> str:
     """Cut the connection while a command streams, again and again."""
     stage.screen.explain(
-        f"A command prints {LINE_COUNT:,} numbered lines. Meanwhile the TCP connection between "
-        f"daemon and controller is cut {CUTS} times."
+        f"A command prints {LINE_COUNT:,} numbered lines. {CUTS} times the TCP connection between "
+        "daemon and controller is cut in the middle of them."
     )
     expected = hashlib.sha256()
     size = 0
@@ -172,13 +172,13 @@ async def broken_connection(stage: Stage) -> str:
                 due = received >= size * (cuts + 1) // (CUTS + 1)
                 if due and cuts < CUTS and stage.worker.state is DaemonState.ONLINE:
                     cuts += 1
-                    stage.screen.event(f"cut after {received:,} bytes, in line {lines:,}")
+                    stage.screen.event(f"cut, with {received:,} bytes received")
                     stage.relay.cut()
             await expect_success(process)
     check(cuts == CUTS, f"the connection was cut {CUTS} times")
     check(lines == LINE_COUNT, "every line arrived, once")
     check(digest.digest() == expected.digest(), "the bytes are those that were printed")
-    return f"{cuts} cuts, and each of {lines:,} lines arrived once: {size:,} bytes, SHA-256 equal"
+    return f"{cuts} cuts, and all {lines:,} lines arrived once: {size:,} bytes, SHA-256 equal"
 
 
 async def tell_of_cuts(stage: Stage, events: AsyncIterable[DaemonEvent]) -> None:

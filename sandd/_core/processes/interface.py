@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -58,10 +58,12 @@ class ExitStatus:
             )
 
 
-@runtime_checkable
-class ReceivesNowait(Protocol):
-    """An output stream that can also be asked without waiting."""
+class ReceivesNowait(abc.ABC):
+    """What an output stream may be besides: one that can be asked without waiting."""
 
+    __slots__ = ()
+
+    @abc.abstractmethod
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What is there; b"" at the end, None when there is nothing yet."""
 

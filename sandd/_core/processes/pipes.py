@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from sandd._core._errors import SpawnFailed
+from sandd._core.processes.interface import ReceivesNowait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,7 @@ every new one gets 8 KiB. So many jobs may have large ones and still leave more 
 others."""
 
 
-class OutputPipe(trio.abc.ReceiveStream):
+class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
     """Our end of an output pipe: trio's FdStream, but it can be asked without waiting, and reads before it
     looks whether anybody else wants to run."""
 

@@ -1,0 +1,459 @@
+"""The router: whose frame goes to whom, in whose name, and what is left when somebody goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from scripted import Bytes, control, cursors, data, drain, event, frames_from, gap, op, unknown
+
+from sandd import wire
+from sandd._core import router as router_module
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.router import ClientLink, DaemonLink, Router, RouterLink
+from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
+
+ATTACH = wire.Attach("d", "job", "client", cursors(), b"spec", "here")
+ONLINE = wire.DaemonStatus("d", DaemonState.ONLINE, "here")
+AWAY = wire.DaemonStatus("d", DaemonState.AWAY, "here")
+GONE = wire.DaemonStatus("d", DaemonState.GONE, "here")
+ATTACHED = wire.Attached(Role.OWNER, 1, wire.JobState.RUNNING, ())
+
+
+class Network:
+    """A router with one daemon, "d", and one client that has heard of it."""
+
+    def __init__(self) -> None:
+        self.router = Router()
+        self.daemon = self.router.add_daemon("d", "here")
+        self.client = self.join()
+
+    def join(self, **names: str) -> ClientLink:
+        """Another client, that has heard what there is."""
+        client = self.router.add_client(**names)
+        drain(client.scheduler)
+        return client
+
+    def attach(self, channel: int = 1, client: ClientLink | None = None, **changes: Any) -> int:
+        """A client attaches; returns the channel the daemon hears it on."""
+        link = client or self.client
+        self.router.receive(link, control(channel, attrs.evolve(ATTACH, **changes)))
+        ((number, message),) = drain(self.daemon.scheduler)
+        assert isinstance(message, wire.Attach)
+        return number
+
+    def is_empty(self) -> bool:
+        """No channel of anybody is left, and nothing waits to be sent."""
+        links: list[RouterLink] = [*self.router.clients, *self.router.daemons.values()]
+        return not any(link.routes or link.scheduler.pending for link in links)
+
+
+@pytest.fixture
+def network() -> Network:
+    """A daemon and a client that are online."""
+    return Network()
+
+
+# ---- who is there --------------------------------------------------------------------------------
+
+
+def test_clients_hear_of_every_daemon() -> None:
+    """A client is told what there is when it comes, and of each change after that."""
+    router = Router()
+    router.add_daemon("d", "here")
+    client = router.add_client()
+    assert drain(client.scheduler) == [(0, ONLINE)]
+    other = router.add_daemon("e", "there")
+    router.remove_daemon(other, DaemonState.GONE)
+    assert [message.state for _, message in drain(client.scheduler)] == ["online", "gone"]
+    late = router.add_client()
+    assert {message.daemon_id for _, message in drain(late.scheduler)} == {"d", "e"}
+
+
+def test_an_absent_daemon_can_be_given_up_and_forgotten(network: Network) -> None:
+    """AWAY turns to GONE once, and a daemon that is forgotten is one nobody has heard of."""
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    network.router.daemon_gone("d")
+    network.router.daemon_gone("d")
+    network.router.daemon_gone("stranger")
+    assert drain(network.client.scheduler) == [(0, AWAY), (0, GONE)]
+    network.router.forget_daemon("d")
+    assert drain(network.router.add_client().scheduler) == []
+    network.router.receive(network.client, control(1, ATTACH))
+    ((_, refused),) = drain(network.client.scheduler)
+    assert refused.code is RefusedCode.DAEMON_NOT_FOUND
+
+
+def test_a_daemon_that_is_online_is_not_given_up(network: Network) -> None:
+    """A give-up that comes too late is no matter."""
+    network.router.daemon_gone("d")
+    assert drain(network.client.scheduler) == []
+
+
+def test_a_new_link_supersedes_the_old_one(network: Network) -> None:
+    """(8) At most one link a daemon is live: attachments by the old one are over, and clients know."""
+    number = network.attach()
+    fresh = network.router.add_daemon("d", "here")
+    assert drain(network.client.scheduler) == [(1, wire.Away()), (0, AWAY), (0, ONLINE)]
+    assert network.router.daemons == {"d": fresh}
+    network.router.receive(network.daemon, event(number, 0, wire.Started(1)))
+    network.router.receive(network.daemon, control(number, ATTACHED))
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    assert drain(network.client.scheduler) == []
+    assert network.router.daemons == {"d": fresh}
+    assert network.is_empty()
+
+
+# ---- attaching -----------------------------------------------------------------------------------
+
+
+def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
+    """Tenant and principal are the link's, whatever the client said; all else is as it said."""
+    client = network.join(tenant="acme", principal="alice")
+    message = wire.Attach(
+        daemon_id="d",
+        job_id="j",
+        client="c",
+        cursors=cursors(output=5),
+        spec=b"s",
+        instance="here",
+        role=Role.VIEWER,
+        takeover=True,
+        generation=3,
+        settled=9,
+        tenant="forged",
+        principal="root",
+    )
+    assert all(
+        getattr(message, field.name) != field.default
+        for field in attrs.fields(wire.Attach)
+        if field.default is not attrs.NOTHING
+    )
+    network.router.receive(client, control(4, message))
+    assert drain(network.daemon.scheduler) == [
+        (1, attrs.evolve(message, tenant="acme", principal="alice"))
+    ]
+
+
+def test_clients_share_a_daemons_link(network: Network) -> None:
+    """Each attachment has a channel of its own towards the daemon, whatever its number at the client."""
+    other = network.join()
+    assert [network.attach(1), network.attach(7, other), network.attach(3)] == [1, 2, 3]
+    for number, body in ((1, b"one"), (2, b"seven"), (3, b"three")):
+        network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, body))
+    assert drain(network.client.scheduler) == [
+        (1, Bytes(Stream.OUTPUT, 0, b"one")),
+        (3, Bytes(Stream.OUTPUT, 0, b"three")),
+    ]
+    assert drain(other.scheduler) == [(7, Bytes(Stream.OUTPUT, 0, b"seven"))]
+
+
+def test_attach_to_an_absent_daemon_is_away(network: Network) -> None:
+    """Nothing is queued for a link that isn't live: the client is told to come again."""
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    drain(network.client.scheduler)
+    network.router.receive(network.client, control(1, ATTACH))
+    assert drain(network.client.scheduler) == [(1, wire.Away())]
+    assert network.is_empty()
+
+
+def test_attach_to_an_unknown_daemon_is_refused(network: Network) -> None:
+    """A daemon nobody has heard of can't be waited for."""
+    network.router.receive(network.client, control(1, attrs.evolve(ATTACH, daemon_id="x")))
+    ((number, refused),) = drain(network.client.scheduler)
+    assert (number, refused.code) == (1, RefusedCode.DAEMON_NOT_FOUND)
+    assert network.is_empty()
+
+
+def test_channel_numbers_only_rise(network: Network) -> None:
+    """A channel number is used once on a link; 0 is the link's own."""
+    with pytest.raises(RemoteProtocolError, match="behind 0"):
+        network.router.receive(network.client, control(0, ATTACH))
+    network.attach(5)
+    with pytest.raises(RemoteProtocolError, match="behind 5"):
+        network.router.receive(network.client, control(5, ATTACH))
+    assert drain(network.daemon.scheduler) == []
+
+
+def test_an_attach_too_large_to_be_stamped_is_refused(network: Network) -> None:
+    """A client at the limit of a message gets an answer, and leaves no channel behind."""
+    client = network.join(tenant="t" * 128, principal="p" * 128)
+    plain = len(wire.encode_control(1, attrs.evolve(ATTACH, spec=b""))[1])
+    largest = attrs.evolve(ATTACH, spec=bytes(wire.MAX_CONTROL_BYTES - plain - 8))
+    network.router.receive(client, control(1, largest))
+    ((number, refused),) = drain(client.scheduler)
+    assert (number, refused.code) == (1, RefusedCode.DENIED)
+    assert network.is_empty()
+    network.router.receive(client, data(1, Stream.INPUT, 0, b"late"))
+    assert network.attach(2, client) == 1
+
+
+# ---- frames --------------------------------------------------------------------------------------
+
+
+def test_payloads_are_passed_on_verbatim(network: Network) -> None:
+    """Data, ends, gaps, events and ops arrive bit for bit, under the other channel number."""
+    number = network.attach(9)
+    for received in (
+        event(number, 0, wire.Started(5)),
+        data(number, Stream.OUTPUT, 3, b"abc"),
+        gap(number, Stream.OUTPUT, 6, 9),
+        data(number, Stream.OUTPUT, 9, b"", final=True),
+    ):
+        network.router.receive(network.daemon, received)
+        (sent,) = frames_from(network.client.scheduler)
+        assert (sent.type, sent.channel, sent.payload) == (received.type, 9, received.payload)
+    for received in (op(9, 0, wire.Signal("INT")), data(9, Stream.INPUT, 0, b"x", final=True)):
+        network.router.receive(network.client, received)
+        (sent,) = frames_from(network.daemon.scheduler)
+        assert (sent.type, sent.channel, sent.payload) == (received.type, number, received.payload)
+
+
+def test_messages_of_a_channel_are_passed_on(network: Network) -> None:
+    """What the two ends of a channel say to each other arrives there."""
+    number = network.attach(9)
+    window = wire.Window((wire.StreamWindow(Stream.OUTPUT, 1, 2),))
+    for message in (ATTACHED, window):
+        network.router.receive(network.daemon, control(number, message))
+        assert drain(network.client.scheduler) == [(9, message)]
+    network.router.receive(network.client, control(9, window))
+    assert drain(network.daemon.scheduler) == [(number, window)]
+    network.router.receive(network.daemon, unknown(number))
+    assert drain(network.client.scheduler) == [(9, wire.Unknown("newer"))]
+
+
+def test_a_streams_order_is_kept_and_messages_overtake_bytes(network: Network) -> None:
+    """Within a stream nothing overtakes; what an application waits for doesn't wait behind bulk."""
+    number = network.attach(1)
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"ab"))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 2, b"cd", final=True))
+    network.router.receive(network.daemon, event(number, 0, wire.Started(1)))
+    network.router.receive(network.daemon, control(number, ATTACHED))
+    assert drain(network.client.scheduler) == [
+        (1, ATTACHED),
+        (1, wire.Started(1)),
+        (1, Bytes(Stream.OUTPUT, 0, b"ab")),
+        (1, Bytes(Stream.OUTPUT, 2, b"cd", True)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        pytest.param(data(2, Stream.INPUT, 0, b"x"), "never opened", id="data ahead"),
+        pytest.param(data(0, Stream.INPUT, 0, b"x"), "never opened", id="data on the link"),
+        pytest.param(control(2, wire.Detach()), "never opened", id="detach ahead"),
+        pytest.param(data(1, Stream.OUTPUT, 0, b"x"), "not flow to the daemon", id="output"),
+        pytest.param(gap(1, Stream.INPUT, 0, 5), "not flow to the daemon", id="gap in input"),
+        pytest.param(control(1, ATTACHED), "not for a client", id="an answer"),
+        pytest.param(control(0, ONLINE), "not for a client", id="a status"),
+        pytest.param(control(0, wire.Ping()), "not for a client", id="a ping"),
+        pytest.param(
+            wire.Frame(FrameType.CONTROL, 1, memoryview(b"?")), "bad control", id="no message"
+        ),
+        pytest.param(
+            wire.Frame(FrameType.DATA, 1, memoryview(b"?")), "shorter than", id="no data"
+        ),
+    ],
+)
+def test_a_client_that_breaks_the_rules_touches_no_other(
+    network: Network, broken: wire.Frame, complaint: str
+) -> None:
+    """The client's link is to be closed; the daemon hears nothing of it but a Detach."""
+    number = network.attach(1)
+    other = network.join()
+    with pytest.raises(RemoteProtocolError, match=complaint):
+        network.router.receive(network.client, broken)
+    assert drain(network.daemon.scheduler) == []
+    network.router.remove_client(network.client)
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+    assert drain(other.scheduler) == []
+    assert network.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        pytest.param(data(2, Stream.OUTPUT, 0, b"x"), "never opened", id="data ahead"),
+        pytest.param(control(0, ATTACHED), "never opened", id="an answer on the link"),
+        pytest.param(data(1, Stream.INPUT, 0, b"x"), "not flow to the client", id="input"),
+        pytest.param(gap(1, Stream.EVENTS, 0, 5), "not flow to the client", id="gap in events"),
+        pytest.param(control(1, ATTACH), "not for a daemon", id="an attach"),
+        pytest.param(control(1, wire.Away()), "not for a daemon", id="the router's word"),
+        pytest.param(control(0, ONLINE), "not for a daemon", id="a status"),
+        pytest.param(control(1, wire.Detach()), "not for a daemon", id="a detach"),
+        pytest.param(
+            wire.Frame(FrameType.CONTROL, 1, memoryview(b"?")), "bad control", id="no message"
+        ),
+        pytest.param(
+            wire.Frame(FrameType.DATA, 1, memoryview(b"?")), "shorter than", id="no data"
+        ),
+    ],
+)
+def test_a_daemon_that_breaks_the_rules_touches_no_other(
+    network: Network, broken: wire.Frame, complaint: str
+) -> None:
+    """The daemon's link is to be closed; its clients hear that it is away."""
+    network.attach(1)
+    with pytest.raises(RemoteProtocolError, match=complaint):
+        network.router.receive(network.daemon, broken)
+    assert drain(network.client.scheduler) == []
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    assert drain(network.client.scheduler) == [(1, wire.Away()), (0, AWAY)]
+    assert network.is_empty()
+
+
+def test_messages_of_a_newer_version_are_ignored(network: Network) -> None:
+    """A link message that this router doesn't know costs nobody a connection."""
+    network.attach(1)
+    network.router.receive(network.daemon, unknown(0))
+    network.router.receive(network.client, unknown(0))
+    network.router.receive(network.client, unknown(1))
+    assert drain(network.daemon.scheduler) == []
+    assert drain(network.client.scheduler) == []
+
+
+def test_a_link_of_no_kind_is_our_own_mistake(network: Network) -> None:
+    """Every link belongs to a client or to a daemon."""
+    with pytest.raises(LocalProtocolError):
+        network.router.receive(RouterLink(set()), control(0, wire.Ping()))
+
+
+# ---- channels close ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "last", [wire.Refused(RefusedCode.BUSY), wire.Taken()], ids=["refused", "taken"]
+)
+def test_a_channel_that_the_daemon_closed_is_gone(network: Network, last: wire.Control) -> None:
+    """The last word arrives, the route is gone, and late frames of either side are no error."""
+    number = network.attach(1)
+    network.router.receive(network.daemon, control(number, last))
+    assert drain(network.client.scheduler) == [(1, last)]
+    assert network.is_empty()
+    network.router.receive(network.client, data(1, Stream.INPUT, 0, b"late"))
+    network.router.receive(network.client, control(1, wire.Detach()))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"late"))
+    network.router.receive(network.daemon, control(number, ATTACHED))
+    assert network.is_empty()
+
+
+def test_a_channel_that_the_client_closed_is_gone(network: Network) -> None:
+    """The daemon hears the Detach, what waited for the client is dropped, and late frames are no error."""
+    number = network.attach(1)
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"waiting"))
+    network.router.receive(network.client, control(1, wire.Detach()))
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 7, b"late"))
+    assert network.is_empty()
+
+
+def test_a_client_that_goes_is_detached_everywhere(network: Network) -> None:
+    """Its jobs go on, its channels are closed, and nothing is scheduled for it any more."""
+    numbers = [network.attach(1), network.attach(2)]
+    network.router.receive(network.client, data(1, Stream.INPUT, 0, b"waiting"))
+    network.router.remove_client(network.client)
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach()) for number in numbers]
+    network.router.receive(network.daemon, data(numbers[0], Stream.OUTPUT, 0, b"late"))
+    assert network.client not in network.router.dirty
+    assert network.is_empty()
+
+
+def test_a_daemon_that_says_goodbye_is_gone(network: Network) -> None:
+    """Clients hear that it won't return; Ends sent to it are not kept for anybody."""
+    network.attach(1)
+    network.router.receive(network.client, control(0, wire.End("d", "job")))
+    network.router.remove_daemon(network.daemon, DaemonState.GONE)
+    assert drain(network.client.scheduler) == [(1, wire.Away()), (0, GONE)]
+    fresh = network.router.add_daemon("d", "another")
+    assert drain(fresh.scheduler) == []
+
+
+# ---- dirty ---------------------------------------------------------------------------------------
+
+
+def test_dirty_names_the_links_that_have_something_to_send(network: Network) -> None:
+    """The shell wakes exactly the writers of these."""
+    network.router.dirty.clear()
+    number = network.attach(1)
+    assert network.router.dirty == {network.daemon}
+    network.router.dirty.clear()
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"x"))
+    assert network.router.dirty == {network.client}
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    assert network.router.dirty == {network.client}
+
+
+# ---- ends ----------------------------------------------------------------------------------------
+
+
+def test_end_is_passed_on_in_the_links_own_name(network: Network) -> None:
+    """The tenant is the link's, all else as the client said; a job needn't be attached for it."""
+    client = network.join(tenant="acme")
+    message = wire.End("d", "job", 1.5, "client", "forged")
+    network.router.receive(client, control(0, message))
+    assert drain(network.daemon.scheduler) == [(0, attrs.evolve(message, tenant="acme"))]
+
+
+def test_end_is_kept_for_a_daemon_that_is_away(network: Network) -> None:
+    """It is the first thing said on the daemon's return, once, before anybody can attach."""
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    for job in ("one", "two", "one"):
+        network.router.receive(network.client, control(0, wire.End("d", job, client="c")))
+    network.router.receive(network.client, control(0, wire.End("stranger", "job")))
+    fresh = network.router.add_daemon("d", "here")
+    assert drain(fresh.scheduler) == [
+        (0, wire.End("d", job, client="c", tenant="default")) for job in ("one", "two")
+    ]
+    again = network.router.add_daemon("d", "here")
+    assert len(drain(again.scheduler)) == 2
+    assert drain(network.router.add_daemon("e", "here").scheduler) == []
+
+
+def test_ends_of_two_clients_for_one_job_are_both_kept(network: Network) -> None:
+    """Which of them owned the job is for the daemon to say."""
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    for client in ("winner", "loser"):
+        network.router.receive(network.client, control(0, wire.End("d", "job", client=client)))
+    ends = drain(network.router.add_daemon("d", "here").scheduler)
+    assert [end.client for _, end in ends] == ["winner", "loser"]
+
+
+def test_end_is_said_again_after_a_cut(network: Network) -> None:
+    """An End that was under way when the link broke may not have arrived."""
+    network.router.receive(network.client, control(0, wire.End("d", "job")))
+    drain(network.daemon.scheduler)
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    fresh = network.router.add_daemon("d", "here")
+    assert drain(fresh.scheduler) == [(0, wire.End("d", "job", tenant="default"))]
+
+
+def test_kept_ends_are_bounded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound the oldest goes, and that job's lease ends it."""
+    monkeypatch.setattr(router_module, "MAX_END_INTENTS", 3)
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    for n in range(5):
+        network.router.receive(network.client, control(0, wire.End("d", f"{n}")))
+    fresh = network.router.add_daemon("d", "here")
+    assert [end.job_id for _, end in drain(fresh.scheduler)] == ["2", "3", "4"]
+
+
+def test_a_forgotten_daemons_ends_are_forgotten_too(network: Network) -> None:
+    """Nothing is kept of a daemon nobody asks for."""
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    network.router.receive(network.client, control(0, wire.End("d", "job")))
+    network.router.daemon_gone("d")
+    network.router.forget_daemon("d")
+    network.router.receive(network.client, control(0, wire.End("d", "job")))
+    assert drain(network.router.add_daemon("d", "here").scheduler) == []
+
+
+def test_links_are_told_apart() -> None:
+    """Two links of one daemon are two, whatever they hold."""
+    router = Router()
+    first = router.add_daemon("d", "here")
+    second = router.add_daemon("d", "here")
+    assert isinstance(first, DaemonLink)
+    assert first != second
+    assert len({first, second}) == 2
