@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
 import trio
 from attrs import frozen
 
-from sandd._core._errors import CommandFailed, CommandTimeout, SanddError
+from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
 from sandd._core.bridge import TrioThread
 from sandd._core.commands import KILL_GRACE
 from sandd._core.results import CommandResult
@@ -154,8 +154,9 @@ class Server:
         trio.ClosedResourceError at once. Closing twice does nothing, and waits for the first.
         A Ctrl-C ends the waiting; what remains to be done is done in the background.
 
-        Raises: RuntimeError: a function given to `call` did not let itself be cancelled; or the
-            server had failed, by a defect of its own, before it was closed.
+        Raises:
+            RuntimeError: a function given to `call` did not let itself be cancelled; or the server
+                had failed, by a defect of its own, before it was closed.
         """
         self._thread.close()
 
@@ -221,10 +222,14 @@ class Server:
         """
 
         async def wait() -> bool:
-            with trio.move_on_after(math.inf if timeout is None else timeout):
+            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
                 await self._controller.wait_for_daemon(daemon_id)
                 return True
-            return False
+            # With a time-out of 0 the waiting is cancelled before it has looked.
+            try:
+                return self._controller.daemon(daemon_id).state is DaemonState.ONLINE
+            except DaemonNotFound:
+                return False
 
         return self.call(wait)
 

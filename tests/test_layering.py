@@ -74,8 +74,8 @@ LAYERS = {
         "sandd._core.transport.*",
     ],
     "ends": [*CONTROLLER_END, *DAEMON_END],
-    "facade": ["sandd.server"],
-    "command": ["sandd.__main__", "sandd.cli"],
+    "facade": ["sandd._core.bridge", "sandd.server"],
+    "command": ["sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*"],
     "package": ["sandd", "sandd._core"],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""

@@ -306,10 +306,12 @@ def test_a_daemon_is_busy_while_a_command_runs(
 def test_wait_for_daemon_tells_whether_it_came(server: Server) -> None:
     """False when the time is over, True as soon as the daemon has dialled in."""
     assert server.wait_for_daemon("worker-4", timeout=0.01) is False
+    assert server.wait_for_daemon("worker-4", timeout=0) is False
     answers: list[bool] = []
     with in_thread(lambda: answers.append(server.wait_for_daemon("worker-4", timeout=None))):
         with running_daemon(server.url, "worker-4"):
             until(lambda: bool(answers))
+            assert server.wait_for_daemon("worker-4", timeout=0) is True
     assert answers == [True]
 
 

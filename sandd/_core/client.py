@@ -133,15 +133,18 @@ class ClientJob:
         return log.received if self._placed else self._since.get(stream)
 
     def place(self, states: dict[Stream, wire.StreamState]) -> None:
-        """The first answer for a job that existed before us: begin at the daemon's offsets."""
-        if self._placed:
+        """The first answer: where the job existed before us, begin at the daemon's offsets."""
+        if self.confirmed or self.sequence is not None:
             return
-        self._placed = True
-        for stream, log in self.receive_logs.items():
-            log.received = log.consumed = states[stream].start if stream in states else 0
+        if not self._placed:
+            self._placed = True
+            for stream, log in self.receive_logs.items():
+                log.received = log.consumed = states[stream].start if stream in states else 0
         for stream, send_log in self.send_logs.items():
-            if stream in states:
-                send_log.begin(states[stream].received)
+            received = states[stream].received if stream in states else 0
+            # With the spec, what we have is taken for the same input again, as far as it reaches.
+            if self.spec is None or received > send_log.end:
+                send_log.begin(received)
 
     def take_events(self) -> None:
         """Interpret what has arrived on EVENTS."""
@@ -150,9 +153,20 @@ class ClientJob:
                 case wire.Started() as started:
                     self.started = started
                 case wire.Exited() | wire.Failed() as result:
+                    if self.result is not None:
+                        raise RemoteProtocolError("a second end after the exit")
                     self.result = result
                 case wire.Unknown():
                     pass
+
+    def check_finals(self) -> None:
+        """RemoteProtocolError if more has arrived than there was when the job ended."""
+        if self.result is None:
+            return
+        for stream, log in self.outputs.items():
+            end = self.result.finals.get(stream, 0)
+            if log.received > end or log.final not in (None, end):
+                raise RemoteProtocolError(f"{stream.name} ends at {end}, but {log.received} bytes came")
 
 
 @define
@@ -256,12 +270,16 @@ class Client:
             job.channel.on_data(data)
             if data.stream is Stream.EVENTS:
                 job.take_events()
+            job.check_finals()
             self.scheduler.activate(job.channel)
         return [] if job is None else [job]
 
     def daemon_changed(self, message: wire.DaemonStatus) -> list[ClientJob]:
         """A daemon came, went away or is gone for good."""
-        self.daemons[message.daemon_id] = KnownDaemon(message.state, message.instance)
+        if message.state is DaemonState.GONE:
+            self.daemons.pop(message.daemon_id, None)
+        else:
+            self.daemons[message.daemon_id] = KnownDaemon(message.state, message.instance)
         changed = []
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance

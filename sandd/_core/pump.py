@@ -14,6 +14,9 @@ import trio
 from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.link import OWN_LAG, Liveness, Verdict
+from sandd._core.logs import get_logger
+
+log = get_logger("link")
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -124,6 +127,10 @@ class Pump:
                 await part()
             except (ConnectionLost, RemoteProtocolError) as error:
                 ended(error)
+            except Exception as error:
+                # A mistake of ours costs this link, which comes back, and not the whole program.
+                log.exception("link_failed_inside")
+                ended(ConnectionLost(f"it failed inside: {error!r}"))
 
         with self._scope:
             async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ failure ends that job and nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -36,6 +37,10 @@ DRAIN_BYTES: Final = 1 * wire.MIB
 """After the exit, how much is read beyond the ring: the most that a pipe can hold."""
 COALESCE_SECONDS: Final = 0.003
 """How long the word of a start, or of an output's end, waits for the exit that may be about to come."""
+SHORTAGES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Reasons for a failed spawn that may pass: processes, descriptors or memory are short."""
+SHORTAGE_DELAYS: Final = (0.05, 0.2, 0.8, 2.0)
+"""Seconds before each further try while something is short; then it is a typed error."""
 READ_BYTES: Final = 128 * wire.KIB
 """One read from a pipe: one data frame."""
 TICK_SECONDS: Final = 1.0
@@ -55,8 +60,6 @@ class RunningJob:
     room_ready: trio.Event = field(factory=trio.Event)
     has_slot: bool = False
     """It counts among those that run at once."""
-    is_refused: bool = False
-    """It could not even be asked for, and the job has been told."""
     begun: Child | None = None
     """Asked for, but not yet known to be started."""
     began_at: float = 0.0
@@ -199,19 +202,14 @@ class JobRunner:
             self._slots.acquire_on_behalf_of_nowait(running.job)
             running.has_slot = True
             running.began_at = trio.current_time()
-            try:
+            # What goes wrong here is met, and told, when its task asks again.
+            with contextlib.suppress(SpawnFailed):
                 running.begun = self._host.begin(spawn_request(running.job, self._table.instance))
-            except SpawnFailed as error:
-                running.is_refused = True
-                _tell_spawn_failure(running.job, error)
 
     async def _run_in_turn(self, running: RunningJob) -> None:
         job = running.job
         child: Child | None = None
         try:
-            if running.is_refused:
-                self.flush()
-                return
             with running.queue_scope:
                 if not running.has_slot:
                     self.flush()  # the answer to its start, which will be a while
@@ -230,16 +228,26 @@ class JobRunner:
     async def _spawn(self, running: RunningJob) -> Child | None:
         """The started child, or None after the job was told why there is none."""
         job = running.job
-        try:
-            if running.begun is not None:
-                await self._host.begun(running.begun)
-                return running.begun
-            return await self._host.spawn(spawn_request(job, self._table.instance))
-        except SpawnFailed as error:
-            _tell_spawn_failure(job, error)
-        except ChildLost as error:
-            job.failed(FailedCode.LOST, str(error))
-        return None
+        delays = iter(SHORTAGE_DELAYS)
+        while True:
+            begun, running.begun = running.begun, None
+            try:
+                if begun is not None:
+                    await self._host.begun(begun)
+                    return begun
+                return await self._host.spawn(spawn_request(job, self._table.instance))
+            except SpawnFailed as error:
+                delay = next(delays, None) if error.errno in SHORTAGES else None
+                if delay is None:
+                    name = None if error.filename is None else os.fsencode(error.filename)
+                    text = error.strerror or ""
+                    job.failed(FailedCode.SPAWN, text, errno=error.errno or 0, filename=name)
+                    return None
+                self.flush()
+                await trio.sleep(delay)
+            except ChildLost as error:
+                job.failed(FailedCode.LOST, str(error))
+                return None
 
     async def _supervise(self, running: RunningJob, child: Child) -> None:
         job = running.job
@@ -422,11 +430,6 @@ class _Countdown:
             with trio.move_on_at(min(quiet_until, now + DRAIN_SECONDS)):
                 await self._changed.wait()
         return True
-
-
-def _tell_spawn_failure(job: Job, error: SpawnFailed) -> None:
-    name = None if error.filename is None else os.fsencode(error.filename)
-    job.failed(FailedCode.SPAWN, error.strerror or "", errno=error.errno or 0, filename=name)
 
 
 async def _kill(child: Child, grace: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +30,7 @@ from sandd.demo.steps import STEPS, CheckFailed
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sandd.demo.stage import DaemonChild
+    from sandd.demo.stage import DaemonChild, Relay
 
 START_SECONDS: Final = 20.0
 """For the daemon to dial in: half a second, or much more on a machine that is busy."""
@@ -47,13 +48,12 @@ def run_demo() -> int:
 
 async def _demo() -> int:
     interruption = Interruption()
-    screen = Screen(on_reader_gone=interruption.everything.cancel)
+    screen = Screen(on_reader_gone=interruption.steps.cancel)
     outcomes: list[Outcome] = []
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(interruption.listen, signals)
-            with interruption.everything:
-                await _show(screen, outcomes, interruption)
+            await _show(screen, outcomes, interruption)
             nursery.cancel_scope.cancel()
     if screen.reader_gone:
         raise BrokenPipeError
@@ -65,30 +65,18 @@ async def _demo() -> int:
 
 
 async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interruption) -> None:
-    worker: sandd.Daemon | None = None
+    """Set the stage, play the steps, and clear it again."""
     with tempfile.TemporaryDirectory(prefix="sandd-demo-", ignore_cleanup_errors=True) as path:
         async with (
             sandd.open_controller(port=0) as controller,
             open_relay(controller.address) as relay,
         ):
             async with open_daemon(relay.url, Path(path), interruption) as child:
-                screen.title(
-                    f"sandd {sandd.__version__}: a controller and a daemon, on this machine"
-                )
-
-                async def start() -> str:
-                    nonlocal worker
-                    worker = await _wait_for_daemon(controller, child)
-                    return f"the daemon {worker.id!r}, process {child.process.pid}, has dialled in"
-
-                outcomes.append(await _step(screen, "The start", start))
-                if worker is None:
-                    return
-                stage = Stage(controller, worker, relay, screen)
-                for number, (title, step) in enumerate(STEPS.items(), start=1):
-                    screen.title(f"{number}. {title}")
-                    outcomes.append(await _step(screen, title, lambda step=step: step(stage)))  # type: ignore[misc]
-                screen.title(f"{len(STEPS) + 1}. The end")
+                # Only the steps: ending the daemon in good order takes relay and controller.
+                with interruption.steps:
+                    await _play(screen, outcomes, controller, relay, child)
+            if interruption.steps.cancelled_caught:
+                return
 
             async def end() -> str:
                 code = child.process.returncode
@@ -96,7 +84,32 @@ async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interrupt
                     raise CheckFailed(f"the daemon ended with {code}:\n{child.last_words()}")
                 return "the daemon was asked to end, and did so in good order"
 
+            screen.title(f"{len(STEPS) + 1}. The end")
             outcomes.append(await _step(screen, "The end", end))
+
+
+async def _play(
+    screen: Screen,
+    outcomes: list[Outcome],
+    controller: sandd.Controller,
+    relay: Relay,
+    child: DaemonChild,
+) -> None:
+    worker: sandd.Daemon | None = None
+
+    async def start() -> str:
+        nonlocal worker
+        worker = await _wait_for_daemon(controller, child)
+        return f"the daemon {worker.id!r}, process {child.process.pid}, has dialled in"
+
+    screen.title(f"sandd {sandd.__version__}: a controller and a daemon, on this machine")
+    outcomes.append(await _step(screen, "The start", start))
+    if worker is None:
+        return
+    stage = Stage(controller, worker, relay, screen)
+    for number, (title, step) in enumerate(STEPS.items(), start=1):
+        screen.title(f"{number}. {title}")
+        outcomes.append(await _step(screen, title, partial(step, stage)))
 
 
 async def _wait_for_daemon(controller: sandd.Controller, child: DaemonChild) -> sandd.Daemon:

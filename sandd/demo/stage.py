@@ -126,7 +126,7 @@ class Interruption:
 
     number: int | None = None
     """The signal that came."""
-    everything: trio.CancelScope = field(factory=trio.CancelScope)
+    steps: trio.CancelScope = field(factory=trio.CancelScope)
     daemon: trio.Process | None = None
     """What everybody waits for who cleans up: without it they are done at once."""
 
@@ -135,7 +135,7 @@ class Interruption:
         async for number in signals:
             if self.number is None:
                 self.number = number
-                self.everything.cancel()
+                self.steps.cancel()
             elif self.daemon is not None:
                 self.daemon.kill()
 
