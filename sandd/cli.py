@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "demo",
         help="show everything in one go, on this machine alone",
-        description="Start a controller and a daemon on this machine, and watch them work. It takes "
-        "some ten seconds and leaves nothing behind. Exits with 0 if all it showed held, else with 1.",
+        description="Start a controller and a daemon on this machine, and watch them work. It "
+        "takes some ten seconds and leaves nothing behind. Exit code 0: all that was shown held.",
         allow_abbrev=False,
     )
     commands.add_parser(

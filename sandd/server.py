@@ -249,22 +249,30 @@ class Server:
         The output arrives exactly once, whatever happens to the connection. While the daemon is
         away this waits, within `timeout`.
 
-        Args: daemon_id: of a daemon that is online or away. command: a text is run by the daemon's
-            shell; a list is a program and its arguments, run directly. timeout: seconds; None: no
-            limit. On the daemon the process tree is killed when that long has passed since its
-            start. Here the call is over after `timeout`, `kill_grace` and ten seconds more, even if
-            the daemon can't be reached any more. env: merged over the daemon's environment. cwd:
-            working directory; None: the daemon's. options: as for `Daemon.run`: `input`, `user`,
-            `idle_timeout`, `kill_grace`, `max_output`, `check`.
+        Args:
+            daemon_id: of a daemon that is online or away.
+            command: a text is run by the daemon's shell; a list is a program and its arguments, run
+                directly.
+            timeout: seconds; None: no limit. On the daemon the process tree is killed when that
+                long has passed since its start. Here the call is over after `timeout`, `kill_grace`
+                and ten seconds more, even if the daemon can't be reached any more.
+            env: merged over the daemon's environment.
+            cwd: working directory; None: the daemon's.
+            options: as for `Daemon.run`: `input`, `user`, `idle_timeout`, `kill_grace`,
+                `max_output`, `check`.
 
-        Raises: DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
             CommandTimeout: it ran out of time and was killed (a TimeoutError too); ``result`` has
-            what it printed until then, ``started`` says whether it was started at all (None: not
-            known). SpawnFailed: the program could not be started. Nothing ran. CommandFailed:
-            `check` was given, and it ended badly; ``result`` has all of it. DaemonGone: the daemon
-            is gone for good; ``outcome_unknown`` says whether it may have run. ValueError: an
-            argument that makes no sense. Nothing ran. trio.ClosedResourceError: the server is
-            closed, or was closed meanwhile; what ran is killed.
+                what it printed until then, ``started`` says whether it was started at all (None:
+                not known).
+            SpawnFailed: the program could not be started. Nothing ran.
+            CommandFailed: `check` was given, and it ended badly; ``result`` has all of it.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have
+                run.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran is
+                killed.
         """
 
         async def run() -> CommandResult:
@@ -286,15 +294,20 @@ class Server:
 
         One bad daemon fails no other, and delays the answer by no more than `exec` would take.
 
-        Args: labels: which daemons. command: as for `exec`, and so are the other arguments. With
-            `check`, a command that ended badly still gives its own result.
+        Args:
+            labels: which daemons.
+            command: as for `exec`, and so are the other arguments. With `check`, a command that
+                ended badly still gives its own result.
 
-        Returns: Daemon id to its result, sorted by id. Where the command could not be run, or ran
-            out of time, that is a `FailedResult`: `exit_code` is -1, `stderr` says what failed, and
-            what the command had printed until then is in it too.
+        Returns:
+            Daemon id to its result, sorted by id. Where the command could not be run, or ran out of
+            time, that is a `FailedResult`: `exit_code` is -1, `stderr` says what failed, and what
+            the command had printed until then is in it too.
 
-        Raises: ValueError: an argument that makes no sense. Nothing ran. trio.ClosedResourceError:
-            the server is closed, or was closed meanwhile; what ran is killed.
+        Raises:
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran is
+                killed.
         """
 
         async def run() -> dict[str, CommandResult]:
@@ -339,9 +352,11 @@ class Server:
         The function shares its thread with everything else that the server does: it must not block.
         Its exceptions come out as they are. It sees the calling thread's context variables.
 
-        Raises: trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran
-            was cancelled. RuntimeError: this *is* the trio thread, or the server has failed by a
-            defect of its own.
+        Raises:
+            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran was
+                cancelled.
+            RuntimeError: this *is* the trio thread; or the server has failed, by a defect of its
+                own.
         """
         return self._thread.run(async_fn, *args)
 

@@ -181,14 +181,17 @@ def start_daemon(
 ) -> DaemonProcess:
     """Start a daemon, and return at once; `open_daemon` and `running_daemon` end it too.
 
-    Args: url: of the controller (or of a proxy before it): ``Controller.url``. daemon_id: its
-        --daemon-id. labels: each becomes a --label. env: over this process' environment, from which
-        all options for daemons are taken out. arguments: more of its command line, such as
-        ``["--token-file", str(path)]``. Where an option is given twice the later one counts, so
-        these win over ours: a --reconnect-max of 0.5 s, for instance, that keeps tests of cut
-        connections short.
+    Args:
+        url: of the controller (or of a proxy before it): ``Controller.url``.
+        daemon_id: its --daemon-id.
+        labels: each becomes a --label.
+        env: over this process' environment, from which all options for daemons are taken out. Jobs
+            inherit it: ``env=dict([marker])`` marks all of them.
+        arguments: more of its command line, such as ``["--token-file", str(path)]``. An option
+            given twice counts as given last, so these win over ours (--log-level info, and a
+            --reconnect-max of 0.5 s that keeps tests of cut connections short).
     """
-    home = Path(tempfile.mkdtemp(prefix=f"daemon-{daemon_id[:40]}-"))
+    home = Path(tempfile.mkdtemp(prefix="sandd-daemon-"))
     command = [sys.executable, "-m", "sandd.daemon", "--server-url", url, "--daemon-id", daemon_id]
     command += ["--state-dir", str(home / "state"), "--log-level", "info", "--reconnect-max", "0.5"]
     for key, value in (labels or {}).items():

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -210,7 +211,7 @@ def test_64_threads_get_their_own_results() -> None:
         return number
 
     with opened() as thread:
-        calls = [Background(lambda n=n: thread.run(meet, n)) for n in range(64)]  # type: ignore[misc]
+        calls = [Background(partial(thread.run, meet, number)) for number in range(64)]
         assert [each.result() for each in calls] == list(range(64))
 
 

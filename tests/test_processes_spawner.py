@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import selectors
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from process_tools import (
@@ -22,8 +26,16 @@ from process_tools import (
     until,
 )
 
+if sys.platform == "win32":
+    pytest.skip("POSIX process trees", allow_module_level=True)
+
 import sandd
 from sandd._core.processes import open_process_host
+from sandd._core.processes import spawner as spawner_module
+from sandd._core.processes.spawner_messages import Exited, Failed, Spawn, Started, decode_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = linux_only
 
@@ -208,3 +220,88 @@ async def test_thousands_of_orphans_disturb_nobody() -> None:
 
 def _read(path: str) -> str:
     return Path(path).read_text()
+
+
+# ---- its reports ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spawner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[tuple[spawner_module.Spawner, socket.socket]]:
+    """One that has not been started, in this process, and the daemon's end of its socket."""
+    ours, theirs = socket.socketpair()
+    alarm, ring = socket.socketpair()
+    monkeypatch.setattr(spawner_module, "_open_child_alarm", lambda: alarm)
+    theirs.setblocking(False)
+    one = spawner_module.Spawner(theirs, os.getpid())
+    with ours, theirs, alarm, ring:
+        yield one, ours
+    one._selector.close()
+    one._watch._epoll.close()  # type: ignore[attr-defined]
+    if one._daemon_pidfd is not None:
+        os.close(one._daemon_pidfd)
+
+
+def test_reports_that_a_stopped_daemon_does_not_read_wait(
+    spawner: tuple[spawner_module.Spawner, socket.socket],
+) -> None:
+    """They are kept, the spawner does not block, and once there is room it sends the rest."""
+    one, daemon = spawner
+    count = 20_000
+    for number in range(count):
+        one._say(Exited(number, 0, None, True))
+    one._flush()
+    assert one._outgoing
+    assert one._selector.get_key(one._link).events == selectors.EVENT_READ | selectors.EVENT_WRITE
+    buffer = bytearray()
+    seen: list[int] = []
+    while one._outgoing or len(seen) < count:
+        buffer += daemon.recv(1 << 16)
+        seen += [report.job for report in decode_all(buffer)]  # type: ignore[union-attr]
+        one._flush()
+    assert seen == list(range(count))
+    assert one._selector.get_key(one._link).events == selectors.EVENT_READ
+
+
+def test_report_to_a_dead_daemon_ends_the_service(
+    spawner: tuple[spawner_module.Spawner, socket.socket],
+) -> None:
+    """EPIPE is the same as the end of the socket."""
+    one, daemon = spawner
+    daemon.close()
+    one._say(Exited(1, 0, None, True))
+    one._flush()
+    assert not one._is_linked
+
+
+def test_report_of_a_start_waits_for_more_but_nothing_else_does(
+    spawner: tuple[spawner_module.Spawner, socket.socket],
+) -> None:
+    """Held for a millisecond at most; anything else that is to be told takes it along at once."""
+    one, _ = spawner
+    one._say(Started(1, 4711))
+    assert 0 < one._held_until - time.monotonic() <= spawner_module.START_REPORT_SECONDS
+    assert one._seconds_to_next_step() == pytest.approx(0.0005, abs=0.0005)
+    one._say(Started(2, 4712))
+    one._say(Failed(3, 2, "no such file", None))
+    assert one._held_until == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(2, "x", b"/bin/x"), Failed(1, 2, os.strerror(2), "/bin/x")),
+        (OSError(2, "x", b"/cwd"), Failed(1, 2, os.strerror(2), "/cwd")),
+        (OSError(1, "x", b"/cwd"), Failed(1, 1, "can't become uid 7", None)),
+        (OSError(1, "x"), Failed(1, 1, "can't become uid 7", None)),
+        (OSError(1, "x", b"/bin/x"), Failed(1, 1, os.strerror(1), "/bin/x")),
+        (ValueError("embedded null byte"), Failed(1, 22, "embedded null byte", None)),
+        (MemoryError(), Failed(1, 22, "MemoryError", None)),
+    ],
+    ids=["program", "cwd", "user, old Python", "user", "setuid program", "nul", "no text"],
+)
+def test_failures_are_told_apart(error: Exception, expected: Failed) -> None:
+    """Popen's errors become errno, text and the name of what was at fault."""
+    wanted = Spawn(1, (b"x",), {}, b"m", b"/cwd", (7, 7, ()), True, False)
+    assert spawner_module._failure(wanted, error) == expected

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_peer import MIB, Op, close_payload, frame, upgrade_request
 from wsproto import ConnectionType
+from wsproto.connection import Connection as WSProtoConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection
 
 from sandd._core.transport._connection import MAX_WAITING_BYTES
@@ -115,3 +117,17 @@ def test_guard_takes_any_bytes(data: bytes, cuts: list[int]) -> None:
                 messages += [e.data for e in protocol.events() if isinstance(e, BytesMessage)]
             outcomes.append((messages, protocol.breach, protocol.peer_close))
         assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("role", [ConnectionType.CLIENT, ConnectionType.SERVER])
+@given(message=st.binary(max_size=1000) | st.sampled_from([b"x" * 125, b"x" * 126, b"y" * 0xFFFF]))
+def test_encode_message_is_read_as_the_message_by_wsproto(
+    role: ConnectionType, message: bytes
+) -> None:
+    """The short way to a frame gives one that wsproto itself takes for the same message."""
+    theirs = ConnectionType.SERVER if role is ConnectionType.CLIENT else ConnectionType.CLIENT
+    peer = WSProtoConnection(theirs)
+    peer.receive_data(GuardedProtocol(role, max_message_bytes=0xFFFF).encode_message(message))
+    (event,) = peer.events()
+    assert isinstance(event, BytesMessage)
+    assert (event.data, event.message_finished) == (message, True)

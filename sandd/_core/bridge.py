@@ -220,8 +220,11 @@ class TrioThread(Generic[Resource]):
     def start(self) -> Resource:
         """Start the thread, and wait until the resource is open; what prevents that is raised."""
         try:
-            _not_ended.add(self)
             self._thread.start()
+        except RuntimeError:  # no more threads can be had
+            self._ended.keep(None)
+            raise
+        try:
             self._opened.wait()
             return self._opened.result()
         except BaseException:
@@ -271,8 +274,9 @@ class TrioThread(Generic[Resource]):
     def close(self) -> None:
         """`stop`, and wait until the thread has ended.
 
-        Raises: RuntimeError: this is the trio thread itself; or the resource had failed; or a
-            function in there doesn't let itself be cancelled, and the thread is left behind.
+        Raises:
+            RuntimeError: this is the trio thread itself; or the resource had failed; or a function
+                in there doesn't let itself be cancelled, and the thread is left behind.
         """
         self._check_thread()
         self.stop()
@@ -293,7 +297,8 @@ class TrioThread(Generic[Resource]):
     # -- inside
 
     def _check_thread(self) -> None:
-        if threading.get_ident() == self._thread.ident:
+        # Not by its ident, which another thread may have once it has ended.
+        if threading.current_thread() is self._thread:
             raise RuntimeError(
                 f"this waits for the trio thread of {self._name}, and was called in that thread; "
                 "in there, await the asynchronous functions themselves"
@@ -320,6 +325,7 @@ class TrioThread(Generic[Resource]):
     # -- the trio thread
 
     def _main(self) -> None:
+        _not_ended.add(self)
         try:
             trio.run(self._live)
         except BaseException as error:

@@ -191,28 +191,35 @@ class Liveness:
     """Seconds of inbound silence after which the peer is dead."""
     last_received: float = field(init=False)
     last_ping: float = field(init=False)
+    writes_from: float | None = field(init=False)
+    """Pending writes count from here at the earliest; None: from the next check."""
     reason: str = ""
 
     def __attrs_post_init__(self) -> None:
-        self.last_received = self.last_ping = self.now
+        self.last_received = self.last_ping = self.writes_from = self.now
 
     def received(self, now: float) -> None:
         """Anything at all came in."""
         self.last_received = now
 
     def lagged(self, seconds: float) -> None:
-        """Our own loop stood still this long: no silence of the peer's."""
+        """Our own loop stood still this long: no silence of the peer's, and no refusal to take bytes."""
         self.last_received += seconds
         self.last_ping += seconds
+        self.writes_from = None
 
     def check(self, now: float, write_pending_since: float | None) -> Verdict:
         """What to do now."""
         if now - self.last_received >= self.dead_after:
             self.reason = f"nothing heard for {now - self.last_received:.0f} s"
             return Verdict.DEAD
-        if write_pending_since is not None and now - write_pending_since >= WRITE_STALL:
-            self.reason = f"the peer took no byte for {now - write_pending_since:.0f} s"
-            return Verdict.DEAD
+        if self.writes_from is None:
+            self.writes_from = now
+        if write_pending_since is not None:
+            stalled = now - max(write_pending_since, self.writes_from)
+            if stalled >= WRITE_STALL:
+                self.reason = f"the peer took no byte for {stalled:.0f} s"
+                return Verdict.DEAD
         if now - max(self.last_received, self.last_ping) >= self.heartbeat:
             self.last_ping = now
             return Verdict.PING

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-import sandd
+from sandd import __version__
+from sandd.controller import open_controller
 from sandd.demo.stage import (
     DAEMON_ID,
     STOP_SIGNALS,
@@ -30,6 +31,7 @@ from sandd.demo.steps import STEPS, CheckFailed
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sandd.controller import Controller, Daemon
     from sandd.demo.stage import DaemonChild, Relay
 
 START_SECONDS: Final = 20.0
@@ -68,7 +70,7 @@ async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interrupt
     """Set the stage, play the steps, and clear it again."""
     with tempfile.TemporaryDirectory(prefix="sandd-demo-", ignore_cleanup_errors=True) as path:
         async with (
-            sandd.open_controller(port=0) as controller,
+            open_controller(port=0) as controller,
             open_relay(controller.address) as relay,
         ):
             async with open_daemon(relay.url, Path(path), interruption) as child:
@@ -91,18 +93,18 @@ async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interrupt
 async def _play(
     screen: Screen,
     outcomes: list[Outcome],
-    controller: sandd.Controller,
+    controller: Controller,
     relay: Relay,
     child: DaemonChild,
 ) -> None:
-    worker: sandd.Daemon | None = None
+    worker: Daemon | None = None
 
     async def start() -> str:
         nonlocal worker
         worker = await _wait_for_daemon(controller, child)
         return f"the daemon {worker.id!r}, process {child.process.pid}, has dialled in"
 
-    screen.title(f"sandd {sandd.__version__}: a controller and a daemon, on this machine")
+    screen.title(f"sandd {__version__}: a controller and a daemon, on this machine")
     outcomes.append(await _step(screen, "The start", start))
     if worker is None:
         return
@@ -112,7 +114,7 @@ async def _play(
         outcomes.append(await _step(screen, title, partial(step, stage)))
 
 
-async def _wait_for_daemon(controller: sandd.Controller, child: DaemonChild) -> sandd.Daemon:
+async def _wait_for_daemon(controller: Controller, child: DaemonChild) -> Daemon:
     """The daemon; CheckFailed with its last words if it ends or doesn't come."""
     with trio.move_on_after(START_SECONDS):
         async with trio.open_nursery() as nursery:
@@ -129,7 +131,7 @@ async def _wait_for_daemon(controller: sandd.Controller, child: DaemonChild) -> 
 
 
 async def _step(screen: Screen, title: str, step: Callable[[], Awaitable[str]]) -> Outcome:
-    """Run one step, and show what came of it. Whatever it raises is a failure of that step alone."""
+    """Run one step, and show what came of it. What it raises is a failure of that step alone."""
     began = trio.current_time()
     try:
         with trio.fail_after(STEP_SECONDS):

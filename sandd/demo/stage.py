@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from sandd import Controller, Daemon
+    from sandd.controller import Controller, Daemon
 
 DAEMON_ID: Final = "demo"
 STOP_SECONDS: Final = 12.0

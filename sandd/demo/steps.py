@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sandd import CommandTimeout, DaemonState
+from sandd._core._errors import CommandTimeout
+from sandd.controller import DaemonState
 from sandd.demo.programs import COUNT, LINES, PACK, PRIMES, TREE, UNPACK, pipeline, python
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
 
-    from sandd import CommandResult, DaemonEvent, Process
+    from sandd._core.results import CommandResult
+    from sandd.controller import DaemonEvent, Process
     from sandd.demo.stage import Stage
 
 PRIMES_BELOW: Final = 48_000

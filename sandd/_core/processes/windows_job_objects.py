@@ -21,15 +21,15 @@ EXIT_CODE = 1
 
 class _BasicLimits(ctypes.Structure):
     _fields_ = (
-        ("PerProcessUserTimeLimit", wintypes.LARGE_INTEGER),
-        ("PerJobUserTimeLimit", wintypes.LARGE_INTEGER),
-        ("LimitFlags", wintypes.DWORD),
+        ("PerProcessUserTimeLimit", ctypes.c_int64),
+        ("PerJobUserTimeLimit", ctypes.c_int64),
+        ("LimitFlags", ctypes.c_uint32),
         ("MinimumWorkingSetSize", ctypes.c_size_t),
         ("MaximumWorkingSetSize", ctypes.c_size_t),
-        ("ActiveProcessLimit", wintypes.DWORD),
+        ("ActiveProcessLimit", ctypes.c_uint32),
         ("Affinity", ctypes.c_size_t),
-        ("PriorityClass", wintypes.DWORD),
-        ("SchedulingClass", wintypes.DWORD),
+        ("PriorityClass", ctypes.c_uint32),
+        ("SchedulingClass", ctypes.c_uint32),
     )
 
 
@@ -46,14 +46,14 @@ class _ExtendedLimits(ctypes.Structure):
 
 class _Accounting(ctypes.Structure):
     _fields_ = (
-        ("TotalUserTime", wintypes.LARGE_INTEGER),
-        ("TotalKernelTime", wintypes.LARGE_INTEGER),
-        ("ThisPeriodTotalUserTime", wintypes.LARGE_INTEGER),
-        ("ThisPeriodTotalKernelTime", wintypes.LARGE_INTEGER),
-        ("TotalPageFaultCount", wintypes.DWORD),
-        ("TotalProcesses", wintypes.DWORD),
-        ("ActiveProcesses", wintypes.DWORD),
-        ("TotalTerminatedProcesses", wintypes.DWORD),
+        ("TotalUserTime", ctypes.c_int64),
+        ("TotalKernelTime", ctypes.c_int64),
+        ("ThisPeriodTotalUserTime", ctypes.c_int64),
+        ("ThisPeriodTotalKernelTime", ctypes.c_int64),
+        ("TotalPageFaultCount", ctypes.c_uint32),
+        ("TotalProcesses", ctypes.c_uint32),
+        ("ActiveProcesses", ctypes.c_uint32),
+        ("TotalTerminatedProcesses", ctypes.c_uint32),
     )
 
 
@@ -63,17 +63,19 @@ _HANDLE_FIRST: dict[str, tuple[object, ...]] = {
     "AssignProcessToJobObject": (wintypes.HANDLE, wintypes.HANDLE),
     "CloseHandle": (wintypes.HANDLE,),
     "QueryInformationJobObject": (
-        *(wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, wintypes.DWORD, ctypes.c_void_p),
+        *(wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p),
     ),
-    "SetInformationJobObject": (*(wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, wintypes.DWORD),),
-    "TerminateJobObject": (wintypes.HANDLE, wintypes.UINT),
+    "SetInformationJobObject": (
+        *(wintypes.HANDLE, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32),
+    ),
+    "TerminateJobObject": (wintypes.HANDLE, ctypes.c_uint32),
 }
 for _name, _types in _HANDLE_FIRST.items():
     # Without its types, a function gets its handles cut to 32 bits.
     getattr(_kernel32, _name).argtypes = _types
 _kernel32.CreateJobObjectW.restype = wintypes.HANDLE
 _kernel32.OpenProcess.restype = wintypes.HANDLE
-_kernel32.OpenProcess.argtypes = (wintypes.DWORD, wintypes.BOOL, wintypes.DWORD)
+_kernel32.OpenProcess.argtypes = (ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32)
 _ntdll.NtResumeProcess.argtypes = (wintypes.HANDLE,)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 import trio_websocket
-from wsproto.events import BytesMessage
 
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.logs import get_logger
@@ -173,7 +172,7 @@ class Connection:
             return False
         if self._websocket._stream_lock.locked():
             return False
-        return self._meter.send_nowait(self._protocol.send(BytesMessage(data=message)))
+        return self._meter.send_nowait(self._protocol.encode_message(message))
 
     async def flush(self) -> None:
         """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""

@@ -8,6 +8,7 @@ also the seam for a faster codec: whatever has wsproto's `send`, `receive_data`,
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, frozen
@@ -141,6 +142,27 @@ class GuardedProtocol(WSConnection):
     def cost_of(message: bytes | bytearray) -> int:
         """What a waiting message is charged at."""
         return len(message) + MESSAGE_OVERHEAD
+
+    def encode_message(self, message: bytes) -> bytes:
+        """The frame of one small whole message, as `send` would make it, at a fifth of the cost.
+
+        A frame that is neither a fragment nor compressed depends on nothing that was sent before.
+        """
+        size = len(message)
+        masked = 0x80 if self.client else 0
+        if size <= 125:
+            head = bytes((0x82, masked | size))
+        elif size <= 0xFFFF:
+            head = bytes((0x82, masked | 126)) + size.to_bytes(2, "big")
+        else:
+            raise ValueError(f"a message of {size} bytes is not small")
+        if not masked:
+            return head + message
+        # A fresh random key for each frame (RFC 6455 s. 5.3), and one XOR of two large numbers.
+        key = os.urandom(4)
+        mask = (key * (size // 4 + 1))[:size]
+        body = int.from_bytes(message, "little") ^ int.from_bytes(mask, "little")
+        return head + key + body.to_bytes(size, "little")
 
     def read_request(self, headers: Headers, target: bytes) -> Request:
         """The upgrade request, checked, from a request that was parsed elsewhere (server side).

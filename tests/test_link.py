@@ -1,0 +1,331 @@
+"""A link's life: who is let in, who is dead, and when to dial again."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd._core.link import (
+    HEALTHY,
+    LABEL_LENGTH,
+    WRITE_STALL,
+    Backoff,
+    Identity,
+    Liveness,
+    Verdict,
+    answer_challenge,
+    check_daemon_id,
+    check_labels,
+    judge_hello,
+    prove,
+)
+from sandd.wire import RejectCode
+
+CHALLENGE = wire.Challenge(b"n" * 32, "controller-1")
+IDENTITY = Identity("worker-1", "instance-1", {"env": "prod"}, "host", "linux", "x86_64", "1.0")
+TOKEN = b"secret"
+
+
+def judge(hello: wire.Hello, token: bytes | None = TOKEN, *, trusted: bool = False) -> Any:
+    """The controller's answer to a Hello."""
+    return judge_hello(hello, CHALLENGE, token=token, trusted_peer=trusted)
+
+
+# ---- ids and labels ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("daemon_id", ["a", "worker-1", "A.b_c:d@e-f", "0" * 128])
+def test_plain_daemon_ids_are_fine(daemon_id: str) -> None:
+    """Letters, digits and a little punctuation, up to 128 of them."""
+    assert check_daemon_id(daemon_id) is None
+
+
+@pytest.mark.parametrize(
+    "daemon_id", ["", "-a", ".", "a b", "a/b", "a\n", "é", "0" * 129, "../etc", "a\0", "a;rm"]
+)
+def test_other_daemon_ids_are_not(daemon_id: str) -> None:
+    """An id goes into file names, command lines and logs."""
+    problem = check_daemon_id(daemon_id)
+    assert problem is not None
+    assert "not usable" in problem
+    assert problem.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("labels", "fine"),
+    [
+        pytest.param({}, True, id="none"),
+        pytest.param({"env": "prod", "gpu": ""}, True, id="empty value"),
+        pytest.param({"k" * LABEL_LENGTH: "v" * LABEL_LENGTH}, True, id="longest"),
+        pytest.param({f"{n}": "" for n in range(wire.MAX_LABELS)}, True, id="most"),
+        pytest.param({"": "v"}, False, id="empty key"),
+        pytest.param({"k" * (LABEL_LENGTH + 1): "v"}, False, id="long key"),
+        pytest.param({"k": "v" * (LABEL_LENGTH + 1)}, False, id="long value"),
+        pytest.param({"k": "a\nb"}, False, id="newline"),
+        pytest.param({"k\x1b[0m": "v"}, False, id="escape"),
+        pytest.param({f"{n}": "" for n in range(wire.MAX_LABELS + 1)}, False, id="one too many"),
+    ],
+)
+def test_labels_are_printable_and_bounded(labels: dict[str, str], fine: bool) -> None:
+    """What every broadcast looks at, and every log line may show, stays short and plain."""
+    problem = check_labels(labels)
+    assert (problem is None) is fine
+    assert problem is None or problem.isprintable()
+
+
+# ---- handshake -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_an_honest_daemon_is_let_in(token: bytes | None) -> None:
+    """What a daemon answers to a challenge satisfies the controller that made it."""
+    hello = answer_challenge(CHALLENGE, IDENTITY, 3, token)
+    assert (hello.version, hello.connection) == (1, 3)
+    said = {field.name: getattr(hello, field.name) for field in attrs.fields(Identity)}
+    assert Identity(**said) == IDENTITY
+    assert judge(hello, token, trusted=True) is None
+    assert (judge(hello, token) is None) is (token is not None)
+
+
+def test_a_daemon_needs_a_challenge() -> None:
+    """Whatever else a controller opens with is no controller of ours."""
+    with pytest.raises(RemoteProtocolError, match="opened with Ping"):
+        answer_challenge(wire.Ping(), IDENTITY, 1, None)
+    with pytest.raises(RemoteProtocolError, match="opened with Unknown"):
+        answer_challenge(wire.Unknown("x"), IDENTITY, 1, None)
+
+
+def test_a_controller_needs_a_hello() -> None:
+    """Whatever else a daemon opens with is no daemon of ours."""
+    with pytest.raises(RemoteProtocolError, match="opened with Pong"):
+        judge_hello(wire.Pong(), CHALLENGE, token=None, trusted_peer=True)
+
+
+def test_versions_must_meet() -> None:
+    """The highest common version is spoken; without one both sides say so."""
+    newer = attrs.evolve(CHALLENGE, versions=(3, 2, 1))
+    assert answer_challenge(newer, IDENTITY, 1, None).version == 1
+    with pytest.raises(RemoteProtocolError, match="no common protocol version"):
+        answer_challenge(attrs.evolve(CHALLENGE, versions=(2,)), IDENTITY, 1, None)
+    with pytest.raises(RemoteProtocolError, match="no common protocol version"):
+        answer_challenge(attrs.evolve(CHALLENGE, versions=()), IDENTITY, 1, None)
+    hello = attrs.evolve(answer_challenge(CHALLENGE, IDENTITY, 1, TOKEN), version=2)
+    assert judge(hello).code is RejectCode.BAD_VERSION
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"daemon_id": "not usable"}, id="daemon id"),
+        pytest.param({"labels": {"": "x"}}, id="labels"),
+        pytest.param({"instance": ""}, id="instance"),
+    ],
+)
+def test_a_hello_must_be_usable(changes: dict[str, Any]) -> None:
+    """What can't be an id or a label is final, and the daemon is told what is wrong."""
+    identity = attrs.evolve(IDENTITY, **changes)
+    reject = judge(answer_challenge(CHALLENGE, identity, 1, TOKEN))
+    assert (reject.code, reject.retry_after) == (RejectCode.BAD_HELLO, None)
+    assert reject.message
+
+
+def test_without_a_token_only_trusted_peers_are_let_in() -> None:
+    """An open port invites nobody from elsewhere; the refusal says how to change that."""
+    reject = judge(answer_challenge(CHALLENGE, IDENTITY, 1, None), None)
+    assert reject.code is RejectCode.UNAUTHENTICATED
+    assert "token" in reject.message
+    assert judge(answer_challenge(CHALLENGE, IDENTITY, 1, TOKEN), None, trusted=True) is None
+
+
+@pytest.mark.parametrize("token", [None, b"wrong", b"secret\n", b""])
+def test_with_a_token_everybody_needs_it(token: bytes | None) -> None:
+    """A missing or wrong token is refused, from loopback too."""
+    hello = answer_challenge(CHALLENGE, IDENTITY, 1, token)
+    for trusted in (True, False):
+        assert judge(hello, trusted=trusted).code is RejectCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"daemon_id": "worker-2"},
+        {"instance": "instance-2"},
+        {"connection": 4},
+        {"labels": {"env": "dev"}},
+        {"labels": {"env": "prod", "x": ""}},
+        {"labels": {"en": "vprod"}},
+        {"labels": {}},
+    ],
+    ids=str,
+)
+def test_a_proof_is_for_one_claim_only(changes: dict[str, Any]) -> None:
+    """Who overhears a Hello can't say anything else with its proof."""
+    hello = answer_challenge(CHALLENGE, IDENTITY, 3, TOKEN)
+    assert judge(hello) is None
+    assert judge(attrs.evolve(hello, **changes)).code is RejectCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("changes", [{"nonce": b"m" * 32}, {"controller_id": "controller-2"}])
+def test_a_proof_is_for_one_challenge_only(changes: dict[str, Any]) -> None:
+    """Who overhears a Hello can't use it again, here or elsewhere."""
+    other = attrs.evolve(CHALLENGE, **changes)
+    hello = answer_challenge(CHALLENGE, IDENTITY, 3, TOKEN)
+    rejected = judge_hello(hello, other, token=TOKEN, trusted_peer=True)
+    assert rejected is not None
+
+
+labels = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3)
+identities = st.builds(
+    Identity, daemon_id=st.text(max_size=3), instance=st.text(max_size=3), labels=labels
+)
+
+
+@given(identities, identities, st.integers(0, 3), st.integers(0, 3))
+def test_no_two_claims_have_one_proof(
+    first: Identity, second: Identity, first_connection: int, second_connection: int
+) -> None:
+    """Nothing can be moved from one part of a claim to the next."""
+    same = (first, first_connection) == (second, second_connection)
+    proofs = {
+        prove(TOKEN, CHALLENGE, first, first_connection),
+        prove(TOKEN, CHALLENGE, second, second_connection),
+    }
+    assert (len(proofs) == 1) is same
+
+
+# ---- liveness ------------------------------------------------------------------------------------
+
+
+def test_a_silent_peer_is_pinged_then_dead() -> None:
+    """A ping after `heartbeat` of silence, and again; dead after `dead_after`."""
+    liveness = Liveness(100.0, heartbeat=20.0, dead_after=45.0)
+    assert liveness.check(119.9, None) is Verdict.WAIT
+    assert liveness.check(120.0, None) is Verdict.PING
+    assert liveness.check(121.0, None) is Verdict.WAIT
+    assert liveness.check(140.0, None) is Verdict.PING
+    assert liveness.check(144.9, None) is Verdict.WAIT
+    assert liveness.check(145.0, None) is Verdict.DEAD
+    assert liveness.reason == "nothing heard for 45 s"
+
+
+def test_traffic_stands_for_pongs() -> None:
+    """A peer that says anything needs no ping and isn't dead."""
+    liveness = Liveness(0.0, heartbeat=20.0, dead_after=45.0)
+    for now in range(0, 1000, 19):
+        liveness.received(float(now))
+        assert liveness.check(float(now) + 18.9, None) is Verdict.WAIT
+
+
+def test_who_only_answers_never_pings() -> None:
+    """An endless heartbeat: silence leads from waiting to death."""
+    liveness = Liveness(0.0, heartbeat=math.inf, dead_after=45.0)
+    verdicts = {liveness.check(float(now), None) for now in range(45)}
+    assert verdicts == {Verdict.WAIT}
+    assert liveness.check(45.0, None) is Verdict.DEAD
+
+
+def test_a_peer_that_takes_no_byte_is_dead() -> None:
+    """A write without progress for WRITE_STALL ends the link, however much comes in."""
+    liveness = Liveness(0.0, heartbeat=20.0, dead_after=45.0)
+    liveness.received(100.0)
+    assert liveness.check(100.0, 100.1 - WRITE_STALL) is Verdict.WAIT
+    assert liveness.check(100.0, 100.0 - WRITE_STALL) is Verdict.DEAD
+    assert "took no byte for 20 s" in liveness.reason
+
+
+def test_our_own_standstill_is_not_held_against_the_peer() -> None:
+    """After a suspend of ours the peer has all its time again, for what it says and for what it takes."""
+    liveness = Liveness(0.0, heartbeat=20.0, dead_after=45.0)
+    assert liveness.check(10.0, 9.0) is Verdict.WAIT
+    liveness.lagged(600.0)
+    assert liveness.check(611.0, 9.0) is Verdict.WAIT
+    assert liveness.check(620.0, 9.0) is Verdict.PING
+    assert liveness.check(611.0 + WRITE_STALL - 0.1, 9.0) is Verdict.WAIT
+    assert liveness.check(611.0 + WRITE_STALL, 9.0) is Verdict.DEAD
+    silent = Liveness(0.0, heartbeat=20.0, dead_after=45.0)
+    silent.lagged(600.0)
+    assert silent.check(644.9, None) is not Verdict.DEAD
+    assert silent.check(645.0, None) is Verdict.DEAD
+
+
+@pytest.mark.parametrize(("heartbeat", "dead_after"), [(20.0, 45.0), (math.inf, 45.0), (0.05, 0.1)])
+def test_checks_come_often_enough(heartbeat: float, dead_after: float) -> None:
+    """Every deadline is met within a tenth, and checking costs little."""
+    interval = Liveness(0.0, heartbeat, dead_after).interval
+    assert 0.02 <= interval <= max(0.02, min(heartbeat, dead_after, WRITE_STALL) / 10)
+
+
+# ---- backoff -------------------------------------------------------------------------------------
+
+
+def highest(low: float, high: float) -> float:
+    """The unluckiest draw."""
+    assert low <= high
+    return high
+
+
+def test_failures_wait_ever_longer_up_to_the_maximum() -> None:
+    """The bound doubles from `base`, and stays at `maximum` however often it fails."""
+    backoff = Backoff(base=0.5, maximum=30.0, uniform=highest)
+    waits = [backoff.after_failure(None) for _ in range(8)]
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    for _ in range(5000):
+        assert backoff.after_failure(None) == 30.0
+
+
+def test_waits_are_drawn_from_nothing_up() -> None:
+    """A thousand daemons that lost the same controller come back spread out, not together."""
+    draws: list[tuple[float, float]] = []
+    backoff = Backoff(uniform=lambda low, high: draws.append((low, high)) or 0.25)  # type: ignore[func-returns-value]
+    assert backoff.after_failure(None) == 0.25
+    backoff.after_failure(None)
+    backoff.after_loss(HEALTHY, progressed=False)
+    assert draws == [(0.0, 0.5), (0.0, 1.0), (0.0, 0.1)]
+
+
+@pytest.mark.parametrize(("lived", "progressed"), [(HEALTHY, False), (0.0, True)])
+def test_a_link_that_worked_is_redialled_at_once(lived: float, progressed: bool) -> None:
+    """A cut of a good link is no failure, and clears those before it."""
+    backoff = Backoff(uniform=highest)
+    for _ in range(5):
+        backoff.after_failure(None)
+    assert backoff.after_loss(lived, progressed) == 0.1
+    assert backoff.after_failure(None) == 0.5
+
+
+def test_a_link_that_did_nothing_is_a_failure() -> None:
+    """A controller that accepts and drops is not dialled in a loop."""
+    backoff = Backoff(uniform=highest)
+    waits = [backoff.after_loss(HEALTHY - 0.1, progressed=False) for _ in range(3)]
+    assert waits == [0.5, 1, 2]
+
+
+def test_what_the_controller_asked_for_wins() -> None:
+    """`retry_after` is waited for at least, with a little spread, whatever our own maximum."""
+    backoff = Backoff(maximum=30.0, uniform=highest)
+    assert backoff.after_failure(10.0) == 12.5
+    assert backoff.after_failure(3600.0) == 3600.0 + 7.5
+    assert backoff.after_failure(0.0) == 0.0
+
+
+@given(st.integers(1, 60), st.none() | st.floats(0, 1e6), st.randoms())
+def test_a_wait_is_always_bounded(
+    failures: int, retry_after: float | None, source: random.Random
+) -> None:
+    """(9) Whatever happened before, the next dial comes within the maximum, or what was asked for."""
+    backoff = Backoff(uniform=source.uniform)
+    for _ in range(failures):
+        backoff.after_failure(None)
+    wait = backoff.after_failure(retry_after)
+    if retry_after is None:
+        assert 0 <= wait <= backoff.maximum
+    else:
+        assert retry_after <= wait <= retry_after + backoff.maximum / 4

@@ -1,0 +1,120 @@
+"""The ctypes half of Job Objects: which functions are called, with what, on a kernel that is made up."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import sandd
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+PATH = Path(sandd.__file__).parent / "_core/processes/windows_job_objects.py"
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is a real one")
+
+
+class FakeFunction:
+    """One function of a DLL: notes its arguments, returns what it is told to."""
+
+    def __init__(self, name: str, library: FakeLibrary) -> None:
+        self.name = name
+        self.library = library
+        self.argtypes: Any = None
+        self.restype: Any = None
+
+    def __call__(self, *arguments: Any) -> int:
+        """Note the call; structures are noted as they are."""
+        noted = [getattr(argument, "_obj", argument) for argument in arguments]
+        self.library.calls.append((self.name, *noted))
+        if self.name == "QueryInformationJobObject":
+            noted[2].ActiveProcesses = 3
+        return self.library.results.get(self.name, 0 if self.name == "NtResumeProcess" else 77)
+
+
+class FakeLibrary:
+    """kernel32 and ntdll in one."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.results: dict[str, int] = {}
+        self.functions: dict[str, FakeFunction] = {}
+
+    def __getattr__(self, name: str) -> FakeFunction:
+        return self.functions.setdefault(name, FakeFunction(name, self))
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        """The arguments of each call of one function."""
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeLibrary:
+    """The kernel; failures are OSErrors with its last error, 5."""
+    library = FakeLibrary()
+    monkeypatch.setattr(ctypes, "WinDLL", lambda *_, **__: library, raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: 5, raising=False)
+    monkeypatch.setattr(ctypes, "WinError", lambda code: OSError(code, "denied"), raising=False)
+    return library
+
+
+@pytest.fixture
+def module(library: FakeLibrary, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module, loaded as on Windows."""
+    assert library.calls == []
+    spec = importlib.util.spec_from_file_location("windows_job_objects_here", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_job_object_kills_on_close(module: ModuleType, library: FakeLibrary) -> None:
+    """The limit is set before anything is in it, in a structure of the documented size."""
+    job = module.KernelJobObject()
+    ((handle, information, limits, size),) = library.named("SetInformationJobObject")
+    assert (handle, information, size) == (77, 9, 144)
+    assert limits.BasicLimitInformation.LimitFlags == 0x2000
+    job.close()
+    job.close()
+    assert library.named("CloseHandle") == [(77,)]
+
+
+def test_process_is_assigned_before_it_runs(module: ModuleType, library: FakeLibrary) -> None:
+    """Opened, assigned, resumed, closed: in this order."""
+    module.KernelJobObject().adopt(4711)
+    assert [call[0] for call in library.calls[2:]] == [
+        *("OpenProcess", "AssignProcessToJobObject", "NtResumeProcess", "CloseHandle")
+    ]
+    assert library.named("OpenProcess") == [(0x901, False, 4711)]
+
+
+def test_failures_are_os_errors(module: ModuleType, library: FakeLibrary) -> None:
+    """Of each step; a handle that was opened is closed."""
+    job = module.KernelJobObject()
+    for name, result in (("AssignProcessToJobObject", 0), ("NtResumeProcess", -1)):
+        library.results = {name: result}
+        with pytest.raises(OSError, match=r"denied|NtResumeProcess"):
+            job.adopt(4711)
+        assert library.calls[-1][0] == "CloseHandle"
+    library.results = {"CreateJobObjectW": 0}
+    with pytest.raises(OSError, match="denied"):
+        module.KernelJobObject()
+
+
+def test_emptiness_and_end(module: ModuleType, library: FakeLibrary) -> None:
+    """The number of active processes is the kernel's; all of them are terminated with code 1."""
+    job = module.KernelJobObject()
+    assert job.active_processes() == 3
+    ((_, information, _, size, _),) = library.named("QueryInformationJobObject")
+    assert (information, size) == (1, 48)
+    job.terminate()
+    assert library.named("TerminateJobObject") == [(77, 1)]

@@ -1,0 +1,139 @@
+"""What a finished command looks like, and how its output is kept within a bound."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandd import wire
+from sandd._core.results import Collector, CommandResult, ExitStatus, signal_name
+from sandd.wire import Exited, Outcome
+
+
+
+def result(**changes: object) -> CommandResult:
+    """The result of a command that printed little and succeeded."""
+    fields = {
+        "stdout_bytes": b"out",
+        "stderr_bytes": b"",
+        "exit_code": 0,
+        "outcome": Outcome.EXITED,
+        "duration": 1.23456,
+        "stdout_total": 3,
+        "stderr_total": 0,
+        "truncated": False,
+        "pipes_held": False,
+        "job_id": "j",
+    }
+    return CommandResult(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+# ---- how it ended --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(9, "SIGKILL"), (15, "SIGTERM"), (2, "SIGINT"), (99, "99")]
+)
+def test_signals_have_names(number: int, name: str) -> None:
+    """A signal is named as people know it, or by its number where it has no name here."""
+    assert signal_name(number) == name
+
+
+@pytest.mark.parametrize(
+    ("event", "code", "signal", "success"),
+    [
+        pytest.param(Exited(0, None, Outcome.EXITED, 1.5), 0, None, True, id="success"),
+        pytest.param(Exited(3, None, Outcome.EXITED, 1.5), 3, None, False, id="failure"),
+        pytest.param(Exited(None, 9, Outcome.SIGNALED, 1.5), -9, "SIGKILL", False, id="signal"),
+        pytest.param(Exited(0, None, Outcome.TIMED_OUT, 1.5), 0, None, False, id="killed politely"),
+        pytest.param(Exited(None, None, Outcome.EXITED, 1.5), 0, None, True, id="neither"),
+    ],
+)
+def test_an_exit_event_becomes_a_status(
+    event: Exited, code: int, signal: str | None, success: bool
+) -> None:
+    """(6) The real code, or minus the signal; success only if it ended by itself, with 0."""
+    status = ExitStatus.from_event(event)
+    assert (status.exit_code, status.signal, status.success) == (code, signal, success)
+    assert (status.outcome, status.duration, status.pipes_held) == (event.outcome, 1.5, False)
+    same = result(exit_code=code, outcome=event.outcome)
+    assert (same.signal, same.success) == (signal, success)
+
+
+def test_output_is_text_on_request() -> None:
+    """Bytes are kept as they came; as text, what is no UTF-8 is replaced."""
+    both = result(stdout_bytes="grüß\n".encode(), stderr_bytes=b"\xff!")
+    assert (both.stdout, both.stderr) == ("grüß\n", "\ufffd!")
+
+
+def test_a_result_prints_without_its_output() -> None:
+    """A result in a log says how the command ended, not all it printed."""
+    shown = repr(result(stdout_bytes=b"secret"))
+    assert "secret" not in shown
+    assert "exit_code=0" in shown
+    assert result().duration_ms == 1235
+
+
+# ---- keeping output ------------------------------------------------------------------------------
+
+
+def naive(content: bytes, limit: int) -> tuple[bytes, bool]:
+    """What should be kept, from all of it at once."""
+    if len(content) <= limit:
+        return content, False
+    head, tail = limit - limit // 2, limit // 2
+    omitted = len(content) - head - tail
+    line = b"\n... %d bytes omitted ...\n" % omitted
+    return content[:head] + line + content[len(content) - tail :], True
+
+
+@given(st.lists(st.binary(max_size=60), max_size=40), st.integers(0, 300))
+def test_collector_keeps_head_and_tail(chunks: list[bytes], limit: int) -> None:
+    """Whatever the pieces it came in, the result is that of all the bytes at once."""
+    collector = Collector(limit)
+    for chunk in chunks:
+        collector.add(chunk)
+    content = b"".join(chunks)
+    assert (collector.result(), collector.truncated) == naive(content, limit)
+    assert collector.total == len(content)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 65_536, 70_000, 1_000_000])
+def test_collector_keeps_head_and_tail_of_much(size: int) -> None:
+    """Also where the tail is made of many pieces, each of the size the pipe gave."""
+    content = bytes(range(256)) * 1200
+    limit = 200_001
+    collector = Collector(limit)
+    for start in range(0, len(content), size):
+        collector.add(content[start : start + size])
+    assert (collector.result(), collector.truncated) == naive(content, limit)
+
+
+def test_collector_can_be_asked_on_the_way() -> None:
+    """A result is of what has come so far, and asking changes nothing."""
+    collector = Collector(10)
+    assert (collector.result(), collector.truncated) == (b"", False)
+    collector.add(b"0123456789")
+    assert collector.result() == b"0123456789"
+    collector.add(b"abc")
+    assert collector.result() == collector.result() == naive(b"0123456789abc", 10)[0]
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_collector_holds_little_more_than_its_limit(size: int) -> None:
+    """(4) However much a command prints, and in however small pieces, memory stays flat."""
+    collector = Collector(wire.MIB)
+    chunk = bytes(size)
+    tracemalloc.start()
+    try:
+        for _ in range(4 * wire.MIB // size if size > 1 else 200_000):
+            collector.add(chunk)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * wire.MIB
+    finally:
+        tracemalloc.stop()
+    if size > 1:
+        assert re.search(rb"\.\.\. \d+ bytes omitted \.\.\.", collector.result())

@@ -1,0 +1,201 @@
+"""The writer's scheduler: control first, then fair, and a message never too large."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandd import wire
+from sandd._core import scheduler as scheduler_module
+from sandd._core.scheduler import BATCH_BYTES, SHARED_FRAME_BYTES, Scheduler
+from sandd.wire import EncodedFrame, FrameType, Stream
+
+
+class Pile:
+    """A source with a number of messages and of bytes to send."""
+
+    def __init__(self, channel: int, *, urgent: int = 0, bulk: int = 0) -> None:
+        self.channel = channel
+        self.urgent = urgent
+        self.bulk = bulk
+        self.asked: deque[int] = deque()
+
+    def next_urgent(self) -> EncodedFrame | None:
+        """One message."""
+        if not self.urgent:
+            return None
+        self.urgent -= 1
+        return wire.encode_data(self.channel, Stream.EVENTS, 0, b"urgent")
+
+    def next_bulk(self, limit: int) -> EncodedFrame | None:
+        """As many bytes as are allowed."""
+        self.asked.append(limit)
+        if not self.bulk:
+            return None
+        size = min(limit, self.bulk)
+        self.bulk -= size
+        return wire.encode_data(self.channel, Stream.OUTPUT, 0, bytes(size))
+
+
+PING = wire.encode_control(0, wire.Ping())
+
+
+def kinds(message: bytes | None) -> list[tuple[str, int]]:
+    """("control", "urgent" or "bulk", channel) of each frame."""
+    assert message is not None
+    names = []
+    for frame in wire.decode_frames(message):
+        if frame.type is FrameType.CONTROL:
+            names.append(("control", frame.channel))
+        else:
+            stream = wire.decode_data(frame).stream
+            names.append(("urgent" if stream is Stream.EVENTS else "bulk", frame.channel))
+    return names
+
+
+def test_an_idle_scheduler_has_nothing() -> None:
+    """Without anything to send there is no message."""
+    scheduler = Scheduler()
+    assert not scheduler.pending
+    assert scheduler.next_message() is None
+    scheduler.activate(Pile(1))
+    assert scheduler.pending
+    assert scheduler.next_message() is None
+    assert not scheduler.pending
+
+
+def test_control_goes_first_then_messages_then_data() -> None:
+    """(10) What is urgent never stands behind data, in whatever order it was given."""
+    scheduler = Scheduler()
+    for channel in (1, 2):
+        scheduler.activate(Pile(channel, urgent=2, bulk=10))
+    scheduler.control(PING)
+    assert kinds(scheduler.next_message()) == [
+        ("control", 0),
+        ("urgent", 1),
+        ("urgent", 2),
+        ("urgent", 1),
+        ("urgent", 2),
+        ("bulk", 1),
+        ("bulk", 2),
+    ]
+    assert scheduler.next_message() is None
+
+
+def test_control_waits_for_one_message_at_most() -> None:
+    """(10) Whatever bulk there is, a control frame is the first of the next message."""
+    scheduler = Scheduler()
+    scheduler.activate(Pile(1, bulk=10 * wire.MIB))
+    for _ in range(10):
+        message = scheduler.next_message()
+        assert message is not None
+        assert len(message) <= BATCH_BYTES + wire.MAX_DATA_BYTES + 100
+        scheduler.control(PING)
+        assert kinds(scheduler.next_message())[0] == ("control", 0)
+
+
+def test_data_is_shared_evenly() -> None:
+    """(10) Sources take turns, also across messages, and share them in small frames."""
+    scheduler = Scheduler()
+    piles = [Pile(n, bulk=wire.MIB) for n in range(5)]
+    for pile in piles:
+        scheduler.activate(pile)
+    for _ in range(12):
+        scheduler.next_message()
+        left = [pile.bulk for pile in piles]
+        assert max(left) - min(left) <= SHARED_FRAME_BYTES
+    assert set(piles[0].asked) == {SHARED_FRAME_BYTES}
+
+
+def test_a_single_source_sends_large_frames() -> None:
+    """Who is alone needn't share."""
+    scheduler = Scheduler()
+    pile = Pile(1, bulk=wire.MIB)
+    scheduler.activate(pile)
+    scheduler.next_message()
+    assert set(pile.asked) == {wire.MAX_DATA_BYTES}
+
+
+def test_a_source_waits_in_one_place_only() -> None:
+    """Saying again that there is something gives no second turn."""
+    scheduler = Scheduler()
+    first, second = Pile(1, bulk=2 * wire.MIB), Pile(2, bulk=2 * wire.MIB)
+    scheduler.activate(first)
+    scheduler.activate(second)
+    for _ in range(5):
+        scheduler.activate(first)
+        scheduler.next_message()
+        scheduler.activate(first)
+        assert abs(first.bulk - second.bulk) <= SHARED_FRAME_BYTES
+
+
+def test_a_discarded_source_is_not_asked() -> None:
+    """What is gone sends nothing; discarding what isn't there is fine."""
+    scheduler = Scheduler()
+    gone, other = Pile(1, urgent=1, bulk=1), Pile(2, urgent=1)
+    scheduler.activate(gone)
+    scheduler.activate(other)
+    scheduler.discard(gone)
+    scheduler.discard(gone)
+    assert kinds(scheduler.next_message()) == [("urgent", 2)]
+    assert not gone.asked
+
+
+def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control frames are bounded in bytes; beyond it the connection is lost, and memory stays."""
+    monkeypatch.setattr(scheduler_module, "MAX_CONTROL_BACKLOG", 100)
+    scheduler = Scheduler()
+    size = sum(map(len, PING))
+    for _ in range(100 // size):
+        scheduler.control(PING)
+    assert not scheduler.overrun
+    for _ in range(1000):
+        scheduler.control(PING)
+    assert scheduler.overrun
+    assert len(kinds(scheduler.next_message())) == 100 // size
+
+
+def test_control_that_was_sent_counts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is on what waits, not on what ever was."""
+    monkeypatch.setattr(scheduler_module, "MAX_CONTROL_BACKLOG", 100)
+    scheduler = Scheduler()
+    for _ in range(1000):
+        scheduler.control(PING)
+        scheduler.next_message()
+    assert not scheduler.overrun
+
+
+@given(
+    st.lists(st.integers(0, wire.MAX_CONTROL_BYTES), max_size=4),
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, wire.MIB)), max_size=5),
+)
+def test_every_message_is_within_the_limit_and_everything_is_sent_once(
+    controls: list[int], piles: list[tuple[int, int]]
+) -> None:
+    """No message exceeds what the peer takes, whatever is queued, and nothing stays behind."""
+    scheduler = Scheduler()
+    sources = [Pile(n, urgent=urgent, bulk=bulk) for n, (urgent, bulk) in enumerate(piles)]
+    for size in controls:
+        scheduler.control((b"\x01\0\0\0\0" + size.to_bytes(4, "big"), bytes(size)))
+    for source in sources:
+        scheduler.activate(source)
+    sent_controls, sent_urgent, sent_bulk = [], 0, 0
+    while scheduler.pending:
+        message = scheduler.next_message()
+        if message is None:
+            break
+        assert len(message) <= wire.MAX_MESSAGE_BYTES
+        for frame in wire.decode_frames(message):
+            if frame.type is FrameType.CONTROL:
+                sent_controls.append(len(frame.payload))
+            elif wire.decode_data(frame).stream is Stream.EVENTS:
+                sent_urgent += 1
+            else:
+                sent_bulk += len(wire.decode_data(frame).body)
+    assert sent_controls == controls
+    assert sent_urgent == sum(urgent for urgent, _ in piles)
+    assert sent_bulk == sum(bulk for _, bulk in piles)
+    assert not scheduler.pending
