@@ -6,7 +6,6 @@ and ``sandd --version`` for nothing at all.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
@@ -14,6 +13,7 @@ from sandd import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 INTERRUPTED = 130
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
+    import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
+
     parser = argparse.ArgumentParser(
         prog="sandd",
         description="Run commands inside sandboxes that dial out to you.",

@@ -49,6 +49,8 @@ class DaemonProcess:
     """A directory for this daemon alone; goes away with it."""
     _process: subprocess.Popen[bytes]
     _end_expected: bool = False
+    _whole_log: str | None = None
+    """What is left of the log once its file is gone."""
 
     def __repr__(self) -> str:
         end = self._process.returncode
@@ -67,7 +69,9 @@ class DaemonProcess:
 
     @property
     def log(self) -> str:
-        """Everything it wrote to stdout and stderr so far."""
+        """Everything it wrote to stdout and stderr so far; stays after its end."""
+        if self._whole_log is not None:
+            return self._whole_log
         return (self.home / "log").read_text("utf-8", "replace")
 
     @property
@@ -155,6 +159,7 @@ class DaemonProcess:
             raise
         finally:
             self.kill()
+            self._whole_log = self.log
             shutil.rmtree(self.home, ignore_errors=True)
 
 

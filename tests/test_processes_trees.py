@@ -273,6 +273,20 @@ def test_group_trees_find_group_marker_and_descendants() -> None:
     assert trees.refresh_due(0.0) == float("inf")
 
 
+def test_group_trees_survive_a_failing_ps() -> None:
+    """What was seen last counts, and the spawner goes on."""
+    outputs = iter([PS])
+
+    def run_ps(command: list[str]) -> bytes:
+        for output in outputs:
+            return output
+        raise subprocess.CalledProcessError(1, command)
+
+    trees = ProcessGroupTrees(table=lambda: process_table.list_by_ps(run=run_ps))
+    tree = trees.add(500, b"a/1", 0)
+    assert len(trees.members(tree)) == len(trees.members(tree)) == 4
+
+
 # ---- the real table -------------------------------------------------------------------------------
 
 

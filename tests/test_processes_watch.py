@@ -200,7 +200,7 @@ def kqueue_watch(monkeypatch: pytest.MonkeyPatch) -> ExitWatch:
     monkeypatch.setattr(
         select, "kevent", lambda ident, **fields: {"ident": ident, **fields}, raising=False
     )
-    spec = importlib.util.spec_from_file_location("exit_watch_on_macos", exit_watch.__file__)
+    spec = importlib.util.spec_from_file_location(exit_watch.__name__, exit_watch.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

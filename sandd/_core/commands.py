@@ -68,10 +68,14 @@ def build_spec(
             "the command is empty: give a text for the shell, or a list of a program and its arguments"
         )
     environment = {_encode(key): _encode(value) for key, value in (env or {}).items()}
-    for part in (*argv, *environment, *environment.values()):
+    directory = None if cwd is None else _encode(cwd)
+    if user is not None and not isinstance(user, str):
+        raise TypeError(f"user is {user!r}; it must be a text, the name or the number of a user")
+    for part in (*argv, *environment, *environment.values(), directory or b"", _encode(user or "")):
         if b"\0" in part:
             raise ValueError(
-                "a NUL byte can't be passed to a process, neither in its arguments nor its environment"
+                "a NUL byte can't be passed to a process: not in its arguments, its environment, "
+                "its working directory or its user's name"
             )
     if any(not key or b"=" in key for key in environment):
         raise ValueError("names of environment variables are not empty and hold no '='")
@@ -80,12 +84,12 @@ def build_spec(
         shell=shell,
         stdin=stdin,
         merge_stderr=merge_stderr,
-        cwd=None if cwd is None else _encode(cwd),
+        cwd=directory,
         env=environment,
         user=user,
         timeout=_seconds("timeout", timeout),
         idle_timeout=_seconds("idle_timeout", idle_timeout),
-        kill_grace=_seconds("kill_grace", kill_grace) or 0.0,
+        kill_grace=_grace(kill_grace),
         lease=_seconds("lease", lease),
     )
 
@@ -96,6 +100,12 @@ def _encode(text: Text) -> bytes:
     return path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
 
 
+def _bytes(data: str | bytes) -> bytes:
+    if isinstance(data, str):
+        return data.encode()
+    return data if isinstance(data, bytes) else bytes(memoryview(data))
+
+
 def _seconds(name: str, value: float | None) -> float | None:
     if value is None or value == math.inf:
         return None
@@ -103,6 +113,11 @@ def _seconds(name: str, value: float | None) -> float | None:
     if not 0 <= number <= wire.MAX_SECONDS:
         raise ValueError(f"{name} is {value!r}; it must be a number of seconds, 0 or more")
     return number
+
+
+def _grace(value: float) -> float:
+    seconds = _seconds("kill_grace", value)
+    return wire.MAX_SECONDS if seconds is None else seconds
 
 
 def start(
@@ -130,7 +145,7 @@ async def run(
 ) -> CommandResult:
     """Run a command to its end and gather what it printed; see `Daemon.run`."""
     given = options.get("input")
-    input_data = given.encode() if isinstance(given, str) else given
+    input_data = b"" if given is None else _bytes(given)
     max_output = options.get("max_output", DEFAULT_MAX_OUTPUT)
     if max_output < 0:
         raise ValueError(f"max_output is {max_output}; it must be a number of bytes, 0 or more")
@@ -147,7 +162,7 @@ async def run(
     )
     collectors = {Stream.OUTPUT: Collector(max_output), Stream.ERROR: Collector(max_output)}
     await trio.lowlevel.checkpoint_if_cancelled()
-    handle = start(link, daemon_id, spec, input_data=input_data or b"", collectors=collectors)
+    handle = start(link, daemon_id, spec, input_data=input_data, collectors=collectors)
     try:
         await wait_begun(handle, timeout)
         await handle.until(lambda: handle.complete)

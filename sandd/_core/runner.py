@@ -202,8 +202,10 @@ class JobRunner:
             self._slots.acquire_on_behalf_of_nowait(running.job)
             running.has_slot = True
             running.began_at = trio.current_time()
-            # What goes wrong here is met, and told, when its task asks again.
-            with contextlib.suppress(SpawnFailed):
+            if running.job.spec.user is not None:
+                return  # the user database may have to be waited for
+            # What goes wrong here, defects included, is met and told when its task asks again.
+            with contextlib.suppress(Exception):
                 running.begun = self._host.begin(spawn_request(running.job, self._table.instance))
 
     async def _run_in_turn(self, running: RunningJob) -> None:
@@ -235,7 +237,7 @@ class JobRunner:
                 if begun is not None:
                     await self._host.begun(begun)
                     return begun
-                return await self._host.spawn(spawn_request(job, self._table.instance))
+                return await self._host.spawn(await self._request(job))
             except SpawnFailed as error:
                 delay = next(delays, None) if error.errno in SHORTAGES else None
                 if delay is None:
@@ -248,6 +250,14 @@ class JobRunner:
             except ChildLost as error:
                 job.failed(FailedCode.LOST, str(error))
                 return None
+
+    async def _request(self, job: Job) -> SpawnRequest:
+        if job.spec.user is None:
+            return spawn_request(job, self._table.instance)
+        # Users may come from a network, and take seconds.
+        return await trio.to_thread.run_sync(
+            spawn_request, job, self._table.instance, abandon_on_cancel=True
+        )
 
     async def _supervise(self, running: RunningJob, child: Child) -> None:
         job = running.job
@@ -482,7 +492,7 @@ def _user_environment(user: str) -> dict[bytes, bytes]:
 
     try:
         entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
+    except (KeyError, ValueError, OverflowError):  # unknown, with a NUL, or beyond any uid
         return {}
     values = {
         "HOME": entry.pw_dir,

@@ -10,6 +10,7 @@ In the daemon:
     spawner_link      the daemon's end of the socket to a spawner
     lost_trees        what the daemon does about the jobs of a spawner that died
     pipes, users, open_files    small parts of a spawn
+    windows_job_objects    what Windows has for a process tree
     interface         `SpawnRequest`, `ExitStatus`, `Child`, `ProcessHost`
 
 In the spawner, which must start in 20 ms and stay small. These import nothing but the standard

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import abc
 import os
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
@@ -262,7 +264,9 @@ class ProcessGroupTrees(JobTrees):
         super().discard(tree)
 
     def refresh(self) -> None:
-        self._latest = [row for row in self._table() if not row[0].is_dead]
+        # Without ps, for want of processes, the last look has to do: better than to end all jobs.
+        with suppress(OSError, subprocess.CalledProcessError):
+            self._latest = [row for row in self._table() if not row[0].is_dead]
 
     def refresh_due(self, now: float) -> float:
         return float("inf")  # there are no orphans to look after

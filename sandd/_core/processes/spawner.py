@@ -61,8 +61,8 @@ START_REPORT_SECONDS = 0.001
 and nobody takes the processor from it meanwhile: that saves the daemon a fifth of its time."""
 LAST_CULL_SECONDS = 10.0
 """Bound of the very last cull: who lives longer hangs in the kernel, his SIGKILL pending."""
-_IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL, errno.EAGAIN)
-"""Of setuid(2) and setgroups(2); chdir(2) knows none of them."""
+_IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
+"""Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
 
 class Phase(enum.Enum):

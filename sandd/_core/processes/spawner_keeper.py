@@ -99,16 +99,16 @@ class SpawnerKeeper:
         self.is_leaving = True
         self._restart.cancel()
         self._set_link(None)
-        if self._serving is not None:
-            self._serving.end()
+        link = self._serving
+        if link is not None:
+            link.end()
             with trio.move_on_after(LEAVE_SECONDS):
                 await self._all_over.wait()
-            self._kill_serving()
+            link.process.kill()  # no error if it is dead
+            with trio.move_on_after(EXIT_SECONDS):
+                await self._all_over.wait()
+            link.give_up()
         await self._all_over.wait()
-
-    def _kill_serving(self) -> None:
-        if self._serving is not None:
-            self._serving.process.kill()  # no error if it is dead
 
     async def _serve(self, link: SpawnerLink) -> None:
         self._has_come_up = False
@@ -122,7 +122,7 @@ class SpawnerKeeper:
             self._set_link(None)
             with trio.move_on_after(EXIT_SECONDS):
                 await link.process.wait()
-            self._kill_serving()
+            link.process.kill()  # no error if it is dead
             with trio.move_on_after(EXIT_SECONDS):
                 # Its socket ends before what was below it falls to us; that has happened now.
                 await link.process.wait()

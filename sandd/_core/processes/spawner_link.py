@@ -64,6 +64,7 @@ class SpawnerLink:
         self._backlog: deque[tuple[memoryview, list[int]]] = deque()
         self._backlog_bytes = 0
         self._is_over = False
+        self._running = trio.CancelScope()
         self._backlog_filled = trio.Event()
         self._backlog_drained = trio.Event()
 
@@ -100,10 +101,11 @@ class SpawnerLink:
     async def run(self, report: Callable[[Message], None]) -> None:
         """Call ``report`` for each message of the spawner, until it is gone."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_backlog)
-                await self._read_reports(report)
-                nursery.cancel_scope.cancel()
+            with self._running:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_backlog)
+                    await self._read_reports(report)
+                    nursery.cancel_scope.cancel()
         finally:
             self._is_over = True
             self._backlog_drained.set()
@@ -117,6 +119,10 @@ class SpawnerLink:
         """Tell the spawner that it is over: it kills everything, exits, and `run` returns."""
         with suppress(OSError):  # it is over already
             self._socket.shutdown(socket.SHUT_WR)
+
+    def give_up(self) -> None:
+        """Listen no more: `run` returns though the spawner, killed, can't die of it."""
+        self._running.cancel()
 
     async def _read_reports(self, report: Callable[[Message], None]) -> None:
         buffer = bytearray()

@@ -1,0 +1,105 @@
+"""A controller, and real daemons that have dialled in to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import frozen
+
+import sandd
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+GROUP = 5
+"""Daemons that start at the same time: more would only wait for each other's CPU."""
+START_SECONDS = 30.0
+"""For a group to start and register; a second is usual."""
+STOP_SECONDS = 20.0
+"""For the keeper to end them all; it gives them `keeper.STOP_SECONDS`."""
+WARM_UP = 20
+"""Commands that each daemon runs before anything is measured."""
+
+
+@frozen
+class Fleet:
+    """What a benchmark works with. Nothing runs on it yet, and every daemon has run a few commands."""
+
+    controller: sandd.Controller
+    daemons: Sequence[sandd.Daemon]
+    pids: Sequence[int]
+    """Of the daemons' processes, in the same order."""
+
+
+@asynccontextmanager
+async def open_fleet(count: int) -> AsyncIterator[Fleet]:
+    """That many daemons; they are gone when the block is left."""
+    async with sandd.open_controller(port=0) as controller, _open_keeper(controller.url) as keeper:
+        daemons: list[sandd.Daemon] = []
+        pids: list[int] = []
+        for first in range(0, count, GROUP):
+            names = [f"bench-{number}" for number in range(first, min(first + GROUP, count))]
+            started = [await _ask(keeper, name) for name in names]
+            pids += [pid for pid, _ in started]
+            for name, (_, log) in zip(names, started, strict=True):
+                daemons.append(await _wait_online(controller, name, log))
+        async with trio.open_nursery() as nursery:
+            for daemon in daemons:
+                nursery.start_soon(_warm_up, daemon)
+        yield Fleet(controller, daemons, pids)
+
+
+@asynccontextmanager
+async def _open_keeper(url: str) -> AsyncIterator[trio.Process]:
+    assert sys.platform != "win32"
+    keeper = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "benchmarks.keeper", url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is for us; it ends when we let go of its stdin
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        yield keeper
+    finally:
+        # The controller goes on meanwhile, to take the daemons' leave.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_SECONDS):
+            await keeper.stdin.aclose()
+            await keeper.wait()
+        await trio.aclose_forcefully(keeper.stdout)
+        if keeper.returncode is None:
+            print(f"the daemons' keeper, {keeper.pid}, has not ended yet", file=sys.stderr)
+
+
+async def _ask(keeper: trio.Process, name: str) -> tuple[int, Path]:
+    """Pid and log file of a daemon that was just started."""
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    await keeper.stdin.send_all(f"{name}\n".encode())
+    answer = b""
+    while not answer.endswith(b"\n"):
+        data = await keeper.stdout.receive_some()
+        if not data:
+            raise RuntimeError("the daemons' keeper has ended")
+        answer += data
+    fields = json.loads(answer)
+    return fields["pid"], Path(fields["log"])
+
+
+async def _wait_online(controller: sandd.Controller, name: str, log: Path) -> sandd.Daemon:
+    with trio.move_on_after(START_SECONDS):
+        return await controller.wait_for_daemon(name)
+    written = await trio.Path(log).read_text()
+    raise RuntimeError(f"daemon {name!r} did not come online; its log:\n{written[-2000:]}")
+
+
+async def _warm_up(daemon: sandd.Daemon) -> None:
+    for _ in range(WARM_UP):
+        await daemon.run("true", check=True)

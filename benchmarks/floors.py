@@ -1,0 +1,88 @@
+"""What the system itself needs for the same thing, without `sandd`: nothing of ours can be faster.
+
+All of these block, and are called from the controller's own thread: while one runs, `sandd` rests.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+
+COMMAND = ["sh", "-c", "true"]
+"""What ``run("true")`` comes to."""
+_BUFFER_BYTES = 1 << 20
+_ACCEPT_SECONDS = 30.0
+"""For a Python to start and connect."""
+
+_SENDER = """
+import socket, sys
+block, left = bytes(1 << 20), int(sys.argv[2])
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    while left:
+        left -= connection.send(block[:left])
+"""
+
+
+def run_local() -> float:
+    """Seconds for one command, from here to its end."""
+    started = time.perf_counter()
+    subprocess.run(COMMAND, check=True)
+    return time.perf_counter() - started
+
+
+def run_local_many(count: int, in_flight: int) -> float:
+    """Seconds for `count` commands, that many of which run at any time."""
+    running: deque[subprocess.Popen[bytes]] = deque()
+    started = time.perf_counter()
+    for _ in range(count):
+        if len(running) == in_flight:
+            running.popleft().wait()
+        running.append(subprocess.Popen(COMMAND))
+    for process in running:
+        process.wait()
+    return time.perf_counter() - started
+
+
+def read_pipe(size: int) -> float:
+    """Seconds until `size` bytes that a local command writes have come through a pipe."""
+    started = time.perf_counter()
+    command = ["head", "-c", str(size), "/dev/zero"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        received = 0
+        while data := os.read(process.stdout.fileno(), _BUFFER_BYTES):
+            received += len(data)
+    seconds = time.perf_counter() - started
+    assert received == size, f"{received} bytes came through the pipe, not {size}"
+    return seconds
+
+
+def write_pipe(data: bytes) -> float:
+    """Seconds until a local command has read `data` from a pipe."""
+    started = time.perf_counter()
+    result = subprocess.run(["wc", "-c"], input=data, stdout=subprocess.PIPE, check=True)
+    seconds = time.perf_counter() - started
+    assert int(result.stdout) == len(data), f"{result.stdout!r} bytes went through the pipe"
+    return seconds
+
+
+def copy_tcp(size: int) -> float:
+    """Seconds for `size` bytes from another process through a loopback connection, from the first on."""
+    buffer = bytearray(_BUFFER_BYTES)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(_ACCEPT_SECONDS)
+        port = str(listener.getsockname()[1])
+        with subprocess.Popen([sys.executable, "-c", _SENDER, port, str(size)]):
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(_ACCEPT_SECONDS)
+                received, started = 0, time.perf_counter()
+                while count := connection.recv_into(buffer):
+                    received += count
+                seconds = time.perf_counter() - started
+    assert received == size, f"{received} bytes came through the connection, not {size}"
+    return seconds

@@ -1,0 +1,205 @@
+"""What was measured: one row for each figure, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+from attrs import field, frozen
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import sandd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+Unit = Literal["ms", "MB/s", "commands/s"]
+Better = Literal["lower", "higher"]
+_DECIMALS: dict[Unit, int] = {"ms": 2, "MB/s": 0, "commands/s": 0}
+
+METHOD = """\
+ratio: how many times the floor's time ours takes (for rates: the floor's by ours), the median of the rounds
+  and, in parentheses, the least and the most. Ours and the floor take turns within each round.
+ours, floor: the median of the rounds; a round's p50 and p99 are of its own samples. 1 MB is 1,000,000 bytes.
+CPU: of the controller's process, and of the daemon's with its spawner, user and system time together; what
+  the commands themselves use is not in it.
+Controller, daemons and commands share this machine and its cores, and the connection is loopback without
+TLS. What else runs here shows in the figures; trust the ratios before the absolute numbers."""
+
+
+@frozen
+class Spread:
+    """How much a figure differs between rounds."""
+
+    least: float
+    median: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of one value for each round."""
+        return cls(min(values), statistics.median(values), max(values))
+
+
+@frozen
+class Target:
+    """What a figure should be at most."""
+
+    limit: float
+    of: Literal["ours", "ratio"]
+
+
+@frozen(kw_only=True)
+class Row:
+    """One figure."""
+
+    what: str
+    unit: Unit
+    ours: float | None = None
+    """None: the row shows a floor only."""
+    floor: float | None = None
+    floor_is: str = ""
+    """What the floor was measured with."""
+    ratio: Spread | None = None
+    target: Target | None = None
+    met: bool | None = field(init=False)
+    """Whether the target was met; None where there is none."""
+
+    @met.default
+    def _judge(self) -> bool | None:
+        if self.target is None:
+            return None
+        if self.target.of == "ours":
+            return self.ours is not None and self.ours <= self.target.limit
+        return self.ratio is not None and self.ratio.median <= self.target.limit
+
+
+def compare(
+    what: str,
+    unit: Unit,
+    *,
+    ours: Sequence[float],
+    floor: Sequence[float],
+    floor_is: str,
+    target: Target | None = None,
+) -> Row:
+    """The row for one value of each kind from each round."""
+    pairs = zip(ours, floor, strict=True)
+    return Row(
+        what=what,
+        unit=unit,
+        ours=statistics.median(ours),
+        floor=statistics.median(floor),
+        floor_is=floor_is,
+        ratio=Spread.of([a / b if unit == "ms" else b / a for a, b in pairs]),
+        target=target,
+    )
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """The smallest sample that at least `percent` of all do not exceed."""
+    return sorted(samples)[math.ceil(len(samples) * percent / 100) - 1]
+
+
+@frozen
+class Machine:
+    """Where and when the figures were taken."""
+
+    system: str = field(factory=platform.platform)
+    cores: int = field(factory=lambda: _usable_cores())
+    load_at_start: tuple[float, ...] = field(factory=lambda: _load_average())
+    """Over one, five and fifteen minutes."""
+    python: str = field(factory=platform.python_version)
+    versions: dict[str, str] = field(
+        factory=lambda: {"sandd": sandd.__version__, "trio": version("trio")}
+    )
+
+    def describe(self) -> str:
+        """One line."""
+        load = " ".join(f"{each:.2f}" for each in self.load_at_start) or "not known"
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return (
+            f"{self.system}, {self.cores} cores, Python {self.python}, {versions}; "
+            f"load average at the start: {load}"
+        )
+
+
+def _usable_cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))  # a container may have fewer than the machine
+    return os.cpu_count() or 1
+
+
+def _load_average() -> tuple[float, ...]:
+    if sys.platform == "win32":
+        return ()
+    return os.getloadavg()
+
+
+def print_table(results: dict[str, list[Row]], machine: Machine, *, quick: bool) -> None:
+    """Everything, on stdout: plain where that is no terminal."""
+    # What isn't a terminal has no width: lines may be as long as they need.
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else 140)
+    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("what")
+    table.add_column("ours", justify="right", no_wrap=True)
+    table.add_column("floor", justify="right", no_wrap=True)
+    table.add_column("floor is", overflow="fold")
+    table.add_column("ratio", no_wrap=True)
+    table.add_column("target", no_wrap=True)
+    for name, rows in results.items():
+        if table.row_count:
+            table.add_row()
+        table.add_row(Text(name, "bold"))
+        for row in rows:
+            table.add_row(*_cells(row))
+    console.print(table)
+    console.print()
+    console.print(METHOD, soft_wrap=True)
+    console.print(machine.describe(), soft_wrap=True)
+    if quick:
+        console.print("--quick: few and short rounds; good for a look, not for a conclusion.")
+
+
+def _cells(row: Row) -> tuple[str | Text, ...]:
+    ratio = target = ""
+    if row.ratio is not None:
+        ratio = f"{row.ratio.median:.2f}x ({row.ratio.least:.2f}-{row.ratio.most:.2f})"
+    if row.target is not None:
+        unit = "x" if row.target.of == "ratio" else f" {row.unit}"
+        target = f"<= {row.target.limit:g}{unit}: "
+    word = {None: ("", ""), True: ("ok", "green"), False: ("missed", "bold red")}[row.met]
+    return (
+        f"  {row.what}",
+        _figure(row.ours, row.unit),
+        _figure(row.floor, row.unit),
+        row.floor_is,
+        ratio,
+        Text.assemble(target, word),
+    )
+
+
+def _figure(value: float | None, unit: Unit) -> str:
+    return "" if value is None else f"{value:,.{_DECIMALS[unit]}f} {unit}"
+
+
+def write_json(file: Path, results: dict[str, list[Row]], machine: Machine, *, quick: bool) -> None:
+    """The same for programs: ``{"machine": ..., "quick": ..., "results": {benchmark: [row, ...]}}``."""
+    document = {
+        "machine": attrs.asdict(machine),
+        "quick": quick,
+        "results": {name: [attrs.asdict(row) for row in rows] for name, rows in results.items()},
+    }
+    file.write_text(json.dumps(document, indent=2) + "\n", "utf-8")

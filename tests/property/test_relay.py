@@ -1,0 +1,287 @@
+"""Nothing is lost: the whole relay, cut anywhere, against DESIGN.md's guarantees.
+
+Real clients, router and job table; only the cables and the processes are models (relay_world.py,
+which asserts the guarantees by their numbers after each step).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from relay_world import Peer, Process, Reader, World
+
+from sandd import wire
+from sandd._core.client import AttachState
+from sandd.wire import JobState, Role, Stream
+
+SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])
+OUTPUTS = st.sampled_from([Stream.OUTPUT, Stream.ERROR])
+MAX_JOBS = 3
+ROUNDS = 60
+"""In which everything is complete on a healthy network, whatever happened before."""
+
+
+class Relay(RuleBasedStateMachine):
+    """One daemon; Alice, who starts jobs; Bob, who looks at them and takes them over."""
+
+    @initialize(dropping=st.booleans())
+    def set_up(self, dropping: bool) -> None:
+        """Everybody is connected, and a first job is wanted."""
+        self.world = World()
+        self.dropping = dropping
+        self.alice = self.world.join("alice")
+        self.bob = self.world.join("bob")
+        self.world.dial()
+        self.world.start(self.alice, dropping=dropping)
+
+    def pick(self, what: list[Any], index: int) -> Any:
+        """One of several, or None where there is none."""
+        return what[index % len(what)] if what else None
+
+    def peer(self, index: int) -> Peer:
+        """Alice or Bob."""
+        return (self.alice, self.bob)[index % 2]
+
+    def a_reader(self, index: int) -> Reader | None:
+        """Somebody who is attached, or wants to be."""
+        open_readers = [reader for reader in self.world.readers if not reader.left]
+        reader: Reader | None = self.pick(open_readers, index)
+        return reader
+
+    def a_process(self, index: int) -> Process | None:
+        """Something that runs, or is about to."""
+        live = [
+            process
+            for process in self.world.processes.values()
+            if process.result is None and process.job in self.world.table.jobs.values()
+        ]
+        process: Process | None = self.pick(live, index)
+        return process
+
+    # -- applications
+
+    @precondition(lambda self: len(self.world.processes) < MAX_JOBS)
+    @rule(chosen=st.booleans())
+    def start(self, chosen: bool) -> None:
+        """Alice starts another job, perhaps under an id of her choice."""
+        job_id = f"chosen-{len(self.world.readers)}" if chosen else None
+        self.world.start(self.alice, dropping=self.dropping, job_id=job_id)
+
+    @rule(index=st.integers(0, 9), size=SIZES)
+    def write(self, index: int, size: int) -> None:
+        """Somebody writes to a job's stdin."""
+        reader = self.a_reader(index)
+        if reader is not None and reader.job.role is Role.OWNER:
+            reader.write(size)
+
+    @rule(index=st.integers(0, 9))
+    def finish(self, index: int) -> None:
+        """Somebody closes a job's stdin."""
+        reader = self.a_reader(index)
+        if reader is not None and reader.job.role is Role.OWNER:
+            reader.finish()
+
+    @rule(index=st.integers(0, 9))
+    def signal(self, index: int) -> None:
+        """Somebody signals a job."""
+        reader = self.a_reader(index)
+        if reader is not None and reader.job.role is Role.OWNER:
+            reader.signal()
+
+    @rule(index=st.integers(0, 9), size=SIZES)
+    def read(self, index: int, size: int) -> None:
+        """Somebody reads what has arrived, in pieces."""
+        reader = self.a_reader(index)
+        if reader is not None and reader.job.id in self.world.processes:
+            reader.read(size, self.world.processes[reader.job.id])
+
+    @rule(index=st.integers(0, 9), stuck=st.booleans(), owner=st.booleans(), takeover=st.booleans())
+    def attach(self, index: int, stuck: bool, owner: bool, takeover: bool) -> None:
+        """Bob attaches to a job of Alice's: looks on, or takes it over, or tries to."""
+        reader = self.a_reader(index)
+        if reader is not None and len(self.world.readers) < 3 * MAX_JOBS:
+            role = Role.OWNER if owner else Role.VIEWER
+            stuck = stuck and not owner
+            self.world.attach(self.bob, reader.job.id, role=role, takeover=takeover, stuck=stuck)
+
+    @rule(index=st.integers(0, 9), end=st.booleans())
+    def leave(self, index: int, end: bool) -> None:
+        """Somebody has enough of a job, and ends it or lets it go on."""
+        reader = self.a_reader(index)
+        if reader is not None:
+            self.world.leave(reader, end=end)
+
+    # -- processes
+
+    @rule(index=st.integers(0, 9))
+    def spawn(self, index: int) -> None:
+        """It is a job's turn."""
+        process = self.a_process(index)
+        if process is not None:
+            process.spawn()
+
+    @rule(index=st.integers(0, 9), stream=OUTPUTS, size=SIZES, close=st.booleans())
+    def produce(self, index: int, stream: Stream, size: int, close: bool) -> None:
+        """A process prints something, and may close its output behind it."""
+        process = self.a_process(index)
+        if process is not None:
+            process.spawn()
+            process.produce(stream, size)
+            if close:
+                process.close(stream)
+
+    @rule(index=st.integers(0, 9), size=SIZES)
+    def consume(self, index: int, size: int) -> None:
+        """A process reads its stdin."""
+        process = self.a_process(index)
+        if process is not None:
+            process.spawn()
+            process.consume(size)
+
+    @rule(index=st.integers(0, 9), code=st.integers(0, 3), left_in_pipes=SIZES)
+    def exit(self, index: int, code: int, left_in_pipes: int) -> None:
+        """A process ends."""
+        process = self.a_process(index)
+        if process is not None and process.running:
+            self.world.exit(process.job.key[1], code, left_in_pipes=left_in_pipes)
+
+    @rule(seconds=st.sampled_from([5, 50, 700]))
+    def wait(self, seconds: int) -> None:
+        """Time passes."""
+        self.world.tick(seconds)
+
+    # -- the network
+
+    @rule()
+    def settle(self) -> None:
+        """Everything that can travel does."""
+        self.world.pump()
+
+    @rule(
+        moves=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.booleans()), max_size=12),
+        max_bytes=st.sampled_from([1, 1000, 256 * wire.KIB]),
+    )
+    def trickle(self, moves: list[tuple[int, bool, bool]], max_bytes: int) -> None:
+        """Some messages are sent, some arrive, in any order over the connections."""
+        for index, up, sending in moves:
+            cable = self.pick(list(self.world.live_cables), index)
+            if cable is not None and sending:
+                cable.send(up=up, max_bytes=max_bytes)
+            elif cable is not None:
+                cable.deliver(up=up)
+
+    @rule(
+        index=st.integers(0, 9),
+        up_bytes=st.integers(0, 2000) | st.just(10**6),
+        down_bytes=st.integers(0, 2000) | st.just(10**6),
+    )
+    def cut(self, index: int, up_bytes: int, down_bytes: int) -> None:
+        """A connection breaks, anywhere in what is under way."""
+        cable = self.pick(list(self.world.live_cables), index)
+        if cable is not None:
+            cable.cut(up_bytes=up_bytes, down_bytes=down_bytes)
+
+    @rule(index=st.integers(0, 9))
+    def router_notices(self, index: int) -> None:
+        """The router learns of a cut."""
+        cable = self.pick([cable for cable in self.world.cables if cable.is_cut], index)
+        if cable is not None and cable.near.is_open:
+            self.world.router_notices(cable)
+
+    @rule(index=st.integers(0, 9))
+    def daemon_notices(self, index: int) -> None:
+        """The daemon learns of a cut, or of an older connection's end."""
+        gone = [cable for cable in self.world.cables if cable.is_cut or not cable.near.is_open]
+        cable = self.pick(gone, index)
+        if cable is not None:
+            self.world.daemon_notices(cable)
+
+    @rule()
+    def dial(self) -> None:
+        """The daemon connects again, whatever anybody thinks of its former connections."""
+        self.world.dial()
+
+    @rule(index=st.integers(0, 9))
+    def late_frames(self, index: int) -> None:
+        """What an old connection still held arrives."""
+        cable = self.pick([cable for cable in self.world.cables if not cable.near.is_open], index)
+        if cable is not None:
+            self.world.late_frames(cable)
+
+    @rule(index=st.integers(0, 1))
+    def reconnect(self, index: int) -> None:
+        """A client connects again, whatever the router thinks of its former connection."""
+        self.peer(index).connect()
+
+    @rule(index=st.integers(0, 1))
+    def router_notices_client(self, index: int) -> None:
+        """The router learns that a client's old connections are gone."""
+        self.peer(index).router_notices()
+
+    @precondition(lambda self: self.world.table.instance == "instance-1")
+    @rule(really=st.integers(0, 3))
+    def restart(self, really: int) -> None:
+        """Now and then the daemon's process is killed, and another takes its place."""
+        if really == 0:
+            self.world.restart_daemon()
+
+    # -- what must hold
+
+    @invariant()
+    def guarantees(self) -> None:
+        """At every moment."""
+        self.world.check()
+
+    def teardown(self) -> None:
+        """(9) On a healthy network everything completes, and when all have left nothing is left."""
+        if not hasattr(self, "world"):
+            return
+        self.world.heal()
+        self.complete()
+        for reader in self.world.readers:
+            reader.stuck = False
+        self.world.read_all()
+        self.complete()
+        for reader in self.world.readers:
+            self.world.leave(reader, end=True)
+        self.world.pump()
+        self.world.tick(5000)
+        self.world.pump()
+        self.world.check_empty()
+        assert not self.world.table.jobs, "a job is left"
+
+    def complete(self) -> None:
+        """Let every process print a little more and end; every reader that reads gets all of it."""
+        for round_ in range(ROUNDS):
+            self.world.pump()
+            for process in list(self.world.processes.values()):
+                if process.job not in self.world.table.jobs.values() or process.result is not None:
+                    continue
+                process.spawn()
+                process.consume(wire.MIB)
+                process.produce(Stream.OUTPUT, 300_000)
+                if round_ >= 5:
+                    self.world.exit(process.job.key[1], 3, left_in_pipes=1000)
+            self.world.read_all()
+            self.world.check()
+            waiting = [
+                reader
+                for reader in self.world.readers
+                if not (reader.left or reader.stuck or reader.job.finished)
+            ]
+            if round_ >= 6 and not waiting:
+                break
+        else:
+            raise AssertionError(f"(9) {waiting} after {ROUNDS} rounds on a healthy network")
+        self.world.pump()
+        self.world.read_all()
+        for reader in self.world.readers:
+            if not reader.left and not reader.stuck and reader.job.error is None:
+                assert reader.job.state is AttachState.ATTACHED
+                assert self.world.processes[reader.job.id].job.state is JobState.ENDED
+                self.world.check_complete(reader)
+
+
+TestRelay = Relay.TestCase

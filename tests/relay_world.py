@@ -1,0 +1,632 @@
+"""A whole system without I/O: clients, a router, a daemon and its processes, joined by cables.
+
+Every part is the real state machine, driven in the order in which the trio shells drive it
+(local_link.py, pump.py, runner.py). Only the cables and the processes are models: a cable carries
+WebSocket messages and can be cut anywhere, a process produces and consumes bytes that tell where
+they belong. `World.check` asserts the guarantees of DESIGN.md, section 7, by number.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import define, field
+
+from sandd import wire
+from sandd._core._errors import DaemonGone, JobNotFound, JobTaken, RequestRefused
+from sandd._core.client import OUTPUTS, AttachState, Client, ClientJob
+from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, DaemonLink, Effect, Effects, Job, JobTable
+from sandd._core.router import Router
+from sandd._core.scheduler import BATCH_BYTES, Scheduler
+from sandd._core.streams import RING_BYTES, WINDOW_BYTES, Gap
+from sandd.wire import DaemonState, FailedCode, FrameType, JobState, Outcome, Role, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sandd._core import router as router_module
+    from sandd._core.channels import Channel
+
+DAEMON: Final = "d"
+DRAIN: Final = wire.MIB
+"""What a process may leave in its pipes when it exits."""
+
+_NOISE: Final = random.Random(2).randbytes(wire.MIB) * 2
+
+
+def pattern(writer: int, start: int, size: int) -> bytes:
+    """Bytes that tell who wrote them and where they belong."""
+    place = (writer * 98_317 + start) % wire.MIB
+    return _NOISE[place : place + size]
+
+
+# ---- cables --------------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class End:
+    """One end of a cable: a core's scheduler, and where its frames go."""
+
+    scheduler: Scheduler
+    receive: Callable[[wire.Frame], None]
+    is_open: bool = True
+    """The core has not noticed yet that the connection is gone."""
+
+
+@define(eq=False)
+class Cable:
+    """One WebSocket connection. A message arrives whole or, if it was cut, not at all."""
+
+    near: End
+    far: End
+    to_near: deque[bytes] = field(factory=deque)
+    to_far: deque[bytes] = field(factory=deque)
+    is_cut: bool = False
+
+    def send(self, *, up: bool, max_bytes: int = BATCH_BYTES) -> bool:
+        """One end hands a message to its socket: the far end with `up`; whether it had one."""
+        sender, flying = (self.far, self.to_near) if up else (self.near, self.to_far)
+        frames = sender.scheduler.next_frames(max_bytes) if sender.is_open else []
+        if not frames:
+            return False
+        message = b"".join([part for frame in frames for part in frame])
+        assert len(message) <= wire.MAX_MESSAGE_BYTES
+        if not self.is_cut:
+            flying.append(message)
+        return True
+
+    def deliver(self, *, up: bool) -> bool:
+        """The oldest message under way arrives: at the near end with `up`; whether there was one."""
+        receiver, flying = (self.near, self.to_near) if up else (self.far, self.to_far)
+        if not flying:
+            return False
+        message = flying.popleft()
+        if receiver.is_open:
+            for frame in wire.decode_frames(message):
+                receiver.receive(frame)
+        return True
+
+    def pump(self) -> bool:
+        """Everything there is travels to its end; whether there was anything."""
+        moved = False
+        for up in (True, False):
+            while self.deliver(up=up) or self.send(up=up):
+                moved = True
+        return moved
+
+    def cut(self, *, up_bytes: int, down_bytes: int) -> None:
+        """Of what is under way these many bytes arrive; the rest, and all that follows, is lost."""
+        for flying, kept in ((self.to_near, up_bytes), (self.to_far, down_bytes)):
+            whole = 0
+            while whole < len(flying) and len(flying[whole]) <= kept:
+                kept -= len(flying[whole])
+                whole += 1
+            while len(flying) > whole:
+                flying.pop()
+        self.is_cut = True
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Process:
+    """What a job runs: it writes and reads as it is told, and remembers everything."""
+
+    job: Job
+    number: int
+    running: bool = False
+    produced: dict[Stream, int] = field(factory=lambda: dict.fromkeys(OUTPUTS, 0))
+    consumed: bytearray = field(factory=bytearray)
+    ends_of_input: int = 0
+    signals: list[str] = field(factory=list)
+    result: wire.Exited | wire.Failed | None = None
+    owners: list[tuple[int, Reader]] = field(factory=list)
+    """Who wrote its input, and from which offset on."""
+
+    def writer(self, stream: Stream) -> int:
+        """Names the bytes of one of its outputs."""
+        return 1000 + self.number * 10 + stream
+
+    def spawn(self) -> None:
+        """It starts."""
+        if self.result is None and not self.running:
+            self.running = True
+            self.job.started(4000 + self.number)
+            self.apply_ops()
+
+    def apply_ops(self) -> None:
+        """It is signalled."""
+        while self.running and (op := self.job.next_op()) is not None:
+            assert isinstance(op, wire.Signal)
+            self.signals.append(op.name)
+
+    def produce(self, stream: Stream, size: int) -> int:
+        """It prints as much as there is room for; returns how much."""
+        if not self.running or self.job.sends[stream].final:
+            return 0
+        taken = min(size, self.job.room(stream))
+        if taken:
+            start = self.produced[stream]
+            self.job.write(stream, pattern(self.writer(stream), start, taken))
+            self.produced[stream] += taken
+        return taken
+
+    def close(self, stream: Stream) -> None:
+        """It closes one of its outputs."""
+        if self.running and not self.job.sends[stream].final:
+            self.job.finish(stream)
+
+    def consume(self, size: int) -> None:
+        """It reads its input."""
+        if self.running:
+            before = self.job.input.at_end
+            self.consumed += self.job.take_input(size)
+            if self.job.input.at_end and not before:
+                self.ends_of_input += 1
+
+    def exit(self, code: int, *, left_in_pipes: int = 0) -> None:
+        """It ends, by itself or because it was killed."""
+        if self.result is not None:
+            return
+        if not self.running:
+            self.job.failed(FailedCode.CANCELLED, "ended before it was started")
+            self.result = wire.Failed(
+                FailedCode.CANCELLED, "ended before it was started", finals=dict(self.produced)
+            )
+            return
+        self.job.make_room(DRAIN)
+        self.produce(Stream.OUTPUT, left_in_pipes)
+        outcome = self.job.end_outcome or Outcome.EXITED
+        self.running = False
+        self.job.exited(code=code, signal=None, outcome=outcome, seconds=1.0, pipes_held=False)
+        self.result = wire.Exited(code, None, outcome, 1.0, False, dict(self.produced))
+
+
+# ---- applications --------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Reader:
+    """The application at one client's end of a job: writes, signals, and reads what it wants."""
+
+    peer: Peer
+    job: ClientJob
+    number: int
+    stuck: bool = False
+    """It never reads, as an operator's frozen terminal."""
+    written: int = 0
+    signals: list[str] = field(factory=list)
+    position: dict[Stream, int] = field(factory=dict)
+    taken: dict[Stream, int] = field(factory=lambda: dict.fromkeys(OUTPUTS, 0))
+    gaps: dict[Stream, list[Gap]] = field(factory=lambda: {stream: [] for stream in OUTPUTS})
+    started_at: dict[Stream, int] = field(factory=dict)
+    left: bool = False
+
+    def write(self, size: int) -> None:
+        """Writes as much as there is room for."""
+        log = self.job.input
+        size = min(size, log.room)
+        if size and not log.final and not self.left:
+            log.append(pattern(self.number, self.written, size))
+            self.written += size
+            self.peer.client.activate(self.job)
+
+    def finish(self) -> None:
+        """Closes its stdin."""
+        if not self.left:
+            self.job.input.finish()
+            self.peer.client.activate(self.job)
+
+    def signal(self) -> None:
+        """Sends a signal."""
+        if self.job.ops.room and not self.left:
+            self.signals.append(f"S{len(self.signals)}")
+            self.job.ops.append(wire.encode_op(wire.Signal(self.signals[-1])))
+            self.peer.client.activate(self.job)
+
+    def read(self, size: int, process: Process) -> None:
+        """(1) Takes what has arrived: contiguous, and what the process wrote there."""
+        if self.stuck:
+            return
+        for stream, log in self.job.outputs.items():
+            chunk: bytes | Gap | None = None
+            while chunk != b"":
+                self._begin(stream)
+                chunk = log.take(size)
+                position = self.position[stream]
+                if isinstance(chunk, Gap):
+                    assert chunk.start == position, "(1) a gap that doesn't continue"
+                    assert chunk.end > chunk.start, "(2) an empty gap"
+                    self.gaps[stream].append(chunk)
+                    self.position[stream] = chunk.end
+                    continue
+                expected = pattern(process.writer(stream), position, len(chunk))
+                assert chunk == expected, f"(1) wrong bytes at {position} of {stream.name}"
+                self.position[stream] += len(chunk)
+                self.taken[stream] += len(chunk)
+                assert self.position[stream] <= process.produced[stream], "(1) never produced"
+        self.peer.client.activate(self.job)
+
+    def _begin(self, stream: Stream) -> None:
+        if stream not in self.position:
+            self.position[stream] = self.started_at[stream] = self.job.outputs[stream].consumed
+
+
+@define(eq=False)
+class Peer:
+    """A client and its connection to the router."""
+
+    world: World
+    name: str
+    client: Client = field(factory=Client)
+    cable: Cable | None = None
+    """The newest connection."""
+    links: dict[Cable, router_module.ClientLink] = field(factory=dict)
+    """The connections that the router still holds open."""
+    exits: Counter[int] = field(factory=Counter)
+    """Ends heard, per channel of the present connection."""
+
+    def connect(self) -> None:
+        """A new connection to the router, which may not have noticed yet that the old one is gone."""
+        if self.cable is not None:
+            self.cable.far.is_open = False
+            self.client.link_down()
+            self.exits.clear()
+        link = self.world.router.add_client(principal=self.name)
+        near = End(link.scheduler, lambda frame: self.world.router.receive(link, frame))
+        self.cable = Cable(near, End(self.client.scheduler, self.receive))
+        self.links[self.cable] = link
+
+    def router_notices(self) -> None:
+        """The router learns of every connection that is gone."""
+        for cable, link in list(self.links.items()):
+            if cable is not self.cable or cable.is_cut:
+                cable.near.is_open = False
+                self.world.router.remove_client(link)
+                del self.links[cable]
+
+    def receive(self, frame: wire.Frame) -> None:
+        """(6) A frame arrives; a channel tells an end once."""
+        if frame.type is FrameType.DATA:
+            data = wire.decode_data(frame)
+            if data.stream is Stream.EVENTS:
+                ended = not isinstance(wire.decode_event(data.body), wire.Started)
+                self.exits[frame.channel] += ended
+                assert self.exits[frame.channel] <= 1, "(6) an end that was told twice"
+        for job in self.client.receive(frame):
+            self.world.client_job_changed(self, job)
+
+
+# ---- all of it -----------------------------------------------------------------------------------
+
+
+class World:
+    """Clients, router, daemon and processes."""
+
+    def __init__(self) -> None:
+        self.router = Router()
+        self.table = JobTable("instance-1", retention=3600.0)
+        self.now = 0.0
+        self.peers: list[Peer] = []
+        self.cables: list[Cable] = []
+        """To the daemon: the last is the newest; earlier ones may not have been noticed to be gone."""
+        self.table_links: dict[Cable, DaemonLink] = {}
+        self.router_links: dict[Cable, router_module.DaemonLink] = {}
+        self.processes: dict[str, Process] = {}
+        """The one process there ever was of each job."""
+        self.ended_by_owner: set[str] = set()
+        self.readers: list[Reader] = []
+        self._marks: dict[int, tuple[Any, tuple[int, ...]]] = {}
+        self._results: dict[ClientJob, wire.Exited | wire.Failed] = {}
+
+    # -- peers and links
+
+    def join(self, name: str) -> Peer:
+        """One more client."""
+        peer = Peer(self, name)
+        self.peers.append(peer)
+        peer.connect()
+        return peer
+
+    def dial(self) -> Cable:
+        """The daemon connects anew; the router supersedes whatever link it had."""
+        table_link = DaemonLink()
+        router_link = self.router.add_daemon(DAEMON, self.table.instance)
+        for cable in self.cables:
+            cable.near.is_open = False
+        cable = Cable(
+            End(router_link.scheduler, lambda frame: self.router.receive(router_link, frame)),
+            End(
+                table_link.scheduler,
+                lambda frame: self.act(self.table.receive(table_link, frame, self.now)),
+            ),
+        )
+        self.table_links[cable] = table_link
+        self.router_links[cable] = router_link
+        self.cables.append(cable)
+        return cable
+
+    def router_notices(self, cable: Cable) -> None:
+        """The router learns that the daemon's connection is gone."""
+        cable.near.is_open = False
+        self.router.remove_daemon(self.router_links[cable], DaemonState.AWAY)
+
+    def daemon_notices(self, cable: Cable) -> None:
+        """The daemon learns that its connection is gone."""
+        if cable.far.is_open:
+            cable.far.is_open = False
+            self.act(self.table.close_link(self.table_links[cable], self.now))
+
+    def late_frames(self, cable: Cable) -> None:
+        """(8) What a superseded link still holds arrives at the router after all: without effect."""
+        assert not cable.near.is_open
+        links = [*self.router.clients, *self.router.daemons.values()]
+        before = [(link, dict(link.routes), link.scheduler.pending) for link in links]
+        while cable.to_near:
+            for frame in wire.decode_frames(cable.to_near.popleft()):
+                self.router.receive(self.router_links[cable], frame)
+        after = [(link, dict(link.routes), link.scheduler.pending) for link in links]
+        assert before == after, "(8) a superseded link had an effect"
+
+    def restart_daemon(self) -> None:
+        """The daemon's process dies, its jobs with it; another instance takes its place."""
+        self.table = JobTable("instance-2", retention=3600.0)
+        for cable in self.cables:
+            cable.far.is_open = False
+            cable.is_cut = True
+        for process in self.processes.values():
+            process.running = False
+
+    # -- jobs
+
+    def start(
+        self, peer: Peer, *, dropping: bool = False, job_id: str | None = None, lease: float = 600.0
+    ) -> Reader:
+        """A client starts a job."""
+        on_full = wire.OnFull.DROP_OLDEST if dropping else wire.OnFull.BLOCK
+        spec = wire.CommandSpec((b"model",), on_full=on_full, lease=lease)
+        return self._reader(peer, peer.client.open(DAEMON, spec, job_id=job_id))
+
+    def attach(
+        self, peer: Peer, job_id: str, *, role: Role, takeover: bool = False, stuck: bool = False
+    ) -> Reader:
+        """Another client attaches to a job."""
+        job = peer.client.attach(DAEMON, job_id, role=role, takeover=takeover)
+        return self._reader(peer, job, stuck=stuck)
+
+    def _reader(self, peer: Peer, job: ClientJob, *, stuck: bool = False) -> Reader:
+        reader = Reader(peer, job, len(self.readers), stuck)
+        self.readers.append(reader)
+        return reader
+
+    def leave(self, reader: Reader, *, end: bool) -> None:
+        """The application is done with the job: ends it, or lets it go on."""
+        if not reader.left:
+            reader.left = True
+            owner = reader.job.role is Role.OWNER
+            if end and owner and reader.job.error is None:
+                self.ended_by_owner.add(reader.job.id)
+            if end:
+                reader.peer.client.end(reader.job)
+            reader.peer.client.close(reader.job)
+
+    def client_job_changed(self, peer: Peer, job: ClientJob) -> None:
+        """Note who owns a job from which offset of its input on."""
+        if job.role is Role.OWNER and job.state is AttachState.ATTACHED and job.id in self.processes:
+            process = self.processes[job.id]
+            (reader,) = [each for each in self.readers if each.job is job]
+            if all(owner is not reader for _, owner in process.owners):
+                begin = job.input.end - reader.written
+                process.owners.append((begin, reader))
+        assert peer in self.peers
+
+    def act(self, effects: Effects) -> None:
+        """Do what the job table asks for."""
+        for job, effect in effects:
+            process = self.processes.get(job.key[1])
+            match effect:
+                case Effect.START:
+                    assert process is None, "(5) a second process for one job"
+                    self.processes[job.key[1]] = Process(job, len(self.processes))
+                case Effect.OPS:
+                    assert process is not None
+                    process.apply_ops()
+                case Effect.END:
+                    self.exit(job.key[1], 137)
+                case Effect.INPUT | Effect.ROOM | Effect.FORGOTTEN:
+                    pass
+
+    def exit(self, job_id: str, code: int, *, left_in_pipes: int = 0) -> None:
+        """The process of a job ends."""
+        process = self.processes[job_id]
+        if process.result is None:
+            process.exit(code, left_in_pipes=left_in_pipes)
+            self.act(self.table.ended(process.job, self.now))
+
+    def tick(self, seconds: float) -> None:
+        """Time passes on the daemon."""
+        self.act(self.table.tick(self.now))
+        for _ in range(round(seconds / LONGEST_TICK)):
+            self.now += LONGEST_TICK
+            self.act(self.table.tick(self.now))
+
+    # -- moving on
+
+    @property
+    def live_cables(self) -> Iterable[Cable]:
+        """Every connection that somebody still holds open."""
+        yield from [cable for cable in self.cables if cable.near.is_open or cable.far.is_open]
+        yield from [cable for peer in self.peers for cable in peer.links]
+
+    def pump(self, limit: int = 1000) -> None:
+        """Everything that can travel does, to the last frame, in a bounded number of rounds."""
+        for _ in range(limit):
+            if not any([cable.pump() for cable in self.live_cables]):
+                return
+        raise AssertionError("(9) the network never comes to rest")
+
+    def heal(self) -> None:
+        """Every broken connection is noticed at both ends and made again."""
+        for peer in self.peers:
+            if peer.cable is None or peer.cable.is_cut:
+                peer.connect()
+            peer.router_notices()
+        for cable in self.cables:
+            if cable.is_cut or cable is not self.cables[-1]:
+                self.router_notices(cable)
+                self.daemon_notices(cable)
+        if not self.cables or not self.cables[-1].near.is_open:
+            self.dial()
+
+    def read_all(self) -> None:
+        """Every application that reads at all takes everything."""
+        for reader in self.readers:
+            if reader.job.id in self.processes and not reader.left:
+                reader.read(wire.MIB, self.processes[reader.job.id])
+
+    # -- the guarantees
+
+    def check(self) -> None:
+        """Assert what must hold at every moment, by number."""
+        for process in self.processes.values():
+            self._check_process(process)
+        for reader in self.readers:
+            self._check_reader(reader)
+        for link in [*self.router.clients, *self.router.daemons.values()]:
+            assert not link.scheduler.overrun
+            for route in link.routes.values():
+                assert route.client in self.router.clients, "a route to nobody"
+                live = self.router.daemons.get(route.daemon.daemon_id)
+                assert live is route.daemon, "(8) a route over a dead link"
+        for key, job in self.table.jobs.items():
+            for attachment in job.attachments:
+                assert attachment.link.attachments[attachment.channel.number] is attachment, key
+                self._check_channel(attachment.channel)
+
+    def _check_process(self, process: Process) -> None:
+        job = process.job
+        for stream, log in job.sends.items():
+            assert log.base <= log.floor <= log.end, "(3) base, floor and end are out of order"
+            self._never_down(log, log.base, log.floor, log.end)
+            if stream in OUTPUTS:
+                held = log.end - log.base
+                most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
+                assert held <= most, "(4) more is held than the bound"
+                if not log.dropping:
+                    read = [
+                        reader.job.outputs[stream].consumed
+                        for _, reader in process.owners
+                    ]
+                    assert log.floor <= max(read, default=0), "(4) freed, but no owner took it"
+        waiting = job.input.received - job.input.consumed
+        assert waiting <= INPUT_WINDOW, "(4) more input is held than was granted"
+        assert process.ends_of_input <= 1, "(7) more than one end of input"
+        self._check_input(process)
+
+    def _check_input(self, process: Process) -> None:
+        """(7) What the process read is what its owners wrote, each from where it became the owner."""
+        consumed = len(process.consumed)
+        for index, (begin, reader) in enumerate(process.owners):
+            later = [start for start, _ in process.owners[index + 1 :]]
+            end = min([consumed, *later])
+            if begin < end:
+                assert end - begin <= reader.written, "(7) read what was never written"
+                got = bytes(process.consumed[begin:end])
+                assert got == pattern(reader.number, 0, end - begin), "(7) other bytes than written"
+        if process.ends_of_input:
+            assert any(reader.job.input.final for _, reader in process.owners), "(7) an end unasked for"
+        sent = [signal for _, reader in process.owners for signal in reader.signals]
+        assert is_subsequence(process.signals, sent), "signals out of order, or twice"
+
+    def _check_reader(self, reader: Reader) -> None:
+        job = reader.job
+        if job.result is not None:
+            process = self.processes[job.id]
+            assert job.result == process.result, "(6) not what became of it"
+            assert self._results.setdefault(job, job.result) is job.result, "(6) told twice"
+        for stream, log in job.outputs.items():
+            gaps = sum(gap.end - gap.start for gap in reader.gaps[stream])
+            if stream in reader.position:
+                begun = reader.started_at[stream]
+                covered = reader.taken[stream] + gaps
+                assert reader.position[stream] == begun + covered, "(2) gaps and bytes don't add up"
+                assert log.consumed == reader.position[stream]
+            self._never_down(log, log.consumed, log.received)
+            assert log.consumed <= log.received
+        if job.error is not None:
+            self._check_error(reader)
+        if job.channel is not None:
+            self._check_channel(job.channel)
+        if job.role is Role.OWNER and job.confirmed:
+            held = max(job.input.end - job.input.floor, 0)
+            assert held <= RING_BYTES, "(4) more unacknowledged input than the bound"
+
+    def _check_error(self, reader: Reader) -> None:
+        job, error = reader.job, reader.job.error
+        if isinstance(error, JobTaken):
+            rivals = [each for each in self.readers if each.job.id == job.id and each is not reader]
+            assert any(each.job.role is Role.OWNER for each in rivals), "taken by nobody"
+        elif isinstance(error, JobNotFound):
+            gone = ("default", job.id) not in self.table.jobs
+            assert gone or job.id in self.ended_by_owner, "not found, but there"
+        elif isinstance(error, DaemonGone):
+            assert self.table.instance != "instance-1", "gone, but never restarted"
+        else:
+            assert isinstance(error, RequestRefused), repr(error)
+            assert not reader.job.confirmed, "refused after it was attached"
+
+    def _check_channel(self, channel: Channel) -> None:
+        for cursor in channel.send.values():
+            assert cursor.ack <= cursor.sent <= cursor.log.end, "(3) ack, sent and end out of order"
+            self._never_down(cursor, cursor.ack, cursor.sent, cursor.max_offset)
+        for window in channel.receive.values():
+            assert window.log.received <= window.max_offset, "(3) more received than granted"
+            self._never_down(window, window.acked, window.max_offset)
+
+    def _never_down(self, thing: Any, *values: int) -> None:
+        _, before = self._marks.get(id(thing), (thing, values))
+        assert all(a <= b for a, b in zip(before, values, strict=True)), f"(3) {before} to {values}"
+        self._marks[id(thing)] = (thing, values)  # holding it, so that its id isn't used again
+
+    def check_complete(self, reader: Reader) -> None:
+        """(1), (2), (6): everything was told, and every byte up to the final offsets is accounted for."""
+        job = reader.job
+        process = self.processes[job.id]
+        assert job.finished, "(9) not finished on a healthy network"
+        assert job.result == process.result
+        for stream in OUTPUTS:
+            reader._begin(stream)
+            assert reader.position[stream] == process.produced[stream], "(6) the output ends short"
+            if job.role is Role.OWNER and not process.job.sends[stream].dropping:
+                assert not reader.gaps[stream], "(1) the owner missed something"
+                before = [0, *self._read_by_owners_before(reader, stream)]
+                assert reader.started_at[stream] <= max(before), "(1) some bytes had no owner"
+
+    def _read_by_owners_before(self, reader: Reader, stream: Stream) -> list[int]:
+        owners = [owner for _, owner in self.processes[reader.job.id].owners]
+        return [owner.job.outputs[stream].consumed for owner in owners[: owners.index(reader)]]
+
+    def check_empty(self) -> None:
+        """Nobody is attached to anything: no route, no attachment, nothing to send is left."""
+        for link in [*self.router.clients, *self.router.daemons.values()]:
+            assert not link.routes, "a route is left"
+            assert not link.scheduler.pending, "something is still scheduled"
+        for cable in self.cables:
+            assert not self.table_links[cable].attachments, "an attachment is left"
+            if cable.far.is_open:
+                assert not self.table_links[cable].scheduler.pending
+        for peer in self.peers:
+            assert not peer.client.jobs
+            assert not peer.client.scheduler.pending
+
+
+def is_subsequence(part: list[str], whole: list[str]) -> bool:
+    """Whether `part` is `whole` with some left out."""
+    remaining = iter(whole)
+    return all(item in remaining for item in part)
+
+
+__all__ = ["WINDOW_BYTES", "Cable", "Peer", "Process", "Reader", "World", "pattern"]
