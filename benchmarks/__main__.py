@@ -15,19 +15,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import frozen
 
 from benchmarks import broadcast, bulk, exec_latency, throughput
-from benchmarks.report import Machine, Row, print_table, write_json
+from benchmarks.cpu import OthersMeter
+from benchmarks.report import Machine, Section, print_table, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-BENCHMARKS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
-    "exec": exec_latency.measure,
-    "throughput": throughput.measure,
-    "output": bulk.measure_output,
-    "input": bulk.measure_input,
-    "broadcast": broadcast.measure,
+    from benchmarks.report import Row
+
+
+@frozen
+class Benchmark:
+    """One that can be asked for by name."""
+
+    about: str
+    floor: str
+    measure: Callable[[bool], Awaitable[list[Row]]]
+    """Takes whether to be quick."""
+
+
+BENCHMARKS = {
+    "exec": Benchmark(
+        'run("true"), one at a time', 'subprocess.run(["sh", "-c", "true"])', exec_latency.measure
+    ),
+    "throughput": Benchmark(
+        'run("true") on one daemon, several in flight',
+        "as many subprocess.Popen in flight, from one thread",
+        throughput.measure,
+    ),
+    "output": Benchmark(
+        "100 MB of output",
+        "loopback TCP from another process, or a local pipe from the same command: the slower one",
+        bulk.measure_output,
+    ),
+    "input": Benchmark(
+        "20 MB of input for wc -c", "subprocess.run(input=...) of the same", bulk.measure_input
+    ),
+    "broadcast": Benchmark(
+        '"true" on many daemons at once',
+        "as many subprocess.Popen in flight, from one thread",
+        broadcast.measure,
+    ),
 }
 
 
@@ -50,30 +81,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("the floors need a POSIX system")
 
     machine = Machine()  # now: we have put no load on it yet
-    results: dict[str, list[Row]] = {}
+    others = OthersMeter()
+    sections: list[Section] = []
     selected = [name for name in BENCHMARKS if name in (options.only or BENCHMARKS)]
     stopped_by: list[int] = []
     try:
-        trio.run(_measure, selected, options.quick, results, stopped_by)
+        trio.run(_measure, selected, options.quick, sections, stopped_by)
     except BaseException:
         # Ctrl-C reaches the commands of the floors too; what they say of it is of no interest.
         if not stopped_by:
             raise
     finally:
-        if results:  # what was measured before something broke is still good
-            print_table(results, machine, quick=options.quick)
+        if sections:  # what was measured before something broke is still good
+            notes = _notes(machine, others.share(), options.quick)
+            print_table(sections, notes)
             if options.json is not None:
-                write_json(options.json, results, machine, quick=options.quick)
+                write_json(options.json, sections, machine, notes)
     if stopped_by:
         print("stopped", file=sys.stderr)
         return 128 + stopped_by[0]
     return 0
 
 
+def _notes(machine: Machine, others: float | None, quick: bool) -> list[str]:
+    notes = [machine.describe()]
+    if others is not None:
+        notes.append(f"Other programs used {others:.0%} of this machine's CPU meanwhile.")
+    if quick:
+        notes.append("--quick: few and short rounds; good for a look, not for a conclusion.")
+    return notes
+
+
 async def _measure(
-    selected: Sequence[str], quick: bool, results: dict[str, list[Row]], stopped_by: list[int]
+    selected: Sequence[str], quick: bool, sections: list[Section], stopped_by: list[int]
 ) -> None:
-    """Fill in `results`, one benchmark after the other; a signal ends that in good order."""
+    """Add to `sections`, one benchmark after the other; a signal ends that in good order."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -86,7 +128,9 @@ async def _measure(
             for name in selected:
                 print(f"{name} ... ", end="", file=sys.stderr, flush=True)
                 started = time.perf_counter()
-                results[name] = await BENCHMARKS[name](quick=quick)
+                benchmark = BENCHMARKS[name]
+                rows = await benchmark.measure(quick)
+                sections.append(Section(name, benchmark.about, benchmark.floor, rows))
                 print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
             nursery.cancel_scope.cancel()
 

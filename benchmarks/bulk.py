@@ -24,12 +24,12 @@ MAX_OUTPUT = 64 * 1024
 ROUNDS, ROUNDS_QUICK = 7, 2
 
 
-async def measure_output(*, quick: bool) -> list[Row]:
-    """The rows; each byte goes through a pipe and a loopback connection: the slower one is the floor."""
+async def measure_output(quick: bool) -> list[Row]:
+    """The rate and the CPU for each way to read it, and for what each byte has to go through."""
     rounds = ROUNDS_QUICK if quick else ROUNDS
     ways: dict[str, Callable[[sandd.Daemon], Awaitable[int]]] = {
-        "run(), most of it dropped here": _run,
-        "open_process(), read by stdout": _read_stdout,
+        "run(max_output=64 KiB)": _run,
+        "open_process().stdout": _read_stdout,
     }
     rows: list[Row] = []
     tcp: list[float] = []
@@ -47,13 +47,11 @@ async def measure_output(*, quick: bool) -> list[Row]:
                 tcp.append(_rate(OUTPUT, floors.copy_tcp(OUTPUT)))
                 pipe.append(_rate(OUTPUT, floors.read_pipe(OUTPUT)))
             slower = [min(rates) for rates in zip(tcp[-rounds:], pipe[-rounds:], strict=True)]
-            is_slower = "the slower of the two above"
-            what = f"{OUTPUT // MB} MB out: {name}"
-            rows.append(compare(what, "MB/s", ours=ours, floor=slower, floor_is=is_slower))
-            rows += meter.rows("per MB", OUTPUT // MB * rounds)
+            rows.append(compare(name, "MB/s", ours=ours, floor=slower))
+            rows += meter.rows(OUTPUT // MB * rounds, "MB", label=f"{name}: ")
     return [
-        _reference("loopback TCP, one process to another", tcp),
-        _reference("local pipe from head", pipe),
+        Row(what="loopback TCP", unit="MB/s", floor=statistics.median(tcp)),
+        Row(what="local pipe", unit="MB/s", floor=statistics.median(pipe)),
         *rows,
     ]
 
@@ -72,8 +70,8 @@ async def _read_stdout(daemon: sandd.Daemon) -> int:
     return received
 
 
-async def measure_input(*, quick: bool) -> list[Row]:
-    """The rows; the floor is the same command reading from a local pipe."""
+async def measure_input(quick: bool) -> list[Row]:
+    """The rate and the CPU."""
     data = bytes(INPUT)
     ours: list[float] = []
     local: list[float] = []
@@ -87,14 +85,9 @@ async def measure_input(*, quick: bool) -> list[Row]:
             ours.append(_rate(INPUT, time.perf_counter() - started))
             assert int(result.stdout) == INPUT, f"{result.stdout!r} bytes arrived"
             local.append(_rate(INPUT, floors.write_pipe(data)))
-        cpu = meter.rows("per MB", INPUT // MB * rounds)
-    what, floor_is = f"{INPUT // MB} MB in: run(input=...)", "subprocess.run(input=...)"
-    return [compare(what, "MB/s", ours=ours, floor=local, floor_is=floor_is), *cpu]
+        cpu = meter.rows(INPUT // MB * rounds, "MB")
+    return [compare("run(input=...)", "MB/s", ours=ours, floor=local), *cpu]
 
 
 def _rate(size: int, seconds: float) -> float:
     return size / MB / seconds
-
-
-def _reference(what: str, rates: list[float]) -> Row:
-    return Row(what=what, unit="MB/s", floor=statistics.median(rates))

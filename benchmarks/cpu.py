@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from contextlib import contextmanager
@@ -37,23 +38,55 @@ class CpuMeter:
         yield
         self._controller += time.process_time() - before
 
-    def rows(self, what: str, count: int, *, target: Target | None = None) -> list[Row]:
-        """The time spent, divided by `count`; the target is for the controller.
+    def rows(
+        self, count: int, per: str, *, label: str = "", target: Target | None = None
+    ) -> list[Row]:
+        """The time spent for each of `count`; the target is for the controller.
 
         The daemons' is known on Linux only, in ticks of usually 10 ms in all: few commands show nothing.
         """
         daemons = cpu_seconds(self._processes) - self._daemons_before
         rows = [
             Row(
-                what=f"controller's CPU {what}",
+                what=f"{label}controller CPU per {per}",
                 unit="ms",
                 ours=self._controller / count * 1e3,
                 target=target,
             )
         ]
         if self._processes:
-            rows.append(Row(what=f"daemon's CPU {what}", unit="ms", ours=daemons / count * 1e3))
+            what = f"{label}daemon CPU per {per}"
+            rows.append(Row(what=what, unit="ms", ours=daemons / count * 1e3))
         return rows
+
+
+class OthersMeter:
+    """Counts from now on how much of this machine's CPU goes to others than us: it is noise to us."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._before = self._others()
+
+    def share(self) -> float | None:
+        """Which part of all cores' time; None where it is not known. All our children have to be reaped."""
+        if self._before is None or (now := self._others()) is None:
+            return None
+        cores = os.cpu_count() or 1  # /proc/stat is about all of them
+        return max(0.0, now - self._before) / (time.monotonic() - self._started) / cores
+
+    @staticmethod
+    def _others() -> float | None:
+        if sys.platform != "linux":
+            return None
+        everything = [
+            int(each) for each in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+        ]
+        _user, _nice, _system, idle, waiting, *_ = everything
+        busy = (sum(everything) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+        usages = [
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
+        return busy - sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def with_descendants(pids: Sequence[int]) -> list[int]:

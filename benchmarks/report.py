@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Unit = Literal["ms", "MB/s", "commands/s"]
-Better = Literal["lower", "higher"]
-_DECIMALS: dict[Unit, int] = {"ms": 2, "MB/s": 0, "commands/s": 0}
+_FORMATS: dict[Unit, str] = {"ms": "{:,.2f} ms", "MB/s": "{:,.0f} MB/s", "commands/s": "{:,.0f}/s"}
 
 METHOD = """\
 ratio: how many times the floor's time ours takes (for rates: the floor's by ours), the median of the rounds
@@ -69,8 +68,6 @@ class Row:
     ours: float | None = None
     """None: the row shows a floor only."""
     floor: float | None = None
-    floor_is: str = ""
-    """What the floor was measured with."""
     ratio: Spread | None = None
     target: Target | None = None
     met: bool | None = field(init=False)
@@ -85,13 +82,23 @@ class Row:
         return self.ratio is not None and self.ratio.median <= self.target.limit
 
 
+@frozen
+class Section:
+    """The rows of one benchmark."""
+
+    name: str
+    about: str
+    floor: str
+    """What the floor is."""
+    rows: Sequence[Row]
+
+
 def compare(
     what: str,
     unit: Unit,
     *,
     ours: Sequence[float],
     floor: Sequence[float],
-    floor_is: str,
     target: Target | None = None,
 ) -> Row:
     """The row for one value of each kind from each round."""
@@ -101,7 +108,6 @@ def compare(
         unit=unit,
         ours=statistics.median(ours),
         floor=statistics.median(floor),
-        floor_is=floor_is,
         ratio=Spread.of([a / b if unit == "ms" else b / a for a, b in pairs]),
         target=target,
     )
@@ -147,30 +153,29 @@ def _load_average() -> tuple[float, ...]:
     return os.getloadavg()
 
 
-def print_table(results: dict[str, list[Row]], machine: Machine, *, quick: bool) -> None:
+def print_table(sections: Sequence[Section], notes: Sequence[str]) -> None:
     """Everything, on stdout: plain where that is no terminal."""
     # What isn't a terminal has no width: lines may be as long as they need.
     terminal = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if terminal else 140)
+    console = Console(highlight=False, width=None if terminal else 120)
     table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("what")
     table.add_column("ours", justify="right", no_wrap=True)
     table.add_column("floor", justify="right", no_wrap=True)
-    table.add_column("floor is", overflow="fold")
     table.add_column("ratio", no_wrap=True)
     table.add_column("target", no_wrap=True)
-    for name, rows in results.items():
+    for section in sections:
         if table.row_count:
             table.add_row()
-        table.add_row(Text(name, "bold"))
-        for row in rows:
+        table.add_row(Text.assemble((section.name, "bold"), f": {section.about}"))
+        for row in section.rows:
             table.add_row(*_cells(row))
     console.print(table)
     console.print()
-    console.print(METHOD, soft_wrap=True)
-    console.print(machine.describe(), soft_wrap=True)
-    if quick:
-        console.print("--quick: few and short rounds; good for a look, not for a conclusion.")
+    for section in sections:
+        console.print(f"floor of {section.name}: {section.floor}.", soft_wrap=True)
+    for note in (METHOD, *notes):
+        console.print(note, soft_wrap=True)
 
 
 def _cells(row: Row) -> tuple[str | Text, ...]:
@@ -185,21 +190,22 @@ def _cells(row: Row) -> tuple[str | Text, ...]:
         f"  {row.what}",
         _figure(row.ours, row.unit),
         _figure(row.floor, row.unit),
-        row.floor_is,
         ratio,
         Text.assemble(target, word),
     )
 
 
 def _figure(value: float | None, unit: Unit) -> str:
-    return "" if value is None else f"{value:,.{_DECIMALS[unit]}f} {unit}"
+    return "" if value is None else _FORMATS[unit].format(value)
 
 
-def write_json(file: Path, results: dict[str, list[Row]], machine: Machine, *, quick: bool) -> None:
-    """The same for programs: ``{"machine": ..., "quick": ..., "results": {benchmark: [row, ...]}}``."""
+def write_json(
+    file: Path, sections: Sequence[Section], machine: Machine, notes: Sequence[str]
+) -> None:
+    """The same for programs: the attributes of `Machine` and of each `Section`, by their names."""
     document = {
         "machine": attrs.asdict(machine),
-        "quick": quick,
-        "results": {name: [attrs.asdict(row) for row in rows] for name, rows in results.items()},
+        "notes": [METHOD, *notes],
+        "sections": [attrs.asdict(section) for section in sections],
     }
     file.write_text(json.dumps(document, indent=2) + "\n", "utf-8")

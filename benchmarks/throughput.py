@@ -22,8 +22,8 @@ COMMANDS = {1: 300, 8: 640, 64: 1280}
 ROUNDS = 5
 
 
-async def measure(*, quick: bool) -> list[Row]:
-    """The rows; the floor starts local processes from one thread, as many at a time."""
+async def measure(quick: bool) -> list[Row]:
+    """The rate and the CPU for each number in flight."""
     rounds, share = (2, 4) if quick else (ROUNDS, 1)
     rows: list[Row] = []
     async with open_fleet(1) as fleet:
@@ -36,16 +36,9 @@ async def measure(*, quick: bool) -> list[Row]:
                 with meter.counting():
                     ours.append(commands / await run_many(fleet.daemons, commands, in_flight))
                 local.append(commands / floors.run_local_many(commands, in_flight))
-            rows.append(
-                compare(
-                    f'run("true"), {in_flight} in flight',
-                    "commands/s",
-                    ours=ours,
-                    floor=local,
-                    floor_is=f"subprocess.Popen, {in_flight} in flight",
-                )
-            )
-            rows += meter.rows(f"per command, {in_flight} in flight", commands * rounds)
+            name = f"{in_flight} in flight"
+            rows.append(compare(name, "commands/s", ours=ours, floor=local))
+            rows += meter.rows(commands * rounds, "command", label=f"{name}: ")
     return rows
 
 

@@ -16,5 +16,26 @@ html_theme = "furo"
 html_title = f"sandd {release}"
 default_role = "literal"  # `name` reads as code, here as in docstrings
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"  # nobody builds most of them
-napoleon_numpy_docstring = False
+BUILT_BY_USERS = {"sandd.Server"}
+
+
+def setup(app):
+    """Called by Sphinx: a reference of what users see, and no more."""
+
+    def hide_constructor(_app, what, name, _object, _options, signature, _returns):
+        hidden = what in {"class", "exception"} and name not in BUILT_BY_USERS
+        return ("", "") if hidden and signature else None
+
+    # napoleon reads an attribute's "what: more" as a type and its meaning; ours are prose.
+    prose = {}
+
+    def keep(_app, what, name, _object, _options, lines):
+        if what in {"attribute", "property"}:
+            prose[name] = [*lines]
+
+    def restore(_app, _what, name, _object, _options, lines):
+        lines[:] = prose.pop(name, lines)
+
+    app.connect("autodoc-process-signature", hide_constructor)
+    app.connect("autodoc-process-docstring", keep, priority=400)
+    app.connect("autodoc-process-docstring", restore, priority=600)

@@ -10,6 +10,7 @@ import ast
 import enum
 import inspect
 import io
+import itertools
 import tokenize
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,13 @@ def messages(tags: Mapping[type, str]) -> Iterator[str]:
         yield from table(
             {"key": 14, "type": 22, "default": 12, "allowed": 14, "meaning": 38},
             [
-                [code(each.name), code(each.type), default(each), allowed(each), comments[each.name]]
+                [
+                    code(each.name),
+                    code(each.type),
+                    default(each),
+                    allowed(each),
+                    comments[each.name],
+                ]
                 for each in attrs.fields(cls)
             ],
         )
@@ -68,11 +75,11 @@ def enumerations() -> Iterator[str]:
 def limits() -> Iterator[str]:
     """A table of the constants that a docstring follows."""
     rows = []
-    for node, behind in zip(BODY, BODY[1:], strict=False):
+    for node, behind in itertools.pairwise(BODY):
         if isinstance(node, ast.AnnAssign) and isinstance(behind, ast.Expr):
             name, value = ast.unparse(node.target), ast.literal_eval(behind.value)
             if isinstance(getattr(wire, name), int | float):
-                rows.append([code(name), f"{getattr(wire, name):,}", value])
+                rows.append([code(name), number(getattr(wire, name)), value])
     yield from table({"name": 24, "value": 22, "meaning and reason": 54}, rows)
 
 
@@ -115,8 +122,12 @@ def allowed(field: attrs.Attribute) -> str:
     if longest := getattr(validator, "max_length", None):
         return f"at most {longest} long"
     bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within
-    high = "2\\ :sup:`63`" if bounds["high"] == wire.MAX_OFFSET else f"{bounds['high']:,.10g}"
-    return f"{bounds['low']} to {high}"
+    return f"{number(bounds['low'])} to {number(bounds['high'])}"
+
+
+def number(value: float) -> str:
+    """The number, for people."""
+    return "2\\ :sup:`63` - 1" if value == wire.MAX_OFFSET else f"{value:,.10g}"
 
 
 def code(text: object) -> str:

@@ -43,8 +43,8 @@ async def work(worker: sandd.Daemon) -> None:
             print(f"it ran and failed: exit code {error.result.exit_code}, {error.result.stderr!r}")
 
     with trio.move_on_after(0.5):
-        await worker.run("sleep 61 & sleep 62")
-    left = await worker.run("ps -A -o args | grep -c '^sleep 6[12]'", timeout=10)
+        await worker.run("sleep 6001 & sleep 6002")
+    left = await worker.run("ps -A -o args | grep -c '^sleep 600[12]'", timeout=10)
     print(f"cancelled; processes left of it: {left.stdout.strip()}")
 
 

@@ -1,8 +1,10 @@
 """The agent's end: a controller that daemons dial in to, and handles to run commands on them.
 
-async with sandd.open_controller("0.0.0.0", 8765) as controller:
-    worker = await controller.wait_for_daemon("worker-1")
-    result = await worker.run("ls -la", timeout=10)
+::
+
+    async with sandd.open_controller("0.0.0.0", 8765) as controller:
+        worker = await controller.wait_for_daemon("worker-1")
+        result = await worker.run("ls -la", timeout=10)
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ async def open_controller(
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `Controller.url`.
-        token: secret that daemons must prove to know (their option ``--token-file``).
+        token: secret that daemons must prove to know (their option ``--token-file``). It is taken
+            as it is: strip what you read from a file, as the daemon does.
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping.
         dead_after: seconds without a word from a daemon until its connection is given up.
@@ -248,7 +251,9 @@ class Controller:
         """Run a command on all matching daemons at once.
 
         One bad daemon delays and fails no other: its entry is the exception that `Daemon.run` raised.
-        A daemon that is away keeps the whole waiting; give a `timeout` to bound that.
+        The answer takes as long as the slowest. A daemon that is away keeps it waiting, within
+        `timeout`; but one that goes away with the command running does so for up to a day. Only
+        `trio.move_on_after` bounds that too, and the other answers are lost with it.
 
         Args:
             command: as for `Daemon.run`, and so are the options.
@@ -394,6 +399,11 @@ class Daemon:
         until that is done (at most `kill_grace` and ten seconds more; not at all for a daemon that is away:
         then it is done on its return).
 
+        So does the end of the command: what it left behind in the background is killed.
+
+        A `timeout` doesn't bound the call itself: if the daemon goes away while the command runs, this
+        waits for its return, for up to a day. `trio.fail_after` around it does.
+
         Args:
             command: a text is run by the daemon's shell; a list is a program and its arguments, run directly.
             input: all of standard input; text is sent as UTF-8. None: the command reads end of file at once.
@@ -413,7 +423,9 @@ class Daemon:
             SpawnFailed: the program could not be started. Nothing ran.
             CommandFailed: `check` was given, and it ended badly; ``result`` has all of it.
             DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            RequestRefused: the daemon declined. Nothing ran.
             ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the controller was closed meanwhile; what ran is killed.
         """
         self._check_not_gone()
         return await commands.run(
@@ -452,19 +464,26 @@ class Daemon:
         Leaving the block ends the whole remote process tree (SIGTERM, `kill_grace`, SIGKILL) and
         waits until it is gone; for a daemon that is away, that is done on its return.
 
+        Read both outputs, merge them, or close the one you don't want: as on any pipe, a command stops
+        when what it writes isn't read. About a megabyte fits in between.
+
         Args:
             command: as for `run`, and so are the other arguments that `run` has.
             stdin: False: the command reads end of file at once.
             stderr: "merge" sends it into stdout, in the order of writing.
             lease: seconds that the daemon lets it run while this controller is gone; None: a day.
-            job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it once.
+            job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it
+                once: the later block takes it over, and the earlier one gets JobTaken.
 
         Raises:
             SpawnFailed: the program could not be started. Nothing ran.
             CommandTimeout: it was not started within `timeout`. Later, running out of time is no
                 exception here: `Process.wait` says TIMED_OUT.
             JobIdConflict: `job_id` is taken by another command. Nothing ran.
-            DaemonGone: the daemon is gone for good.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            RequestRefused: the daemon declined. Nothing ran.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the controller is closed.
         """
         self._check_not_gone()
         if stderr not in ("separate", "merge"):
@@ -492,7 +511,11 @@ class Daemon:
             self._controller._local, self.id, spec, job_id=job_id, input_data=None if stdin else b""
         )
         async with hold_process(
-            handle, stdin=stdin, stderr=stderr == "separate", timeout=timeout, kill_grace=kill_grace
+            handle,
+            stdin=stdin,
+            stderr=stderr == "separate",
+            timeout=spec.timeout,
+            kill_grace=spec.kill_grace,
         ) as process:
             yield process
 

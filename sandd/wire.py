@@ -290,7 +290,7 @@ class Hello:
     arch: str = field(default="", validator=max_len(64))  # "x86_64", "arm64", ...
     daemon_version: str = field(default="", validator=max_len(64))
     labels: Mapping[str, str] = field(factory=dict, validator=max_len(MAX_LABELS))
-    proof: bytes = field(default=b"", validator=max_len(64))  # see _core.credentials
+    proof: bytes = field(default=b"", validator=max_len(64))  # see _core.link.prove
 
 
 @frozen

@@ -75,10 +75,10 @@ def standing_daemon(
     arguments: Sequence[str] = (),
 ) -> Iterator[StandingDaemon]:
     """A daemon that runs, and has been online once, so that all its processes are up."""
-    arguments = ("--reconnect-max", "0.1", *arguments)
+    arguments = ("--reconnect-max", "0.05", *arguments)
     with pytest.MonkeyPatch.context() as patch, reserved_port() as port:
         # A controller that closes asks its daemons to wait that long: too long between two tests.
-        patch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.05)
+        patch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.01)
         url = f"ws://127.0.0.1:{port}/ws"
         with running_daemon(url, daemon_id, labels=labels, env=env, arguments=arguments) as process:
             with sandd.Server(port=port) as server:

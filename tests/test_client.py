@@ -493,6 +493,20 @@ def test_attach_begins_at_the_oldest_kept(peer: Peer) -> None:
     assert peer.heard() == [(channel, Bytes(Stream.INPUT, 8, b"d"))]
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_not_even_an_end_is_said_before_its_place_is_known(peer: Peer, chosen: bool) -> None:
+    """(7) A stdin that was closed before the answer came ends behind what the job had got before."""
+    if chosen:
+        job = peer.client.open("d", SPEC, job_id="theirs")
+    else:
+        job = peer.client.attach("d", "theirs")
+    job.input.finish()
+    peer.client.activate(job)
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, streams=existing())
+    assert peer.heard() == [(channel, Bytes(Stream.INPUT, 5, b"", True))]
+
+
 def test_attach_goes_on_where_it_is_told(peer: Peer) -> None:
     """With `since` the streams named there begin at these offsets; gaps tell what is gone."""
     job = peer.client.attach("d", "theirs", since={Stream.OUTPUT: 1})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-
 from daemons import daemon_environment
 
 if TYPE_CHECKING:

@@ -320,6 +320,19 @@ async def test_no_grace_is_sigkill_at_once(daemon: StandingDaemon) -> None:
     assert caught.value.result.duration < 3
 
 
+@pytest.mark.xfail(reason="the spawner's epoll takes no time-out beyond 2**31 ms")
+async def test_an_endless_grace_never_kills() -> None:
+    """With ``kill_grace=inf`` the command has all the time it wants to clean up."""
+    script = "trap 'sleep 0.3; exit 9' TERM; sleep 60 & wait"
+    with standing_daemon() as daemon:  # one of its own: what goes wrong here costs a spawner
+        async with daemon.worker() as worker:
+            with pytest.raises(CommandTimeout) as caught:
+                await worker.run(script, timeout=0.2, kill_grace=math.inf)
+
+    assert caught.value.result is not None
+    assert caught.value.result.exit_code == 9
+
+
 async def test_a_command_within_its_timeout_is_not_disturbed(daemon: StandingDaemon) -> None:
     """A time-out that doesn't strike changes nothing; infinity is none."""
     async with daemon.worker() as worker:
@@ -420,11 +433,18 @@ async def test_hundreds_of_kilobytes_of_arguments_arrive(daemon: StandingDaemon)
     assert result.stdout.split() == ["600", digest, "-"]
 
 
-async def test_an_unknown_user_is_refused_by_name(daemon: StandingDaemon) -> None:
-    """Nothing runs as somebody who doesn't exist."""
-    async with daemon.worker() as worker:
-        with pytest.raises(SpawnFailed, match="no-such-user"):
-            await worker.run("id", user="no-such-user")
+@pytest.mark.parametrize("user", ["no-such-user", "", "9" * 30, "-1", "٣", "a/b:c"], ids=repr)
+async def test_an_unknown_user_is_refused_by_name(daemon: StandingDaemon, user: str) -> None:
+    """Nothing runs as somebody who doesn't exist, and the connection isn't so much as touched."""
+    async with daemon.controller() as controller:
+        worker = await controller.wait_for_daemon("worker-1")
+        connected_at = worker.info.connected_at
+        with pytest.raises(SpawnFailed, match="no such user") as caught:
+            await worker.run("id", user=user)
+
+        assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, user)
+        assert (await worker.run("echo on")).stdout == "on\n"
+        assert worker.info.connected_at == connected_at
 
 
 @pytest.mark.parametrize(
@@ -462,14 +482,30 @@ async def test_arguments_that_mean_nothing_are_value_errors(
         assert controller.statistics().jobs_started == 0
 
 
-@pytest.mark.parametrize("command", [None, 7, [1, 2], ["echo", None]], ids=repr)
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (None, {}),
+        (7, {}),
+        ([1, 2], {}),
+        (["echo", None], {}),
+        ("true", {"env": {"A": 1}}),
+        ("true", {"input": 7}),
+        ("true", {"input": ["a"]}),
+        ("true", {"user": 0}),
+    ],
+    ids=repr,
+)
 async def test_arguments_of_the_wrong_type_are_type_errors(
-    daemon: StandingDaemon, command: Any
+    daemon: StandingDaemon, command: Any, options: dict[str, Any]
 ) -> None:
-    """A command is text, bytes, or a list of such."""
-    async with daemon.worker() as worker:
+    """A command is text, bytes, or a list of such; nothing is sent of anything else."""
+    async with daemon.controller() as controller:
+        worker = await controller.wait_for_daemon("worker-1")
         with pytest.raises(TypeError):
-            await worker.run(command)
+            await worker.run(command, **options)
+
+        assert controller.statistics().jobs_started == 0
 
 
 # ---- where and as whom --------------------------------------------------------------------------

@@ -215,6 +215,16 @@ def test_cursor_needs_no_credit_for_the_end() -> None:
     assert all_frames(cursor) == [(3, b"", True, None)]
 
 
+def test_cursor_says_no_end_where_nothing_is_granted() -> None:
+    """Below zero credit there is no place yet at which a stream could end."""
+    log = ByteSendLog()
+    log.finish()
+    cursor = SendCursor(Stream.INPUT, log, sent=0, max_offset=-1)
+    assert all_frames(cursor) == []
+    cursor.max_offset = 0
+    assert all_frames(cursor) == [(0, b"", True, None)]
+
+
 def test_cursor_says_no_end_before_the_bytes() -> None:
     """Without credit for the last bytes their end is not said either."""
     log = log_of(b"abc")

@@ -57,7 +57,10 @@ class DaemonGone(SanddError):
 
 
 class JobNotFound(SanddError, LookupError):
-    """The daemon holds no job of that id: it never existed, was forgotten, or belongs to somebody else."""
+    """The daemon holds no job of that id: it never existed, was forgotten, or belongs to somebody else.
+
+    Where it was yours, it may have run.
+    """
 
 
 class JobIdConflict(SanddError):
@@ -113,7 +116,7 @@ class SpawnFailed(SanddError, OSError):
 
 
 class JobTaken(SanddError):
-    """Another client took the job over; this attachment is over. The job goes on under its new owner."""
+    """Another client, or another block with the same `job_id`, took the job over. It goes on there."""
 
 
 class RequestRefused(SanddError):

@@ -47,6 +47,8 @@ from sandd._core.tombstones import generate
 from sandd.wire import DaemonState, JobState, RefusedCode, Role, Stream
 
 OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
+NOTHING: Final = -1
+"""Credit before the answer to an Attach: not even the end of a stream may be said."""
 
 
 class AttachState(enum.Enum):
@@ -344,13 +346,13 @@ class Client:
                     Stream.OPS,
                     job.ops,
                     job.ops.floor,
-                    wire.MESSAGE_WINDOW if eager else job.ops.floor,
+                    wire.MESSAGE_WINDOW if eager else NOTHING,
                 ),
                 SendCursor(
                     Stream.INPUT,
                     job.input,
                     job.input.floor,
-                    wire.INITIAL_INPUT_BYTES if eager else job.input.floor,
+                    wire.INITIAL_INPUT_BYTES if eager else NOTHING,
                 ),
             ]
         job.channel = Channel(number, send=cursors, receive=windows)

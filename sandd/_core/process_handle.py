@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ class _OutputStream(trio.abc.ReceiveStream):
             trio.BrokenResourceError: the job was lost before its output ended.
             trio.ClosedResourceError: this stream was closed before.
         """
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._conflicts:
             self._check()
@@ -181,12 +182,12 @@ class Process:
 
     @property
     def stdout(self) -> trio.abc.ReceiveStream:
-        """The process' standard output."""
+        """The process' standard output, in chunks that end anywhere; closing it throws the rest away."""
         return self._stdout
 
     @property
     def stderr(self) -> trio.abc.ReceiveStream:
-        """The process' standard error. Not there with ``stderr="merge"``."""
+        """The process' standard error, as `stdout`. Not there with ``stderr="merge"``."""
         if self._stderr is None:
             raise trio.ClosedResourceError(
                 'this process was opened with stderr="merge": read stdout'
@@ -194,10 +195,15 @@ class Process:
         return self._stderr
 
     async def wait(self) -> ExitStatus:
-        """How the process ended, as soon as it has, whatever of its output was read.
+        """How the process ended, as soon as it has; running out of time is no exception here.
+
+        It reads no output: read that first, or beside it, for a command whose output isn't read may
+        never end.
 
         Raises:
             DaemonGone: the daemon was lost, and the status with it.
+            JobTaken: another block took the job over, by its `job_id`.
+            trio.ClosedResourceError: the controller was closed meanwhile.
         """
         await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: self._handle.ended)

@@ -69,6 +69,8 @@ class Pump:
         self._ready: bytes | None = None
         """A message taken from the scheduler that stands before what it gives next."""
         self._idle = trio.Event()
+        self._is_over = False
+        """Nothing more will be sent."""
         self._ping_number = 0
         self._pongs = trio.Event()
         self._scope = trio.CancelScope()
@@ -100,9 +102,9 @@ class Pump:
         self._scope.cancel()
 
     async def drained(self) -> None:
-        """Wait until everything scheduled so far has been handed to the socket. Bound it."""
+        """Wait until everything scheduled so far has been handed to the socket, or the link is over. Bound it."""
         await trio.lowlevel.checkpoint()
-        while self._scheduler.pending or not self._parked:
+        while not self._is_over and (self._scheduler.pending or not self._parked):
             self.wake()
             await self._idle.wait()
             await trio.lowlevel.checkpoint()
@@ -132,11 +134,15 @@ class Pump:
                 log.exception("link_failed_inside")
                 ended(ConnectionLost(f"it failed inside: {error!r}"))
 
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(guarded, self._write)
-                nursery.start_soon(guarded, self._watch)
-                await guarded(self._read)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(guarded, self._write)
+                    nursery.start_soon(guarded, self._watch)
+                    await guarded(self._read)
+        finally:
+            self._is_over = True
+            self._idle.set()
         await trio.lowlevel.checkpoint_if_cancelled()
         raise outcome or ConnectionLost(self._closed_reason or "closed by us")
 

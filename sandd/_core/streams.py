@@ -172,9 +172,13 @@ class SendCursor:
     def pending(self) -> bool:
         """Whether `next_frame` has something."""
         log = self.log
-        return self.sent < min(log.end, self.max_offset) or (
-            log.final and self.sent == log.end and not self.final_sent
-        )
+        return self.sent < min(log.end, self.max_offset) or self._end_pending
+
+    @property
+    def _end_pending(self) -> bool:
+        # The end takes no room, but where not even `sent` was granted, nothing may be said yet.
+        at_end = self.log.final and self.sent == self.log.end
+        return at_end and not self.final_sent and self.sent <= self.max_offset
 
     def next_frame(self, channel: int, limit: int) -> EncodedFrame | None:
         """The next frame in order, with at most `limit` units; None when there is nothing or no credit."""
@@ -192,7 +196,7 @@ class SendCursor:
             final = log.final and self.sent == log.end and self.stream not in wire.MESSAGE_STREAMS
             self.final_sent = final
             return wire.encode_data(channel, self.stream, offset, body, final=final)
-        if log.final and self.sent == log.end and not self.final_sent:
+        if self._end_pending:
             self.final_sent = True
             return wire.encode_data(channel, self.stream, self.sent, b"", final=True)
         return None

@@ -6,7 +6,7 @@ which asserts the guarantees by their numbers after each step).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -18,6 +18,11 @@ from sandd.wire import JobState, Role, Stream
 
 SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])
 OUTPUTS = st.sampled_from([Stream.OUTPUT, Stream.ERROR])
+Moves: TypeAlias = list[tuple[int, bool, bool]]
+"""(which connection, towards its near end, sent rather than delivered)."""
+MOVES = st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.booleans()), max_size=12)
+FRACTIONS = st.integers(0, 2000) | st.integers(0, 10**6)
+"""Bytes that still arrive of what is under way when a connection breaks."""
 MAX_JOBS = 3
 ROUNDS = 60
 """In which everything is complete on a healthy network, whatever happened before."""
@@ -152,18 +157,45 @@ class Relay(RuleBasedStateMachine):
         """Time passes."""
         self.world.tick(seconds)
 
+    # -- everybody at once: what most of the time goes on
+
+    @rule(printed=SIZES, written=SIZES, read=SIZES, moves=MOVES)
+    def work(self, printed: int, written: int, read: int, moves: Moves) -> None:
+        """All processes print and read, all owners write, all readers read; some of it travels."""
+        for reader in self.world.readers:
+            if not reader.left and reader.job.role is Role.OWNER:
+                reader.write(written)
+                reader.signal()
+        self.travel(moves)
+        for process in list(self.world.processes.values()):
+            if process.job in self.world.table.jobs.values():
+                process.spawn()
+                process.produce(Stream.OUTPUT, printed)
+                process.produce(Stream.ERROR, printed // 2)
+                process.consume(written)
+        self.travel(moves)
+        for reader in self.world.readers:
+            if not reader.left and reader.job.id in self.world.processes:
+                reader.read(read, self.world.processes[reader.job.id])
+
+    @rule(up_bytes=FRACTIONS, down_bytes=FRACTIONS, noticed=st.booleans())
+    def outage(self, up_bytes: int, down_bytes: int, noticed: bool) -> None:
+        """The daemon's connection breaks in the middle of what is under way, and is made again."""
+        cable = self.world.cables[-1]
+        for up in (True, False):
+            cable.send(up=up)
+        cable.cut(up_bytes=up_bytes, down_bytes=down_bytes)
+        for up in (True, False):
+            while cable.deliver(up=up):
+                pass
+        if noticed:
+            self.world.router_notices(cable)
+            self.world.daemon_notices(cable)
+        self.world.dial()
+
     # -- the network
 
-    @rule()
-    def settle(self) -> None:
-        """Everything that can travel does."""
-        self.world.pump()
-
-    @rule(
-        moves=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.booleans()), max_size=12),
-        max_bytes=st.sampled_from([1, 1000, 256 * wire.KIB]),
-    )
-    def trickle(self, moves: list[tuple[int, bool, bool]], max_bytes: int) -> None:
+    def travel(self, moves: Moves, max_bytes: int = 256 * wire.KIB) -> None:
         """Some messages are sent, some arrive, in any order over the connections."""
         for index, up, sending in moves:
             cable = self.pick(list(self.world.live_cables), index)
@@ -172,11 +204,17 @@ class Relay(RuleBasedStateMachine):
             elif cable is not None:
                 cable.deliver(up=up)
 
-    @rule(
-        index=st.integers(0, 9),
-        up_bytes=st.integers(0, 2000) | st.just(10**6),
-        down_bytes=st.integers(0, 2000) | st.just(10**6),
-    )
+    @rule()
+    def settle(self) -> None:
+        """Everything that can travel does."""
+        self.world.pump()
+
+    @rule(moves=MOVES, max_bytes=st.sampled_from([1, 1000, 256 * wire.KIB]))
+    def trickle(self, moves: Moves, max_bytes: int) -> None:
+        """A little travels, in small messages or large ones."""
+        self.travel(moves, max_bytes)
+
+    @rule(index=st.integers(0, 9), up_bytes=FRACTIONS, down_bytes=FRACTIONS)
     def cut(self, index: int, up_bytes: int, down_bytes: int) -> None:
         """A connection breaks, anywhere in what is under way."""
         cable = self.pick(list(self.world.live_cables), index)

@@ -1,0 +1,183 @@
+"""The documentation tells the truth: the guide's code runs, and every public name is in the reference."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+import trio
+from cut_relay import open_relay
+from daemons import daemon_environment, open_daemon
+
+import sandd
+from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DOCS: Final = Path(__file__).parent.parent / "docs"
+GUIDE: Final = (DOCS / "guide.rst").read_text("utf-8")
+WAIT: Final = 30.0
+
+
+class Piece(NamedTuple):
+    """A code block of the guide."""
+
+    line: int
+    """Where it begins."""
+    code: str
+
+    @property
+    def promised(self) -> list[str]:
+        """What it says it prints: whatever stands behind ``# ->``, in order."""
+        return [match.strip() for match in re.findall(r"# -> (.*)", self.code)]
+
+
+def pieces(language: str) -> Iterator[Piece]:
+    """The guide's code blocks in that language."""
+    block = rf"^\.\. code-block:: {language}\n\n((?:   .*\n|\n)+)"
+    for match in re.finditer(block, GUIDE, re.MULTILINE):
+        line = GUIDE.count("\n", 0, match.start(1)) + 1
+        yield Piece(line, textwrap.dedent(match[1]))
+
+
+async def printed_by(piece: Piece, names: dict[str, object]) -> list[str]:
+    """Run it, as if it were the body of an async function; the lines it prints, empty ones left out."""
+    tree = ast.parse(piece.code)
+    ast.increment_lineno(tree, piece.line - 1)  # so that a traceback points into the guide
+    compiled = compile(tree, str(DOCS / "guide.rst"), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        running = eval(compiled, names)
+        if inspect.iscoroutine(running):
+            await running
+    return [line for line in output.getvalue().splitlines() if line]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are POSIX'")
+async def test_guide_code_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece of Python in the guide runs, after those before it, and prints what stands beside it."""
+    (tmp_path / "token").write_text("secret\n")
+    monkeypatch.chdir(tmp_path)
+    async with (
+        sandd.open_controller(port=0) as controller,
+        open_daemon(controller.url, "worker-1", labels={"env": "prod"}),
+        open_daemon(controller.url, "worker-2", labels={"env": "staging"}),
+    ):
+        with trio.fail_after(WAIT):
+            for daemon_id in ("worker-1", "worker-2"):
+                await controller.wait_for_daemon(daemon_id)
+        names = {"sandd": sandd, "trio": trio, "Path": Path, "controller": controller}
+        for piece in pieces("python"):
+            assert await printed_by(piece, names) == piece.promised, f"guide.rst:{piece.line}"
+
+
+AGENT_THAT_DIES: Final = """
+import os, signal, sys, trio, sandd
+
+async def main():
+    async with sandd.open_controller(port=0) as controller:
+        print(controller.address.rpartition(":")[2], flush=True)
+        worker = await controller.wait_for_daemon("worker-1")
+        async with worker.open_process(sys.argv[1], job_id="mine") as process:
+            await process.stdout.receive_some()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are POSIX'")
+async def test_job_id_outlives_the_program(tmp_path: Path) -> None:
+    """As the guide says: the same command under the same `job_id` takes over what a dead program ran."""
+    starts = tmp_path / "starts"
+    command = f"echo started >> {shlex.quote(str(starts))}; echo begun; read line; echo $line"
+    program = await trio.lowlevel.open_process(
+        [sys.executable, "-c", AGENT_THAT_DIES, command],
+        stdout=subprocess.PIPE,
+        env=daemon_environment(),
+    )
+    assert program.stdout is not None
+    async with program.stdout, open_relay(int(await program.stdout.receive_some())) as relay:
+        with trio.fail_after(WAIT):
+            async with open_daemon(relay.url), sandd.open_controller(port=0) as controller:
+                assert await program.wait() == -signal.SIGKILL
+                relay.target = int(controller.address.rpartition(":")[2])
+                worker = await controller.wait_for_daemon("worker-1")
+                async with worker.open_process(command, job_id="mine") as process:
+                    await process.stdin.send_all(b"done\n")
+                    output = b"".join([chunk async for chunk in process.stdout])
+                    assert (await process.wait()).success
+    assert output.endswith(b"done\n")
+    assert starts.read_text() == "started\n"
+
+
+def test_guide_code_is_found() -> None:
+    """The test above would pass if it saw nothing."""
+    assert len(list(pieces("python"))) > 10
+    assert sum(len(piece.promised) for piece in pieces("python")) > 20
+
+
+def test_guide_config_file_is_valid(tmp_path: Path) -> None:
+    """The file shown in the guide is understood, whatever else is said."""
+    (piece,) = pieces("toml")
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    config = tmp_path / "sandd.toml"
+    config.write_text(re.sub('token_file = ".*"', f"token_file = {str(token)!r}", piece.code))
+    options = parse_daemon_options(["--config", str(config)], {}, prog="sandd", version="0")
+    assert options.token == b"secret"
+    assert options.labels == {"env": "prod", "arch": "arm"}
+
+
+def test_guide_has_every_option_of_the_daemon() -> None:
+    """With its names on the command line, in the environment and in the file."""
+    parser = build_parser("sandd", "0")
+    options = {name for action in parser._actions for name in action.option_strings}
+    variables = {name for names in _VARIABLES.values() for name in names}
+    keys = _VARIABLES.keys() - {"config"}
+    for name in (options | variables | keys) - {"-h", "--help", "--version"}:
+        assert f"``{name}``" in GUIDE or f"``{name}``, as in" in GUIDE, name
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are POSIX'")
+def test_guide_token_command_makes_a_token(tmp_path: Path) -> None:
+    """The line of shell that the guide shows for it works."""
+    (line,) = re.findall(r"\$ (python -c .*)", GUIDE)
+    command = line.replace("python", shlex.quote(sys.executable), 1)
+    assert os.system(f"cd {shlex.quote(str(tmp_path))}; {command}") == 0
+    token = tmp_path / "token"
+    assert len(token.read_text().strip()) == 64
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_guide_has_every_error() -> None:
+    """Each error that a caller may get is in the guide's table; the others are said to be none."""
+    abstract = {"SanddError", "ProtocolError", "LocalProtocolError", "RemoteProtocolError"}
+    to_come = {"OutputGap"}  # no option that drops output yet
+    of_the_daemon = {"AuthenticationFailed"}  # the daemon exits with it
+    for name in set(sandd.__all__) - abstract - to_come - of_the_daemon:
+        value = getattr(sandd, name)
+        if isinstance(value, type) and issubclass(value, sandd.SanddError):
+            assert f"   * - `{name}`" in GUIDE, name
+
+
+def test_reference_has_every_public_name() -> None:
+    """What can be imported from sandd is documented there."""
+    documented = re.findall(
+        r"^\.\. auto\w+:: sandd\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
+    )
+    assert sorted(documented) == sorted(set(sandd.__all__) - {"__version__"})
