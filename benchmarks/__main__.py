@@ -1,6 +1,6 @@
 """``python -m benchmarks``: what `sandd` costs here, in a table.
 
-It takes about two minutes, or twenty seconds with ``--quick``. Exit codes: 0 when everything was
+It takes about 90 seconds, or twenty seconds with ``--quick``. Exit codes: 0 when everything was
 measured, whether targets were met or not; 1 when something broke; 130 after Ctrl-C. Nothing is left
 behind in any case: the daemons end with this process, even if it is killed.
 """
@@ -8,7 +8,6 @@ behind in any case: the daemons end with this process, even if it is killed.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from attrs import frozen
 
 from benchmarks import broadcast, bulk, exec_latency, throughput
 from benchmarks.cpu import OthersMeter
+from benchmarks.fleet import Stopped
 from benchmarks.report import Machine, Section, print_table, write_json
 
 if TYPE_CHECKING:
@@ -84,23 +84,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     others = OthersMeter()
     sections: list[Section] = []
     selected = [name for name in BENCHMARKS if name in (options.only or BENCHMARKS)]
-    stopped_by: list[int] = []
+    exit_code = 0
     try:
-        trio.run(_measure, selected, options.quick, sections, stopped_by)
-    except BaseException:
-        # Ctrl-C reaches the commands of the floors too; what they say of it is of no interest.
-        if not stopped_by:
-            raise
+        trio.run(_measure, selected, options.quick, sections)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        exit_code = 128 + stopped.signal_number
     finally:
         if sections:  # what was measured before something broke is still good
             notes = _notes(machine, others.share(), options.quick)
             print_table(sections, notes)
             if options.json is not None:
                 write_json(options.json, sections, machine, notes)
-    if stopped_by:
-        print("stopped", file=sys.stderr)
-        return 128 + stopped_by[0]
-    return 0
+    return exit_code
 
 
 def _notes(machine: Machine, others: float | None, quick: bool) -> list[str]:
@@ -112,27 +108,15 @@ def _notes(machine: Machine, others: float | None, quick: bool) -> list[str]:
     return notes
 
 
-async def _measure(
-    selected: Sequence[str], quick: bool, sections: list[Section], stopped_by: list[int]
-) -> None:
-    """Add to `sections`, one benchmark after the other; a signal ends that in good order."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-
-            async def stop() -> None:
-                async for number in signals:
-                    stopped_by.append(number)
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(stop)
-            for name in selected:
-                print(f"{name} ... ", end="", file=sys.stderr, flush=True)
-                started = time.perf_counter()
-                benchmark = BENCHMARKS[name]
-                rows = await benchmark.measure(quick)
-                sections.append(Section(name, benchmark.about, benchmark.floor, rows))
-                print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
-            nursery.cancel_scope.cancel()
+async def _measure(selected: Sequence[str], quick: bool, sections: list[Section]) -> None:
+    """Add to `sections`, one benchmark after the other."""
+    for name in selected:
+        print(f"{name} ... ", end="", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        benchmark = BENCHMARKS[name]
+        rows = await benchmark.measure(quick)
+        sections.append(Section(name, benchmark.about, benchmark.floor, rows))
+        print(f"{time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -37,10 +38,27 @@ class Fleet:
     """Of the daemons' processes, in the same order."""
 
 
+class Stopped(Exception):
+    """SIGINT or SIGTERM came; the fleet was put away in good order."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
 @asynccontextmanager
 async def open_fleet(count: int) -> AsyncIterator[Fleet]:
-    """That many daemons; they are gone when the block is left."""
-    async with sandd.open_controller(port=0) as controller, _open_keeper(controller.url) as keeper:
+    """That many daemons; they are gone when the block is left.
+
+    Raises:
+        Stopped: a signal ended the block.
+    """
+    # The controller is outside of what a signal cancels: it takes the daemons' leave.
+    async with (
+        sandd.open_controller(port=0) as controller,
+        _open_keeper(controller.url) as keeper,
+        _until_signal(),
+    ):
         daemons: list[sandd.Daemon] = []
         pids: list[int] = []
         for first in range(0, count, GROUP):
@@ -53,6 +71,27 @@ async def open_fleet(count: int) -> AsyncIterator[Fleet]:
             for daemon in daemons:
                 nursery.start_soon(_warm_up, daemon)
         yield Fleet(controller, daemons, pids)
+
+
+@asynccontextmanager
+async def _until_signal() -> AsyncIterator[None]:
+    """Cancel the block when SIGINT or SIGTERM comes, and raise Stopped."""
+    stopped_by: int | None = None
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+        async def cancel_at_signal(scope: trio.CancelScope) -> None:
+            nonlocal stopped_by
+            async for number in signals:
+                stopped_by = number
+                scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_at_signal, nursery.cancel_scope)
+            yield
+            nursery.cancel_scope.cancel()
+    if stopped_by is not None:
+        raise Stopped(stopped_by)
 
 
 @asynccontextmanager

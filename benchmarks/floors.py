@@ -1,6 +1,7 @@
 """What the system itself needs for the same thing, without `sandd`: nothing of ours can be faster.
 
 All of these block, and are called from the controller's own thread: while one runs, `sandd` rests.
+Their processes are out of Ctrl-C's reach, in groups of their own: they end soon enough.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
 def run_local() -> float:
     """Seconds for one command, from here to its end."""
     started = time.perf_counter()
-    subprocess.run(COMMAND, check=True)
+    subprocess.run(COMMAND, check=True, process_group=0)
     return time.perf_counter() - started
 
 
@@ -41,7 +42,7 @@ def run_local_many(count: int, in_flight: int) -> float:
     for _ in range(count):
         if len(running) == in_flight:
             running.popleft().wait()
-        running.append(subprocess.Popen(COMMAND))
+        running.append(subprocess.Popen(COMMAND, process_group=0))
     for process in running:
         process.wait()
     return time.perf_counter() - started
@@ -51,7 +52,7 @@ def read_pipe(size: int) -> float:
     """Seconds until `size` bytes that a local command writes have come through a pipe."""
     started = time.perf_counter()
     command = ["head", "-c", str(size), "/dev/zero"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, process_group=0) as process:
         assert process.stdout is not None
         received = 0
         while data := os.read(process.stdout.fileno(), _BUFFER_BYTES):
@@ -64,7 +65,9 @@ def read_pipe(size: int) -> float:
 def write_pipe(data: bytes) -> float:
     """Seconds until a local command has read `data` from a pipe."""
     started = time.perf_counter()
-    result = subprocess.run(["wc", "-c"], input=data, stdout=subprocess.PIPE, check=True)
+    result = subprocess.run(
+        ["wc", "-c"], input=data, stdout=subprocess.PIPE, check=True, process_group=0
+    )
     seconds = time.perf_counter() - started
     assert int(result.stdout) == len(data), f"{result.stdout!r} bytes went through the pipe"
     return seconds
@@ -76,7 +79,8 @@ def copy_tcp(size: int) -> float:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(_ACCEPT_SECONDS)
         port = str(listener.getsockname()[1])
-        with subprocess.Popen([sys.executable, "-c", _SENDER, port, str(size)]):
+        command = [sys.executable, "-c", _SENDER, port, str(size)]
+        with subprocess.Popen(command, process_group=0):
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(_ACCEPT_SECONDS)

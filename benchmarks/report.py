@@ -31,6 +31,7 @@ METHOD = """\
 ratio: how many times the floor's time ours takes (for rates: the floor's by ours), the median of the rounds
   and, in parentheses, the least and the most. Ours and the floor take turns within each round.
 ours, floor: the median of the rounds; a round's p50 and p99 are of its own samples. 1 MB is 1,000,000 bytes.
+  Each daemon has run 20 commands before anything is measured.
 CPU: of the controller's process, and of the daemon's with its spawner, user and system time together; what
   the commands themselves use is not in it.
 Controller, daemons and commands share this machine and its cores, and the connection is loopback without

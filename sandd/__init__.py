@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         Process,
         open_controller,
     )
-    from sandd.server import Server
+    from sandd.server import DaemonSummary, FailedResult, Server
 
 __all__ = [
     "AuthenticationFailed",
@@ -70,7 +70,9 @@ __all__ = [
     "DaemonInfo",
     "DaemonNotFound",
     "DaemonState",
+    "DaemonSummary",
     "ExitStatus",
+    "FailedResult",
     "JobIdConflict",
     "JobNotFound",
     "JobTaken",
@@ -104,7 +106,9 @@ _HOMES = {
     "DaemonInfo": "sandd.controller",
     "DaemonNotFound": "sandd._core._errors",
     "DaemonState": "sandd.controller",
+    "DaemonSummary": "sandd.server",
     "ExitStatus": "sandd._core.results",
+    "FailedResult": "sandd.server",
     "JobIdConflict": "sandd._core._errors",
     "JobNotFound": "sandd._core._errors",
     "JobTaken": "sandd._core._errors",

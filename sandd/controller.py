@@ -110,7 +110,9 @@ async def open_controller(
         ConfigurationError: an argument makes no sense.
     """
     secret = token.encode() if isinstance(token, str) else token
-    if secret is not None and not secret.strip():
+    if secret is not None:
+        secret = secret.strip()  # as the daemon does: a file that holds it ends with a newline
+    if secret is not None and not secret:
         raise ConfigurationError(
             "the token is empty; leave it out to take daemons from loopback only"
         )
@@ -268,6 +270,7 @@ class Controller:
             raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
         limiter = trio.CapacityLimiter(concurrency or 1_000_000)
         results: dict[str, CommandResult | SanddError] = {}
+        misuse: list[Exception] = []
 
         async def run_on(daemon: Daemon) -> None:
             async with limiter:
@@ -275,10 +278,15 @@ class Controller:
                     results[daemon.id] = await daemon.run(command, **options)
                 except SanddError as error:
                     results[daemon.id] = error
+                except Exception as error:  # the same for each: once is enough
+                    misuse.append(error)
+                    nursery.cancel_scope.cancel()
 
         async with open_unwrapping_nursery() as nursery:
             for daemon in self.daemons(labels, match=match):
                 nursery.start_soon(run_on, daemon)
+        if misuse:
+            raise misuse[0]
         return {daemon_id: results[daemon_id] for daemon_id in sorted(results)}
 
     # -- inside
@@ -291,7 +299,7 @@ class Controller:
                 port=port,
                 path=PATH,
                 subprotocol=wire.SUBPROTOCOL,
-                max_message_bytes=wire.MAX_MESSAGE_BYTES,
+                max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
                 task_status=task_status,
             )
         )
@@ -313,10 +321,11 @@ class Controller:
 
     async def _drain(self) -> None:
         """End what runs, say goodbye. Shielded and bounded."""
+        grace = self._local.longest_grace
         self._local.close()
-        with trio.CancelScope(
-            shield=True, deadline=trio.current_time() + KILL_GRACE + DRAIN_SECONDS
-        ):
+        self._registry.close()
+        deadline = trio.current_time() + grace + DRAIN_SECONDS
+        with trio.CancelScope(shield=True, deadline=deadline):
             await self._local.ended()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_SECONDS):
             await self._acceptor.drain()
@@ -473,7 +482,8 @@ class Daemon:
             stderr: "merge" sends it into stdout, in the order of writing.
             lease: seconds that the daemon lets it run while this controller is gone; None: a day.
             job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it
-                once: the later block takes it over, and the earlier one gets JobTaken.
+                once: the later block takes it over, and the earlier one gets JobTaken. Its input is
+                taken for the same input again; what the command has already got is not sent twice.
 
         Raises:
             SpawnFailed: the program could not be started. Nothing ran.

@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
 
         trio.run(program)
     except ConfigurationError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {logs.printable(str(error))}", file=sys.stderr)
         return 2
     except RequestRefused as error:
-        print(f"{prog}: refused: {error}", file=sys.stderr)
+        print(f"{prog}: refused: {logs.printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

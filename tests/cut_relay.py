@@ -116,12 +116,12 @@ class CutRelay:
     async def serve(self, near: trio.SocketStream) -> None:
         """Relay one connection to its end."""
         if self._refusing:
-            await _reset(near)
+            _close(near, reset=True)
             return
         try:
             far = await trio.open_tcp_stream("127.0.0.1", self.target)
         except OSError:
-            await _reset(near)
+            _close(near, reset=True)
             return
         pair = _Pair(near, far)
         self._pairs.add(pair)
@@ -134,11 +134,9 @@ class CutRelay:
                     await self._copy(far, near, DOWN, pair.scope)
         finally:
             self._pairs.discard(pair)
-            if pair.scope.cancelled_caught:
-                await _reset(near)
-                await _reset(far)
-            await trio.aclose_forcefully(near)
-            await trio.aclose_forcefully(far)
+            # Without an await, which a cancellation could end before the second one is closed.
+            for stream in (near, far):
+                _close(stream, reset=pair.scope.cancelled_caught)
             self._tell()
 
     async def _copy(
@@ -171,20 +169,21 @@ class CutRelay:
         changed.set()
 
 
-async def _reset(stream: trio.SocketStream) -> None:
-    """Close with RST instead of FIN, as a router that forgot the connection does."""
-    with contextlib.suppress(OSError, trio.ClosedResourceError):
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await trio.aclose_forcefully(stream)
+def _close(stream: trio.SocketStream, *, reset: bool) -> None:
+    """Close; with `reset` by RST instead of FIN, as a router that forgot the connection does."""
+    if reset:
+        with contextlib.suppress(OSError, trio.ClosedResourceError):
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
 
 
 @contextlib.asynccontextmanager
-async def open_relay(target: int) -> AsyncIterator[CutRelay]:
-    """A relay to that port of this machine, while the block lasts."""
+async def open_relay(target: int, *, port: int = 0) -> AsyncIterator[CutRelay]:
+    """A relay to that port of this machine, while the block lasts; it listens on `port`, 0: a free one."""
     relay = CutRelay(target)
     async with open_unwrapping_nursery() as nursery:
         listeners = await nursery.start(
-            partial(trio.serve_tcp, relay.serve, 0, host="127.0.0.1", handler_nursery=nursery)
+            partial(trio.serve_tcp, relay.serve, port, host="127.0.0.1", handler_nursery=nursery)
         )
         relay.port = listeners[0].socket.getsockname()[1]
         try:

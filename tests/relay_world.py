@@ -120,7 +120,7 @@ class Process:
     running: bool = False
     produced: dict[Stream, int] = field(factory=lambda: dict.fromkeys(OUTPUTS, 0))
     consumed: bytearray = field(factory=bytearray)
-    ends_of_input: int = 0
+    at_end_of_input: bool = False
     signals: list[str] = field(factory=list)
     result: wire.Exited | wire.Failed | None = None
     owners: list[tuple[int, Reader]] = field(factory=list)
@@ -162,10 +162,10 @@ class Process:
     def consume(self, size: int) -> None:
         """It reads its input."""
         if self.running:
-            before = self.job.input.at_end
-            self.consumed += self.job.take_input(size)
-            if self.job.input.at_end and not before:
-                self.ends_of_input += 1
+            chunk = self.job.take_input(size)
+            assert not (chunk and self.at_end_of_input), "(7) input behind its end"
+            self.consumed += chunk
+            self.at_end_of_input = self.job.input.at_end
 
     def exit(self, code: int, *, left_in_pipes: int = 0) -> None:
         """It ends, by itself or because it was killed."""
@@ -229,7 +229,7 @@ class Reader:
 
     def read(self, size: int, process: Process) -> None:
         """(1) Takes what has arrived: contiguous, and what the process wrote there."""
-        if self.stuck:
+        if self.stuck or not self.job.confirmed:
             return
         for stream, log in self.job.outputs.items():
             chunk: bytes | Gap | None = None
@@ -415,7 +415,11 @@ class World:
 
     def client_job_changed(self, peer: Peer, job: ClientJob) -> None:
         """Note who owns a job from which offset of its input on."""
-        if job.role is Role.OWNER and job.state is AttachState.ATTACHED and job.id in self.processes:
+        if (
+            job.role is Role.OWNER
+            and job.state is AttachState.ATTACHED
+            and job.id in self.processes
+        ):
             process = self.processes[job.id]
             (reader,) = [each for each in self.readers if each.job is job]
             if all(owner is not reader for _, owner in process.owners):
@@ -521,14 +525,10 @@ class World:
                 most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
                 assert held <= most, "(4) more is held than the bound"
                 if not log.dropping:
-                    read = [
-                        reader.job.outputs[stream].consumed
-                        for _, reader in process.owners
-                    ]
+                    read = [reader.job.outputs[stream].consumed for _, reader in process.owners]
                     assert log.floor <= max(read, default=0), "(4) freed, but no owner took it"
         waiting = job.input.received - job.input.consumed
         assert waiting <= INPUT_WINDOW, "(4) more input is held than was granted"
-        assert process.ends_of_input <= 1, "(7) more than one end of input"
         self._check_input(process)
 
     def _check_input(self, process: Process) -> None:
@@ -541,8 +541,10 @@ class World:
                 assert end - begin <= reader.written, "(7) read what was never written"
                 got = bytes(process.consumed[begin:end])
                 assert got == pattern(reader.number, 0, end - begin), "(7) other bytes than written"
-        if process.ends_of_input:
-            assert any(reader.job.input.final for _, reader in process.owners), "(7) an end unasked for"
+        if process.at_end_of_input:
+            assert any(reader.job.input.final for _, reader in process.owners), (
+                "(7) an end unasked for"
+            )
         sent = [signal for _, reader in process.owners for signal in reader.signals]
         assert is_subsequence(process.signals, sent), "signals out of order, or twice"
 

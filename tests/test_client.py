@@ -200,9 +200,7 @@ def test_what_the_application_takes_is_acknowledged(peer: Peer) -> None:
     job.outputs[Stream.OUTPUT].take(65_536)
     peer.client.activate(job)
     ((_, window),) = peer.heard()
-    assert window == wire.Window(
-        (wire.StreamWindow(Stream.OUTPUT, 65_536, 65_536 + WINDOW_BYTES),)
-    )
+    assert window == wire.Window((wire.StreamWindow(Stream.OUTPUT, 65_536, 65_536 + WINDOW_BYTES),))
 
 
 def test_input_follows_the_daemons_credit(peer: Peer) -> None:
@@ -408,13 +406,21 @@ def test_a_restarted_daemon_runs_nothing_again(peer: Peer) -> None:
 
 
 def test_a_daemon_that_is_gone_takes_its_jobs_along(peer: Peer) -> None:
-    """Jobs it had are lost; those it never had wait for its successor."""
+    """Jobs it had are lost; those it never had are told that nothing ran."""
     job, _ = peer.running()
     peer.status(DaemonState.AWAY)
     waiting = peer.client.open("d", SPEC)
     peer.status(DaemonState.GONE)
     assert isinstance(job.error, DaemonGone)
-    assert waiting.state is AttachState.WAITING
+    assert job.error.outcome_unknown
+    assert isinstance(waiting.error, DaemonGone)
+    assert not waiting.error.outcome_unknown
+
+
+def test_a_job_that_was_never_sent_goes_to_the_next_instance(peer: Peer) -> None:
+    """It is bound to no instance yet, so it can't run twice."""
+    peer.status(DaemonState.AWAY)
+    waiting = peer.client.open("d", SPEC)
     peer.heard()
     peer.status(DaemonState.ONLINE, "another")
     assert peer.attach_heard()[1].job_id == waiting.id

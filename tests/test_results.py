@@ -14,7 +14,6 @@ from sandd._core.results import Collector, CommandResult, ExitStatus, signal_nam
 from sandd.wire import Exited, Outcome
 
 
-
 def result(**changes: object) -> CommandResult:
     """The result of a command that printed little and succeeded."""
     fields = {

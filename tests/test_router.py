@@ -252,9 +252,7 @@ def test_a_streams_order_is_kept_and_messages_overtake_bytes(network: Network) -
         pytest.param(
             wire.Frame(FrameType.CONTROL, 1, memoryview(b"?")), "bad control", id="no message"
         ),
-        pytest.param(
-            wire.Frame(FrameType.DATA, 1, memoryview(b"?")), "shorter than", id="no data"
-        ),
+        pytest.param(wire.Frame(FrameType.DATA, 1, memoryview(b"?")), "shorter than", id="no data"),
     ],
 )
 def test_a_client_that_breaks_the_rules_touches_no_other(
@@ -286,9 +284,7 @@ def test_a_client_that_breaks_the_rules_touches_no_other(
         pytest.param(
             wire.Frame(FrameType.CONTROL, 1, memoryview(b"?")), "bad control", id="no message"
         ),
-        pytest.param(
-            wire.Frame(FrameType.DATA, 1, memoryview(b"?")), "shorter than", id="no data"
-        ),
+        pytest.param(wire.Frame(FrameType.DATA, 1, memoryview(b"?")), "shorter than", id="no data"),
     ],
 )
 def test_a_daemon_that_breaks_the_rules_touches_no_other(

@@ -127,7 +127,7 @@ async def test_bytes_are_exact_and_text_replaces_what_is_no_utf8(daemon: Standin
 
 async def test_text_input_is_sent_as_utf8(daemon: StandingDaemon) -> None:
     """A str of any script survives the round trip."""
-    text = "naïve – 日本語 🚀\n" * 1000
+    text = "naïve 日本語 🚀\n" * 1000
     async with daemon.worker() as worker:
         assert (await worker.run("cat", input=text)).stdout == text
 
@@ -225,7 +225,7 @@ async def test_duration_is_the_time_from_spawn_to_exit(daemon: StandingDaemon) -
 async def test_check_raises_with_the_whole_result(daemon: StandingDaemon) -> None:
     """With ``check=True`` a bad end is CommandFailed, which says how and has the output."""
     async with daemon.worker() as worker:
-        with pytest.raises(CommandFailed, match="exit code 3.*why") as caught:
+        with pytest.raises(CommandFailed, match=r"exit code 3.*why") as caught:
             await worker.run("echo out; echo why >&2; exit 3", check=True)
         assert (caught.value.result.stdout, caught.value.result.exit_code) == ("out\n", 3)
         with pytest.raises(CommandFailed, match="SIGKILL"):
@@ -286,7 +286,7 @@ async def test_timeout_kills_a_tree_that_ignores_sigterm(
 ) -> None:
     """CommandTimeout has what was printed, tells that it ran, and nothing of the tree is left."""
     async with daemon.worker() as worker:
-        with pytest.raises(CommandTimeout, match="within 0.5 s") as caught:
+        with pytest.raises(CommandTimeout, match=r"within 0\.5 s") as caught:
             await worker.run(TREE, env=dict([marker]), timeout=0.5, kill_grace=0.3)
 
         assert marker.processes() == []
@@ -342,7 +342,9 @@ async def test_a_command_within_its_timeout_is_not_disturbed(daemon: StandingDae
 
 async def test_idle_timeout_strikes_only_in_silence(daemon: StandingDaemon) -> None:
     """Each byte of either stream gives the command its full idle time again."""
-    script = "for i in 1 2 3 4 5 6; do sleep 0.2; echo $i >&$((i % 2 + 1)); done; echo quiet; sleep 60"
+    script = (
+        "for i in 1 2 3 4 5 6; do sleep 0.2; echo $i >&$((i % 2 + 1)); done; echo quiet; sleep 60"
+    )
     async with daemon.worker() as worker:
         with pytest.raises(CommandTimeout) as caught:
             await worker.run(script, idle_timeout=0.8)
@@ -427,7 +429,9 @@ async def test_hundreds_of_kilobytes_of_arguments_arrive(daemon: StandingDaemon)
     """What the kernel takes, we take."""
     words = [f"{i:0>999}" for i in range(600)]
     async with daemon.worker() as worker:
-        result = await worker.run(["sh", "-c", 'echo $#; printf "%s" "$@" | sha256sum', "x", *words])
+        result = await worker.run(
+            ["sh", "-c", 'echo $#; printf "%s" "$@" | sha256sum', "x", *words]
+        )
 
     digest = hashlib.sha256("".join(words).encode()).hexdigest()
     assert result.stdout.split() == ["600", digest, "-"]
@@ -523,7 +527,7 @@ async def test_a_list_is_executed_without_a_shell(daemon: StandingDaemon) -> Non
 async def test_paths_and_bytes_are_taken_as_words(daemon: StandingDaemon, tmp_path: Path) -> None:
     """`os.PathLike` and bytes, which need not be UTF-8, are good in a command, `cwd` and `env`."""
     odd = os.fsencode(tmp_path) + b"/\xff\xfe"
-    Path(os.fsdecode(odd)).mkdir()
+    os.mkdir(odd)
     async with daemon.worker() as worker:
         result = await worker.run([Path("/bin/pwd")], cwd=odd)
         assert result.stdout_bytes == odd + b"\n"
@@ -662,7 +666,9 @@ async def check_cancel(
         assert worker._controller.statistics().jobs == 0
 
 
-async def test_cancelled_before_it_began_runs_nothing(daemon: StandingDaemon, marker: Marker) -> None:
+async def test_cancelled_before_it_began_runs_nothing(
+    daemon: StandingDaemon, marker: Marker
+) -> None:
     """In a scope that is cancelled already, not even the first message is sent."""
     async with daemon.controller() as controller:
         worker = await controller.wait_for_daemon("worker-1")

@@ -29,6 +29,7 @@ Trio shells of the controller alone
     local_link       the agent in this process: a client like any other
     commands         from a call's arguments to a job, and from its end to a result
     process_handle   Process: a running command, as its opener holds it
+    bridge           calls from other threads into a trio program in a thread of its own
 
 Trio shells of the daemon alone
     processes/       starting and ending process trees; its spawner is standard library only

@@ -126,6 +126,7 @@ class Acceptor:
                 self._offline(record.link, DaemonState.GONE)
 
     async def _pump(self, connection: Connection, hello: wire.Hello) -> None:
+        connection.allow_messages(wire.MAX_MESSAGE_BYTES)
         link = self.router.add_daemon(hello.daemon_id, hello.instance)
         pump = Pump(
             connection,
@@ -149,8 +150,8 @@ class Acceptor:
         log.info(
             "daemon_connected", daemon_id=info.id, remote=connection.remote, instance=info.instance
         )
-        self.after_message()
         try:
+            self.after_message()
             # By itself, before the pump sends what has been scheduled since the daemon counts as online.
             with trio.fail_after(HANDSHAKE_SECONDS):
                 await send_control(
@@ -184,9 +185,9 @@ class Acceptor:
         self.draining = True
         for record in self.registry:
             if record.link is not None and record.pump is not None:
-                record.link.control(
-                    0, wire.Goodbye("the controller is closing", DRAIN_RETRY_SECONDS)
-                )
+                goodbye = wire.Goodbye("the controller is closing", DRAIN_RETRY_SECONDS)
+                # Late, behind the Ends of jobs: nothing that follows a farewell is read.
+                record.link.control(0, goodbye, late=True)
                 record.pump.wake()
         async with trio.open_nursery() as nursery:
             for record in self.registry:

@@ -168,7 +168,9 @@ class ClientJob:
         for stream, log in self.outputs.items():
             end = self.result.finals.get(stream, 0)
             if log.received > end or log.final not in (None, end):
-                raise RemoteProtocolError(f"{stream.name} ends at {end}, but {log.received} bytes came")
+                raise RemoteProtocolError(
+                    f"{stream.name} ends at {end}, but {log.received} bytes came"
+                )
 
 
 @define
@@ -292,10 +294,9 @@ class Client:
                         f"daemon {job.daemon_id!r} was restarted; its jobs ended with the old process"
                     ),
                 )
-            elif message.state is DaemonState.GONE and job.sent:
-                self.close(
-                    job, DaemonGone(f"daemon {job.daemon_id!r} is gone, and its jobs with it")
-                )
+            elif message.state is DaemonState.GONE:
+                text = f"daemon {job.daemon_id!r} is gone, and its jobs with it"
+                self.close(job, DaemonGone(text, outcome_unknown=job.sent))
             elif message.state is not DaemonState.ONLINE:
                 self._detach(job)
             else:

@@ -11,6 +11,7 @@ import trio
 
 from sandd import wire
 from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
+from sandd._core.client import AttachState
 from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, ExitStatus
 from sandd.wire import Outcome, Stream
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 KILL_GRACE: Final = 5.0
 """Seconds from TERM to KILL, where the caller says nothing."""
+AWAY_MARGIN: Final = 10.0
+"""Seconds beyond time-out and kill grace that `run` waits for a daemon that is away."""
+MAX_GRACE: Final = 3600.0
+"""Seconds; leaving a job waits for its kill, and that wait can't be cancelled."""
 _E2BIG: Final = 7
 """errno's number on every POSIX system; the daemon's number, not this machine's."""
 
@@ -103,7 +108,7 @@ def _encode(text: Text) -> bytes:
 def _bytes(data: str | bytes) -> bytes:
     if isinstance(data, str):
         return data.encode()
-    return data if isinstance(data, bytes) else bytes(memoryview(data))
+    return bytes(memoryview(data))  # bytes(7) would be seven zeros
 
 
 def _seconds(name: str, value: float | None) -> float | None:
@@ -116,8 +121,11 @@ def _seconds(name: str, value: float | None) -> float | None:
 
 
 def _grace(value: float) -> float:
-    seconds = _seconds("kill_grace", value)
-    return wire.MAX_SECONDS if seconds is None else seconds
+    if not 0 <= value <= MAX_GRACE:
+        raise ValueError(
+            f"kill_grace is {value!r}; it must be a number of seconds from 0 to {MAX_GRACE:g}"
+        )
+    return float(value)
 
 
 def start(
@@ -165,7 +173,7 @@ async def run(
     handle = start(link, daemon_id, spec, input_data=input_data, collectors=collectors)
     try:
         await wait_begun(handle, timeout)
-        await handle.until(lambda: handle.complete)
+        await wait_complete(handle, timeout, spec.kill_grace)
         handle.raise_if_failed()
     except BaseException:
         await handle.leave(spec.kill_grace)
@@ -173,9 +181,12 @@ async def run(
     handle.forget()
     result = collect(handle, collectors)
     if result.outcome is Outcome.TIMED_OUT:
-        limit = f"{timeout} s" if options.get("idle_timeout") is None else "its time-out"
+        idle = options.get("idle_timeout")
+        within = "its idle_timeout" if timeout is None else f"{timeout} s"
+        if timeout is not None and idle is not None:
+            within += f", or was silent for {idle} s,"
         raise CommandTimeout(
-            f"the command did not finish within {limit} and was killed", result=result
+            f"the command did not finish within {within} and was killed", result=result
         )
     if options.get("check") and not result.success:
         raise CommandFailed(
@@ -197,7 +208,10 @@ async def wait_begun(handle: JobHandle, timeout: float | None) -> None:
         raise CommandTimeout(
             f"the command was started only after its time-out of {timeout} s, and killed"
         )
-    never = not handle.job.sent or isinstance(handle.job.result, wire.Failed)
+    failed = handle.job.result
+    never = not handle.job.sent or (
+        isinstance(failed, wire.Failed) and failed.code is not wire.FailedCode.LOST
+    )
     raise CommandTimeout(
         f"the command was not started within its time-out of {timeout} s"
         + (
@@ -207,6 +221,23 @@ async def wait_begun(handle: JobHandle, timeout: float | None) -> None:
         ),
         started=False if never else None,
     )
+
+
+async def wait_complete(handle: JobHandle, timeout: float | None, kill_grace: float) -> None:
+    """Wait until the job has ended and all its output is here.
+
+    Its daemon enforces the time-out. While that is away nothing can be heard of it; so when the job
+    must have been killed by now, CommandTimeout says so, without a result.
+    """
+    if timeout is not None:
+        with trio.move_on_after(timeout + kill_grace + AWAY_MARGIN):
+            await handle.until(lambda: handle.complete)
+        if handle.job.state is AttachState.WAITING and not handle.complete:
+            raise CommandTimeout(
+                f"the command's time-out of {timeout} s is over, and its daemon is away: it was killed "
+                "there, or ended before, but how is not known"
+            )
+    await handle.until(lambda: handle.complete)
 
 
 def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> CommandResult:

@@ -127,7 +127,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # TOML that is none, or not even UTF-8
         raise ConfigurationError(f"can't read the config file {path}: {error}") from error
     unknown = sorted(set(values) - (set(_VARIABLES) - {"config"}))
     if unknown:
@@ -142,8 +142,12 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         raise ConfigurationError(
             "no controller to dial: give --server-url ws://HOST:PORT/ws, or set SANDD_SERVER_URL"
         )
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise ConfigurationError(
             f"--server-url {url!r} is not usable: it must look like ws://HOST:PORT/ws or wss://..."
         )
@@ -166,8 +170,8 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         server_url=url,
         daemon_id=None if daemon_id is None else str(daemon_id),
         labels=labels,
-        token=None if token_file is None else read_token(Path(token_file)),
-        state_dir=None if state_dir is None else Path(state_dir),
+        token=None if token_file is None else read_token(Path(str(token_file))),
+        state_dir=None if state_dir is None else Path(str(state_dir)),
         log_level=_one_of("--log-level", str(given.get("log_level", "info")).lower(), LOG_LEVELS),
         log_format="json" if log_format == "json" else "text",
         reconnect_max=_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import trio
 from attrs import define, field
@@ -66,11 +67,14 @@ class Dialer:
             await trio.sleep(wait)
 
     async def say_goodbye(self, message: str) -> None:
-        """Send what is still scheduled, then Goodbye, if a link is live. Bound it."""
-        if self._pump is not None and self._link is not None:
-            self._link.control(0, wire.Goodbye(message))
-            self._pump.wake()
-            await self._pump.drained()
+        """Send all that jobs still have to tell, then Goodbye, if a link is live. Bound it."""
+        pump, link = self._pump, self._link
+        if pump is not None and link is not None:
+            await self.runner.told()
+            await pump.drained()
+            # By itself, because nothing behind it is read, and control frames overtake data.
+            link.control(0, wire.Goodbye(message))
+            await pump.drained()
 
     async def _one_link(self) -> float:
         """Dial once and pump until the link ends; returns the seconds to wait before the next dial."""
@@ -89,7 +93,12 @@ class Dialer:
             retry_after = self._goodbye_wait()
             if live_at is None:
                 wait = self.backoff.after_failure(None)
-                log.warning("dial_failed", url=self.url, reason=str(error), retry_in=round(wait, 2))
+                log.warning(
+                    "dial_failed",
+                    url=shown_url(self.url),
+                    reason=str(error),
+                    retry_in=round(wait, 2),
+                )
             elif retry_after:
                 wait = self.backoff.after_failure(retry_after)
                 log.info("controller_left", reason=str(error), retry_in=round(wait, 2))
@@ -135,7 +144,7 @@ class Dialer:
         )
         self._pump, self._link = pump, link
         self.runner.add_link(link, pump)
-        log.info("connected", url=self.url, daemon_id=self.identity.daemon_id)
+        log.info("connected", url=shown_url(self.url), daemon_id=self.identity.daemon_id)
         self.live.set()
         try:
             await pump.run()
@@ -162,3 +171,9 @@ class Dialer:
             "rejected", code=reject.code.value, reason=reject.message, retry_in=round(wait, 2)
         )
         return wait
+
+
+def shown_url(url: str) -> str:
+    """The URL as it may be logged: without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

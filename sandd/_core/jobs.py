@@ -41,6 +41,10 @@ DEFAULT_LEASE: Final = 24 * 3600.0
 """Seconds an owned job may run without an owner, and an ended one is kept for nobody."""
 MAX_JOBS: Final = 100_000
 """Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""
+MAX_ENDED_BYTES: Final = 256 * wire.MIB
+"""What jobs that have ended, and that nobody is attached to, may hold together."""
+JOB_OVERHEAD: Final = 8 * wire.KIB
+"""What a job costs besides its spec and output."""
 LONGEST_TICK: Final = 5.0
 """Seconds a lease loses per tick at most: a suspended machine expires nothing."""
 
@@ -97,6 +101,12 @@ class Job:
         """The process runs."""
         self.state = JobState.RUNNING
         self._emit(wire.Started(pid))
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that keeping the job costs, about."""
+        logs = (self.sends[Stream.OUTPUT], self.sends[Stream.ERROR])
+        return JOB_OVERHEAD + len(self.spec_bytes) + sum(log.end - log.base for log in logs)
 
     def room(self, stream: Stream) -> int:
         """Bytes that `write` would take now."""
@@ -215,6 +225,15 @@ class DaemonLink:
     progressed: bool = False
     """A client has acknowledged or granted something on this link: it works."""
 
+    @property
+    def unsent(self) -> bool:
+        """Something of the attached jobs' output or events has not been sent yet."""
+        return any(
+            cursor.sent < cursor.log.end
+            for attachment in self.attachments.values()
+            for cursor in attachment.channel.send.values()
+        )
+
     def control(self, channel: int, message: wire.Control) -> None:
         """Queue a control message."""
         self.scheduler.control(wire.encode_control(channel, message))
@@ -242,6 +261,8 @@ class JobTable:
         self.retention = retention
         self.jobs: dict[JobKey, Job] = {}
         self.tombstones = Tombstones()
+        self.draining = False
+        """The daemon is stopping: nothing new is started."""
         self._last_tick: float | None = None
 
     # -- links
@@ -305,7 +326,7 @@ class JobTable:
         if number <= link.last_channel:
             raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
         link.last_channel = number
-        link.dirty = True
+        link.dirty = link.progressed = True
         _check_cursors(message)
         key = (message.tenant, message.job_id)
         self.tombstones.settle(message.tenant, message.client, message.settled)
@@ -352,6 +373,8 @@ class JobTable:
             )
         if self.tombstones.holds(key, now):
             return wire.Refused(RefusedCode.ENDED, "a job of this id was ended and forgotten")
+        if self.draining:
+            return wire.Refused(RefusedCode.DENIED, "the daemon is stopping")
         if len(self.jobs) >= MAX_JOBS or (parse(key[1]) is None and self.tombstones.full):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         try:
@@ -499,4 +522,16 @@ class JobTable:
                     effects += self._forget(job, now)
             elif not job.detached and job.unowned_seconds >= job.lease and job.end_outcome is None:
                 effects += self.stop(job, wire.Outcome.LEASE_EXPIRED)
+        return effects + self._forget_excess(now)
+
+    def _forget_excess(self, now: float) -> Effects:
+        """Keep what ended jobs hold for nobody within MAX_ENDED_BYTES: the longest unclaimed go first."""
+        unclaimed = [j for j in self.jobs.values() if j.state is JobState.ENDED and j.owner is None]
+        excess = sum(job.held_bytes for job in unclaimed) - MAX_ENDED_BYTES
+        effects: Effects = []
+        for job in sorted(unclaimed, key=lambda job: -job.unowned_seconds):
+            if excess <= 0:
+                break
+            excess -= job.held_bytes
+            effects += self._forget(job, now)
         return effects

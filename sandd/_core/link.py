@@ -28,6 +28,8 @@ DAEMON_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 """Ids go into file names, metric labels and command lines, so they stay plain."""
 LABEL_LENGTH: Final = 256
 """Characters in a label's key or value."""
+LABELS_BYTES: Final = 32 * wire.KIB
+"""All labels together, in UTF-8: they travel in the Hello, of at most MAX_HELLO_BYTES."""
 ID_IN_USE_RETRY: Final = 10.0
 """Seconds after which a rival for a daemon id may ask again."""
 WRITE_STALL: Final = 20.0
@@ -68,6 +70,9 @@ def check_labels(labels: Mapping[str, str]) -> str | None:
     """What is wrong with a set of labels, for people; None when nothing is."""
     if len(labels) > wire.MAX_LABELS:
         return f"{len(labels)} labels; a daemon may have {wire.MAX_LABELS}"
+    total = sum(len(key.encode()) + len(value.encode()) for key, value in labels.items())
+    if total > LABELS_BYTES:
+        return f"labels of {total} bytes in all; a daemon may have {LABELS_BYTES}"
     for key, value in labels.items():
         if not key or max(len(key), len(value)) > LABEL_LENGTH or not (key + value).isprintable():
             return (

@@ -15,6 +15,7 @@ from sandd._core._errors import (
     SpawnFailed,
 )
 from sandd._core.client import AttachState, Client, ClientJob
+from sandd._core.logs import get_logger
 from sandd._core.router import DaemonLink, Router
 from sandd.wire import FailedCode, Stream
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     Sink: TypeAlias = Callable[[bytes], None]
 
+log = get_logger("client")
+
 LEAVE_MARGIN: Final = 10.0
 """Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
 EVERYTHING: Final = wire.MAX_OFFSET
@@ -32,9 +35,13 @@ EVERYTHING: Final = wire.MAX_OFFSET
 class JobHandle:
     """One job of the local client, for tasks to wait on."""
 
-    def __init__(self, link: LocalLink, job: ClientJob, sinks: Mapping[Stream, Sink]) -> None:
+    def __init__(
+        self, link: LocalLink, job: ClientJob, sinks: Mapping[Stream, Sink], kill_grace: float
+    ) -> None:
         self.link = link
         self.job = job
+        self.kill_grace = kill_grace
+        """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
         self._changed = trio.Event()
 
@@ -97,7 +104,7 @@ class JobHandle:
         """
         job = self.job
         if not self.closed and job.result is None and job.sent:
-            self.link.client.end(job)
+            self.link.client.end(job, grace)
             self.link.flush()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + grace + LEAVE_MARGIN):
                 await self.until(lambda: self.ended or job.state is AttachState.WAITING)
@@ -174,7 +181,7 @@ class LocalLink:
             raise trio.ClosedResourceError("this controller is closed")
         capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
         job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
-        handle = self._handles[job] = JobHandle(self, job, sinks or {})
+        handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
         self.jobs_started += 1
         if input_data:
             job.input.append(input_data)
@@ -197,6 +204,11 @@ class LocalLink:
         for handle in list(self._handles.values()):
             self.client.end(handle.job)
         self.flush()
+
+    @property
+    def longest_grace(self) -> float:
+        """Seconds that the most patient of the open jobs may take to be killed."""
+        return max((handle.kill_grace for handle in self._handles.values()), default=0.0)
 
     async def ended(self) -> None:
         """Wait until no job is left that could still tell its end. Bound it."""
@@ -245,12 +257,14 @@ class LocalLink:
             # A daemon can spoil only the results of its own jobs: the one this frame belongs to.
             broken = self.client.job_on(frame.channel)
             route = self._link.routes.get(frame.channel)
-            if broken is None or route is None:
-                raise
-            self.client.end(broken)
-            self.client.close(broken, error)
-            self._blame(route.daemon, error)
-            changed = [broken]
+            log.warning("daemon_broke_protocol", channel=frame.channel, reason=str(error))
+            changed = []
+            if route is not None:
+                self._blame(route.daemon, error)
+            if broken is not None:
+                self.client.end(broken)
+                self.client.close(broken, error)
+                changed = [broken]
         for job in changed:
             handle = self._handles.get(job)
             if handle is not None:

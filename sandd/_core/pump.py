@@ -110,10 +110,17 @@ class Pump:
             await trio.lowlevel.checkpoint()
 
     async def ping(self) -> None:
-        """Return as soon as the peer answers a new ping. Bound it: a dead peer never does."""
+        """Return as soon as the peer answers a new ping. Bound it: a dead peer never does.
+
+        Raises:
+            ConnectionLost: the link is over.
+        """
         self._send_ping()
         pongs = self._pongs
-        await pongs.wait()
+        if not self._is_over:
+            await pongs.wait()
+        if self._is_over:
+            raise ConnectionLost(self._closed_reason or "the link is over")
 
     async def run(self) -> None:
         """Pump until the connection ends: always by ConnectionLost or RemoteProtocolError, as itself."""
@@ -143,6 +150,7 @@ class Pump:
         finally:
             self._is_over = True
             self._idle.set()
+            self._pongs.set()
         await trio.lowlevel.checkpoint_if_cancelled()
         raise outcome or ConnectionLost(self._closed_reason or "closed by us")
 
@@ -152,12 +160,14 @@ class Pump:
     def _take_message(self, message: bytes) -> None:
         self._liveness.received(trio.current_time())
         self.bytes_received += len(message)
-        for frame in wire.decode_frames(message):
-            if frame.channel == 0 and frame.type is wire.FrameType.CONTROL:
-                self._link_frame(frame)
-            else:
-                self._on_frame(frame)
-        self._after_message()
+        try:
+            for frame in wire.decode_frames(message):
+                if frame.channel == 0 and frame.type is wire.FrameType.CONTROL:
+                    self._link_frame(frame)
+                else:
+                    self._on_frame(frame)
+        finally:
+            self._after_message()  # what came before a farewell or a bad frame counts
 
     def _link_frame(self, frame: wire.Frame) -> None:
         message = wire.decode_control(frame)

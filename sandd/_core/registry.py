@@ -76,25 +76,34 @@ class DaemonRecord:
 
 @define(eq=False)
 class _Subscriber:
+    """The iterator that `Registry.subscribe` gives; a cancelled wait loses nothing."""
+
     events: deque[DaemonEvent] = field(factory=deque)
     missed: int = 0
+    """Events that came while `events` was full, and none is added before they are told."""
+    closed: bool = False
     changed: trio.Event = field(factory=trio.Event)
 
     def put(self, event: DaemonEvent) -> None:
-        if len(self.events) >= MAX_EVENTS:
+        if self.missed or len(self.events) >= MAX_EVENTS:
             self.missed += 1
         else:
             self.events.append(event)
         self.changed.set()
 
-    async def __aiter__(self) -> AsyncIterator[DaemonEvent]:
+    def __aiter__(self) -> AsyncIterator[DaemonEvent]:
+        return self
+
+    async def __anext__(self) -> DaemonEvent:
+        await trio.lowlevel.checkpoint()
         while True:
-            while self.events:
-                yield self.events.popleft()
+            if self.events:
+                return self.events.popleft()
             if self.missed:
                 missed, self.missed = self.missed, 0
-                yield DaemonEvent("missed", count=missed)
-                continue
+                return DaemonEvent("missed", count=missed)
+            if self.closed:
+                raise StopAsyncIteration
             self.changed = trio.Event()
             await self.changed.wait()
 
@@ -106,6 +115,7 @@ class Registry:
         self._records: dict[str, DaemonRecord] = {}
         self._subscribers: set[_Subscriber] = set()
         self._arrivals: dict[str, trio.Event] = {}
+        self._closed = False
 
     def __iter__(self) -> Iterator[DaemonRecord]:
         return iter(self._records.values())
@@ -148,6 +158,8 @@ class Registry:
             record = self._records.get(daemon_id)
             if record is not None and record.state is DaemonState.ONLINE:
                 return record
+            if self._closed:
+                raise trio.ClosedResourceError("this controller is closed")
             arrival = self._arrivals.setdefault(daemon_id, trio.Event())
             try:
                 await arrival.wait()
@@ -158,15 +170,22 @@ class Registry:
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[AsyncIterator[DaemonEvent]]:
-        """An endless iterator over what happens from now on."""
-        subscriber = _Subscriber()
+        """An iterator over what happens from now on; it ends when the controller closes."""
+        subscriber = _Subscriber(closed=self._closed)
         self._subscribers.add(subscriber)
-        iterator = subscriber.__aiter__()
         try:
-            yield iterator
+            yield subscriber
         finally:
             self._subscribers.discard(subscriber)
-            await iterator.aclose()  # type: ignore[attr-defined]  # an async generator has it
+
+    def close(self) -> None:
+        """The controller closes: iterators end behind what has happened, and nobody waits any more."""
+        self._closed = True
+        for subscriber in self._subscribers:
+            subscriber.closed = True
+            subscriber.changed.set()
+        for arrival in self._arrivals.values():
+            arrival.set()
 
     # -- changes
 

@@ -262,6 +262,9 @@ class Router:
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             link.control(number, wire.Refused(RefusedCode.DENIED, str(error)))
             return
+        if message.spec is not None and parse(message.job_id) is None:
+            # A chosen id may be used again one day: what ended its last job must not end this one.
+            self._drop_ends(daemon, link.tenant, message.job_id)
         daemon.last_channel += 1
         route = Route(link, RelayQueue(number), daemon, RelayQueue(daemon.last_channel))
         link.routes[number] = route
@@ -282,6 +285,10 @@ class Router:
         # A generated id is never used again, so nothing that comes later can mean this job.
         daemon.control(0, message, late=parse(message.job_id) is not None)
         daemon.ends.append(message)
+
+    def _drop_ends(self, daemon: DaemonLink, tenant: str, job_id: str) -> None:
+        kept = [end for end in daemon.ends if (end.tenant, end.job_id) != (tenant, job_id)]
+        daemon.ends = deque(kept, maxlen=MAX_ENDS_UNDER_WAY)
 
     def _keep(self, end: wire.End) -> None:
         self._ends[end.daemon_id, end.tenant, end.job_id, end.client] = end

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import signal
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -41,8 +43,12 @@ SHORTAGES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EN
 """Reasons for a failed spawn that may pass: processes, descriptors or memory are short."""
 SHORTAGE_DELAYS: Final = (0.05, 0.2, 0.8, 2.0)
 """Seconds before each further try while something is short; then it is a typed error."""
+IDLE_LOOK_SECONDS: Final = 0.05
+"""Before a process counts as idle, the time in which its pipes are looked at once more."""
 READ_BYTES: Final = 128 * wire.KIB
 """One read from a pipe: one data frame."""
+TOLD_SECONDS: Final = 0.02
+"""How often a stopping daemon looks whether all has been sent."""
 TICK_SECONDS: Final = 1.0
 """How often leases are counted."""
 
@@ -54,8 +60,10 @@ class RunningJob:
     job: Job
     child: Child | None = None
     nursery: trio.Nursery | None = None
-    queue_scope: trio.CancelScope = field(factory=trio.CancelScope)
-    """Cancelled when the job is ended before it has a process."""
+    turn: trio.Event = field(factory=trio.Event)
+    """It has a slot, or is ended before it got one."""
+    ended: trio.Event = field(factory=trio.Event)
+    """Somebody wants it ended; for the time before there is a process to kill."""
     input_ready: trio.Event = field(factory=trio.Event)
     room_ready: trio.Event = field(factory=trio.Event)
     has_slot: bool = False
@@ -66,6 +74,8 @@ class RunningJob:
     """When the process was asked for, trio time."""
     exited_at: float | None = None
     last_output: float = 0.0
+    held_back: int = 0
+    """Pumps that wait for room: it is us who keep the process from writing."""
 
 
 class JobRunner:
@@ -77,7 +87,9 @@ class JobRunner:
         self._table = table
         self._host = host
         self._nursery = nursery
-        self._slots = trio.CapacityLimiter(max_running)
+        self._free_slots = max_running
+        self._queue: deque[RunningJob] = deque()
+        """Jobs waiting for a slot, in the order of their starts."""
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
         self._one_ended = trio.Event()
@@ -93,6 +105,7 @@ class JobRunner:
     def remove_link(self, link: DaemonLink) -> None:
         """The link is gone."""
         self._pumps.pop(link, None)
+        self._starting = False
         self.act(self._table.close_link(link, trio.current_time()))
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
@@ -131,7 +144,8 @@ class JobRunner:
                 case Effect.START:
                     self._starting = True
                     self._running[job] = running = RunningJob(job)
-                    self._begin(running)
+                    self._queue.append(running)
+                    self._begin_next()
                     self._nursery.start_soon(self._run, running)
                 case _ if running is None:
                     pass  # ended already
@@ -148,7 +162,9 @@ class JobRunner:
 
     def _end(self, running: RunningJob) -> None:
         if running.child is None or running.nursery is None:
-            running.queue_scope.cancel()
+            # What has been asked for is waited for, and then killed like any other.
+            running.ended.set()
+            running.turn.set()
         else:
             running.nursery.start_soon(_kill, running.child, running.job.end_grace)
 
@@ -170,12 +186,18 @@ class JobRunner:
             await trio.sleep(TICK_SECONDS)
 
     async def end_all(self, grace: float) -> None:
-        """Kill every job and wait until each has told its end. Bounded by the graces; bound it anyway."""
+        """Take no new jobs, kill all, and wait until each has ended. Bounded by the graces; bound it anyway."""
+        self._table.draining = True
         for job in list(self._running):
             self.act(self._table.stop(job, Outcome.CANCELLED, grace))
         while self._running:
             self._one_ended = trio.Event()
             await self._one_ended.wait()
+
+    async def told(self) -> None:
+        """Wait until all output and events of attached jobs have been sent. Bound it: clients grant the credit."""
+        while any(link.unsent for link in self._pumps):  # noqa: ASYNC110 - at the very end, and for a moment
+            await trio.sleep(TOLD_SECONDS)
 
     # -- one job
 
@@ -196,48 +218,55 @@ class JobRunner:
                 self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else []
             )
 
-    def _begin(self, running: RunningJob) -> None:
-        """Ask for the process right away, if it is its turn; its task takes over from there."""
-        with contextlib.suppress(trio.WouldBlock):
-            self._slots.acquire_on_behalf_of_nowait(running.job)
+    def _begin_next(self) -> None:
+        """Ask for the processes whose turn it is, right away; their tasks take over from there."""
+        while self._free_slots and self._queue:
+            running = self._queue.popleft()
+            self._free_slots -= 1
             running.has_slot = True
-            running.began_at = trio.current_time()
-            if running.job.spec.user is not None:
-                return  # the user database may have to be waited for
-            # What goes wrong here, defects included, is met and told when its task asks again.
-            with contextlib.suppress(Exception):
-                running.begun = self._host.begin(spawn_request(running.job, self._table.instance))
+            running.turn.set()
+            # Users may come from a network, and take seconds.
+            if running.job.spec.user is None and not running.ended.is_set():
+                running.began_at = trio.current_time()
+                # What goes wrong here, defects included, is met and told when its task asks again.
+                with contextlib.suppress(Exception):
+                    request = spawn_request(running.job, self._table.instance)
+                    running.begun = self._host.begin(request)
 
     async def _run_in_turn(self, running: RunningJob) -> None:
         job = running.job
-        child: Child | None = None
         try:
-            with running.queue_scope:
-                if not running.has_slot:
-                    self.flush()  # the answer to its start, which will be a while
-                    await self._slots.acquire_on_behalf_of(job)
-                    running.has_slot = True
-                    running.began_at = trio.current_time()
-                child = await self._spawn(running)
+            if not running.has_slot:
+                self.flush()  # the answer to its start, which will be a while
+                await running.turn.wait()
+            child = await self._spawn(running) if running.has_slot else None
             if child is not None:
                 await self._supervise(running, child)
             elif job.state is not JobState.ENDED:
                 job.failed(FailedCode.CANCELLED, "the job was ended before it was started")
         finally:
             if running.has_slot:
-                self._slots.release_on_behalf_of(job)
+                self._free_slots += 1
+                self._begin_next()
+            else:
+                self._queue.remove(running)
 
     async def _spawn(self, running: RunningJob) -> Child | None:
-        """The started child, or None after the job was told why there is none."""
+        """The started child; None if the job was ended before, or was told why there is no child."""
         job = running.job
         delays = iter(SHORTAGE_DELAYS)
         while True:
             begun, running.begun = running.begun, None
+            if begun is None and running.ended.is_set():
+                return None
             try:
                 if begun is not None:
                     await self._host.begun(begun)
                     return begun
-                return await self._host.spawn(await self._request(job))
+                self.flush()  # this may take longer than the answer to the start should wait
+                request = await self._request(job)
+                running.began_at = trio.current_time()
+                return await self._host.spawn(request)
             except SpawnFailed as error:
                 delay = next(delays, None) if error.errno in SHORTAGES else None
                 if delay is None:
@@ -246,7 +275,8 @@ class JobRunner:
                     job.failed(FailedCode.SPAWN, text, errno=error.errno or 0, filename=name)
                     return None
                 self.flush()
-                await trio.sleep(delay)
+                with trio.move_on_after(delay):
+                    await running.ended.wait()
             except ChildLost as error:
                 job.failed(FailedCode.LOST, str(error))
                 return None
@@ -355,7 +385,10 @@ class JobRunner:
                 # Both pumps wait on one event: an unset one must stay the one that will be set.
                 if running.room_ready.is_set():
                     running.room_ready = trio.Event()
+                running.held_back += 1
                 await running.room_ready.wait()
+                running.held_back -= 1
+                running.last_output = trio.current_time()
                 continue
             try:
                 chunk = await pipe.receive_some(min(room, READ_BYTES))
@@ -369,8 +402,9 @@ class JobRunner:
             self.flush()
         job.finish(stream)
         pumps.done()
-        if trio.current_time() > running.last_output + COALESCE_SECONDS:
-            self.flush()  # sooner, it is mostly the end of the process, and travels with the word of that
+        # Mostly this is the end of the process, and travels with the word of that.
+        await trio.sleep(COALESCE_SECONDS)
+        self.flush()
 
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
         job = running.job
@@ -391,17 +425,20 @@ class JobRunner:
 
     async def _enforce_timeouts(self, running: RunningJob) -> None:
         spec = running.job.spec
-        while True:
-            now = trio.current_time()
-            deadline = running.began_at + spec.timeout if spec.timeout is not None else float("inf")
-            if spec.idle_timeout is not None:
-                deadline = min(deadline, running.last_output + spec.idle_timeout)
-            if running.exited_at is not None:
-                return
-            if now >= deadline:
-                self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
-                return
+        end = math.inf if spec.timeout is None else running.began_at + spec.timeout
+        idle = math.inf if spec.idle_timeout is None else spec.idle_timeout
+        while running.exited_at is None:
+            # A process that we hold back (its output is not fetched) is not idle.
+            since = trio.current_time() if running.held_back else running.last_output
+            deadline = min(end, since + idle)
             await trio.sleep_until(deadline)
+            if deadline < end:
+                # This daemon may have stood still: then output waits that nobody has looked at yet.
+                await trio.sleep(IDLE_LOOK_SECONDS)
+                if running.held_back or running.last_output > since:
+                    continue
+            self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
+            return
 
 
 class _Countdown:

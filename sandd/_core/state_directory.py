@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 from attrs import define
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.link import check_daemon_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,20 +56,30 @@ def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirect
             stack.enter_context(lock)
             yield StateDirectory(chosen)
             return
+        default = None
         with contextlib.suppress(OSError):
-            default = state_home() / "daemons" / name
-            lock = _lock(default)
+            directory = state_home() / "daemons" / name
+            lock = _lock(directory)
             if lock is not None:
                 stack.enter_context(lock)
-                yield StateDirectory(default)
-                return
-        path = Path(tempfile.mkdtemp(prefix="sandd-"))
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
-        yield StateDirectory(path, temporary=True)
+                default = StateDirectory(directory)
+        if default is None:
+            path = Path(tempfile.mkdtemp(prefix="sandd-"))
+            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            default = StateDirectory(path, temporary=True)
+        # Not inside the `suppress`: an OSError of the body is the body's.
+        yield default
 
 
 def state_home() -> Path:
-    """Where this user's programs keep state: ``$XDG_STATE_HOME/sandd`` and its like."""
+    """Where this user's programs keep state: ``$XDG_STATE_HOME/sandd`` and its like; OSError if nowhere."""
+    try:
+        return _state_home()
+    except RuntimeError as error:  # a user id without an entry, and no HOME: usual in containers
+        raise OSError(str(error)) from error
+
+
+def _state_home() -> Path:
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
         return (Path(base) if base else Path.home() / "AppData" / "Local") / "sandd"
@@ -91,7 +102,8 @@ def default_daemon_id(chosen: Path | None) -> str:
         # Exclusive creation: of two daemons that start at once, one makes the id and both use it.
         with contextlib.suppress(FileExistsError):
             _write_new(path, fresh)
-        return path.read_text(encoding="utf-8").strip() or fresh
+        kept = path.read_text(encoding="utf-8", errors="replace").strip()
+        return fresh if check_daemon_id(kept) else kept
     return fresh
 
 

@@ -379,7 +379,7 @@ class ReceiveWindow:
             return False  # nothing more will come; the job's End acknowledges the rest
         unacked = self.log.consumed - self.acked
         threshold = (
-            self.window // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
+            (self.window + 3) // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
         )
         return unacked >= min(threshold, self.window) > 0
 

@@ -81,8 +81,7 @@ class Tombstones:
         generated = parse(key[1])
         if generated is None:
             self._expire(now)
-            self._chosen[key] = now
-            self._chosen.move_to_end(key)
+            self._chosen.setdefault(key, now)  # said twice, it does not last longer
             return
         client = self._client(key[0], generated[0])
         if generated[1] >= client.floor:

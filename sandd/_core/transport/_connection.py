@@ -116,7 +116,8 @@ class Connection:
         self._write_failed = False
         self._answering_pings = False
         self._taken = 0  # as GuardedProtocol.charged, of the messages that were received
-        self._may_wait = float(MAX_WAITING_BYTES)
+        # Somebody whose messages may only be short has no more of them waiting, either.
+        self._may_wait = float(min(MAX_WAITING_BYTES, 16 * protocol.max_message_bytes))
         self._room = trio.lowlevel.ParkingLot()
         self._failure: Exception | None = None  # what the socket said when it broke
         self._goodbye: int | None = None  # the code this side closed with
@@ -159,6 +160,12 @@ class Connection:
         if self._write_failed:
             raise self._loss() from self._failure
         self._send_was_cut = False
+
+    def allow_messages(self, max_bytes: int) -> None:
+        """From now on, messages may have up to `max_bytes`: the peer is known."""
+        self._protocol.max_message_bytes = max_bytes
+        self._may_wait = max(self._may_wait, float(MAX_WAITING_BYTES))
+        self._room.unpark_all()
 
     def send_message_nowait(self, message: bytes) -> bool:
         """Send one small message at once, without a checkpoint; False: it was not sent.

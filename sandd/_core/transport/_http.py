@@ -115,6 +115,9 @@ class RequestReader:
         path = request.target.decode("ascii").partition("?")[0]
         if path != self._path:
             return Refusal(404, f"there is nothing at {path}")
+        if any(name == b"origin" for name, _ in headers):
+            # No daemon sends one, and every browser does: a web page shall not be a daemon.
+            return Refusal(403, "browsers are not served here")
         try:
             if not _lists(headers, b"upgrade", "websocket"):
                 return Refusal(426, "not a WebSocket handshake", (("Upgrade", "websocket"),))

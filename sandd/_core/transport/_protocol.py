@@ -113,7 +113,7 @@ class GuardedProtocol(WSConnection):
         """Offered each whole message first; what it takes is not yielded."""
         self.charged = 0
         """Cost of all messages yielded so far, each see `cost_of`."""
-        self._max_message_bytes = max_message_bytes
+        self.max_message_bytes = max_message_bytes
         self._partial = bytearray()
         self._fragments = 0
         self._ping: bytes | None = None
@@ -144,7 +144,7 @@ class GuardedProtocol(WSConnection):
         return len(message) + MESSAGE_OVERHEAD
 
     def encode_message(self, message: bytes) -> bytes:
-        """The frame of one small whole message, as `send` would make it, at a fifth of the cost.
+        """The frame of one whole message, as `send` would make it; a small one at a fifth of the cost.
 
         A frame that is neither a fragment nor compressed depends on nothing that was sent before.
         """
@@ -155,7 +155,7 @@ class GuardedProtocol(WSConnection):
         elif size <= 0xFFFF:
             head = bytes((0x82, masked | 126)) + size.to_bytes(2, "big")
         else:
-            raise ValueError(f"a message of {size} bytes is not small")
+            return self.send(BytesMessage(data=message))
         if not masked:
             return head + message
         # A fresh random key for each frame (RFC 6455 s. 5.3), and one XOR of two large numbers.
@@ -257,9 +257,9 @@ class GuardedProtocol(WSConnection):
         return message
 
     def _checked(self, event: BytesMessage, size: int | None = None) -> BytesMessage | None:
-        if (len(event.data) if size is None else size) <= self._max_message_bytes:
+        if (len(event.data) if size is None else size) <= self.max_message_bytes:
             return event
-        self._note_breach(1009, f"a message of more than {self._max_message_bytes} bytes")
+        self._note_breach(1009, f"a message of more than {self.max_message_bytes} bytes")
         return None
 
     def _note_breach(self, code: int, reason: str) -> None:

@@ -1,0 +1,616 @@
+"""Cuts, black holes and refusals between a real daemon and its controller: nothing is lost, nothing runs twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trio
+from attrs import define
+from cut_relay import DOWN, UP, CutRelay, Direction, open_relay
+from daemons import DaemonProcess, open_daemon
+from process_tools import read_line, until
+from standing_daemon import StandingDaemon, standing_daemon
+
+import sandd
+from sandd import CommandTimeout, DaemonGone, DaemonState, Outcome
+from sandd._core import acceptor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from conftest import Marker
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
+
+MB = 1_000_000
+LIMIT: Final = 40.0
+PRODUCER: Final = (
+    "import sys, random, time\n"
+    "size, pauses = int(sys.argv[1]), int(sys.argv[2])\n"
+    "r = random.Random(7)\n"
+    "for i in range(pauses):\n"
+    "    sys.stdout.buffer.write(r.randbytes(size // pauses)); sys.stdout.flush(); time.sleep(0.01)\n"
+)
+
+
+def produced(size: int, pauses: int) -> bytes:
+    """What PRODUCER prints."""
+    source = random.Random(7)
+    return b"".join(source.randbytes(size // pauses) for _ in range(pauses))
+
+
+@define
+class World:
+    """A controller, a daemon, and the relay between them."""
+
+    controller: sandd.Controller
+    relay: CutRelay
+    process: DaemonProcess
+    worker: sandd.Daemon
+
+    async def away(self) -> None:
+        """Return when the controller has noticed a cut."""
+        await until(lambda: self.worker.state is not DaemonState.ONLINE)
+
+    async def back(self) -> None:
+        """Return when the daemon is online again."""
+        await self.controller.wait_for_daemon(self.worker.id)
+
+    async def disconnect(self) -> None:
+        """Cut, keep it cut, and return when the controller has noticed."""
+        self.relay.refuse()
+        await self.away()
+
+
+@pytest.fixture(scope="module")
+def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
+    """The daemon that the tests of this module share; those that end it start one of their own."""
+    with standing_daemon() as daemon:
+        yield daemon
+
+
+@contextlib.asynccontextmanager
+async def world(
+    daemon: StandingDaemon | None = None, within: float = LIMIT, **options: Any
+) -> AsyncIterator[World]:
+    """A fresh controller and relay, and a fresh daemon unless one is given."""
+    with trio.fail_after(within):
+        async with (
+            sandd.open_controller(port=0, **options) as controller,
+            open_relay(port_of(controller), port=0 if daemon is None else daemon.port) as relay,
+        ):
+            if daemon is not None:
+                worker = await controller.wait_for_daemon("worker-1")
+                yield World(controller, relay, daemon.process, worker)
+                return
+            arguments = ["--reconnect-max", "0.05"]
+            async with open_daemon(relay.url, arguments=arguments) as process:
+                worker = await controller.wait_for_daemon("worker-1")
+                yield World(controller, relay, process, worker)
+
+
+def port_of(controller: sandd.Controller) -> int:
+    """Where it listens."""
+    return int(controller.address.rpartition(":")[2])
+
+
+# ---- nothing is lost ----------------------------------------------------------------------------
+
+
+async def test_twenty_cuts_in_one_run_lose_and_repeat_nothing(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """Output and input are whole, one process ran, the handle is the same, and events tell of each cut."""
+    data = random.Random(8).randbytes(6 * MB)
+    script = f"echo x >> {tmp_path}/ran; tee {tmp_path}/copy"
+    async with world(daemon) as it, it.controller.open_events() as events:
+        results = []
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def run() -> None:
+                results.append(await it.worker.run(script, input=data))
+                nursery.cancel_scope.cancel()
+
+            for cut in range(1, 21):
+                already = it.relay.passed[DOWN]
+                await until(lambda already=already: it.relay.passed[DOWN] > already + 200_000)  # type: ignore[misc]
+                it.relay.cut()
+                await it.relay.wait_accepted(1 + cut)
+
+        assert results[0].stdout_bytes == data
+        assert (tmp_path / "copy").read_bytes() == data
+        assert (tmp_path / "ran").read_text() == "x\n"
+        assert it.relay.accepted == 21
+        seen = [(await anext(events)).kind for _ in range(40)]
+        assert seen == ["away", "resumed"] * 20
+        assert it.worker.state is DaemonState.ONLINE
+        assert (await it.worker.run("echo on")).stdout == "on\n"
+
+
+async def test_a_link_that_flaps_all_the_time_makes_progress(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """Cut every 50 ms, a command, a conversation and a transfer in each direction all come to their end."""
+    data = random.Random(9).randbytes(3 * MB)
+    async with world(daemon) as it, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def flap() -> None:
+            while True:
+                await trio.sleep(0.05)
+                it.relay.cut()
+
+        async def upload() -> None:
+            result = await it.worker.run("sha256sum", input=data)
+            assert result.stdout.split()[0] == hashlib.sha256(data).hexdigest()
+
+        async def download() -> None:
+            result = await it.worker.run([sys.executable, "-c", PRODUCER, "2000000", "50"])
+            assert result.stdout_bytes == produced(2_000_000, 50)
+
+        async def talk() -> None:
+            async with it.worker.open_process(["cat"]) as process:
+                for number in range(100):
+                    await process.stdin.send_all(b"%d\n" % number)
+                    assert await read_line(process.stdout) == b"%d" % number
+
+        async def many() -> None:
+            for number in range(30):
+                result = await it.worker.run(f"echo {number} | tee -a {tmp_path}/numbers")
+                assert result.stdout == f"{number}\n"
+
+        async with trio.open_nursery() as jobs:
+            for job in (upload, download, talk, many):
+                jobs.start_soon(job)
+        nursery.cancel_scope.cancel()
+        assert (tmp_path / "numbers").read_text().split() == [str(i) for i in range(30)]
+        assert it.relay.accepted > 5
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN], ids=["up", "down"])
+async def test_a_cut_at_any_byte_around_start_and_exit_is_no_difference(
+    daemon: StandingDaemon, direction: Direction, tmp_path: Path
+) -> None:
+    """The command runs exactly once, and its result is the same wherever the connection breaks."""
+    script = f"cat >> {tmp_path}/ran; echo out; echo err >&2; exit 7"
+    async with world(daemon) as it:
+        before = it.relay.passed[direction]
+        await it.worker.run(script, input=b".")
+        whole = it.relay.passed[direction] - before
+        assert 50 < whole < 2000
+        positions = range(1, whole + 1, max(1, whole // 60))
+        for position in positions:
+            it.relay.cut_after(position, direction)
+            result = await it.worker.run(script, input=b".")
+            assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 7)
+            it.relay.cut_after(10**9, direction)
+        # Of the acknowledgements after the last one nothing can be seen here.
+        assert it.relay.accepted > len(positions) // 2
+        assert (tmp_path / "ran").read_text() == "." * (len(positions) + 1)
+
+
+async def test_a_half_closed_connection_is_dialled_again(daemon: StandingDaemon) -> None:
+    """A proxy that lets nothing through any more, but closes politely, is one more cut."""
+    async with world(daemon) as it:
+        for _ in range(5):
+            accepted = it.relay.accepted
+            it.relay.cut_after(1, UP)
+            with trio.move_on_after(LIMIT):
+                assert (await it.worker.run("echo on")).stdout == "on\n"
+            assert it.relay.accepted == accepted + 1
+
+
+async def test_input_and_its_end_survive_a_cut_between_them(daemon: StandingDaemon) -> None:
+    """Stdin goes on where it stopped, and its end comes once."""
+    async with world(daemon) as it, it.worker.open_process(["cat"]) as process:
+        for part in (b"one\n", b"two\n", b"three\n"):
+            await process.stdin.send_all(part)
+            assert await read_line(process.stdout) == part.strip()
+            it.relay.cut()
+        await process.stdin.aclose()
+        it.relay.cut()
+        assert await process.stdout.receive_some() == b""
+        assert (await process.wait()).success
+
+
+async def test_signals_survive_cuts_in_order_and_once(daemon: StandingDaemon) -> None:
+    """However often the connection breaks, each signal is delivered one time."""
+    program = (
+        "import os, signal\n"
+        "for s in (10, 12): signal.signal(s, lambda n, _: os.write(1, b'%d\\n' % n))\n"
+        "os.write(1, b'on\\n')\n"
+        "while True: signal.pause()\n"
+    )
+    async with (
+        world(daemon) as it,
+        it.worker.open_process([sys.executable, "-c", program]) as process,
+    ):
+        assert await read_line(process.stdout) == b"on"
+        for number in range(12):
+            await process.signal("USR1" if number % 2 else "USR2")
+            it.relay.cut()
+            assert await read_line(process.stdout) == (b"10" if number % 2 else b"12")
+        await process.terminate()
+        it.relay.cut()
+        assert (await process.wait()).signal == "SIGTERM"
+
+
+async def test_an_exit_while_away_is_told_with_all_the_output(daemon: StandingDaemon) -> None:
+    """What was printed, and how it ended, waits for the connection."""
+    async with world(daemon) as it, it.worker.open_process("read x; echo late; exit 6") as process:
+        await process.stdin.send_all(b"go\n")
+        await it.disconnect()
+        await trio.sleep(0.2)
+        it.relay.accept()
+        status = await process.wait()
+        assert status.exit_code == 6
+        assert status.duration < 5
+        assert await read_line(process.stdout) == b"late"
+
+
+async def test_a_command_goes_on_while_its_controller_is_away(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """A cut stops nothing on the daemon's side."""
+    async with world(daemon) as it:
+        log = tmp_path / "log"
+        script = f"while sleep 0.02; do echo x >> {log}; done"
+        async with it.worker.open_process(script, kill_grace=0):
+            await until(log.exists)
+            await it.disconnect()
+            size = log.stat().st_size
+            await until(lambda: log.stat().st_size > size + 10)
+            assert it.worker.state is DaemonState.AWAY
+            it.relay.accept()
+            await it.back()
+
+
+# ---- away ---------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_begins_while_away_waits_and_then_runs_once(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """It is sent as soon as the daemon is back."""
+    async with world(daemon) as it:
+        await it.disconnect()
+        async with trio.open_nursery() as nursery:
+            results = []
+
+            @nursery.start_soon
+            async def run() -> None:
+                results.append(await it.worker.run(f"echo x >> {tmp_path}/ran; echo here"))
+
+            await trio.sleep(0.2)
+            assert results == []
+            assert not (tmp_path / "ran").exists()
+            it.relay.accept()
+        assert results[0].stdout == "here\n"
+        assert (tmp_path / "ran").read_text() == "x\n"
+
+
+async def test_a_timeout_while_away_means_not_started(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """CommandTimeout says that nothing ran; nor does it later."""
+    async with world(daemon) as it:
+        await it.disconnect()
+        with pytest.raises(CommandTimeout, match="not started") as caught:
+            await it.worker.run(f"touch {tmp_path}/ran", timeout=0.2)
+        assert (caught.value.started, caught.value.result) == (False, None)
+        it.relay.accept()
+        await it.back()
+        assert (await it.worker.run("echo on")).stdout == "on\n"
+        assert not (tmp_path / "ran").exists()
+
+
+async def test_a_timeout_on_the_way_means_unknown(daemon: StandingDaemon, tmp_path: Path) -> None:
+    """Sent, never answered, and cut: whether it started can't be known; on return it is ended."""
+    async with world(daemon) as it:
+        it.relay.hold(UP)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                errors: list[CommandTimeout] = []
+
+                @nursery.start_soon
+                async def run() -> None:
+                    with pytest.raises(CommandTimeout) as caught:
+                        await it.worker.run(f"touch {tmp_path}/ran; sleep 60", timeout=1.0)
+                    errors.append(caught.value)
+
+                await until(lambda: (tmp_path / "ran").exists())
+                it.relay.refuse()
+                it.relay.release()
+        assert not scope.cancelled_caught
+        assert (errors[0].started, errors[0].result) == (None, None)
+        it.relay.accept()
+        await it.back()
+        assert (await it.worker.run("echo on")).stdout == "on\n"
+
+
+async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
+    daemon: StandingDaemon, marker: Marker
+) -> None:
+    """The daemon counts it, not the connection: the command is dead long before we are back."""
+    async with world(daemon) as it, trio.open_nursery() as nursery:
+        errors: list[CommandTimeout] = []
+
+        @nursery.start_soon
+        async def run() -> None:
+            with pytest.raises(CommandTimeout) as caught:
+                await it.worker.run("echo hi; sleep 60", timeout=0.6, env=dict([marker]))
+            errors.append(caught.value)
+
+        await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        await it.disconnect()
+        await until(marker.processes)
+        await until(lambda: not marker.processes())
+        it.relay.accept()
+        with trio.move_on_after(10):
+            while not errors:  # noqa: ASYNC110 - the nursery's end is what it waits for
+                await trio.sleep(0.01)
+        assert errors[0].started is True
+        assert errors[0].result is not None
+        assert errors[0].result.stdout == "hi\n"
+
+
+async def test_a_run_that_is_cancelled_while_away_returns_at_once(
+    daemon: StandingDaemon, marker: Marker
+) -> None:
+    """The tree lives until the daemon is back, and then dies unasked."""
+    async with world(daemon) as it:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: it.worker.run("sleep 60", env=dict([marker])))
+            await until(marker.processes)
+            await it.disconnect()
+            started = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - started < 1
+        assert marker.processes()
+        it.relay.accept()
+        await until(lambda: not marker.processes())
+
+
+async def test_leaving_a_process_while_away_ends_it_on_return(
+    daemon: StandingDaemon, marker: Marker
+) -> None:
+    """Leaving the block doesn't wait for the network; the intent to end it does."""
+    async with world(daemon) as it:
+        async with it.worker.open_process(
+            "trap '' TERM; setsid sleep 60 & sleep 60", env=dict([marker]), kill_grace=0.1
+        ):
+            await until(lambda: len(marker.processes()) >= 3)
+            await it.disconnect()
+            started = trio.current_time()
+        assert trio.current_time() - started < 1
+        assert len(marker.processes()) >= 3
+        it.relay.accept()
+        await until(lambda: not marker.processes())
+        assert it.controller.statistics().jobs == 0
+
+
+async def test_leaving_just_before_a_cut_ends_it_all_the_same(
+    daemon: StandingDaemon, marker: Marker
+) -> None:
+    """An End that was lost on the way is said again."""
+    async with world(daemon) as it:
+        for held in (DOWN, UP):
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def hold_a_process() -> None:
+                    async with it.worker.open_process("sleep 60", env=dict([marker])):
+                        await until(marker.processes)
+                        it.relay.hold(held)  # noqa: B023 - the nursery ends within the iteration
+
+                await until(marker.processes)
+                await trio.sleep(0.1)
+                it.relay.cut()
+                it.relay.release()
+            await until(lambda: not marker.processes())
+            await it.back()
+
+
+async def test_cancelled_at_any_moment_around_cuts_leaves_nothing(
+    daemon: StandingDaemon, marker: Marker
+) -> None:
+    """Whatever the connection does while a run is given up."""
+    source = random.Random(10)
+    async with world(daemon) as it, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def flap() -> None:
+            while True:
+                await trio.sleep(source.uniform(0.0, 0.05))
+                it.relay.cut()
+
+        for _ in range(40):
+            with trio.move_on_after(source.uniform(0.0, 0.08)):
+                await it.worker.run("setsid sleep 60 & sleep 60", env=dict([marker]), kill_grace=0)
+        nursery.cancel_scope.cancel()
+        await it.back()
+        await until(lambda: not marker.processes())
+        assert it.controller.statistics().jobs == 0
+
+
+async def test_waiting_for_a_daemon_that_is_away_is_waiting_for_its_return(
+    daemon: StandingDaemon,
+) -> None:
+    """`wait_for_daemon` and the handle know the difference between known and online."""
+    async with world(daemon) as it:
+        await it.disconnect()
+        assert it.controller.daemon("worker-1").state is DaemonState.AWAY
+        with trio.move_on_after(0.1) as scope:
+            await it.controller.wait_for_daemon("worker-1")
+        assert scope.cancelled_caught
+        it.relay.accept()
+        assert (await it.controller.wait_for_daemon("worker-1")).state is DaemonState.ONLINE
+        assert it.worker.state is DaemonState.ONLINE
+
+
+# ---- silence ------------------------------------------------------------------------------------
+
+
+async def test_a_short_black_hole_is_no_cut(daemon: StandingDaemon) -> None:
+    """Shorter than the dead limit, it is a delay and nothing else."""
+    async with world(daemon, heartbeat=0.5, dead_after=3.0) as it:
+        it.relay.hold()
+        async with trio.open_nursery() as nursery:
+            results = []
+
+            @nursery.start_soon
+            async def run() -> None:
+                results.append(await it.worker.run("echo hi"))
+
+            await trio.sleep(1.0)
+            assert results == []
+            it.relay.release()
+        assert results[0].stdout == "hi\n"
+        assert it.relay.accepted == 1
+
+
+@pytest.mark.parametrize("directions", [(), (UP,), (DOWN,)], ids=["both", "up", "down"])
+async def test_a_long_black_hole_is_noticed_by_both_sides(
+    daemon: StandingDaemon, directions: tuple[Direction, ...], tmp_path: Path
+) -> None:
+    """Each side gives the connection up by itself, and what ran goes on over the next one."""
+    async with world(daemon, heartbeat=0.1, dead_after=0.6) as it:
+        async with it.worker.open_process(f"echo x >> {tmp_path}/ran; cat") as process:
+            await process.stdin.send_all(b"before\n")
+            assert await read_line(process.stdout) == b"before"
+            it.relay.hold(*directions)
+            await process.stdin.send_all(b"during\n")
+            started, lost = trio.current_time(), it.process.log.count("link_lost")
+            await it.away()
+            await until(lambda: it.process.log.count("link_lost") > lost)
+            assert trio.current_time() - started < 3
+            it.relay.cut()
+            it.relay.release()
+            assert await read_line(process.stdout) == b"during"
+            assert (tmp_path / "ran").read_text() == "x\n"
+
+
+async def test_an_idle_link_stays_up_on_heartbeats_alone(daemon: StandingDaemon) -> None:
+    """Nobody says anything for many dead limits, and nobody is given up."""
+    async with (
+        world(daemon, heartbeat=0.1, dead_after=0.5) as it,
+        it.controller.open_events() as events,
+    ):
+        with trio.move_on_after(2.0):
+            pytest.fail(f"{await anext(events)!r}")
+        assert it.relay.accepted == 1
+
+
+async def test_a_daemon_that_was_stopped_for_a_while_resumes(daemon: StandingDaemon) -> None:
+    """SIGSTOP makes it silent, so it is given up; SIGCONT brings it back with its jobs and their output."""
+    async with world(daemon, heartbeat=0.1, dead_after=0.6) as it:
+        async with it.worker.open_process(["cat"]) as process:
+            await process.stdin.send_all(b"before\n")
+            assert await read_line(process.stdout) == b"before"
+            it.process.signal(signal.SIGSTOP)
+            await it.away()
+            await process.stdin.send_all(b"during\n")
+            it.process.signal(signal.SIGCONT)
+            assert await read_line(process.stdout) == b"during"
+
+
+async def test_a_loop_of_ours_that_stood_still_blames_nobody(daemon: StandingDaemon) -> None:
+    """A controller whose program blocked for longer than the dead limit keeps its daemons."""
+    async with world(daemon, heartbeat=0.2, dead_after=0.8) as it:
+        import time
+
+        time.sleep(2.0)  # noqa: ASYNC251 - that is the fault
+        assert (await it.worker.run("echo on")).stdout == "on\n"
+        await trio.sleep(0.3)
+        assert (await it.worker.run("echo on")).stdout == "on\n"
+
+
+# ---- another instance ---------------------------------------------------------------------------
+
+
+async def test_a_restarted_daemon_runs_nothing_twice(tmp_path: Path, marker: Marker) -> None:
+    """SIGKILL leaves it AWAY; when the next instance comes, what ran is lost and says so."""
+    async with world() as it, it.controller.open_events() as events:
+        async with trio.open_nursery() as nursery:
+            errors: list[DaemonGone] = []
+
+            async def run() -> None:
+                with pytest.raises(DaemonGone) as caught:
+                    await it.worker.run(f"echo x >> {tmp_path}/ran; sleep 60", env=dict([marker]))
+                errors.append(caught.value)
+
+            nursery.start_soon(run)
+            await until(lambda: (tmp_path / "ran").exists())
+            it.process.kill()
+            await it.away()
+            await until(lambda: not marker.processes())
+            assert it.worker.state is DaemonState.AWAY
+            await trio.sleep(0.1)
+            assert errors == []
+            async with open_daemon(it.relay.url):
+                fresh = await it.controller.wait_for_daemon("worker-1")
+                assert (await fresh.run("echo new")).stdout == "new\n"
+                assert errors[0].outcome_unknown
+                assert it.worker.state is DaemonState.GONE
+                assert fresh.info.instance != it.worker.info.instance
+                with pytest.raises(DaemonGone) as caught:
+                    await it.worker.run("true")
+                assert not caught.value.outcome_unknown
+        assert (tmp_path / "ran").read_text() == "x\n"
+        kinds = [(await anext(events)).kind for _ in range(3)]
+        assert kinds == ["away", "lost", "connected"]
+
+
+async def test_a_daemon_that_says_goodbye_is_gone(marker: Marker) -> None:
+    """After SIGTERM it tells how its jobs ended, and that it won't be back."""
+    async with world() as it, it.controller.open_events() as events:
+        async with trio.open_nursery() as nursery:
+            results = []
+
+            async def run() -> None:
+                results.append(await it.worker.run("echo hi; sleep 60", env=dict([marker])))
+
+            nursery.start_soon(run)
+            await until(marker.processes)
+            assert await it.process.stop() == 0
+        assert results[0].outcome is Outcome.CANCELLED
+        assert results[0].stdout == "hi\n"
+        assert it.worker.state is DaemonState.GONE
+        assert (await anext(events)).kind == "lost"
+        with pytest.raises(sandd.DaemonNotFound):
+            it.controller.daemon("worker-1")
+        with pytest.raises(DaemonGone):
+            await it.worker.run("true")
+
+
+# ---- the controller goes and comes --------------------------------------------------------------
+
+
+async def test_daemons_come_back_to_a_new_controller_on_the_same_port(
+    marker: Marker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed controller ends its jobs; the next one finds the daemon, and nothing of the first."""
+    monkeypatch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.05)
+    with trio.fail_after(LIMIT):
+        async with (
+            open_relay(0) as relay,
+            open_daemon(relay.url, arguments=["--reconnect-max", "0.1"]),
+        ):
+            instances = set()
+            for _ in range(4):
+                async with sandd.open_controller(port=0) as controller:
+                    relay.target = port_of(controller)
+                    worker = await controller.wait_for_daemon("worker-1")
+                    instances.add(worker.info.instance)
+                    async with worker.open_process("sleep 60", env=dict([marker]), kill_grace=0):
+                        await until(marker.processes)
+                assert marker.processes() == []
+            assert len(instances) == 1
