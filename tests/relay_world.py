@@ -473,7 +473,8 @@ class World:
     def pump(self, limit: int = 1000) -> None:
         """Everything that can travel does, to the last frame, in a bounded number of rounds."""
         for _ in range(limit):
-            if not any([cable.pump() for cable in self.live_cables]):
+            moved = [cable.pump() for cable in self.live_cables]
+            if not any(moved):
                 return
         raise AssertionError("(9) the network never comes to rest")
 

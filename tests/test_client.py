@@ -233,7 +233,11 @@ def test_gaps_come_out_where_they_are(peer: Peer) -> None:
         pytest.param(data(1, Stream.INPUT, 0, b"x"), "does not flow this way", id="input"),
         pytest.param(data(1, Stream.EVENTS, 1, b"?"), "bad event", id="no event"),
         pytest.param(gap(1, Stream.EVENTS, 1, 9), "gap in a stream of messages", id="event gap"),
-        pytest.param(control(1, wire.Attached(Role.OWNER, 1, JobState.RUNNING, ())), "without an Attach", id="twice attached"),
+        pytest.param(
+            control(1, wire.Attached(Role.OWNER, 1, JobState.RUNNING, ())),
+            "without an Attach",
+            id="attached twice",
+        ),
         pytest.param(control(1, wire.Detach()), "not for a client", id="detach"),
         pytest.param(control(1, wire.Ping()), "not for a client", id="ping"),
         pytest.param(
@@ -257,7 +261,7 @@ def test_gaps_come_out_where_they_are(peer: Peer) -> None:
             id="exit short of the output",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_daemon_that_breaks_the_rules_is_refused(
     peer: Peer, broken: wire.Frame, complaint: str
 ) -> None:
@@ -287,7 +291,7 @@ def test_nothing_comes_behind_the_final_offsets(peer: Peer, late: wire.Frame) ->
     _, channel = peer.running()
     peer.client.receive(data(channel, Stream.OUTPUT, 0, b"ab"))
     peer.client.receive(event(channel, 1, EXITED))
-    with pytest.raises(RemoteProtocolError, match="after the exit|ends at"):
+    with pytest.raises(RemoteProtocolError, match=r"after the exit|ends at"):
         peer.client.receive(late)
 
 
@@ -502,10 +506,8 @@ def test_attach_begins_at_the_oldest_kept(peer: Peer) -> None:
 @pytest.mark.parametrize("chosen", [True, False])
 def test_not_even_an_end_is_said_before_its_place_is_known(peer: Peer, chosen: bool) -> None:
     """(7) A stdin that was closed before the answer came ends behind what the job had got before."""
-    if chosen:
-        job = peer.client.open("d", SPEC, job_id="theirs")
-    else:
-        job = peer.client.attach("d", "theirs")
+    client = peer.client
+    job = client.open("d", SPEC, job_id="theirs") if chosen else client.attach("d", "theirs")
     job.input.finish()
     peer.client.activate(job)
     channel, _ = peer.attach_heard()

@@ -410,6 +410,23 @@ def test_the_loser_cannot_come_back_as_the_owner(daemon: Daemon) -> None:
     assert daemon.heard()[-1][1].generation == 3
 
 
+def test_who_started_a_job_and_never_heard_of_it_may_have_lost_it(daemon: Daemon) -> None:
+    """(7) A start that is repeated because its answer was lost doesn't mix input with a later owner's."""
+    daemon.attach()  # the answer is lost
+    daemon.table.close_link(daemon.link, 0.0)
+    again = daemon.restarted_link()
+    again.attach(1)
+    assert again.heard()[-1][1].generation == 1
+    again.resume(2, client=BOB, takeover=True)
+    again.receive(data(2, Stream.INPUT, 0, b"bob"))
+    again.receive(control(2, wire.Detach()))
+    again.heard()
+    again.attach(3)
+    assert refusal(again.heard(), 3) is RefusedCode.TAKEN
+    again.resume(4)
+    assert again.heard()[-1][1].generation == 3
+
+
 def test_the_same_client_resumes_on_a_new_link_while_the_old_one_is_open(daemon: Daemon) -> None:
     """A client whose old link isn't known to be dead yet goes on at once; the old link closes without effect."""
     daemon.attach()

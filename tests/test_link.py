@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -28,6 +27,9 @@ from sandd._core.link import (
     prove,
 )
 from sandd.wire import RejectCode
+
+if TYPE_CHECKING:
+    import random
 
 CHALLENGE = wire.Challenge(b"n" * 32, "controller-1")
 IDENTITY = Identity("worker-1", "instance-1", {"env": "prod"}, "host", "linux", "x86_64", "1.0")

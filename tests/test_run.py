@@ -320,17 +320,12 @@ async def test_no_grace_is_sigkill_at_once(daemon: StandingDaemon) -> None:
     assert caught.value.result.duration < 3
 
 
-@pytest.mark.xfail(reason="the spawner's epoll takes no time-out beyond 2**31 ms")
-async def test_an_endless_grace_never_kills() -> None:
-    """With ``kill_grace=inf`` the command has all the time it wants to clean up."""
-    script = "trap 'sleep 0.3; exit 9' TERM; sleep 60 & wait"
-    with standing_daemon() as daemon:  # one of its own: what goes wrong here costs a spawner
-        async with daemon.worker() as worker:
-            with pytest.raises(CommandTimeout) as caught:
-                await worker.run(script, timeout=0.2, kill_grace=math.inf)
-
-    assert caught.value.result is not None
-    assert caught.value.result.exit_code == 9
+@pytest.mark.parametrize("grace", [math.inf, 3601, -1, math.nan])
+async def test_a_grace_is_bounded(daemon: StandingDaemon, grace: float) -> None:
+    """Leaving a job waits for its kill and can't be cancelled, so there is no endless grace."""
+    async with daemon.worker() as worker:
+        with pytest.raises(ValueError, match="kill_grace"):
+            await worker.run("true", kill_grace=grace)
 
 
 async def test_a_command_within_its_timeout_is_not_disturbed(daemon: StandingDaemon) -> None:

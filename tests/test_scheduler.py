@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +12,9 @@ from sandd import wire
 from sandd._core import scheduler as scheduler_module
 from sandd._core.scheduler import BATCH_BYTES, SHARED_FRAME_BYTES, Scheduler
 from sandd.wire import EncodedFrame, FrameType, Stream
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Pile:
@@ -85,6 +88,17 @@ def test_control_goes_first_then_messages_then_data() -> None:
     assert scheduler.next_message() is None
 
 
+def test_late_control_goes_behind_what_is_waited_for() -> None:
+    """(10) A farewell lets urgent frames pass, but waits for no data, and counts as what it is."""
+    scheduler = Scheduler()
+    scheduler.control(wire.encode_control(9, wire.Detach()), late=True)
+    assert scheduler.pending
+    scheduler.activate(Pile(1, urgent=1, bulk=10 * wire.MIB))
+    scheduler.control(PING)
+    sent = kinds(scheduler.next_message())
+    assert sent[:4] == [("control", 0), ("urgent", 1), ("control", 9), ("bulk", 1)]
+
+
 def test_control_waits_for_one_message_at_most() -> None:
     """(10) Whatever bulk there is, a control frame is the first of the next message."""
     scheduler = Scheduler()
@@ -152,8 +166,8 @@ def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(100 // size):
         scheduler.control(PING)
     assert not scheduler.overrun
-    for _ in range(1000):
-        scheduler.control(PING)
+    for late in (True, False) * 500:
+        scheduler.control(PING, late=late)
     assert scheduler.overrun
     assert len(kinds(scheduler.next_message())) == 100 // size
 
@@ -162,9 +176,10 @@ def test_control_that_was_sent_counts_no_more(monkeypatch: pytest.MonkeyPatch) -
     """The bound is on what waits, not on what ever was."""
     monkeypatch.setattr(scheduler_module, "MAX_CONTROL_BACKLOG", 100)
     scheduler = Scheduler()
-    for _ in range(1000):
-        scheduler.control(PING)
-        scheduler.next_message()
+    for late in (True, False):
+        for _ in range(1000):
+            scheduler.control(PING, late=late)
+            scheduler.next_message()
     assert not scheduler.overrun
 
 

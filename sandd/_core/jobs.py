@@ -390,7 +390,10 @@ class JobTable:
                 RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec"
             )
         if message.role is Role.OWNER and not message.takeover:
-            if message.generation is not None and message.generation != job.generation:
+            generation = message.generation
+            if message.spec is not None and (parse(job.key[1]) or ("", 0))[0] == message.client:
+                generation = 1  # it started the job, though it never heard of that
+            if generation not in (None, job.generation):
                 return wire.Refused(RefusedCode.TAKEN, "another client took the job over")
             if job.owner is not None and job.client != message.client:
                 return wire.Refused(RefusedCode.BUSY, "another client is attached as the owner")

@@ -1,0 +1,177 @@
+"""How a real daemon runs its jobs: turns, time-outs, idleness, and its own orderly end."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.lowlevel
+from daemons import open_daemon
+
+import sandd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Marker
+
+LIMIT = 30.0
+"""Seconds for each test, far beyond what it needs."""
+
+
+async def test_jobs_beyond_the_limit_run_in_the_order_of_their_starts(tmp_path: Path) -> None:
+    """With one place, thirty jobs asked for one after the other run in that order."""
+    order = tmp_path / "order"
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d", arguments=["--max-running", "1"]),
+        ):
+            worker = await controller.wait_for_daemon("d")
+            gate = tmp_path / "gate"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.run, f"until [ -e {gate} ]; do sleep 0.02; done")
+                while controller.statistics().jobs < 1:
+                    await trio.sleep(0.01)
+                for number in range(30):
+                    nursery.start_soon(worker.run, f"echo {number} >> {order}")
+                    while controller.statistics().jobs < number + 2:
+                        await trio.lowlevel.checkpoint()
+                gate.touch()
+    assert [int(line) for line in order.read_text().split()] == list(range(30))
+
+
+async def test_a_process_that_we_hold_back_is_not_idle() -> None:
+    """Output that its reader doesn't fetch, for longer than idle_timeout, is no idleness of the process."""
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d"),
+        ):
+            worker = await controller.wait_for_daemon("d")
+            script = "head -c 8000000 /dev/zero"
+            async with worker.open_process(script, idle_timeout=0.5) as process:
+                with pytest.raises(trio.TooSlowError), trio.fail_after(1.5):
+                    await process.wait()
+                total = 0
+                async for chunk in process.stdout:
+                    total += len(chunk)
+                status = await process.wait()
+    assert (total, status.exit_code, status.outcome) == (8_000_000, 0, sandd.Outcome.EXITED)
+
+
+async def test_a_daemon_that_stood_still_does_not_call_its_jobs_idle() -> None:
+    """After SIGSTOP and SIGCONT, what was written meanwhile counts before idle_timeout does."""
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d") as daemon,
+        ):
+            worker = await controller.wait_for_daemon("d")
+            script = "for i in $(seq 30); do echo $i; sleep 0.1; done"
+            async with worker.open_process(script, idle_timeout=1.0) as process:
+                assert await process.stdout.receive_some()
+                daemon.signal(signal.SIGSTOP)
+                await trio.sleep(1.6)
+                daemon.signal(signal.SIGCONT)
+                status = await process.wait()
+    assert status.outcome is sandd.Outcome.EXITED
+
+
+async def test_a_silent_process_is_idle() -> None:
+    """idle_timeout ends a command that writes nothing for so long, and only then."""
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d"),
+        ):
+            worker = await controller.wait_for_daemon("d")
+            with pytest.raises(sandd.CommandTimeout) as caught:
+                await worker.run(
+                    "for i in 1 2 3; do echo $i; sleep 0.2; done; sleep 60", idle_timeout=0.5
+                )
+    assert caught.value.result is not None
+    assert caught.value.result.stdout == "1\n2\n3\n"
+    assert 0.9 < caught.value.result.duration < 10
+
+
+async def test_not_started_is_never_said_of_what_ran(tmp_path: Path) -> None:
+    """However short the time-out: ``started=False`` means that nothing ran."""
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d"),
+        ):
+            worker = await controller.wait_for_daemon("d")
+            for number in range(60):
+                trace = tmp_path / str(number)
+                started: bool | None = True
+                try:
+                    await worker.run(["touch", str(trace)], timeout=number * 0.00005)
+                except sandd.CommandTimeout as error:
+                    started = error.started
+                assert started is not False or not trace.exists()
+
+
+async def test_stopping_daemon_delivers_every_result_first() -> None:
+    """SIGTERM to the daemon: each job is ended, and all it printed on its way out arrives."""
+    script = "trap 'head -c 200000 /dev/zero; exit 7' TERM; echo ready >&2; sleep 60 & wait"
+    results: list[int] = []
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d") as daemon,
+        ):
+            worker = await controller.wait_for_daemon("d")
+            ready = trio.CapacityLimiter(1)
+
+            async def run() -> None:
+                async with worker.open_process(script) as process:
+                    async with ready:
+                        assert await process.stderr.receive_some()
+                    started.append(True)
+                    data = b""
+                    async for chunk in process.stdout:
+                        data += chunk
+                    status = await process.wait()
+                    results.append(status.exit_code)
+                    assert len(data) == 200_000
+
+            started: list[bool] = []
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(run)
+                while len(started) < 8:
+                    await trio.sleep(0.01)
+                assert await daemon.stop() == 0
+            assert worker.state is sandd.DaemonState.GONE
+    assert results == [7] * 8
+
+
+async def test_stopping_daemon_takes_no_new_job(marker: Marker) -> None:
+    """A client that keeps asking doesn't keep a daemon from ending; what it refuses has not run."""
+    refused: list[sandd.SanddError] = []
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d") as daemon,
+        ):
+            worker = await controller.wait_for_daemon("d")
+
+            async def keep_asking() -> None:
+                try:
+                    while True:
+                        await worker.run("sleep 0.05", env=dict([marker]))
+                except sandd.SanddError as error:
+                    refused.append(error)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.run, "trap '' TERM; sleep 60")
+                nursery.start_soon(keep_asking)
+                await trio.sleep(0.3)
+                with trio.fail_after(7):
+                    assert await daemon.stop() == 0
+            assert worker.state is sandd.DaemonState.GONE
+    assert isinstance(refused[0], sandd.RequestRefused | sandd.DaemonGone)
