@@ -991,6 +991,54 @@ def test_results_are_kept_as_long_as_their_owner_is_there(daemon: Daemon) -> Non
     assert daemon.tick(1000) == []
 
 
+def test_results_nobody_claims_are_kept_within_a_bound(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(4) Beyond MAX_ENDED_BYTES the longest unclaimed go first; what runs or is owned is kept."""
+    jobs = []
+    for n in range(5):
+        daemon.attach(n + 1, job_id=f"{ALICE}.{n}")
+        job = daemon.job(f"{ALICE}.{n}")
+        job.write(Stream.OUTPUT, bytes(100_000))
+        jobs.append(job)
+    for job in (jobs[1], jobs[0], jobs[2], jobs[3]):  # the last one goes on
+        exit_with(job)
+        if job is not jobs[3]:  # whose owner stays
+            daemon.receive(control(jobs.index(job) + 1, wire.Detach()))
+        daemon.tick(5)
+    monkeypatch.setattr(jobs_module, "MAX_ENDED_BYTES", 3 * jobs[0].held_bytes)
+    assert daemon.tick(5) == []
+    monkeypatch.setattr(jobs_module, "MAX_ENDED_BYTES", 2 * jobs[0].held_bytes - 1)
+    assert daemon.tick(5) == [(jobs[1], Effect.FORGOTTEN), (jobs[0], Effect.FORGOTTEN)]
+    assert list(daemon.table.jobs.values()) == [jobs[2], jobs[3], jobs[4]]
+    assert jobs[0].held_bytes > 100_000
+
+
+def test_a_daemon_that_is_stopping_starts_nothing(daemon: Daemon) -> None:
+    """While it drains new jobs are denied, and those it has can still be attached to."""
+    daemon.attach()
+    daemon.heard()
+    daemon.table.draining = True
+    daemon.attach(2, job_id="another")
+    assert refusal(daemon.heard(), 2) is RefusedCode.DENIED
+    daemon.resume(3)
+    assert isinstance(daemon.heard()[-1][1], wire.Attached)
+
+
+def test_a_link_knows_whether_all_output_was_sent(daemon: Daemon) -> None:
+    """What waits for credit, or for the writer, is not sent yet."""
+    assert not daemon.link.unsent
+    daemon.attach(cursors=cursors(credit=5))
+    job = daemon.job()
+    job.write(Stream.OUTPUT, b"0123456789")
+    assert daemon.link.unsent
+    daemon.heard()
+    assert daemon.link.unsent
+    daemon.receive(control(1, wire.Window((wire.StreamWindow(Stream.OUTPUT, 5, 10),))))
+    daemon.heard()
+    assert not daemon.link.unsent
+
+
 def test_decoded_frames_are_what_tests_believe(daemon: Daemon) -> None:
     """The scripted peer speaks the same protocol: a sanity check of the tests themselves."""
     assert frame(wire.encode_control(3, wire.Detach())).channel == 3

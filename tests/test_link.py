@@ -72,6 +72,8 @@ def test_other_daemon_ids_are_not(daemon_id: str) -> None:
         pytest.param({"k" * (LABEL_LENGTH + 1): "v"}, False, id="long key"),
         pytest.param({"k": "v" * (LABEL_LENGTH + 1)}, False, id="long value"),
         pytest.param({"k": "a\nb"}, False, id="newline"),
+        pytest.param({f"{n}": "\u00e9" * 255 for n in range(63)}, True, id="most bytes"),
+        pytest.param({f"{n}": "\u00e9" * 256 for n in range(64)}, False, id="too many bytes"),
         pytest.param({"k\x1b[0m": "v"}, False, id="escape"),
         pytest.param({f"{n}": "" for n in range(wire.MAX_LABELS + 1)}, False, id="one too many"),
     ],
@@ -84,6 +86,15 @@ def test_labels_are_printable_and_bounded(labels: dict[str, str], fine: bool) ->
 
 
 # ---- handshake -----------------------------------------------------------------------------------
+
+
+def test_the_largest_hello_is_within_its_limit() -> None:
+    """Whatever labels are let through, the controller reads the Hello they travel in."""
+    labels = {f"{n:02}" + "k" * 249: "v" * 256 for n in range(64)}
+    assert check_labels(labels) is None
+    worst = Identity("d" * 128, "i" * 128, labels, "h" * 255, "p" * 64, "a" * 64, "v" * 64)
+    hello = answer_challenge(CHALLENGE, worst, wire.MAX_OFFSET, TOKEN)
+    assert sum(map(len, wire.encode_control(0, hello))) <= wire.MAX_HELLO_BYTES
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])

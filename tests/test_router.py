@@ -425,6 +425,20 @@ def test_end_is_said_again_after_a_cut(network: Network) -> None:
     assert drain(fresh.scheduler) == [(0, wire.End("d", "job", tenant="default"))]
 
 
+def test_an_old_end_does_not_hit_a_new_job_of_the_same_id(network: Network) -> None:
+    """A chosen id may be used again one day: only an End behind its last start is said again."""
+    for job_id in ("chosen", "other"):
+        network.router.receive(network.client, control(0, wire.End("d", job_id)))
+    drain(network.daemon.scheduler)
+    network.attach(1, job_id="chosen", spec=None)
+    network.attach(2, job_id="chosen")
+    other = network.join(tenant="elsewhere")
+    network.attach(1, other, job_id="other")
+    network.router.remove_daemon(network.daemon, DaemonState.AWAY)
+    fresh = network.router.add_daemon("d", "here")
+    assert drain(fresh.scheduler) == [(0, wire.End("d", "other", tenant="default"))]
+
+
 def test_kept_ends_are_bounded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound the oldest goes, and that job's lease ends it."""
     monkeypatch.setattr(router_module, "MAX_END_INTENTS", 3)

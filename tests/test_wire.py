@@ -271,6 +271,12 @@ def test_decode_control_refuses_what_is_no_message(payload: bytes) -> None:
         wire.decode_control(control(payload))
 
 
+def test_whole_seconds_are_seconds() -> None:
+    """Languages that know one kind of number may send a duration without a point."""
+    payload = msgpack.packb({"t": "bye", "retry_after": 3})
+    assert wire.decode_control(control(payload)) == wire.Goodbye(retry_after=3.0)
+
+
 def test_unknown_fields_are_ignored() -> None:
     """A newer peer may say more than we understand."""
     payload = msgpack.packb({"t": "ping", "number": 4, "newer": [1, {"a": 2}]})

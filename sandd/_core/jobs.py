@@ -532,7 +532,9 @@ class JobTable:
         unclaimed = [j for j in self.jobs.values() if j.state is JobState.ENDED and j.owner is None]
         excess = sum(job.held_bytes for job in unclaimed) - MAX_ENDED_BYTES
         effects: Effects = []
-        for job in sorted(unclaimed, key=lambda job: -job.unowned_seconds):
+        if excess > 0:
+            unclaimed.sort(key=lambda job: -job.unowned_seconds)
+        for job in unclaimed:
             if excess <= 0:
                 break
             excess -= job.held_bytes

@@ -306,16 +306,23 @@ class JobRunner:
     async def _see_through(self, running: RunningJob, child: Child) -> None:
         """Serve the process until it and its output have ended, and tell so."""
         job = running.job
-        status = None
-        lost = ""
+        outputs = {Stream.OUTPUT: child.stdout}
+        if child.stderr is None:
+            job.finish(Stream.ERROR)
+        else:
+            outputs[Stream.ERROR] = child.stderr
+        # A short command is over before we look: then no task is needed.
+        unended = {
+            s: pipe for s, pipe in outputs.items() if not self._read_what_is_there(job, s, pipe)
+        }
+        if child.has_exited and not unended:
+            await self._tell_end(running, child, pipes_held=False)
+            return
         async with trio.open_nursery() as nursery:
             running.nursery = nursery
-            pumps = _Countdown()
-            self._serve_output(running, Stream.OUTPUT, child.stdout, nursery, pumps)
-            if child.stderr is None:
-                job.finish(Stream.ERROR)
-            else:
-                self._serve_output(running, Stream.ERROR, child.stderr, nursery, pumps)
+            pumps = _Countdown(len(unended))
+            for stream, pipe in unended.items():
+                nursery.start_soon(self._pump_output, running, stream, pipe, pumps)
             if child.stdin is not None:
                 nursery.start_soon(self._pump_input, running, child.stdin)
             if job.spec.timeout is not None or job.spec.idle_timeout is not None:
@@ -323,57 +330,55 @@ class JobRunner:
             self._apply_ops(running)
             if job.end_outcome is not None:
                 self._end(running)
-            try:
-                # A short command's start travels with its end, and nobody takes the processor from it.
-                with trio.move_on_after(COALESCE_SECONDS):
-                    status = await child.wait_exited()
-                if status is None:
-                    self.flush()
-                    status = await child.wait_exited()
-            except ChildLost as error:
-                lost = str(error)
+            # A short command's start travels with its end, and nobody takes the processor from it.
+            with trio.move_on_after(COALESCE_SECONDS), contextlib.suppress(ChildLost):
+                await child.wait_exited()
+            if not child.has_exited:
+                self.flush()
+                with contextlib.suppress(ChildLost):
+                    await child.wait_exited()
             running.exited_at = trio.current_time()
             job.make_room(DRAIN_BYTES)
             running.room_ready.set()
             pipes_held = not await pumps.wait(running)
-            if status is None:
-                job.failed(FailedCode.LOST, lost)
-            else:
-                await child.release(sweep=not job.detached or job.end_outcome is not None)
-                outcome = job.end_outcome or (
-                    Outcome.EXITED if status.signal is None else Outcome.SIGNALED
-                )
-                job.exited(
-                    code=status.code,
-                    signal=status.signal,
-                    outcome=outcome,
-                    seconds=running.exited_at - running.began_at,
-                    pipes_held=pipes_held,
-                )
-            self.flush()
+            await self._tell_end(running, child, pipes_held=pipes_held)
             running.nursery = None
             nursery.cancel_scope.cancel()
 
-    def _serve_output(
-        self,
-        running: RunningJob,
-        stream: Stream,
-        pipe: trio.abc.ReceiveStream,
-        nursery: trio.Nursery,
-        pumps: _Countdown,
-    ) -> None:
-        """Pump the pipe; without a task if it is at its end already, as a short command's is."""
+    async def _tell_end(self, running: RunningJob, child: Child, *, pipes_held: bool) -> None:
+        """The process has exited and its output is here: see its tree gone, and tell how it ended."""
+        job = running.job
+        exited_at = running.exited_at or trio.current_time()
+        try:
+            status = await child.wait_exited()
+        except ChildLost as error:
+            job.failed(FailedCode.LOST, str(error))
+        else:
+            await child.release(sweep=not job.detached or job.end_outcome is not None)
+            outcome = job.end_outcome or (
+                Outcome.EXITED if status.signal is None else Outcome.SIGNALED
+            )
+            job.exited(
+                code=status.code,
+                signal=status.signal,
+                outcome=outcome,
+                seconds=exited_at - running.began_at,
+                pipes_held=pipes_held,
+            )
+        self.flush()
+
+    def _read_what_is_there(self, job: Job, stream: Stream, pipe: trio.abc.ReceiveStream) -> bool:
+        """Take what the pipe holds now, as far as there is room; True at its end."""
         if isinstance(pipe, ReceivesNowait):
-            while room := running.job.room(stream):
+            while room := job.room(stream):
                 chunk = pipe.receive_nowait(min(room, READ_BYTES))
                 if chunk is None:
                     break
                 if not chunk:
-                    running.job.finish(stream)
-                    return
-                running.job.write(stream, chunk)
-        pumps.add()
-        nursery.start_soon(self._pump_output, running, stream, pipe, pumps)
+                    job.finish(stream)
+                    return True
+                job.write(stream, chunk)
+        return False
 
     async def _pump_output(
         self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream, pumps: _Countdown
@@ -444,14 +449,11 @@ class JobRunner:
 class _Countdown:
     """Waits for the output pumps after the exit: to their end, or until the pipes are somebody else's."""
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._bytes = 0
         self._last_progress = 0.0
         self._changed = trio.Event()
-
-    def add(self) -> None:
-        self._count += 1
 
     def progressed(self, size: int, now: float) -> None:
         self._bytes += size

@@ -96,6 +96,11 @@ class Child(abc.ABC):
     def stderr(self) -> trio.abc.ReceiveStream | None:
         """Our end of its stderr; None where that was merged into `stdout`."""
 
+    @property
+    @abc.abstractmethod
+    def has_exited(self) -> bool:
+        """`wait_exited` would return, or raise, at once."""
+
     @abc.abstractmethod
     def close_pipes(self) -> None:
         """Close our ends of the pipes, at once; idempotent."""

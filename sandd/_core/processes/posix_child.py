@@ -85,6 +85,10 @@ class PosixChild(Child):
     def stderr(self) -> trio.abc.ReceiveStream | None:
         return self.pipes.stderr
 
+    @property
+    def has_exited(self) -> bool:
+        return self.over.is_set()
+
     def close_pipes(self) -> None:
         self.pipes.close()
 

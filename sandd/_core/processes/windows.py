@@ -106,6 +106,10 @@ class WindowsChild(Child):
     def stderr(self) -> trio.abc.ReceiveStream | None:
         return self._process.stderr
 
+    @property
+    def has_exited(self) -> bool:
+        return self._process.returncode is not None
+
     def close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:

@@ -1,0 +1,92 @@
+"""The exception tree: what callers catch, and what it tells them."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+
+import pytest
+
+from sandd._core import _errors
+from sandd._core._errors import (
+    AuthenticationFailed,
+    CommandFailed,
+    CommandTimeout,
+    ConfigurationError,
+    ConnectionLost,
+    DaemonGone,
+    DaemonNotFound,
+    JobNotFound,
+    LocalProtocolError,
+    OutputGap,
+    ProtocolError,
+    RemoteProtocolError,
+    RequestRefused,
+    SanddError,
+    SpawnFailed,
+)
+from sandd._core.results import CommandResult
+from sandd.wire import Outcome
+
+RESULT = CommandResult(
+    b"", b"", 1, Outcome.EXITED, 0.1, 0, 0, truncated=False, pipes_held=False, job_id="j"
+)
+
+
+def test_everything_raised_on_purpose_is_a_sandd_error() -> None:
+    """One `except` catches all that sandd raises on purpose, and nothing else."""
+    classes = [cls for _, cls in inspect.getmembers(_errors, inspect.isclass)]
+    ours = [cls for cls in classes if cls.__module__ == _errors.__name__]
+    assert len(ours) > 15
+    assert all(issubclass(cls, SanddError) for cls in ours)
+
+
+@pytest.mark.parametrize(
+    ("error", "parents"),
+    [
+        (ConfigurationError, [ValueError]),
+        (DaemonNotFound, [LookupError, ValueError]),
+        (JobNotFound, [LookupError]),
+        (CommandTimeout, [TimeoutError]),
+        (SpawnFailed, [OSError]),
+        (AuthenticationFailed, [RequestRefused]),
+        (LocalProtocolError, [ProtocolError]),
+        (RemoteProtocolError, [ProtocolError]),
+    ],
+)
+def test_errors_are_also_what_python_calls_them(
+    error: type[SanddError], parents: list[type[Exception]]
+) -> None:
+    """Code that knows nothing of sandd catches what it expects."""
+    assert all(issubclass(error, parent) for parent in parents)
+
+
+def test_errors_say_what_may_have_run() -> None:
+    """Whether work may have run is never left to guess."""
+    assert DaemonGone("x").outcome_unknown
+    assert not DaemonGone("x", outcome_unknown=False).outcome_unknown
+    timeout = CommandTimeout("x", result=RESULT)
+    assert (timeout.started, timeout.result) == (True, RESULT)
+    assert (CommandTimeout("x", started=None).started, CommandTimeout("x").result) == (None, None)
+    assert CommandFailed("x", result=RESULT).result is RESULT
+
+
+def test_errors_carry_their_particulars() -> None:
+    """What a program needs to react is an attribute, not text."""
+    assert ConnectionLost("x", code=1001).code == 1001
+    assert ConnectionLost("x").code is None
+    assert RequestRefused("because").reason == "because"
+    gap = OutputGap(3, 10)
+    assert (gap.start, gap.end) == (3, 10)
+    assert "3 to 10" in str(gap)
+
+
+def test_a_failed_spawn_is_an_os_error_of_the_daemons_machine() -> None:
+    """errno, text and file name as `open` would give them; the name of the number in the text."""
+    error = SpawnFailed(errno.ENOENT, "", "/no/such")
+    assert (error.errno, error.filename) == (errno.ENOENT, "/no/such")
+    assert error.strerror == os.strerror(errno.ENOENT)
+    assert str(error) == f"[ENOENT] {os.strerror(errno.ENOENT)}: '/no/such'"
+    assert str(SpawnFailed(99999, "odd")) == "[99999] odd"
+    assert str(SpawnFailed(0, "odd")) == "[0] odd"
