@@ -99,11 +99,12 @@ async def open_controller(
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `Controller.url`.
-        token: secret that daemons must prove to know (their option ``--token-file``). It is taken
-            as it is: strip what you read from a file, as the daemon does.
+        token: secret that daemons must prove to know (their option ``--token-file``); white space
+            around it doesn't count, there and here.
         insecure: take daemons from anywhere without a token.
-        heartbeat: seconds of silence after which daemons ping.
-        dead_after: seconds without a word from a daemon until its connection is given up.
+        heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
+        dead_after: seconds without a word from a daemon until its connection is given up; above
+            `heartbeat`, and at most 7,200.
 
     Raises:
         OSError: the address can't be listened on.
@@ -116,10 +117,12 @@ async def open_controller(
         raise ConfigurationError(
             "the token is empty; leave it out to take daemons from loopback only"
         )
-    if not 0 < heartbeat < dead_after:
-        raise ConfigurationError(
-            f"heartbeat ({heartbeat}) must be above 0 and below dead_after ({dead_after})"
-        )
+    if not heartbeat < dead_after:
+        raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
+    try:
+        wire.Welcome(1, heartbeat, dead_after)
+    except ValueError as error:  # daemons could not be told
+        raise ConfigurationError(str(error)) from error
     async with open_unwrapping_nursery() as nursery:
         controller = Controller._create(
             token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after

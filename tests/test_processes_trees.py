@@ -471,3 +471,55 @@ def test_pauses_between_rounds_double_to_a_tenth_of_a_second() -> None:
 
 def _finder(pids: Callable[[], list[int]]) -> Callable[[], list[Process]]:
     return lambda: [Process(pid, 1, pid, pid, 0, False, 1) for pid in pids()]
+
+
+def test_child_of_one_that_died_during_the_look_is_found(machine: Machine) -> None:
+    """An orphan that was listed alive, and died before it was looked at, left a child in no list yet."""
+    tree = machine.start(10)
+    machine.add(11, session=10, began=101)
+    machine.add(12, parent=11, session=10, began=102)
+    machine.die(10)
+    listed = machine.children
+
+    def children() -> list[int]:
+        pids = listed()
+        if 11 in pids:
+            machine.die(11)  # behind the list's back
+        return pids
+
+    machine.trees._children = children
+    assert not machine.is_empty(tree)
+    assert machine.members(tree) == {12}
+
+
+def test_nobody_is_left_only_when_the_list_is_empty(machine: Machine) -> None:
+    """The same at the very end, when everybody must be gone before the spawner is."""
+    machine.add(11)
+    machine.add(12, parent=11)
+    listed = machine.children
+
+    def children() -> list[int]:
+        pids = listed()
+        if 11 in pids:
+            machine.die(11)
+        return pids
+
+    machine.trees._children = children
+    assert not machine.trees.is_all_gone()
+    machine.die(12)
+    assert machine.trees.is_all_gone()
+
+
+def test_a_storm_of_exits_is_never_taken_for_emptiness(machine: Machine) -> None:
+    """While each pass reaps somebody, nothing is said for sure."""
+    tree = machine.start(10)
+    machine.die(10)
+    births = iter(range(100, 10_000))
+
+    def children() -> list[int]:
+        pid = next(births)
+        machine.add(pid, session=10, began=200, dead=True)
+        return list(machine.table)
+
+    machine.trees._children = children
+    assert not machine.is_empty(tree)

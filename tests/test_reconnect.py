@@ -355,7 +355,7 @@ async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
         await until(lambda: not marker.processes())
         it.relay.accept()
         with trio.move_on_after(10):
-            while not errors:  # noqa: ASYNC110 - the nursery's end is what it waits for
+            while not errors:
                 await trio.sleep(0.01)
         assert errors[0].started is True
         assert errors[0].result is not None

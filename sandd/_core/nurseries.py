@@ -37,19 +37,26 @@ async def open_unwrapping_nursery() -> AsyncIterator[trio.Nursery]:
 def _unwrap(
     group: BaseExceptionGroup[BaseException], body_error: BaseException | None
 ) -> BaseException:
-    errors = list(_leaves(group))
-    others = [error for error in errors if error is not body_error]
-    if body_error is not None and len(others) < len(errors):
-        for error in others:
-            if not isinstance(error, trio.Cancelled):
-                body_error.add_note(f"beside it, this failed: {error!r}")
-        return body_error
-    return errors[0] if len(errors) == 1 else group
+    left = {id(error): error for error in _leaves(group)}
+    failures = {n: error for n, error in left.items() if not isinstance(error, trio.Cancelled)}
+    own = set() if body_error is None else {id(error) for error in _leaves(body_error)}
+    if body_error is None or own.isdisjoint(failures or left):
+        return next(iter(failures.values())) if len(failures) == 1 else group
+    if not own <= left.keys():
+        # A group of the body's, of which the cancellations that ended here are gone.
+        assert isinstance(body_error, BaseExceptionGroup)
+        body_error = body_error.subgroup(lambda error: id(error) in left)
+        assert body_error is not None
+    for number, error in failures.items():
+        if number not in own:
+            body_error.add_note(f"beside it, this failed: {error!r}")
+    return body_error
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    # Of a group only these keep their identity: trio takes groups apart and makes new ones.
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

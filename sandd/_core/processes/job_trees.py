@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if sys.platform != "win32" else 100
 _REFRESH_SHARE = 0.1
 """At most this part of the time is spent on looking after orphans: 10,000 take 10 ms a look."""
+MOST_PASSES = 20
+"""Passes over the orphans in one look; in a storm of exits the next look goes on."""
 EXECUTION_SECONDS = 1.0
 """How long a process without a readable environment passes for one in the middle of execve(2), and
 so for everybody's. One whose main thread has ended looks the same for good."""
@@ -153,6 +155,8 @@ class SubreaperTrees(JobTrees):
         self._collect = collect
         self._descend = descend
         self._orphans: dict[int, _Orphan] = {}
+        self._is_sure = True
+        """The last `refresh` has seen every orphan there was."""
         self._left_alone_since: int | None = None
         """The earliest `Tree.began` of those that were discarded with processes left."""
         self._next_refresh = 0.0
@@ -169,18 +173,28 @@ class SubreaperTrees(JobTrees):
 
     def refresh(self) -> None:
         started = time.monotonic()
-        orphans: dict[int, _Orphan] = {}
-        for pid in self._children():
-            if pid in self._trees or self._collect(pid):
-                continue
-            known = self._orphans.get(pid)
-            if known is None:
-                entry = self._entry(pid)
-                if entry is None:
+        # One that died between the list and the reaping may have left children who are not in the
+        # list. Nobody but us takes anyone off it, so a pass that reaps nobody has seen all.
+        for _ in range(MOST_PASSES):
+            self._is_sure = True
+            orphans: dict[int, _Orphan] = {}
+            for pid in self._children():
+                if pid in self._trees:
                     continue
-                known = _Orphan(entry)
-            orphans[pid] = known
-        self._orphans = orphans
+                if self._collect(pid):
+                    self._is_sure = False
+                    continue
+                known = self._orphans.get(pid)
+                if known is None:
+                    entry = self._entry(pid)
+                    if entry is None:
+                        self._is_sure = False
+                        continue
+                    known = _Orphan(entry)
+                orphans[pid] = known
+            self._orphans = orphans
+            if self._is_sure:
+                break
         if not orphans:
             self._left_alone_since = None
         ended = time.monotonic()
@@ -190,7 +204,7 @@ class SubreaperTrees(JobTrees):
         return max(0.0, self._next_refresh - now)
 
     def is_empty(self, tree: Tree) -> bool:
-        return not any(
+        return self._is_sure and not any(
             self._owner(orphan) is tree
             or (not orphan.is_classified and orphan.entry.began >= tree.began)
             for orphan in self._orphans.values()
@@ -205,8 +219,11 @@ class SubreaperTrees(JobTrees):
         return found
 
     def is_all_gone(self) -> bool:
-        left = [pid for pid in self._children() if not self._collect(pid)]
-        return not left
+        # Until the list is empty: whoever is reaped may have left children that were not in it.
+        while pids := self._children():
+            if not any([self._collect(pid) for pid in pids]):
+                return False
+        return True
 
     def everybody(self) -> list[Process]:
         return self._descend(self._children())
