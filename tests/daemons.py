@@ -98,7 +98,7 @@ class DaemonProcess:
         """Its exit code, once it has ended; AssertionError with its log if that takes longer."""
         self._end_expected = True
         with trio.move_on_after(seconds):
-            while self.exit_code is None:  # noqa: ASYNC110 - an exit code and a file set no Event
+            while self.exit_code is None:
                 await trio.sleep(_POLL_SECONDS)
         return self._ended(seconds)
 
@@ -117,7 +117,7 @@ class DaemonProcess:
     async def wait_for_log(self, text: str, seconds: float = 10.0) -> str:
         """Its log, once it has `text` in it; AssertionError with the log if that takes longer."""
         with trio.move_on_after(seconds):
-            while text not in self.log:  # noqa: ASYNC110 - see above
+            while text not in self.log:
                 await trio.sleep(_POLL_SECONDS)
         return self._logged(text, seconds)
 

@@ -158,7 +158,7 @@ async def the_spawner() -> int:
 async def until(is_so: Callable[[], object], *, within: float = 5.0) -> None:
     """Wait for something that only polling can tell; fail after ``within`` seconds."""
     with trio.move_on_after(within):
-        while not is_so():  # noqa: ASYNC110 - nobody sends an event for it
+        while not is_so():
             await trio.sleep(0.002)
         return
     raise AssertionError(f"not so within {within} s")

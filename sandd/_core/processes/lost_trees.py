@@ -133,13 +133,17 @@ async def reap_as_process_1(spared: Collection[tuple[int, int]]) -> None:
 def _adopted(spared: Collection[tuple[int, int]]) -> list[Process]:
     """Our living children that were the spawner's: when there are none, nothing is left.
 
-    The dead ones are reaped.
+    The dead ones are reaped; and whoever is may have left children behind the look's back.
     """
-    return [
-        process
-        for process in _foreign_children(spared)
-        if not (process.is_dead and process_table.reap(process.pid))
-    ]
+    while children := _foreign_children(spared):
+        living = [
+            process
+            for process in children
+            if not (process.is_dead and process_table.reap(process.pid))
+        ]
+        if living:
+            return living
+    return []
 
 
 def _below_adopted(spared: Collection[tuple[int, int]]) -> list[Process]:
