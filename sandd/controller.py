@@ -127,12 +127,16 @@ async def open_controller(
         controller = Controller._create(
             token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after
         )
-        await controller._listen(nursery, host, port)
+        service: trio.CancelScope = await nursery.start(controller._serve, host, port)
+        # Whatever is being cancelled, daemons are heard of until the last job has ended.
+        service.shield = True
         try:
             yield controller
         finally:
-            await controller._drain()
-            nursery.cancel_scope.cancel()
+            try:
+                await controller._drain()
+            finally:
+                service.cancel()
 
 
 class Controller:
@@ -294,21 +298,31 @@ class Controller:
 
     # -- inside
 
-    async def _listen(self, nursery: trio.Nursery, host: str, port: int) -> None:
-        addresses: list[ListenAddress] = await nursery.start(
-            lambda task_status: serve(
-                self._acceptor.handle,
-                host=host,
-                port=port,
-                path=PATH,
-                subprotocol=wire.SUBPROTOCOL,
-                max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
-                task_status=task_status,
-            )
-        )
-        self._listening = addresses[0]
-        nursery.start_soon(self._look_after)
-        log.info("controller_started", address=self.address)
+    async def _serve(
+        self,
+        host: str,
+        port: int,
+        *,
+        task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Take daemons until the scope is cancelled that this starts with."""
+        with trio.CancelScope() as scope:
+            async with open_unwrapping_nursery() as nursery:
+                addresses: list[ListenAddress] = await nursery.start(
+                    lambda task_status: serve(
+                        self._acceptor.handle,
+                        host=host,
+                        port=port,
+                        path=PATH,
+                        subprotocol=wire.SUBPROTOCOL,
+                        max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
+                        task_status=task_status,
+                    )
+                )
+                self._listening = addresses[0]
+                nursery.start_soon(self._look_after)
+                log.info("controller_started", address=self.address)
+                task_status.started(scope)
 
     async def _look_after(self) -> None:
         while True:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _EarlyStop:
-    """SIGTERM and SIGINT before trio takes them over: leave at once, or as soon as trio runs."""
+    """SIGTERM and SIGINT while trio doesn't have them: before, leave at once, or as soon as it runs."""
 
     def __init__(self) -> None:
         self.running = False
@@ -30,6 +30,12 @@ class _EarlyStop:
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+
+    def over(self) -> None:
+        """From here to the end of the process there is nothing left to stop."""
+        # Not a handler of ours: Python takes those back while it shuts down, and dies of the signal.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
@@ -67,6 +73,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     except RequestRefused as error:
         print(f"{prog}: refused: {logs.printable(str(error))}", file=sys.stderr)
         return 1
+    finally:
+        early.over()
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from daemons import open_daemon
+from daemons import DaemonProcess, open_daemon
 from process_tools import until
 from raw_daemon import RawDaemon, raw_daemon
 from raw_peer import Op, RawPeer, close_payload, frame, raw_client
@@ -297,6 +297,7 @@ async def test_waiting_for_an_event_can_be_given_up() -> None:
 async def test_broadcast_to_thirty_real_daemons() -> None:
     """Each has its own answer; started and stopped in groups, because there are two cores here."""
     count, group = 30, 6
+    running: list[DaemonProcess] = []
     with trio.fail_after(55):
         async with (
             sandd.open_controller(port=0) as controller,
@@ -306,7 +307,7 @@ async def test_broadcast_to_thirty_real_daemons() -> None:
                 names = [f"d{number:02}" for number in range(first, first + group)]
                 for name in names:
                     opened = open_daemon(controller.url, name, labels={"group": str(first % 4)})
-                    await stack.enter_async_context(opened)
+                    running.append(await stack.enter_async_context(opened))
                 for name in names:
                     await controller.wait_for_daemon(name)
             results = await controller.broadcast("echo $MINE; exit 3", env={"MINE": "yes"})
@@ -319,16 +320,9 @@ async def test_broadcast_to_thirty_real_daemons() -> None:
             assert controller.statistics().daemons_online == count
             for each in controller.daemons():
                 assert (await each.run("echo $PPID")).success
-            await stop_together(stack)
-
-
-async def stop_together(stack: contextlib.AsyncExitStack) -> None:
-    """Leave many daemons' blocks at once: each waits for its process to end."""
-    for callback in stack._exit_callbacks:  # type: ignore[attr-defined]
-        manager = callback[1].__self__
-        frame_locals = manager.gen.ag_frame.f_locals
-        frame_locals["daemon"].terminate()
-    await stack.aclose()
+            for process in running:  # all at once, before each is waited for
+                process.terminate()
+            await stack.aclose()
 
 
 @posix_only

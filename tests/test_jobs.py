@@ -355,6 +355,18 @@ def test_a_job_has_one_owner_at_a_time(daemon: Daemon) -> None:
     assert daemon.job().client == BOB
 
 
+@pytest.mark.parametrize("role", Role)
+def test_nothing_is_sent_on_a_channel_that_was_closed(daemon: Daemon, role: Role) -> None:
+    """What was due to somebody who left is not sent any more, whoever else is attached."""
+    daemon.attach()
+    daemon.resume(2, client=BOB, role=Role.VIEWER)
+    daemon.heard()
+    daemon.job().write(Stream.OUTPUT, b"x")
+    left, stays = (1, 2) if role is Role.OWNER else (2, 1)
+    daemon.receive(control(left, wire.Detach()))
+    assert daemon.heard() == [(stays, Bytes(Stream.OUTPUT, 0, b"x"))]
+
+
 def test_takeover_tells_the_loser(daemon: Daemon) -> None:
     """The owner that is displaced hears Taken, and its channel is closed."""
     daemon.attach()

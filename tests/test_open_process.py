@@ -450,9 +450,13 @@ async def test_input_for_a_process_that_has_ended_is_a_broken_stream(
 ) -> None:
     """Also for those who were waiting for room; closing it is fine."""
     async with daemon.worker() as worker, worker.open_process("exec 0<&-; sleep 0.3") as process:
-        with pytest.raises(trio.BrokenResourceError):
+
+        async def send_for_ever() -> None:
             while True:  # nobody reads it: the daemon throws it away, as fast as it comes
                 await process.stdin.send_all(bytes(10 * MB))
+
+        with pytest.raises(trio.BrokenResourceError):
+            await send_for_ever()
         await process.wait()
         with pytest.raises(trio.BrokenResourceError):
             await process.stdin.send_all(b"x")

@@ -175,3 +175,18 @@ async def test_stopping_daemon_takes_no_new_job(marker: Marker) -> None:
                     assert await daemon.stop() == 0
             assert worker.state is sandd.DaemonState.GONE
     assert isinstance(refused[0], sandd.RequestRefused | sandd.DaemonGone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stopping_daemon_can_be_told_to_stop_again(number: int) -> None:
+    """Signals that keep coming, to the last moment of the process, change nothing about exit code 0."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller:
+            for _ in range(3):
+                async with open_daemon(controller.url, "d") as daemon:
+                    await controller.wait_for_daemon("d")
+                    daemon.terminate()
+                    while daemon.exit_code is None:
+                        daemon.signal(number)
+                        await trio.sleep(0.001)
+                    assert await daemon.wait() == 0

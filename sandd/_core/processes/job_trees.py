@@ -221,7 +221,8 @@ class SubreaperTrees(JobTrees):
     def is_all_gone(self) -> bool:
         # Until the list is empty: whoever is reaped may have left children that were not in it.
         while pids := self._children():
-            if not any([self._collect(pid) for pid in pids]):
+            reaped = [pid for pid in pids if self._collect(pid)]
+            if not reaped:
                 return False
         return True
 
