@@ -153,7 +153,7 @@ def test_a_spec_too_large_is_refused_before_anything_is_sent(peer: Peer) -> None
     huge = wire.CommandSpec(argv=(bytes(wire.MAX_CONTROL_BYTES),))
     with pytest.raises(LocalProtocolError, match="too large"):
         peer.client.open("d", huge)
-    assert (peer.client.jobs, peer.heard()) == (set(), [])
+    assert (peer.client.jobs, peer.heard()) == ({}, [])
 
 
 # ---- what comes back -----------------------------------------------------------------------------
@@ -637,7 +637,7 @@ def test_a_refusal_becomes_the_fitting_error(peer: Peer, code: RefusedCode) -> N
     job = peer.client.open("d", SPEC)
     channel, _ = peer.attach_heard()
     assert peer.refused(channel, code) == [job]
-    assert (job.state, job.finished, peer.client.jobs) == (AttachState.CLOSED, True, set())
+    assert (job.state, job.finished, peer.client.jobs) == (AttachState.CLOSED, True, {})
     assert type(job.error) is ERRORS[code]
     assert job.id in str(job.error)
     assert "because" in str(job.error)

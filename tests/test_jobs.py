@@ -878,7 +878,7 @@ def test_a_closed_link_leaves_jobs_alone(daemon: Daemon) -> None:
     daemon.resume(2, client=BOB, role=Role.VIEWER)
     job = daemon.job()
     assert daemon.table.close_link(daemon.link, 0.0) == []
-    assert (job.owner, job.viewers, daemon.link.attachments) == (None, set(), {})
+    assert (job.owner, job.viewers, daemon.link.attachments) == (None, {}, {})
     assert job.client == ALICE
     assert daemon.table.close_link(daemon.link, 0.0) == []
 

@@ -403,6 +403,7 @@ async def test_leaving_just_before_a_cut_ends_it_all_the_same(
     """An End that was lost on the way is said again."""
     async with world(daemon) as it:
         for held in (DOWN, UP):
+            is_held = trio.Event()
             async with trio.open_nursery() as nursery:
 
                 @nursery.start_soon
@@ -410,8 +411,9 @@ async def test_leaving_just_before_a_cut_ends_it_all_the_same(
                     async with it.worker.open_process("sleep 60", env=dict([marker])):
                         await until(marker.processes)
                         it.relay.hold(held)  # noqa: B023 - the nursery ends within the iteration
+                        is_held.set()  # noqa: B023
 
-                await until(marker.processes)
+                await is_held.wait()
                 await trio.sleep(0.1)
                 it.relay.cut()
                 it.relay.release()

@@ -188,7 +188,8 @@ class Client:
         self.id = secrets.token_hex(8)
         self.scheduler = Scheduler()
         self.daemons: dict[str, KnownDaemon] = {}
-        self.jobs: set[ClientJob] = set()
+        # A dict as an ordered set: after an outage, who came first is attached first.
+        self.jobs: dict[ClientJob, None] = {}
         self._channels: dict[int, ClientJob] = {}
         self._unconfirmed: dict[str, dict[int, None]] = {}
         """Per daemon, the sequences of generated ids that it has not confirmed."""
@@ -249,7 +250,7 @@ class Client:
         self._detach(job)
         job.state = AttachState.CLOSED
         job.error = job.error or error
-        self.jobs.discard(job)
+        self.jobs.pop(job, None)
         self._confirm(job)
 
     def job_on(self, channel: int) -> ClientJob | None:
@@ -316,7 +317,7 @@ class Client:
     # -- inside
 
     def _add(self, job: ClientJob) -> None:
-        self.jobs.add(job)
+        self.jobs[job] = None
         if job.sequence is not None:
             self._unconfirmed.setdefault(job.daemon_id, {})[job.sequence] = None
         self._attach(job)

@@ -73,7 +73,7 @@ class Job:
         self.client = ""
         """The client that owns the job, attached or not."""
         self.owner: Attachment | None = None
-        self.viewers: set[Attachment] = set()
+        self.viewers: dict[Attachment, None] = {}  # an ordered set
         self.unowned_seconds = 0.0
         self.end_requested = False
         """Its owner left for good: once ended, nobody will ask for the results."""
@@ -349,7 +349,7 @@ class JobTable:
         if message.role is Role.OWNER:
             self._own(job, attachment, message)
         else:
-            job.viewers.add(attachment)
+            job.viewers[attachment] = None
         link.control(number, self._attached(job, attachment))
         link.scheduler.activate(channel)
         return effects
@@ -457,7 +457,7 @@ class JobTable:
         job = attachment.job
         if job.owner is attachment:
             job.owner = None
-        job.viewers.discard(attachment)
+        job.viewers.pop(attachment, None)
 
     def _detach(self, attachment: Attachment, now: float) -> Effects:
         self._unlink(attachment)

@@ -102,7 +102,7 @@ class Router:
     """Joins channels of client links to channels of daemon links."""
 
     def __init__(self) -> None:
-        self.clients: set[ClientLink] = set()
+        self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
         """Links for which something was scheduled; the shell empties it."""
@@ -114,14 +114,14 @@ class Router:
     def add_client(self, *, tenant: str = "default", principal: str = "") -> ClientLink:
         """A client is connected; it is told of every daemon."""
         link = ClientLink(self.dirty, tenant=tenant, principal=principal)
-        self.clients.add(link)
+        self.clients[link] = None
         for status in self._status.values():
             link.control(0, status)
         return link
 
     def remove_client(self, link: ClientLink) -> None:
         """The client's link is gone: its channels are detached, its jobs go on."""
-        self.clients.discard(link)
+        self.clients.pop(link, None)
         self.dirty.discard(link)
         for route in list(link.routes.values()):
             self._unjoin(route)

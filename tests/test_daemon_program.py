@@ -1,0 +1,490 @@
+"""The daemon as a program: how it starts, how it is stopped at any moment, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from cut_relay import open_relay
+from daemons import daemon_environment, open_daemon, running_daemon
+from process_tools import linux_only, posix_only, until, until_sync
+from standing_daemon import reserved_port
+
+import sandd
+from sandd import Outcome, wire
+from sandd._core.link import judge_hello
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from conftest import Marker
+
+pytestmark = posix_only
+
+LIMIT = 30.0
+REFUSING = "ws://127.0.0.1:9/ws"
+"""Where nobody listens."""
+
+
+def run_daemon(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A daemon that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "sandd.daemon", *arguments],
+        env=daemon_environment(env),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+@contextlib.contextmanager
+def started(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+    """A daemon that is told to stop."""
+    command = [sys.executable, "-m", "sandd.daemon", *arguments, "--state-dir", str(home / "state")]
+    with subprocess.Popen(
+        command,
+        env=daemon_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
+    """A daemon whose log is a pipe, and who has its options from where the test says."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sandd.daemon", *arguments],
+        env=daemon_environment(env),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal; Linux only."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16)  # type: ignore[index]
+    return bool(caught >> (number - 1) & 1)
+
+
+# ---- options, as the program sees them -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["-m", "sandd.daemon"], ["-m", "sandd", "daemon"]])
+def test_version(arguments: list[str]) -> None:
+    """``--version`` prints it and exits 0, as a module and as a command."""
+    done = subprocess.run(
+        [sys.executable, *arguments, "--version"],
+        env=daemon_environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sandd {sandd.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "words"),
+    [
+        ([], {}, "--server-url ws://HOST:PORT/ws"),
+        (["-s", "http://h"], {}, "'http://h' is not usable"),
+        (["-s", REFUSING, "--nonsense"], {}, "--nonsense"),
+        (["-s", REFUSING, "-d", "a b"], {}, "daemon id 'a b'"),
+        (["-s", REFUSING, "-l", "x"], {}, "label 'x'"),
+        (["-s", REFUSING], {"SANDD_LOG_LEVEL": "loud"}, "'loud'"),
+        (["-s", REFUSING, "--config", "/no/such.toml"], {}, "/no/such.toml"),
+        (["-s", REFUSING, "--token-file", "/no/such"], {}, "/no/such"),
+        (["-s", REFUSING, "--state-dir", "/dev/null/x"], {}, "/dev/null/x"),
+        (["-s", "ws://u:p@h/ws"], {}, "user name"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_bad_option_is_one_line_and_exit_2(
+    arguments: list[str], env: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    """No traceback, nothing on stdout, nothing started."""
+    env = {"XDG_STATE_HOME": str(tmp_path)} | env
+    done = run_daemon(*arguments, env=env)
+    lines = [line for line in done.stderr.splitlines() if " info " not in line]
+    assert (done.returncode, done.stdout, len(lines)) == (2, "", 1), done.stderr
+    assert lines[0].startswith("python -m sandd.daemon: error: ")
+    assert words in lines[0]
+
+
+def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:
+    """The second exits 2 and says what to do; the first goes on."""
+    with running_daemon(REFUSING, "first", arguments=["--reconnect-max", "5"]) as first:
+        first.wait_for_log_sync("dial_failed")
+        done = run_daemon("-s", REFUSING, "-d", "x", "--state-dir", str(first.state_dir))
+        assert done.returncode == 2
+        assert "belongs to another running daemon" in done.stderr
+        assert first.exit_code is None
+
+
+async def test_configured_by_a_file_the_environment_and_options(tmp_path: Path) -> None:
+    """A real daemon under an id, labels and a token from three places."""
+    (tmp_path / "token").write_text("s3cret\n")
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0, token="s3cret") as controller:
+            config = tmp_path / "daemon.toml"
+            config.write_text(
+                f'server_url = "{controller.url.removesuffix("/ws")}"\n'
+                f'token_file = "{tmp_path / "token"}"\nlabels = ["from=file"]\ndaemon_id = "file"\n'
+            )
+            process = start(
+                *("--log-format", "json"),
+                SANDD_CONFIG=str(config),
+                SANDD_DAEMON_ID="from-env",
+                XDG_STATE_HOME=str(tmp_path),
+            )
+            try:
+                worker = await controller.wait_for_daemon("from-env")
+                assert dict(worker.info.labels) == {"from": "file"}
+                assert (tmp_path / "sandd" / "daemons" / "from-env" / "lock").exists()
+            finally:
+                process.terminate()
+                _, log = await trio.to_thread.run_sync(process.communicate)
+            assert process.returncode == 0
+            events = [json.loads(line)["event"] for line in log.splitlines()]
+            assert events[0] == "started"
+            assert events[-1] == "stopped"
+            assert b"s3cret" not in log
+
+
+async def test_without_an_id_it_has_a_lasting_one(tmp_path: Path) -> None:
+    """Host name and suffix, the same after a restart."""
+    seen = []
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller:
+            for _ in range(2):
+                async with controller.open_events() as events:
+                    process = start("-s", controller.url, XDG_STATE_HOME=str(tmp_path))
+                    seen.append((await anext(events)).daemon_id)
+                    process.terminate()
+                    await trio.to_thread.run_sync(process.communicate)
+    assert seen[0] == seen[1]
+    assert re.fullmatch(r".+-[0-9a-f]{6}", seen[0])
+
+
+# ---- who it may be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, "wrong"])
+async def test_a_refused_token_ends_the_daemon_with_the_reason(
+    given: str | None, tmp_path: Path
+) -> None:
+    """Exit code 1, what to look at on stderr, and the token in nobody's log."""
+    arguments: Sequence[str] = ()
+    if given is not None:
+        (tmp_path / "token").write_text(given)
+        arguments = ["--token-file", str(tmp_path / "token")]
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0, token="s3cret") as controller:
+            async with open_daemon(controller.url, arguments=arguments) as daemon:
+                assert await daemon.wait() == 1
+                assert "refused: the daemon's token is missing or wrong" in daemon.log
+                assert "--token-file" in daemon.log
+                assert "s3cret" not in daemon.log
+                assert "Traceback" not in daemon.log
+            assert controller.daemons() == []
+
+
+async def test_the_right_token_lets_it_in(tmp_path: Path) -> None:
+    """White space around it in the file doesn't count; jobs don't see where it is."""
+    (tmp_path / "token").write_text("  s3cret \n")
+    arguments = ["--token-file", str(tmp_path / "token")]
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0, token=b"s3cret") as controller:
+            async with open_daemon(
+                controller.url, arguments=arguments, env={"SANDD_TOKEN_FILE": "/elsewhere"}
+            ):
+                worker = await controller.wait_for_daemon("worker-1")
+                result = await worker.run("env")
+                assert "SANDD_TOKEN_FILE" not in result.stdout
+
+
+def test_without_a_token_only_loopback_is_trusted() -> None:
+    """Anybody else is told how to configure one; `insecure` is the explicit way out."""
+    challenge = wire.Challenge(b"nonce", "controller")
+    hello = wire.Hello(1, "d", "i", 1)
+    assert judge_hello(hello, challenge, token=None, trusted_peer=True) is None
+    reject = judge_hello(hello, challenge, token=None, trusted_peer=False)
+    assert reject is not None
+    assert reject.code is wire.RejectCode.UNAUTHENTICATED
+    for words in ("loopback only", "token=", "--token-file", "insecure=True"):
+        assert words in reject.message
+
+
+def address_beyond_loopback() -> str | None:
+    """An address of this machine that is not loopback, if it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with contextlib.suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only the route is looked up
+            return str(probe.getsockname()[0])
+    return None
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+async def test_a_daemon_from_beyond_loopback_needs_a_token(insecure: bool) -> None:
+    """Through the machine's own address, with a real daemon: refused and told why, or let in on purpose."""
+    host = address_beyond_loopback()
+    if host is None or host.startswith("127."):
+        pytest.skip("this machine has no other address")
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller("0.0.0.0", 0, insecure=insecure) as controller:
+            port = controller.address.rpartition(":")[2]
+            async with open_daemon(f"ws://{host}:{port}/ws") as daemon:
+                if insecure:
+                    worker = await controller.wait_for_daemon("worker-1")
+                    assert (await worker.run("echo in")).stdout == "in\n"
+                else:
+                    assert await daemon.wait() == 1
+                    assert "insecure=True" in daemon.log
+
+
+# ---- stopped ------------------------------------------------------------------------------------
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_stopped_at_any_moment_of_its_start_it_exits_0(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """From the moment Python has come to our first lines, through imports and dialling, without a traceback."""
+    took = None
+    for step in range(12):
+        with started("-s", REFUSING, "-d", "x", "--reconnect-max", "5", home=tmp_path) as process:
+            # Not SIGINT's: Python itself has one from the start.
+            until_sync(lambda: handles(process.pid, signal.SIGTERM))
+            begun = time.monotonic()
+            if took is None:  # the first one shows how long a start takes
+                assert process.stdout is not None
+                while "dial_failed" not in process.stdout.readline():
+                    pass
+                took = time.monotonic() - begun
+            else:
+                time.sleep(took * step / 10)
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=10)
+            assert process.returncode == 0, output
+            assert "Traceback" not in output
+
+
+@linux_only
+def test_stopped_again_and_again_it_still_exits_0(tmp_path: Path) -> None:
+    """An impatient supervisor's second, tenth and hundredth signal change nothing."""
+    with started("-s", REFUSING, "-d", "x", home=tmp_path) as process:
+        assert process.stdout is not None
+        while "dial_failed" not in process.stdout.readline():
+            pass
+        while process.poll() is None:
+            process.send_signal(random.choice([signal.SIGTERM, signal.SIGINT]))
+            time.sleep(0.001)
+        assert process.returncode == 0, process.stdout.read()
+
+
+async def test_stopped_while_it_dials_what_never_answers() -> None:
+    """Neither a TCP connection without an answer nor half a handshake holds it up."""
+    with trio.fail_after(LIMIT), socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(1)
+        url = f"ws://127.0.0.1:{mute.getsockname()[1]}/ws"
+        async with open_daemon(url) as daemon:
+            peer, _ = await trio.to_thread.run_sync(mute.accept)
+            with peer:
+                started = trio.current_time()
+                assert await daemon.stop() == 0
+                assert trio.current_time() - started < 4
+
+
+async def test_stopped_while_the_controller_does_not_answer_the_hello() -> None:
+    """A controller that takes the connection and then says nothing is no reason to stay."""
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_relay(int(controller.address.rpartition(":")[2])) as relay,
+        ):
+            relay.hold()
+            async with open_daemon(relay.url) as daemon:
+                await relay.wait_accepted(1)
+                started = trio.current_time()
+                assert await daemon.stop() == 0
+                assert trio.current_time() - started < 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+async def test_stopped_with_jobs_running_it_tells_how_they_ended(
+    number: signal.Signals, marker: Marker
+) -> None:
+    """They have time to clean up, their last words arrive, and nothing of them is left."""
+    polite = "trap 'echo cleaned; exit 4' TERM; echo on; sleep 60 & wait"
+    stubborn = "trap '' TERM; setsid sleep 60 & echo on; sleep 60"
+    results: dict[str, sandd.CommandResult] = {}
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller:
+            async with open_daemon(controller.url) as daemon:
+                worker = await controller.wait_for_daemon("worker-1")
+                async with trio.open_nursery() as nursery:
+
+                    async def run(script: str) -> None:
+                        results[script] = await worker.run(script, env=dict([marker]))
+
+                    nursery.start_soon(run, polite)
+                    nursery.start_soon(run, stubborn)
+                    await until(lambda: len(marker.processes()) >= 5)
+                    daemon.signal(number)
+                    started = trio.current_time()
+                    assert await daemon.wait() == 0
+                    assert trio.current_time() - started < 8
+            assert marker.processes() == []
+    assert (results[polite].stdout, results[polite].exit_code) == ("on\ncleaned\n", 4)
+    assert (results[stubborn].stdout, results[stubborn].signal) == ("on\n", "SIGKILL")
+    for result in results.values():
+        assert result.outcome is Outcome.CANCELLED
+
+
+async def test_stopped_while_away_with_jobs_running(marker: Marker) -> None:
+    """Nobody is there to be told, and nothing is left."""
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_relay(int(controller.address.rpartition(":")[2])) as relay,
+            open_daemon(relay.url) as daemon,
+            trio.open_nursery() as nursery,
+        ):
+            worker = await controller.wait_for_daemon("worker-1")
+            nursery.start_soon(lambda: worker.run("sleep 60", env=dict([marker])))
+            await until(marker.processes)
+            relay.refuse()
+            await daemon.wait_for_log("dial_failed")
+            assert await daemon.stop() == 0
+            assert marker.processes() == []
+            nursery.cancel_scope.cancel()
+
+
+async def test_stopped_together_with_its_controller(marker: Marker) -> None:
+    """Whoever of the two goes first, and however close: both end well, and soon."""
+    source = random.Random(13)
+    with trio.fail_after(LIMIT):
+        for _ in range(6):
+            delay = source.uniform(-0.03, 0.03)
+            async with sandd.open_controller(port=0) as controller:
+                async with open_daemon(controller.url) as daemon:
+                    worker = await controller.wait_for_daemon("worker-1")
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(lambda: worker.run("sleep 60", env=dict([marker])))  # noqa: B023 - used within the iteration
+                        await until(marker.processes)
+                        await trio.sleep(max(0.0, delay))
+                        daemon.terminate()
+                        await trio.sleep(max(0.0, -delay))
+                        nursery.cancel_scope.cancel()
+                    started = trio.current_time()
+                    assert await daemon.wait() == 0
+                    assert trio.current_time() - started < 5
+            assert marker.processes() == []
+
+
+@linux_only
+async def test_killed_it_leaves_nothing(marker: Marker) -> None:
+    """SIGKILL can't be handled, and yet every job dies with the daemon, escapees too, within a second."""
+    script = "trap '' TERM HUP; setsid sleep 60 & (setsid sh -c 'sleep 60 & sleep 60' &); sleep 60"
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, trio.open_nursery() as nursery:
+            async with open_daemon(controller.url) as daemon:
+                worker = await controller.wait_for_daemon("worker-1")
+                nursery.start_soon(lambda: worker.run(script, env=dict([marker])))
+                await until(lambda: len(marker.processes()) >= 6)
+                spawner = children_of(daemon.pid)
+                daemon.kill()
+                await until(lambda: not marker.processes(), within=1.0)
+                await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in spawner))
+            nursery.cancel_scope.cancel()
+
+
+def children_of(pid: int) -> list[int]:
+    """Direct children, by the kernel's list."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+# ---- the other side -----------------------------------------------------------------------------
+
+
+async def test_an_unreachable_controller_is_retried_until_it_is_there() -> None:
+    """The daemon may be started first."""
+    with trio.fail_after(LIMIT), reserved_port() as port:
+        url = f"ws://127.0.0.1:{port}/ws"
+        async with open_daemon(url, arguments=["--reconnect-max", "0.1"]) as daemon:
+            log = await daemon.wait_for_log("dial_failed")
+            assert "Connection refused" in log
+            async with sandd.open_controller(port=port) as controller:
+                worker = await controller.wait_for_daemon("worker-1")
+                assert (await worker.run("echo on")).stdout == "on\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 404 Not Found\r\ncontent-length: 9\r\n\r\nnot here\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"",
+    ],
+    ids=["404", "200", "ssh", "tls", "close"],
+)
+async def test_something_else_on_the_controllers_port_is_retried(answer: bytes) -> None:
+    """A proxy that isn't ready, or a wrong port: the daemon says what it met, and tries on."""
+    tries = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal tries
+        tries += 1
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+            await stream.send_all(answer)
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, serve, 0)
+            port = listeners[0].socket.getsockname()[1]
+            async with open_daemon(
+                f"ws://127.0.0.1:{port}/ws", arguments=["--reconnect-max", "0.1"]
+            ) as daemon:
+                await until(lambda: tries >= 3)
+                assert "Traceback" not in daemon.log
+                assert "dial_failed" in daemon.log
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_jobs_environment_has_nothing_of_the_daemons_options() -> None:
+    """Not the URL, not the file of the token: only the marker by which a job is known."""
+    env = {"SANDD_LABELS": "a=b", "SANDD_CONFIG": "", "SANDD_ANYTHING": "x", "OTHER": "kept"}
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller:
+            async with open_daemon(controller.url, env=env):
+                worker = await controller.wait_for_daemon("worker-1")
+                result = await worker.run(["env"])
+    names = {line.partition("=")[0] for line in result.stdout.splitlines()}
+    assert {name for name in names if name.startswith("SANDD")} == {"SANDD_JOB"}
+    assert "OTHER" in names
+    assert os.environ.get("PATH", "") in result.stdout

@@ -1,0 +1,195 @@
+"""The daemon's state directory: one daemon each, told when it can't be, and an id that lasts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from process_tools import posix_only
+
+from sandd import ConfigurationError
+from sandd._core import state_directory
+from sandd._core.link import check_daemon_id
+from sandd._core.state_directory import default_daemon_id, open_state_directory, state_home
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user of our own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+
+
+# ---- the lock -----------------------------------------------------------------------------------
+
+
+def test_a_chosen_directory_is_made_and_held(tmp_path: Path) -> None:
+    """With its parents, for its owner's eyes only; it stays, and is free again afterwards."""
+    chosen = tmp_path / "a" / "b"
+    for _ in range(2):
+        with open_state_directory(chosen, "d") as state:
+            assert (state.path, state.temporary) == (chosen, False)
+            if sys.platform != "win32":
+                assert chosen.stat().st_mode & 0o777 == 0o700
+            with pytest.raises(
+                ConfigurationError, match="belongs to another running daemon"
+            ) as caught:
+                with open_state_directory(chosen, "d"):
+                    pytest.fail("it is held")
+            assert str(chosen) in str(caught.value)
+            assert "--state-dir" in str(caught.value)
+    assert chosen.is_dir()
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """A daemon that was killed leaves nothing to clean up."""
+    program = (
+        "import os, sys, signal; from pathlib import Path\n"
+        "from sandd._core.state_directory import open_state_directory\n"
+        "with open_state_directory(Path(sys.argv[1]), 'd'):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == b"held"
+        with pytest.raises(ConfigurationError), open_state_directory(tmp_path, "d"):
+            pytest.fail("it is held")
+        holder.kill()
+        holder.wait()
+        with open_state_directory(tmp_path, "d") as state:
+            assert state.path == tmp_path
+
+
+def test_a_chosen_directory_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    """A file in its place, for instance; it is never quietly replaced by another."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigurationError, match="can't use the state directory") as caught:
+            with open_state_directory(path, "d"):
+                pytest.fail("it can't be")
+        assert str(path) in str(caught.value)
+
+
+@posix_only
+def test_a_file_system_without_locks_is_not_another_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The complaint is about the lock, and names the system's reason."""
+    import fcntl
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigurationError, match=r"can't use the state directory.*No locks"):
+        with open_state_directory(tmp_path, "d"):
+            pytest.fail("it can't be")
+    with open_state_directory(None, "d") as state:
+        assert state.temporary
+
+
+def test_the_default_is_below_the_state_home() -> None:
+    """One for each id, so that several daemons of a user don't meet."""
+    with open_state_directory(None, "one") as one, open_state_directory(None, "two") as two:
+        assert one.path == state_home() / "daemons" / "one"
+        assert two.path == state_home() / "daemons" / "two"
+        assert not one.temporary
+
+
+def test_a_default_that_is_held_is_replaced_by_a_temporary_one() -> None:
+    """Nobody asked for that very directory, so it is no reason not to run; the other goes away again."""
+    with open_state_directory(None, "d") as first:
+        with open_state_directory(None, "d") as second:
+            assert second.temporary
+            assert second.path != first.path
+            assert second.path.is_dir()
+        assert not second.path.exists()
+    assert first.path.exists()
+
+
+def test_a_default_that_cannot_be_is_replaced_by_a_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No home, or one that can't be written."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(state_directory, "_state_home", lambda: tmp_path / "file" / "below")
+    with open_state_directory(None, "d") as state:
+        assert state.temporary
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(state_directory, "_state_home", homeless)
+    with open_state_directory(None, "d") as state:
+        assert state.temporary
+    assert check_daemon_id(default_daemon_id(None)) is None
+
+
+def test_errors_of_the_body_are_the_bodys(tmp_path: Path) -> None:
+    """An OSError in the block comes out as itself, and the lock is free."""
+    for chosen in (None, tmp_path):
+        error = OSError(5, "ours")
+        with pytest.raises(OSError, match="ours") as caught, open_state_directory(chosen, "d"):
+            raise error
+        assert caught.value is error
+        with open_state_directory(chosen, "d") as state:
+            assert not state.temporary
+
+
+# ---- the id -------------------------------------------------------------------------------------
+
+
+def test_the_default_id_lasts(tmp_path: Path) -> None:
+    """Host name and a random suffix, usable as an id, and the same at the next start."""
+    for chosen in (None, tmp_path / "chosen"):
+        first = default_daemon_id(chosen)
+        assert check_daemon_id(first) is None
+        assert "-" in first
+        assert default_daemon_id(chosen) == first
+    assert default_daemon_id(tmp_path / "other") != first
+
+
+@pytest.mark.parametrize(
+    "hostname", ["", "ünïcode", "under_score.example", "-.-", "h" * 300, "a b"]
+)
+def test_any_host_name_makes_a_usable_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostname: str
+) -> None:
+    """Whatever the host is called."""
+    monkeypatch.setattr("socket.gethostname", lambda: hostname)
+    assert check_daemon_id(default_daemon_id(tmp_path)) is None
+
+
+def test_daemons_that_start_at_once_agree_on_the_id(tmp_path: Path) -> None:
+    """One makes it, and all have it; nothing half-written is ever read."""
+    with ThreadPoolExecutor(16) as pool:
+        ids = set(pool.map(lambda _: default_daemon_id(tmp_path), range(64)))
+    assert len(ids) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["daemon-id"]
+
+
+@pytest.mark.parametrize("content", [b"", b"a b", b"\xff\xfe", b"../../etc"], ids=repr)
+def test_a_kept_id_that_was_spoilt_is_not_used(tmp_path: Path, content: bytes) -> None:
+    """The daemon runs, under a new id."""
+    (tmp_path / "daemon-id").write_bytes(content)
+    assert check_daemon_id(default_daemon_id(tmp_path)) is None
+
+
+def test_a_directory_that_cannot_be_written_costs_only_the_lasting(tmp_path: Path) -> None:
+    """There is an id all the same; it differs at the next start."""
+    (tmp_path / "file").write_text("")
+    ids = {default_daemon_id(tmp_path / "file") for _ in range(3)}
+    assert len(ids) == 3
