@@ -457,12 +457,24 @@ def test_the_same_client_resumes_on_a_new_link_while_the_old_one_is_open(daemon:
 
 
 def test_whoever_is_displaced_is_told(daemon: Daemon) -> None:
-    """A second owner from the same client doesn't leave the first one waiting for ever."""
+    """(7) A second owner from the same client neither leaves the first waiting, nor shares with it."""
     daemon.attach()
     daemon.heard()
     daemon.resume(2)
     assert [said for channel, said in daemon.heard() if channel == 1] == [wire.Taken()]
-    assert daemon.job().generation == 1
+    daemon.table.close_link(daemon.link, 0.0)  # before the first has heard it
+    again = daemon.restarted_link()
+    again.resume(1, generation=1)
+    assert refusal(again.heard(), 1) is RefusedCode.TAKEN
+    again.resume(2, generation=2)
+    assert isinstance(again.heard()[0][1], wire.Attached)
+
+
+def test_a_start_that_is_repeated_stays_the_same_ownership(daemon: Daemon) -> None:
+    """However often its answer is lost, who started the job owns it as from the beginning."""
+    for channel in (1, 2, 3):
+        daemon.attach(channel)
+        assert daemon.heard()[-1][1].generation == 1
 
 
 def test_a_new_owner_gets_what_the_former_had_not(daemon: Daemon) -> None:

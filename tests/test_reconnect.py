@@ -536,6 +536,7 @@ async def test_a_loop_of_ours_that_stood_still_blames_nobody(daemon: StandingDae
         assert (await it.worker.run("echo on")).stdout == "on\n"
         await trio.sleep(0.3)
         assert (await it.worker.run("echo on")).stdout == "on\n"
+        assert it.relay.accepted == 1
 
 
 # ---- another instance ---------------------------------------------------------------------------

@@ -213,6 +213,12 @@ def _check_cursors(message: wire.Attach) -> None:
         seen.add(cursor.stream)
 
 
+def _repeats_start(message: wire.Attach) -> bool:
+    """Whether it is, again, the start of a job under an id that this very client generated."""
+    generated = parse(message.job_id)
+    return message.spec is not None and generated is not None and generated[0] == message.client
+
+
 @define(eq=False)
 class DaemonLink:
     """One connection to a controller, as the job table sees it."""
@@ -390,9 +396,8 @@ class JobTable:
                 RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec"
             )
         if message.role is Role.OWNER and not message.takeover:
-            generation = message.generation
-            if message.spec is not None and (parse(job.key[1]) or ("", 0))[0] == message.client:
-                generation = 1  # it started the job, though it never heard of that
+            # Who started the job may not have heard of it, and owns it all the same.
+            generation = 1 if _repeats_start(message) else message.generation
             if generation not in (None, job.generation):
                 return wire.Refused(RefusedCode.TAKEN, "another client took the job over")
             if job.owner is not None and job.client != message.client:
@@ -412,7 +417,10 @@ class JobTable:
             self._unlink(previous)
             # Also to the same client: it may have attached twice, and waits on that channel.
             previous.link.control(previous.channel.number, wire.Taken())
-        if job.client and job.client != message.client:
+        resumes = job.client == message.client and (
+            message.generation is not None or _repeats_start(message)
+        )
+        if job.client and not resumes:
             job.generation += 1
         job.client = message.client
         job.owner = attachment

@@ -202,6 +202,7 @@ class Pump:
 
     async def _watch(self) -> None:
         interval = self._liveness.interval
+        own_lag = max(interval, min(OWN_LAG, self._liveness.dead_after / 4))
         while True:
             planned = trio.current_time() + interval
             await trio.sleep_until(planned)
@@ -210,7 +211,7 @@ class Pump:
                 raise ConnectionLost(
                     "the peer does not read: too many control messages wait for it"
                 )
-            if now - planned > max(OWN_LAG, interval):
+            if now - planned > own_lag:
                 self._liveness.lagged(now - planned)
                 continue
             match self._liveness.check(now, self._connection.write_pending_since):

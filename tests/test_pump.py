@@ -1,0 +1,540 @@
+"""`Pump` over a connection that a test plays: order, heartbeats, farewells, and how a link ends."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import trio
+import trio.testing
+from attrs import define, field
+
+from sandd import RemoteProtocolError, wire
+from sandd._core._errors import ConnectionLost
+from sandd._core.link import OWN_LAG, WRITE_STALL
+from sandd._core.pump import AT_ONCE_BYTES, NEVER, Pump, receive_control, send_control
+from sandd._core.scheduler import MAX_CONTROL_BACKLOG, Scheduler
+from sandd.wire import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sandd._core.transport import Connection
+
+
+@define(eq=False)
+class FakeConnection:
+    """What a pump needs of a connection, in memory; the test is the peer."""
+
+    sent: list[bytes] = field(factory=list)
+    at_once: list[bytes] = field(factory=list)
+    """Those of `sent` that were handed over without waiting."""
+    takes_at_once: bool = True
+    write_pending_since: float | None = None
+    _gate: trio.Event | None = None
+    _incoming: trio.MemorySendChannel[bytes | Exception] = field(init=False)
+    _outgoing: trio.MemoryReceiveChannel[bytes | Exception] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._incoming, self._outgoing = trio.open_memory_channel[bytes | Exception](100)
+
+    # -- what the test does
+
+    def say(self, *frames: wire.EncodedFrame) -> None:
+        """The peer sends a message of these frames."""
+        self._incoming.send_nowait(b"".join(part for frame in frames for part in frame))
+
+    def say_bytes(self, message: bytes) -> None:
+        """The peer sends this message."""
+        self._incoming.send_nowait(message)
+
+    def end(self, error: Exception) -> None:
+        """The connection is over."""
+        self._incoming.send_nowait(error)
+
+    def block(self) -> None:
+        """From now on the socket takes nothing."""
+        self._gate = trio.Event()
+
+    def unblock(self) -> None:
+        """It takes everything again."""
+        if self._gate is not None:
+            self._gate.set()
+        self._gate = None
+
+    @property
+    def controls(self) -> list[wire.Control | wire.Unknown]:
+        """All control messages sent so far."""
+        frames = [frame for message in self.sent for frame in wire.decode_frames(message)]
+        return [
+            wire.decode_control(frame) for frame in frames if frame.type is wire.FrameType.CONTROL
+        ]
+
+    # -- what the pump does
+
+    async def flush(self) -> None:
+        """See `Connection`."""
+
+    async def send_message(self, message: bytes) -> None:
+        """See `Connection`."""
+        await trio.lowlevel.checkpoint()
+        if self._gate is not None:
+            await self._gate.wait()
+        self.sent.append(message)
+
+    def send_message_nowait(self, message: bytes) -> bool:
+        """See `Connection`."""
+        if not self.takes_at_once or self._gate is not None:
+            return False
+        self.sent.append(message)
+        self.at_once.append(message)
+        return True
+
+    async def receive_message(self) -> bytes:
+        """See `Connection`."""
+        message = await self._outgoing.receive()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    async def deliver_messages(self, receive: Callable[[bytes], None]) -> None:
+        """See `Connection`."""
+        while True:
+            receive(await self.receive_message())
+
+
+@define(eq=False)
+class Bench:
+    """A running pump, and everything around it."""
+
+    connection: FakeConnection
+    scheduler: Scheduler
+    pump: Pump
+    frames: list[wire.Frame]
+    turns: list[int]
+    """How many frames had come at each end of a message."""
+    outcome: list[BaseException]
+
+    def schedule(self, number: int, *, lazy: bool = False) -> None:
+        """Give the pump a small control message to send."""
+        self.scheduler.control(wire.encode_control(0, wire.Ping(number)))
+        self.pump.wake(lazy=lazy)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the pings sent."""
+        return [each.number for each in self.connection.controls if isinstance(each, wire.Ping)]
+
+    async def over(self) -> BaseException:
+        """How `run` ended."""
+        with trio.fail_after(1000):
+            while not self.outcome:
+                await trio.sleep(0.01)
+        return self.outcome[0]
+
+
+@asynccontextmanager
+async def opened(
+    heartbeat: float = NEVER,
+    dead_after: float = 1e6,
+    on_frame: Callable[[wire.Frame], None] | None = None,
+) -> AsyncIterator[Bench]:
+    """A pump that runs while the block lasts; its timers keep still, unless asked otherwise."""
+    connection, scheduler = FakeConnection(), Scheduler()
+    frames: list[wire.Frame] = []
+    turns: list[int] = []
+    pump = Pump(
+        cast("Connection", connection),
+        scheduler,
+        on_frame or frames.append,
+        heartbeat=heartbeat,
+        dead_after=dead_after,
+        after_message=lambda: turns.append(len(frames)),
+    )
+    bench = Bench(connection, scheduler, pump, frames, turns, [])
+
+    async def run() -> None:
+        try:
+            await pump.run()
+        except (ConnectionLost, RemoteProtocolError) as error:
+            bench.outcome.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield bench
+        nursery.cancel_scope.cancel()
+
+
+# ---- sending ------------------------------------------------------------------------------------
+
+
+async def test_a_small_message_goes_out_at_once() -> None:
+    """Before `wake` returns, as nothing is on the way before it."""
+    async with opened() as bench:
+        bench.schedule(1)
+        assert bench.numbers == [1]
+        assert len(bench.connection.at_once) == 1
+        assert bench.pump.bytes_sent == len(bench.connection.sent[0])
+
+
+async def test_what_follows_before_the_writers_turn_shares_a_message() -> None:
+    """In a crowd batching is worth more; the order is kept."""
+    async with opened() as bench:
+        for number in range(5):
+            bench.schedule(number)
+        assert bench.numbers == [0]
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [0, 1, 2, 3, 4]
+        assert len(bench.connection.sent) == 2
+        bench.schedule(5)
+        assert bench.numbers == [0, 1, 2, 3, 4, 5]
+
+
+async def test_what_nobody_waits_for_waits_for_the_writer() -> None:
+    """`lazy` costs no message of its own, and is sent within a turn."""
+    async with opened() as bench:
+        bench.schedule(1, lazy=True)
+        assert bench.numbers == []
+        bench.schedule(2)
+        assert bench.numbers == [1, 2]
+        assert len(bench.connection.sent) == 1
+        bench.schedule(3, lazy=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [1, 2, 3]
+
+
+@pytest.mark.parametrize("reason", ["refused", "large"])
+async def test_what_could_not_go_at_once_goes_first_and_once(reason: str) -> None:
+    """A message taken from the scheduler is never lost, repeated or overtaken."""
+    async with opened() as bench:
+        if reason == "refused":
+            bench.connection.takes_at_once = False
+        else:
+            large = wire.Goodbye("x" * 4000)
+            for _ in range(AT_ONCE_BYTES // 4000 + 1):
+                bench.scheduler.control(wire.encode_control(0, large))
+        bench.schedule(1)
+        bench.schedule(2)
+        assert bench.connection.sent == []
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [1, 2]
+        assert bench.pump.bytes_sent == sum(map(len, bench.connection.sent))
+
+
+async def test_a_blocked_socket_holds_back_and_loses_nothing() -> None:
+    """What is scheduled meanwhile follows in order."""
+    async with opened() as bench:
+        bench.connection.block()
+        for number in range(4):
+            bench.schedule(number)
+            await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == []
+        bench.connection.unblock()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [0, 1, 2, 3]
+
+
+async def test_waking_before_it_runs_is_remembered() -> None:
+    """What was scheduled before the first turn is sent in it."""
+    connection, scheduler = FakeConnection(), Scheduler()
+    pump = Pump(
+        cast("Connection", connection), scheduler, lambda _: None, heartbeat=NEVER, dead_after=1e6
+    )
+    scheduler.control(wire.encode_control(0, wire.Ping(1)))
+    pump.wake()
+    assert connection.sent == []
+    with trio.move_on_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pump.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert connection.controls == [wire.Ping(1)]
+            nursery.cancel_scope.cancel()
+
+
+# ---- draining -----------------------------------------------------------------------------------
+
+
+async def test_drained_means_handed_to_the_socket() -> None:
+    """Everything scheduled before, not merely taken from the scheduler."""
+    async with opened() as bench:
+        bench.connection.block()
+        bench.schedule(1)
+        done = trio.Event()
+
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def drain() -> None:
+                await bench.pump.drained()
+                assert bench.numbers == [1]
+                done.set()
+
+            await trio.testing.wait_all_tasks_blocked()
+            assert not done.is_set()
+            bench.connection.unblock()
+        with trio.fail_after(1):
+            await bench.pump.drained()
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "parked"])
+async def test_a_link_that_is_over_is_drained(moment: str) -> None:
+    """Nothing more will be sent, so nobody waits for it: not even one that was about to be."""
+    with trio.fail_after(5):
+        async with opened() as bench:
+            if moment == "during":
+                bench.connection.block()
+                bench.schedule(1)
+            async with trio.open_nursery() as nursery:
+                if moment != "before":
+                    nursery.start_soon(bench.pump.drained)
+                    await trio.testing.wait_all_tasks_blocked()
+                bench.pump.close("enough")
+                await bench.over()
+            bench.schedule(2)
+            await bench.pump.drained()
+
+
+# ---- receiving ----------------------------------------------------------------------------------
+
+
+async def test_frames_are_handed_over_in_order_and_each_message_is_followed_up() -> None:
+    """`after_message` comes once a message, behind its last frame."""
+    async with opened() as bench:
+        first, second = (wire.encode_data(n, Stream.OUTPUT, 0, b"x") for n in (1, 2))
+        bench.connection.say(first, second)
+        bench.connection.say(first)
+        bench.connection.say()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [frame.channel for frame in bench.frames] == [1, 2, 1]
+        assert bench.turns == [2, 3, 3]
+        assert bench.pump.bytes_received == 3 * len(b"".join(first))
+
+
+async def test_a_ping_is_answered_with_its_number() -> None:
+    """By itself, and not handed on."""
+    async with opened() as bench:
+        bench.connection.say(wire.encode_control(0, wire.Ping(77)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.connection.controls == [wire.Pong(77)]
+        assert bench.frames == []
+
+
+async def test_pinging_returns_with_the_answer() -> None:
+    """Any number of tasks may wait for one, and a pong that nobody waits for is nothing."""
+    async with opened() as bench:
+        bench.connection.say(wire.encode_control(0, wire.Pong(9)))
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.pump.ping)
+            nursery.start_soon(bench.pump.ping)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 2
+            bench.connection.say(wire.encode_control(0, wire.Pong(bench.numbers[-1])))
+        assert bench.outcome == []
+
+
+async def test_pinging_a_link_that_is_over_is_an_error() -> None:
+    """At once, also for those who wait already."""
+    with trio.fail_after(5):
+        async with opened() as bench:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def ping() -> None:
+                    with pytest.raises(ConnectionLost, match="enough"):
+                        await bench.pump.ping()
+
+                await trio.testing.wait_all_tasks_blocked()
+                bench.pump.close("enough")
+            with pytest.raises(ConnectionLost, match="enough"):
+                await bench.pump.ping()
+
+
+# ---- how it ends --------------------------------------------------------------------------------
+
+
+async def test_a_farewell_ends_the_link_and_is_kept() -> None:
+    """What stood before it in the message counts; what stands behind it doesn't."""
+    async with opened() as bench:
+        data = wire.encode_data(1, Stream.OUTPUT, 0, b"x")
+        bench.connection.say(data, wire.encode_control(0, wire.Goodbye("see you", 3.0)), data)
+        error = await bench.over()
+        assert isinstance(error, ConnectionLost)
+        assert "see you" in str(error)
+        assert bench.pump.goodbye == wire.Goodbye("see you", 3.0)
+        assert len(bench.frames) == 1
+        assert bench.turns == [1]
+
+
+async def test_a_bad_frame_ends_the_link_with_the_breach() -> None:
+    """RemoteProtocolError, as itself; what stood before it counts."""
+    async with opened() as bench:
+        data = wire.encode_data(1, Stream.OUTPUT, 0, b"x")
+        bench.connection.say_bytes(b"".join(data) + b"\xff" * 20)
+        assert isinstance(await bench.over(), RemoteProtocolError)
+        assert bench.turns == [1]
+
+
+async def test_a_breach_that_the_handler_finds_ends_the_link() -> None:
+    """As one that the pump finds."""
+
+    def refuse(_frame: wire.Frame) -> None:
+        raise RemoteProtocolError("not on my channel")
+
+    async with opened(on_frame=refuse) as bench:
+        bench.connection.say(wire.encode_data(1, Stream.OUTPUT, 0, b"x"))
+        assert "not on my channel" in str(await bench.over())
+
+
+async def test_a_mistake_of_ours_costs_the_link_and_not_the_program() -> None:
+    """It is logged with its traceback, and the link comes back by itself."""
+
+    def crash(_frame: wire.Frame) -> None:
+        raise ZeroDivisionError
+
+    async with opened(on_frame=crash) as bench:
+        bench.connection.say(wire.encode_data(1, Stream.OUTPUT, 0, b"x"))
+        error = await bench.over()
+        assert isinstance(error, ConnectionLost)
+        assert "ZeroDivisionError" in str(error)
+
+
+async def test_the_end_of_the_connection_is_told_as_it_was() -> None:
+    """The very error, from whichever task met it."""
+    error = ConnectionLost("reset")
+    async with opened() as bench:
+        bench.connection.end(error)
+        assert await bench.over() is error
+
+
+async def test_closed_by_us_it_says_why() -> None:
+    """The first reason counts."""
+    async with opened() as bench:
+        bench.pump.close("superseded")
+        bench.pump.close("later")
+        assert str(await bench.over()) == "superseded"
+
+
+async def test_cancelled_it_is_cancelled() -> None:
+    """Cancellation from outside is no loss of the connection."""
+    connection = cast("Connection", FakeConnection())
+    pump = Pump(connection, Scheduler(), lambda _: None, heartbeat=NEVER, dead_after=1e6)
+    with trio.move_on_after(0.01) as scope:
+        await pump.run()
+    assert scope.cancelled_caught
+
+
+# ---- time ---------------------------------------------------------------------------------------
+
+
+async def test_silence_is_met_with_pings_and_then_with_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A ping after each heartbeat of silence; dead after `dead_after` without a word."""
+    async with opened(heartbeat=10, dead_after=35) as bench:
+        await trio.sleep(9)
+        assert bench.numbers == []
+        await trio.sleep(25)
+        assert bench.numbers == [1, 2, 3]
+        assert bench.outcome == []
+        await trio.sleep(5)
+        assert "nothing heard" in str(bench.outcome[0])
+
+
+async def test_any_word_keeps_a_link_alive_and_spares_the_ping(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Traffic is heartbeat enough."""
+    async with opened(heartbeat=10, dead_after=35) as bench:
+        for _ in range(30):
+            await trio.sleep(8)
+            bench.connection.say(wire.encode_control(0, wire.Pong(1)))
+        assert bench.numbers == []
+        assert bench.outcome == []
+
+
+async def test_the_side_that_only_answers_never_pings(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It counts the silence all the same."""
+    async with opened(heartbeat=NEVER, dead_after=35) as bench:
+        await trio.sleep(34)
+        assert (bench.numbers, bench.outcome) == ([], [])
+        await trio.sleep(5)
+        assert len(bench.outcome) == 1
+
+
+async def test_a_peer_that_takes_nothing_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """However much it says: a write that gets nowhere for WRITE_STALL seconds is the end."""
+    async with opened(heartbeat=10, dead_after=35) as bench:
+        bench.connection.write_pending_since = trio.current_time()
+        for _ in range(int(WRITE_STALL) - 2):
+            await trio.sleep(1)
+            bench.connection.say(wire.encode_control(0, wire.Pong(1)))
+        assert bench.outcome == []
+        await trio.sleep(4)
+        assert "took no byte" in str(bench.outcome[0])
+
+
+async def test_a_peer_that_lets_control_messages_pile_up_is_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Memory is bounded, whoever is at the other end."""
+    async with opened(heartbeat=10, dead_after=35) as bench:
+        bench.connection.block()
+        large = (bytes(9), bytes(MAX_CONTROL_BACKLOG // 2 + 1))
+        bench.scheduler.control(large)
+        bench.scheduler.control(large)
+        await trio.sleep(3)
+        assert "does not read" in str(bench.outcome[0])
+
+
+@pytest.mark.parametrize(("dead_after", "stood"), [(45.0, 300.0), (45.0, 46.0), (0.8, 2.0)])
+async def test_our_own_standing_still_is_not_the_peers_silence(
+    mock_clock: trio.testing.MockClock, dead_after: float, stood: float
+) -> None:
+    """After a suspend, or a blocked loop, the peer has its time again; then silence counts as before."""
+    async with opened(heartbeat=dead_after / 2, dead_after=dead_after) as bench:
+        mock_clock.jump(stood)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.outcome == []
+        for _ in range(40):
+            mock_clock.jump(dead_after / 20)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(bench.outcome) == 1
+    assert stood > dead_after > min(OWN_LAG, dead_after / 4)
+
+
+# ---- the handshake's two functions ---------------------------------------------------------------
+
+
+async def test_control_messages_travel_alone() -> None:
+    """What one end sends by `send_control` the other receives by `receive_control`."""
+    here = FakeConnection()
+    await send_control(cast("Connection", here), wire.Ping(3))
+    here.say_bytes(here.sent[0])
+    assert await receive_control(cast("Connection", here)) == wire.Ping(3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xff" * 30,
+        b"".join(wire.encode_control(0, wire.Ping(1))) * 2,
+        b"".join(wire.encode_control(1, wire.Ping(1))),
+        b"".join(wire.encode_data(0, Stream.OUTPUT, 0, b"x")),
+        bytes(wire.MAX_HELLO_BYTES + 1),
+    ],
+    ids=["empty", "garbage", "two", "channel", "data", "large"],
+)
+async def test_anything_but_one_small_control_message_is_a_breach(message: bytes) -> None:
+    """Before anybody is known, nothing else is listened to."""
+    connection = FakeConnection()
+    connection.say_bytes(message)
+    with pytest.raises(RemoteProtocolError):
+        await receive_control(cast("Connection", connection))
