@@ -19,7 +19,7 @@ from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import CommandTimeout, DaemonGone, DaemonState, Outcome
-from sandd._core import acceptor
+from sandd._core import acceptor, commands
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -186,7 +186,7 @@ async def test_a_cut_at_any_byte_around_start_and_exit_is_no_difference(
         await it.worker.run(script, input=b".")
         whole = it.relay.passed[direction] - before
         assert 50 < whole < 2000
-        positions = range(1, whole + 1, max(1, whole // 60))
+        positions = range(1, whole + 1, max(1, whole // 40))
         for position in positions:
             it.relay.cut_after(position, direction)
             result = await it.worker.run(script, input=b".")
@@ -360,6 +360,29 @@ async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
         assert errors[0].started is True
         assert errors[0].result is not None
         assert errors[0].result.stdout == "hi\n"
+
+
+async def test_a_run_whose_time_is_up_does_not_wait_for_an_absent_daemon(
+    daemon: StandingDaemon, marker: Marker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon has killed it by then; that it did, and not how it ended, is what is known."""
+    monkeypatch.setattr(commands, "AWAY_MARGIN", 0.2)
+    async with world(daemon) as it, trio.open_nursery() as nursery:
+        errors: list[CommandTimeout] = []
+
+        @nursery.start_soon
+        async def run() -> None:
+            with pytest.raises(CommandTimeout, match="away") as caught:
+                await it.worker.run("sleep 60", timeout=0.6, kill_grace=0.1, env=dict([marker]))
+            errors.append(caught.value)
+
+        await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        await it.disconnect()
+        await until(lambda: errors)
+        assert (errors[0].started, errors[0].result) == (True, None)
+        assert marker.processes() == []
+        it.relay.accept()
+        await it.back()
 
 
 async def test_a_run_that_is_cancelled_while_away_returns_at_once(
