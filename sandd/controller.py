@@ -298,7 +298,6 @@ class Controller:
 
     # -- inside
 
-    @trio.lowlevel.enable_ki_protection
     async def _serve(
         self,
         host: str,
@@ -325,7 +324,6 @@ class Controller:
                 log.info("controller_started", address=self.address)
                 task_status.started(scope)
 
-    @trio.lowlevel.enable_ki_protection
     async def _look_after(self) -> None:
         while True:
             planned = trio.current_time() + LAG_INTERVAL
@@ -338,7 +336,6 @@ class Controller:
                     self._router.daemon_gone(daemon_id)
             self._local.flush()
 
-    @trio.lowlevel.enable_ki_protection
     async def _drain(self) -> None:
         """End what runs, say goodbye. Shielded and bounded."""
         grace = self._local.longest_grace

@@ -45,7 +45,6 @@ class JobHandle:
         self._sinks = dict(sinks)
         self._changed = trio.Event()
 
-    @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
         """From now on, give what arrives on the stream to `sink`; no task reads it."""
         self._sinks[stream] = sink
@@ -98,7 +97,6 @@ class JobHandle:
         if isinstance(failed, wire.Failed):
             raise failure(failed, self.job)
 
-    @trio.lowlevel.enable_ki_protection
     async def leave(self, grace: float) -> None:
         """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
 
@@ -112,7 +110,6 @@ class JobHandle:
                 await self.until(lambda: self.ended or job.state is AttachState.WAITING)
         self.forget()
 
-    @trio.lowlevel.enable_ki_protection
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
@@ -121,7 +118,6 @@ class JobHandle:
             self.link.flush(lazy=True)
         self.link.drop(self)
 
-    @trio.lowlevel.enable_ki_protection
     def detach(self) -> None:
         """Let the job go on without us."""
         if not self.closed:
@@ -168,7 +164,6 @@ class LocalLink:
         """Jobs open now."""
         return len(self._handles)
 
-    @trio.lowlevel.enable_ki_protection
     def open(
         self,
         daemon_id: str,
@@ -230,7 +225,6 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
-    @trio.lowlevel.enable_ki_protection
     def flush(self, *, lazy: bool = False) -> None:
         """Carry frames both ways until nothing is left, then wake the daemons' writers.
 

@@ -131,8 +131,6 @@ class Pump:
             outcome = outcome or error
             self._scope.cancel()
 
-        # Ctrl-C is the main task's: it must not strike here, and cost the link.
-        @trio.lowlevel.enable_ki_protection
         async def guarded(part: Callable[[], Awaitable[None]]) -> None:
             try:
                 await part()

@@ -108,7 +108,6 @@ class _Server:
     ssl_context: ssl.SSLContext | None
     open_connections: int = field(default=0, init=False)
 
-    @trio.lowlevel.enable_ki_protection
     async def accept_loop(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         with listener.socket:  # closed at once when cancelled, before the goodbyes
             in_trouble = False
@@ -133,7 +132,6 @@ class _Server:
                     raise
                 nursery.start_soon(self.run_connection, tcp, nursery)
 
-    @trio.lowlevel.enable_ki_protection
     async def run_connection(self, tcp: trio.SocketStream, nursery: trio.Nursery) -> None:
         try:
             connection = await self.shake_hands(tcp)
