@@ -16,8 +16,10 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import DaemonGone, JobNotFound, JobTaken, RequestRefused
-from sandd._core.client import OUTPUTS, AttachState, Client, ClientJob
-from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, DaemonLink, Effect, Effects, Job, JobTable
+from sandd._core.client import Client
+from sandd._core.client_job import OUTPUTS, AttachState, ClientJob
+from sandd._core.job import DaemonLink, Job
+from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
 from sandd._core.streams import RING_BYTES, WINDOW_BYTES, Gap

@@ -20,7 +20,8 @@ from sandd._core._errors import (
     RequestRefused,
     SanddError,
 )
-from sandd._core.client import AttachState, Client, ClientJob
+from sandd._core.client import Client
+from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.streams import WINDOW_BYTES, Gap
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, FailedCode, JobState, Outcome, RefusedCode, Role, Stream
@@ -537,6 +538,8 @@ def test_attach_far_into_a_stream_grants_credit_there(peer: Peer) -> None:
     far = 10 * WINDOW_BYTES
     state = wire.StreamState(Stream.OUTPUT, base=far, floor=far, end=far + 9, start=far)
     peer.attached(channel, streams=(state, OPS_CREDIT, wire.StreamState(Stream.INPUT)))
+    assert job.channel is not None
+    assert all(each.log.received <= each.max_offset for each in job.channel.receive.values())
     ((_, window),) = peer.heard()
     assert window == wire.Window((wire.StreamWindow(Stream.OUTPUT, far, far + WINDOW_BYTES),))
     peer.client.receive(data(channel, Stream.OUTPUT, far, b"x" * 9))

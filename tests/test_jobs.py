@@ -12,7 +12,8 @@ from sandd import wire
 from sandd._core import jobs as jobs_module
 from sandd._core import tombstones as tombstones_module
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
-from sandd._core.jobs import INPUT_WINDOW, DaemonLink, Effect, Effects, Job, JobTable
+from sandd._core.job import DaemonLink, Job
+from sandd._core.jobs import INPUT_WINDOW, Effect, Effects, JobTable
 from sandd.wire import FailedCode, JobState, Outcome, RefusedCode, Role, Stream
 
 ALICE, BOB = "a11ce00000000000", "b0b0000000000000"

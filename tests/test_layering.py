@@ -39,6 +39,7 @@ DAEMON_END = [
     "sandd._core.processes",
     "sandd._core.processes.*",
     "sandd._core.runner",
+    "sandd._core.spawn_requests",
     "sandd._core.state_directory",
     "sandd.daemon",
 ]
@@ -58,6 +59,8 @@ LAYERS = {
     "sans-IO": [
         "sandd._core.channels",
         "sandd._core.client",
+        "sandd._core.client_job",
+        "sandd._core.job",
         "sandd._core.jobs",
         "sandd._core.link",
         "sandd._core.results",

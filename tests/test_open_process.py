@@ -17,7 +17,7 @@ from process_tools import read_all, read_line, until
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
-from sandd import CommandTimeout, DaemonGone, JobIdConflict, Outcome, SpawnFailed
+from sandd import CommandTimeout, DaemonGone, JobIdConflict, JobTaken, Outcome, SpawnFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -565,6 +565,44 @@ async def test_a_chosen_id_runs_once(daemon: StandingDaemon, tmp_path: Any) -> N
             async with worker.open_process(f"echo x >> {tmp_path}/ran; read x", job_id=name):
                 pytest.fail("the id was used up")
         assert (tmp_path / "ran").read_text() == "x\n"
+
+
+async def test_the_same_start_again_takes_the_job_over(
+    daemon: StandingDaemon, tmp_path: Any
+) -> None:
+    """One process, which the later block holds; the earlier one is told, and ends nothing when it is left."""
+    name, script = f"shared-{tmp_path.name}", f"echo x >> {tmp_path}/ran; cat"
+    async with daemon.worker() as worker:
+        async with worker.open_process(script, job_id=name) as first:
+            await first.stdin.send_all(b"one")
+            assert await first.stdout.receive_some() == b"one"
+            async with worker.open_process(script, job_id=name) as second:
+                assert second.pid == first.pid
+                with pytest.raises(JobTaken):
+                    await first.wait()
+                with pytest.raises(trio.BrokenResourceError):
+                    await first.stdout.receive_some()
+                with pytest.raises(trio.BrokenResourceError):
+                    await first.stdin.send_all(b"x")
+                await second.stdin.send_all(b"two")
+                await second.stdin.aclose()
+                # All that is kept: what the first one read may be in it, or not any more.
+                assert await read_all(second.stdout) in (b"two", b"onetwo")
+                assert (await second.wait()).success
+        assert (tmp_path / "ran").read_text() == "x\n"
+
+
+async def test_leaving_a_job_that_was_taken_over_ends_nothing(
+    daemon: StandingDaemon, tmp_path: Any
+) -> None:
+    """Only its present holder can."""
+    name = f"shared-{tmp_path.name}"
+    async with daemon.worker() as worker, contextlib.AsyncExitStack() as later:
+        async with worker.open_process(["cat"], job_id=name) as first:
+            second = await later.enter_async_context(worker.open_process(["cat"], job_id=name))
+            assert second.pid == first.pid
+        await second.stdin.send_all(b"still here")
+        assert await second.stdout.receive_some() == b"still here"
 
 
 @pytest.mark.parametrize("job_id", ["", "x" * 129, "a\nb", "a\0b"], ids=repr)

@@ -409,11 +409,16 @@ async def test_leaving_a_process_while_away_ends_it_on_return(
     async with world(daemon) as it:
         async with it.worker.open_process(
             "trap '' TERM; setsid sleep 60 & sleep 60", env=dict([marker]), kill_grace=0.1
-        ):
+        ) as process:
             await until(lambda: len(marker.processes()) >= 3)
             await it.disconnect()
             started = trio.current_time()
         assert trio.current_time() - started < 1
+        with pytest.raises(trio.ClosedResourceError, match="left"):
+            await process.wait()
+        with pytest.raises(trio.BrokenResourceError):
+            await process.stdout.receive_some()
+        await process.signal("INT")
         assert len(marker.processes()) >= 3
         it.relay.accept()
         await until(lambda: not marker.processes())

@@ -11,7 +11,9 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     channels         one attachment to one job: what was sent and received, credit, acks
     scheduler        whose frame leaves next: control first, then fair between channels
     tombstones       which job ids are used up, in little memory
+    job              one job on its daemon: streams, state, attachments
     jobs             the daemon's half: which jobs there are, who is attached, what goes to whom
+    client_job       one job at its client
     client           a client's half: its jobs, and their resuming
     router           which client's channel meets which daemon's, and what it may send
     link             one connection: handshake, liveness, backoff
@@ -33,6 +35,7 @@ Trio shells of the controller alone
 
 Trio shells of the daemon alone
     processes/       starting and ending process trees; its spawner is standard library only
+    spawn_requests   from a job's spec to what is started
     runner           between the job table and the processes
     dialer           keeps a daemon connected
     state_directory  what outlives a daemon, and its lock

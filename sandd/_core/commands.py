@@ -11,7 +11,7 @@ import trio
 
 from sandd import wire
 from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
-from sandd._core.client import AttachState
+from sandd._core.client_job import AttachState
 from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, ExitStatus
 from sandd.wire import Outcome, Stream
 

@@ -16,7 +16,7 @@ from sandd._core._errors import (
     RequestRefused,
     SanddError,
 )
-from sandd._core.jobs import DaemonLink
+from sandd._core.job import DaemonLink
 from sandd._core.link import Backoff, Identity, answer_challenge
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control

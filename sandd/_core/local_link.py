@@ -14,7 +14,8 @@ from sandd._core._errors import (
     SanddError,
     SpawnFailed,
 )
-from sandd._core.client import AttachState, Client, ClientJob
+from sandd._core.client import Client
+from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
 from sandd._core.router import DaemonLink, Router
 from sandd.wire import FailedCode, Stream

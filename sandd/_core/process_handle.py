@@ -203,12 +203,17 @@ class Process:
         Raises:
             DaemonGone: the daemon was lost, and the status with it.
             JobTaken: another block took the job over, by its `job_id`.
-            trio.ClosedResourceError: the controller was closed meanwhile.
+            trio.ClosedResourceError: the controller was closed meanwhile, or the block was left while
+                the daemon was away.
         """
         await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: self._handle.ended)
         self._handle.raise_if_failed()
         event = self._handle.job.result
+        if event is None:
+            raise trio.ClosedResourceError(
+                "this process' block was left before its end was known: its daemon was away"
+            )
         assert isinstance(event, wire.Exited)
         return ExitStatus.from_event(event)
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import math
 import os
 import signal
-import sys
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -21,14 +19,14 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import SpawnFailed
-from sandd._core.jobs import DaemonLink, Effect, Effects, Job, JobTable
+from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
 from sandd._core.processes import Child, ChildLost, ProcessHost, ReceivesNowait, SpawnRequest
+from sandd._core.spawn_requests import spawn_request
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from sandd._core.job import DaemonLink, Job
     from sandd._core.pump import Pump
 
 log = get_logger("jobs")
@@ -483,60 +481,3 @@ class _Countdown:
 
 async def _kill(child: Child, grace: float) -> None:
     await child.kill(grace=grace)
-
-
-# ---- what to spawn -------------------------------------------------------------------------------
-
-
-def spawn_request(job: Job, instance: str) -> SpawnRequest:
-    """The process host's view of a job's spec: shell resolved, environment complete."""
-    spec = job.spec
-    marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
-    environment = dict(base_environment())
-    if spec.user is not None:
-        environment |= _user_environment(spec.user)
-    environment |= spec.env
-    environment[b"SANDD_JOB"] = marker
-    return SpawnRequest(
-        argv=shell_argv(spec.argv[0]) if spec.shell else spec.argv,
-        env=environment,
-        marker=marker,
-        cwd=spec.cwd,
-        user=spec.user,
-        stdin=spec.stdin,
-        merge_stderr=spec.merge_stderr,
-    )
-
-
-def shell_argv(text: bytes) -> tuple[bytes, ...]:
-    """The command line that has this machine's shell run `text`."""
-    if sys.platform == "win32":
-        return (os.environ.get("COMSPEC", "cmd.exe").encode(), b"/d", b"/c", text)
-    return (b"/bin/sh", b"-c", text)
-
-
-@functools.cache
-def base_environment() -> Mapping[bytes, bytes]:
-    """The daemon's environment as its children get it: without what configures the daemon, secrets included."""
-    return {
-        os.fsencode(k): os.fsencode(v) for k, v in os.environ.items() if not k.startswith("SANDD_")
-    }
-
-
-def _user_environment(user: str) -> dict[bytes, bytes]:
-    """What a login would set; an unknown user is the process host's to refuse."""
-    if sys.platform == "win32":
-        return {}
-    import pwd
-
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except (KeyError, ValueError, OverflowError):  # unknown, with a NUL, or beyond any uid
-        return {}
-    values = {
-        "HOME": entry.pw_dir,
-        "USER": entry.pw_name,
-        "LOGNAME": entry.pw_name,
-        "SHELL": entry.pw_shell,
-    }
-    return {key.encode(): os.fsencode(value) for key, value in values.items()}

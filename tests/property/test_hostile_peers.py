@@ -11,7 +11,8 @@ from strategies import CONTROLS, FRAMES, messages
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.client import Client
-from sandd._core.jobs import DaemonLink, Effect, JobTable
+from sandd._core.job import DaemonLink
+from sandd._core.jobs import Effect, JobTable
 from sandd._core.router import Router
 from sandd.wire import DaemonState, JobState, Role, Stream
 
