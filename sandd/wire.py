@@ -599,8 +599,10 @@ class Exited:
     outcome: Outcome
     seconds: float = field(validator=_seconds)  # from spawn to exit
     pipes_held: bool = False  # a background child kept a pipe open past the drain grace
+    finals: Mapping[Stream, int] = field(
+        factory=dict, validator=_at_most(len(Stream))
+    )  # where OUTPUT and ERROR end; 0 is left out
     pid: int = field(default=0, validator=_offset)  # where no Started went before
-    finals: Mapping[Stream, int] = field(factory=dict, validator=_at_most(len(Stream)))
 
 
 class FailedCode(enum.StrEnum):

@@ -143,7 +143,7 @@ class Job:
         """The process is reaped and its tree empty; the outputs end here."""
         pid = self._untold_pid or 0
         self._untold_pid = None
-        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, pid, self._finals()))
+        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
 
     def failed(
         self, code: wire.FailedCode, message: str, *, errno: int = 0, filename: bytes | None = None

@@ -27,40 +27,37 @@ _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores, and children should not. The spawner ignores nothing else, and blocks nothing."""
 
 
-class Launcher:
-    """Starts programs in sessions of their own.
+def launch(request: Spawn, descriptors: list[int]) -> int:
+    """Start the program in a session of its own, with its pipes; returns its pid.
 
     All descriptors of the spawner but 0 to 2 are closed on exec (PEP 446), and those three are
-    replaced: so a child gets its pipes and nothing else.
+    replaced: so a child gets its pipes and nothing else. (glibc lets it ignore signals 32 and 33, which
+    it uses itself and gives handlers when it does.)
+
+    Raises:
+        OSError: it can't be started; `filename` is what it failed on. Nothing ran.
+        ValueError: a NUL in an argument or "=" in a variable's name.
     """
-
-    def __init__(self) -> None:
-        self._home = os.open(".", os.O_RDONLY | os.O_CLOEXEC)
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-
-    def launch(self, request: Spawn, descriptors: list[int]) -> int:
-        """The pid of the started program.
-
-        Raises:
-            OSError: it can't be started; `filename` is what it failed on. Nothing ran.
-            ValueError: a NUL in an argument or "=" in a variable's name.
-        """
-        pipes = iter(descriptors)
-        stdin = next(pipes) if request.stdin else self._null
-        stdout = next(pipes)
-        stderr = stdout if request.merge_stderr else next(pipes)
-        if request.identity is not None:
-            return _launch_as(request, request.identity, stdin, stdout, stderr)
-        if request.cwd is None:
-            return _search(request, stdin, stdout, stderr)
+    pipes = iter(descriptors)
+    stdin = next(pipes) if request.stdin else None
+    stdout = next(pipes)
+    stderr = stdout if request.merge_stderr else next(pipes)
+    if request.identity is not None:
+        return _launch_as(request, request.identity, stdin, stdout, stderr)
+    if request.cwd is None:
+        return _search(request, stdin, stdout, stderr)
+    home = os.open(".", os.O_RDONLY)
+    try:
         os.chdir(request.cwd)
         try:
             return _search(request, stdin, stdout, stderr)
         finally:
-            os.fchdir(self._home)
+            os.fchdir(home)
+    finally:
+        os.close(home)
 
 
-def _search(request: Spawn, stdin: int, stdout: int, stderr: int) -> int:
+def _search(request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
     """As execvp(3), with the PATH that the program will have."""
     program = request.argv[0]
     try:
@@ -85,13 +82,15 @@ def _search(request: Spawn, stdin: int, stdout: int, stderr: int) -> int:
         raise OSError(number, os.strerror(number), os.fsdecode(program)) from error
 
 
-def _spawn(path: bytes, request: Spawn, stdin: int, stdout: int, stderr: int) -> int:
+def _spawn(path: bytes, request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
     return os.posix_spawn(
         path,
         request.argv,
         request.env,
         file_actions=(
-            (os.POSIX_SPAWN_DUP2, stdin, 0),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            if stdin is None
+            else (os.POSIX_SPAWN_DUP2, stdin, 0),
             (os.POSIX_SPAWN_DUP2, stdout, 1),
             (os.POSIX_SPAWN_DUP2, stderr, 2),
         ),
@@ -101,12 +100,16 @@ def _spawn(path: bytes, request: Spawn, stdin: int, stdout: int, stderr: int) ->
 
 
 def _launch_as(
-    request: Spawn, identity: tuple[int, int, tuple[int, ...]], stdin: int, stdout: int, stderr: int
+    request: Spawn,
+    identity: tuple[int, int, tuple[int, ...]],
+    stdin: int | None,
+    stdout: int,
+    stderr: int,
 ) -> int:
     uid, gid, groups = identity
     process = subprocess.Popen(
         request.argv,
-        stdin=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=stdout,
         stderr=stderr,
         env=request.env,

@@ -37,7 +37,7 @@ if sys.platform == "win32":
 from sandd._core.processes import culling, process_table
 from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
 from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
-from sandd._core.processes.launcher import Launcher
+from sandd._core.processes.launcher import launch
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
@@ -109,7 +109,6 @@ class Spawner:
         self._watch = open_exit_watch()
         self._child_died = _open_child_alarm()
         self._is_refresh_wanted = False
-        self._launcher = Launcher()
         self._selector = selectors.DefaultSelector()
         self._selector.register(link, selectors.EVENT_READ)
         self._selector.register(self._watch.fileno(), selectors.EVENT_READ)
@@ -175,7 +174,7 @@ class Spawner:
 
     def _start(self, request: Spawn, descriptors: list[int]) -> Started:
         began = ticks_since_boot()
-        pid = self._launcher.launch(request, descriptors)
+        pid = launch(request, descriptors)
         job = Job(request.job, self._trees.add(pid, request.marker, began))
         self._jobs[job.number] = self._by_leader[pid] = job
         self._watch.add(pid)

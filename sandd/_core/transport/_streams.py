@@ -154,7 +154,8 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         A large buffer for every small read would cost an mmap and munmap each.
         """
         if max_bytes is not None or os.name == "nt":  # (Windows: no read(2) on sockets)
-            return bytes(await self._tcp.receive_some(max_bytes or RECEIVE_BYTES))
+            size = RECEIVE_BYTES if max_bytes is None else max_bytes
+            return bytes(await self._tcp.receive_some(size))
         size = self._receive_bytes
         data = await self._read(size)
         self._is_drained = len(data) < size
