@@ -96,7 +96,13 @@ class Client:
         takeover: bool = False,
         since: dict[Stream, int] | None = None,
     ) -> ClientJob:
-        """Attach to a job that exists."""
+        """Attach to a job that exists; RequestRefused if we own it already, and don't say takeover."""
+        if role is Role.OWNER and not takeover and self._owns(daemon_id, job_id):
+            # The daemon takes us for one and the same, and would not mind.
+            raise RequestRefused(
+                f"job {job_id} on daemon {daemon_id!r} is held by another block of this program; "
+                "attach with takeover=True to take it over, or with read_only=True to look on"
+            )
         job = ClientJob(daemon_id, job_id, spec=None, role=role, takeover=takeover, since=since)
         self._add(job)
         return job
@@ -105,6 +111,18 @@ class Client:
         """Something was appended to the job's logs, or consumed from them."""
         if job.channel is not None:
             self.scheduler.activate(job.channel)
+
+    def _owns(self, daemon_id: str, job_id: str) -> bool:
+        return any(
+            job.role is Role.OWNER
+            for job in self.jobs
+            if job.id == job_id and job.daemon_id == daemon_id
+        )
+
+    def flush(self, job: ClientJob) -> None:
+        """Have the daemon say when it has all that was sent until now: then `ClientJob.flush` is None."""
+        job.flush = wire.Flush(job.ops.end, job.input.end, job.input.final)
+        self._ask_flush(job)
 
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
@@ -271,6 +289,9 @@ class Client:
                 assert job.channel is not None
                 job.channel.on_window(message)
                 self.scheduler.activate(job.channel)
+            case wire.Flush():
+                if message == job.flush:  # else it answers an earlier question, for less
+                    job.flush = None
             case wire.Unknown():
                 pass
             case _:
@@ -298,7 +319,17 @@ class Client:
         job.takeover = False
         job.generation = message.generation
         job.job_state = message.state
+        job.detached = message.detached
+        events = states.get(Stream.EVENTS)
+        job.known_events = 0 if events is None else events.end
         self.scheduler.activate(job.channel)
+        self._ask_flush(job)
+
+    def _ask_flush(self, job: ClientJob) -> None:
+        """At once, and on each new channel until there is an answer."""
+        if job.flush is not None and job.state is AttachState.ATTACHED:
+            assert job.channel is not None
+            self.scheduler.control(wire.encode_control(job.channel.number, job.flush))
 
     def _refused(self, job: ClientJob, message: wire.Refused) -> None:
         self._drop_channel(job)

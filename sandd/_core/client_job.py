@@ -66,6 +66,12 @@ class ClientJob:
         """The daemon has answered: the job exists (or existed) there."""
         self.started: wire.Started | None = None
         self.job_state: JobState | None = None
+        self.detached = False
+        """It outlives whoever owns it, as far as the daemon has said."""
+        self.known_events = 0
+        """So many events there were when we attached: what they tell is no news."""
+        self.flush: wire.Flush | None = None
+        """We wait to hear that all this has arrived."""
         self.result: wire.Exited | wire.Failed | None = None
         self.error: SanddError | None = None
         self.channel: Channel | None = None
@@ -93,6 +99,23 @@ class ClientJob:
         return self.result is not None and all(
             log.final is not None or self.result.finals.get(stream, 0) <= log.received
             for stream, log in self.outputs.items()
+        )
+
+    @property
+    def outlives_us(self) -> bool:
+        """It goes on when we leave: it is detached, or we only look on."""
+        return self.detached or self.role is Role.VIEWER
+
+    @property
+    def caught_up(self) -> bool:
+        """Attached, and all is known that had become of the job by then."""
+        return self.state is AttachState.ATTACHED and self.events.received >= self.known_events
+
+    @property
+    def unflushed(self) -> bool:
+        """Something we sent may not have arrived yet."""
+        return (
+            self.ops.end > self.ops.floor or self.input.end > self.input.floor or self.input.final
         )
 
     @property

@@ -43,6 +43,7 @@ class Job:
         self.spec_bytes = spec_bytes
         self.spec = spec
         self.state = JobState.QUEUED
+        self.pid = 0
         self.generation = 1
         self.detached = spec.detach
         self.client = ""
@@ -55,6 +56,13 @@ class Job:
         self.end_outcome: wire.Outcome | None = None
         """Why we are killing it; the outcome to report. None: nobody is."""
         self.end_grace = spec.kill_grace
+        self.end_signal = "TERM"
+        """What its process gets first when it is killed."""
+        self.asked_at = 0.0
+        """When it came, by the clock of `JobTable.receive`."""
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.result: wire.Exited | wire.Failed | None = None
         self.lease = DEFAULT_LEASE if spec.lease is None else spec.lease
         dropping = spec.on_full is OnFull.DROP_OLDEST
         self.sends: dict[Stream, SendLog] = {
@@ -72,9 +80,11 @@ class Job:
 
     # -- what the process does
 
-    def started(self, pid: int) -> None:
-        """The process runs."""
+    def started(self, pid: int, now: float = 0.0) -> None:
+        """The process runs, since `now`."""
         self.state = JobState.RUNNING
+        self.pid = pid
+        self.started_at = now
         self._emit(wire.Started(pid))
 
     @property
@@ -119,10 +129,7 @@ class Job:
         if message is None:
             return None
         self._announce()
-        op = wire.decode_op(message)
-        if isinstance(op, wire.DetachJob):
-            self.detached = True
-        return op
+        return wire.decode_op(message)
 
     def exited(
         self,
@@ -151,10 +158,11 @@ class Job:
             finals[stream] = self.sends[stream].end
         return finals
 
-    def _end(self, event: wire.Event) -> None:
+    def _end(self, event: wire.Exited | wire.Failed) -> None:
         if self.state is JobState.ENDED:
             raise LocalProtocolError("the job has ended already")
         self.state = JobState.ENDED
+        self.result = event
         self.unowned_seconds = 0.0  # from here on it counts towards the retention
         self._emit(event)
 
@@ -165,6 +173,10 @@ class Job:
         self._announce()
 
     # -- attachments
+
+    def detach(self) -> None:
+        """From now on it outlives its owner."""
+        self.detached = True
 
     @property
     def attachments(self) -> Iterable[Attachment]:
@@ -212,3 +224,5 @@ class Attachment:
     channel: Channel
     job: Job
     role: Role
+    flush: wire.Flush | None = None
+    """What the client waits to hear of: to be sent back once it has all arrived."""

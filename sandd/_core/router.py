@@ -196,7 +196,7 @@ class Router:
                 self._attach(link, frame.channel, message)
             case wire.End():
                 self._end(link, message)
-            case wire.Window() | wire.Detach():
+            case wire.Window() | wire.Detach() | wire.Flush():
                 route = self._route(link, frame)
                 if route is None:
                     return
@@ -225,7 +225,8 @@ class Router:
         if isinstance(message, wire.Unknown) and frame.channel == 0:
             return
         if not isinstance(
-            message, wire.Attached | wire.Refused | wire.Taken | wire.Window | wire.Unknown
+            message,
+            wire.Attached | wire.Refused | wire.Taken | wire.Flush | wire.Window | wire.Unknown,
         ):
             raise RemoteProtocolError(f"{type(message).__name__} is not for a daemon to send")
         route = self._route(link, frame)
