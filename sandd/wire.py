@@ -931,6 +931,7 @@ def decode_answers(payload: Buffer) -> Iterator[Answer | Unknown]:
         raw=False,
         strict_map_key=False,
         max_buffer_size=MAX_ANSWERS_BYTES,
+        read_size=max(len(payload), 1),  # its first buffer, which would be a megabyte
         max_array_len=MAX_ITEMS,
         max_map_len=MAX_ITEMS,
         max_ext_len=0,

@@ -111,13 +111,7 @@ TAGS = st.sampled_from(
     ]
 )
 FIELD_NAMES = st.sampled_from(
-    sorted(
-        {
-            attribute.name
-            for cls in MESSAGE_CLASSES
-            for attribute in attrs.fields(cls)
-        }
-    )
+    sorted({attribute.name for cls in MESSAGE_CLASSES for attribute in attrs.fields(cls)})
 )
 LOOKALIKES = st.builds(
     lambda tag, fields: msgpack.packb({"t": tag, **fields}),

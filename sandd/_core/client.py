@@ -78,13 +78,16 @@ class Client:
         if len(spec_bytes) > wire.MAX_CONTROL_BYTES - 4 * wire.KIB:
             raise LocalProtocolError(f"a job spec of {len(spec_bytes)} bytes is too large")
         sequence = None
+        own: list[ClientJob] = []
         if job_id is None:
             sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
             job_id = generate(self.id, sequence)
+        else:
+            own = self._owned(daemon_id, job_id)
         job = ClientJob(
             daemon_id, job_id, spec=spec_bytes, sequence=sequence, input_capacity=input_capacity
         )
-        self._add(job)
+        self._add(job, own)
         return job
 
     def attach(
@@ -97,27 +100,21 @@ class Client:
         since: dict[Stream, int] | None = None,
     ) -> ClientJob:
         """Attach to a job that exists; RequestRefused if we own it already, and don't say takeover."""
-        if role is Role.OWNER and not takeover and self._owns(daemon_id, job_id):
+        own = self._owned(daemon_id, job_id) if role is Role.OWNER else []
+        if own and not takeover:
             # The daemon takes us for one and the same, and would not mind.
             raise RequestRefused(
                 f"job {job_id} on daemon {daemon_id!r} is held by another block of this program; "
                 "attach with takeover=True to take it over, or with read_only=True to look on"
             )
         job = ClientJob(daemon_id, job_id, spec=None, role=role, takeover=takeover, since=since)
-        self._add(job)
+        self._add(job, own)
         return job
 
     def activate(self, job: ClientJob) -> None:
         """Something was appended to the job's logs, or consumed from them."""
         if job.channel is not None:
             self.scheduler.activate(job.channel)
-
-    def _owns(self, daemon_id: str, job_id: str) -> bool:
-        return any(
-            job.role is Role.OWNER
-            for job in self.jobs
-            if job.id == job_id and job.daemon_id == daemon_id
-        )
 
     def flush(self, job: ClientJob) -> None:
         """Have the daemon say when it has all that was sent until now: then `ClientJob.flush` is None."""
@@ -126,7 +123,9 @@ class Client:
 
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
-        if job.sent and job.error is None and job.role is Role.OWNER:
+        # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
+        ours = job.rival is None or job.rival.error is not None
+        if job.sent and job.error is None and job.role is Role.OWNER and ours:
             message = wire.End(job.daemon_id, job.id, grace, self.id)
             self.scheduler.control(wire.encode_control(0, message))
 
@@ -201,7 +200,16 @@ class Client:
 
     # -- inside
 
-    def _add(self, job: ClientJob) -> None:
+    def _owned(self, daemon_id: str, job_id: str) -> list[ClientJob]:
+        return [
+            job
+            for job in self.jobs
+            if job.id == job_id and job.daemon_id == daemon_id and job.role is Role.OWNER
+        ]
+
+    def _add(self, job: ClientJob, displaced: list[ClientJob]) -> None:
+        for other in displaced:
+            other.rival = job
         self.jobs[job] = None
         if job.sequence is not None:
             self._unconfirmed.setdefault(job.daemon_id, {})[job.sequence] = None

@@ -58,6 +58,8 @@ class ClientJob:
         """Of a generated id: such a job can't exist before we start it, so data may go with the Attach."""
         self.role = role
         self.takeover = takeover
+        self.rival: ClientJob | None = None
+        """Another of the same client, that was told to take this one's job over."""
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
