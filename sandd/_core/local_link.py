@@ -93,11 +93,12 @@ class JobHandle:
 
     def raise_if_failed(self) -> None:
         """Raise what kept the job from having an exit status, if something did."""
-        if self.link.closed and self.job.result is None:
+        failed = self.job.result
+        taken_back = isinstance(failed, wire.Failed) and failed.code is FailedCode.CANCELLED
+        if self.link.closed and (failed is None or taken_back):
             raise trio.ClosedResourceError("the controller was closed while the job ran")
         if self.job.error is not None:
             raise self.job.error
-        failed = self.job.result
         if isinstance(failed, wire.Failed):
             raise failure(failed, self.job)
 

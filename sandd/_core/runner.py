@@ -198,7 +198,8 @@ class JobRunner:
         """Wait until the job has ended, with its tree and its task."""
         running = self._running.get(job)
         if running is not None:
-            running.over = running.over or trio.Event()
+            if running.over is None:
+                running.over = trio.Event()
             await running.over.wait()
 
     async def end_all(self, grace: float) -> None:
