@@ -535,6 +535,8 @@ async def test_a_cut_at_any_byte_of_attaching_is_no_difference(
 
         async def go_through() -> None:
             async with orphan(worker, "echo 0123456789; cat", detach=True) as job_id:
+                async with worker.attach_process(job_id, read_only=True) as process:
+                    assert await read_line(process.stdout) == b"0123456789"
                 async with worker.attach_process(job_id, since={"stdout": 4}) as process:
                     await process.stdin.send_all(b"abc")
                     await process.stdin.aclose()

@@ -117,8 +117,14 @@ class Client:
             self.scheduler.activate(job.channel)
 
     def flush(self, job: ClientJob) -> None:
-        """Have the daemon say when it has all that was sent until now: then `ClientJob.flush` is None."""
-        job.flush = wire.Flush(job.ops.end, job.input.end, job.input.final)
+        """Have the daemon say when it has all that was sent until now: then `ClientJob.flush` is None.
+
+        Of a job that has ended, input doesn't count: nobody takes it, so it may never be there.
+        """
+        if job.result is None:
+            job.flush = wire.Flush(job.ops.end, job.input.end, job.input.final)
+        else:
+            job.flush = wire.Flush(job.ops.end)
         self._ask_flush(job)
 
     def end(self, job: ClientJob, grace: float | None = None) -> None:

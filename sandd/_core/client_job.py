@@ -115,9 +115,9 @@ class ClientJob:
 
     @property
     def unflushed(self) -> bool:
-        """Something we sent may not have arrived yet."""
-        return (
-            self.ops.end > self.ops.floor or self.input.end > self.input.floor or self.input.final
+        """Something we sent may not have arrived yet, and still matters."""
+        return self.ops.end > self.ops.floor or (
+            self.result is None and (self.input.end > self.input.floor or self.input.final)
         )
 
     @property

@@ -131,16 +131,24 @@ class JobHandle:
         if self.job.unflushed:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + FLUSH_SECONDS):
                 await self.flushed()
-            if self.job.flush is not None and not self.ended:
+            if self.job.flush is not None and not self.closed:
                 log.warning("input_left_behind", job=self.job.id, daemon=self.job.daemon_id)
         self.detach()
 
     async def flushed(self) -> None:
         """Wait until all that was sent to the job has arrived there, or means nothing any more."""
-        if not self.ended:
-            self.link.client.flush(self.job)
+        job = self.job
+        while not self.closed:
+            result = job.result
+            self.link.client.flush(job)
             self.link.flush()
-            await self.until(lambda: self.job.flush is None or self.ended)
+            await self.until(
+                lambda result=result: (  # type: ignore[misc]
+                    job.flush is None or job.result is not result or self.closed
+                )
+            )
+            if job.flush is None:
+                break
 
     def detach(self) -> None:
         """Let the job go on without us, now."""

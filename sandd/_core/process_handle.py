@@ -255,7 +255,7 @@ class Process:
             RequestRefused: it was attached with ``read_only=True``.
             JobTaken, JobNotFound, DaemonGone, trio.ClosedResourceError: as for `wait`.
         """
-        await self._ask(wire.DetachJob())
+        await self._ask(wire.DetachJob(), although_ended=True)
         await self._handle.flushed()
         if self._handle.job.result is None:
             self._handle.raise_if_failed()
@@ -265,7 +265,7 @@ class Process:
     def _reads_only(self) -> bool:
         return self._handle.job.role is Role.VIEWER
 
-    async def _ask(self, op: wire.Op) -> None:
+    async def _ask(self, op: wire.Op, *, although_ended: bool = False) -> None:
         if self._reads_only:
             raise RequestRefused(
                 "this process was attached with read_only=True: whoever looks on can't change it"
@@ -273,7 +273,8 @@ class Process:
         job = self._handle.job
         await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: job.ops.room > 0 or self._handle.ended)
-        if not self._handle.ended:
+        meant = not self._handle.ended or (although_ended and job.ops.room > 0)
+        if meant and not self._handle.closed:
             job.ops.append(wire.encode_op(op))
             self._handle.link.changed(job)
 
