@@ -241,7 +241,7 @@ async def test_what_was_written_before_leaving_arrives(
             copy, signalled = tmp_path / f"{number}", tmp_path / f"{number}.signalled"
             script = (
                 f"trap 'touch {signalled}' USR1; (trap '' USR1; echo on; exec cat > {copy}); "
-                f"until [ -e {signalled} ]; do sleep 0.01; done"
+                f"until [ -e {signalled} ]; do sleep 0.01; done; exit 0"
             )
             async with worker.open_process(script, detach=True) as process:
                 assert await read_line(process.stdout) == b"on"
