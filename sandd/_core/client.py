@@ -327,13 +327,15 @@ class Client:
             cursor.sent = max(cursor.sent, state.received)
             cursor.max_offset = max(cursor.max_offset, state.max_offset)
         job.state = AttachState.ATTACHED
+        if not job.confirmed:
+            # Later it changes by our own doing alone, and is ours to say: see `Process.detach`.
+            job.detached = message.detached
         job.confirmed = True
         self._confirm(job)
         job.spec = None
         job.takeover = False
         job.generation = message.generation
         job.job_state = message.state
-        job.detached = message.detached
         events = states.get(Stream.EVENTS)
         job.known_events = 0 if events is None else events.end
         self.scheduler.activate(job.channel)

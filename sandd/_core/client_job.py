@@ -69,7 +69,7 @@ class ClientJob:
         self.started: wire.Started | None = None
         self.job_state: JobState | None = None
         self.detached = False
-        """It outlives whoever owns it, as far as the daemon has said."""
+        """It outlives whoever owns it: it did when we attached, or we were told that it does since."""
         self.known_events = 0
         """So many events there were when we attached: what they tell is no news."""
         self.flush: wire.Flush | None = None

@@ -102,9 +102,8 @@ class JobTable:
         data = wire.decode_data(frame)
         op: wire.Op | wire.Unknown | None = None
         if data.stream is Stream.OPS and (len(data.body) or not data.final):
-            op = wire.decode_op(
-                data.body
-            )  # a bad one is refused here, before it counts as received
+            # A bad one is refused here, before it counts as received.
+            op = wire.decode_op(data.body)
         attachment.channel.on_data(data)
         if isinstance(op, wire.DetachJob):
             # Not when the shell takes it: its owner may be gone by then.

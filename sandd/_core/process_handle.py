@@ -248,8 +248,8 @@ class Process:
 
         Returns when the daemon knows, and has all that was written to `stdin` and every signal: from
         then on leaving the block, or dying, changes nothing for the job. Its results are kept for
-        a day after its end. While the daemon is away this waits for its return. Cancelled before it
-        returned, it may have happened or not; leaving the block then ends the job as ever.
+        a day after its end. While the daemon is away this waits for its return. If it is cancelled,
+        leaving the block ends the job as ever; dying may do so or not.
 
         Raises:
             RequestRefused: it was attached with ``read_only=True``.
