@@ -34,7 +34,8 @@ COMMENTS = {
     if token.type == tokenize.COMMENT
 }
 SPEC_TAGS = {cls: kind for kind, cls in wire.SPEC_KINDS.items()}
-NOT_STRUCTURES = {wire.Unknown, *wire.CONTROL_TAGS, *wire.EVENT_TAGS, *wire.OP_TAGS, *SPEC_TAGS}
+TAGS = wire.CONTROL_TAGS | wire.EVENT_TAGS | wire.OP_TAGS | wire.ANSWER_TAGS | SPEC_TAGS
+NOT_STRUCTURES = {wire.Unknown, *TAGS}
 
 
 def messages(tags: Mapping[type, str]) -> Iterator[str]:
@@ -88,6 +89,7 @@ CONTENTS = {
     "events": lambda: messages(wire.EVENT_TAGS),
     "ops": lambda: messages(wire.OP_TAGS),
     "specs": lambda: messages(SPEC_TAGS),
+    "answers": lambda: messages(wire.ANSWER_TAGS),
     "structures": structures,
     "enumerations": enumerations,
     "limits": limits,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         SanddError,
         SpawnFailed,
     )
+    from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.results import CommandResult, ExitStatus, Outcome
     from sandd.controller import (
         Controller,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         DaemonEvent,
         DaemonInfo,
         DaemonState,
+        JobState,
         Process,
         open_controller,
     )
@@ -74,8 +76,11 @@ __all__ = [
     "ExitStatus",
     "FailedResult",
     "JobIdConflict",
+    "JobInfo",
     "JobNotFound",
+    "JobState",
     "JobTaken",
+    "KeptOutput",
     "LocalProtocolError",
     "Outcome",
     "OutputGap",
@@ -110,8 +115,11 @@ _HOMES = {
     "ExitStatus": "sandd._core.results",
     "FailedResult": "sandd.server",
     "JobIdConflict": "sandd._core._errors",
+    "JobInfo": "sandd._core.job_info",
     "JobNotFound": "sandd._core._errors",
+    "JobState": "sandd.controller",
     "JobTaken": "sandd._core._errors",
+    "KeptOutput": "sandd._core.job_info",
     "LocalProtocolError": "sandd._core._errors",
     "Outcome": "sandd._core.results",
     "OutputGap": "sandd._core._errors",

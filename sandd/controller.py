@@ -19,20 +19,23 @@ from sandd import wire
 from sandd._core import commands
 from sandd._core._errors import ConfigurationError, DaemonGone, SanddError
 from sandd._core.acceptor import Acceptor
+from sandd._core.asking import ask
 from sandd._core.commands import KILL_GRACE
+from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd._core.process_handle import Process, hold_process
+from sandd._core.process_handle import Process, hold_attached, hold_process
 from sandd._core.registry import DaemonEvent, DaemonInfo, DaemonRecord, Registry
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.router import DaemonLink, Router
 from sandd._core.transport import ListenAddress, serve
-from sandd.wire import DaemonState
+from sandd.wire import DaemonState, JobState, Role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
+    from signal import Signals
     from typing import Unpack
 
     from sandd._core._errors import RemoteProtocolError
@@ -45,6 +48,9 @@ __all__ = [
     "DaemonEvent",
     "DaemonInfo",
     "DaemonState",
+    "JobInfo",
+    "JobState",
+    "KeptOutput",
     "Process",
     "open_controller",
 ]
@@ -484,12 +490,17 @@ class Daemon:
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
+        on_full: Literal["block", "drop_oldest"] = "block",
+        detach: bool = False,
         job_id: str | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command and talk to it while it runs; an async context manager for a `Process`.
 
         Leaving the block ends the whole remote process tree (SIGTERM, `kill_grace`, SIGKILL) and
         waits until it is gone; for a daemon that is away, that is done on its return.
+
+        With `detach`, or after `Process.detach`, leaving lets it go on, and `attach_process` finds it
+        again. What was written to it and has not arrived yet, leaving waits for, ten seconds at most.
 
         Read both outputs, merge them, or close the one you don't want: as on any pipe, a command stops
         when what it writes isn't read. About a megabyte fits in between.
@@ -498,7 +509,12 @@ class Daemon:
             command: as for `run`, and so are the other arguments that `run` has.
             stdin: False: the command reads end of file at once.
             stderr: "merge" sends it into stdout, in the order of writing.
-            lease: seconds that the daemon lets it run while this controller is gone; None: a day.
+            lease: seconds that the daemon lets it run while nobody holds it, such as when this program
+                has died; None: a day. Then it is killed: `outcome` is LEASE_EXPIRED.
+            on_full: "drop_oldest" lets the command go on when what it wrote isn't fetched: the oldest
+                is dropped, and reading raises OutputGap there, once.
+            detach: it outlives this block and this program, and has no lease. Its results are kept
+                for a day after its end. If the block isn't even entered, it is ended all the same.
             job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it
                 once: the later block takes it over, and the earlier one gets JobTaken. Its input is
                 taken for the same input again; what the command has already got is not sent twice.
@@ -516,12 +532,8 @@ class Daemon:
         self._check_not_gone()
         if stderr not in ("separate", "merge"):
             raise ValueError(f"stderr is {stderr!r}; it must be 'separate' or 'merge'")
-        if job_id is not None and not (
-            0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()
-        ):
-            raise ValueError(
-                f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters"
-            )
+        if job_id is not None:
+            commands.check_job_id(job_id)
         spec = commands.build_spec(
             command,
             stdin=stdin,
@@ -533,6 +545,8 @@ class Daemon:
             idle_timeout=idle_timeout,
             kill_grace=kill_grace,
             lease=lease,
+            on_full=on_full,
+            detach=detach,
         )
         await trio.lowlevel.checkpoint_if_cancelled()
         handle = commands.start(
@@ -546,6 +560,117 @@ class Daemon:
             kill_grace=spec.kill_grace,
         ) as process:
             yield process
+
+    @asynccontextmanager
+    async def attach_process(
+        self,
+        job_id: str,
+        *,
+        since: Mapping[str, int] | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> AsyncIterator[Process]:
+        """A job that exists, running or ended, whoever started it; an async context manager for a `Process`.
+
+        Its outputs give what is kept from `since` on, and then go on live, without a gap or a
+        repeat; its end is told, too, if it has ended before.
+
+        Whoever attaches holds the job from then on: it is the one that reads, writes and signals, and
+        leaving the block ends the job as leaving `open_process` does, unless it is detached. With
+        `read_only` it only looks on: it delays nobody, ends nothing, and is overtaken (OutputGap)
+        when it reads too slowly.
+
+        While the daemon is away this waits; cancel it to stop waiting. Cancelled before the block is
+        entered, it leaves the job as it is.
+
+        Args:
+            job_id: `Process.job_id`, or one of `jobs`.
+            since: how many bytes of "stdout" and "stderr" you have already, as `Process.offsets` says;
+                where bytes behind that are gone, reading raises OutputGap first. An output that isn't
+                named, and None: all that is kept.
+            read_only: look on, whoever holds the job.
+            takeover: hold it even if somebody else does now; they get JobTaken.
+            kill_grace: seconds from SIGTERM to SIGKILL where leaving ends it.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon: it never was, or is forgotten.
+            RequestRefused: somebody holds it, and `takeover` was not said; or `since` is beyond what it
+                has written.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        if read_only and takeover:
+            raise ValueError("read_only and takeover: who only looks on takes nothing over")
+        grace = commands.check_grace("kill_grace", kill_grace)
+        offsets = commands.read_offsets(since)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        handle = self._controller._local.attach(
+            self.id,
+            commands.check_job_id(job_id),
+            role=Role.VIEWER if read_only else Role.OWNER,
+            takeover=takeover,
+            since=offsets,
+            kill_grace=grace,
+        )
+        async with hold_attached(handle, kill_grace=grace) as process:
+            yield process
+
+    async def jobs(self) -> list[JobInfo]:
+        """All jobs on the daemon, running and ended, in the order in which they were asked for.
+
+        Those of others, too, as long as they are of the same tenant. While the daemon is away this
+        waits; cancel it to stop waiting.
+
+        Raises:
+            DaemonGone: the daemon is gone for good, and its jobs with it.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        return [JobInfo.from_record(record) for record in await self._ask(wire.JobsSpec())]
+
+    async def kill(
+        self, job_id: str, *, signal: str | Signals = "TERM", grace: float = KILL_GRACE
+    ) -> None:
+        """End a job, whoever holds it: returns when nothing of its process tree is left.
+
+        What it wrote, and how it ended, is kept to be read. If it has ended already this does nothing.
+        Cancelling stops only the waiting.
+
+        Args:
+            job_id: `Process.job_id`, or one of `jobs`.
+            signal: what it gets first. "TERM" goes to all of the tree, another to its process group.
+            grace: seconds until SIGKILL to the last of it, 0 to 3,600.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon.
+            RequestRefused: the daemon's machine has no such signal. Nothing was done.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        name = commands.normal_signal(signal)
+        seconds = commands.check_grace("grace", grace)
+        await self._ask(wire.KillSpec(commands.check_job_id(job_id), name, seconds))
+
+    async def forget(self, job_id: str) -> None:
+        """Drop a job with all that is kept of it; one that still runs is ended first, as by `kill`.
+
+        Whoever is attached is told (JobNotFound). Its id can't be used again: for ever if it was
+        generated, for a day if you chose it.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        await self._ask(wire.ForgetSpec(commands.check_job_id(job_id)))
+
+    async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
+        self._check_not_gone()
+        return await ask(self._controller._local, self.id, request)
 
     def _check_not_gone(self) -> None:
         if self.state is DaemonState.GONE:

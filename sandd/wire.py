@@ -33,6 +33,12 @@ Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
     data may follow an Attach that carries a spec at once, within ``INITIAL_INPUT_BYTES``.
 
+Request
+    A job that the daemon does itself, without a process, such as listing its jobs. It is started,
+    resumed and ended as any other, but belongs to the client that started it alone, and is in no
+    list. Its OUTPUT is a run of answers, msgpack maps with the tag key ``t``; it ends by ``Exited``
+    with code 0, or by ``Failed``.
+
 History
     sandd.2 / version 1: as written here.
 """
@@ -43,7 +49,7 @@ import enum
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Any, Final, NamedTuple, TypeAlias, get_args
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, get_args
 
 import attrs
 import msgpack
@@ -90,6 +96,10 @@ MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 64 * KIB
 """A receiver acknowledges after consuming this much at the latest."""
+MAX_ANSWERS_BYTES: Final = 64 * MIB
+"""All answers to one request: 100,000 jobs, of 600 bytes each."""
+MAX_SHOWN_BYTES: Final = 256
+"""Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
 # ---- frames -------------------------------------------------------------------------------------
 
@@ -489,6 +499,7 @@ class Attached:
     generation: int = field(default=1, validator=_offset)
     state: JobState = JobState.QUEUED
     streams: tuple[StreamState, ...] = field(default=(), validator=_at_most(len(Stream)))
+    detached: bool = False  # it outlives its owner: who leaves, leaves it running
 
 
 class RefusedCode(enum.StrEnum):
@@ -529,6 +540,19 @@ class Detach:
 
 
 @frozen
+class Flush:
+    """client -> daemon: send this back once all of it has arrived on the channel; daemon -> client: it has.
+
+    It overtakes data, as every control message does. A client that closes its channel behind the
+    answer, and doesn't end the job, knows that nothing it had sent is lost.
+    """
+
+    ops: int = field(default=0, validator=_offset)  # everything below
+    input: int = field(default=0, validator=_offset)  # everything below
+    ended: bool = False  # and the end of INPUT
+
+
+@frozen
 class StreamWindow:
     """Ack and credit of one stream; both absolute, neither ever goes down on a channel."""
 
@@ -565,7 +589,7 @@ class End:
 
 Control: TypeAlias = (
     Challenge | Hello | Welcome | Reject | Ping | Pong | Goodbye | DaemonStatus
-    | Attach | Attached | Refused | Away | Taken | Detach | Window | End
+    | Attach | Attached | Refused | Away | Taken | Detach | Flush | Window | End
 )  # fmt: skip
 
 # ---- stream messages ----------------------------------------------------------------------------
@@ -611,6 +635,8 @@ class FailedCode(enum.StrEnum):
     SPAWN = "spawn"  # the program could not be started: nothing ran
     LOST = "lost"  # it ran, and its fate is unknown
     CANCELLED = "cancelled"  # ended before it was started: nothing ran
+    JOB_NOT_FOUND = "job_not_found"  # a request names a job that isn't there: nothing was done
+    DECLINED = "declined"  # a request asks for what can't be done here: nothing was done
 
 
 @frozen
@@ -678,11 +704,86 @@ class CommandSpec:
     detach: bool = False  # outlives its owner from the start
 
 
-Spec: TypeAlias = CommandSpec
+class Request:
+    """What every spec of a request is: the daemon does it itself, and does it for its client alone."""
+
+    __slots__ = ()
+    # What a command may choose is settled here; the job of a request is treated like any other.
+    kill_grace: ClassVar[float] = 0.0
+    lease: ClassVar[float | None] = None
+    on_full: ClassVar[OnFull] = OnFull.BLOCK
+    detach: ClassVar[bool] = False
+
+
+@frozen
+class JobsSpec(Request):
+    """Request: an answer for each of the tenant's jobs, in the order of their starts."""
+
+
+@frozen
+class KillSpec(Request):
+    """Request: end a job, keep its results. It is done when the job has ended and its tree is empty."""
+
+    job_id: str = field(validator=_id)
+    signal: str = field(default="TERM", validator=_at_most(32))  # first; without SIG
+    grace: float = field(default=5.0, validator=_seconds)  # seconds until KILL
+
+
+@frozen
+class ForgetSpec(Request):
+    """Request: end a job if it still runs, and drop its results. Its id stays used up."""
+
+    job_id: str = field(validator=_id)
+
+
+Spec: TypeAlias = CommandSpec | JobsSpec | KillSpec | ForgetSpec
 
 
 class UnsupportedSpec(RemoteProtocolError):
     """A spec with a kind, field or value this daemon doesn't know; the job is refused, the link lives."""
+
+
+# ---- answers: what a request puts out -----------------------------------------------------------
+
+
+@frozen
+class KeptOutput:
+    """What there is of one output: base..end can be read."""
+
+    stream: Stream
+    base: int = field(default=0, validator=_offset)  # oldest kept
+    end: int = field(default=0, validator=_offset)  # written so far
+
+
+@frozen
+class JobRecord:
+    """An answer to JobsSpec: one job, as it stood when this was written."""
+
+    job_id: str = field(validator=_id)
+    state: JobState
+    argv: tuple[bytes, ...] = field(validator=_at_most(MAX_ITEMS))  # as in its spec
+    shell: bool = False  # as in its spec
+    cut: bool = False  # argv was too long, and ends early
+    pid: int = field(default=0, validator=_offset)  # 0: it never started
+    age: float = field(default=0.0, validator=_seconds)  # seconds since it was asked for
+    started: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds since its process was
+    ended: float | None = field(default=None, validator=optional(_seconds))  # seconds since it did
+    code: int | None = None  # as in Exited
+    signal: int | None = None  # as in Exited
+    outcome: Outcome | None = None  # as in Exited; None: it runs, or `failed`
+    failed: FailedCode | None = None  # as in Failed
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # as in Failed
+    detached: bool = False  # it outlives its owner
+    owned: bool = False  # somebody is attached as the owner
+    viewers: int = field(default=0, validator=_offset)  # attached to look on
+    kept: tuple[KeptOutput, ...] = field(
+        default=(), validator=_at_most(len(Stream))
+    )  # an output that isn't named has nothing yet
+
+
+Answer: TypeAlias = JobRecord
 
 
 # ---- codec --------------------------------------------------------------------------------------
@@ -691,14 +792,17 @@ CONTROL_TAGS: Final[dict[type, str]] = {
     Challenge: "challenge", Hello: "hello", Welcome: "welcome", Reject: "reject",
     Ping: "ping", Pong: "pong", Goodbye: "bye", DaemonStatus: "daemon",
     Attach: "attach", Attached: "attached", Refused: "refused", Away: "away", Taken: "taken",
-    Detach: "detach", Window: "window", End: "end",
+    Detach: "detach", Flush: "flush", Window: "window", End: "end",
 }  # fmt: skip
 EVENT_TAGS: Final[dict[type, str]] = {Started: "started", Exited: "exited", Failed: "failed"}
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", DetachJob: "detach"}
+ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job"}
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, Outcome, FailedCode, OnFull,
 )  # fmt: skip
-SPEC_KINDS: Final[dict[str, type[Spec]]] = {"command": CommandSpec}
+SPEC_KINDS: Final[dict[str, type[Spec]]] = {
+    "command": CommandSpec, "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+}  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 
 
@@ -789,7 +893,7 @@ class _Codec:
         self._to_wire = {c: (tag, _converter.get_unstructure_hook(c)) for c, tag in tags.items()}
         self._from_wire = {tag: (c, _converter.get_structure_hook(c)) for c, tag in tags.items()}
 
-    def encode(self, message: Control | Event | Op) -> bytes:
+    def encode(self, message: Control | Event | Op | Answer) -> bytes:
         tag, unstructure = self._to_wire[type(message)]
         value = unstructure(message)
         value["t"] = tag
@@ -798,16 +902,19 @@ class _Codec:
     def decode(self, payload: Buffer) -> Any:
         try:
             _check_size(payload, self._what)
-            value = _unpack(payload)
-            if type(value) is not dict or type(tag := value.get("t")) is not str:
-                raise TypeError("a map with a tag expected")
-            known = self._from_wire.get(tag)
-            return Unknown(tag[:64]) if known is None else known[1](value, known[0])
+            return self.structure(_unpack(payload))
         except RemoteProtocolError:
             raise
         except Exception as error:
             # Whatever a peer sends, one type of error leaves here: that is this method's contract.
             raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+
+    def structure(self, value: Any) -> Any:
+        """The message that an unpacked map means; any exception if it means none."""
+        if type(value) is not dict or type(tag := value.get("t")) is not str:
+            raise TypeError("a map with a tag expected")
+        known = self._from_wire.get(tag)
+        return Unknown(tag[:64]) if known is None else known[1](value, known[0])
 
 
 def _pack(value: Any) -> bytes:
@@ -866,6 +973,7 @@ def _unpack_flat(payload: Buffer) -> dict[Any, Any]:
 _CONTROL: Final = _Codec(CONTROL_TAGS, "control message")
 _EVENTS: Final = _Codec(EVENT_TAGS, "event")
 _OPS: Final = _Codec(OP_TAGS, "op")
+_ANSWERS: Final = _Codec(ANSWER_TAGS, "answer")
 
 
 def encode_event(event: Event) -> bytes:
@@ -890,6 +998,35 @@ def decode_op(payload: Buffer) -> Op | Unknown:
     return op
 
 
+def encode_answer(answer: Answer) -> bytes:
+    """One answer, for the OUTPUT of a request; answers follow each other without anything between."""
+    return _ANSWERS.encode(answer)
+
+
+def decode_answers(payload: Buffer) -> Iterator[Answer | Unknown]:
+    """The answers in all of a request's OUTPUT, one by one; RemoteProtocolError where one is none."""
+    if len(payload) > MAX_ANSWERS_BYTES:
+        raise RemoteProtocolError(
+            f"answers of {len(payload)} bytes; at most {MAX_ANSWERS_BYTES} are allowed"
+        )
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=False,
+        max_buffer_size=MAX_ANSWERS_BYTES,
+        read_size=max(len(payload), 1),  # its first buffer, which would be a megabyte
+        max_array_len=MAX_ITEMS,
+        max_map_len=MAX_ITEMS,
+        max_ext_len=0,
+    )
+    unpacker.feed(payload)
+    while unpacker.tell() < len(payload):
+        try:
+            answer: Answer | Unknown = _ANSWERS.structure(unpacker.unpack())
+        except Exception as error:
+            raise RemoteProtocolError(f"bad answer: {error!r:.200}") from error
+        yield answer
+
+
 def encode_spec(spec: Spec) -> bytes:
     """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
     return _pack({"kind": _SPEC_TAGS[type(spec)], **_spec_converter.unstructure(spec)})
@@ -912,6 +1049,6 @@ def decode_spec(payload: Buffer) -> Spec:
         raise
     except Exception as error:
         raise UnsupportedSpec(f"bad job spec: {error!r:.200}") from error
-    if not spec.argv or (spec.shell and len(spec.argv) != 1):
+    if isinstance(spec, CommandSpec) and (not spec.argv or (spec.shell and len(spec.argv) != 1)):
         raise UnsupportedSpec("argv needs a program, and exactly one text when run by the shell")
     return spec

@@ -20,6 +20,7 @@ from sandd._core._errors import DaemonGone, JobNotFound, JobTaken, RequestRefuse
 from sandd._core.client import Client
 from sandd._core.client_job import OUTPUTS, AttachState, ClientJob
 from sandd._core.job import DaemonLink, Job
+from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
@@ -145,8 +146,8 @@ class Process:
     def apply_ops(self) -> None:
         """It is signalled."""
         while self.running and (op := self.job.next_op()) is not None:
-            assert isinstance(op, wire.Signal)
-            self.signals.append(op.name)
+            if isinstance(op, wire.Signal):
+                self.signals.append(op.name)
 
     def produce(self, stream: Stream, size: int) -> int:
         """It prints as much as there is room for; returns how much."""
@@ -209,6 +210,10 @@ class Reader:
     gaps: dict[Stream, list[Gap]] = field(factory=lambda: {stream: [] for stream in OUTPUTS})
     started_at: dict[Stream, int] = field(factory=dict)
     left: bool = False
+    flush: wire.Flush | None = None
+    """What we have asked to be told of, the last time."""
+    detaches: bool = False
+    """We have asked for that, too."""
 
     def write(self, size: int) -> None:
         """Writes as much as there is room for."""
@@ -231,6 +236,16 @@ class Reader:
             self.signals.append(f"S{len(self.signals)}")
             self.job.ops.append(wire.encode_op(wire.Signal(self.signals[-1])))
             self.peer.client.activate(self.job)
+
+    def ask_flush(self, *, detach: bool) -> None:
+        """Wants to know when all that was sent has arrived; and that the job is detached."""
+        if self.job.ops.room and self.job.confirmed and not self.left:
+            if detach:
+                self.job.ops.append(wire.encode_op(wire.DetachJob()))
+                self.peer.client.activate(self.job)
+            self.detaches = self.detaches or detach
+            self.peer.client.flush(self.job)
+            self.flush = self.job.flush
 
     def read(self, size: int, process: Process) -> None:
         """(1) Takes what has arrived: contiguous, and what the process wrote there."""
@@ -258,6 +273,28 @@ class Reader:
     def _begin(self, stream: Stream) -> None:
         if stream not in self.position:
             self.position[stream] = self.started_at[stream] = self.job.outputs[stream].consumed
+
+
+@define(eq=False)
+class Asked:
+    """A request, as its client and as the daemon see it."""
+
+    peer: Peer
+    job: ClientJob
+    spec: wire.Request
+    done: int = 0
+    """How often the daemon did it."""
+
+    @property
+    def answers(self) -> list[wire.JobRecord]:
+        """What has arrived of its answers; it takes them."""
+        data = b""
+        while chunk := self.job.outputs[Stream.OUTPUT].take(wire.MIB):
+            assert isinstance(chunk, bytes)
+            data += chunk
+        records = list(wire.decode_answers(data))
+        assert all(isinstance(record, wire.JobRecord) for record in records)
+        return records  # type: ignore[return-value]
 
 
 @define(eq=False)
@@ -324,6 +361,7 @@ class World:
         """The one process there ever was of each job."""
         self.ended_by_owner: set[str] = set()
         self.readers: list[Reader] = []
+        self.asked: list[Asked] = []
         self._marks: dict[int, tuple[Any, tuple[int, ...]]] = {}
         self._results: dict[ClientJob, wire.Exited | wire.Failed] = {}
 
@@ -397,15 +435,49 @@ class World:
 
     def attach(
         self, peer: Peer, job_id: str, *, role: Role, takeover: bool = False, stuck: bool = False
-    ) -> Reader:
-        """Another client attaches to a job."""
-        job = peer.client.attach(DAEMON, job_id, role=role, takeover=takeover)
-        return self._reader(peer, job, stuck=stuck)
+    ) -> None:
+        """Another client attaches to a job, unless it holds it already."""
+        try:
+            job = peer.client.attach(DAEMON, job_id, role=role, takeover=takeover)
+        except RequestRefused:
+            assert role is Role.OWNER
+            assert not takeover
+            return
+        self._reader(peer, job, stuck=stuck)
 
     def _reader(self, peer: Peer, job: ClientJob, *, stuck: bool = False) -> Reader:
         reader = Reader(peer, job, len(self.readers), stuck)
         self.readers.append(reader)
         return reader
+
+    def ask(self, peer: Peer, spec: wire.JobsSpec | wire.KillSpec | wire.ForgetSpec) -> Asked:
+        """A client asks the daemon for something."""
+        asked = Asked(peer, peer.client.open(DAEMON, spec), spec)
+        self.asked.append(asked)
+        return asked
+
+    def perform(self, job: Job) -> None:
+        """The daemon does what it is asked for."""
+        for asked in self.asked:
+            if asked.job.id == job.key[1]:
+                asked.done += 1
+                assert asked.done == 1, "(5) a request that was done twice"
+        spec, tenant = job.spec, job.key[0]
+        named = None
+        if isinstance(spec, wire.KillSpec | wire.ForgetSpec):
+            named = self.table.find(tenant, spec.job_id)
+            if named is None:
+                job.failed(FailedCode.JOB_NOT_FOUND, "no such job")
+            elif named.state is not JobState.ENDED:
+                self.act(self.table.stop(named, Outcome.CANCELLED, 0.0))
+        if isinstance(spec, wire.ForgetSpec) and named is not None:
+            self.act(self.table.forget(named, self.now))
+        if isinstance(spec, wire.JobsSpec):
+            for each in self.table.commands(tenant):
+                job.write(Stream.OUTPUT, wire.encode_answer(describe(each, self.now)))
+        if job.state is not JobState.ENDED:
+            job.exited(code=0, signal=None, outcome=Outcome.EXITED, seconds=0.0, pipes_held=False)
+        self.act(self.table.ended(job, self.now))
 
     def leave(self, reader: Reader, *, end: bool) -> None:
         """The application is done with the job: ends it, or lets it go on."""
@@ -437,6 +509,8 @@ class World:
         for job, effect in effects:
             process = self.processes.get(job.key[1])
             match effect:
+                case Effect.START if isinstance(job.spec, wire.Request):
+                    self.perform(job)
                 case Effect.START:
                     assert process is None, "(5) a second process for one job"
                     starter = [
@@ -445,12 +519,11 @@ class World:
                         if each.job.id == job.key[1] and each.job.sequence is not None
                     ]  # it may talk to the job before it hears of it
                     self.processes[job.key[1]] = Process(job, len(self.processes), owners=starter)
-                case Effect.OPS:
-                    assert process is not None
+                case Effect.OPS if process is not None:
                     process.apply_ops()
                 case Effect.END:
                     self.exit(job.key[1], 137)
-                case Effect.INPUT | Effect.ROOM | Effect.FORGOTTEN:
+                case Effect.OPS | Effect.INPUT | Effect.ROOM | Effect.FORGOTTEN:
                     pass
 
     def exit(self, job_id: str, code: int, *, left_in_pipes: int = 0) -> None:
@@ -575,11 +648,20 @@ class World:
             assert log.consumed <= log.received
         if job.error is not None:
             self._check_error(reader)
+        if job.flush is None and reader.flush is not None and job.error is None:
+            self._check_flushed(reader, reader.flush)
         if job.channel is not None:
             self._check_channel(job.channel)
         if job.role is Role.OWNER and job.confirmed:
             held = max(job.input.end - job.input.floor, 0)
             assert held <= RING_BYTES, "(4) more unacknowledged input than the bound"
+
+    def _check_flushed(self, reader: Reader, flush: wire.Flush) -> None:
+        job = self.processes[reader.job.id].job
+        assert job.ops.received >= flush.ops, "ops that were called arrived and are not there"
+        assert job.input.received >= flush.input, "input that was called arrived and is not there"
+        assert job.input.final is not None or not flush.ended, "an end of input that is not there"
+        assert job.detached or not reader.detaches, "called detached, and is not"
 
     def _check_error(self, reader: Reader) -> None:
         job, error = reader.job, reader.job.error
@@ -639,6 +721,20 @@ class World:
         for peer in self.peers:
             assert not peer.client.jobs
             assert not peer.client.scheduler.pending
+
+    def check_answered(self) -> None:
+        """(5), (6), (9): each request was done once, and its client has heard all of it."""
+        for asked in self.asked:
+            job = asked.job
+            if self.table.instance != "instance-1" and isinstance(job.error, DaemonGone):
+                continue
+            assert job.finished, "(9) a request that was never answered"
+            assert asked.done == 1
+            named = not isinstance(asked.spec, wire.JobsSpec)
+            assert isinstance(job.result, wire.Exited) or (
+                named and isinstance(job.result, wire.Failed)
+            ), job.result
+            assert not asked.answers or not named
 
 
 def is_subsequence(part: list[str], whole: list[str]) -> bool:

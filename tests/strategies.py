@@ -37,6 +37,8 @@ CONTROL_CLASSES = sorted(get_args(wire.Control), key=lambda cls: cls.__name__)
 EVENT_CLASSES = sorted(get_args(wire.Event), key=lambda cls: cls.__name__)
 OP_CLASSES = sorted(get_args(wire.Op), key=lambda cls: cls.__name__)
 SPEC_CLASSES = sorted(wire.SPEC_KINDS.values(), key=lambda cls: cls.__name__)
+ANSWER_CLASSES = sorted(wire.ANSWER_TAGS, key=lambda cls: cls.__name__)
+MESSAGE_CLASSES = [*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, *ANSWER_CLASSES, *SPEC_CLASSES]
 
 
 @functools.cache
@@ -81,6 +83,7 @@ CONTROLS = st.one_of([messages(cls) for cls in CONTROL_CLASSES])
 EVENTS = st.one_of([messages(cls) for cls in EVENT_CLASSES])
 OPS = st.one_of([messages(cls) for cls in OP_CLASSES])
 SPECS = st.one_of([messages(cls) for cls in SPEC_CLASSES])
+ANSWERS = st.one_of([messages(cls) for cls in ANSWER_CLASSES])
 
 PACKABLE = st.recursive(
     st.none()
@@ -98,16 +101,17 @@ PACKABLE = st.recursive(
 """Anything that msgpack can say."""
 
 TAGS = st.sampled_from(
-    [*wire.CONTROL_TAGS.values(), *wire.EVENT_TAGS.values(), *wire.OP_TAGS.values(), "", "newer"]
+    [
+        *wire.CONTROL_TAGS.values(),
+        *wire.EVENT_TAGS.values(),
+        *wire.OP_TAGS.values(),
+        *wire.ANSWER_TAGS.values(),
+        "",
+        "newer",
+    ]
 )
 FIELD_NAMES = st.sampled_from(
-    sorted(
-        {
-            attribute.name
-            for cls in [*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, *SPEC_CLASSES]
-            for attribute in attrs.fields(cls)
-        }
-    )
+    sorted({attribute.name for cls in MESSAGE_CLASSES for attribute in attrs.fields(cls)})
 )
 LOOKALIKES = st.builds(
     lambda tag, fields: msgpack.packb({"t": tag, **fields}),

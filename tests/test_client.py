@@ -84,6 +84,14 @@ def cursor(message: wire.Attach, stream: Stream) -> wire.Cursor:
     return found
 
 
+def attached_to(peer: Peer, *states: wire.StreamState, **options: Any) -> tuple[ClientJob, int]:
+    """A job that was there before us, and the channel to it."""
+    job = peer.client.attach("d", "theirs", **options)
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, generation=2, state=JobState.RUNNING, streams=(OPS_CREDIT, *states))
+    return job, channel
+
+
 # ---- starting ------------------------------------------------------------------------------------
 
 
@@ -701,6 +709,130 @@ def test_end_of_a_job_whose_daemon_is_away_goes_to_the_router(peer: Peer) -> Non
 
 
 # ---- settled ids ---------------------------------------------------------------------------------
+
+
+# ---- leaving a job that goes on -------------------------------------------------------------------
+
+
+def test_we_do_not_take_a_job_over_from_ourselves_unasked(peer: Peer) -> None:
+    """The daemon takes two blocks of one program for one client, so the client keeps them apart."""
+    first, _ = peer.running()
+    with pytest.raises(RequestRefused, match="takeover=True"):
+        peer.client.attach("d", first.id)
+    assert (list(peer.client.jobs), peer.heard()) == ([first], [])
+    for options in ({"takeover": True}, {"role": Role.VIEWER}):
+        assert peer.client.attach("d", first.id, **options) in peer.client.jobs  # type: ignore[arg-type]
+    assert peer.client.attach("other", first.id).daemon_id == "other"
+    peer.heard()
+    other = Peer()
+    viewer = other.client.attach("d", "theirs", role=Role.VIEWER)
+    owner = other.client.attach("d", "theirs")
+    other.client.close(owner)
+    assert other.client.attach("d", "theirs") is not viewer
+
+
+@pytest.mark.parametrize("attach", [True, False], ids=["attach", "open"])
+def test_who_is_about_to_lose_a_job_to_another_block_does_not_end_it(
+    peer: Peer, attach: bool
+) -> None:
+    """Both have one name for the daemon: the End of the one would end the job of the other."""
+    job, _ = peer.running(job_id="chosen")
+    rival = (
+        peer.client.attach("d", "chosen", takeover=True)
+        if attach
+        else peer.client.open("d", SPEC, job_id="chosen")
+    )
+    channel, _ = peer.attach_heard()
+    peer.client.end(job)
+    assert peer.heard() == []
+    peer.refused(channel, RefusedCode.DENIED)
+    peer.client.end(job)  # it lost nothing after all
+    assert peer.heard() == [(0, wire.End("d", "chosen", client=peer.client.id))]
+    assert isinstance(rival.error, RequestRefused)
+
+
+def test_who_attached_is_caught_up_when_it_knows_what_had_happened(peer: Peer) -> None:
+    """What is said of the job before that may be wrong: it has perhaps ended long ago."""
+    job, channel = attached_to(peer, wire.StreamState(Stream.EVENTS, end=2))
+    assert not job.caught_up
+    peer.client.receive(event(channel, 0, wire.Started(7)))
+    assert not job.caught_up
+    peer.client.receive(event(channel, 1, attrs.evolve(EXITED, finals={})))
+    assert job.caught_up
+    peer.status(DaemonState.AWAY)
+    assert not job.caught_up
+
+
+def test_a_job_outlives_us_if_it_is_detached_or_we_only_look_on(peer: Peer) -> None:
+    """The daemon says so with its first answer; after that it is for the owner to make it so, and to know."""
+    job, channel = peer.running()
+    assert not job.outlives_us
+    peer.client.receive(control(channel, wire.Away()))
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, detached=True)
+    assert not job.outlives_us  # a request that was given up arrived after all
+    job = peer.client.attach("d", "another")
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, detached=True)
+    assert job.outlives_us
+    assert peer.client.attach("d", "theirs", role=Role.VIEWER).outlives_us
+
+
+def test_what_was_sent_is_unflushed_until_it_is_acknowledged(peer: Peer) -> None:
+    """Nothing sent, nothing to wait for; offsets of a former owner's input are none of ours."""
+    job, channel = attached_to(peer, wire.StreamState(Stream.INPUT, received=5, max_offset=99))
+    assert not job.unflushed
+    job.input.append(b"abc")
+    peer.client.activate(job)
+    peer.heard()
+    assert job.unflushed
+    peer.client.receive(control(channel, wire.Window((wire.StreamWindow(Stream.INPUT, 8, 107),))))
+    assert not job.unflushed
+    job.ops.append(wire.encode_op(wire.DetachJob()))
+    assert job.unflushed
+
+
+def test_a_flush_waits_for_its_own_answer(peer: Peer) -> None:
+    """An answer for less says nothing about the rest, and what is sent later is not waited for."""
+    job, channel = peer.running()
+    job.ops.append(wire.encode_op(wire.DetachJob()))
+    peer.client.flush(job)
+    assert (channel, wire.Flush(ops=1)) in peer.heard()
+    job.input.append(b"abc")
+    job.input.finish()
+    peer.client.flush(job)
+    assert (channel, wire.Flush(1, 3, True)) in peer.heard()
+    peer.client.receive(control(channel, wire.Flush(ops=1)))
+    assert job.flush == wire.Flush(1, 3, True)
+    job.ops.append(wire.encode_op(wire.Signal("INT")))
+    peer.client.receive(control(channel, wire.Flush(1, 3, True)))
+    assert job.flush is None
+
+
+def test_a_flush_is_asked_for_again_after_a_cut(peer: Peer) -> None:
+    """The question went with its channel; the answer comes behind what is sent again."""
+    job, channel = peer.running()
+    job.input.append(b"abc")
+    peer.client.flush(job)
+    peer.heard()
+    peer.client.receive(control(channel, wire.Away()))
+    peer.client.flush(job)
+    assert peer.heard() == []
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    peer.attached(channel)
+    assert peer.heard() == [
+        (channel, wire.Flush(input=3)),
+        (channel, Bytes(Stream.INPUT, 0, b"abc")),
+    ]
+    peer.client.receive(control(channel, wire.Flush(input=3)))
+    assert job.flush is None
+    peer.client.receive(control(channel, wire.Away()))
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    peer.attached(channel)
+    assert wire.Flush(input=3) not in [said for _, said in peer.heard()]
 
 
 def test_ids_are_settled_up_to_the_first_unconfirmed(peer: Peer) -> None:

@@ -43,6 +43,14 @@ SHOWN: Final = {
         serve: serving
         serve: stopped
     """,
+    "detached.py": """
+        first: b'parse\\n'
+        second: 'build' is running, held by anybody: False
+        second: b'compile\\nlink\\ndone\\n'
+        viewer: b'parse\\ncompile\\nlink\\ndone\\n'
+        exit code: 0
+        jobs left: []
+    """,
     "fleet.py": """
         events: ['db-1 connected', 'web-1 connected', 'web-2 connected']
         prod: ['web-1', 'web-2']

@@ -406,7 +406,9 @@ def test_a_job_has_one_owner_at_a_time(daemon: Daemon) -> None:
     daemon.attach()
     daemon.heard()
     daemon.resume(2, client=BOB)
-    assert refusal(daemon.heard(), 2) is RefusedCode.BUSY
+    ((_, refused),) = daemon.heard()
+    assert refused.code is RefusedCode.BUSY
+    assert "takeover=True" in refused.message
     daemon.receive(control(1, wire.Detach()))
     daemon.resume(3, client=BOB)
     ((_, attached),) = daemon.heard()
@@ -658,13 +660,84 @@ def test_ops_come_in_order_and_once(daemon: Daemon) -> None:
 
 
 def test_a_job_detaches_on_request(daemon: Daemon) -> None:
-    """After DetachJob the job outlives its owner."""
-    daemon.attach()
-    daemon.receive(op(1, 0, wire.DetachJob()))
+    """As soon as DetachJob has arrived the job outlives its owner, whoever takes the op and when."""
+    daemon.attach(spec=LEASED)
     job = daemon.job()
     assert not job.detached
-    assert job.next_op() == wire.DetachJob()
+    assert daemon.receive(op(1, 0, wire.DetachJob())) == [(job, Effect.OPS)]
     assert job.detached
+    daemon.receive(control(1, wire.Detach()))
+    assert daemon.tick(6000) == []
+    assert job.next_op() == wire.DetachJob()
+    daemon.heard()
+    daemon.resume(2, client=BOB)
+    assert daemon.heard()[0][1].detached
+
+
+@pytest.mark.parametrize("spec", ["LEASED", "DETACHED"])
+def test_who_attaches_is_told_whether_the_job_outlives_it(daemon: Daemon, spec: str) -> None:
+    """It knows then what its leaving will do."""
+    daemon.attach(spec=globals()[spec])
+    ((_, attached),) = daemon.heard()
+    assert attached.detached is (spec == "DETACHED")
+
+
+# ---- word of what has arrived --------------------------------------------------------------------
+
+
+def test_a_flush_is_sent_back_once_all_of_it_has_arrived(daemon: Daemon) -> None:
+    """Control overtakes data: the answer waits for every op, every byte and the end of input."""
+    daemon.attach()
+    daemon.heard()
+    flush = wire.Flush(ops=1, input=5, ended=True)
+    assert daemon.receive(control(1, flush)) == []
+    for received in (
+        op(1, 0, wire.Signal("INT")),
+        data(1, Stream.INPUT, 0, b"abc"),
+        data(1, Stream.INPUT, 3, b"de"),
+    ):
+        daemon.receive(received)
+        assert daemon.heard() == []
+    daemon.receive(data(1, Stream.INPUT, 5, final=True))
+    assert daemon.heard() == [(1, flush)]
+    daemon.receive(op(1, 1, wire.Signal("INT")))
+    assert daemon.heard() == []  # once
+
+
+def test_a_flush_of_what_is_there_is_sent_back_at_once(daemon: Daemon) -> None:
+    """What the process has taken doesn't matter, only that it has arrived."""
+    daemon.attach()
+    daemon.receive(data(1, Stream.INPUT, 0, b"abc"))
+    daemon.heard()
+    daemon.receive(control(1, wire.Flush(input=3)))
+    daemon.resume(2, client=BOB, role=Role.VIEWER, cursors=())
+    daemon.receive(control(2, wire.Flush()))
+    heard = daemon.heard()
+    assert (1, wire.Flush(input=3)) in heard
+    assert (2, wire.Flush()) in heard
+
+
+def test_of_two_flushes_the_later_counts(daemon: Daemon) -> None:
+    """Who asks again has sent more, and waits for that."""
+    daemon.attach()
+    daemon.heard()
+    daemon.receive(control(1, wire.Flush(input=1)))
+    daemon.receive(control(1, wire.Flush(input=2)))
+    daemon.receive(data(1, Stream.INPUT, 0, b"a"))
+    assert daemon.heard() == []
+    daemon.receive(data(1, Stream.INPUT, 1, b"b"))
+    assert daemon.heard() == [(1, wire.Flush(input=2))]
+
+
+def test_a_flush_on_a_channel_that_was_closed_is_no_error(daemon: Daemon) -> None:
+    """The loser of a takeover may ask, and hears nothing any more; the winner's input answers nobody."""
+    daemon.attach()
+    daemon.receive(control(1, wire.Flush(input=1)))
+    daemon.resume(2, client=BOB, takeover=True)
+    daemon.heard()
+    assert daemon.receive(control(1, wire.Flush())) == []
+    daemon.receive(data(2, Stream.INPUT, 0, b"x"))
+    assert daemon.heard() == []
 
 
 def test_ops_of_a_newer_version_are_passed_on_as_unknown(daemon: Daemon) -> None:
@@ -938,6 +1011,101 @@ def test_the_first_reason_to_kill_is_the_one_reported(daemon: Daemon) -> None:
     assert job.end_grace == 1.0
     daemon.end()
     assert job.end_grace == 1.0
+
+
+def test_a_kill_has_a_signal_of_its_own(daemon: Daemon) -> None:
+    """Each reason to end a job says what it gets first; who says nothing means TERM."""
+    daemon.attach()
+    job = daemon.job()
+    assert daemon.table.stop(job, Outcome.CANCELLED, 3.0, signal="INT") == [(job, Effect.END)]
+    assert (job.end_signal, job.end_grace) == ("INT", 3.0)
+    daemon.end()
+    assert (job.end_signal, job.end_grace) == ("TERM", 3.0)
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+JOBS = wire.encode_spec(wire.JobsSpec())
+REQUEST = f"{ALICE}.9"
+
+
+def test_a_request_is_a_job_that_is_in_no_list(daemon: Daemon) -> None:
+    """It is started like any other, and can be neither seen nor named."""
+    daemon.attach()
+    ((request, effect),) = daemon.attach(2, job_id=REQUEST, spec=JOBS)
+    assert effect is Effect.START
+    assert request.spec == wire.JobsSpec()
+    assert daemon.table.commands("t") == [daemon.job()]
+    assert daemon.table.find("t", REQUEST) is None
+    assert daemon.table.find("t", FIRST) is daemon.job()
+
+
+def test_lists_and_names_are_the_tenants_own(daemon: Daemon) -> None:
+    """A job of another tenant is absent, and so is one that never was."""
+    daemon.attach()
+    daemon.attach(2, tenant="u", job_id=f"{ALICE}.2")
+    assert [job.key for job in daemon.table.commands("u")] == [("u", f"{ALICE}.2")]
+    assert daemon.table.find("u", FIRST) is None
+    assert daemon.table.find("u", "x") is None
+
+
+def test_a_request_is_between_its_client_and_the_daemon(daemon: Daemon) -> None:
+    """For everybody else it isn't there; its client resumes it as any job."""
+    daemon.attach(job_id=REQUEST, spec=JOBS)
+    daemon.heard()
+    for changes in ({}, {"takeover": True}, {"role": Role.VIEWER}, {"spec": JOBS}):
+        channel = daemon.link.last_channel + 1
+        daemon.attach(channel, REQUEST, **{"client": BOB, "spec": None, "instance": ""} | changes)
+        assert refusal(daemon.heard(), channel) is RefusedCode.JOB_NOT_FOUND
+    again = daemon.restarted_link()
+    again.resume(job_id=REQUEST, generation=1)
+    assert isinstance(again.heard()[-1][1], wire.Attached)
+
+
+def test_a_daemon_full_of_jobs_takes_requests(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could tell it to end some; requests have a bound of their own, and give it back."""
+    monkeypatch.setattr(jobs_module, "MAX_JOBS", 1)
+    monkeypatch.setattr(jobs_module, "MAX_REQUESTS", 2)
+    daemon.attach()
+    for n in (8, 9):
+        assert len(daemon.attach(n, job_id=f"{ALICE}.{n}", spec=JOBS)) == 1
+    daemon.heard()
+    assert daemon.attach(10, job_id=f"{ALICE}.10", spec=JOBS) == []
+    assert refusal(daemon.heard(), 10) is RefusedCode.DENIED
+    exit_with(daemon.job(REQUEST))
+    assert [effect for _, effect in daemon.end(REQUEST)] == [Effect.FORGOTTEN]
+    daemon.heard()
+    assert len(daemon.attach(11, job_id=f"{ALICE}.11", spec=JOBS)) == 1
+    daemon.heard()
+    assert daemon.attach(12, job_id=f"{ALICE}.12") == []
+    assert refusal(daemon.heard(), 12) is RefusedCode.DENIED
+    exit_with(daemon.job())
+    daemon.end()
+    assert len(daemon.attach(13, job_id=f"{ALICE}.13")) == 1
+
+
+def test_a_request_that_nobody_waits_for_is_taken_back_after_its_lease(daemon: Daemon) -> None:
+    """It takes no place for ever, whatever became of its client."""
+    daemon.attach(job_id=REQUEST, spec=JOBS)
+    daemon.receive(control(1, wire.Detach()))
+    assert daemon.tick(24 * 3600) == [(daemon.job(REQUEST), Effect.END)]
+
+
+def test_what_has_ended_can_be_forgotten(daemon: Daemon) -> None:
+    """Whoever is attached is told, and the id is used up; what runs can't be."""
+    daemon.attach()
+    job = daemon.job()
+    with pytest.raises(LocalProtocolError, match="has ended"):
+        daemon.table.forget(job, 0.0)
+    exit_with(job)
+    daemon.heard()
+    assert daemon.table.forget(job, 0.0) == [(job, Effect.FORGOTTEN)]
+    assert refusal(daemon.heard(), 1) is RefusedCode.ENDED
+    assert daemon.table.forget(job, 0.0) == []
+    daemon.attach(2)
+    assert refusal(daemon.heard(), 2) is RefusedCode.ENDED
 
 
 # ---- links ---------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ ROOT = Path(sandd.__file__).parent
 
 CONTROLLER_END = [
     "sandd._core.acceptor",
+    "sandd._core.asking",
     "sandd._core.commands",
     "sandd._core.local_link",
     "sandd._core.process_handle",
@@ -38,6 +39,7 @@ DAEMON_END = [
     "sandd._core.dialer",
     "sandd._core.processes",
     "sandd._core.processes.*",
+    "sandd._core.requests",
     "sandd._core.runner",
     "sandd._core.spawn_requests",
     "sandd._core.state_directory",
@@ -62,6 +64,7 @@ LAYERS = {
         "sandd._core.client",
         "sandd._core.client_job",
         "sandd._core.job",
+        "sandd._core.job_info",
         "sandd._core.jobs",
         "sandd._core.link",
         "sandd._core.results",

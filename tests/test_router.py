@@ -223,6 +223,21 @@ def test_messages_of_a_channel_are_passed_on(network: Network) -> None:
     assert drain(network.client.scheduler) == [(9, wire.Unknown("newer"))]
 
 
+def test_a_flush_goes_there_and_back(network: Network) -> None:
+    """The question reaches the daemon on its channel, the answer the client on its own."""
+    network.attach(1)
+    number = network.attach(2)
+    network.router.receive(network.client, control(2, wire.Flush(1, 2, True)))
+    assert drain(network.daemon.scheduler) == [(number, wire.Flush(1, 2, True))]
+    network.router.receive(network.daemon, control(number, wire.Flush(1, 2, True)))
+    assert drain(network.client.scheduler) == [(2, wire.Flush(1, 2, True))]
+    network.router.receive(network.client, control(2, wire.Detach()))
+    network.router.receive(network.client, control(2, wire.Flush()))
+    network.router.receive(network.daemon, control(number, wire.Flush()))
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+    assert drain(network.client.scheduler) == []
+
+
 def test_a_streams_order_is_kept_and_messages_overtake_bytes(network: Network) -> None:
     """Within a stream nothing overtakes; what an application waits for doesn't wait behind bulk."""
     number = network.attach(1)

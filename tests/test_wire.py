@@ -70,8 +70,31 @@ def test_specs_are_maps_with_a_kind() -> None:
     assert msgpack.unpackb(wire.encode_spec(SPEC)) == {"kind": "command", "argv": [b"true"]}
 
 
+def test_requests_are_specs_and_their_answers_follow_each_other() -> None:
+    """A request's kind says what it asks for; answers are maps with a tag, and nothing between them."""
+    assert msgpack.unpackb(wire.encode_spec(wire.JobsSpec())) == {"kind": "jobs"}
+    kill = wire.KillSpec("j", "INT", 1.5)
+    assert msgpack.unpackb(wire.encode_spec(kill)) == {
+        "kind": "kill",
+        "job_id": "j",
+        "signal": "INT",
+        "grace": 1.5,
+    }
+    record = wire.JobRecord("j", wire.JobState.QUEUED, (b"true",))
+    packed = wire.encode_answer(record)
+    assert msgpack.unpackb(packed) == {
+        "t": "job",
+        "job_id": "j",
+        "state": "queued",
+        "argv": [b"true"],
+    }
+    assert list(wire.decode_answers(2 * packed)) == [record, record]
+    assert list(wire.decode_answers(b"")) == []
+
+
 def test_every_message_has_one_tag_of_its_own() -> None:
     """No two messages of a union share a tag, and none is without."""
+    assert set(wire.ANSWER_TAGS) == {wire.Answer}
     for union, tags in [
         (wire.Control, wire.CONTROL_TAGS),
         (wire.Event, wire.EVENT_TAGS),
@@ -354,6 +377,45 @@ def test_an_event_fits_a_data_frame_whatever_failed() -> None:
     assert len(wire.encode_event(worst)) <= wire.MAX_DATA_BYTES
 
 
+# ---- answers -------------------------------------------------------------------------------------
+
+RECORD = wire.encode_answer(wire.JobRecord("j", wire.JobState.QUEUED, (b"true",)))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(RECORD[:-1], id="cut short"),
+        pytest.param(RECORD + b"\xc1", id="no msgpack behind it"),
+        pytest.param(msgpack.packb(["job"]), id="no map"),
+        pytest.param(msgpack.packb({"t": "job"}), id="fields missing"),
+        pytest.param(b"\x81\xa1t\xdd\xff\xff\xff\xff", id="claims 4 G elements"),
+    ],
+)
+def test_decode_answers_refuses_what_is_none(payload: bytes) -> None:
+    """What comes before the nonsense is read; then it is a RemoteProtocolError."""
+    answers = wire.decode_answers(RECORD + payload)
+    assert isinstance(next(answers), wire.JobRecord)
+    with pytest.raises(RemoteProtocolError, match="bad answer"):
+        list(answers)
+
+
+def test_answers_of_a_newer_daemon_become_unknown() -> None:
+    """What this client doesn't know is told from what is broken."""
+    newer = msgpack.packb({"t": "socket", "port": 7})
+    unknown, record = wire.decode_answers(newer + RECORD)
+    assert unknown == wire.Unknown("socket")
+    assert isinstance(record, wire.JobRecord)
+
+
+def test_decode_answers_bounds_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a request may be answered with is refused unread."""
+    monkeypatch.setattr(wire, "MAX_ANSWERS_BYTES", 2 * len(RECORD))
+    assert len(list(wire.decode_answers(2 * RECORD))) == 2
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        next(wire.decode_answers(3 * RECORD))
+
+
 # ---- specs ---------------------------------------------------------------------------------------
 
 
@@ -392,6 +454,15 @@ def packed_spec(**fields: object) -> bytes:
         pytest.param(msgpack.packb([1]), "bad job spec", id="no map"),
         pytest.param(msgpack.packb({"kind": ["command"]}), "bad job spec", id="unhashable kind"),
         pytest.param(msgpack.packb({"kind": "command"}), "bad job spec", id="field missing"),
+        pytest.param(msgpack.packb({"kind": "kill"}), "bad job spec", id="no job to kill"),
+        pytest.param(
+            msgpack.packb({"kind": "jobs", "argv": [b"x"]}), "field 'argv'", id="of another kind"
+        ),
+        pytest.param(
+            msgpack.packb({"kind": "kill", "job_id": "x", "lease": 3.0}),
+            "field 'lease'",
+            id="settled for requests",
+        ),
     ],
 )
 def test_decode_spec_refuses_what_it_would_have_to_leave_out(

@@ -13,6 +13,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     tombstones       which job ids are used up, in little memory
     job              one job on its daemon: streams, state, attachments
     jobs             the daemon's half: which jobs there are, who is attached, what goes to whom
+    job_info         one job as it is described to who isn't attached: JobInfo
     client_job       one job at its client
     client           a client's half: its jobs, and their resuming
     router           which client's channel meets which daemon's, and what it may send
@@ -30,12 +31,14 @@ Trio shells of the controller alone
     acceptor         the controller's end of a daemon's connection
     local_link       the agent in this process: a client like any other
     commands         from a call's arguments to a job, and from its end to a result
-    process_handle   Process: a running command, as its opener holds it
+    process_handle   Process: a command, as who opened it or attached to it holds it
+    asking           a request to a daemon, and its answers
     bridge           calls from other threads into a trio program in a thread of its own
 
 Trio shells of the daemon alone
     processes/       starting and ending process trees; its spawner is standard library only
     spawn_requests   from a job's spec to what is started
+    requests         jobs without a process: what the daemon does itself
     runner           between the job table and the processes
     dialer           keeps a daemon connected
     state_directory  what outlives a daemon, and its lock

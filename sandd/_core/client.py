@@ -78,13 +78,16 @@ class Client:
         if len(spec_bytes) > wire.MAX_CONTROL_BYTES - 4 * wire.KIB:
             raise LocalProtocolError(f"a job spec of {len(spec_bytes)} bytes is too large")
         sequence = None
+        own: list[ClientJob] = []
         if job_id is None:
             sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
             job_id = generate(self.id, sequence)
+        else:
+            own = self._owned(daemon_id, job_id)
         job = ClientJob(
             daemon_id, job_id, spec=spec_bytes, sequence=sequence, input_capacity=input_capacity
         )
-        self._add(job)
+        self._add(job, own)
         return job
 
     def attach(
@@ -96,15 +99,33 @@ class Client:
         takeover: bool = False,
         since: dict[Stream, int] | None = None,
     ) -> ClientJob:
-        """Attach to a job that exists."""
+        """Attach to a job that exists; RequestRefused if we own it already, and don't say takeover."""
+        own = self._owned(daemon_id, job_id) if role is Role.OWNER else []
+        if own and not takeover:
+            # The daemon takes us for one and the same, and would not mind.
+            raise RequestRefused(
+                f"job {job_id} on daemon {daemon_id!r} is held by another block of this program; "
+                "attach with takeover=True to take it over, or with read_only=True to look on"
+            )
         job = ClientJob(daemon_id, job_id, spec=None, role=role, takeover=takeover, since=since)
-        self._add(job)
+        self._add(job, own)
         return job
 
     def activate(self, job: ClientJob) -> None:
         """Something was appended to the job's logs, or consumed from them."""
         if job.channel is not None:
             self.scheduler.activate(job.channel)
+
+    def flush(self, job: ClientJob) -> None:
+        """Have the daemon say when it has all that was sent until now: then `ClientJob.flush` is None.
+
+        Of a job that has ended, input doesn't count: nobody takes it, so it may never be there.
+        """
+        if job.result is None:
+            job.flush = wire.Flush(job.ops.end, job.input.end, job.input.final)
+        else:
+            job.flush = wire.Flush(job.ops.end)
+        self._ask_flush(job)
 
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
@@ -124,7 +145,9 @@ class Client:
         self.close(job)
 
     def _may_end(self, job: ClientJob) -> bool:
-        return job.sent and job.error is None and job.role is Role.OWNER
+        # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
+        ours = job.rival is None or job.rival.error is not None
+        return job.sent and job.error is None and job.role is Role.OWNER and ours
 
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
         """We are done with the job; it goes on, unless `end` was called."""
@@ -196,7 +219,16 @@ class Client:
 
     # -- inside
 
-    def _add(self, job: ClientJob) -> None:
+    def _owned(self, daemon_id: str, job_id: str) -> list[ClientJob]:
+        return [
+            job
+            for job in self.jobs
+            if job.id == job_id and job.daemon_id == daemon_id and job.role is Role.OWNER
+        ]
+
+    def _add(self, job: ClientJob, displaced: list[ClientJob]) -> None:
+        for other in displaced:
+            other.rival = job
         self.jobs[job] = None
         if job.sequence is not None:
             self._unconfirmed.setdefault(job.daemon_id, {})[job.sequence] = None
@@ -286,6 +318,9 @@ class Client:
                 assert job.channel is not None
                 job.channel.on_window(message)
                 self.scheduler.activate(job.channel)
+            case wire.Flush():
+                if message == job.flush:  # else it answers an earlier question, for less
+                    job.flush = None
             case wire.Unknown():
                 pass
             case _:
@@ -307,13 +342,25 @@ class Client:
             cursor.sent = max(cursor.sent, state.received)
             cursor.max_offset = max(cursor.max_offset, state.max_offset)
         job.state = AttachState.ATTACHED
+        if not job.confirmed:
+            # Later it changes by our own doing alone, and is ours to say: see `Process.detach`.
+            job.detached = message.detached
         job.confirmed = True
         self._confirm(job)
         job.spec = None
         job.takeover = False
         job.generation = message.generation
         job.job_state = message.state
+        events = states.get(Stream.EVENTS)
+        job.known_events = 0 if events is None else events.end
         self.scheduler.activate(job.channel)
+        self._ask_flush(job)
+
+    def _ask_flush(self, job: ClientJob) -> None:
+        """At once, and on each new channel until there is an answer."""
+        if job.flush is not None and job.state is AttachState.ATTACHED:
+            assert job.channel is not None
+            self.scheduler.control(wire.ControlFrame(job.channel.number, job.flush))
 
     def _refused(self, job: ClientJob, message: wire.Refused) -> None:
         self._drop_channel(job)

@@ -63,6 +63,8 @@ class ClientJob:
         """Of a generated id: such a job can't exist before we start it, so data may go with the Attach."""
         self.role = role
         self.takeover = takeover
+        self.rival: ClientJob | None = None
+        """Another of the same client, that was told to take this one's job over."""
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
@@ -71,6 +73,12 @@ class ClientJob:
         """The daemon has answered: the job exists (or existed) there."""
         self.started: wire.Started | None = None
         self.job_state: JobState | None = None
+        self.detached = False
+        """It outlives whoever owns it: it did when we attached, or we were told that it does since."""
+        self.known_events = 0
+        """So many events there were when we attached: what they tell is no news."""
+        self.flush: wire.Flush | None = None
+        """We wait to hear that all this has arrived."""
         self.result: wire.Exited | wire.Failed | None = None
         self.error: SanddError | None = None
         self.channel: Channel | None = None
@@ -101,6 +109,23 @@ class ClientJob:
             if log.received != log.final:
                 return False
         return True
+
+    @property
+    def outlives_us(self) -> bool:
+        """It goes on when we leave: it is detached, or we only look on."""
+        return self.detached or self.role is Role.VIEWER
+
+    @property
+    def caught_up(self) -> bool:
+        """Attached, and all is known that had become of the job by then."""
+        return self.state is AttachState.ATTACHED and self.events.received >= self.known_events
+
+    @property
+    def unflushed(self) -> bool:
+        """Something we sent may not have arrived yet, and still matters."""
+        return self.ops.end > self.ops.floor or (
+            self.result is None and (self.input.end > self.input.floor or self.input.final)
+        )
 
     @property
     def send_logs(self) -> dict[Stream, SendLog]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import signal
 from typing import TYPE_CHECKING, Final, TypedDict
@@ -12,6 +13,7 @@ import trio
 from sandd import wire
 from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
 from sandd._core.client_job import AttachState
+from sandd._core.job_info import OUTPUT_NAMES
 from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, ExitStatus
 from sandd.wire import Outcome, Stream
 
@@ -60,6 +62,8 @@ def build_spec(
     idle_timeout: float | None = None,
     kill_grace: float = KILL_GRACE,
     lease: float | None = None,
+    on_full: str = "block",
+    detach: bool = False,
 ) -> wire.CommandSpec:
     """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
     shell = isinstance(command, str | bytes)
@@ -94,9 +98,34 @@ def build_spec(
         user=user,
         timeout=_seconds("timeout", timeout),
         idle_timeout=_seconds("idle_timeout", idle_timeout),
-        kill_grace=_grace(kill_grace),
+        kill_grace=check_grace("kill_grace", kill_grace),
         lease=_seconds("lease", lease),
+        on_full=_on_full(on_full),
+        detach=bool(detach),
     )
+
+
+def check_job_id(job_id: str) -> str:
+    """The id itself; ValueError for what can't be one."""
+    if not (0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()):
+        raise ValueError(
+            f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters"
+        )
+    return job_id
+
+
+def read_offsets(since: Mapping[str, int] | None) -> dict[Stream, int]:
+    """`Process.offsets` as the streams they belong to; ValueError for what can't be offsets."""
+    streams = {name: stream for stream, name in OUTPUT_NAMES.items()}
+    offsets = {}
+    for name, offset in (since or {}).items():
+        if name not in streams or not 0 <= operator.index(offset) <= wire.MAX_OFFSET:
+            raise ValueError(
+                f"since has {name!r}: {offset!r}; it holds bytes of 'stdout' and of 'stderr', "
+                "as Process.offsets does"
+            )
+        offsets[streams[name]] = operator.index(offset)
+    return offsets
 
 
 def _encode(text: Text) -> bytes:
@@ -120,12 +149,20 @@ def _seconds(name: str, value: float | None) -> float | None:
     return number
 
 
-def _grace(value: float) -> float:
+def check_grace(name: str, value: float) -> float:
+    """The seconds from TERM to KILL; ValueError for what can't be waited for."""
     if not 0 <= value <= MAX_GRACE:
         raise ValueError(
-            f"kill_grace is {value!r}; it must be a number of seconds from 0 to {MAX_GRACE:g}"
+            f"{name} is {value!r}; it must be a number of seconds from 0 to {MAX_GRACE:g}"
         )
     return float(value)
+
+
+def _on_full(value: str) -> wire.OnFull:
+    try:
+        return wire.OnFull(value)
+    except ValueError:
+        raise ValueError(f"on_full is {value!r}; it must be 'block' or 'drop_oldest'") from None
 
 
 def start(

@@ -43,7 +43,8 @@ class Job:
         self.spec_bytes = spec_bytes
         self.spec = spec
         self.state = JobState.QUEUED
-        self._untold_pid: int | None = None
+        self.pid = 0
+        self._start_is_told = True
         self.generation = 1
         self.detached = spec.detach
         self.client = ""
@@ -56,6 +57,13 @@ class Job:
         self.end_outcome: wire.Outcome | None = None
         """Why we are killing it; the outcome to report. None: nobody is."""
         self.end_grace = spec.kill_grace
+        self.end_signal = "TERM"
+        """What its process gets first when it is killed."""
+        self.asked_at = 0.0
+        """When it came, by the clock of `JobTable.receive`."""
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.result: wire.Exited | wire.Failed | None = None
         self.lease = DEFAULT_LEASE if spec.lease is None else spec.lease
         dropping = spec.on_full is OnFull.DROP_OLDEST
         self.sends: dict[Stream, SendLog] = {
@@ -73,16 +81,18 @@ class Job:
 
     # -- what the process does
 
-    def started(self, pid: int) -> None:
-        """The process runs. Clients learn of it by `tell_started`, or with its end."""
+    def started(self, pid: int, now: float = 0.0) -> None:
+        """The process runs, since `now`. Clients learn of it by `tell_started`, or with its end."""
         self.state = JobState.RUNNING
-        self._untold_pid = pid
+        self.pid = pid
+        self.started_at = now
+        self._start_is_told = False
 
     def tell_started(self) -> None:
         """Let clients know that the process runs, unless they do."""
-        if self._untold_pid is not None:
-            pid, self._untold_pid = self._untold_pid, None
-            self._emit(wire.Started(pid))
+        if not self._start_is_told:
+            self._start_is_told = True
+            self._emit(wire.Started(self.pid))
 
     @property
     def held_bytes(self) -> int:
@@ -126,10 +136,7 @@ class Job:
         if message is None:
             return None
         self._announce()
-        op = wire.decode_op(message)
-        if isinstance(op, wire.DetachJob):
-            self.detached = True
-        return op
+        return wire.decode_op(message)
 
     def exited(
         self,
@@ -141,8 +148,8 @@ class Job:
         pipes_held: bool,
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
-        pid = self._untold_pid or 0
-        self._untold_pid = None
+        pid = 0 if self._start_is_told else self.pid
+        self._start_is_told = True
         self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
 
     def failed(
@@ -164,10 +171,11 @@ class Job:
                 finals[stream] = log.end
         return finals
 
-    def _end(self, event: wire.Event) -> None:
+    def _end(self, event: wire.Exited | wire.Failed) -> None:
         if self.state is JobState.ENDED:
             raise LocalProtocolError("the job has ended already")
         self.state = JobState.ENDED
+        self.result = event
         self.unowned_seconds = 0.0  # from here on it counts towards the retention
         self._emit(event)
 
@@ -178,6 +186,10 @@ class Job:
         self._announce()
 
     # -- attachments
+
+    def detach(self) -> None:
+        """From now on it outlives its owner."""
+        self.detached = True
 
     @property
     def attachments(self) -> Iterable[Attachment]:
@@ -225,3 +237,5 @@ class Attachment:
     channel: Channel
     job: Job
     role: Role
+    flush: wire.Flush | None = None
+    """What the client waits to hear of: to be sent back once it has all arrived."""

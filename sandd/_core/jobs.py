@@ -13,7 +13,7 @@ import enum
 from typing import Final
 
 from sandd import wire
-from sandd._core._errors import RemoteProtocolError
+from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.channels import Channel
 from sandd._core.job import DEFAULT_LEASE, Attachment, DaemonLink, Job
 from sandd._core.streams import (
@@ -35,6 +35,8 @@ INITIAL_CREDIT: Final = {
     Stream.ERROR: wire.INITIAL_OUTPUT_BYTES,
 }
 """Credit of a channel whose Attach names no cursors."""
+MAX_REQUESTS: Final = 10_000
+"""Requests a daemon keeps besides, so that one that is full of jobs can still be told to end some."""
 LONGEST_TICK: Final = 5.0
 """Seconds a lease loses per tick at most: a suspended machine expires nothing."""
 
@@ -42,12 +44,15 @@ LONGEST_TICK: Final = 5.0
 class Effect(enum.Enum):
     """What the shell has to do about a job."""
 
-    START = enum.auto()  # a new job: run it
+    START = enum.auto()  # a new job: run it, or do it yourself if it is a request
     OPS = enum.auto()  # ops wait in Job.next_op
     INPUT = enum.auto()  # input (or its end) waits in Job.take_input
     ROOM = enum.auto()  # output was acknowledged: Job.room may have grown
-    END = enum.auto()  # kill it: Job.end_outcome and Job.end_grace say how
+    END = enum.auto()  # kill it: Job.end_outcome, Job.end_signal and Job.end_grace say how
     FORGOTTEN = enum.auto()  # the job left the table
+
+
+NO_JOB: Final = "no such job on this daemon"
 
 
 def _check_cursors(message: wire.Attach) -> None:
@@ -70,6 +75,10 @@ def _repeats_start(message: wire.Attach) -> bool:
 Effects = list[tuple[Job, Effect]]
 
 
+def _reads(spec: wire.Spec) -> bool:
+    return isinstance(spec, wire.CommandSpec) and spec.stdin
+
+
 class JobTable:
     """All jobs of a daemon instance, and every rule about who may do what with them."""
 
@@ -80,6 +89,8 @@ class JobTable:
         self.tombstones = Tombstones()
         self.draining = False
         """The daemon is stopping: nothing new is started."""
+        self._requests = 0
+        """How many of the jobs are requests."""
         self._last_tick: float | None = None
 
     # -- links
@@ -99,9 +110,16 @@ class JobTable:
         if attachment is None:
             return []
         data = wire.decode_data(frame)
+        op: wire.Op | wire.Unknown | None = None
         if data.stream is Stream.OPS and (len(data.body) or not data.final):
-            wire.decode_op(data.body)  # a bad one is refused here, before it counts as received
+            # A bad one is refused here, before it counts as received.
+            op = wire.decode_op(data.body)
         attachment.channel.on_data(data)
+        if isinstance(op, wire.DetachJob):
+            # Not when the shell takes it: its owner may be gone by then.
+            attachment.job.detach()
+        if attachment.flush is not None:
+            self._answer_flush(attachment)
         return [(attachment.job, Effect.OPS if data.stream is Stream.OPS else Effect.INPUT)]
 
     def _attachment(self, link: DaemonLink, channel: int) -> Attachment | None:
@@ -133,6 +151,12 @@ class JobTable:
             case wire.Detach():
                 attachment = self._attachment(link, channel)
                 return [] if attachment is None else self._detach(attachment, now)
+            case wire.Flush():
+                attachment = self._attachment(link, channel)
+                if attachment is not None:
+                    attachment.flush = message
+                    self._answer_flush(attachment)
+                return []
             case wire.Unknown():
                 return []
             case _:
@@ -159,6 +183,9 @@ class JobTable:
                 return []
             job = answer
             effects.append((job, Effect.START))
+        elif isinstance(job.spec, wire.Request) and job.client != message.client:
+            link.control(number, wire.Refused(RefusedCode.JOB_NOT_FOUND, NO_JOB))
+            return []
         refusal = self._refusal(job, message)
         if refusal is not None:
             link.control(number, refusal)
@@ -185,7 +212,7 @@ class JobTable:
                 return wire.Refused(
                     RefusedCode.LOST, "the daemon was restarted; the job ended with its old process"
                 )
-            return wire.Refused(RefusedCode.JOB_NOT_FOUND, "no such job on this daemon")
+            return wire.Refused(RefusedCode.JOB_NOT_FOUND, NO_JOB)
         if message.instance != self.instance:
             return wire.Refused(
                 RefusedCode.LOST,
@@ -195,13 +222,19 @@ class JobTable:
             return wire.Refused(RefusedCode.ENDED, "a job of this id was ended and forgotten")
         if self.draining:
             return wire.Refused(RefusedCode.DENIED, "the daemon is stopping")
-        if len(self.jobs) >= MAX_JOBS or (parse(key[1]) is None and self.tombstones.full):
-            return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         try:
             spec = wire.decode_spec(message.spec)
         except wire.UnsupportedSpec as error:
             return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
+        if isinstance(spec, wire.Request):
+            full = self._requests >= MAX_REQUESTS
+            self._requests += not full
+        else:
+            full = len(self.jobs) - self._requests >= MAX_JOBS
+        if full or (self.tombstones.full and parse(key[1]) is None):
+            return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         job = self.jobs[key] = Job(key, message.spec, spec)
+        job.asked_at = now
         return job
 
     def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
@@ -215,13 +248,18 @@ class JobTable:
             if generation not in (None, job.generation):
                 return wire.Refused(RefusedCode.TAKEN, "another client took the job over")
             if job.owner is not None and job.client != message.client:
-                return wire.Refused(RefusedCode.BUSY, "another client is attached as the owner")
+                return wire.Refused(
+                    RefusedCode.BUSY,
+                    "somebody else is attached as its owner; attach with takeover=True to take it "
+                    "over, or with read_only=True to look on",
+                )
         for cursor in message.cursors:
             end = job.sends[cursor.stream].end
             if cursor.offset is not None and cursor.offset > end:
                 return wire.Refused(
                     RefusedCode.DENIED,
-                    f"offset {cursor.offset} of {cursor.stream.name}, which ends at {end} so far",
+                    f"its {cursor.stream.name} can't be read from {cursor.offset} on: "
+                    f"so far it ends at {end}",
                 )
         return None
 
@@ -275,9 +313,23 @@ class JobTable:
         states += [
             wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
             for w in attachment.channel.receive.values()
-            if w.log.received or (w.stream is Stream.INPUT and attachment.job.spec.stdin)
+            if w.log.received or (w.stream is Stream.INPUT and _reads(attachment.job.spec))
         ]
-        return wire.Attached(attachment.role, job.generation, job.state, tuple(states))
+        return wire.Attached(
+            attachment.role, job.generation, job.state, tuple(states), job.detached
+        )
+
+    def _answer_flush(self, attachment: Attachment) -> None:
+        """Send a Flush back if all of it has arrived."""
+        flush, job = attachment.flush, attachment.job
+        assert flush is not None
+        if (
+            job.ops.received >= flush.ops
+            and job.input.received >= flush.input
+            and (job.input.final is not None or not flush.ended)
+        ):
+            attachment.flush = None
+            attachment.link.control(attachment.channel.number, flush)
 
     def _unlink(self, attachment: Attachment) -> None:
         attachment.link.attachments.pop(attachment.channel.number, None)
@@ -308,8 +360,16 @@ class JobTable:
             return self._forget(job, now)
         return self.stop(job, wire.Outcome.CANCELLED, message.grace)
 
-    def stop(self, job: Job, outcome: wire.Outcome, grace: float | None = None) -> Effects:
+    def stop(
+        self,
+        job: Job,
+        outcome: wire.Outcome,
+        grace: float | None = None,
+        *,
+        signal: str = "TERM",
+    ) -> Effects:
         """Have the job killed; the first reason given is the one reported, a shorter grace counts."""
+        job.end_signal = signal
         if job.end_outcome is None:
             job.end_outcome = outcome
             job.end_grace = job.spec.kill_grace if grace is None else grace
@@ -319,6 +379,7 @@ class JobTable:
 
     def ended(self, job: Job, now: float) -> Effects:
         """Call after `Job.exited` or `Job.failed`."""
+        job.ended_at = now
         return self._settle(job, now)
 
     def _settle(self, job: Job, now: float) -> Effects:
@@ -334,8 +395,30 @@ class JobTable:
             refused = wire.Refused(RefusedCode.ENDED, "the job was ended and forgotten")
             attachment.link.control(attachment.channel.number, refused)
         del self.jobs[job.key]
+        self._requests -= isinstance(job.spec, wire.Request)
         self.tombstones.bury(job.key, now)
         return [(job, Effect.FORGOTTEN)]
+
+    # -- what there is, for requests
+
+    def commands(self, tenant: str) -> list[Job]:
+        """The tenant's jobs in the order of their starts; requests are not among them."""
+        return [
+            job
+            for key, job in self.jobs.items()
+            if key[0] == tenant and isinstance(job.spec, wire.CommandSpec)
+        ]
+
+    def find(self, tenant: str, job_id: str) -> Job | None:
+        """A job of the tenant; requests, and jobs of others, are not there."""
+        job = self.jobs.get((tenant, job_id))
+        return job if job is not None and isinstance(job.spec, wire.CommandSpec) else None
+
+    def forget(self, job: Job, now: float) -> Effects:
+        """Drop a job that has ended, with its results; whoever is attached is told."""
+        if job.state is not JobState.ENDED:
+            raise LocalProtocolError("only a job that has ended can be forgotten")
+        return self._forget(job, now) if self.jobs.get(job.key) is job else []
 
     # -- time
 

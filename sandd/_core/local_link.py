@@ -9,6 +9,7 @@ import trio
 from sandd import wire
 from sandd._core._errors import (
     DaemonGone,
+    JobNotFound,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -18,7 +19,7 @@ from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
 from sandd._core.router import DaemonLink, Router
-from sandd.wire import FailedCode, Stream
+from sandd.wire import FailedCode, Role, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ log = get_logger("client")
 
 LEAVE_MARGIN: Final = 10.0
 """Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
+FLUSH_SECONDS: Final = 10.0
+"""How long leaving a job that goes on waits until what was sent to it has arrived."""
 EVERYTHING: Final = wire.MAX_OFFSET
 
 
@@ -90,11 +93,12 @@ class JobHandle:
 
     def raise_if_failed(self) -> None:
         """Raise what kept the job from having an exit status, if something did."""
-        if self.link.closed and self.job.result is None:
+        failed = self.job.result
+        taken_back = isinstance(failed, wire.Failed) and failed.code is FailedCode.CANCELLED
+        if self.link.closed and (failed is None or taken_back):
             raise trio.ClosedResourceError("the controller was closed while the job ran")
         if self.job.error is not None:
             raise self.job.error
-        failed = self.job.result
         if isinstance(failed, wire.Failed):
             raise failure(failed, self.job)
 
@@ -118,8 +122,35 @@ class JobHandle:
             self.link.flush_later()
         self.link.drop(self)
 
+    async def part(self) -> None:
+        """Let the job go on without us, once all that was sent to it is there.
+
+        Shielded, and bounded by FLUSH_SECONDS. At once where nothing was sent.
+        """
+        if self.job.unflushed:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FLUSH_SECONDS):
+                await self.flushed()
+            if self.job.flush is not None and not self.closed:
+                log.warning("input_left_behind", job=self.job.id, daemon=self.job.daemon_id)
+        self.detach()
+
+    async def flushed(self) -> None:
+        """Wait until all that was sent to the job has arrived there, or means nothing any more."""
+        job = self.job
+        while not self.closed:
+            result = job.result
+            self.link.client.flush(job)
+            self.link.flush()
+            await self.until(
+                lambda result=result: (  # type: ignore[misc]
+                    job.flush is None or job.result is not result or self.closed
+                )
+            )
+            if job.flush is None:
+                break
+
     def detach(self) -> None:
-        """Let the job go on without us."""
+        """Let the job go on without us, now."""
         if not self.closed:
             self.link.client.close(self.job)
             self.link.flush()
@@ -134,6 +165,10 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
             return SpawnFailed(failed.errno, failed.message, name)
         case FailedCode.CANCELLED:
             return RequestRefused(f"job {job.id} on daemon {job.daemon_id!r}: {failed.message}")
+        case FailedCode.JOB_NOT_FOUND:
+            return JobNotFound(f"daemon {job.daemon_id!r}: {failed.message}")
+        case FailedCode.DECLINED:
+            return RequestRefused(f"daemon {job.daemon_id!r}: {failed.message}")
         case FailedCode.LOST:
             return DaemonGone(
                 f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}"
@@ -183,10 +218,28 @@ class LocalLink:
         capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
         job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
         handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
-        self.jobs_started += 1
+        self.jobs_started += isinstance(spec, wire.CommandSpec)
         if input_data:
             job.input.append(input_data)
             job.input.finish()
+        self.changed(job)
+        return handle
+
+    def attach(
+        self,
+        daemon_id: str,
+        job_id: str,
+        *,
+        role: Role,
+        takeover: bool,
+        since: Mapping[Stream, int],
+        kill_grace: float,
+    ) -> JobHandle:
+        """Attach to a job that exists; RequestRefused if we hold it already."""
+        if self.closed:
+            raise trio.ClosedResourceError("this controller is closed")
+        job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
+        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace)
         self.changed(job)
         return handle
 
@@ -200,10 +253,14 @@ class LocalLink:
         self._handles.pop(handle.job, None)
 
     def close(self) -> None:
-        """The controller closes: end every job; whoever waits for one learns of it."""
+        """The controller closes: end every job that doesn't outlive us; whoever waits for one learns of it."""
         self.closed = True
         for handle in list(self._handles.values()):
-            self.client.end(handle.job)
+            if handle.job.outlives_us:
+                handle.detach()
+                handle.update()
+            else:
+                self.client.end(handle.job)
         self.flush(late=True)
 
     @property

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandd import wire
-from sandd._core._errors import OutputGap
+from sandd._core._errors import OutputGap, RequestRefused
 from sandd._core.commands import normal_signal, wait_begun
 from sandd._core.results import ExitStatus
 from sandd._core.streams import Gap
-from sandd.wire import Stream
+from sandd.wire import Role, Stream
 
 if TYPE_CHECKING:
     import signal as _signal
@@ -98,7 +98,9 @@ class _OutputStream(trio.abc.ReceiveStream):
         """The next bytes, at most `max_bytes`; b"" at the end.
 
         Raises:
-            OutputGap: bytes were dropped, as the job was told to; reading goes on behind them.
+            OutputGap: bytes are gone, because the job was told to drop what nobody fetched, or
+                this reader only looks on and was overtaken, or asked for what is not kept any
+                more. Said once; reading goes on behind them.
             trio.BrokenResourceError: the job was lost before its output ended.
             trio.ClosedResourceError: this stream was closed before.
         """
@@ -138,7 +140,7 @@ class _OutputStream(trio.abc.ReceiveStream):
 
 
 class Process:
-    """A running command on a daemon; made by `Daemon.open_process`.
+    """A command on a daemon; made by `Daemon.open_process` and `Daemon.attach_process`.
 
     It survives every cut of the connection. Reading slowly slows the command, never the link or
     another job.
@@ -146,7 +148,6 @@ class Process:
 
     def __init__(self, handle: JobHandle, *, stdin: bool, stderr: bool) -> None:
         self._handle = handle
-        self._detached = False
         self._stdin = _InputStream(handle) if stdin else None
         self._stdout = _OutputStream(handle, Stream.OUTPUT)
         self._stderr = _OutputStream(handle, Stream.ERROR) if stderr else None
@@ -158,7 +159,7 @@ class Process:
 
     @property
     def job_id(self) -> str:
-        """Id of the job, unique on its daemon."""
+        """Id of the job, unique on its daemon; what `Daemon.attach_process` and others go by."""
         return self._handle.job.id
 
     @property
@@ -169,15 +170,22 @@ class Process:
 
     @property
     def offsets(self) -> Mapping[str, int]:
-        """How many bytes of "stdout" and "stderr" have been read: where a later attachment may go on."""
+        """How many bytes of "stdout" and "stderr" have been read, from the job's beginning.
+
+        With this as `since`, `Daemon.attach_process` goes on there: without a gap or a repeat.
+        """
         outputs = self._handle.job.outputs
         return {"stdout": outputs[Stream.OUTPUT].consumed, "stderr": outputs[Stream.ERROR].consumed}
 
     @property
     def stdin(self) -> trio.abc.SendStream:
-        """The process' standard input; closing it is end of file. Not there with ``stdin=False``."""
+        """The process' standard input; closing it is end of file.
+
+        Not there with ``stdin=False`` or ``read_only=True``.
+        """
         if self._stdin is None:
-            raise trio.ClosedResourceError("this process was opened with stdin=False")
+            how = "attached with read_only=True" if self._reads_only else "opened with stdin=False"
+            raise trio.ClosedResourceError(f"this process was {how}")
         return self._stdin
 
     @property
@@ -203,19 +211,18 @@ class Process:
         Raises:
             DaemonGone: the daemon was lost, and the status with it.
             JobTaken: another block took the job over, by its `job_id`.
+            JobNotFound: it was forgotten meanwhile; see `Daemon.forget`.
+            SpawnFailed: an attached job could not be started at all.
             trio.ClosedResourceError: the controller was closed meanwhile, or the block was left while
                 the daemon was away.
         """
         await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: self._handle.ended)
-        self._handle.raise_if_failed()
         event = self._handle.job.result
-        if event is None:
-            raise trio.ClosedResourceError(
-                "this process' block was left before its end was known: its daemon was away"
-            )
-        assert isinstance(event, wire.Exited)
-        return ExitStatus.from_event(event)
+        if isinstance(event, wire.Exited):  # whatever has become of the job since then
+            return ExitStatus.from_event(event)
+        self._handle.raise_if_failed()
+        raise trio.ClosedResourceError("this process' block was left before its end was known")
 
     async def signal(self, name: str | _signal.Signals) -> None:
         """Send a signal, such as "INT", to the process group; nothing happens if it has ended.
@@ -224,14 +231,9 @@ class Process:
 
         Raises:
             ValueError: that is no signal.
+            RequestRefused: it was attached with ``read_only=True``.
         """
-        op = wire.encode_op(wire.Signal(normal_signal(name)))
-        job = self._handle.job
-        await trio.lowlevel.checkpoint()
-        await self._handle.until(lambda: job.ops.room > 0 or self._handle.ended)
-        if not self._handle.ended:
-            job.ops.append(op)
-            self._handle.link.changed(job)
+        await self._ask(wire.Signal(normal_signal(name)))
 
     async def terminate(self) -> None:
         """Ask the process group to end: SIGTERM."""
@@ -241,19 +243,82 @@ class Process:
         """End the process group at once: SIGKILL."""
         await self.signal("KILL")
 
+    async def detach(self) -> None:
+        """Let the job outlive this block and this program; it has no lease any more.
+
+        Returns when the daemon knows, and has all that was written to `stdin` and every signal: from
+        then on leaving the block, or dying, changes nothing for the job. Its results are kept for
+        a day after its end. While the daemon is away this waits for its return. If it is cancelled,
+        leaving the block ends the job as ever; dying may do so or not.
+
+        Raises:
+            RequestRefused: it was attached with ``read_only=True``.
+            JobTaken, JobNotFound, DaemonGone, trio.ClosedResourceError: as for `wait`.
+        """
+        await self._ask(wire.DetachJob(), although_ended=True)
+        await self._handle.flushed()
+        if self._handle.job.result is None:
+            self._handle.raise_if_failed()
+        self._handle.job.detached = True
+
+    @property
+    def _reads_only(self) -> bool:
+        return self._handle.job.role is Role.VIEWER
+
+    async def _ask(self, op: wire.Op, *, although_ended: bool = False) -> None:
+        if self._reads_only:
+            raise RequestRefused(
+                "this process was attached with read_only=True: whoever looks on can't change it"
+            )
+        job = self._handle.job
+        await trio.lowlevel.checkpoint()
+        await self._handle.until(lambda: job.ops.room > 0 or self._handle.ended)
+        meant = not self._handle.ended or (although_ended and job.ops.room > 0)
+        if meant and not self._handle.closed:
+            job.ops.append(wire.encode_op(op))
+            self._handle.link.changed(job)
+
 
 @asynccontextmanager
 async def hold_process(
     handle: JobHandle, *, stdin: bool, stderr: bool, timeout: float | None, kill_grace: float
 ) -> AsyncIterator[Process]:
-    """The process while the block lasts; then its tree is ended and reaped."""
+    """The process while the block lasts; then its tree is ended and reaped, unless it is detached."""
     try:
         await wait_begun(handle, timeout)
         if handle.job.started is None:
             handle.raise_if_failed()
+    except BaseException:
+        await handle.leave(kill_grace)  # a detached one, too: nobody has heard of it
+        raise
+    async with _held(handle, kill_grace):
         yield Process(handle, stdin=stdin, stderr=stderr)
+
+
+@asynccontextmanager
+async def hold_attached(handle: JobHandle, *, kill_grace: float) -> AsyncIterator[Process]:
+    """The process while the block lasts; then it is left as its owner leaves it, or as who looked on."""
+    try:
+        await handle.until(lambda: handle.job.caught_up or handle.closed)
+        if handle.closed:
+            handle.raise_if_failed()
+    except BaseException:
+        handle.detach()  # it was there before us, and is none of ours yet
+        raise
+    async with _held(handle, kill_grace):
+        reads_only = handle.job.role is Role.VIEWER
+        yield Process(handle, stdin=not reads_only, stderr=True)
+
+
+@asynccontextmanager
+async def _held(handle: JobHandle, kill_grace: float) -> AsyncIterator[None]:
+    try:
+        yield
     finally:
-        await handle.leave(kill_grace)
+        if handle.job.outlives_us:
+            await handle.part()
+        else:
+            await handle.leave(kill_grace)
 
 
 class _Exclusive:

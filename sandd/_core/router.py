@@ -199,7 +199,7 @@ class Router:
                 if route is not None:
                     self._unjoin(route)
                 self._end(link, message, 0 if route is None else route.to_daemon.number)
-            case wire.Window() | wire.Detach():
+            case wire.Window() | wire.Detach() | wire.Flush():
                 route = self._route(link, frame)
                 if route is None:
                     return
@@ -228,7 +228,8 @@ class Router:
         if isinstance(message, wire.Unknown) and frame.channel == 0:
             return
         if not isinstance(
-            message, wire.Attached | wire.Refused | wire.Taken | wire.Window | wire.Unknown
+            message,
+            wire.Attached | wire.Refused | wire.Taken | wire.Flush | wire.Window | wire.Unknown,
         ):
             raise RemoteProtocolError(f"{type(message).__name__} is not for a daemon to send")
         route = self._route(link, frame)

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import math
 import os
-import signal
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,7 @@ from sandd._core._errors import SpawnFailed
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
 from sandd._core.processes import Child, ChildLost, ProcessHost, ReceivesNowait, SpawnRequest
+from sandd._core.requests import Requests, signal_number
 from sandd._core.spawn_requests import spawn_request
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
@@ -56,6 +56,7 @@ class RunningJob:
     """The shell's side of a job: what its tasks wait for."""
 
     job: Job
+    spec: wire.CommandSpec
     child: Child | None = None
     nursery: trio.Nursery | None = None
     turn: trio.Event = field(factory=trio.Event)
@@ -74,6 +75,8 @@ class RunningJob:
     last_output: float = 0.0
     held_back: int = 0
     """Pumps that wait for room: it is us who keep the process from writing."""
+    over: trio.Event | None = None
+    """Set when its tree is gone and its end is told; made by who waits for that."""
 
 
 class JobRunner:
@@ -93,6 +96,7 @@ class JobRunner:
         self._one_ended = trio.Event()
         self._starting = False
         """A start is under way whose answer has not been sent."""
+        self._requests = Requests(table, nursery, act=self.act, wait_over=self._wait_over)
 
     # -- links
 
@@ -147,12 +151,9 @@ class JobRunner:
             match effect:
                 case Effect.START:
                     self._starting = True
-                    self._running[job] = running = RunningJob(job)
-                    self._queue.append(running)
-                    self._begin_next()
-                    self._nursery.start_soon(self._run, running)
+                    self._start(job)
                 case _ if running is None:
-                    pass  # ended already
+                    self._requests.take(job, effect)  # unless it has ended already
                 case Effect.OPS:
                     self._apply_ops(running)
                 case Effect.INPUT:
@@ -164,21 +165,31 @@ class JobRunner:
                 case Effect.FORGOTTEN:
                     pass
 
+    def _start(self, job: Job) -> None:
+        if not isinstance(job.spec, wire.CommandSpec):
+            self._requests.start(job)
+            return
+        self._running[job] = running = RunningJob(job, job.spec)
+        self._queue.append(running)
+        self._begin_next()
+        self._nursery.start_soon(self._run, running)
+
     def _end(self, running: RunningJob) -> None:
         if running.child is None or running.nursery is None:
             # What has been asked for is waited for, and then killed like any other.
             running.ended.set()
             running.turn.set()
         else:
-            running.nursery.start_soon(_kill, running.child, running.job.end_grace)
+            job = running.job
+            running.nursery.start_soon(_kill, running.child, job.end_signal, job.end_grace)
 
     def _apply_ops(self, running: RunningJob) -> None:
         if running.child is None:
             return  # they wait in the job until there is a process
         while (op := running.job.next_op()) is not None:
             if isinstance(op, wire.Signal):
-                number = getattr(signal, f"SIG{op.name}", None)
-                if isinstance(number, signal.Signals):
+                number = signal_number(op.name)
+                if number is not None:
                     running.child.signal(number)
                 else:
                     log.warning("signal_refused", job=running.job.key[1], name=op.name)
@@ -188,6 +199,14 @@ class JobRunner:
         while True:
             self.act(self._table.tick(trio.current_time()))
             await trio.sleep(TICK_SECONDS)
+
+    async def _wait_over(self, job: Job) -> None:
+        """Wait until the job has ended, with its tree and its task."""
+        running = self._running.get(job)
+        if running is not None:
+            if running.over is None:
+                running.over = trio.Event()
+            await running.over.wait()
 
     async def end_all(self, grace: float) -> None:
         """Take no new jobs, kill all, and wait until each has ended. Bounded by the graces; bound it anyway."""
@@ -221,6 +240,8 @@ class JobRunner:
             self.act(
                 self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else []
             )
+            if running.over is not None:
+                running.over.set()
 
     def _begin_next(self) -> None:
         """Ask for the processes whose turn it is, right away; their tasks take over from there."""
@@ -230,11 +251,11 @@ class JobRunner:
             running.has_slot = True
             running.turn.set()
             # Users may come from a network, and take seconds.
-            if running.job.spec.user is None and not running.ended.is_set():
+            if running.spec.user is None and not running.ended.is_set():
                 running.began_at = trio.current_time()
                 # What goes wrong here, defects included, is met and told when its task asks again.
                 with contextlib.suppress(Exception):
-                    request = spawn_request(running.job, self._table.instance)
+                    request = spawn_request(running.job, running.spec, self._table.instance)
                     running.begun = self._host.begin(request)
 
     async def _run_in_turn(self, running: RunningJob) -> None:
@@ -268,7 +289,7 @@ class JobRunner:
                     await self._host.begun(begun)
                     return begun
                 self.flush()  # this may take longer than the answer to the start should wait
-                request = await self._request(job)
+                request = await self._request(job, running.spec)
                 running.began_at = trio.current_time()
                 return await self._host.spawn(request)
             except SpawnFailed as error:
@@ -285,20 +306,20 @@ class JobRunner:
                 job.failed(FailedCode.LOST, str(error))
                 return None
 
-    async def _request(self, job: Job) -> SpawnRequest:
-        if job.spec.user is None:
-            return spawn_request(job, self._table.instance)
+    async def _request(self, job: Job, spec: wire.CommandSpec) -> SpawnRequest:
+        if spec.user is None:
+            return spawn_request(job, spec, self._table.instance)
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(
-            spawn_request, job, self._table.instance, abandon_on_cancel=True
+            spawn_request, job, spec, self._table.instance, abandon_on_cancel=True
         )
 
     async def _supervise(self, running: RunningJob, child: Child) -> None:
         job = running.job
         running.child = child
         running.last_output = running.began_at
-        job.started(child.pid)
-        if job.spec.stdin:
+        job.started(child.pid, running.began_at)
+        if running.spec.stdin:
             self._tell_started(job)  # somebody is going to talk to it
         try:
             await self._see_through(running, child)
@@ -329,7 +350,7 @@ class JobRunner:
                 nursery.start_soon(self._pump_output, running, stream, pipe, pumps)
             if child.stdin is not None:
                 nursery.start_soon(self._pump_input, running, child.stdin)
-            if job.spec.timeout is not None or job.spec.idle_timeout is not None:
+            if running.spec.timeout is not None or running.spec.idle_timeout is not None:
                 nursery.start_soon(self._enforce_timeouts, running)
             self._apply_ops(running)
             if job.end_outcome is not None:
@@ -437,7 +458,7 @@ class JobRunner:
         await pipe.aclose()
 
     async def _enforce_timeouts(self, running: RunningJob) -> None:
-        spec = running.job.spec
+        spec = running.spec
         end = math.inf if spec.timeout is None else running.began_at + spec.timeout
         idle = math.inf if spec.idle_timeout is None else spec.idle_timeout
         while running.exited_at is None:
@@ -489,5 +510,12 @@ class _Countdown:
         return True
 
 
-async def _kill(child: Child, grace: float) -> None:
-    await child.kill(grace=grace)
+async def _kill(child: Child, name: str, grace: float) -> None:
+    """End the tree; what its group gets first, instead of TERM to all of it, may be another signal."""
+    if name not in ("TERM", "KILL"):
+        number = signal_number(name)
+        assert number is not None  # else the request was declined
+        child.signal(number)
+        with trio.move_on_after(grace), contextlib.suppress(ChildLost):
+            await child.wait_exited()
+    await child.kill(grace=grace if name == "TERM" else 0.0)

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandd._core.job import Job
+    from sandd.wire import CommandSpec
 
 
-def spawn_request(job: Job, instance: str) -> SpawnRequest:
+def spawn_request(job: Job, spec: CommandSpec, instance: str) -> SpawnRequest:
     """The process host's view of a job's spec: shell resolved, environment complete."""
-    spec = job.spec
     marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
     environment = dict(base_environment())
     if spec.user is not None:

@@ -11,12 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
+    ANSWER_CLASSES,
+    ANSWERS,
     CONTROL_CLASSES,
     CONTROLS,
     EVENT_CLASSES,
     EVENTS,
     FRAMES,
     LOOKALIKES,
+    MESSAGE_CLASSES,
     OFFSETS,
     OP_CLASSES,
     OPS,
@@ -81,12 +84,13 @@ def test_any_payload_is_a_message_or_refused(payload: bytes) -> None:
         lambda: wire.decode_control(frame),
         lambda: wire.decode_event(payload),
         lambda: wire.decode_op(payload),
+        lambda: next(wire.decode_answers(payload), wire.Unknown("")),
     ):
         try:
             message = decode()
         except RemoteProtocolError:
             continue
-        assert type(message) in {*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, wire.Unknown}
+        assert type(message) in {*MESSAGE_CLASSES, wire.Unknown}
 
 
 @given(
@@ -96,7 +100,15 @@ def test_any_payload_is_a_message_or_refused(payload: bytes) -> None:
         PACKABLE,
         max_size=5,
     ),
-    st.sampled_from([{"kind": "command"}, {"kind": "command", "argv": [b"x"]}, {"kind": 1}, {}]),
+    st.sampled_from(
+        [
+            {"kind": "command"},
+            {"kind": "command", "argv": [b"x"]},
+            *[{"kind": kind, "job_id": "x"} for kind in wire.SPEC_KINDS],
+            {"kind": 1},
+            {},
+        ]
+    ),
 )
 def test_any_spec_is_a_spec_or_unsupported(fields: dict[str, Any], rest: dict[str, Any]) -> None:
     """(11) Whatever a spec holds, the daemon gets a spec or UnsupportedSpec."""
@@ -161,6 +173,34 @@ def test_specs_survive_the_wire(spec: wire.Spec) -> None:
     assert_same(wire.decode_spec(wire.encode_spec(spec)), spec)
 
 
+@given(st.lists(ANSWERS, max_size=4))
+def test_answers_survive_the_wire(answers: list[wire.Answer]) -> None:
+    """However many follow each other, what decode gives equals what encode was given."""
+    payload = b"".join(wire.encode_answer(answer) for answer in answers)
+    assert_same(list(wire.decode_answers(payload)), answers)
+
+
+@given(st.lists(ANSWERS | LOOKALIKES | PACKABLE.map(msgpack.packb), max_size=4), st.data())
+def test_any_answers_are_answers_or_refused(parts: list[Any], draw: st.DataObject) -> None:
+    """(11) Whatever a daemon answers, cut anywhere, is answers or RemoteProtocolError."""
+    payload = b"".join(
+        part if isinstance(part, bytes) else wire.encode_answer(part) for part in parts
+    )
+    payload = payload[: draw.draw(st.integers(0, len(payload)))]
+    answers, complaint = [], ""
+    tracemalloc.start()
+    try:
+        answers += wire.decode_answers(payload)
+    except RemoteProtocolError as error:
+        complaint = str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert len(complaint) < 300
+    assert peak < 200 * len(payload) + 200_000
+    assert {type(answer) for answer in answers} <= {*ANSWER_CLASSES, wire.Unknown}
+
+
 def assert_same(left: object, right: object) -> None:
     """Equal, and 1 is not True, nor 1.0, nor an enumeration's member."""
     assert left == right
@@ -222,10 +262,9 @@ def fits(value: Any, annotation: Any) -> bool:
 
 CASES = [
     pytest.param(cls, attribute.name, id=f"{cls.__name__}.{attribute.name}")
-    for cls in [*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, *SPEC_CLASSES]
+    for cls in MESSAGE_CLASSES
     for attribute in attrs.fields(cls)
 ]
-TAG_OF = wire.CONTROL_TAGS | wire.EVENT_TAGS | wire.OP_TAGS
 
 
 def fields_on_the_wire(message: Any) -> dict[str, Any]:
@@ -236,6 +275,8 @@ def fields_on_the_wire(message: Any) -> dict[str, Any]:
         payload = wire.encode_event(message)
     elif type(message) in OP_CLASSES:
         payload = wire.encode_op(message)
+    elif type(message) in ANSWER_CLASSES:
+        payload = wire.encode_answer(message)
     else:
         payload = wire.encode_control(1, message)[1]
     unpacked: dict[str, Any] = msgpack.unpackb(payload, strict_map_key=False)
@@ -251,6 +292,9 @@ def decode_as(cls: type, fields: dict[str, Any]) -> Any:
         return wire.decode_event(payload)
     if cls in OP_CLASSES:
         return wire.decode_op(payload)
+    if cls in ANSWER_CLASSES:
+        (answer,) = wire.decode_answers(payload)
+        return answer
     return wire.decode_control(wire.Frame(FrameType.CONTROL, 1, memoryview(payload)))
 
 

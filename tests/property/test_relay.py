@@ -14,7 +14,7 @@ from relay_world import Peer, Process, Reader, World
 
 from sandd import wire
 from sandd._core.client_job import AttachState
-from sandd.wire import JobState, Role, Stream
+from sandd.wire import JobState, Outcome, Role, Stream
 
 SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])
 OUTPUTS = st.sampled_from([Stream.OUTPUT, Stream.ERROR])
@@ -24,6 +24,7 @@ MOVES = st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.booleans()), max
 FRACTIONS = st.integers(0, 2000) | st.integers(0, 10**6)
 """Bytes that still arrive of what is under way when a connection breaks."""
 MAX_JOBS = 3
+MAX_REQUESTS = 3
 ROUNDS = 60
 """In which everything is complete on a healthy network, whatever happened before."""
 
@@ -112,6 +113,28 @@ class Relay(RuleBasedStateMachine):
             role = Role.OWNER if owner else Role.VIEWER
             stuck = stuck and not owner
             self.world.attach(self.bob, reader.job.id, role=role, takeover=takeover, stuck=stuck)
+
+    @rule(index=st.integers(0, 9), detach=st.booleans())
+    def ask_flush(self, index: int, detach: bool) -> None:
+        """Somebody wants to know that all it sent has arrived, and may want the job to outlive it."""
+        reader = self.a_reader(index)
+        if reader is not None and reader.job.role is Role.OWNER:
+            reader.ask_flush(detach=detach)
+
+    @precondition(lambda self: len(self.world.asked) < MAX_REQUESTS)
+    @rule(
+        index=st.integers(0, 9),
+        who=st.integers(0, 1),
+        kind=st.sampled_from([wire.JobsSpec, wire.KillSpec, wire.ForgetSpec]),
+    )
+    def ask(self, index: int, who: int, kind: type[wire.Request]) -> None:
+        """Somebody wants to know what jobs there are, or to have one ended or forgotten."""
+        reader = self.pick(self.world.readers, index)
+        if kind is wire.JobsSpec:
+            self.world.ask(self.peer(who), wire.JobsSpec())
+        elif reader is not None:
+            self.world.ended_by_owner.add(reader.job.id)
+            self.world.ask(self.peer(who), kind(reader.job.id))  # type: ignore[call-arg]
 
     @rule(index=st.integers(0, 9), end=st.booleans())
     def leave(self, index: int, end: bool) -> None:
@@ -289,9 +312,16 @@ class Relay(RuleBasedStateMachine):
             reader.stuck = False
         self.world.read_all()
         self.complete()
+        self.world.check_answered()
         for reader in self.world.readers:
             self.world.leave(reader, end=True)
+        for asked in self.world.asked:
+            asked.peer.client.end(asked.job)
+            asked.peer.client.close(asked.job)
         self.world.pump()
+        for job in self.world.table.commands("default"):
+            if job.detached:
+                self.world.act(self.world.table.stop(job, Outcome.CANCELLED))
         self.world.tick(5000)
         self.world.pump()
         self.world.check_empty()
