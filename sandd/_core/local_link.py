@@ -46,6 +46,7 @@ class JobHandle:
         self._sinks = dict(sinks)
         self._changed = trio.Event()
 
+    @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
         """From now on, give what arrives on the stream to `sink`; no task reads it."""
         self._sinks[stream] = sink
@@ -98,19 +99,25 @@ class JobHandle:
         if isinstance(failed, wire.Failed):
             raise failure(failed, self.job)
 
+    @trio.lowlevel.enable_ki_protection
     async def leave(self, grace: float) -> None:
         """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
 
-        Shielded, and bounded by the kill grace and a margin.
+        Shielded, and bounded by the kill grace and a margin. Ctrl-C, which no shield keeps off, saves
+        the wait and nothing else.
         """
         job = self.job
-        if not self.closed and job.result is None and job.sent:
-            self.link.client.end(job, grace)
-            self.link.flush()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + grace + LEAVE_MARGIN):
-                await self.until(lambda: self.ended or job.state is AttachState.WAITING)
-        self.forget()
+        try:
+            if not self.closed and job.result is None and job.sent:
+                self.link.client.end(job, grace)
+                self.link.flush()
+                deadline = trio.current_time() + grace + LEAVE_MARGIN
+                with trio.CancelScope(shield=True, deadline=deadline):
+                    await self.until(lambda: self.ended or job.state is AttachState.WAITING)
+        finally:
+            self.forget()
 
+    @trio.lowlevel.enable_ki_protection
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
@@ -119,6 +126,7 @@ class JobHandle:
             self.link.flush(lazy=True)
         self.link.drop(self)
 
+    @trio.lowlevel.enable_ki_protection
     def detach(self) -> None:
         """Let the job go on without us."""
         if not self.closed:
@@ -165,6 +173,7 @@ class LocalLink:
         """Jobs open now."""
         return len(self._handles)
 
+    @trio.lowlevel.enable_ki_protection
     def open(
         self,
         daemon_id: str,
@@ -190,6 +199,7 @@ class LocalLink:
         self.changed(job)
         return handle
 
+    @trio.lowlevel.enable_ki_protection
     def changed(self, job: ClientJob) -> None:
         """Our side appended to the job's logs or consumed from them: send what follows from it."""
         self.client.activate(job)
@@ -226,6 +236,7 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
+    @trio.lowlevel.enable_ki_protection
     def flush(self, *, lazy: bool = False) -> None:
         """Carry frames both ways until nothing is left, then wake the daemons' writers.
 
