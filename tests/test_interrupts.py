@@ -348,7 +348,7 @@ def test_ctrl_c_ends_the_remote_trees_wherever_it_strikes(
     assert marker.processes() == []
     assert struck
     assert struck[0] >= 3  # there was something to end
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < LIMIT
 
 
 @pytest.mark.parametrize("seed", range(20))
