@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 import trio
@@ -21,6 +20,7 @@ from sandd._core._errors import ConfigurationError, DaemonGone, SanddError
 from sandd._core.acceptor import Acceptor
 from sandd._core.asking import ask
 from sandd._core.commands import KILL_GRACE
+from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
@@ -84,7 +84,7 @@ class ControllerStatistics:
     this program blocks it."""
 
 
-@asynccontextmanager
+@protected_context
 async def open_controller(
     host: str = "127.0.0.1",
     port: int = 8765,
@@ -100,7 +100,8 @@ async def open_controller(
 
     Leaving the block ends every job that is still open, with its process tree, tells the daemons to
     come back later, and closes all connections; that takes a few seconds at most, plus the kill
-    graces of what still runs. An exception of the body comes out as itself.
+    graces of what still runs. Ctrl-C while it does so saves these graces: the daemons have been told,
+    and kill without us. An exception of the body comes out as itself.
 
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
@@ -129,20 +130,20 @@ async def open_controller(
         wire.Welcome(1, heartbeat, dead_after)
     except ValueError as error:  # daemons could not be told
         raise ConfigurationError(str(error)) from error
-    async with open_unwrapping_nursery() as nursery:
-        controller = Controller._create(
-            token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after
-        )
-        service: trio.CancelScope = await nursery.start(controller._serve, host, port)
-        # Whatever is being cancelled, daemons are heard of until the last job has ended.
-        service.shield = True
-        try:
-            yield controller
-        finally:
+    controller = Controller._create(
+        token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after
+    )
+    try:
+        async with open_unwrapping_nursery() as nursery:
+            service: trio.CancelScope = await nursery.start(controller._serve, host, port)
+            # Whatever is being cancelled, daemons are heard of until the last job has ended.
+            service.shield = True
             try:
-                await controller._drain()
+                yield controller
             finally:
-                service.cancel()
+                await controller._close()
+    finally:
+        controller._abandon()
 
 
 class Controller:
@@ -170,6 +171,9 @@ class Controller:
         )
         self._listening = None
         self._loop_lag = 0.0
+        self._closing = trio.Event()
+        self._closed = trio.Event()
+        self._patience = trio.CancelScope()
         return self
 
     def __repr__(self) -> str:
@@ -183,6 +187,12 @@ class Controller:
     _acceptor: Acceptor
     _listening: ListenAddress | None
     _loop_lag: float
+    _closing: trio.Event
+    """Whoever opened it wants to leave."""
+    _closed: trio.Event
+    """Nothing is served any more."""
+    _patience: trio.CancelScope
+    """Around the wait for the last process trees."""
 
     # -- what it knows
 
@@ -304,6 +314,7 @@ class Controller:
 
     # -- inside
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve(
         self,
         host: str,
@@ -311,26 +322,33 @@ class Controller:
         *,
         task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Take daemons until the scope is cancelled that this starts with."""
-        with trio.CancelScope() as scope:
-            async with open_unwrapping_nursery() as nursery:
-                addresses: list[ListenAddress] = await nursery.start(
-                    lambda task_status: serve(
-                        self._acceptor.handle,
-                        host=host,
-                        port=port,
-                        path=PATH,
-                        subprotocol=wire.SUBPROTOCOL,
-                        max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
-                        task_status=task_status,
+        """Take daemons until `_close` is called, in the scope that this starts with."""
+        try:
+            with trio.CancelScope() as scope:
+                async with open_unwrapping_nursery() as nursery:
+                    addresses: list[ListenAddress] = await nursery.start(
+                        lambda task_status: serve(
+                            self._acceptor.handle,
+                            host=host,
+                            port=port,
+                            path=PATH,
+                            subprotocol=wire.SUBPROTOCOL,
+                            max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
+                            task_status=task_status,
+                        )
                     )
-                )
-                self._listening = addresses[0]
-                nursery.start_soon(self._look_after)
-                nursery.start_soon(self._local.run)
-                log.info("controller_started", address=self.address)
-                task_status.started(scope)
+                    self._listening = addresses[0]
+                    nursery.start_soon(self._look_after)
+                    nursery.start_soon(self._local.run)
+                    log.info("controller_started", address=self.address)
+                    task_status.started(scope)
+                    await self._closing.wait()
+                    await self._drain()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._closed.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _look_after(self) -> None:
         while True:
             planned = trio.current_time() + LAG_INTERVAL
@@ -344,17 +362,31 @@ class Controller:
             self._local.flush()
 
     async def _drain(self) -> None:
-        """End what runs, say goodbye. Shielded and bounded."""
-        grace = self._local.longest_grace
+        """End what runs, say goodbye. Bounded, and not by the opener's task, where Ctrl-C strikes."""
+        self._patience.deadline = trio.current_time() + self._local.longest_grace + DRAIN_SECONDS
         self._local.close()
         self._registry.close()
-        deadline = trio.current_time() + grace + DRAIN_SECONDS
-        with trio.CancelScope(shield=True, deadline=deadline):
+        with self._patience:
             await self._local.ended()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_SECONDS):
+        with trio.move_on_after(DRAIN_SECONDS):
             await self._acceptor.drain()
-        self._local.abandon()
         log.info("controller_closed")
+
+    async def _close(self) -> None:
+        """Have the service drain, and wait for it; Ctrl-C doesn't undo that, but shortens it."""
+        self._closing.set()
+        try:
+            with trio.CancelScope(shield=True):  # `_drain` is bounded
+                await self._closed.wait()
+        except KeyboardInterrupt:
+            self._patience.cancel()
+            raise
+
+    def _abandon(self) -> None:
+        """Nothing is served any more, for whatever reason: whoever still waits learns of it."""
+        self._local.close()
+        self._registry.close()
+        self._local.abandon()
 
     def _wake(self, link: DaemonLink) -> None:
         record = self._registry.get(link.daemon_id)
@@ -476,7 +508,7 @@ class Daemon:
             check=check,
         )
 
-    @asynccontextmanager
+    @protected_context
     async def open_process(
         self,
         command: Command,
@@ -561,7 +593,7 @@ class Daemon:
         ) as process:
             yield process
 
-    @asynccontextmanager
+    @protected_context
     async def attach_process(
         self,
         job_id: str,

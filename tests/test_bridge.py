@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import trio
 from attrs import define, field
 from daemons import daemon_environment
+from process_tools import until_sync
 
 from sandd._core import bridge
 from sandd._core.bridge import Promise, TrioThread
@@ -195,6 +197,15 @@ def test_the_function_sees_the_callers_context() -> None:
             assert thread.run(look) == "the caller's"
     finally:
         variable.reset(token)
+
+
+def test_no_number_of_seconds_is_too_long_to_wait() -> None:
+    """Locks refuse to be waited for some 292 years; whoever allows a call that long may do so."""
+    promise: Promise[str] = Promise()
+    waiting = [Background(partial(promise.wait, seconds)) for seconds in (1e12, math.inf, None)]
+    until_sync(lambda: len(promise._waiters) == len(waiting))
+    promise.keep("kept")
+    assert [each.result() for each in waiting] == [True, True, True]
 
 
 def test_64_threads_get_their_own_results() -> None:

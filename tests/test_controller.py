@@ -6,7 +6,6 @@ import contextlib
 import random
 import socket
 import struct
-import subprocess
 import sys
 import time
 from functools import partial
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from daemons import DaemonProcess, daemon_environment, open_daemon
+from daemons import DaemonProcess, open_daemon
 from process_tools import until
 from raw_daemon import RawDaemon, raw_daemon
 from raw_peer import Op, RawPeer, close_payload, frame, raw_client
@@ -935,88 +934,3 @@ async def test_a_daemon_that_lies_about_a_job_spoils_that_job_alone(lie: str) ->
             await exit_at_once(honest, other, b"fine")
             await until(lambda: len(results) == 1)
             assert results[0].stdout == "fine"
-
-
-# ---- Ctrl-C -------------------------------------------------------------------------------------
-
-UNPROTECTED = pytest.mark.skip(reason="needs trio's enable_ki_protection for the tasks of ours")
-"""Here KeyboardInterrupt takes the connections down before the remote trees can be ended over them."""
-
-AGENT = """
-import signal, sys, trio
-import sandd
-from sandd._core import commands, local_link, pump, scheduler
-
-def strike_in(owner, name):
-    # The first time that code runs with all in place, Ctrl-C comes right then.
-    original = getattr(owner, name)
-
-    def struck(*args, **kwargs):
-        if armed:
-            armed.clear()
-            signal.raise_signal(signal.SIGINT)
-        return original(*args, **kwargs)
-
-    setattr(owner, name, struck)
-
-armed = []
-match sys.argv[4]:
-    case "reader":
-        strike_in(pump.Pump, "_take_message")
-    case "writer":
-        strike_in(scheduler.Scheduler, "next_message")
-    case "timer":
-        strike_in(pump.Liveness, "check")
-    case "caller":
-        strike_in(local_link.LocalLink, "open")
-    case "sender":
-        strike_in(commands, "wait_begun")
-
-async def main():
-    async with sandd.open_controller(port=int(sys.argv[1]), heartbeat=0.2) as controller:
-        worker = await controller.wait_for_daemon("worker-1")
-        env = {sys.argv[2]: sys.argv[3]}
-
-        async def run():
-            await worker.run("setsid sleep 60 & sleep 60", env=env, kill_grace=0.1)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(run)
-            async with worker.open_process("setsid sleep 60 & cat", env=env, kill_grace=0.1) as process:
-                for number in range(5):
-                    await process.stdin.send_all(b"x" * 30000)
-                    await process.stdout.receive_some()
-                armed.append(True)
-                await process.stdin.send_all(b"x" * 30000)
-                await trio.sleep(0.5)
-                await run()
-
-trio.run(main)
-"""
-
-
-@posix_only
-@pytest.mark.parametrize(
-    "where",
-    [
-        pytest.param("reader", marks=UNPROTECTED),
-        pytest.param("timer", marks=UNPROTECTED),
-        "writer",
-        "caller",
-        "sender",
-    ],
-)
-def test_ctrl_c_ends_the_remote_trees_wherever_it_strikes(
-    daemon: StandingDaemon, marker: Marker, where: str
-) -> None:
-    """In whatever of our code it comes, the program ends by KeyboardInterrupt, soon, and leaves nothing."""
-    done = subprocess.run(
-        [sys.executable, "-c", AGENT, str(daemon.port), *marker, where],
-        env=daemon_environment(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
-    assert "KeyboardInterrupt" in done.stderr
-    assert done.returncode != 0
-    assert marker.processes() == []

@@ -24,6 +24,7 @@ from standing_daemon import reserved_port
 
 import sandd
 from sandd import Outcome, wire
+from sandd._core import acceptor
 from sandd._core.link import judge_hello
 
 if TYPE_CHECKING:
@@ -477,6 +478,21 @@ async def test_something_else_on_the_controllers_port_is_retried(answer: bytes) 
                 assert "Traceback" not in daemon.log
                 assert "dial_failed" in daemon.log
             nursery.cancel_scope.cancel()
+
+
+async def test_a_controller_that_asks_for_years_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No number of seconds that the wire can carry is too long for a timer; stopping ends the wait."""
+    monkeypatch.setattr(acceptor, "DRAIN_RETRY_SECONDS", wire.MAX_SECONDS)
+    with trio.fail_after(LIMIT), reserved_port() as port:
+        async with open_daemon(f"ws://127.0.0.1:{port}/ws") as daemon:
+            async with sandd.open_controller(port=port) as controller:
+                await controller.wait_for_daemon("worker-1")
+            log = await daemon.wait_for_log("controller_left")
+            assert re.search(r"retry_in=1\d{9}\.", log)
+            assert await daemon.stop() == 0
+            assert "Traceback" not in daemon.log
 
 
 async def test_a_jobs_environment_has_nothing_of_the_daemons_options() -> None:

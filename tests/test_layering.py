@@ -74,6 +74,7 @@ LAYERS = {
         "sandd._core.tombstones",
     ],
     "shells": [
+        "sandd._core.interrupts",
         "sandd._core.logs",
         "sandd._core.nurseries",
         "sandd._core.pump",

@@ -146,6 +146,28 @@ async def test_kill_again_with_a_shorter_grace_shortens_it() -> None:
         await close_pipes(child)
 
 
+async def test_kill_with_a_grace_beyond_any_timer_ends_nobody_else() -> None:
+    """31 years are more than epoll can wait for; the spawner goes on, and so does every other job."""
+    async with open_process_host() as host:
+        stubborn = await host.spawn(shell("trap '' TERM; echo ready; read line; read line"))
+        other = await host.spawn(shell("echo ready; read line"))
+        for child in (stubborn, other):
+            assert await read_line(child.stdout) == b"ready"
+        before = spawner_pids()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_kill, stubborn, 1e9)
+                await trio.sleep(0.05)
+                assert (await run(host, shell("echo later"))).stdout == b"later\n"
+                assert spawner_pids() == before
+                assert is_alive(stubborn.pid)
+                assert is_alive(other.pid)
+                await stubborn.kill(grace=0.0)
+            await other.kill(grace=0.0)
+        for child in (stubborn, other):
+            await close_pipes(child)
+
+
 async def _kill(child: Child, grace: float) -> None:
     await child.kill(grace=grace)
 

@@ -9,8 +9,10 @@ import pytest
 import trio
 import trio.lowlevel
 from daemons import open_daemon
+from process_tools import posix_only
 
 import sandd
+from sandd import wire
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +80,36 @@ async def test_a_daemon_that_stood_still_does_not_call_its_jobs_idle() -> None:
                 daemon.signal(signal.SIGCONT)
                 status = await process.wait()
     assert status.outcome is sandd.Outcome.EXITED
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["timeout", "idle_timeout", "kill_grace", "lease"])
+async def test_no_number_of_seconds_is_too_long_for_a_timer(name: str) -> None:
+    """As many as the wire can carry (31 years) are a long time, and no other job is the worse for them."""
+    script = b"trap 'echo asked' TERM; echo on; while :; do sleep 0.02; done"
+    options = {name: wire.MAX_SECONDS}
+    spec = wire.CommandSpec((script,), shell=True, **options)  # type: ignore[arg-type]
+    said = bytearray()
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url, "d") as daemon,
+        ):
+            worker = await controller.wait_for_daemon("d")
+            link = controller._local  # the public functions have bounds of their own
+            async with worker.open_process(["cat"]) as other:
+                handle = link.open("d", spec, sinks={wire.Stream.OUTPUT: said.extend})
+                await handle.until(lambda: said == b"on\n")
+                link.client.end(handle.job, wire.MAX_SECONDS)
+                link.flush()
+                await handle.until(lambda: said == b"on\nasked\n")
+                assert (await worker.run("echo later")).stdout == "later\n"
+                await other.stdin.send_all(b"still here")
+                assert await other.stdout.receive_some() == b"still here"
+                assert not handle.ended
+                await handle.leave(0.0)
+                assert handle.ended
+            assert await daemon.stop() == 0
 
 
 async def test_a_silent_process_is_idle() -> None:

@@ -23,6 +23,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
 Trio shells of both ends (do the I/O, and ask the state machines what to do)
     logs             structured log lines, quiet unless a program asks for them
     transport/       the only modules that know which WebSocket library there is
+    interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
     pump             moves frames between one connection and one state machine
 

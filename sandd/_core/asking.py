@@ -16,6 +16,7 @@ ANSWERS_A_TURN: Final = 64
 """So many answers are read before everybody else has a turn: 1 ms."""
 
 
+@trio.lowlevel.enable_ki_protection
 async def ask(link: LocalLink, daemon_id: str, request: wire.Spec) -> list[wire.Answer]:
     """What the daemon answers, once it has done what was asked for.
 

@@ -185,6 +185,7 @@ def start(
         ) from error
 
 
+@trio.lowlevel.enable_ki_protection
 async def run(
     link: LocalLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
 ) -> CommandResult:

@@ -49,6 +49,7 @@ class JobHandle:
         self._sinks = dict(sinks)
         self._changed = trio.Event()
 
+    @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
         """From now on, give what arrives on the stream to `sink`; no task reads it."""
         self._sinks[stream] = sink
@@ -102,19 +103,25 @@ class JobHandle:
         if isinstance(failed, wire.Failed):
             raise failure(failed, self.job)
 
+    @trio.lowlevel.enable_ki_protection
     async def leave(self, grace: float) -> None:
         """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
 
-        Shielded, and bounded by the kill grace and a margin.
+        Shielded, and bounded by the kill grace and a margin. Ctrl-C, which no shield keeps off, saves
+        the wait and nothing else.
         """
         job = self.job
-        if not self.closed and job.result is None and job.sent:
-            self.link.client.end(job, grace)
-            self.link.flush()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + grace + LEAVE_MARGIN):
-                await self.until(lambda: self.ended or job.state is AttachState.WAITING)
-        self.forget()
+        try:
+            if not self.closed and job.result is None and job.sent:
+                self.link.client.end(job, grace)
+                self.link.flush()
+                deadline = trio.current_time() + grace + LEAVE_MARGIN
+                with trio.CancelScope(shield=True, deadline=deadline):
+                    await self.until(lambda: self.ended or job.state is AttachState.WAITING)
+        finally:
+            self.forget()
 
+    @trio.lowlevel.enable_ki_protection
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
@@ -122,6 +129,7 @@ class JobHandle:
             self.link.flush_later()
         self.link.drop(self)
 
+    @trio.lowlevel.enable_ki_protection
     async def part(self) -> None:
         """Let the job go on without us, once all that was sent to it is there.
 
@@ -149,6 +157,7 @@ class JobHandle:
             if job.flush is None:
                 break
 
+    @trio.lowlevel.enable_ki_protection
     def detach(self) -> None:
         """Let the job go on without us, now."""
         if not self.closed:
@@ -200,6 +209,7 @@ class LocalLink:
         """Jobs open now."""
         return len(self._handles)
 
+    @trio.lowlevel.enable_ki_protection
     def open(
         self,
         daemon_id: str,
@@ -225,6 +235,7 @@ class LocalLink:
         self.changed(job)
         return handle
 
+    @trio.lowlevel.enable_ki_protection
     def attach(
         self,
         daemon_id: str,
@@ -243,6 +254,7 @@ class LocalLink:
         self.changed(job)
         return handle
 
+    @trio.lowlevel.enable_ki_protection
     def changed(self, job: ClientJob) -> None:
         """Our side appended to the job's logs or consumed from them: send what follows from it."""
         self.client.activate(job)
@@ -287,6 +299,7 @@ class LocalLink:
         """Have `run` carry what nobody waits for, once whoever is at it now has to wait for something."""
         self._later.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Carry what `flush_later` was called for; as long as the controller lives."""
         while True:
@@ -294,6 +307,7 @@ class LocalLink:
             self._later = trio.Event()
             self.flush(late=True)
 
+    @trio.lowlevel.enable_ki_protection
     def flush(self, *, late: bool = False) -> None:
         """Carry frames both ways until nothing is left, then wake the daemons' writers.
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+
+from sandd._core.interrupts import protected_context
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-@asynccontextmanager
+@protected_context
 async def open_unwrapping_nursery() -> AsyncIterator[trio.Nursery]:
     """As ``trio.open_nursery``, but the body's exception leaves as itself, and so does a lone child's.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -11,6 +10,7 @@ import trio
 from sandd import wire
 from sandd._core._errors import OutputGap, RequestRefused
 from sandd._core.commands import normal_signal, wait_begun
+from sandd._core.interrupts import protected_context
 from sandd._core.results import ExitStatus
 from sandd._core.streams import Gap
 from sandd.wire import Role, Stream
@@ -33,6 +33,7 @@ class _InputStream(trio.abc.SendStream):
         self._conflicts = _Exclusive("another task is sending to this stdin")
         self._closed = False
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; returns when it is on its way within the bounds of the buffers.
 
@@ -55,6 +56,7 @@ class _InputStream(trio.abc.SendStream):
                 position += len(chunk)
                 self._handle.link.changed(job)
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room."""
         with self._conflicts:
@@ -64,6 +66,7 @@ class _InputStream(trio.abc.SendStream):
                 lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
             )
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """End of file for the process; idempotent, never blocks."""
         self._close()
@@ -94,6 +97,7 @@ class _OutputStream(trio.abc.ReceiveStream):
         self._conflicts = _Exclusive("another task is receiving from this stream")
         self._closed = False
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at most `max_bytes`; b"" at the end.
 
@@ -127,6 +131,7 @@ class _OutputStream(trio.abc.ReceiveStream):
                 "the job was lost before its output ended"
             ) from self._handle.job.error
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Stop reading; what the process writes from now on is thrown away."""
         if not self._closed:
@@ -202,6 +207,7 @@ class Process:
             )
         return self._stderr
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> ExitStatus:
         """How the process ended, as soon as it has; running out of time is no exception here.
 
@@ -224,6 +230,7 @@ class Process:
         self._handle.raise_if_failed()
         raise trio.ClosedResourceError("this process' block was left before its end was known")
 
+    @trio.lowlevel.enable_ki_protection
     async def signal(self, name: str | _signal.Signals) -> None:
         """Send a signal, such as "INT", to the process group; nothing happens if it has ended.
 
@@ -279,7 +286,7 @@ class Process:
             self._handle.link.changed(job)
 
 
-@asynccontextmanager
+@protected_context
 async def hold_process(
     handle: JobHandle, *, stdin: bool, stderr: bool, timeout: float | None, kill_grace: float
 ) -> AsyncIterator[Process]:
@@ -295,7 +302,7 @@ async def hold_process(
         yield Process(handle, stdin=stdin, stderr=stderr)
 
 
-@asynccontextmanager
+@protected_context
 async def hold_attached(handle: JobHandle, *, kill_grace: float) -> AsyncIterator[Process]:
     """The process while the block lasts; then it is left as its owner leaves it, or as who looked on."""
     try:
@@ -310,7 +317,7 @@ async def hold_attached(handle: JobHandle, *, kill_grace: float) -> AsyncIterato
         yield Process(handle, stdin=not reads_only, stderr=True)
 
 
-@asynccontextmanager
+@protected_context
 async def _held(handle: JobHandle, kill_grace: float) -> AsyncIterator[None]:
     try:
         yield

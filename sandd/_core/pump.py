@@ -101,6 +101,7 @@ class Pump:
         self._closed_reason = self._closed_reason or reason
         self._scope.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def drained(self) -> None:
         """Wait until everything scheduled so far has been handed to the socket, or the link is over. Bound it."""
         await trio.lowlevel.checkpoint()
@@ -131,6 +132,7 @@ class Pump:
             outcome = outcome or error
             self._scope.cancel()
 
+        @trio.lowlevel.enable_ki_protection
         async def guarded(part: Callable[[], Awaitable[None]]) -> None:
             try:
                 await part()

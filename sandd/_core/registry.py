@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +10,7 @@ import trio
 from attrs import define, field, frozen
 
 from sandd._core._errors import DaemonNotFound
+from sandd._core.interrupts import protected_context
 from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class _Subscriber:
     def __aiter__(self) -> AsyncIterator[DaemonEvent]:
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __anext__(self) -> DaemonEvent:
         await trio.lowlevel.checkpoint()
         while True:
@@ -151,6 +152,7 @@ class Registry:
             and wanted <= record.info.labels.items()
         ]
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_online(self, daemon_id: str) -> DaemonRecord:
         """The record, as soon as the daemon is online."""
         await trio.lowlevel.checkpoint()
@@ -168,7 +170,7 @@ class Registry:
                 if not arrival.is_set() and arrival.statistics().tasks_waiting == 0:
                     self._arrivals.pop(daemon_id, None)
 
-    @asynccontextmanager
+    @protected_context
     async def subscribe(self) -> AsyncIterator[AsyncIterator[DaemonEvent]]:
         """An iterator over what happens from now on; it ends when the controller closes."""
         subscriber = _Subscriber(closed=self._closed)

@@ -61,6 +61,9 @@ START_REPORT_SECONDS = 0.001
 and nobody takes the processor from it meanwhile: that saves the daemon a fifth of its time."""
 LAST_CULL_SECONDS = 10.0
 """Bound of the very last cull: who lives longer hangs in the kernel, his SIGKILL pending."""
+LONGEST_WAIT_SECONDS = 24 * 3600.0
+"""Then it looks at the clock again. epoll can't wait for more than 24 days, a grace may be longer, and
+what `select` raises would end all jobs."""
 _IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
 """Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
@@ -255,7 +258,7 @@ class Spawner:
             due = min(due, self._held_until - now)
         if self._is_refresh_wanted:
             due = min(due, self._trees.refresh_due(now))
-        return None if due == float("inf") else max(0.0, due)
+        return None if due == float("inf") else min(max(0.0, due), LONGEST_WAIT_SECONDS)
 
     def _cull_everything(self) -> None:
         """The last thing a spawner does."""

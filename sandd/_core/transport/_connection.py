@@ -313,6 +313,7 @@ class Connection:
 
     # ---- the background -------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _attend(self) -> None:
         """All of it, until the connection is over. Raises nothing but what ends programs."""
         try:
@@ -351,6 +352,7 @@ class Connection:
             assert self._background is not None  # the reader runs in it
             self._background.start_soon(self._answer_pings)
 
+    @trio.lowlevel.enable_ki_protection
     async def _answer_pings(self) -> None:
         # Not in the reader: a pong waits for the message being written, and two peers whose readers
         # wait for their writers wait for ever.
@@ -381,6 +383,7 @@ class Connection:
             self._goodbye = code
             self._background.start_soon(self._part, code, reason)
 
+    @trio.lowlevel.enable_ki_protection
     async def _part(self, code: int, reason: str) -> None:
         with self._parting:
             # Unread messages go unread; but the peer's close frame is behind them.

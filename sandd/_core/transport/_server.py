@@ -41,6 +41,7 @@ class ListenAddress:
     port: int
 
 
+@trio.lowlevel.enable_ki_protection
 async def serve(
     handler: Callable[[Connection], Awaitable[None]],
     *,
@@ -108,6 +109,7 @@ class _Server:
     ssl_context: ssl.SSLContext | None
     open_connections: int = field(default=0, init=False)
 
+    @trio.lowlevel.enable_ki_protection
     async def accept_loop(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         with listener.socket:  # closed at once when cancelled, before the goodbyes
             in_trouble = False
@@ -132,6 +134,7 @@ class _Server:
                     raise
                 nursery.start_soon(self.run_connection, tcp, nursery)
 
+    @trio.lowlevel.enable_ki_protection
     async def run_connection(self, tcp: trio.SocketStream, nursery: trio.Nursery) -> None:
         try:
             connection = await self.shake_hands(tcp)
