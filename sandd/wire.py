@@ -46,7 +46,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import attrs
 import msgpack
 from attrs import field, frozen
-from attrs.validators import max_len, optional
+from attrs.validators import deep_iterable, max_len, optional
 from cattrs.preconf.msgpack import make_converter
 
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
@@ -75,6 +75,8 @@ MAX_ID_LENGTH: Final = 128
 """Characters in a daemon id, job id or tenant."""
 MAX_LABELS: Final = 64
 """Labels of one daemon; they are held for each daemon and matched on each broadcast."""
+MAX_ANCESTORS: Final = 16
+"""Earlier instances in a Hello: so many starts in a row may stay unheard of by the controller."""
 MAX_TEXT_LENGTH: Final = 4096
 """Characters in a message for people (reject, failure): a screenful."""
 MAX_ITEMS: Final = 1024
@@ -291,6 +293,9 @@ class Hello:
     daemon_version: str = field(default="", validator=max_len(64))
     labels: Mapping[str, str] = field(factory=dict, validator=max_len(MAX_LABELS))
     proof: bytes = field(default=b"", validator=max_len(64))  # see _core.link.prove
+    ancestors: tuple[str, ...] = field(
+        default=(), validator=[max_len(MAX_ANCESTORS), deep_iterable(_id)]
+    )  # instances started before from this state directory, newest first; see _core.fencing
 
 
 @frozen
@@ -311,6 +316,7 @@ class RejectCode(enum.StrEnum):
 
     BAD_VERSION = "bad_version"  # no common version; final
     ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
+    CLONED = "cloned"  # as ID_IN_USE, and one's state directory is a copy of the other's
     UNAUTHENTICATED = "unauthenticated"  # proof missing or wrong; final
     STALE = "stale"  # a newer connection of the same instance exists
     BAD_HELLO = "bad_hello"  # id or labels not acceptable; final

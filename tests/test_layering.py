@@ -60,6 +60,7 @@ LAYERS = {
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
+        "sandd._core.fencing",
         "sandd._core.job",
         "sandd._core.jobs",
         "sandd._core.link",
