@@ -224,6 +224,38 @@ async def test_kill_touches_no_other_job() -> None:
             await close_pipes(child)
 
 
+@linux_only
+@pytest.mark.parametrize("is_asked", [True, False], ids=["kill", "sweep"])
+async def test_who_hides_among_several_jobs_is_found(is_asked: bool) -> None:
+    """Out of session, parent and environment, never seen before, and more than one job may have made it."""
+    # The pipe's end tells: nothing else shows whose such a process is.
+    hidden = f"(env -i setsid {PYTHON} -c 'import time; time.sleep(1000)' &); echo ready; read line"
+    async with open_process_host() as host:
+        before = await host.spawn(shell(hidden))
+        victim = await host.spawn(shell(hidden))
+        after = await host.spawn(shell(hidden))
+        for child in before, victim, after:
+            assert await read_line(child.stdout) == b"ready"
+        if is_asked:
+            with trio.fail_after(5):
+                await victim.kill(grace=0)
+        else:
+            assert victim.stdin is not None
+            await victim.stdin.aclose()
+            await victim.wait_exited()
+            with trio.fail_after(5):
+                await victim.release()
+        with trio.fail_after(1):
+            assert await victim.stdout.receive_some() == b""
+        for child in before, after:
+            with trio.move_on_after(0.05) as scope:
+                await child.stdout.receive_some()
+            assert scope.cancelled_caught, "a neighbour's process was killed"
+        for child in before, victim, after:
+            await child.kill(grace=0)
+            await close_pipes(child)
+
+
 async def test_kill_of_many_at_once_delays_no_other_spawn() -> None:
     """While 30 trees wait out their grace, a new job starts and ends as usual."""
     async with open_process_host() as host:

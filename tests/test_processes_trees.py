@@ -16,6 +16,8 @@ from process_tools import linux_only, until_sync
 if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
+import resource
+
 from sandd._core.processes import culling, job_trees, process_table
 from sandd._core.processes.job_trees import ProcessGroupTrees, SubreaperTrees, Tree
 from sandd._core.processes.process_table import Process, read_marker
@@ -31,10 +33,12 @@ class Machine:
 
     def __init__(self) -> None:
         self.table: dict[int, Process] = {}
+        self.brands: dict[int, int] = {}
         self.markers: dict[int, bytes] = {}
         self.trees = SubreaperTrees(
             children=self.children,
             entry=self.table.get,
+            brand_of=self.brands.get,
             marker_of=self.markers.get,
             collect=self.collect,
             descend=self.descend,
@@ -47,12 +51,15 @@ class Machine:
         parent: int = SPAWNER,
         session: int | None = None,
         began: int = 100,
+        brand: int | None = None,
         marker: bytes | None = None,
         dead: bool = False,
     ) -> None:
         """A process, with a session of its own unless told otherwise."""
         session = session or pid
         self.table[pid] = Process(pid, parent, session, session, began, dead, 1)
+        if brand is not None:
+            self.brands[pid] = brand
         if marker is not None:
             self.markers[pid] = marker
 
@@ -83,7 +90,7 @@ class Machine:
     def start(self, pid: int, *, began: int = 100) -> Tree:
         """A job's leader."""
         self.add(pid, began=began, marker=b"job-%d" % pid)
-        return self.trees.add(pid, b"job-%d" % pid, began)
+        return self.trees.add(pid, b"job-%d" % pid, began, 7000 + pid)
 
     def is_empty(self, tree: Tree) -> bool:
         """After a look."""
@@ -112,13 +119,14 @@ def test_tree_is_empty_when_its_dead_leader_left_no_orphan(machine: Machine) -> 
     assert machine.is_empty(tree)
 
 
-@pytest.mark.parametrize("sign", ["session", "marker", "elimination"])
+@pytest.mark.parametrize("sign", ["session", "brand", "marker", "elimination"])
 def test_orphan_belongs_to_its_job_by(machine: Machine, sign: str) -> None:
-    """Its leader's session, its marker, or because no other job was there at its birth."""
+    """Its leader's session, its brand, its marker, or because no other job was there at its birth."""
     tree, other = machine.start(10), machine.start(20, began=200 if sign == "elimination" else 50)
     session = 10 if sign == "session" else 11
+    brand = 7010 if sign == "brand" else None
     marker = b"job-10" if sign == "marker" else None
-    machine.add(11, parent=10, session=session, marker=marker, began=150)
+    machine.add(11, parent=10, session=session, brand=brand, marker=marker, began=150)
     machine.die(10)
     assert not machine.is_empty(tree)
     assert machine.is_empty(other)
@@ -135,6 +143,27 @@ def test_orphan_belongs_to_its_job_by_a_session_seen_before(machine: Machine) ->
     machine.die(11)
     assert not machine.is_empty(tree)
     assert machine.members(tree) == {12}
+
+
+def test_brand_counts_more_than_a_marker(machine: Machine) -> None:
+    """A program may give its children another environment, but hardly another brand."""
+    tree, other = machine.start(10), machine.start(20)
+    machine.add(11, parent=10, session=11, brand=7010, marker=b"job-20")
+    machine.add(12, parent=10, session=12, brand=7010, marker=process_table.NOT_YET)
+    machine.die(10)
+    machine.die(20)
+    assert machine.is_empty(other)
+    assert machine.members(tree) == {11, 12}
+
+
+def test_strangers_brand_says_nothing(machine: Machine) -> None:
+    """A job that has a spawner of its own brands its children itself; the other signs count."""
+    tree, other = machine.start(10), machine.start(20)
+    machine.add(11, parent=10, session=11, brand=1, marker=b"job-10")
+    machine.die(10)
+    machine.die(20)
+    assert machine.is_empty(other)
+    assert machine.members(tree) == {11}
 
 
 def test_marker_counts_more_than_a_session_seen_before(machine: Machine) -> None:
@@ -415,6 +444,47 @@ def test_marker_is_read_from_the_first_and_from_later_variables() -> None:
 
 def _has_executed(pid: int) -> bool:
     return read_marker(pid) != process_table.NOT_YET
+
+
+@linux_only
+def test_brand_stays_on_whoever_leaves_everything_else_behind() -> None:
+    """Session, parent and environment are new, the brand is its maker's; ours is not read as another's."""
+    limits = resource.getrlimit(process_table._RLIMIT_LOCKS)
+    assert process_table.read_brand(os.getpid()) is None
+    try:
+        for brand in 1, 2**62:
+            assert process_table.brand_children(brand)
+            script = "env -i setsid sleep 1000 & echo $!"
+            with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
+                assert shell.stdout is not None
+                pid = int(shell.stdout.readline())
+                try:
+                    until_sync(partial(_is_without_environment, pid))
+                    assert process_table.read_brand(pid) == brand
+                finally:
+                    os.kill(pid, signal.SIGKILL)
+            until_sync(lambda pid=pid: process_table.read_brand(pid) is None)
+    finally:
+        resource.setrlimit(process_table._RLIMIT_LOCKS, limits)
+
+
+def _is_without_environment(pid: int) -> bool:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().startswith(b"sleep")
+
+
+@linux_only
+def test_where_the_limit_is_not_ours_to_set_there_are_no_brands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lower hard limit, or a kernel of another make: the other signs have to do."""
+    for error in ValueError("not allowed to raise maximum limit"), OSError(22, "Invalid argument"):
+
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        assert not process_table.brand_children(1)
 
 
 # ---- culling --------------------------------------------------------------------------------------

@@ -106,6 +106,8 @@ class Spawner:
         self._dying: dict[int, Job] = {}
         """Those of `_jobs` that are not `RUNNING` any more, and so have a next step."""
         self._trees = open_job_trees()
+        self._brand = int.from_bytes(os.urandom(8), "big") >> 2
+        """Of the latest job. Another spawner, be it below one of our jobs, counts from elsewhere."""
         self._watch = open_exit_watch()
         self._child_died = _open_child_alarm()
         self._is_refresh_wanted = False
@@ -179,6 +181,8 @@ class Spawner:
         stderr = subprocess.STDOUT if request.merge_stderr else next(pipes)
         uid, gid, groups = request.identity or (None, None, None)
         began = ticks_since_boot()
+        self._brand += 1
+        is_branded = process_table.brand_children(self._brand)
         process = subprocess.Popen(
             request.argv,
             stdin=stdin,
@@ -197,7 +201,8 @@ class Spawner:
         # one is made: that would take an exit status, and with it the leader's number, from under
         # us. A Popen that believes to have a return code does nothing of that.
         process.returncode = 0
-        job = Job(request.job, self._trees.add(process.pid, request.marker, began))
+        brand = self._brand if is_branded else None
+        job = Job(request.job, self._trees.add(process.pid, request.marker, began, brand))
         self._jobs[job.number] = self._by_leader[process.pid] = job
         self._watch.add(process.pid)
         return Started(job.number, process.pid)
