@@ -48,6 +48,7 @@ DAEMON_END = [
 LAYERS = {
     "errors": ["sandd._core._errors"],
     "spawner": [
+        "sandd._core.processes.control_groups",
         "sandd._core.processes.culling",
         "sandd._core.processes.exit_watch",
         "sandd._core.processes.job_trees",

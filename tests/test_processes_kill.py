@@ -24,7 +24,7 @@ from process_tools import (
     until,
 )
 
-from sandd._core.processes import Child, ExitStatus, open_process_host
+from sandd._core.processes import Child, ExitStatus, open_process_host, spawner_link
 from sandd._core.processes.process_table import children_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees")
@@ -203,6 +203,39 @@ while True:
         with trio.fail_after(5):
             await child.kill(grace=0.05)
         assert alive(wanted.marker) == []
+        await close_pipes(child)
+
+
+@linux_only
+@pytest.mark.parametrize("choice", ["v2", "v1", "off"])
+async def test_tree_that_outruns_us_is_killed_and_its_neighbours_go_on(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every round is taken for a lost race, so the group is frozen, if there is one: nobody stays so."""
+    monkeypatch.setenv("SANDD_CONTROL_GROUPS", choice)
+    monkeypatch.setattr(
+        spawner_link,
+        "_BOOT",
+        spawner_link._BOOT.replace(
+            "from sandd._core.processes.spawner import main",
+            "from sandd._core.processes import culling\n"
+            "culling.Race.is_being_lost = True\n"
+            "from sandd._core.processes.spawner import main",
+        ),
+    )
+    wanted = shell("(env -i setsid sleep 1000 &); setsid sleep 1000 & echo ready; read line")
+    async with open_process_host() as host:
+        child, neighbour = await host.spawn(wanted), await host.spawn(shell("read l; echo $l"))
+        assert await read_line(child.stdout) == b"ready"
+        with trio.fail_after(5):
+            await child.kill(grace=0)
+        assert await child.stdout.receive_some() == b""
+        assert alive(wanted.marker) == []
+        assert neighbour.stdin is not None
+        await neighbour.stdin.send_all(b"on\n")
+        with trio.fail_after(5):
+            assert (await finish(neighbour)).stdout == b"on\n"
+            assert (await run(host, shell("echo next"))).stdout == b"next\n"
         await close_pipes(child)
 
 

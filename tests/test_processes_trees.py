@@ -495,6 +495,7 @@ def test_cull_stops_everybody_before_it_kills_anybody(monkeypatch: pytest.Monkey
     sent: list[tuple[int, int]] = []
     looks = iter([[10, 11], [10, 11, 12], [12, 11]])
     monkeypatch.setattr(culling, "send_signal", lambda who, number: sent.append((who.pid, number)))
+    monkeypatch.setattr(culling, "read_process", lambda _: None)
     assert culling.cull(_finder(lambda: next(looks))) == []
     stopped = [(pid, signal.SIGSTOP) for pid in (10, 11, 12)]
     assert sent == [*stopped, *((pid, signal.SIGKILL) for pid in (10, 11, 12))]
@@ -511,6 +512,7 @@ def test_cull_against_an_endless_storm_ends_its_round(monkeypatch: pytest.Monkey
         "send_signal",
         lambda who, number: killed.append(who.pid) if number == signal.SIGKILL else None,
     )
+    monkeypatch.setattr(culling, "read_process", lambda _: None)
     culling.cull(_finder(lambda: [next(pids)]))
     assert 3 <= len(killed) <= 7
 
@@ -526,9 +528,60 @@ def test_cull_tells_whom_it_has_no_power_over(monkeypatch: pytest.MonkeyPatch) -
             killed.append(who.pid)
 
     monkeypatch.setattr(culling, "send_signal", send)
+    monkeypatch.setattr(culling, "read_process", lambda _: None)
     powerless = culling.cull(_finder(lambda: [10, 11, 12]))
     assert [process.pid for process in powerless] == [11]
     assert killed == [10, 12]
+
+
+def test_race_is_lost_by_meeting_somebody_new_again_and_again() -> None:
+    """The first round meets everybody anew, the second may by bad luck, a third one doesn't."""
+    race = culling.Race()
+    for found, is_lost in (
+        ([1, 2], False),
+        ([2, 3], False),
+        ([4], True),
+        ([4], False),
+        ([5], False),
+        ([6], True),
+    ):
+        race.note_round((pid, 0) for pid in found)
+        assert race.is_being_lost is is_lost
+
+
+def test_cull_stops_and_kills_the_leaders_group_at_a_stroke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anybody has looked; groups that were met later are stopped as a whole, too."""
+    sent: list[tuple[str, int, int]] = []
+    entries = {12: Process(12, 1, 12, 12, 0, False, 1)}
+    looks = iter([[10, 12], [10, 12]])
+
+    def look() -> list[int]:
+        sent.append(("look", 0, 0))
+        return next(looks)
+
+    monkeypatch.setattr(culling, "read_process", entries.get)
+    monkeypatch.setattr(culling, "signal_group", lambda *what: sent.append(("group", *what)))
+    monkeypatch.setattr(
+        culling, "send_signal", lambda who, number: sent.append(("one", who.pid, number))
+    )
+    culling.cull(_finder(look), [10])
+    stop, kill = signal.SIGSTOP, signal.SIGKILL
+    assert sent == [
+        *[("group", 10, stop), ("look", 0, 0), ("one", 10, stop), ("one", 12, stop)],
+        *[("group", 12, stop), ("look", 0, 0), ("group", 10, kill)],
+        *[("one", 10, kill), ("one", 12, kill)],
+    ]
+
+
+def test_frozen_are_killed_without_being_stopped_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a look finds nobody new: what was born before the freeze may show late."""
+    sent: list[tuple[int, int]] = []
+    looks = iter([[10], [10, 11], [11]])
+    monkeypatch.setattr(culling, "send_signal", lambda who, number: sent.append((who.pid, number)))
+    culling.cull_frozen(_finder(lambda: next(looks)))
+    assert sent == [(10, signal.SIGKILL), (11, signal.SIGKILL)]
 
 
 def test_pauses_between_rounds_double_to_a_tenth_of_a_second() -> None:
