@@ -167,6 +167,12 @@ class OwnGroup(ControlGroup):
             with suppress(OSError):  # then what is started from now on is not in it either
                 _move_to(self.path)
 
+    def dissolve(self) -> None:
+        """Leave it for good and remove it, if nobody else is in it."""
+        with suppress(OSError):
+            _move_to(self._parent)
+        self.remove()
+
 
 def enter_new_group(choice: str = "", *, proc: str = "/proc/self") -> OwnGroup | None:
     """Make a group below our own and move into it, for good; None where that is not to be.

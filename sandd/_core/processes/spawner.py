@@ -434,3 +434,5 @@ def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
     link.set_inheritable(False)
     group = control_groups.enter_new_group(os.environ.get(control_groups.CHOICE_VARIABLE, ""))
     Spawner(link, daemon, group).run()
+    if group is not None and os.getppid() != daemon:
+        group.dissolve()  # else the daemon does, which need not wait 10 ms for it
