@@ -54,7 +54,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, get_args
 import attrs
 import msgpack
 from attrs import field, frozen
-from attrs.validators import optional
+from attrs.validators import deep_iterable, optional
 from cattrs.fns import identity
 from cattrs.preconf.msgpack import make_converter
 
@@ -84,6 +84,8 @@ MAX_ID_LENGTH: Final = 128
 """Characters in a daemon id, job id or tenant."""
 MAX_LABELS: Final = 64
 """Labels of one daemon; they are held for each daemon and matched on each broadcast."""
+MAX_ANCESTORS: Final = 16
+"""Earlier instances in a Hello: so many starts in a row may stay unheard of by the controller."""
 MAX_TEXT_LENGTH: Final = 4096
 """Characters in a message for people (reject, failure): a screenful."""
 MAX_ITEMS: Final = 1024
@@ -343,6 +345,9 @@ class Hello:
     daemon_version: str = field(default="", validator=_at_most(64))
     labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
     proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.link.prove
+    ancestors: tuple[str, ...] = field(
+        default=(), validator=[_at_most(MAX_ANCESTORS), deep_iterable(_id)]
+    )  # instances started before from this state directory, newest first; see _core.fencing
 
 
 @frozen
@@ -363,6 +368,7 @@ class RejectCode(enum.StrEnum):
 
     BAD_VERSION = "bad_version"  # no common version; final
     ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
+    CLONED = "cloned"  # as ID_IN_USE, and one's state directory is a copy of the other's
     UNAUTHENTICATED = "unauthenticated"  # proof missing or wrong; final
     STALE = "stale"  # a newer connection of the same instance exists
     BAD_HELLO = "bad_hello"  # id or labels not acceptable; final

@@ -65,6 +65,7 @@ async def raw_daemon(
     connection_number: int = 1,
     labels: Mapping[str, str] | None = None,
     token: bytes | None = None,
+    ancestors: tuple[str, ...] = (),
 ) -> AsyncIterator[RawDaemon]:
     """A connection that has introduced itself; `RawDaemon.answer` says how that was taken."""
     identity = Identity(
@@ -75,6 +76,7 @@ async def raw_daemon(
         platform="raw-os",
         arch="raw-arch",
         daemon_version="9",
+        ancestors=ancestors,
     )
     async with connect(
         url, subprotocol=wire.SUBPROTOCOL, max_message_bytes=MESSAGE_BYTES

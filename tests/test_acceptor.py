@@ -10,6 +10,7 @@ import trio
 import sandd
 from sandd import wire
 from sandd._core.acceptor import Acceptor
+from sandd._core.fencing import Claim
 from sandd._core.pump import Pump, receive_control, send_control
 from sandd._core.registry import DaemonInfo, Registry
 from sandd._core.router import Router
@@ -34,7 +35,7 @@ async def test_farewell_stands_behind_the_ends() -> None:
     client = router.add_client()
     link = router.add_daemon("d", "one")
     info = DaemonInfo("d", "h", "linux", "x", "0", {}, "one", 0.0)
-    registry.online(info, 1, link, cast("Pump", _StillPump()))
+    registry.online(info, Claim("one", 1), link, cast("Pump", _StillPump()))
     for sequence in range(3):
         end = wire.End("d", f"{'a' * 16}.{sequence}")
         router.receive(client, wire.as_frame(wire.encode_control(0, end)))

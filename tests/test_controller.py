@@ -32,7 +32,7 @@ from sandd import (
     SpawnFailed,
     wire,
 )
-from sandd._core import acceptor, local_link
+from sandd._core import acceptor, fencing, local_link
 from sandd._core._errors import ConnectionLost
 from sandd._core.transport import ListenAddress
 
@@ -576,7 +576,8 @@ async def test_two_daemons_with_one_id_are_told_apart(
     daemon: StandingDaemon, marker: Marker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second is refused, and both sides say why; the first doesn't notice, and when it goes the second gets in."""
-    monkeypatch.setattr(acceptor, "ID_IN_USE_RETRY", 0.1)
+    monkeypatch.setattr(fencing, "RIVAL_RETRY", 0.1)
+    monkeypatch.setattr(fencing, "RIVAL_PATIENCE", 0.5)
     with reserved_port() as port, trio.fail_after(LIMIT):
         url = f"ws://127.0.0.1:{port}/ws"
         arguments = ["--reconnect-max", "0.1"]
@@ -636,8 +637,8 @@ async def test_a_silent_holder_of_an_id_loses_it_to_a_rival(
             async with raw_daemon(controller.url, "d"):
                 async with raw_daemon(controller.url, "d") as rival:
                     assert isinstance(rival.answer, wire.Welcome)
-                    kinds = [await kind_of(events) for _ in range(3)]
-                    assert kinds == ["connected", "lost", "connected"]
+                    kinds = [await kind_of(events) for _ in range(4)]
+                    assert kinds == ["connected", "away", "lost", "connected"]
 
 
 async def test_what_a_superseded_connection_still_says_has_no_effect() -> None:

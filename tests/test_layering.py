@@ -50,6 +50,7 @@ DAEMON_END = [
 LAYERS = {
     "errors": ["sandd._core._errors"],
     "spawner": [
+        "sandd._core.processes.control_groups",
         "sandd._core.processes.culling",
         "sandd._core.processes.exit_watch",
         "sandd._core.processes.job_trees",
@@ -63,6 +64,7 @@ LAYERS = {
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
+        "sandd._core.fencing",
         "sandd._core.job",
         "sandd._core.job_info",
         "sandd._core.jobs",

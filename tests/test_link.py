@@ -92,7 +92,10 @@ def test_the_largest_hello_is_within_its_limit() -> None:
     """Whatever labels are let through, the controller reads the Hello they travel in."""
     labels = {f"{n:02}" + "k" * 249: "v" * 256 for n in range(64)}
     assert check_labels(labels) is None
-    worst = Identity("d" * 128, "i" * 128, labels, "h" * 255, "p" * 64, "a" * 64, "v" * 64)
+    ancestors = ("a" * 128,) * wire.MAX_ANCESTORS
+    worst = Identity(
+        *("d" * 128, "i" * 128, labels, "h" * 255, "p" * 64, "a" * 64, "v" * 64, ancestors)
+    )
     hello = answer_challenge(CHALLENGE, worst, wire.MAX_OFFSET, TOKEN)
     assert sum(map(len, wire.encode_control(0, hello))) <= wire.MAX_HELLO_BYTES
 
@@ -176,6 +179,7 @@ def test_with_a_token_everybody_needs_it(token: bytes | None) -> None:
         {"labels": {"env": "prod", "x": ""}},
         {"labels": {"en": "vprod"}},
         {"labels": {}},
+        {"ancestors": ("instance-0",)},
     ],
     ids=str,
 )
@@ -197,7 +201,11 @@ def test_a_proof_is_for_one_challenge_only(changes: dict[str, Any]) -> None:
 
 labels = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3)
 identities = st.builds(
-    Identity, daemon_id=st.text(max_size=3), instance=st.text(max_size=3), labels=labels
+    Identity,
+    daemon_id=st.text(max_size=3),
+    instance=st.text(max_size=3),
+    labels=labels,
+    ancestors=st.lists(st.text(max_size=3), max_size=3).map(tuple),
 )
 
 

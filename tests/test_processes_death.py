@@ -30,7 +30,14 @@ from process_tools import (
 )
 
 from sandd._core._errors import SpawnFailed
-from sandd._core.processes import Child, ChildLost, ExitStatus, ProcessHost, open_process_host
+from sandd._core.processes import (
+    Child,
+    ChildLost,
+    ExitStatus,
+    ProcessHost,
+    control_groups,
+    open_process_host,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -323,6 +330,18 @@ def daemon() -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
     process.communicate()
 
 
+def groups_of(spawner: int) -> list[str]:
+    """The control groups that a spawner made and that are still there, wherever it may make any."""
+    places = [control_groups._own_group(version, "/proc/self") for version in ("v2", "v1")]
+    return [
+        name
+        for place in places
+        if place is not None and os.path.isdir(place)
+        for name in os.listdir(place)
+        if name.startswith(f"{control_groups.PREFIX}{spawner}-")
+    ]
+
+
 @pytest.mark.parametrize("name", ["KILL", "SEGV"])
 def test_death_of_the_daemon_kills_every_job(
     daemon: tuple[subprocess.Popen[bytes], bytes], name: str
@@ -330,12 +349,14 @@ def test_death_of_the_daemon_kills_every_job(
     """However it dies, every process of every job is dead within a second, and so is the spawner."""
     process, marker = daemon
     until_sync(lambda: len(below(process.pid)) >= 14)
+    (spawner,) = spawner_pids(of=process.pid)
     pids = below(process.pid)
     started = time.monotonic()
     process.send_signal(signal.Signals[f"SIG{name}"])
     until_sync(lambda: not any(is_alive(pid) for pid in pids), within=WITHIN)
     assert alive(marker) == []
     assert time.monotonic() - started < WITHIN
+    assert groups_of(spawner) == []
 
 
 def test_death_of_the_daemon_is_noticed_though_a_fork_of_it_keeps_its_socket(

@@ -24,7 +24,7 @@ from process_tools import (
     until,
 )
 
-from sandd._core.processes import Child, ExitStatus, open_process_host
+from sandd._core.processes import Child, ExitStatus, open_process_host, spawner_link
 from sandd._core.processes.process_table import children_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees")
@@ -228,6 +228,39 @@ while True:
         await close_pipes(child)
 
 
+@linux_only
+@pytest.mark.parametrize("choice", ["v2", "v1", "off"])
+async def test_tree_that_outruns_us_is_killed_and_its_neighbours_go_on(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every round is taken for a lost race, so the group is frozen, if there is one: nobody stays so."""
+    monkeypatch.setenv("SANDD_CONTROL_GROUPS", choice)
+    monkeypatch.setattr(
+        spawner_link,
+        "_BOOT",
+        spawner_link._BOOT.replace(
+            "from sandd._core.processes.spawner import main",
+            "from sandd._core.processes import culling\n"
+            "culling.Race.is_being_lost = True\n"
+            "from sandd._core.processes.spawner import main",
+        ),
+    )
+    wanted = shell("(env -i setsid sleep 1000 &); setsid sleep 1000 & echo ready; read line")
+    async with open_process_host() as host:
+        child, neighbour = await host.spawn(wanted), await host.spawn(shell("read l; echo $l"))
+        assert await read_line(child.stdout) == b"ready"
+        with trio.fail_after(5):
+            await child.kill(grace=0)
+        assert await child.stdout.receive_some() == b""
+        assert alive(wanted.marker) == []
+        assert neighbour.stdin is not None
+        await neighbour.stdin.send_all(b"on\n")
+        with trio.fail_after(5):
+            assert (await finish(neighbour)).stdout == b"on\n"
+            assert (await run(host, shell("echo next"))).stdout == b"next\n"
+        await close_pipes(child)
+
+
 async def test_kill_touches_no_other_job() -> None:
     """A neighbour with the same kind of tree lives on."""
     script = "setsid sleep 1000 & sleep 1000 & echo ready; read line"
@@ -243,6 +276,38 @@ async def test_kill_touches_no_other_job() -> None:
         await neighbour.kill(grace=0)
         assert alive(neighbour_request.marker) == []
         for child in victim, neighbour:
+            await close_pipes(child)
+
+
+@linux_only
+@pytest.mark.parametrize("is_asked", [True, False], ids=["kill", "sweep"])
+async def test_who_hides_among_several_jobs_is_found(is_asked: bool) -> None:
+    """Out of session, parent and environment, never seen before, and more than one job may have made it."""
+    # The pipe's end tells: nothing else shows whose such a process is.
+    hidden = f"(env -i setsid {PYTHON} -c 'import time; time.sleep(1000)' &); echo ready; read line"
+    async with open_process_host() as host:
+        before = await host.spawn(shell(hidden))
+        victim = await host.spawn(shell(hidden))
+        after = await host.spawn(shell(hidden))
+        for child in before, victim, after:
+            assert await read_line(child.stdout) == b"ready"
+        if is_asked:
+            with trio.fail_after(5):
+                await victim.kill(grace=0)
+        else:
+            assert victim.stdin is not None
+            await victim.stdin.aclose()
+            await victim.wait_exited()
+            with trio.fail_after(5):
+                await victim.release()
+        with trio.fail_after(1):
+            assert await victim.stdout.receive_some() == b""
+        for child in before, after:
+            with trio.move_on_after(0.05) as scope:
+                await child.stdout.receive_some()
+            assert scope.cancelled_caught, "a neighbour's process was killed"
+        for child in before, victim, after:
+            await child.kill(grace=0)
             await close_pipes(child)
 
 

@@ -50,7 +50,10 @@ for name in "sandd", "sandd._core", "sandd._core.processes":
     sys.modules[name] = package = type(sys)(name)
 package.__path__ = [{SELF!r} + "/sandd/_core/processes"]
 import sandd._core.processes.spawner
-ours = {{"culling", "exit_watch", "job_trees", "launcher", "process_table", "spawner", "spawner_messages"}}
+ours = {{
+    *("control_groups", "culling", "exit_watch", "job_trees", "launcher", "process_table"),
+    *("spawner", "spawner_messages"),
+}}
 for name in sys.modules:
     top, _, rest = name.partition(".")
     if top == "sandd":

@@ -16,6 +16,8 @@ from process_tools import linux_only, until_sync
 if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
+import resource
+
 from sandd._core.processes import culling, job_trees, process_table
 from sandd._core.processes.job_trees import ProcessGroupTrees, SubreaperTrees, Tree
 from sandd._core.processes.process_table import Process, read_marker
@@ -31,10 +33,12 @@ class Machine:
 
     def __init__(self) -> None:
         self.table: dict[int, Process] = {}
+        self.brands: dict[int, int] = {}
         self.markers: dict[int, bytes] = {}
         self.trees = SubreaperTrees(
             children=self.children,
             entry=self.table.get,
+            brand_of=self.brands.get,
             marker_of=self.markers.get,
             collect=self.collect,
             descend=self.descend,
@@ -47,12 +51,15 @@ class Machine:
         parent: int = SPAWNER,
         session: int | None = None,
         began: int = 100,
+        brand: int | None = None,
         marker: bytes | None = None,
         dead: bool = False,
     ) -> None:
         """A process, with a session of its own unless told otherwise."""
         session = session or pid
         self.table[pid] = Process(pid, parent, session, session, began, dead, 1)
+        if brand is not None:
+            self.brands[pid] = brand
         if marker is not None:
             self.markers[pid] = marker
 
@@ -83,7 +90,7 @@ class Machine:
     def start(self, pid: int, *, began: int = 100) -> Tree:
         """A job's leader."""
         self.add(pid, began=began, marker=b"job-%d" % pid)
-        return self.trees.add(pid, b"job-%d" % pid, began)
+        return self.trees.add(pid, b"job-%d" % pid, began, 7000 + pid)
 
     def is_empty(self, tree: Tree) -> bool:
         """After a look."""
@@ -112,13 +119,14 @@ def test_tree_is_empty_when_its_dead_leader_left_no_orphan(machine: Machine) -> 
     assert machine.is_empty(tree)
 
 
-@pytest.mark.parametrize("sign", ["session", "marker", "elimination"])
+@pytest.mark.parametrize("sign", ["session", "brand", "marker", "elimination"])
 def test_orphan_belongs_to_its_job_by(machine: Machine, sign: str) -> None:
-    """Its leader's session, its marker, or because no other job was there at its birth."""
+    """Its leader's session, its brand, its marker, or because no other job was there at its birth."""
     tree, other = machine.start(10), machine.start(20, began=200 if sign == "elimination" else 50)
     session = 10 if sign == "session" else 11
+    brand = 7010 if sign == "brand" else None
     marker = b"job-10" if sign == "marker" else None
-    machine.add(11, parent=10, session=session, marker=marker, began=150)
+    machine.add(11, parent=10, session=session, brand=brand, marker=marker, began=150)
     machine.die(10)
     assert not machine.is_empty(tree)
     assert machine.is_empty(other)
@@ -135,6 +143,27 @@ def test_orphan_belongs_to_its_job_by_a_session_seen_before(machine: Machine) ->
     machine.die(11)
     assert not machine.is_empty(tree)
     assert machine.members(tree) == {12}
+
+
+def test_brand_counts_more_than_a_marker(machine: Machine) -> None:
+    """A program may give its children another environment, but hardly another brand."""
+    tree, other = machine.start(10), machine.start(20)
+    machine.add(11, parent=10, session=11, brand=7010, marker=b"job-20")
+    machine.add(12, parent=10, session=12, brand=7010, marker=process_table.NOT_YET)
+    machine.die(10)
+    machine.die(20)
+    assert machine.is_empty(other)
+    assert machine.members(tree) == {11, 12}
+
+
+def test_strangers_brand_says_nothing(machine: Machine) -> None:
+    """A job that has a spawner of its own brands its children itself; the other signs count."""
+    tree, other = machine.start(10), machine.start(20)
+    machine.add(11, parent=10, session=11, brand=1, marker=b"job-10")
+    machine.die(10)
+    machine.die(20)
+    assert machine.is_empty(other)
+    assert machine.members(tree) == {11}
 
 
 def test_marker_counts_more_than_a_session_seen_before(machine: Machine) -> None:
@@ -417,6 +446,47 @@ def _has_executed(pid: int) -> bool:
     return read_marker(pid) != process_table.NOT_YET
 
 
+@linux_only
+def test_brand_stays_on_whoever_leaves_everything_else_behind() -> None:
+    """Session, parent and environment are new, the brand is its maker's; ours is not read as another's."""
+    limits = resource.getrlimit(process_table._RLIMIT_LOCKS)
+    assert process_table.read_brand(os.getpid()) is None
+    try:
+        for brand in 1, 2**62:
+            assert process_table.brand_children(brand)
+            script = "env -i setsid sleep 1000 & echo $!"
+            with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
+                assert shell.stdout is not None
+                pid = int(shell.stdout.readline())
+                try:
+                    until_sync(partial(_is_without_environment, pid))
+                    assert process_table.read_brand(pid) == brand
+                finally:
+                    os.kill(pid, signal.SIGKILL)
+            until_sync(lambda pid=pid: process_table.read_brand(pid) is None)
+    finally:
+        resource.setrlimit(process_table._RLIMIT_LOCKS, limits)
+
+
+def _is_without_environment(pid: int) -> bool:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().startswith(b"sleep")
+
+
+@linux_only
+def test_where_the_limit_is_not_ours_to_set_there_are_no_brands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lower hard limit, or a kernel of another make: the other signs have to do."""
+    for error in ValueError("not allowed to raise maximum limit"), OSError(22, "Invalid argument"):
+
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        assert not process_table.brand_children(1)
+
+
 # ---- culling --------------------------------------------------------------------------------------
 
 
@@ -425,6 +495,7 @@ def test_cull_stops_everybody_before_it_kills_anybody(monkeypatch: pytest.Monkey
     sent: list[tuple[int, int]] = []
     looks = iter([[10, 11], [10, 11, 12], [12, 11]])
     monkeypatch.setattr(culling, "send_signal", lambda who, number: sent.append((who.pid, number)))
+    monkeypatch.setattr(culling, "read_process", lambda _: None)
     assert culling.cull(_finder(lambda: next(looks))) == []
     stopped = [(pid, signal.SIGSTOP) for pid in (10, 11, 12)]
     assert sent == [*stopped, *((pid, signal.SIGKILL) for pid in (10, 11, 12))]
@@ -441,6 +512,7 @@ def test_cull_against_an_endless_storm_ends_its_round(monkeypatch: pytest.Monkey
         "send_signal",
         lambda who, number: killed.append(who.pid) if number == signal.SIGKILL else None,
     )
+    monkeypatch.setattr(culling, "read_process", lambda _: None)
     culling.cull(_finder(lambda: [next(pids)]))
     assert 3 <= len(killed) <= 7
 
@@ -456,9 +528,60 @@ def test_cull_tells_whom_it_has_no_power_over(monkeypatch: pytest.MonkeyPatch) -
             killed.append(who.pid)
 
     monkeypatch.setattr(culling, "send_signal", send)
+    monkeypatch.setattr(culling, "read_process", lambda _: None)
     powerless = culling.cull(_finder(lambda: [10, 11, 12]))
     assert [process.pid for process in powerless] == [11]
     assert killed == [10, 12]
+
+
+def test_race_is_lost_by_meeting_somebody_new_again_and_again() -> None:
+    """The first round meets everybody anew, the second may by bad luck, a third one doesn't."""
+    race = culling.Race()
+    for found, is_lost in (
+        ([1, 2], False),
+        ([2, 3], False),
+        ([4], True),
+        ([4], False),
+        ([5], False),
+        ([6], True),
+    ):
+        race.note_round((pid, 0) for pid in found)
+        assert race.is_being_lost is is_lost
+
+
+def test_cull_stops_and_kills_the_leaders_group_at_a_stroke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anybody has looked; groups that were met later are stopped as a whole, too."""
+    sent: list[tuple[str, int, int]] = []
+    entries = {12: Process(12, 1, 12, 12, 0, False, 1)}
+    looks = iter([[10, 12], [10, 12]])
+
+    def look() -> list[int]:
+        sent.append(("look", 0, 0))
+        return next(looks)
+
+    monkeypatch.setattr(culling, "read_process", entries.get)
+    monkeypatch.setattr(culling, "signal_group", lambda *what: sent.append(("group", *what)))
+    monkeypatch.setattr(
+        culling, "send_signal", lambda who, number: sent.append(("one", who.pid, number))
+    )
+    culling.cull(_finder(look), [10])
+    stop, kill = signal.SIGSTOP, signal.SIGKILL
+    assert sent == [
+        *[("group", 10, stop), ("look", 0, 0), ("one", 10, stop), ("one", 12, stop)],
+        *[("group", 12, stop), ("look", 0, 0), ("group", 10, kill)],
+        *[("one", 10, kill), ("one", 12, kill)],
+    ]
+
+
+def test_frozen_are_killed_without_being_stopped_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a look finds nobody new: what was born before the freeze may show late."""
+    sent: list[tuple[int, int]] = []
+    looks = iter([[10], [10, 11], [11]])
+    monkeypatch.setattr(culling, "send_signal", lambda who, number: sent.append((who.pid, number)))
+    culling.cull_frozen(_finder(lambda: next(looks)))
+    assert sent == [(10, signal.SIGKILL), (11, signal.SIGKILL)]
 
 
 def test_pauses_between_rounds_double_to_a_tenth_of_a_second() -> None:

@@ -10,6 +10,7 @@ import trio.testing
 
 from sandd import DaemonNotFound, DaemonState
 from sandd._core import registry as registry_module
+from sandd._core.fencing import Claim
 from sandd._core.registry import (
     AWAY_LEASE,
     GONE_MEMORY,
@@ -42,7 +43,8 @@ def come(
 ) -> DaemonLink:
     """A daemon is online on a new link."""
     link = DaemonLink(set(), daemon_id=daemon_id, instance=instance)
-    registry.online(info(daemon_id, instance, labels), connection, link, cast("Pump", object()))
+    claim = Claim(instance, connection)
+    registry.online(info(daemon_id, instance, labels), claim, link, cast("Pump", object()))
     return link
 
 
@@ -130,7 +132,11 @@ async def test_a_superseded_links_end_changes_nothing() -> None:
         registry.offline(DaemonLink(set(), daemon_id="stranger"), DaemonState.GONE)
         assert await nothing_more(events)
         record = registry.find("d")
-        assert (record.state, record.link, record.connection) == (DaemonState.ONLINE, new, 2)
+        assert (record.state, record.link, record.tenure.holder.connection) == (
+            DaemonState.ONLINE,
+            new,
+            2,
+        )
 
 
 # ---- events -------------------------------------------------------------------------------------
@@ -226,7 +232,7 @@ async def test_waiting_ends_when_the_daemon_is_online() -> None:
     done = []
 
     async def wait() -> None:
-        done.append((await registry.wait_online("d")).connection)
+        done.append((await registry.wait_online("d")).tenure.holder.connection)
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):

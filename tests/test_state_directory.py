@@ -15,7 +15,13 @@ from process_tools import posix_only
 from sandd import ConfigurationError
 from sandd._core import state_directory
 from sandd._core.link import check_daemon_id
-from sandd._core.state_directory import default_daemon_id, open_state_directory, state_home
+from sandd._core.state_directory import (
+    default_daemon_id,
+    open_state_directory,
+    record_start,
+    state_home,
+)
+from sandd.wire import MAX_ANCESTORS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,3 +199,90 @@ def test_a_directory_that_cannot_be_written_costs_only_the_lasting(tmp_path: Pat
     (tmp_path / "file").write_text("")
     ids = {default_daemon_id(tmp_path / "file") for _ in range(3)}
     assert len(ids) == 3
+
+
+# ---- the starts ---------------------------------------------------------------------------------
+
+
+def test_each_start_knows_the_latest_before_it(tmp_path: Path) -> None:
+    """Newest first, and no more than a Hello may hold; the directory has no other file."""
+    names = [f"instance{number}" for number in range(MAX_ANCESTORS + 5)]
+    for count, name in enumerate(names):
+        expected = tuple(reversed(names[:count]))[:MAX_ANCESTORS]
+        assert record_start(tmp_path, name) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["starts"]
+
+
+def test_an_empty_directory_has_no_ancestors(tmp_path: Path) -> None:
+    """One on a tmpfs that vanished, say: its daemon is nobody's relative."""
+    record_start(tmp_path, "one")
+    (tmp_path / "starts").unlink()
+    assert record_start(tmp_path, "two") == ()
+    assert record_start(tmp_path, "three") == ("two",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe", b"../../etc\n", b"a" * 5000, b"one " * 2000],
+    ids=["empty", "binary", "path", "one long word", "too many"],
+)
+def test_spoilt_starts_are_no_ancestors(tmp_path: Path, content: bytes) -> None:
+    """The daemon runs, and what it records is good again."""
+    (tmp_path / "starts").write_bytes(content)
+    assert record_start(tmp_path, "two") == ()
+    assert record_start(tmp_path, "three") == ("two",)
+
+
+@pytest.mark.parametrize("step", ["open", "fsync", "rename"])
+def test_a_start_that_was_not_recorded_claims_no_ancestors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    """Or its successor, which can't name it, would pass for a copy; what was there before stays whole."""
+    record_start(tmp_path, "one")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if step == "open":
+            (tmp_path / "starts.new").mkdir()  # root may write anywhere, but not there
+        elif step == "fsync":
+            patch.setattr(os, "fsync", fail)
+        else:
+            patch.setattr(os, "replace", fail)
+        assert record_start(tmp_path, "two") == ()
+    assert "start_not_recorded" in caplog.text
+    if step == "open":
+        (tmp_path / "starts.new").rmdir()
+    assert record_start(tmp_path, "three") == ("one",)
+
+
+def test_a_start_cut_off_in_the_middle_leaves_the_old_starts(tmp_path: Path) -> None:
+    """What a crash left half-written is nobody's: the next start replaces it."""
+    record_start(tmp_path, "one")
+    (tmp_path / "starts.new").write_text("tw")
+    assert record_start(tmp_path, "three") == ("one",)
+    assert record_start(tmp_path, "four") == ("three", "one")
+
+
+def test_a_start_is_on_the_disk_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's content is synced before it gets its name, and then the directory."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("sync " + os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_replace(source: str, target: str) -> None:
+        done.append(f"rename to {os.path.basename(target)}")
+        replace(source, target)
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("needs /proc to tell descriptors apart")
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    record_start(tmp_path, "one")
+    assert done == ["sync starts.new", "rename to starts", f"sync {tmp_path.name}"]

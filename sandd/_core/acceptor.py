@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Final
@@ -11,10 +12,11 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
-from sandd._core.link import ID_IN_USE_RETRY, judge_hello
+from sandd._core.fencing import Claim, Ruling
+from sandd._core.link import judge_hello
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, NEVER, Pump, receive_control, send_control
-from sandd._core.registry import MAX_DAEMONS, DaemonInfo, Registry
+from sandd._core.registry import MAX_DAEMONS, DaemonInfo, DaemonRecord, Registry
 from sandd.wire import DaemonState, RejectCode
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class Acceptor:
 
     async def _admit(self, hello: wire.Hello) -> wire.Reject | None:
         """Whether the id is this daemon's to hold; None: it is, and nobody else holds it now."""
+        claim = Claim.of(hello)
         while True:
             if self.draining:
                 return wire.Reject(
@@ -101,29 +104,55 @@ class Acceptor:
                 return wire.Reject(
                     RejectCode.BUSY, f"the controller knows {MAX_DAEMONS} daemons already", 60.0
                 )
-            if record is not None and record.info.instance == hello.instance:
-                if hello.connection <= record.connection:
+            if record is None:
+                return None
+            match record.tenure.judge(claim, record.state, trio.current_time() - record.since):
+                case Ruling.STALE:
                     return wire.Reject(
                         RejectCode.STALE, "a newer connection of this daemon is known", 0.0
                     )
-                if record.pump is not None:
-                    record.pump.close("superseded by a newer connection of the same daemon")
-                return None
-            if record is None or record.pump is None or record.link is None:
-                return None
-            # Another instance holds the id. If it lives, it keeps it.
-            pump, holder = record.pump, record.info
-            with trio.move_on_after(RIVAL_PING_SECONDS):
-                await pump.ping()
-                return wire.Reject(
-                    RejectCode.ID_IN_USE,
-                    f"the daemon id {hello.daemon_id!r} is held by another running daemon, on host "
-                    f"{holder.hostname!r}; stop that one, or give this one another id",
-                    ID_IN_USE_RETRY,
-                )
-            if self.registry.get(hello.daemon_id) is record and record.pump is pump:
-                pump.close("silent while a rival asked for its id")
-                self._offline(record.link, DaemonState.GONE)
+                case Ruling.REFUSE:
+                    return self._refuse(record, claim, hello)
+                case Ruling.ASK_HOLDER:
+                    if await self._answers(record):
+                        return self._refuse(record, claim, hello)
+                case Ruling.SUPERSEDE:
+                    if record.pump is not None:
+                        record.pump.close("superseded by a newer connection of the same daemon")
+                    return None
+                case Ruling.ADMIT_FORK:
+                    log.warning(
+                        "daemon_forked",
+                        daemon_id=hello.daemon_id,
+                        host=hello.hostname,
+                        previous_host=record.info.hostname,
+                        reason="its state directory was copied, or rolled back, since the daemon that "
+                        "was here before it was started; if both run, stop one",
+                    )
+                    self.registry.tell_cloned(_info(hello))
+                    return None
+                case Ruling.ADMIT:
+                    return None
+
+    async def _answers(self, record: DaemonRecord) -> bool:
+        """Whether the holder of an id gives a sign of life; the link of one that doesn't is over."""
+        pump, link = record.pump, record.link
+        assert pump is not None  # it is online
+        assert link is not None
+        # ConnectionLost: it ended meanwhile, and its own task may not have come to saying so.
+        with trio.move_on_after(RIVAL_PING_SECONDS), contextlib.suppress(ConnectionLost):
+            await pump.ping()
+            return True
+        pump.close("silent while a rival asked for its id")
+        self._offline(link, _state_after(pump))
+        return False
+
+    def _refuse(self, record: DaemonRecord, claim: Claim, hello: wire.Hello) -> wire.Reject:
+        is_news = not record.tenure.is_known_rival(claim)
+        reject = record.tenure.refuse(hello.daemon_id, claim)
+        if reject.code is RejectCode.CLONED and is_news:  # it will ask again every ten seconds
+            self.registry.tell_cloned(_info(hello))
+        return reject
 
     async def _pump(self, connection: Connection, hello: wire.Hello) -> None:
         connection.allow_messages(wire.MAX_MESSAGE_BYTES)
@@ -136,17 +165,8 @@ class Acceptor:
             heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
             dead_after=self.dead_after,
         )
-        info = DaemonInfo(
-            id=hello.daemon_id,
-            hostname=hello.hostname,
-            platform=hello.platform,
-            arch=hello.arch,
-            version=hello.daemon_version,
-            labels=dict(hello.labels),
-            instance=hello.instance,
-            connected_at=time.time(),
-        )
-        self.registry.online(info, hello.connection, link, pump)
+        info = _info(hello)
+        self.registry.online(info, Claim.of(hello), link, pump)
         log.info(
             "daemon_connected", daemon_id=info.id, remote=connection.remote, instance=info.instance
         )
@@ -168,7 +188,7 @@ class Acceptor:
         finally:
             self.bytes_received += pump.bytes_received
             self.bytes_sent += pump.bytes_sent
-            self._offline(link, DaemonState.AWAY if pump.goodbye is None else DaemonState.GONE)
+            self._offline(link, _state_after(pump))
 
     def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.
@@ -193,3 +213,20 @@ class Acceptor:
             for record in self.registry:
                 if record.pump is not None:
                     nursery.start_soon(record.pump.drained)
+
+
+def _state_after(pump: Pump) -> DaemonState:
+    return DaemonState.AWAY if pump.goodbye is None else DaemonState.GONE
+
+
+def _info(hello: wire.Hello) -> DaemonInfo:
+    return DaemonInfo(
+        id=hello.daemon_id,
+        hostname=hello.hostname,
+        platform=hello.platform,
+        arch=hello.arch,
+        version=hello.daemon_version,
+        labels=dict(hello.labels),
+        instance=hello.instance,
+        connected_at=time.time(),
+    )

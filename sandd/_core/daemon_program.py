@@ -19,7 +19,7 @@ from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
-from sandd._core.state_directory import default_daemon_id, open_state_directory
+from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,8 @@ async def run_daemon(
     """
     daemon_id = options.daemon_id or default_daemon_id(options.state_dir)
     with open_state_directory(options.state_dir, daemon_id) as state:
+        instance = secrets.token_hex(8)
+        ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
         raise_open_files_limit()
         stop_signals = [signal.SIGINT, signal.SIGTERM]
@@ -51,7 +53,6 @@ async def run_daemon(
             if stop_requested():
                 return
             async with open_process_host() as host, open_unwrapping_nursery() as nursery:
-                instance = secrets.token_hex(8)
                 runner = JobRunner(
                     JobTable(instance),
                     host,
@@ -66,6 +67,7 @@ async def run_daemon(
                     platform=sys.platform,
                     arch=platform.machine()[:64],
                     daemon_version=version,
+                    ancestors=ancestors,
                 )
                 dialer = Dialer(
                     options.server_url,

@@ -164,7 +164,7 @@ class Dialer:
         if reject.code in (RejectCode.BAD_HELLO, RejectCode.BAD_VERSION):
             raise RequestRefused(f"the controller refuses this daemon: {reject.message}") from error
         retry_after = reject.retry_after
-        if reject.code is RejectCode.ID_IN_USE:
+        if reject.code in (RejectCode.ID_IN_USE, RejectCode.CLONED):
             retry_after = max(retry_after or 0.0, LEAST_ID_WAIT)
         wait = self.backoff.after_failure(retry_after)
         log.warning(

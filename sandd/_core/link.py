@@ -30,8 +30,6 @@ LABEL_LENGTH: Final = 256
 """Characters in a label's key or value."""
 LABELS_BYTES: Final = 32 * wire.KIB
 """All labels together, in UTF-8: they travel in the Hello, of at most MAX_HELLO_BYTES."""
-ID_IN_USE_RETRY: Final = 10.0
-"""Seconds after which a rival for a daemon id may ask again."""
 WRITE_STALL: Final = 20.0
 """Seconds without any progress of a pending write until the peer counts as dead."""
 HEALTHY: Final = 10.0
@@ -54,6 +52,8 @@ class Identity:
     platform: str = ""
     arch: str = ""
     daemon_version: str = ""
+    ancestors: tuple[str, ...] = ()
+    """Instances that started from the same state directory before, newest first."""
 
 
 def check_daemon_id(daemon_id: str) -> str | None:
@@ -94,6 +94,8 @@ def prove(token: bytes, challenge: wire.Challenge, identity: Identity, connectio
         identity.daemon_id.encode(),
         identity.instance.encode(),
         connection.to_bytes(8, "big"),
+        len(identity.ancestors).to_bytes(1, "big"),
+        *(ancestor.encode() for ancestor in identity.ancestors),
     ]
     for key in sorted(identity.labels):
         parts += [key.encode(), identity.labels[key].encode()]
@@ -131,6 +133,7 @@ def answer_challenge(
         daemon_version=identity.daemon_version,
         labels=identity.labels,
         proof=b"" if token is None else prove(token, challenge, identity, connection),
+        ancestors=identity.ancestors,
     )
 
 
@@ -165,7 +168,7 @@ def judge_hello(
             "give it a token (open_controller(token=...)) and the daemon the same one (--token-file), "
             "or open it to everybody with insecure=True",
         )
-    identity = Identity(hello.daemon_id, hello.instance, hello.labels)
+    identity = Identity(hello.daemon_id, hello.instance, hello.labels, ancestors=hello.ancestors)
     if not hmac.compare_digest(hello.proof, prove(token, challenge, identity, hello.connection)):
         return wire.Reject(
             RejectCode.UNAUTHENTICATED,

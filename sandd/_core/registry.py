@@ -10,6 +10,7 @@ import trio
 from attrs import define, field, frozen
 
 from sandd._core._errors import DaemonNotFound
+from sandd._core.fencing import Claim, Tenure
 from sandd._core.interrupts import protected_context
 from sandd.wire import DaemonState
 
@@ -54,7 +55,9 @@ class DaemonEvent:
 
     kind: str
     """"connected" (a new instance), "away" (its connection broke), "resumed" (the same instance is
-    back), "lost" (it won't come back), or "missed" (`count` events were dropped for a slow reader)."""
+    back), "lost" (it won't come back), "cloned" (its state directory and that of another daemon are
+    copies of one; `info` is the one that came last), or "missed" (`count` events were dropped for a
+    slow reader)."""
     daemon_id: str = ""
     info: DaemonInfo | None = None
     count: int = 0
@@ -66,8 +69,8 @@ class DaemonRecord:
 
     info: DaemonInfo
     state: DaemonState
-    connection: int
-    """Number of the newest connection of this instance."""
+    tenure: Tenure
+    """Who holds the id, and who else wants it."""
     link: DaemonLink | None = None
     pump: Pump | None = None
     since: float = field(factory=trio.current_time)
@@ -191,7 +194,7 @@ class Registry:
 
     # -- changes
 
-    def online(self, info: DaemonInfo, connection: int, link: DaemonLink, pump: Pump) -> None:
+    def online(self, info: DaemonInfo, claim: Claim, link: DaemonLink, pump: Pump) -> None:
         """The daemon has a live link, perhaps its first, perhaps in the place of another."""
         known = self._records.get(info.id)
         resumed = (
@@ -201,7 +204,9 @@ class Registry:
         )
         if known is not None and not resumed and known.state is not DaemonState.GONE:
             self._tell(DaemonEvent("lost", info.id, known.info))
-        self._records[info.id] = DaemonRecord(info, DaemonState.ONLINE, connection, link, pump)
+        tenure = Tenure(claim) if known is None else known.tenure
+        tenure.succeed(claim)
+        self._records[info.id] = DaemonRecord(info, DaemonState.ONLINE, tenure, link, pump)
         self._tell(DaemonEvent("resumed" if resumed else "connected", info.id, info))
         arrival = self._arrivals.pop(info.id, None)
         if arrival is not None:
@@ -220,6 +225,10 @@ class Registry:
                 "away" if state is DaemonState.AWAY else "lost", link.daemon_id, record.info
             )
         )
+
+    def tell_cloned(self, info: DaemonInfo) -> None:
+        """Two daemons have copies of one state directory; this one came last."""
+        self._tell(DaemonEvent("cloned", info.id, info))
 
     def expire(self) -> list[tuple[str, bool]]:
         """(id, forgotten) of daemons that were away too long, or gone long enough to be forgotten."""

@@ -17,14 +17,21 @@ from attrs import define
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.link import check_daemon_id
+from sandd._core.logs import get_logger
+from sandd.wire import MAX_ANCESTORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCK_NAME = "lock"
 ID_NAME = "daemon-id"
+STARTS_NAME = "starts"
+_MAX_STARTS_BYTES = 4096
+"""More than what we write; a file that is larger is none of ours."""
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 """What a lock that another process holds is told by, from system to system."""
+
+log = get_logger("daemon")
 
 
 @define
@@ -72,6 +79,46 @@ def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirect
             default = StateDirectory(path, temporary=True)
         # Not inside the `suppress`: an OSError of the body is the body's.
         yield default
+
+
+def record_start(directory: Path, instance: str) -> tuple[str, ...]:
+    """The instances that started in this directory before, newest first; `instance` is one from now on.
+
+    That is on the disk, and proof against a power cut, when this returns. Where it can't be, the answer
+    is empty: who leaves no trace must not claim ancestors either, or the next start, which can't name
+    this one, would pass for a copy's.
+
+    Hold the directory's lock.
+    """
+    path = directory / STARTS_NAME
+    earlier: list[str] = []
+    try:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            text = file.read(_MAX_STARTS_BYTES + 1)
+            if len(text) <= _MAX_STARTS_BYTES:
+                words = text.decode("ascii", "replace").split()
+                earlier = [word for word in words if word.isalnum()][:MAX_ANCESTORS]
+        _replace(path, "\n".join([instance, *earlier][:MAX_ANCESTORS]) + "\n")
+    except OSError as error:
+        log.warning("start_not_recorded", path=str(path), error=str(error))
+        return ()
+    return tuple(earlier)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a whole file in the place of another, durably: at every moment one of the two is there."""
+    temporary = path.with_name(f"{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if sys.platform != "win32":  # directories can't be opened there
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def state_home() -> Path:

@@ -20,6 +20,7 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     launcher          starting one program with its pipes
     job_trees         which process belongs to which job
     culling           how a whole tree is killed
+    control_groups    one group around all jobs, for what can't be done one by one
     exit_watch        hearing of an exit without reaping
     process_table     reading /proc (Linux) or ps (macOS), signals that hit no stranger
     spawner_messages  what daemon and spawner say to each other

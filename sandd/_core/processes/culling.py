@@ -6,7 +6,8 @@ what is stopped can't fork. Only then it kills. Whoever slipped through all the 
 next round; the caller goes on until the tree is *known* to be empty (see `job_trees`). A round
 never waits, so other jobs' work goes on between rounds.
 
-A control group that can be frozen (v1) or killed (v2) in one step would take the place of `cull`.
+A tree that forks faster than that is recognised by what each round finds anew (`Race`). Where there is a
+control group to stop everybody in one step, the next round is `cull_frozen`.
 
 Standard library only.
 """
@@ -23,15 +24,17 @@ from typing import TYPE_CHECKING
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes.process_table import send_signal
+from sandd._core.processes.process_table import read_process, send_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from sandd._core.processes.process_table import Process
 
 FREEZE_SECONDS = 0.05
 """How long a round looks for new processes before it kills those it has. Other jobs wait for it."""
+FROZEN_SECONDS = 2.0
+"""Bound of a round against the frozen, of whom there may be 30,000. Every other job is frozen as well."""
 FIRST_PAUSE_SECONDS = 0.001
 LONGEST_PAUSE_SECONDS = 0.1
 """Pauses between rounds double from the first to the longest: the second round mostly finds nobody,
@@ -39,6 +42,29 @@ while a process in uninterruptible sleep may take minutes to notice that it is d
 POWERLESS_SECONDS = 2.0
 """How long a tree is culled in which only processes are left that we may not kill (they have become
 another user's, by a setuid program)."""
+
+
+LOSING_ROUNDS = 2
+"""Rounds in a row, after the first, that find processes born since: one may be a matter of luck."""
+
+
+class Race:
+    """Tells when a tree forks faster than it is killed."""
+
+    def __init__(self) -> None:
+        self._met: set[tuple[int, int]] = set()
+        self._lost_rounds = -1  # the first finds everybody anew
+
+    def note_round(self, found: Iterable[tuple[int, int]]) -> None:
+        """A round has met these: pid and time of birth."""
+        now = set(found)
+        self._lost_rounds = self._lost_rounds + 1 if now - self._met else 0
+        self._met = now
+
+    @property
+    def is_being_lost(self) -> bool:
+        """Whether round after round has met somebody new."""
+        return self._lost_rounds >= LOSING_ROUNDS
 
 
 class Patience:
@@ -92,14 +118,27 @@ def signal_group(leader: int, number: int) -> None:
         os.killpg(leader, number)
 
 
-def cull(find: Callable[[], list[Process]]) -> list[Process]:
+def cull(
+    find: Callable[[], list[Process]], leaders: Collection[int] = (), race: Race | None = None
+) -> list[Process]:
     """One round: stop everything that ``find`` finds until it finds nobody new, then kill it all.
+
+    A process group is stopped, and killed, at a stroke: kill(2) lets nobody be born into it meanwhile. So
+    a fork bomb that stays in its group is over before anybody has looked, and one that doesn't loses
+    whole families.
+
+    Args:
+        leaders: of groups that belong to the tree as a whole; none of them must be reaped yet, or the
+            number could be somebody else's.
 
     Returns:
         Those that we have no power over.
     """
     met: dict[tuple[int, int], Process] = {}
     powerless: list[Process] = []
+    struck = set(leaders)
+    for leader in struck:
+        signal_group(leader, signal.SIGSTOP)
     deadline = time.monotonic() + FREEZE_SECONDS
     while True:
         new = [process for process in find() if (process.pid, process.began) not in met]
@@ -107,11 +146,39 @@ def cull(find: Callable[[], list[Process]]) -> list[Process]:
             met[process.pid, process.began] = process
             if not _signal_if_allowed(process, signal.SIGSTOP):
                 powerless.append(process)
+            elif process.group not in struck:
+                struck.add(process.group)
+                _stop_group_of(process)
         if not new or time.monotonic() > deadline:
             break
+    for leader in leaders:
+        signal_group(leader, signal.SIGKILL)
     for process in met.values():
         _signal_if_allowed(process, signal.SIGKILL)
+    if race is not None:
+        race.note_round(met)
     return powerless
+
+
+def cull_frozen(find: Callable[[], list[Process]]) -> None:
+    """One round against those that can't fork, as somebody else has stopped them: nobody slips through."""
+    met: set[tuple[int, int]] = set()
+    deadline = time.monotonic() + FROZEN_SECONDS
+    while time.monotonic() < deadline:
+        new = [process for process in find() if (process.pid, process.began) not in met]
+        if not new:
+            break
+        for process in new:
+            met.add((process.pid, process.began))
+            _signal_if_allowed(process, signal.SIGKILL)
+
+
+def _stop_group_of(process: Process) -> None:
+    # Groups lie within sessions, and a job's sessions are its own, so all of it is of the tree. Its
+    # number can't have gone to another: `process` is stopped, and so still there, and in it.
+    now = read_process(process.pid)
+    if now is not None and now.began == process.began and now.group > 1:
+        signal_group(now.group, signal.SIGSTOP)
 
 
 def _signal_if_allowed(process: Process, number: int) -> bool:

@@ -11,9 +11,11 @@ belongs to a job by the first that fits:
 
 1. its session is that of a leader (leaders stay zombies until their tree is empty, so the number is
    theirs);
-2. the ``SANDD_JOB`` it was started with;
-3. its session or group was seen in that job's tree before;
-4. elimination: no other job was there when it was born. So a process that hid from 1 to 3 is still
+2. the brand it was born with (see `process_table.brand_children`), which is as good as a control group
+   of the job's own;
+3. the ``SANDD_JOB`` it was started with;
+4. its session or group was seen in that job's tree before;
+5. elimination: no other job was there when it was born. So a process that hid from 1 to 4 is still
    found, when the last of the jobs that may have made it is released.
 
 macOS has no subreapers: orphans go to launchd. There a job has the processes of its group, those
@@ -39,6 +41,7 @@ from sandd._core.processes.process_table import (
     has_marker,
     list_by_ps,
     own_children,
+    read_brand,
     read_marker,
     read_process,
     reap,
@@ -61,11 +64,12 @@ so for everybody's. One whose main thread has ended looks the same for good."""
 class Tree:
     """What is known of one job's processes."""
 
-    __slots__ = ("began", "leader", "marker", "seen")
+    __slots__ = ("began", "brand", "leader", "marker", "seen")
 
-    def __init__(self, leader: int, marker: bytes, began: int) -> None:
+    def __init__(self, leader: int, marker: bytes, began: int, brand: int | None) -> None:
         self.leader = leader
         self.marker = marker
+        self.brand = brand
         self.began = began
         """Clock ticks since boot when the leader can have started at the earliest."""
         self.seen: set[int] = set()
@@ -81,9 +85,9 @@ class JobTrees(abc.ABC):
     def __init__(self) -> None:
         self._trees: dict[int, Tree] = {}
 
-    def add(self, leader: int, marker: bytes, began: int) -> Tree:
+    def add(self, leader: int, marker: bytes, began: int, brand: int | None = None) -> Tree:
         """Know the tree of a new job."""
-        tree = self._trees[leader] = Tree(leader, marker, began)
+        tree = self._trees[leader] = Tree(leader, marker, began, brand)
         return tree
 
     def discard(self, tree: Tree) -> None:
@@ -125,7 +129,7 @@ class _Orphan:
         self.entry = entry
         self.found_at = time.monotonic()
         self.owner: Tree | None = None
-        self.is_classified = False  # by 1 to 3, which don't change; elimination is asked each time
+        self.is_classified = False  # by 1 to 4, which don't change; elimination is asked each time
 
 
 def _children_of_one_thread() -> list[int]:
@@ -136,7 +140,7 @@ class SubreaperTrees(JobTrees):
     """Linux: all processes are below us.
 
     Args:
-        children, entry, marker_of, collect, descend: the system's functions, for tests to replace.
+        children, entry, brand_of, marker_of, collect, descend: the system's functions, for tests to replace.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class SubreaperTrees(JobTrees):
         *,
         children: Callable[[], list[int]] = _children_of_one_thread,
         entry: Callable[[int], Process | None] = read_process,
+        brand_of: Callable[[int], int | None] = read_brand,
         marker_of: Callable[[int], bytes | None] = read_marker,
         collect: Callable[[int], bool] = reap,
         descend: Callable[[list[int]], list[Process]] = walk,
@@ -151,6 +156,7 @@ class SubreaperTrees(JobTrees):
         super().__init__()
         self._children = children
         self._entry = entry
+        self._brand_of = brand_of
         self._marker_of = marker_of
         self._collect = collect
         self._descend = descend
@@ -244,6 +250,11 @@ class SubreaperTrees(JobTrees):
         tree = self._trees.get(entry.session)
         if tree is not None:
             return tree
+        brand = self._brand_of(entry.pid)
+        if brand is not None:
+            for tree in self._trees.values():
+                if tree.brand == brand:
+                    return tree
         marker = self._marker_of(entry.pid)
         if marker == NOT_YET and time.monotonic() < orphan.found_at + EXECUTION_SECONDS:
             orphan.is_classified = False

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes import culling, process_table
+from sandd._core.processes import control_groups, culling, process_table
 from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
 from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
 from sandd._core.processes.launcher import launch
@@ -54,7 +54,7 @@ from sandd._core.processes.spawner_messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 START_REPORT_SECONDS = 0.001
 """How long the report of a start waits for the exit of a short command. One report then tells both,
@@ -79,7 +79,9 @@ class Phase(enum.Enum):
 class Job:
     """One started job; it exists until its leader is reaped."""
 
-    __slots__ = ("due", "number", "patience", "pauses", "phase", "powerless", "status", "tree")
+    __slots__ = (
+        *("due", "number", "patience", "pauses", "phase", "powerless", "race", "status", "tree"),
+    )
 
     def __init__(self, number: int, tree: Tree) -> None:
         self.number = number
@@ -92,13 +94,17 @@ class Job:
         self.pauses: Iterator[float] = culling.pauses()
         self.powerless: list[process_table.Process] = []
         self.patience = culling.Patience()
+        self.race = culling.Race()
 
 
 class Spawner:
     """The event loop and the table of jobs."""
 
-    def __init__(self, link: socket.socket, daemon: int) -> None:
+    def __init__(
+        self, link: socket.socket, daemon: int, group: control_groups.OwnGroup | None = None
+    ) -> None:
         self._link = link
+        self._group = group
         self._reader = MessageReader(link)
         self._outgoing = bytearray()
         self._is_linked = True
@@ -109,6 +115,8 @@ class Spawner:
         self._dying: dict[int, Job] = {}
         """Those of `_jobs` that are not `RUNNING` any more, and so have a next step."""
         self._trees = open_job_trees()
+        self._brand = int.from_bytes(os.urandom(8), "big") >> 2
+        """Of the latest job. Another spawner, be it below one of our jobs, counts from elsewhere."""
         self._watch = open_exit_watch()
         self._child_died = _open_child_alarm()
         self._is_refresh_wanted = False
@@ -122,7 +130,7 @@ class Spawner:
 
     def run(self) -> None:
         """Serve until the daemon is gone; then kill everything."""
-        self._say(Ready(_become_subreaper()))
+        self._say(Ready(_become_subreaper(), None if self._group is None else self._group.path))
         while self._is_linked:
             if time.monotonic() >= self._held_until:
                 self._flush()
@@ -177,8 +185,10 @@ class Spawner:
 
     def _start(self, request: Spawn, descriptors: list[int]) -> Started:
         began = ticks_since_boot()
+        self._brand += 1
+        brand = self._brand if process_table.brand_children(self._brand) else None
         pid = launch(request, descriptors)
-        job = Job(request.job, self._trees.add(pid, request.marker, began))
+        job = Job(request.job, self._trees.add(pid, request.marker, began, brand))
         self._jobs[job.number] = self._by_leader[pid] = job
         self._watch.add(pid)
         return Started(job.number, pid)
@@ -223,7 +233,11 @@ class Spawner:
         now = time.monotonic()
         for job in [job for job in self._dying.values() if job.due <= now]:
             job.phase = Phase.CULLING
-            job.powerless = culling.cull(partial(self._trees.members, job.tree))
+            members = partial(self._trees.members, job.tree)
+            if job.race.is_being_lost and self._cull_frozen(members):
+                job.race = culling.Race()
+            else:
+                job.powerless = culling.cull(members, [job.tree.leader], job.race)
             now = time.monotonic()
             job.due = now + next(job.pauses)
             self._trees.refresh()
@@ -260,14 +274,29 @@ class Spawner:
             due = min(due, self._trees.refresh_due(now))
         return None if due == float("inf") else min(max(0.0, due), LONGEST_WAIT_SECONDS)
 
+    def _cull_frozen(self, find: Callable[[], list[process_table.Process]]) -> bool:
+        """Stop all jobs for a moment to kill one that can't be caught otherwise; false if we can't."""
+        if self._group is None:
+            return False
+        with self._group.outside() as is_outside:
+            if is_outside:
+                with self._group.frozen():
+                    culling.cull_frozen(find)
+        return is_outside
+
     def _cull_everything(self) -> None:
         """The last thing a spawner does."""
         end = time.monotonic() + LAST_CULL_SECONDS
-        patience = culling.Patience()
+        patience, race = culling.Patience(), culling.Race()
         for pause in culling.pauses():
             if self._trees.is_all_gone() or time.monotonic() > end:
                 return
-            powerless = culling.cull(self._trees.everybody)
+            if race.is_being_lost and self._group is not None:
+                with self._group.outside() as is_outside:
+                    if is_outside:
+                        self._group.kill()
+                race = culling.Race()
+            powerless = culling.cull(self._trees.everybody, self._by_leader, race)
             time.sleep(pause)
             if patience.is_over(self._trees.everybody(), powerless):
                 return
@@ -384,4 +413,7 @@ def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
     link = socket.socket(fileno=descriptor)
     link.setblocking(False)
     link.set_inheritable(False)
-    Spawner(link, daemon).run()
+    group = control_groups.enter_new_group(os.environ.get(control_groups.CHOICE_VARIABLE, ""))
+    Spawner(link, daemon, group).run()
+    if group is not None and os.getppid() != daemon:
+        group.dissolve()  # else the daemon does, which need not wait 10 ms for it

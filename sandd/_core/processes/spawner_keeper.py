@@ -17,6 +17,7 @@ import trio
 from sandd._core._errors import SpawnFailed
 from sandd._core.logs import get_logger
 from sandd._core.processes import lost_trees
+from sandd._core.processes.control_groups import ControlGroup
 from sandd._core.processes.spawner_link import start_spawner
 from sandd._core.processes.spawner_messages import Ready
 
@@ -30,6 +31,8 @@ LEAVE_SECONDS = 5.0
 """How long the spawner may take to kill everything in the end, before it is killed itself."""
 EXIT_SECONDS = 2.0
 """How long a spawner whose socket has ended may take to exit, before it is killed."""
+GROUP_REMOVAL_SECONDS = 0.5
+"""How long the last may take to leave a control group. A group that stays is removed by a later spawner."""
 RESTART_SECONDS = (0.1, 5.0)
 """Pause before the next spawner where one did not come up: doubles from the first to the second."""
 
@@ -56,6 +59,8 @@ class SpawnerKeeper:
         """The spawner that takes requests, if there is one."""
         self.is_leaving = False
         self._serving: SpawnerLink | None = first
+        self._group: ControlGroup | None = None
+        """What the spawner that serves and its jobs are in, once it has said so."""
         self._on_report = on_report
         self._on_death = on_death
         self._link_changed = trio.Event()
@@ -130,7 +135,12 @@ class SpawnerKeeper:
         status = link.process.returncode
         if not self.is_leaving:
             log.warning("spawner_died", pid=link.process.pid, status=status)
+        group, self._group = self._group, None
+        if group is not None and status != 0:
+            await trio.to_thread.run_sync(group.kill)
         await self._on_death(status == 0, self._has_come_up)
+        if group is not None:
+            await _remove(group)
 
     async def _start_next(self) -> SpawnerLink | None:
         with trio.CancelScope() as self._restart:
@@ -156,10 +166,18 @@ class SpawnerKeeper:
     def _note(self, report: Message) -> None:
         if isinstance(report, Ready):
             self._has_come_up = True
+            if report.group is not None:
+                self._group = ControlGroup(report.group)
             if sys.platform == "linux" and not report.is_subreaper:
                 log.warning("subreaper_refused")
         else:
             self._on_report(report)
+
+
+async def _remove(group: ControlGroup) -> None:
+    with trio.move_on_after(GROUP_REMOVAL_SECONDS):
+        while not group.remove():  # noqa: ASYNC110 - the kernel has no word for it that v1 knows too
+            await trio.sleep(0.01)
 
 
 def _restart_pauses() -> Iterator[float]:

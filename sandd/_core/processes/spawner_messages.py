@@ -78,9 +78,13 @@ class Forget(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The spawner is up, and adopts orphans (`is_subreaper`, false on macOS)."""
+    """The spawner is up, and adopts orphans (`is_subreaper`, false on macOS).
+
+    `group` is the directory of the control group that it and its jobs are in, if they are in one.
+    """
 
     is_subreaper: bool
+    group: str | None
 
 
 class Started(NamedTuple):
