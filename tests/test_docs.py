@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 import trio
-from cut_relay import open_relay
 from daemons import daemon_environment, open_daemon
 
 import sandd
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,11 +111,11 @@ async def test_job_id_outlives_the_program(tmp_path: Path) -> None:
         env=daemon_environment(),
     )
     assert program.stdout is not None
-    async with program.stdout, open_relay(int(await program.stdout.receive_some())) as relay:
+    async with program.stdout, open_fault_proxy(int(await program.stdout.receive_some())) as proxy:
         with trio.fail_after(WAIT):
-            async with open_daemon(relay.url), sandd.open_controller(port=0) as controller:
+            async with open_daemon(proxy.url), sandd.open_controller(port=0) as controller:
                 assert await program.wait() == -signal.SIGKILL
-                relay.target = int(controller.address.rpartition(":")[2])
+                proxy.redirect(controller.address)
                 worker = await controller.wait_for_daemon("worker-1")
                 async with worker.open_process(command, job_id="mine") as process:
                     await process.stdin.send_all(b"done\n")
