@@ -164,7 +164,7 @@ async def test_a_proxy_that_is_left_closes_everything() -> None:
     with trio.fail_after(LIMIT):
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         target = Target(listener)
-        with pytest.raises(KeyError) as caught:
+        with pytest.raises(KeyError) as caught:  # noqa: PT012 - the block is what is tested
             async with open_fault_proxy(f"127.0.0.1:{target.port}", seed=77) as proxy:
                 ends = await target.dial(proxy)
                 raise KeyError("ours")
