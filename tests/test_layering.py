@@ -57,6 +57,7 @@ LAYERS = {
     ],
     "wire": ["sandd.wire"],
     "sans-IO": [
+        "sandd._core.admission",
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
