@@ -21,6 +21,7 @@ import trio
 from daemons import daemon_environment, open_daemon
 
 import sandd
+import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
 from sandd.testing import open_fault_proxy
 
@@ -181,3 +182,27 @@ def test_reference_has_every_public_name() -> None:
         r"^\.\. auto\w+:: sandd\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
     )
     assert sorted(documented) == sorted(set(sandd.__all__) - {"__version__"})
+
+
+def test_reference_has_every_name_for_tests() -> None:
+    """What can be imported from sandd.testing is documented there, and can be imported."""
+    documented = re.findall(
+        r"^\.\. auto\w+:: sandd\.testing\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
+    )
+    for name in sandd.testing.__all__:
+        assert getattr(sandd.testing, name) is not None
+    directions = {"UP", "DOWN"}  # members of Direction
+    assert sorted(documented) == sorted(set(sandd.testing.__all__) - directions)
+    with pytest.raises(AttributeError, match="no attribute 'open_flood'"):
+        sandd.testing.open_flood  # noqa: B018 - asking for it is the test
+
+
+def test_tests_named_for_faults_exist() -> None:
+    """Each row of docs/testing.rst names tests, and each name is that of a test there is."""
+    text = (DOCS / "testing.rst").read_text("utf-8")
+    tests = Path(__file__).parent
+    named = re.findall(r"``(test_\w+\.py)::(test_\w+)``", text)
+    assert len(named) > 50
+    for file, name in named:
+        (path,) = tests.rglob(file)
+        assert re.search(rf"^(async )?def {name}\(", path.read_text("utf-8"), re.M), (file, name)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from attrs import define
-from daemons import DaemonProcess, open_daemon
+from daemons import open_daemon
 from process_tools import read_line, until
+from proxied_world import LIMIT, world
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import CommandTimeout, DaemonGone, DaemonState, Outcome
 from sandd._core import acceptor, commands
-from sandd.testing import DOWN, UP, Direction, Ending, FaultProxy, open_fault_proxy
+from sandd.testing import DOWN, UP, Direction, Ending, open_fault_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
 
 MB = 1_000_000
-LIMIT: Final = 40.0
 PRODUCER: Final = (
     "import sys, random, time\n"
     "size, pauses = int(sys.argv[1]), int(sys.argv[2])\n"
@@ -46,56 +44,11 @@ def produced(size: int, pauses: int) -> bytes:
     return b"".join(source.randbytes(size // pauses) for _ in range(pauses))
 
 
-@define
-class World:
-    """A controller, a daemon, and the proxy between them."""
-
-    controller: sandd.Controller
-    proxy: FaultProxy
-    process: DaemonProcess
-    worker: sandd.Daemon
-
-    async def away(self) -> None:
-        """Return when the controller has noticed a cut."""
-        await until(lambda: self.worker.state is not DaemonState.ONLINE)
-
-    async def back(self) -> None:
-        """Return when the daemon is online again."""
-        await self.controller.wait_for_daemon(self.worker.id)
-
-    async def disconnect(self) -> None:
-        """Cut, keep it cut, and return when the controller has noticed."""
-        self.proxy.refuse()
-        await self.away()
-
-
 @pytest.fixture(scope="module")
 def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
     """The daemon that the tests of this module share; those that end it start one of their own."""
     with standing_daemon() as daemon:
         yield daemon
-
-
-@contextlib.asynccontextmanager
-async def world(
-    daemon: StandingDaemon | None = None, within: float = LIMIT, **options: Any
-) -> AsyncIterator[World]:
-    """A fresh controller and proxy, and a fresh daemon unless one is given."""
-    with trio.fail_after(within):
-        async with (
-            sandd.open_controller(port=0, **options) as controller,
-            open_fault_proxy(
-                controller.address, port=0 if daemon is None else daemon.port
-            ) as proxy,
-        ):
-            if daemon is not None:
-                worker = await controller.wait_for_daemon("worker-1")
-                yield World(controller, proxy, daemon.process, worker)
-                return
-            arguments = ["--reconnect-max", "0.05"]
-            async with open_daemon(proxy.url, arguments=arguments) as process:
-                worker = await controller.wait_for_daemon("worker-1")
-                yield World(controller, proxy, process, worker)
 
 
 # ---- nothing is lost ----------------------------------------------------------------------------

@@ -182,6 +182,11 @@ class FaultProxy:
         """Open now."""
         return len(self._connections)
 
+    @property
+    def cuts_ahead(self) -> int:
+        """Positions asked for with `cut_at` and its like that no byte has reached yet."""
+        return sum(map(len, self._cuts.values()))
+
     async def wait_accepted(self, count: int) -> None:
         """Return once `count` connections have been taken since the start."""
         while self.accepted < count:
