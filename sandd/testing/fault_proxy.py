@@ -22,6 +22,7 @@ import contextlib
 import heapq
 import random
 import secrets
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -74,8 +75,9 @@ async def open_fault_proxy(
         bandwidth: bytes per second.
         slice_bytes: bytes.
         idle_limit: seconds; a connection through which nothing passes for so long is closed.
-        buffer_bytes: what it holds at most of each direction of a connection, besides what the
-            kernel does. A receiver that stops is felt by the sender behind that much.
+        buffer_bytes: what it holds at most of each direction of a connection; besides, its kernel is
+            told to hold no more (which is at least a few KiB). A receiver that stops is felt by the
+            sender behind that much.
 
     Raises:
         OSError: the port can't be listened on.
@@ -86,6 +88,8 @@ async def open_fault_proxy(
         listeners = await nursery.start(
             partial(trio.serve_tcp, proxy._serve, port, host="127.0.0.1", handler_nursery=nursery)
         )
+        for listener in listeners:  # whoever is accepted has it from there
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         proxy.port = listeners[0].socket.getsockname()[1]
         try:
             yield proxy
@@ -311,6 +315,7 @@ class FaultProxy:
         if self._refusing:
             close_streams(near, far, reset=True)
             return
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
         connection = ProxiedConnection.between(near, far, dark=self._dark)
         self.accepted += 1
         for direction, lane in connection.lanes.items():
