@@ -43,6 +43,7 @@ class Job:
         self.spec_bytes = spec_bytes
         self.spec = spec
         self.state = JobState.QUEUED
+        self._untold_pid: int | None = None
         self.generation = 1
         self.detached = spec.detach
         self.client = ""
@@ -73,9 +74,15 @@ class Job:
     # -- what the process does
 
     def started(self, pid: int) -> None:
-        """The process runs."""
+        """The process runs. Clients learn of it by `tell_started`, or with its end."""
         self.state = JobState.RUNNING
-        self._emit(wire.Started(pid))
+        self._untold_pid = pid
+
+    def tell_started(self) -> None:
+        """Let clients know that the process runs, unless they do."""
+        if self._untold_pid is not None:
+            pid, self._untold_pid = self._untold_pid, None
+            self._emit(wire.Started(pid))
 
     @property
     def held_bytes(self) -> int:
@@ -134,12 +141,15 @@ class Job:
         pipes_held: bool,
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
-        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals()))
+        pid = self._untold_pid or 0
+        self._untold_pid = None
+        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
 
     def failed(
         self, code: wire.FailedCode, message: str, *, errno: int = 0, filename: bytes | None = None
     ) -> None:
         """There is no exit status: the job couldn't be started, or its fate is unknown."""
+        self.tell_started()
         text = message[: wire.MAX_TEXT_LENGTH]
         name = None if filename is None else filename[: wire.MAX_TEXT_LENGTH]
         self._end(wire.Failed(code, text, errno, name, self._finals()))
@@ -147,8 +157,11 @@ class Job:
     def _finals(self) -> dict[Stream, int]:
         finals = {}
         for stream in (Stream.OUTPUT, Stream.ERROR):
-            self.sends[stream].finish()
-            finals[stream] = self.sends[stream].end
+            log = self.sends[stream]
+            log.finish()
+            log.end_is_told = True
+            if log.end:
+                finals[stream] = log.end
         return finals
 
     def _end(self, event: wire.Event) -> None:

@@ -29,6 +29,12 @@ MAX_JOBS: Final = 100_000
 """Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""
 MAX_ENDED_BYTES: Final = 256 * wire.MIB
 """What jobs that have ended, and that nobody is attached to, may hold together."""
+INITIAL_CREDIT: Final = {
+    Stream.EVENTS: wire.MESSAGE_WINDOW,
+    Stream.OUTPUT: wire.INITIAL_OUTPUT_BYTES,
+    Stream.ERROR: wire.INITIAL_OUTPUT_BYTES,
+}
+"""Credit of a channel whose Attach names no cursors."""
 LONGEST_TICK: Final = 5.0
 """Seconds a lease loses per tick at most: a suspended machine expires nothing."""
 
@@ -111,7 +117,10 @@ class JobTable:
             case wire.Attach():
                 return self._attach(link, channel, message, now)
             case wire.End():
-                return self._end(message, now)
+                effects = self._end(message, now)
+                # On a channel it closes that, too, as Detach does.
+                attachment = self._attachment(link, channel) if channel else None
+                return effects if attachment is None else effects + self._detach(attachment, now)
             case wire.Window():
                 attachment = self._attachment(link, channel)
                 if attachment is None:
@@ -234,10 +243,14 @@ class JobTable:
     def _open_channel(self, job: Job, number: int, message: wire.Attach) -> Channel:
         owner = message.role is Role.OWNER
         cursors = []
-        for asked in message.cursors:
-            log = job.sends[asked.stream]
-            start = log.base if asked.offset is None else asked.offset
-            cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
+        if message.cursors:
+            for asked in message.cursors:
+                log = job.sends[asked.stream]
+                start = log.base if asked.offset is None else asked.offset
+                cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
+        else:
+            for stream, log in job.sends.items():
+                cursors.append(SendCursor(stream, log, log.base, INITIAL_CREDIT[stream]))
         windows = []
         if owner:
             windows = [
@@ -258,9 +271,11 @@ class JobTable:
             for c in attachment.channel.send.values()
             if c.log.end or c.sent
         ]
+        # Nor need those towards us of which a new job's credit is all there is to say.
         states += [
             wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
             for w in attachment.channel.receive.values()
+            if w.log.received or (w.stream is Stream.INPUT and attachment.job.spec.stdin)
         ]
         return wire.Attached(attachment.role, job.generation, job.state, tuple(states))
 

@@ -114,9 +114,8 @@ class JobHandle:
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
-            self.link.client.end(self.job)
-            self.link.client.close(self.job)
-            self.link.flush(lazy=True)
+            self.link.client.forget(self.job)
+            self.link.flush_later()
         self.link.drop(self)
 
     def detach(self) -> None:
@@ -147,7 +146,7 @@ class LocalLink:
     def __init__(
         self,
         router: Router,
-        wake: Callable[[DaemonLink, bool], None],
+        wake: Callable[[DaemonLink], None],
         blame: Callable[[DaemonLink, RemoteProtocolError], None],
     ) -> None:
         self.client = Client()
@@ -159,6 +158,7 @@ class LocalLink:
         self._blame = blame
         self._handles: dict[ClientJob, JobHandle] = {}
         self._flushing = False
+        self._later = trio.Event()
 
     @property
     def job_count(self) -> int:
@@ -204,7 +204,7 @@ class LocalLink:
         self.closed = True
         for handle in list(self._handles.values()):
             self.client.end(handle.job)
-        self.flush()
+        self.flush(late=True)
 
     @property
     def longest_grace(self) -> float:
@@ -226,20 +226,32 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
-    def flush(self, *, lazy: bool = False) -> None:
+    def flush_later(self) -> None:
+        """Have `run` carry what nobody waits for, once whoever is at it now has to wait for something."""
+        self._later.set()
+
+    async def run(self) -> None:
+        """Carry what `flush_later` was called for; as long as the controller lives."""
+        while True:
+            await self._later.wait()
+            self._later = trio.Event()
+            self.flush(late=True)
+
+    def flush(self, *, late: bool = False) -> None:
         """Carry frames both ways until nothing is left, then wake the daemons' writers.
 
-        With `lazy` what goes to them may wait for what follows: nobody waits for its effect.
+        Without `late`, frames that nobody waits for are left to `run`.
         """
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
         self._flushing = True
         changed: set[JobHandle] = set()
         try:
-            while self.client.scheduler.pending or self._link.scheduler.pending:
-                for frame in self.client.scheduler.next_frames():
+            ours, theirs = self.client.scheduler, self._link.scheduler
+            while ours.pressing or theirs.pressing or (late and ours.pending):
+                for frame in ours.next_frames(late=late):
                     self._router.receive(self._link, wire.as_frame(frame))
-                for frame in self._link.scheduler.next_frames():
+                for frame in theirs.next_frames():
                     self._deliver(wire.as_frame(frame), changed)
                 # Once for all the frames of a job, and before the next round: sinks consume.
                 while changed:
@@ -249,7 +261,7 @@ class LocalLink:
         while self._router.dirty:
             link = self._router.dirty.pop()
             if isinstance(link, DaemonLink):
-                self._wake(link, lazy)
+                self._wake(link)
 
     def _deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
         try:
