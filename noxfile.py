@@ -99,6 +99,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session
+def soak(session: nox.Session) -> None:
+    """What must not happen in minutes, either: `-- cuts`, `-- stalled` or `-- restart`."""
+    session.install("--editable", ".")
+    session.run("python", "-m", "benchmarks.soak", *session.posargs)
+
+
 CHECK_INSTALLED = """
 import importlib.metadata, importlib.resources, sandd
 assert sandd.__version__ == importlib.metadata.version("trio-sandd"), sandd.__version__

@@ -56,17 +56,17 @@ async def open_fleet(count: int) -> AsyncIterator[Fleet]:
     # The controller is outside of what a signal cancels: it takes the daemons' leave.
     async with (
         sandd.open_controller(port=0) as controller,
-        _open_keeper(controller.url) as keeper,
-        _until_signal(),
+        open_keeper(controller.url) as keeper,
+        until_signal(),
     ):
         daemons: list[sandd.Daemon] = []
         pids: list[int] = []
         for first in range(0, count, GROUP):
             names = [f"bench-{number}" for number in range(first, min(first + GROUP, count))]
-            started = [await _ask(keeper, name) for name in names]
+            started = [await keeper.start(name) for name in names]
             pids += [pid for pid, _ in started]
             for name, (_, log) in zip(names, started, strict=True):
-                daemons.append(await _wait_online(controller, name, log))
+                daemons.append(await wait_online(controller, name, log))
         async with trio.open_nursery() as nursery:
             for daemon in daemons:
                 nursery.start_soon(_warm_up, daemon)
@@ -74,7 +74,7 @@ async def open_fleet(count: int) -> AsyncIterator[Fleet]:
 
 
 @asynccontextmanager
-async def _until_signal() -> AsyncIterator[None]:
+async def until_signal() -> AsyncIterator[None]:
     """Cancel the block when SIGINT or SIGTERM comes, and raise Stopped."""
     stopped_by: int | None = None
 
@@ -94,12 +94,34 @@ async def _until_signal() -> AsyncIterator[None]:
         raise Stopped(stopped_by)
 
 
+@frozen
+class Keeper:
+    """Starts daemons, which end with it; see `benchmarks.keeper`."""
+
+    _process: trio.Process
+
+    async def start(self, name: str) -> tuple[int, Path]:
+        """Pid and log file of a daemon that was just started."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        await self._process.stdin.send_all(f"{name}\n".encode())
+        answer = b""
+        while not answer.endswith(b"\n"):
+            data = await self._process.stdout.receive_some()
+            if not data:
+                raise RuntimeError("the daemons' keeper has ended")
+            answer += data
+        fields = json.loads(answer)
+        return fields["pid"], Path(fields["log"])
+
+
 @asynccontextmanager
-async def _open_keeper(url: str) -> AsyncIterator[trio.Process]:
+async def open_keeper(url: str, *options: str) -> AsyncIterator[Keeper]:
+    """A keeper of daemons that dial `url` and have these options."""
     if sys.platform == "win32":
         raise NotImplementedError("the benchmarks need a POSIX system")
     keeper = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "benchmarks.keeper", url],
+        [sys.executable, "-m", "benchmarks.keeper", url, *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for us; it ends when we let go of its stdin
@@ -107,7 +129,7 @@ async def _open_keeper(url: str) -> AsyncIterator[trio.Process]:
     assert keeper.stdin is not None
     assert keeper.stdout is not None
     try:
-        yield keeper
+        yield Keeper(keeper)
     finally:
         # The controller goes on meanwhile, to take the daemons' leave.
         with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_SECONDS):
@@ -118,22 +140,8 @@ async def _open_keeper(url: str) -> AsyncIterator[trio.Process]:
             print(f"the daemons' keeper, {keeper.pid}, has not ended yet", file=sys.stderr)
 
 
-async def _ask(keeper: trio.Process, name: str) -> tuple[int, Path]:
-    """Pid and log file of a daemon that was just started."""
-    assert keeper.stdin is not None
-    assert keeper.stdout is not None
-    await keeper.stdin.send_all(f"{name}\n".encode())
-    answer = b""
-    while not answer.endswith(b"\n"):
-        data = await keeper.stdout.receive_some()
-        if not data:
-            raise RuntimeError("the daemons' keeper has ended")
-        answer += data
-    fields = json.loads(answer)
-    return fields["pid"], Path(fields["log"])
-
-
-async def _wait_online(controller: sandd.Controller, name: str, log: Path) -> sandd.Daemon:
+async def wait_online(controller: sandd.Controller, name: str, log: Path) -> sandd.Daemon:
+    """The daemon; RuntimeError with the end of its log if it doesn't come."""
     with trio.move_on_after(START_SECONDS):
         return await controller.wait_for_daemon(name)
     written = await trio.Path(log).read_text()

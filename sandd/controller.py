@@ -18,6 +18,7 @@ from sandd import wire
 from sandd._core import commands
 from sandd._core._errors import ConfigurationError, DaemonGone, SanddError
 from sandd._core.acceptor import Acceptor
+from sandd._core.admission import Admission
 from sandd._core.asking import ask
 from sandd._core.commands import KILL_GRACE
 from sandd._core.interrupts import protected_context
@@ -61,6 +62,8 @@ DRAIN_SECONDS: Final = 3.0
 """Closing a controller: how long daemons have to take the farewell."""
 LAG_INTERVAL: Final = 1.0
 """How often the loop's lag is measured, and daemons' leases are looked at."""
+MOST_HANDSHAKES_PER_SECOND: Final = 100_000
+"""Far beyond what one processor can do: a bound on arithmetic only."""
 PATH: Final = "/ws"
 
 
@@ -93,6 +96,7 @@ async def open_controller(
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
+    max_handshakes_per_second: float = 200.0,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -112,6 +116,10 @@ async def open_controller(
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
             `heartbeat`, and at most 7,200.
+        max_handshakes_per_second: how many connections are let in, above 0 and up to 100,000; a
+            quarter of a second's worth may come at once. Others wait for up to five seconds, or are
+            told when to come back. By default 200, which takes this program about a third of its time
+            while it lasts, and has 10,000 daemons back within a minute after a restart.
 
     Raises:
         OSError: the address can't be listened on.
@@ -130,8 +138,17 @@ async def open_controller(
         wire.Welcome(1, heartbeat, dead_after)
     except ValueError as error:  # daemons could not be told
         raise ConfigurationError(str(error)) from error
+    if not 0 < max_handshakes_per_second <= MOST_HANDSHAKES_PER_SECOND:
+        raise ConfigurationError(
+            f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
+            f"{MOST_HANDSHAKES_PER_SECOND:,}"
+        )
     controller = Controller._create(
-        token=secret, insecure=insecure, heartbeat=heartbeat, dead_after=dead_after
+        token=secret,
+        insecure=insecure,
+        heartbeat=heartbeat,
+        dead_after=dead_after,
+        admission=Admission(max_handshakes_per_second),
     )
     try:
         async with open_unwrapping_nursery() as nursery:
@@ -154,7 +171,13 @@ class Controller:
 
     @classmethod
     def _create(
-        cls, *, token: bytes | None, insecure: bool, heartbeat: float, dead_after: float
+        cls,
+        *,
+        token: bytes | None,
+        insecure: bool,
+        heartbeat: float,
+        dead_after: float,
+        admission: Admission,
     ) -> Controller:
         self = object.__new__(cls)
         self._router = Router()
@@ -169,6 +192,7 @@ class Controller:
             heartbeat=heartbeat,
             dead_after=dead_after,
         )
+        self._admission = admission
         self._listening = None
         self._loop_lag = 0.0
         self._closing = trio.Event()
@@ -185,6 +209,7 @@ class Controller:
     _registry: Registry
     _local: LocalLink
     _acceptor: Acceptor
+    _admission: Admission
     _listening: ListenAddress | None
     _loop_lag: float
     _closing: trio.Event
@@ -334,6 +359,7 @@ class Controller:
                             path=PATH,
                             subprotocol=wire.SUBPROTOCOL,
                             max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
+                            admission=self._admission,
                             task_status=task_status,
                         )
                     )

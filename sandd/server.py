@@ -49,6 +49,7 @@ class ServerOptions(TypedDict, total=False):
     insecure: bool
     heartbeat: float
     dead_after: float
+    max_handshakes_per_second: float
 
 
 class ExecOptions(TypedDict, total=False):
@@ -117,7 +118,8 @@ class Server:
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `insecure`, `heartbeat`, `dead_after`.
+        options: as for `open_controller`: `token`, `insecure`, `heartbeat`, `dead_after`,
+            `max_handshakes_per_second`.
 
     Raises:
         OSError: the address can't be listened on.

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from cut_relay import open_relay
 from daemons import daemon_environment, open_daemon, running_daemon
 from process_tools import linux_only, posix_only, until, until_sync
 from standing_daemon import reserved_port
@@ -26,6 +25,7 @@ import sandd
 from sandd import Outcome, wire
 from sandd._core import acceptor
 from sandd._core.link import judge_hello
+from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -323,11 +323,11 @@ async def test_stopped_while_the_controller_does_not_answer_the_hello() -> None:
     with trio.fail_after(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
-            open_relay(int(controller.address.rpartition(":")[2])) as relay,
+            open_fault_proxy(controller.address) as proxy,
         ):
-            relay.hold()
-            async with open_daemon(relay.url) as daemon:
-                await relay.wait_accepted(1)
+            proxy.blackhole()
+            async with open_daemon(proxy.url) as daemon:
+                await proxy.wait_accepted(1)
                 started = trio.current_time()
                 assert await daemon.stop() == 0
                 assert trio.current_time() - started < 4
@@ -372,14 +372,14 @@ async def test_stopped_while_away_with_jobs_running(marker: Marker) -> None:
     with trio.fail_after(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
-            open_relay(int(controller.address.rpartition(":")[2])) as relay,
-            open_daemon(relay.url) as daemon,
+            open_fault_proxy(controller.address) as proxy,
+            open_daemon(proxy.url) as daemon,
             trio.open_nursery() as nursery,
         ):
             worker = await controller.wait_for_daemon("worker-1")
             nursery.start_soon(lambda: worker.run("sleep 60", env=dict([marker])))
             await until(marker.processes)
-            relay.refuse()
+            proxy.refuse()
             await daemon.wait_for_log("dial_failed")
             assert await daemon.stop() == 0
             assert marker.processes() == []

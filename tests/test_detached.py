@@ -14,7 +14,6 @@ import pytest
 import trio
 import trio.testing
 from another_agent import another_agent
-from cut_relay import DOWN, UP, CutRelay, Direction, open_relay
 from daemons import daemon_environment
 from process_tools import read_all, read_line, until
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
@@ -22,6 +21,7 @@ from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 import sandd
 from sandd import JobNotFound, JobState, JobTaken
 from sandd._core import local_link
+from sandd.testing import DOWN, UP, Direction, FaultProxy, open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -42,12 +42,12 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
 
 
 @contextlib.asynccontextmanager
-async def relayed(daemon: StandingDaemon) -> AsyncIterator[tuple[sandd.Daemon, CutRelay]]:
+async def relayed(daemon: StandingDaemon) -> AsyncIterator[tuple[sandd.Daemon, FaultProxy]]:
     """The daemon, and the relay between it and a fresh controller."""
     with trio.fail_after(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
-            open_relay(int(controller.address.rpartition(":")[2]), port=daemon.port) as relay,
+            open_fault_proxy(int(controller.address.rpartition(":")[2]), port=daemon.port) as relay,
         ):
             yield await controller.wait_for_daemon("worker-1"), relay
 
@@ -277,7 +277,7 @@ async def test_a_cut_at_any_byte_of_leaving_loses_nothing(
         for number, position in enumerate(positions):
             relay.cut_after(position % (whole // 2) + 1, direction)
             await go_through(number % 2 == 0)
-            relay.cut_after(10**9, direction)
+            relay.forget_cuts()
         assert relay.accepted > len(positions) // 2
         assert (tmp_path / "got").read_text() == "some input." * (2 + len(positions))
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 import trio
-from cut_relay import open_relay
 from daemons import daemon_environment, open_daemon
 
 import sandd
+import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,11 +112,11 @@ async def test_job_id_outlives_the_program(tmp_path: Path) -> None:
         env=daemon_environment(),
     )
     assert program.stdout is not None
-    async with program.stdout, open_relay(int(await program.stdout.receive_some())) as relay:
+    async with program.stdout, open_fault_proxy(int(await program.stdout.receive_some())) as proxy:
         with trio.fail_after(WAIT):
-            async with open_daemon(relay.url), sandd.open_controller(port=0) as controller:
+            async with open_daemon(proxy.url), sandd.open_controller(port=0) as controller:
                 assert await program.wait() == -signal.SIGKILL
-                relay.target = int(controller.address.rpartition(":")[2])
+                proxy.redirect(controller.address)
                 worker = await controller.wait_for_daemon("worker-1")
                 async with worker.open_process(command, job_id="mine") as process:
                     await process.stdin.send_all(b"done\n")
@@ -180,3 +181,27 @@ def test_reference_has_every_public_name() -> None:
         r"^\.\. auto\w+:: sandd\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
     )
     assert sorted(documented) == sorted(set(sandd.__all__) - {"__version__"})
+
+
+def test_reference_has_every_name_for_tests() -> None:
+    """What can be imported from sandd.testing is documented there, and can be imported."""
+    documented = re.findall(
+        r"^\.\. auto\w+:: sandd\.testing\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
+    )
+    for name in sandd.testing.__all__:
+        assert getattr(sandd.testing, name) is not None
+    directions = {"UP", "DOWN"}  # members of Direction
+    assert sorted(documented) == sorted(set(sandd.testing.__all__) - directions)
+    with pytest.raises(AttributeError, match="no attribute 'open_flood'"):
+        sandd.testing.open_flood  # noqa: B018 - asking for it is the test
+
+
+def test_tests_named_for_faults_exist() -> None:
+    """Each row of docs/testing.rst names tests, and each name is that of a test there is."""
+    text = (DOCS / "testing.rst").read_text("utf-8")
+    tests = Path(__file__).parent
+    named = re.findall(r"``(test_\w+\.py)::(test_\w+)``", text)
+    assert len(named) > 50
+    for file, name in named:
+        (path,) = tests.rglob(file)
+        assert re.search(rf"^(async )?def {name}\(", path.read_text("utf-8"), re.M), (file, name)

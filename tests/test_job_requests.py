@@ -12,20 +12,21 @@ import pytest
 import trio
 import trio.testing
 from another_agent import another_agent
-from cut_relay import DOWN, UP, Direction, open_relay
 from process_tools import read_all, read_line, until
 from raw_daemon import RawDaemon, raw_daemon
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
 import sandd
 from sandd import JobNotFound, JobState, Outcome, RemoteProtocolError, RequestRefused, wire
+from sandd.testing import DOWN, UP, Direction, open_fault_proxy
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from conftest import Marker
-    from cut_relay import CutRelay
+
+    from sandd.testing import FaultProxy
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
 
@@ -40,12 +41,12 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
 
 
 @contextlib.asynccontextmanager
-async def relayed(daemon: StandingDaemon) -> AsyncIterator[tuple[sandd.Daemon, CutRelay]]:
+async def relayed(daemon: StandingDaemon) -> AsyncIterator[tuple[sandd.Daemon, FaultProxy]]:
     """The daemon, and the relay between it and a fresh controller."""
     with trio.fail_after(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
-            open_relay(int(controller.address.rpartition(":")[2]), port=daemon.port) as relay,
+            open_fault_proxy(int(controller.address.rpartition(":")[2]), port=daemon.port) as relay,
         ):
             yield await controller.wait_for_daemon("worker-1"), relay
 
@@ -379,7 +380,7 @@ async def test_a_cut_at_any_byte_of_a_request_is_no_difference(
         for position in positions:
             relay.cut_after(position, direction)
             await go_through()
-            relay.cut_after(10**9, direction)
+            relay.forget_cuts()
         assert relay.accepted > len(positions) // 2
 
 

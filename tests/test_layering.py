@@ -61,6 +61,7 @@ LAYERS = {
     ],
     "wire": ["sandd.wire"],
     "sans-IO": [
+        "sandd._core.admission",
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
@@ -85,8 +86,9 @@ LAYERS = {
     ],
     "ends": [*CONTROLLER_END, *DAEMON_END],
     "facade": ["sandd._core.bridge", "sandd.server"],
+    "testing": ["sandd.testing.*"],
     "command": ["sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*"],
-    "package": ["sandd", "sandd._core"],
+    "package": ["sandd", "sandd._core", "sandd.testing"],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from attrs import define
-from cut_relay import DOWN, UP, CutRelay, Direction, open_relay
-from daemons import DaemonProcess, open_daemon
+from daemons import open_daemon
 from process_tools import read_line, until
+from proxied_world import LIMIT, world
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import CommandTimeout, DaemonGone, DaemonState, Outcome
 from sandd._core import acceptor, commands
+from sandd.testing import DOWN, UP, Direction, Ending, open_fault_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
 
 MB = 1_000_000
-LIMIT: Final = 40.0
 PRODUCER: Final = (
     "import sys, random, time\n"
     "size, pauses = int(sys.argv[1]), int(sys.argv[2])\n"
@@ -46,59 +44,11 @@ def produced(size: int, pauses: int) -> bytes:
     return b"".join(source.randbytes(size // pauses) for _ in range(pauses))
 
 
-@define
-class World:
-    """A controller, a daemon, and the relay between them."""
-
-    controller: sandd.Controller
-    relay: CutRelay
-    process: DaemonProcess
-    worker: sandd.Daemon
-
-    async def away(self) -> None:
-        """Return when the controller has noticed a cut."""
-        await until(lambda: self.worker.state is not DaemonState.ONLINE)
-
-    async def back(self) -> None:
-        """Return when the daemon is online again."""
-        await self.controller.wait_for_daemon(self.worker.id)
-
-    async def disconnect(self) -> None:
-        """Cut, keep it cut, and return when the controller has noticed."""
-        self.relay.refuse()
-        await self.away()
-
-
 @pytest.fixture(scope="module")
 def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
     """The daemon that the tests of this module share; those that end it start one of their own."""
     with standing_daemon() as daemon:
         yield daemon
-
-
-@contextlib.asynccontextmanager
-async def world(
-    daemon: StandingDaemon | None = None, within: float = LIMIT, **options: Any
-) -> AsyncIterator[World]:
-    """A fresh controller and relay, and a fresh daemon unless one is given."""
-    with trio.fail_after(within):
-        async with (
-            sandd.open_controller(port=0, **options) as controller,
-            open_relay(port_of(controller), port=0 if daemon is None else daemon.port) as relay,
-        ):
-            if daemon is not None:
-                worker = await controller.wait_for_daemon("worker-1")
-                yield World(controller, relay, daemon.process, worker)
-                return
-            arguments = ["--reconnect-max", "0.05"]
-            async with open_daemon(relay.url, arguments=arguments) as process:
-                worker = await controller.wait_for_daemon("worker-1")
-                yield World(controller, relay, process, worker)
-
-
-def port_of(controller: sandd.Controller) -> int:
-    """Where it listens."""
-    return int(controller.address.rpartition(":")[2])
 
 
 # ---- nothing is lost ----------------------------------------------------------------------------
@@ -120,15 +70,14 @@ async def test_twenty_cuts_in_one_run_lose_and_repeat_nothing(
                 nursery.cancel_scope.cancel()
 
             for cut in range(1, 21):
-                already = it.relay.passed[DOWN]
-                await until(lambda already=already: it.relay.passed[DOWN] > already + 100_000)  # type: ignore[misc]
-                it.relay.cut()
-                await it.relay.wait_accepted(1 + cut)
+                await it.proxy.wait_passed(it.proxy.passed[DOWN] + 100_000, DOWN)
+                it.proxy.cut()
+                await it.proxy.wait_accepted(1 + cut)
 
         assert results[0].stdout_bytes == data
         assert (tmp_path / "copy").read_bytes() == data
         assert (tmp_path / "ran").read_text() == "x\n"
-        assert it.relay.accepted == 21
+        assert it.proxy.accepted == 21
         seen = [(await anext(events)).kind for _ in range(40)]
         assert seen == ["away", "resumed"] * 20
         assert it.worker.state is DaemonState.ONLINE
@@ -146,7 +95,7 @@ async def test_a_link_that_flaps_all_the_time_makes_progress(
         async def flap() -> None:
             while True:
                 await trio.sleep(0.05)
-                it.relay.cut()
+                it.proxy.cut()
 
         async def upload() -> None:
             result = await it.worker.run("sha256sum", input=data)
@@ -172,7 +121,7 @@ async def test_a_link_that_flaps_all_the_time_makes_progress(
                 jobs.start_soon(job)
         nursery.cancel_scope.cancel()
         assert (tmp_path / "numbers").read_text().split() == [str(i) for i in range(30)]
-        assert it.relay.accepted > 5
+        assert it.proxy.accepted > 5
 
 
 @pytest.mark.parametrize("direction", [UP, DOWN], ids=["up", "down"])
@@ -182,18 +131,18 @@ async def test_a_cut_at_any_byte_around_start_and_exit_is_no_difference(
     """The command runs exactly once, and its result is the same wherever the connection breaks."""
     script = f"cat >> {tmp_path}/ran; echo out; echo err >&2; exit 7"
     async with world(daemon) as it:
-        before = it.relay.passed[direction]
+        before = it.proxy.passed[direction]
         await it.worker.run(script, input=b".")
-        whole = it.relay.passed[direction] - before
+        whole = it.proxy.passed[direction] - before
         assert 50 < whole < 2000
         positions = range(1, whole + 1, max(1, whole // 40))
         for position in positions:
-            it.relay.cut_after(position, direction)
+            it.proxy.cut_after(position, direction)
             result = await it.worker.run(script, input=b".")
             assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 7)
-            it.relay.cut_after(10**9, direction)
+            it.proxy.forget_cuts()
         # Of the acknowledgements after the last one nothing can be seen here.
-        assert it.relay.accepted > len(positions) // 2
+        assert it.proxy.accepted > len(positions) // 2
         assert (tmp_path / "ran").read_text() == "." * (len(positions) + 1)
 
 
@@ -201,11 +150,11 @@ async def test_a_half_closed_connection_is_dialled_again(daemon: StandingDaemon)
     """A proxy that lets nothing through any more, but closes politely, is one more cut."""
     async with world(daemon) as it:
         for _ in range(5):
-            accepted = it.relay.accepted
-            it.relay.cut_after(1, UP)
+            accepted = it.proxy.accepted
+            it.proxy.cut_after(1, UP, Ending.CLOSE)
             with trio.move_on_after(LIMIT):
                 assert (await it.worker.run("echo on")).stdout == "on\n"
-            assert it.relay.accepted == accepted + 1
+            assert it.proxy.accepted == accepted + 1
 
 
 async def test_input_and_its_end_survive_a_cut_between_them(daemon: StandingDaemon) -> None:
@@ -214,9 +163,9 @@ async def test_input_and_its_end_survive_a_cut_between_them(daemon: StandingDaem
         for part in (b"one\n", b"two\n", b"three\n"):
             await process.stdin.send_all(part)
             assert await read_line(process.stdout) == part.strip()
-            it.relay.cut()
+            it.proxy.cut()
         await process.stdin.aclose()
-        it.relay.cut()
+        it.proxy.cut()
         assert await process.stdout.receive_some() == b""
         assert (await process.wait()).success
 
@@ -236,10 +185,10 @@ async def test_signals_survive_cuts_in_order_and_once(daemon: StandingDaemon) ->
         assert await read_line(process.stdout) == b"on"
         for number in range(12):
             await process.signal("USR1" if number % 2 else "USR2")
-            it.relay.cut()
+            it.proxy.cut()
             assert await read_line(process.stdout) == (b"10" if number % 2 else b"12")
         await process.terminate()
-        it.relay.cut()
+        it.proxy.cut()
         assert (await process.wait()).signal == "SIGTERM"
 
 
@@ -249,7 +198,7 @@ async def test_an_exit_while_away_is_told_with_all_the_output(daemon: StandingDa
         await process.stdin.send_all(b"go\n")
         await it.disconnect()
         await trio.sleep(0.2)
-        it.relay.accept()
+        it.proxy.accept()
         status = await process.wait()
         assert status.exit_code == 6
         assert status.duration < 5
@@ -269,7 +218,7 @@ async def test_a_command_goes_on_while_its_controller_is_away(
             size = log.stat().st_size
             await until(lambda: log.stat().st_size > size + 10)
             assert it.worker.state is DaemonState.AWAY
-            it.relay.accept()
+            it.proxy.accept()
             await it.back()
 
 
@@ -292,7 +241,7 @@ async def test_a_run_that_begins_while_away_waits_and_then_runs_once(
             await trio.sleep(0.2)
             assert results == []
             assert not (tmp_path / "ran").exists()
-            it.relay.accept()
+            it.proxy.accept()
         assert results[0].stdout == "here\n"
         assert (tmp_path / "ran").read_text() == "x\n"
 
@@ -306,7 +255,7 @@ async def test_a_timeout_while_away_means_not_started(
         with pytest.raises(CommandTimeout, match="not started") as caught:
             await it.worker.run(f"touch {tmp_path}/ran", timeout=0.2)
         assert (caught.value.started, caught.value.result) == (False, None)
-        it.relay.accept()
+        it.proxy.accept()
         await it.back()
         assert (await it.worker.run("echo on")).stdout == "on\n"
         assert not (tmp_path / "ran").exists()
@@ -315,7 +264,7 @@ async def test_a_timeout_while_away_means_not_started(
 async def test_a_timeout_on_the_way_means_unknown(daemon: StandingDaemon, tmp_path: Path) -> None:
     """Sent, never answered, and cut: whether it started can't be known; on return it is ended."""
     async with world(daemon) as it:
-        it.relay.hold(UP)
+        it.proxy.blackhole(UP)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 errors: list[CommandTimeout] = []
@@ -327,11 +276,11 @@ async def test_a_timeout_on_the_way_means_unknown(daemon: StandingDaemon, tmp_pa
                     errors.append(caught.value)
 
                 await until(lambda: (tmp_path / "ran").exists())
-                it.relay.refuse()
-                it.relay.release()
+                it.proxy.refuse()
+                it.proxy.release()
         assert not scope.cancelled_caught
         assert (errors[0].started, errors[0].result) == (None, None)
-        it.relay.accept()
+        it.proxy.accept()
         await it.back()
         assert (await it.worker.run("echo on")).stdout == "on\n"
 
@@ -353,7 +302,7 @@ async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
         await it.disconnect()
         await until(marker.processes)
         await until(lambda: not marker.processes())
-        it.relay.accept()
+        it.proxy.accept()
         with trio.move_on_after(10):
             while not errors:
                 await trio.sleep(0.01)
@@ -381,7 +330,7 @@ async def test_a_run_whose_time_is_up_does_not_wait_for_an_absent_daemon(
         await until(lambda: errors)
         assert (errors[0].started, errors[0].result) == (True, None)
         assert marker.processes() == []
-        it.relay.accept()
+        it.proxy.accept()
         await it.back()
 
 
@@ -398,7 +347,7 @@ async def test_a_run_that_is_cancelled_while_away_returns_at_once(
             nursery.cancel_scope.cancel()
         assert trio.current_time() - started < 1
         assert marker.processes()
-        it.relay.accept()
+        it.proxy.accept()
         await until(lambda: not marker.processes())
 
 
@@ -420,7 +369,7 @@ async def test_leaving_a_process_while_away_ends_it_on_return(
             await process.stdout.receive_some()
         await process.signal("INT")
         assert len(marker.processes()) >= 3
-        it.relay.accept()
+        it.proxy.accept()
         await until(lambda: not marker.processes())
         assert it.controller.statistics().jobs == 0
 
@@ -438,13 +387,13 @@ async def test_leaving_just_before_a_cut_ends_it_all_the_same(
                 async def hold_a_process() -> None:
                     async with it.worker.open_process("sleep 60", env=dict([marker])):
                         await until(marker.processes)
-                        it.relay.hold(held)  # noqa: B023 - the nursery ends within the iteration
+                        it.proxy.blackhole(held)  # noqa: B023 - the nursery ends within the iteration
                         is_held.set()  # noqa: B023
 
                 await is_held.wait()
                 await trio.sleep(0.1)
-                it.relay.cut()
-                it.relay.release()
+                it.proxy.cut()
+                it.proxy.release()
             await until(lambda: not marker.processes())
             await it.back()
 
@@ -461,7 +410,7 @@ async def test_cancelled_at_any_moment_around_cuts_leaves_nothing(
             async def flap() -> None:
                 while True:
                     await trio.sleep(source.uniform(0.0, 0.05))
-                    it.relay.cut()
+                    it.proxy.cut()
 
             for _ in range(40):
                 with trio.move_on_after(source.uniform(0.0, 0.08)):
@@ -484,7 +433,7 @@ async def test_waiting_for_a_daemon_that_is_away_is_waiting_for_its_return(
         with trio.move_on_after(0.1) as scope:
             await it.controller.wait_for_daemon("worker-1")
         assert scope.cancelled_caught
-        it.relay.accept()
+        it.proxy.accept()
         assert (await it.controller.wait_for_daemon("worker-1")).state is DaemonState.ONLINE
         assert it.worker.state is DaemonState.ONLINE
 
@@ -495,7 +444,7 @@ async def test_waiting_for_a_daemon_that_is_away_is_waiting_for_its_return(
 async def test_a_short_black_hole_is_no_cut(daemon: StandingDaemon) -> None:
     """Shorter than the dead limit, it is a delay and nothing else."""
     async with world(daemon, heartbeat=0.5, dead_after=3.0) as it:
-        it.relay.hold()
+        it.proxy.blackhole()
         async with trio.open_nursery() as nursery:
             results = []
 
@@ -505,9 +454,9 @@ async def test_a_short_black_hole_is_no_cut(daemon: StandingDaemon) -> None:
 
             await trio.sleep(1.0)
             assert results == []
-            it.relay.release()
+            it.proxy.release()
         assert results[0].stdout == "hi\n"
-        assert it.relay.accepted == 1
+        assert it.proxy.accepted == 1
 
 
 @pytest.mark.parametrize("directions", [(), (UP,), (DOWN,)], ids=["both", "up", "down"])
@@ -519,14 +468,14 @@ async def test_a_long_black_hole_is_noticed_by_both_sides(
         async with it.worker.open_process(f"echo x >> {tmp_path}/ran; cat") as process:
             await process.stdin.send_all(b"before\n")
             assert await read_line(process.stdout) == b"before"
-            it.relay.hold(*directions)
+            it.proxy.blackhole(*directions)
             await process.stdin.send_all(b"during\n")
             started, lost = trio.current_time(), it.process.log.count("link_lost")
             await it.away()
             await until(lambda: it.process.log.count("link_lost") > lost)
             assert trio.current_time() - started < 3
-            it.relay.cut()
-            it.relay.release()
+            it.proxy.cut()
+            it.proxy.release()
             assert await read_line(process.stdout) == b"during"
             assert (tmp_path / "ran").read_text() == "x\n"
 
@@ -539,7 +488,7 @@ async def test_an_idle_link_stays_up_on_heartbeats_alone(daemon: StandingDaemon)
     ):
         with trio.move_on_after(2.0):
             pytest.fail(f"{await anext(events)!r}")
-        assert it.relay.accepted == 1
+        assert it.proxy.accepted == 1
 
 
 async def test_a_daemon_that_was_stopped_for_a_while_resumes(daemon: StandingDaemon) -> None:
@@ -564,7 +513,7 @@ async def test_a_loop_of_ours_that_stood_still_blames_nobody(daemon: StandingDae
         assert (await it.worker.run("echo on")).stdout == "on\n"
         await trio.sleep(0.3)
         assert (await it.worker.run("echo on")).stdout == "on\n"
-        assert it.relay.accepted == 1
+        assert it.proxy.accepted == 1
 
 
 # ---- another instance ---------------------------------------------------------------------------
@@ -589,7 +538,7 @@ async def test_a_restarted_daemon_runs_nothing_twice(tmp_path: Path, marker: Mar
             assert it.worker.state is DaemonState.AWAY
             await trio.sleep(0.1)
             assert errors == []
-            async with open_daemon(it.relay.url):
+            async with open_daemon(it.proxy.url):
                 fresh = await it.controller.wait_for_daemon("worker-1")
                 assert (await fresh.run("echo new")).stdout == "new\n"
                 assert errors[0].outcome_unknown
@@ -635,13 +584,13 @@ async def test_daemons_come_back_to_a_new_controller_on_the_same_port(
     monkeypatch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.05)
     with trio.fail_after(LIMIT):
         async with (
-            open_relay(0) as relay,
-            open_daemon(relay.url, arguments=["--reconnect-max", "0.1"]),
+            open_fault_proxy(0) as proxy,
+            open_daemon(proxy.url, arguments=["--reconnect-max", "0.1"]),
         ):
             instances = set()
             for _ in range(4):
                 async with sandd.open_controller(port=0) as controller:
-                    relay.target = port_of(controller)
+                    proxy.redirect(controller.address)
                     worker = await controller.wait_for_daemon("worker-1")
                     instances.add(worker.info.instance)
                     async with worker.open_process("sleep 60", env=dict([marker]), kill_grace=0):

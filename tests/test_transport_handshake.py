@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from raw_peer import (
     OPTIONS,
     Op,
@@ -25,6 +26,7 @@ from raw_peer import (
 )
 
 from sandd._core._errors import ConnectionLost
+from sandd._core.admission import LONGEST_WAIT, Admission
 from sandd._core.transport import connect
 
 if TYPE_CHECKING:
@@ -340,6 +342,88 @@ async def test_connections_beyond_the_limit_are_told(caplog: pytest.LogCaptureFi
                         pass
             await assert_works(address)
     assert "handshake_refused" in events(caplog)
+
+
+async def test_handshakes_come_in_at_a_bounded_rate() -> None:
+    """Twelve at once, at 40 a second with 10 at once: the last waits, nobody is refused, who is in is served."""
+    with trio.fail_after(10):
+        async with serving(admission=Admission(40.0)) as address, dial(address) as other:
+            came: list[float] = []
+
+            async def come() -> None:
+                async with dial(address):
+                    came.append(trio.current_time())
+
+            started = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for _ in range(12):
+                    nursery.start_soon(come)
+                await other.send_message(b"well?")
+                assert await other.receive_message() == b"well?"
+                assert len(came) < 12
+            # One place of the ten went to the other.
+            assert came[-1] - started >= 3 / 40
+            assert len(came) == 12
+
+
+async def test_who_waits_for_a_place_keeps_none_from_being_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With one handshake at a time and a place every two seconds, others are told at once."""
+    with trio.fail_after(10):
+        async with serving(admission=Admission(0.5), max_handshakes=1) as address:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(assert_works, address)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                for _ in range(2):  # places in two and in four seconds; they give them up
+                    nursery.start_soon(assert_works, address)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                started = trio.current_time()
+                with pytest.raises(ConnectionLost, match="503: too many at once") as caught:
+                    async with dial(address):
+                        pass
+                async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert (await RawPeer(stream).read_head()).startswith("HTTP/1.1 404 ")
+                assert trio.current_time() - started < 1.5
+                assert caught.value.retry_after == LONGEST_WAIT // 2 + 1
+                nursery.cancel_scope.cancel()
+    assert events(caplog) == ["handshake_refused", "handshake_refused"]
+
+
+async def test_strangers_take_no_places() -> None:
+    """Only who asks for our WebSocket is counted."""
+    with trio.fail_after(10):
+        async with serving(admission=Admission(0.01)) as address:
+            for request in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", upgrade_request("/other"), b""):
+                async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                    await stream.send_all(request)
+                    await stream.send_eof()
+                    await RawPeer(stream).read_all()
+            await assert_works(address)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (b"Retry-After: 7", 7.0),
+        (b"retry-after:  0", 0.0),
+        (b"Retry-After: 86400", 300.0),
+        (b"Retry-After: Fri, 31 Dec 1999 23:59:59 GMT", None),
+        (b"Retry-After: -1", None),
+        (b"Retry-After: 99999999999999999999", None),
+        (b"X: 1", None),
+    ],
+)
+async def test_a_refusal_says_when_to_ask_again(header: bytes, seconds: float | None) -> None:
+    """In seconds, and never for long: a proxy may have said it."""
+    response = b"HTTP/1.1 503 Busy\r\n" + header + b"\r\nContent-Length: 0\r\n\r\n"
+    with trio.fail_after(5):
+        async with raw_server(lambda peer: refuse(peer, response)) as url:
+            with pytest.raises(ConnectionLost, match="503") as caught:
+                async with connect(url, **OPTIONS):
+                    pytest.fail("it is refused")
+    assert caught.value.retry_after == seconds
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on descriptors to lower")

@@ -19,6 +19,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     router           which client's channel meets which daemon's, and what it may send
     link             one connection: handshake, liveness, backoff
     fencing          who may hold a daemon id: restarts, rivals, copies of a state directory
+    admission        how many connections come in per second
     results          what a finished command was: CommandResult, Outcome, ExitStatus
 
 Trio shells of both ends (do the I/O, and ask the state machines what to do)

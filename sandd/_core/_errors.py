@@ -37,10 +37,14 @@ class RemoteProtocolError(ProtocolError):
 class ConnectionLost(SanddError):
     """One WebSocket connection ended. Jobs outlive it; only the link layer sees this."""
 
-    def __init__(self, message: str, *, code: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: int | None = None, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         """WebSocket close code, where the peer sent one."""
+        self.retry_after = retry_after
+        """Seconds after which the server wants to be asked again, where it refused and said so."""
 
 
 class DaemonNotFound(SanddError, LookupError, ValueError):

@@ -92,7 +92,8 @@ class Dialer:
         except (ConnectionLost, RemoteProtocolError) as error:
             retry_after = self._goodbye_wait()
             if live_at is None:
-                wait = self.backoff.after_failure(None)
+                refused_for = error.retry_after if isinstance(error, ConnectionLost) else None
+                wait = self.backoff.after_failure(refused_for)
                 log.warning(
                     "dial_failed",
                     url=shown_url(self.url),

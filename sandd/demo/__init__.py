@@ -24,15 +24,16 @@ from sandd.demo.stage import (
     Screen,
     Stage,
     open_daemon,
-    open_relay,
 )
 from sandd.demo.steps import STEPS, CheckFailed
+from sandd.testing.fault_proxy import open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sandd.controller import Controller, Daemon
-    from sandd.demo.stage import DaemonChild, Relay
+    from sandd.demo.stage import DaemonChild
+    from sandd.testing.fault_proxy import FaultProxy
 
 START_SECONDS: Final = 20.0
 """For the daemon to dial in: half a second, or much more on a machine that is busy."""
@@ -71,12 +72,12 @@ async def _show(screen: Screen, outcomes: list[Outcome], interruption: Interrupt
     with tempfile.TemporaryDirectory(prefix="sandd-demo-", ignore_cleanup_errors=True) as path:
         async with (
             open_controller(port=0) as controller,
-            open_relay(controller.address) as relay,
+            open_fault_proxy(controller.address) as proxy,
         ):
-            async with open_daemon(relay.url, Path(path), interruption) as child:
-                # Only the steps: ending the daemon in good order takes relay and controller.
+            async with open_daemon(proxy.url, Path(path), interruption) as child:
+                # Only the steps: ending the daemon in good order takes proxy and controller.
                 with interruption.steps:
-                    await _play(screen, outcomes, controller, relay, child)
+                    await _play(screen, outcomes, controller, proxy, child)
             if interruption.steps.cancelled_caught:
                 return
 
@@ -94,7 +95,7 @@ async def _play(
     screen: Screen,
     outcomes: list[Outcome],
     controller: Controller,
-    relay: Relay,
+    proxy: FaultProxy,
     child: DaemonChild,
 ) -> None:
     worker: Daemon | None = None
@@ -108,7 +109,7 @@ async def _play(
     outcomes.append(await _step(screen, "The start", start))
     if worker is None:
         return
-    stage = Stage(controller, worker, relay, screen)
+    stage = Stage(controller, worker, proxy, screen)
     for number, (title, step) in enumerate(STEPS.items(), start=1):
         screen.title(f"{number}. {title}")
         outcomes.append(await _step(screen, title, partial(step, stage)))

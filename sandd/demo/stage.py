@@ -1,4 +1,4 @@
-"""What the demo plays on: the screen, the daemon, the connection that can be cut, and Ctrl-C."""
+"""What the demo plays on: the screen, the daemon, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandd.controller import Controller, Daemon
+    from sandd.testing.fault_proxy import FaultProxy
 
 DAEMON_ID: Final = "demo"
 STOP_SECONDS: Final = 12.0
 """For the daemon to end when it is asked to; it gives itself eight."""
-DATA_BYTES: Final = 1024
-"""What arrives at the relay in at least this size is a command's output, not a heartbeat."""
 STOP_SIGNALS: Final = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -50,7 +48,7 @@ class Stage:
 
     controller: Controller
     worker: Daemon
-    relay: Relay
+    proxy: FaultProxy
     screen: Screen
 
 
@@ -180,61 +178,3 @@ async def open_daemon(
                 await process.wait()
             process.kill()  # nothing happens if it has ended
             await process.wait()
-
-
-@define(eq=False)
-class Relay:
-    """A TCP relay between daemon and controller that can cut the connections through it."""
-
-    _host: str
-    _port: int
-    url: str = ""
-    """Where the daemon is to dial."""
-    _cut_requested: bool = False
-
-    def cut(self) -> None:
-        """Close the connection in the middle of the next data that the daemon sends.
-
-        Half of what has arrived here goes on, the rest and all that follows is lost.
-        """
-        self._cut_requested = True
-
-    async def _relay(self, near: trio.SocketStream) -> None:
-        async with near:
-            try:
-                far = await trio.open_tcp_stream(self._host, self._port)
-            except OSError:
-                return  # nobody listens any more
-            async with far, trio.open_nursery() as nursery:
-                nursery.start_soon(self._forward, far, near, nursery.cancel_scope)
-                nursery.start_soon(self._forward, near, far, nursery.cancel_scope, True)
-
-    async def _forward(
-        self,
-        source: trio.SocketStream,
-        sink: trio.SocketStream,
-        connection: trio.CancelScope,
-        from_daemon: bool = False,
-    ) -> None:
-        try:
-            while data := await source.receive_some(65536):
-                if from_daemon and self._cut_requested and len(data) >= DATA_BYTES:
-                    self._cut_requested = False
-                    await sink.send_all(data[: len(data) // 2])
-                    break
-                await sink.send_all(data)
-        except trio.BrokenResourceError:
-            pass
-        connection.cancel()
-
-
-@asynccontextmanager
-async def open_relay(address: str) -> AsyncIterator[Relay]:
-    """A relay to ``HOST:PORT``, on a free port of the loopback."""
-    host, _, port = address.rpartition(":")
-    relay = Relay(host, int(port))
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, relay._relay, 0, host="127.0.0.1"))
-        relay.url = f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/ws"
-        yield relay
-        nursery.cancel_scope.cancel()

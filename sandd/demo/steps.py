@@ -12,6 +12,7 @@ import trio
 from sandd._core._errors import CommandTimeout
 from sandd.controller import DaemonState
 from sandd.demo.programs import COUNT, LINES, PACK, PRIMES, TREE, UNPACK, pipeline, python
+from sandd.testing.fault_proxy import UP, Ending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
@@ -28,6 +29,8 @@ TREE_SIZE: Final = 4
 TREE_TIMEOUT: Final = 1.5
 LINE_COUNT: Final = 60_000
 CUTS: Final = 4
+CUT_BYTES: Final = 512
+"""Sent by the daemon before each cut: more than a heartbeat has, so it falls into a command's output."""
 
 
 class CheckFailed(Exception):
@@ -175,7 +178,7 @@ async def broken_connection(stage: Stage) -> str:
                 if due and cuts < CUTS and stage.worker.state is DaemonState.ONLINE:
                     cuts += 1
                     stage.screen.event(f"cut, with {received:,} bytes received")
-                    stage.relay.cut()
+                    stage.proxy.cut_after(CUT_BYTES, UP, Ending.CLOSE)
             await expect_success(process)
     check(cuts == CUTS, f"the connection was cut {CUTS} times")
     check(lines == LINE_COUNT, "every line arrived, once")

@@ -191,18 +191,21 @@ async def _dial(
             await connection.aclose(1002, f"{subprotocol} is required", timeout=0.1)
         elif meter is not None:
             meter.close()
+        retry_after: float | None = None
         match exc:
             case trio.TooSlowError():
                 problem = f"no {tried} within {timeout:g} s"
             case ConnectionLost():
-                problem = str(exc)
+                problem, retry_after = str(exc), exc.retry_after
             case OSError():
                 problem = _describe_os_error(exc)
             case trio.BrokenResourceError():  # of TLS; ours come as ConnectionLost
                 problem = f"no {tried}: {exc.__cause__ or exc or 'the connection broke'}"
             case _:
                 raise
-        raise ConnectionLost(f"could not connect to {target.shown}: {problem}") from exc
+        raise ConnectionLost(
+            f"could not connect to {target.shown}: {problem}", retry_after=retry_after
+        ) from exc
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -295,7 +295,8 @@ class Connection:
             shown = "".join(c if c.isprintable() else "?" for c in text)
             raise ConnectionLost(
                 f"it refused the WebSocket handshake with HTTP status {refusal.status}"
-                + (f": {shown}" if shown else "")
+                + (f": {shown}" if shown else ""),
+                retry_after=refusal.retry_after,
             )
         error = self._protocol.handshake_error
         if error is not None:

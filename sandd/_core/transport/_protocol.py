@@ -47,6 +47,9 @@ MESSAGE_OVERHEAD: Final = 64
 MAX_REFUSAL_BYTES: Final = 1024
 """What is kept of the body of an HTTP refusal: enough for a sentence to show to a person."""
 
+MAX_RETRY_AFTER: Final = 300.0
+"""Seconds; a server, or a proxy that answers in its place, can't send anybody away for longer."""
+
 AGAIN: Final = b"AGAIN"
 """Fed instead of bytes from the network (told by identity): go on with what is already here."""
 
@@ -85,7 +88,21 @@ class Refusal:
     """A server's HTTP answer to our handshake, where it is not an upgrade."""
 
     status: int
+    retry_after: float | None = None
+    """Seconds, where it named any."""
     body: bytes = b""
+
+    @classmethod
+    def of(cls, event: RejectConnection) -> Refusal:
+        return cls(event.status_code, _retry_after(event.headers))
+
+
+def _retry_after(headers: Headers) -> float | None:
+    """Seconds to wait, from a Retry-After header (RFC 9110 s. 10.2.3); a date is not understood."""
+    for name, value in headers:
+        if name.lower() == b"retry-after" and value.isdigit() and len(value) < 10:
+            return min(float(value), MAX_RETRY_AFTER)
+    return None
 
 
 def _masked(data: bytes, key: bytes) -> bytes:
@@ -251,7 +268,7 @@ class GuardedProtocol(WSConnection):
                     self.accepted = True
                     yield event
                 case RejectConnection():
-                    self.refusal = Refusal(event.status_code)
+                    self.refusal = Refusal.of(event)
                 case RejectData():
                     assert self.refusal is not None  # wsproto: the head comes before the body
                     room = MAX_REFUSAL_BYTES - len(self.refusal.body)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -10,6 +12,7 @@ from attrs import define, field, frozen
 from wsproto import ConnectionType
 
 from sandd._core._errors import ConfigurationError, ConnectionLost, RemoteProtocolError
+from sandd._core.admission import Place
 from sandd._core.logs import get_logger
 from sandd._core.transport._connection import Connection
 from sandd._core.transport._http import Refusal, RequestReader, Upgrade
@@ -19,6 +22,8 @@ from sandd._core.transport._streams import Address, MeteredStream, over_tls
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Iterator
+
+    from sandd._core.admission import Admission
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds a peer gets to answer our goodbye."""
@@ -53,6 +58,7 @@ async def serve(
     handshake_timeout: float = 10.0,
     max_connections: int = 16384,
     max_handshakes: int = 256,
+    admission: Admission | None = None,
     ssl_context: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[list[ListenAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -69,9 +75,11 @@ async def serve(
         path: where the WebSocket is; anything else is 404.
         subprotocol: the one a client must offer.
         max_message_bytes: a longer message ends its connection with 1009.
-        handshake_timeout: seconds from accept to open, TLS included.
+        handshake_timeout: seconds from accept to open, TLS included; the wait for its place is not.
         max_connections: open at a time; one more is answered 503.
         max_handshakes: under way at a time; more wait in the system's queue.
+        admission: who asks for a WebSocket waits for its place, or is answered 503 with a
+            Retry-After; None: everybody comes in at once.
         ssl_context: for TLS.
         task_status: gets the addresses once they take connections.
 
@@ -88,6 +96,7 @@ async def serve(
         handshake_timeout=handshake_timeout,
         max_connections=max_connections,
         handshakes=trio.Semaphore(max_handshakes, max_value=max_handshakes),
+        admission=admission,
         ssl_context=ssl_context,
     )
     async with trio.open_nursery() as nursery:
@@ -106,8 +115,10 @@ class _Server:
     handshake_timeout: float
     max_connections: int
     handshakes: trio.Semaphore
+    admission: Admission | None
     ssl_context: ssl.SSLContext | None
     open_connections: int = field(default=0, init=False)
+    """Those that wait for their place included."""
 
     @trio.lowlevel.enable_ki_protection
     async def accept_loop(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -136,10 +147,9 @@ class _Server:
 
     @trio.lowlevel.enable_ki_protection
     async def run_connection(self, tcp: trio.SocketStream, nursery: trio.Nursery) -> None:
-        try:
-            connection = await self.shake_hands(tcp)
-        finally:
-            self.handshakes.release()
+        with contextlib.ExitStack() as place:
+            place.callback(self.handshakes.release)
+            connection = await self.shake_hands(tcp, place)
         if connection is None:
             return
         try:
@@ -148,14 +158,19 @@ class _Server:
         finally:
             self.open_connections -= 1
 
-    async def shake_hands(self, tcp: trio.SocketStream) -> Connection | None:
-        """The connection; None if there is none: then the socket is closed and it was logged."""
+    async def shake_hands(
+        self, tcp: trio.SocketStream, place: contextlib.ExitStack
+    ) -> Connection | None:
+        """The connection; None if there is none: then the socket is closed and it was logged.
+
+        `place` is closed early where others may be heard meanwhile.
+        """
         remote = "?"
         try:
             meter = MeteredStream(tcp)
             remote = str(meter.remote)
-            with trio.move_on_after(self.handshake_timeout):
-                return await self._shake_hands(meter)
+            with trio.move_on_after(self.handshake_timeout) as deadline:
+                return await self._shake_hands(meter, place, deadline)
             log.info("handshake_timed_out", remote=remote, timeout=self.handshake_timeout)
         except (trio.BrokenResourceError, ConnectionLost, OSError) as exc:
             log.info("handshake_failed", remote=remote, reason=str(exc.__cause__ or exc))
@@ -163,8 +178,10 @@ class _Server:
             log.exception("handshake_failed_inside", remote=remote)
         return None
 
-    async def _shake_hands(self, meter: MeteredStream) -> Connection | None:
-        accepted = False
+    async def _shake_hands(
+        self, meter: MeteredStream, place: contextlib.ExitStack, deadline: trio.CancelScope
+    ) -> Connection | None:
+        counted = accepted = False
         try:
             protocol = GuardedProtocol(
                 ConnectionType.SERVER, max_message_bytes=self.max_message_bytes
@@ -175,21 +192,11 @@ class _Server:
                 subprotocol=self.subprotocol,
                 secure=self.ssl_context is not None,
             )
-            verdict: Upgrade | Refusal | None = None
-            stream: trio.abc.Stream = meter
-            if self.ssl_context is not None:
-                tls = over_tls(meter, self.ssl_context)
-                try:
-                    await tls.do_handshake()
-                    stream = tls
-                except trio.BrokenResourceError as exc:
-                    if getattr(exc.__cause__, "reason", None) != "HTTP_REQUEST":
-                        raise
-                    verdict = Refusal(400, "spoke plain HTTP to a port that wants TLS")
-            while verdict is None:
-                verdict = reader.feed(bytes(await stream.receive_some()))
-            if isinstance(verdict, Upgrade) and self.open_connections >= self.max_connections:
-                verdict = Refusal(503, "too many connections", (("Retry-After", "10"),))
+            stream, verdict = await self._hear_request(meter, reader)
+            wait = 0.0
+            if isinstance(verdict, Upgrade):
+                wait, refusal = self._find_place()
+                verdict = refusal or verdict
             if isinstance(verdict, Refusal):
                 log.info(
                     "handshake_refused",
@@ -199,6 +206,12 @@ class _Server:
                 )
                 await _answer(stream, meter, reader.render(verdict))
                 return None
+            self.open_connections += 1  # before the next await: another handshake looks at it
+            counted = True
+            if wait:
+                place.close()  # who waits here costs nothing, and others can be told at once
+                deadline.deadline += wait
+                await trio.sleep(wait)
             connection = Connection(
                 meter,
                 stream,
@@ -207,17 +220,44 @@ class _Server:
                 subprotocol=self.subprotocol,
                 request_headers=verdict.headers,
             )
-            self.open_connections += 1  # before the next await: another handshake looks at it
-            try:
-                await connection.accept(verdict.event, self.subprotocol)
-                accepted = True
-                return connection
-            finally:
-                if not accepted:
-                    self.open_connections -= 1
+            await connection.accept(verdict.event, self.subprotocol)
+            accepted = True
+            return connection
         finally:
             if not accepted:
+                self.open_connections -= counted
                 meter.close()
+
+    async def _hear_request(
+        self, meter: MeteredStream, reader: RequestReader
+    ) -> tuple[trio.abc.Stream, Upgrade | Refusal]:
+        """TLS if there is any, and what the peer asks for, judged."""
+        stream: trio.abc.Stream = meter
+        if self.ssl_context is not None:
+            tls = over_tls(meter, self.ssl_context)
+            try:
+                await tls.do_handshake()
+                stream = tls
+            except trio.BrokenResourceError as exc:
+                if getattr(exc.__cause__, "reason", None) != "HTTP_REQUEST":
+                    raise
+                return meter, Refusal(400, "spoke plain HTTP to a port that wants TLS")
+        while (verdict := reader.feed(bytes(await stream.receive_some()))) is None:
+            pass
+        return stream, verdict
+
+    def _find_place(self) -> tuple[float, Refusal | None]:
+        """Seconds until there is a place for one more WebSocket, or why there is none."""
+        if self.open_connections >= self.max_connections:
+            return 0.0, Refusal(503, "too many connections", (("Retry-After", "10"),))
+        if self.admission is None:
+            return 0.0, None
+        answer = self.admission.ask(trio.current_time())
+        if isinstance(answer, Place):
+            return answer.wait, None
+        # In whole seconds (RFC 9110 s. 10.2.3), and not before the time.
+        retry_after = str(math.ceil(answer.retry_after))
+        return 0.0, Refusal(503, "too many at once", (("Retry-After", retry_after),))
 
     async def run_handler(self, connection: Connection) -> None:
         """Run the handler to its end, and close the connection with the code that fits that end."""

@@ -1,0 +1,57 @@
+"""``python -m benchmarks.soak NAME [--quick] [--seed N]``."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from typing import TYPE_CHECKING
+
+import trio
+
+from benchmarks.fleet import Stopped
+from benchmarks.soak import cuts, restart, stalled
+from benchmarks.soak.findings import Findings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GIB = 1024**3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one and print what was found; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.soak", description="Long tests of what must never happen."
+    )
+    parser.add_argument("name", choices=["cuts", "stalled", "restart"])
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--seed", type=int, help="of all that is drawn by lot; default: a new one")
+    parser.add_argument("--gib", type=float, help="stalled: how much the command wants to write")
+    parser.add_argument("--away", type=float, help="restart: seconds without a controller")
+    options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        parser.error("what a process holds is read from /proc, which only Linux has")
+
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    print(f"{options.name}, seed {seed}", flush=True)
+    findings = Findings()
+    try:
+        match options.name:
+            case "cuts":
+                trio.run(cuts.soak, cuts.QUICK if options.quick else cuts.FULL, seed, findings)
+            case "stalled":
+                size = options.gib or (0.25 if options.quick else 10)
+                pause = 1.0 if options.quick else 30.0
+                trio.run(stalled.soak, int(size * GIB), pause, findings)
+            case "restart":
+                plan = restart.QUICK if options.quick else restart.FULL
+                trio.run(restart.soak, plan, options.away, findings)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
+    return findings.conclude()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""``python -m benchmarks.soak``, for seconds: nothing lost, nothing run twice, nothing grown."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from daemons import daemon_environment
+
+if TYPE_CHECKING:
+    from conftest import Marker
+
+PROJECT: Final = Path(__file__).parent.parent
+WAIT: Final = 50.0
+"""Seconds for what takes three or four: the machine may be busy."""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def soak(name: str, marker: Marker, *arguments: str) -> str:
+    """What it printed; it has ended well."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", name, "--quick", *arguments],
+        cwd=PROJECT,
+        env=daemon_environment(dict([marker])),
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+    )
+    said = f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, said
+    assert "all of it held" in said
+    return done.stdout
+
+
+def test_cuts(marker: Marker) -> None:
+    """Commands run once and lose no byte over connections that are cut at random, and memory is flat."""
+    said = soak("cuts", marker, "--seed", "42")
+    assert said.startswith("cuts, seed 42\n")
+    assert "all 24 positions were reached" in said
+
+
+def test_stalled(marker: Marker) -> None:
+    """A command whose reader stops waits for it, in no more memory, and delays nobody."""
+    said = soak("stalled", marker, "--gib", "0.1")
+    assert f"it is all there: {int(0.1 * 1024**3):,} bytes" in said
+
+
+def test_restart(marker: Marker) -> None:
+    """Daemons whose controller was killed come to the next one at a bounded rate, with their jobs."""
+    said = soak("restart", marker)
+    assert "all 62 are back" in said
+
+
+SOAK_THAT_FAILS: Final = """
+import sys
+from benchmarks.soak import __main__ as program, stalled
+
+async def soak(size, pause, findings):
+    findings.check("water is wet", True)
+    findings.check("pigs fly", False)
+
+stalled.soak = soak
+sys.exit(program.main(["stalled", "--quick"]))
+"""
+
+
+def test_what_does_not_hold_is_an_exit_code() -> None:
+    """One failure among what held is enough, and it is shown."""
+    done = subprocess.run(
+        [sys.executable, "-c", SOAK_THAT_FAILS],
+        cwd=PROJECT,
+        env=daemon_environment(),
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "ok   water is wet" in done.stdout
+    assert "FAIL pigs fly" in done.stdout
+    assert "1 did not hold" in done.stdout
