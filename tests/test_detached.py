@@ -169,7 +169,7 @@ async def test_closing_the_controller_ends_what_is_owned_and_lets_the_rest_go_on
                 ["sleep", "60"], detach=detach, job_id=name, env=dict([marker])
             )
             await stack.enter_async_context(opened)
-        await controller._drain()
+        await controller._close()
         with pytest.raises(trio.ClosedResourceError):
             async with worker.open_process("true", detach=True):
                 pytest.fail("it is closed")

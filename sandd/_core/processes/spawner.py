@@ -210,10 +210,10 @@ class Spawner:
     def _note_exit(self, job: Job, status: WaitStatus) -> None:
         job.status = status
         is_gone = self._trees.is_empty(job.tree)
-        self._say(Exited(job.number, status.code, status.signal, is_gone))
-        self._flush()  # somebody waits for this, and for nothing of what follows
         if is_gone:
             self._remove(job)
+        self._say(Exited(job.number, status.code, status.signal, is_gone))
+        self._flush()  # somebody waits for this, and for nothing of what follows
 
     def _kill(self, job: Job, grace: float) -> None:
         deadline = time.monotonic() + grace
