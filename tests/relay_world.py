@@ -295,7 +295,7 @@ class Peer:
         if frame.type is FrameType.DATA:
             data = wire.decode_data(frame)
             if data.stream is Stream.EVENTS:
-                ended = not isinstance(wire.decode_event(data.body), wire.Started)
+                ended = isinstance(wire.decode_event(data.body), wire.Exited | wire.Failed)
                 self.exits[frame.channel] += ended
                 assert self.exits[frame.channel] <= 1, "(6) an end that was told twice"
         for job in self.client.receive(frame):

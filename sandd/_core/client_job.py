@@ -66,6 +66,8 @@ class ClientJob:
         """The daemon has answered: the job exists (or existed) there."""
         self.started: wire.Started | None = None
         self.job_state: JobState | None = None
+        self.stalls: dict[Stream, wire.Stalled] = {}
+        """Outputs for which the daemon has no room, so that the process waits; and why."""
         self.result: wire.Exited | wire.Failed | None = None
         self.error: SanddError | None = None
         self.channel: Channel | None = None
@@ -129,10 +131,17 @@ class ClientJob:
             match wire.decode_event(message):
                 case wire.Started() as started:
                     self.started = started
+                case wire.Stalled() as stalled:
+                    if stalled.stream not in self.outputs:
+                        raise RemoteProtocolError(f"{stalled.stream.name} is no output")
+                    self.stalls[stalled.stream] = stalled
+                case wire.Flowing() as flowing:
+                    self.stalls.pop(flowing.stream, None)
                 case wire.Exited() | wire.Failed() as result:
                     if self.result is not None:
                         raise RemoteProtocolError("a second end after the exit")
                     self.result = result
+                    self.stalls.clear()
                 case wire.Unknown():
                     pass
 

@@ -10,7 +10,7 @@ the clock (`JobTable.tick`), and acts on the `Effect`s it is handed back.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
@@ -23,12 +23,15 @@ from sandd._core.streams import (
 from sandd._core.tombstones import JobKey, Tombstones, parse
 from sandd.wire import JobState, RefusedCode, Role, Stream
 
+if TYPE_CHECKING:
+    from sandd._core.spooled_log import Spool
+
 INPUT_WINDOW: Final = 256 * wire.KIB
 """Credit on INPUT: what the daemon may hold for a child that doesn't read."""
 MAX_JOBS: Final = 100_000
 """Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""
 MAX_ENDED_BYTES: Final = 256 * wire.MIB
-"""What jobs that have ended, and that nobody is attached to, may hold together."""
+"""Memory that jobs which have ended, and that nobody is attached to, may hold together."""
 LONGEST_TICK: Final = 5.0
 """Seconds a lease loses per tick at most: a suspended machine expires nothing."""
 
@@ -39,7 +42,7 @@ class Effect(enum.Enum):
     START = enum.auto()  # a new job: run it
     OPS = enum.auto()  # ops wait in Job.next_op
     INPUT = enum.auto()  # input (or its end) waits in Job.take_input
-    ROOM = enum.auto()  # output was acknowledged: Job.room may have grown
+    ROOM = enum.auto()  # output was acknowledged, or the owner left: Job.room may have grown
     END = enum.auto()  # kill it: Job.end_outcome and Job.end_grace say how
     FORGOTTEN = enum.auto()  # the job left the table
 
@@ -67,9 +70,13 @@ Effects = list[tuple[Job, Effect]]
 class JobTable:
     """All jobs of a daemon instance, and every rule about who may do what with them."""
 
-    def __init__(self, instance: str, *, retention: float = DEFAULT_LEASE) -> None:
+    def __init__(
+        self, instance: str, *, retention: float = DEFAULT_LEASE, spool: Spool | None = None
+    ) -> None:
         self.instance = instance
         self.retention = retention
+        self.spool = spool
+        """Where output goes while nobody is attached; None: it stays in memory."""
         self.jobs: dict[JobKey, Job] = {}
         self.tombstones = Tombstones()
         self.draining = False
@@ -192,7 +199,7 @@ class JobTable:
             spec = wire.decode_spec(message.spec)
         except wire.UnsupportedSpec as error:
             return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
-        job = self.jobs[key] = Job(key, message.spec, spec)
+        job = self.jobs[key] = Job(key, message.spec, spec, self.spool)
         return job
 
     def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
@@ -228,7 +235,7 @@ class JobTable:
         if job.client and not resumes:
             job.generation += 1
         job.client = message.client
-        job.owner = attachment
+        job.set_owner(attachment)
         job.unowned_seconds = 0.0
 
     def _open_channel(self, job: Job, number: int, message: wire.Attach) -> Channel:
@@ -269,12 +276,20 @@ class JobTable:
         attachment.link.scheduler.discard(attachment.channel)
         job = attachment.job
         if job.owner is attachment:
-            job.owner = None
+            job.set_owner(None)
         job.viewers.pop(attachment, None)
+        if not job.attachments:
+            job.release_pieces()
 
     def _detach(self, attachment: Attachment, now: float) -> Effects:
+        job = attachment.job
+        owned = job.owner is attachment
         self._unlink(attachment)
-        return self._settle(attachment.job, now)
+        effects = self._settle(job, now)
+        if owned and self.spool is not None:
+            # The process need not keep to the pace of an owner that is gone.
+            effects.append((job, Effect.ROOM))
+        return effects
 
     # -- the end
 
@@ -318,6 +333,7 @@ class JobTable:
             self._unlink(attachment)
             refused = wire.Refused(RefusedCode.ENDED, "the job was ended and forgotten")
             attachment.link.control(attachment.channel.number, refused)
+        job.abandon()
         del self.jobs[job.key]
         self.tombstones.bury(job.key, now)
         return [(job, Effect.FORGOTTEN)]
