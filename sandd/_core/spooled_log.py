@@ -15,7 +15,7 @@ wait by that alone. A cursor in the part on disk has nothing to send until that 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -26,7 +26,6 @@ from sandd.wire import StallReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import TypeAlias
 
     from sandd._core.job import Job
     from sandd.wire import Buffer
@@ -68,14 +67,13 @@ class Fetch:
 
 @frozen
 class Delete:
-    """Delete these files: they hold nothing from `until` on, and nobody needs what stands below."""
+    """Delete these files: nobody needs what stands below `until`, and from there on they hold nothing."""
 
     files: tuple[str, ...]
     until: int
 
 
-if TYPE_CHECKING:
-    DiskTask: TypeAlias = Spill | Fetch | Delete
+DiskTask: TypeAlias = Spill | Fetch | Delete
 
 
 @frozen
@@ -121,9 +119,8 @@ class Spool:
     def release(self, units: int) -> None:
         """So much is on disk no more; whoever was refused may ask again."""
         self.used -= units
-        if units:
-            self.work.update(self._refused)
-            self._refused.clear()
+        self.work.update(self._refused)
+        self._refused.clear()
 
     def forget(self, log: SpooledLog) -> None:
         """The log wants nothing more."""
@@ -142,6 +139,8 @@ class _DiskPart:
     start: int
     """Files hold nothing below it; the log's base may be within the first file."""
     end: int
+    touched: int
+    """A write that failed may have left something up to here, in a file of its own."""
     busy: DiskTask | None = None
     """Under way. One at a time, so that no two are ever about the same file."""
     trouble: Stall | None = None
@@ -426,16 +425,21 @@ class SpooledLog(ByteSendLog):
 
     def _deleted(self, disk: _DiskPart, task: Delete, spool: Spool) -> None:
         released, disk.start = task.until - disk.start, task.until
-        disk.trouble = None  # a full disk has room again
-        spool.release(released)
+        if disk.start == disk.end:
+            disk.touched = disk.end
+        if released:
+            disk.trouble = None  # a full disk has room again
+            spool.release(released)
 
     def _next_delete(self, disk: _DiskPart) -> Delete | None:
         assert self._spool is not None
         size = self._spool.segment_bytes
-        until = disk.end if disk.end <= self.base else self.base - self.base % size
-        if until <= disk.start:
+        until = last = self.base - self.base % size
+        if disk.end <= self.base:
+            until, last = disk.end, max(disk.end, disk.touched)  # the last file goes, too
+        if last <= disk.start:
             return None
-        segments = range(disk.start // size, (until - 1) // size + 1)
+        segments = range(disk.start // size, (last - 1) // size + 1)
         return Delete(tuple(f"{disk.number}.{segment}" for segment in segments), until)
 
     def _next_fetch(self, disk: _DiskPart) -> Fetch | None:
@@ -457,7 +461,7 @@ class SpooledLog(ByteSendLog):
         start = self._memory_start
         disk = self._disk
         if disk is None:
-            disk = self._disk = _DiskPart(spool.next_number(), start, start)
+            disk = self._disk = _DiskPart(spool.next_number(), start, start, start)
         if disk.trouble is not None and disk.trouble.reason is StallReason.DISK:
             return None
         if disk.start == disk.end:
@@ -468,6 +472,7 @@ class SpooledLog(ByteSendLog):
             self._make_way(disk)
             return self._next_delete(disk)
         disk.trouble = None
+        disk.touched = start + size
         with memoryview(self._bytes) as view:
             data = bytes(view[:size])
         file, position = self._place(disk, start, spool)
