@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 from attrs import define, field
+from model_disk import ModelDisk
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
@@ -64,42 +65,13 @@ def spool_of(
     return Spool(daemon_quota, job_quota, segment_bytes, piece_bytes)
 
 
-class Disk:
-    """A disk that does everything at once, and right."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytearray] = {}
-
-    def perform(self, task: DiskTask) -> bytes:
-        """What a file system does."""
-        match task:
-            case Spill():
-                file = self.files.setdefault(task.file, bytearray())
-                file.extend(bytes(max(0, task.position + len(task.data) - len(file))))
-                file[task.position : task.position + len(task.data)] = task.data
-            case Fetch():
-                return bytes(self.files[task.file][task.position : task.position + task.size])
-            case Delete():
-                for name in task.files:
-                    self.files.pop(name, None)
-        return b""
-
-    def serve(self, log: SpooledLog) -> list[DiskTask]:
-        """Do all that the log asks for now."""
-        tasks = []
-        while (task := log.next_task()) is not None:
-            tasks.append(task)
-            log.done(task, self.perform(task))
-        return tasks
-
-
 @pytest.fixture
-def disk() -> Disk:
+def disk() -> ModelDisk:
     """An empty disk."""
-    return Disk()
+    return ModelDisk()
 
 
-def read_all(log: SpooledLog, disk: Disk, *, start: int = 0, limit: int = 100) -> bytes:
+def read_all(log: SpooledLog, disk: ModelDisk, *, start: int = 0, limit: int = 100) -> bytes:
     """Everything a new cursor sends, with the disk's help."""
     cursor = SendCursor(Stream.OUTPUT, log, start, wire.MAX_OFFSET)
     data = b""
@@ -217,7 +189,7 @@ def test_while_its_owner_is_attached_output_stays_in_memory() -> None:
     assert log.next_task() == Spill("0.0", 0, 0, b"abcd")
 
 
-def test_the_disk_makes_room_piece_by_piece(disk: Disk) -> None:
+def test_the_disk_makes_room_piece_by_piece(disk: ModelDisk) -> None:
     """What is written leaves memory when it is written, and not before."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -234,7 +206,7 @@ def test_the_disk_makes_room_piece_by_piece(disk: Disk) -> None:
     assert read_all(log, disk) == b"abcdefghijkl"
 
 
-def test_pieces_end_where_their_file_does(disk: Disk) -> None:
+def test_pieces_end_where_their_file_does(disk: ModelDisk) -> None:
     """A segment holds a fixed range of offsets; one that starts in the middle begins with a hole."""
     spool = spool_of(segment_bytes=5)
     log = log_of(b"abcdefgh", spool=spool, owned=True)
@@ -256,7 +228,7 @@ def test_each_log_has_files_of_its_own() -> None:
     assert files == ["0.0", "1.0", "2.0"]
 
 
-def test_what_was_acknowledged_is_deleted_segment_by_segment(disk: Disk) -> None:
+def test_what_was_acknowledged_is_deleted_segment_by_segment(disk: ModelDisk) -> None:
     """Space is given back before the last byte is fetched."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -276,7 +248,7 @@ def test_what_was_acknowledged_is_deleted_segment_by_segment(disk: Disk) -> None
     assert (disk.files, log.disk_bytes, spool.used) == ({}, 0, 0)
 
 
-def test_acknowledged_while_it_was_being_written(disk: Disk) -> None:
+def test_acknowledged_while_it_was_being_written(disk: ModelDisk) -> None:
     """The owner came back and took it from memory: what is written of it is deleted again."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -291,7 +263,7 @@ def test_acknowledged_while_it_was_being_written(disk: Disk) -> None:
     assert (disk.files, spool.used, log.room) == ({}, 0, 7)
 
 
-def test_half_of_it_acknowledged_while_it_was_being_written(disk: Disk) -> None:
+def test_half_of_it_acknowledged_while_it_was_being_written(disk: ModelDisk) -> None:
     """The other half is on disk, and the rest in memory."""
     log = log_of(b"abcdefgh", spool=spool_of())
     task = log.next_task()
@@ -301,7 +273,7 @@ def test_half_of_it_acknowledged_while_it_was_being_written(disk: Disk) -> None:
     assert (log.memory_bytes, read_all(log, disk, start=2)) == (4, b"cdefgh")
 
 
-def test_a_spool_that_was_emptied_begins_anew(disk: Disk) -> None:
+def test_a_spool_that_was_emptied_begins_anew(disk: ModelDisk) -> None:
     """The next output nobody fetches is written where it belongs, though much went by in between."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -319,7 +291,7 @@ def test_a_spool_that_was_emptied_begins_anew(disk: Disk) -> None:
     assert read_all(log, disk, start=48) == b"ABCDEFGH"
 
 
-def test_an_owner_that_returns_sets_the_pace_again(disk: Disk) -> None:
+def test_an_owner_that_returns_sets_the_pace_again(disk: ModelDisk) -> None:
     """The process waits until what piled up has been read down to the ring's size."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -336,7 +308,7 @@ def test_an_owner_that_returns_sets_the_pace_again(disk: Disk) -> None:
     assert log.room == 4
 
 
-def test_an_exit_is_told_though_the_owner_reads_slowly(disk: Disk) -> None:
+def test_an_exit_is_told_though_the_owner_reads_slowly(disk: ModelDisk) -> None:
     """What the pipes hold is taken into memory, however much waits on disk."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -350,7 +322,7 @@ def test_an_exit_is_told_though_the_owner_reads_slowly(disk: Disk) -> None:
     assert read_all(log, disk) == b"abcdefghijklmno"
 
 
-def test_a_detached_job_keeps_also_what_was_acknowledged(disk: Disk) -> None:
+def test_a_detached_job_keeps_also_what_was_acknowledged(disk: ModelDisk) -> None:
     """Whoever attaches later gets all of it."""
     log = log_of(b"abcd", spool=spool_of(), retain=EVERYTHING, owned=True)
     for _ in range(5):
@@ -361,7 +333,7 @@ def test_a_detached_job_keeps_also_what_was_acknowledged(disk: Disk) -> None:
     assert read_all(log, disk) == b"abcd" + b"1234" * 5
 
 
-def test_a_job_that_detaches_keeps_what_comes_from_then_on(disk: Disk) -> None:
+def test_a_job_that_detaches_keeps_what_comes_from_then_on(disk: ModelDisk) -> None:
     """What was freed before is gone."""
     log = log_of(b"abcdefgh", spool=spool_of(), owned=True)
     log.acknowledge(6)
@@ -373,7 +345,7 @@ def test_a_job_that_detaches_keeps_what_comes_from_then_on(disk: Disk) -> None:
     assert read_all(log, disk, start=6) == b"ghijkl"
 
 
-def test_a_forgotten_job_leaves_no_file(disk: Disk) -> None:
+def test_a_forgotten_job_leaves_no_file(disk: ModelDisk) -> None:
     """Also what is being written at that moment goes."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -391,7 +363,7 @@ def test_a_forgotten_job_leaves_no_file(disk: Disk) -> None:
 # ---- and back ------------------------------------------------------------------------------------
 
 
-def test_a_cursor_in_the_part_on_disk_waits_for_it(disk: Disk) -> None:
+def test_a_cursor_in_the_part_on_disk_waits_for_it(disk: ModelDisk) -> None:
     """It has nothing to send until that was read back, and has asked for it by trying."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -410,7 +382,7 @@ def test_a_cursor_in_the_part_on_disk_waits_for_it(disk: Disk) -> None:
     assert cursor.next_frame(1, 9) == wire.encode_data(1, Stream.OUTPUT, 4, b"efgh")
 
 
-def test_a_cursor_without_credit_asks_for_nothing(disk: Disk) -> None:
+def test_a_cursor_without_credit_asks_for_nothing(disk: ModelDisk) -> None:
     """The disk is not read for who can't take it."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
@@ -421,7 +393,7 @@ def test_a_cursor_without_credit_asks_for_nothing(disk: Disk) -> None:
     assert not spool.work
 
 
-def test_what_follows_is_read_ahead(disk: Disk) -> None:
+def test_what_follows_is_read_ahead(disk: ModelDisk) -> None:
     """While a piece is sent the next one is fetched; no more than that is held."""
     log = log_of(b"abcdefgh", spool=spool_of())
     for _ in range(4):
@@ -438,7 +410,7 @@ def test_what_follows_is_read_ahead(disk: Disk) -> None:
     assert log.memory_bytes == 4 + 4 + 4
 
 
-def test_any_number_of_readers_share_a_bounded_memory(disk: Disk) -> None:
+def test_any_number_of_readers_share_a_bounded_memory(disk: ModelDisk) -> None:
     """Each at another place: two pieces are held, everybody gets all of it, and the process goes on."""
     log = log_of(b"", spool=spool_of(1000, 1000), capacity=8)
     content = bytes(range(100))
@@ -459,7 +431,7 @@ def test_any_number_of_readers_share_a_bounded_memory(disk: Disk) -> None:
     assert got == [content[start:] for start in range(0, 40, 4)]
 
 
-def test_writing_and_reading_take_turns(disk: Disk) -> None:
+def test_writing_and_reading_take_turns(disk: ModelDisk) -> None:
     """A reader that replays does not keep the process waiting, nor the other way round."""
     log = log_of(b"abcdefgh", spool=spool_of())
     cursor = SendCursor(Stream.OUTPUT, log, 0, 100)
@@ -475,7 +447,7 @@ def test_writing_and_reading_take_turns(disk: Disk) -> None:
     assert kinds == [Fetch, Spill] * 3
 
 
-def test_pieces_for_nobody_are_not_kept(disk: Disk) -> None:
+def test_pieces_for_nobody_are_not_kept(disk: ModelDisk) -> None:
     """When nobody is attached any more, memory holds the ring alone."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -493,7 +465,7 @@ def test_pieces_for_nobody_are_not_kept(disk: Disk) -> None:
     assert log.memory_bytes == 4
 
 
-def test_what_was_read_back_and_then_acknowledged_is_dropped(disk: Disk) -> None:
+def test_what_was_read_back_and_then_acknowledged_is_dropped(disk: ModelDisk) -> None:
     """A viewer that is overtaken gets a gap, not old bytes behind it."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -507,7 +479,7 @@ def test_what_was_read_back_and_then_acknowledged_is_dropped(disk: Disk) -> None
     assert late.next_frame(1, 9) == wire.encode_data(1, Stream.OUTPUT, 6, b"gh")
 
 
-def test_a_read_that_was_overtaken_changes_nothing(disk: Disk) -> None:
+def test_a_read_that_was_overtaken_changes_nothing(disk: ModelDisk) -> None:
     """What it brings is not needed any more."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -524,7 +496,7 @@ def test_a_read_that_was_overtaken_changes_nothing(disk: Disk) -> None:
 # ---- quotas --------------------------------------------------------------------------------------
 
 
-def test_at_its_quota_the_process_waits(disk: Disk) -> None:
+def test_at_its_quota_the_process_waits(disk: ModelDisk) -> None:
     """Nothing is lost; it goes on when somebody reads, and a segment can be given back."""
     spool = spool_of(job_quota=8)
     log = log_of(spool=spool)
@@ -541,7 +513,7 @@ def test_at_its_quota_the_process_waits(disk: Disk) -> None:
     assert read_all(log, disk, start=4) == b"efghijklmnop"
 
 
-def test_both_outputs_of_a_job_share_its_quota(disk: Disk) -> None:
+def test_both_outputs_of_a_job_share_its_quota(disk: ModelDisk) -> None:
     """What one has taken the other can't, until it is given back."""
     spool, job = spool_of(job_quota=6), Job()
     first = log_of(b"abcdefgh", spool=spool, job=job)
@@ -556,7 +528,7 @@ def test_both_outputs_of_a_job_share_its_quota(disk: Disk) -> None:
     assert disk.serve(second) == [Spill("1.0", 0, 0, b"ABCD")]
 
 
-def test_all_jobs_share_the_daemons_quota(disk: Disk) -> None:
+def test_all_jobs_share_the_daemons_quota(disk: ModelDisk) -> None:
     """Who finds no room is asked again as soon as somebody gives some back."""
     spool = spool_of(daemon_quota=10)
     logs = [log_of(b"abcdefgh", spool=spool) for _ in range(3)]
@@ -581,7 +553,7 @@ def test_a_log_that_is_forgotten_is_asked_no_more() -> None:
     assert not spool.work
 
 
-def test_what_is_retained_goes_first_when_the_quota_is_full(disk: Disk) -> None:
+def test_what_is_retained_goes_first_when_the_quota_is_full(disk: ModelDisk) -> None:
     """A detached job's owner reads on: the oldest of what it has read is given up, and no more."""
     spool = spool_of(job_quota=12)
     log = log_of(spool=spool, retain=EVERYTHING, owned=True)
@@ -594,7 +566,7 @@ def test_what_is_retained_goes_first_when_the_quota_is_full(disk: Disk) -> None:
     assert read_all(log, disk, start=24) == b"".join(bytes([n]) * 4 for n in range(6, 10))
 
 
-def test_what_is_not_acknowledged_is_never_given_up_for_room(disk: Disk) -> None:
+def test_what_is_not_acknowledged_is_never_given_up_for_room(disk: ModelDisk) -> None:
     """A detached job that nobody is attached to waits at its quota, with all of it kept."""
     log = log_of(b"abcdefgh", spool=spool_of(job_quota=8), retain=EVERYTHING)
     log.acknowledge(3)
@@ -609,7 +581,7 @@ def test_what_is_not_acknowledged_is_never_given_up_for_room(disk: Disk) -> None
     assert (log.base, log.room) == (4, 4)
 
 
-def test_without_any_quota_left_the_ring_is_what_there_is(disk: Disk) -> None:
+def test_without_any_quota_left_the_ring_is_what_there_is(disk: ModelDisk) -> None:
     """Others have the whole disk: what the owner has read makes way in memory."""
     spool = spool_of(daemon_quota=1)
     log = log_of(b"abcdefgh", spool=spool, retain=EVERYTHING, owned=True)
@@ -631,7 +603,7 @@ def test_a_small_quota_has_small_segments() -> None:
 # ---- dropping ------------------------------------------------------------------------------------
 
 
-def test_a_dropping_job_fills_the_disk_before_it_drops(disk: Disk) -> None:
+def test_a_dropping_job_fills_the_disk_before_it_drops(disk: ModelDisk) -> None:
     """Then the oldest segment goes; the process never waits, and who reads gets a gap."""
     spool = spool_of(job_quota=8)
     log = log_of(spool=spool, dropping=True)
@@ -645,7 +617,7 @@ def test_a_dropping_job_fills_the_disk_before_it_drops(disk: Disk) -> None:
     assert read_all(log, disk, start=28) == b"".join(bytes([n]) * 4 for n in range(7, 10))
 
 
-def test_what_piled_up_is_not_dropped_at_the_owners_return(disk: Disk) -> None:
+def test_what_piled_up_is_not_dropped_at_the_owners_return(disk: ModelDisk) -> None:
     """But it grows no more: each new byte costs the oldest one."""
     log = log_of(spool=spool_of(), dropping=True)
     for _ in range(10):
@@ -664,7 +636,7 @@ def test_what_piled_up_is_not_dropped_at_the_owners_return(disk: Disk) -> None:
     assert (log.disk_bytes, log.memory_bytes, log.room) == (0, 4, 8)
 
 
-def test_a_detached_dropping_job_drops_at_its_quota_only(disk: Disk) -> None:
+def test_a_detached_dropping_job_drops_at_its_quota_only(disk: ModelDisk) -> None:
     """Also when its owner is attached and reads nothing."""
     log = log_of(spool=spool_of(job_quota=20), dropping=True, retain=EVERYTHING, owned=True)
     for number in range(6):
@@ -677,7 +649,7 @@ def test_a_detached_dropping_job_drops_at_its_quota_only(disk: Disk) -> None:
     assert (log.base, log.floor, log.end, log.room) == (16, 16, 40, 4)
 
 
-def test_a_dropping_job_without_any_disk_drops_from_memory(disk: Disk) -> None:
+def test_a_dropping_job_without_any_disk_drops_from_memory(disk: ModelDisk) -> None:
     """Others have the whole disk; the process doesn't wait for them either."""
     spool = spool_of(daemon_quota=1)
     log = log_of(b"abcdefgh", spool=spool, dropping=True)
@@ -701,11 +673,11 @@ def fail(log: SpooledLog, message: str = "No space left on device") -> DiskTask:
     return task
 
 
-def test_when_the_disk_is_full_the_process_waits_and_nothing_is_lost(disk: Disk) -> None:
+def test_when_the_disk_is_full_the_process_waits_and_nothing_is_lost(disk: ModelDisk) -> None:
     """It is tried again, and goes on as if nothing had been."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
-    spill = fail(log)
+    fail(log)
     assert (log.room, log.disk_bytes, spool.used) == (0, 0, 0)
     assert log.stall == Stall(StallReason.DISK, "No space left on device")
     assert log.failing
@@ -713,13 +685,13 @@ def test_when_the_disk_is_full_the_process_waits_and_nothing_is_lost(disk: Disk)
     assert log.next_task() == Delete(("0.0",), 0)  # what the failed write may have left
 
 
-def test_a_write_that_failed_leaves_no_file(disk: Disk) -> None:
+def test_a_write_that_failed_leaves_no_file(disk: ModelDisk) -> None:
     """A part of it may be there: it is deleted, or written over."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
     task = log.next_task()
     assert isinstance(task, Spill)
-    disk.perform(Spill(task.file, task.position, task.start, task.data[:2]))
+    disk.perform(task, only=2)
     log.failed(task, "No space left on device")
     assert disk.serve(log) == [Delete(("0.0",), 0)]
     assert (disk.files, log.failing) == ({}, True)  # that made no room: it is not tried at once
@@ -729,14 +701,14 @@ def test_a_write_that_failed_leaves_no_file(disk: Disk) -> None:
     log.append(b"ijkl")
     task = log.next_task()
     assert isinstance(task, Spill)
-    disk.perform(Spill(task.file, task.position, task.start, task.data[:2]))
+    disk.perform(task, only=2)
     log.failed(task, "Input/output error")
     log.retry()
     assert disk.serve(log) == [task]
     assert read_all(log, disk) == b"abcdefghijkl"
 
 
-def test_a_job_that_ends_while_the_disk_fails_leaves_no_file(disk: Disk) -> None:
+def test_a_job_that_ends_while_the_disk_fails_leaves_no_file(disk: ModelDisk) -> None:
     """Forgotten is forgotten."""
     log = log_of(b"abcdefgh", spool=spool_of())
     task = log.next_task()
@@ -748,7 +720,7 @@ def test_a_job_that_ends_while_the_disk_fails_leaves_no_file(disk: Disk) -> None
     assert (disk.files, log.failing) == ({}, False)
 
 
-def test_the_owner_gets_everything_though_the_disk_is_full(disk: Disk) -> None:
+def test_the_owner_gets_everything_though_the_disk_is_full(disk: ModelDisk) -> None:
     """What is in memory and what is on disk can be read; and then the process goes on without the disk."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -770,7 +742,7 @@ def test_a_stall_is_the_disks_only_where_the_reader_could_go_on() -> None:
     assert (log.room, log.stall) == (0, None)
 
 
-def test_what_is_retained_goes_first_when_the_disk_is_full(disk: Disk) -> None:
+def test_what_is_retained_goes_first_when_the_disk_is_full(disk: ModelDisk) -> None:
     """A step at each try."""
     log = log_of(b"", spool=spool_of(), retain=EVERYTHING, owned=True)
     for _ in range(4):
@@ -785,7 +757,7 @@ def test_what_is_retained_goes_first_when_the_disk_is_full(disk: Disk) -> None:
     assert log.base == 4
 
 
-def test_a_dropping_job_goes_on_when_the_disk_fails(disk: Disk) -> None:
+def test_a_dropping_job_goes_on_when_the_disk_fails(disk: ModelDisk) -> None:
     """At each try it gives up its oldest segment; with nothing on disk it drops from memory, at once."""
     log = log_of(b"abcdefgh", spool=spool_of(), dropping=True)
     disk.serve(log)
@@ -803,7 +775,7 @@ def test_a_dropping_job_goes_on_when_the_disk_fails(disk: Disk) -> None:
     assert (log.base, log.end, log.room) == (12, 20, 8)
 
 
-def test_a_read_that_failed_is_tried_again(disk: Disk) -> None:
+def test_a_read_that_failed_is_tried_again(disk: ModelDisk) -> None:
     """Its reader waits; nothing is skipped."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -816,7 +788,7 @@ def test_a_read_that_failed_is_tried_again(disk: Disk) -> None:
     assert cursor.next_frame(1, 9) == wire.encode_data(1, Stream.OUTPUT, 0, b"abcd")
 
 
-def test_a_reader_that_left_is_no_reason_to_try_again(disk: Disk) -> None:
+def test_a_reader_that_left_is_no_reason_to_try_again(disk: ModelDisk) -> None:
     """Nobody waits for it."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -826,7 +798,7 @@ def test_a_reader_that_left_is_no_reason_to_try_again(disk: Disk) -> None:
     assert not log.failing
 
 
-def test_what_somebody_deleted_becomes_a_gap(disk: Disk) -> None:
+def test_what_somebody_deleted_becomes_a_gap(disk: ModelDisk) -> None:
     """The rest of that file is given up, and said to be; what follows is delivered."""
     log = log_of(b"abcdefgh", spool=spool_of())
     disk.serve(log)
@@ -842,7 +814,7 @@ def test_what_somebody_deleted_becomes_a_gap(disk: Disk) -> None:
     assert read_all(log, disk, start=4) == b"efghijkl"
 
 
-def test_a_deletion_that_failed_counts_as_done(disk: Disk) -> None:
+def test_a_deletion_that_failed_counts_as_done(disk: ModelDisk) -> None:
     """It is tried again when the daemon ends; until then nothing waits for it."""
     spool = spool_of()
     log = log_of(b"abcdefgh", spool=spool)
