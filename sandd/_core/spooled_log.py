@@ -343,7 +343,8 @@ class SpooledLog(ByteSendLog):
 
     def _want(self, disk: _DiskPart, offset: int) -> None:
         # Whoever finds no place here asks again when a piece has come: all channels are activated then.
-        if offset not in disk.pieces and len(disk.wanted) < READ_AHEAD:
+        is_known = offset in disk.wanted or offset in disk.pieces
+        if not is_known and len(disk.wanted) < READ_AHEAD:
             disk.wanted[offset] = None
             self._ask()
 

@@ -54,7 +54,8 @@ class Spooler:
         """See to it that all that the logs ask for is done."""
         work = self._spool.work
         while work:
-            one, _ = work.popitem()
+            one = next(iter(work))
+            del work[one]
             wakeup = self._wakeups.get(one)
             if wakeup is None:
                 self._wakeups[one] = trio.Event()
@@ -72,6 +73,7 @@ class Spooler:
                     if not await self._perform(one, task):
                         retry_at = trio.current_time() + RETRY_SECONDS
                     self._changed(one.job)
+                    self.serve()  # what was deleted may be another job's room
                     continue
                 one.job.tell_stalls()
                 self._changed(one.job)
@@ -96,9 +98,8 @@ class Spooler:
         except SpoolLost as error:
             log.error("spool_lost", job=one.job.key[1], reason=str(error))
             one.lost(task)
-        except (
-            Exception
-        ) as error:  # not only OSError: a defect of ours shall cost this job's pace alone
+        except Exception as error:
+            # Not only OSError: a defect of ours, too, shall cost no more than this job's pace.
             if not self._failing:
                 # Once, and not for each of a thousand jobs that try once a second.
                 log.error("spool_failed", path=str(self._files.directory), reason=str(error))
