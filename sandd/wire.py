@@ -608,6 +608,32 @@ class Started:
     pid: int = field(default=0, validator=_offset)
 
 
+class StallReason(enum.StrEnum):
+    """What keeps a daemon from putting output on its disk."""
+
+    QUOTA = "quota"  # the job's, or the daemon's: it goes on when output is fetched, here or there
+    DISK = "disk"  # full or broken: it goes on as soon as that is mended
+
+
+@frozen
+class Stalled:
+    """EVENTS: the job's process has to wait, because the daemon has no room for more of this output.
+
+    Nothing is lost. It is said while nobody fetches the output, and once until Flowing.
+    """
+
+    stream: Stream
+    reason: StallReason
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # the system's, for DISK
+
+
+@frozen
+class Flowing:
+    """EVENTS: there is room again for the output that had Stalled."""
+
+    stream: Stream
+
+
 class Outcome(enum.StrEnum):
     """How a job ended."""
 
@@ -658,7 +684,7 @@ class Failed:
     finals: Mapping[Stream, int] = field(factory=dict, validator=_at_most(len(Stream)))
 
 
-Event: TypeAlias = Started | Exited | Failed
+Event: TypeAlias = Started | Stalled | Flowing | Exited | Failed
 
 
 @frozen
@@ -800,11 +826,14 @@ CONTROL_TAGS: Final[dict[type, str]] = {
     Attach: "attach", Attached: "attached", Refused: "refused", Away: "away", Taken: "taken",
     Detach: "detach", Flush: "flush", Window: "window", End: "end",
 }  # fmt: skip
-EVENT_TAGS: Final[dict[type, str]] = {Started: "started", Exited: "exited", Failed: "failed"}
+EVENT_TAGS: Final[dict[type, str]] = {
+    Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
+}  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", DetachJob: "detach"}
 ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job"}
 ENUMERATIONS: Final = (
-    Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, Outcome, FailedCode, OnFull,
+    Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
+    OnFull,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from attrs import define, field
+from model_disk import ModelDisk
 
 from sandd import wire
 from sandd._core._errors import DaemonGone, JobNotFound, JobTaken, RequestRefused
@@ -24,6 +25,7 @@ from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
+from sandd._core.spooled_log import PIECE_BYTES, READ_AHEAD, Spool
 from sandd._core.streams import RING_BYTES, WINDOW_BYTES, Gap
 from sandd.wire import DaemonState, FailedCode, FrameType, JobState, Outcome, Role, Stream
 
@@ -335,7 +337,7 @@ class Peer:
         if frame.type is FrameType.DATA:
             data = wire.decode_data(frame)
             if data.stream is Stream.EVENTS:
-                ended = not isinstance(wire.decode_event(data.body), wire.Started)
+                ended = isinstance(wire.decode_event(data.body), wire.Exited | wire.Failed)
                 self.exits[frame.channel] += ended
                 assert self.exits[frame.channel] <= 1, "(6) an end that was told twice"
         for job in self.client.receive(frame):
@@ -348,9 +350,10 @@ class Peer:
 class World:
     """Clients, router, daemon and processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, spool: Spool | None = None) -> None:
         self.router = Router()
-        self.table = JobTable("instance-1", retention=3600.0)
+        self.disk = ModelDisk()
+        self.table = JobTable("instance-1", retention=3600.0, spool=spool)
         self.now = 0.0
         self.peers: list[Peer] = []
         self.cables: list[Cable] = []
@@ -426,11 +429,17 @@ class World:
     # -- jobs
 
     def start(
-        self, peer: Peer, *, dropping: bool = False, job_id: str | None = None, lease: float = 600.0
+        self,
+        peer: Peer,
+        *,
+        dropping: bool = False,
+        detach: bool = False,
+        job_id: str | None = None,
+        lease: float = 600.0,
     ) -> Reader:
         """A client starts a job."""
         on_full = wire.OnFull.DROP_OLDEST if dropping else wire.OnFull.BLOCK
-        spec = wire.CommandSpec((b"model",), on_full=on_full, lease=lease)
+        spec = wire.CommandSpec((b"model",), on_full=on_full, lease=lease, detach=detach)
         return self._reader(peer, peer.client.open(DAEMON, spec, job_id=job_id))
 
     def attach(
@@ -552,9 +561,20 @@ class World:
         """Everything that can travel does, to the last frame, in a bounded number of rounds."""
         for _ in range(limit):
             moved = [cable.pump() for cable in self.live_cables]
-            if not any(moved):
+            if not self.serve_disk() and not any(moved):
                 return
         raise AssertionError("(9) the network never comes to rest")
+
+    def serve_disk(self) -> bool:
+        """The disk does what the outputs ask for; whether there was anything."""
+        work = self.table.spool.work if self.table.spool is not None else {}
+        served = bool(work)
+        while work:
+            log, _ = work.popitem()
+            self.disk.serve(log)
+            log.job.tell_stalls()
+            log.job.announce()
+        return served
 
     def heal(self) -> None:
         """Every broken connection is noticed at both ends and made again."""
@@ -589,6 +609,9 @@ class World:
                 assert route.client in self.router.clients, "a route to nobody"
                 live = self.router.daemons.get(route.daemon.daemon_id)
                 assert live is route.daemon, "(8) a route over a dead link"
+        if self.table.spool is not None:
+            used = sum(job.disk_bytes for job in self.table.jobs.values())
+            assert used <= self.table.spool.used <= self.table.spool.daemon_quota, "(4) the quota"
         for key, job in self.table.jobs.items():
             for attachment in job.attachments:
                 assert attachment.link.attachments[attachment.channel.number] is attachment, key
@@ -600,10 +623,12 @@ class World:
             assert log.base <= log.floor <= log.end, "(3) base, floor and end are out of order"
             self._never_down(log, log.base, log.floor, log.end)
             if stream in OUTPUTS:
-                held = log.end - log.base
+                output = job.outputs[stream]
                 most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
-                assert held <= most, "(4) more is held than the bound"
-                if not log.dropping:
+                read_back = READ_AHEAD * PIECE_BYTES if output.disk_bytes else 0
+                assert output.memory_bytes <= most + read_back, "(4) more is held than the bound"
+                is_forgotten = self.table.jobs.get(job.key) is not job
+                if not (output.dropping or is_forgotten):
                     read = [reader.job.outputs[stream].consumed for _, reader in process.owners]
                     assert log.floor <= max(read, default=0), "(4) freed, but no owner took it"
         waiting = job.input.received - job.input.consumed
@@ -700,7 +725,7 @@ class World:
         for stream in OUTPUTS:
             reader._begin(stream)
             assert reader.position[stream] == process.produced[stream], "(6) the output ends short"
-            if job.role is Role.OWNER and not process.job.sends[stream].dropping:
+            if job.role is Role.OWNER and not process.job.outputs[stream].dropping:
                 assert not reader.gaps[stream], "(1) the owner missed something"
                 before = [0, *self._read_by_owners_before(reader, stream)]
                 assert reader.started_at[stream] <= max(before), "(1) some bytes had no owner"
@@ -710,7 +735,9 @@ class World:
         return [owner.job.outputs[stream].consumed for owner in owners[: owners.index(reader)]]
 
     def check_empty(self) -> None:
-        """Nobody is attached to anything: no route, no attachment, nothing to send is left."""
+        """Nobody is attached to anything: no route, no attachment, no file, nothing to send is left."""
+        if self.table.spool is not None and not self.table.jobs:
+            assert (self.disk.files, self.table.spool.used) == ({}, 0), "a file is left"
         for link in [*self.router.clients, *self.router.daemons.values()]:
             assert not link.routes, "a route is left"
             assert not link.scheduler.pending, "something is still scheduled"

@@ -189,7 +189,7 @@ def test_a_job_that_failed_is_finished(peer: Peer) -> None:
 def test_events_of_a_newer_version_are_ignored(peer: Peer) -> None:
     """An event that this client doesn't know changes nothing."""
     job, channel = peer.running()
-    newer = wire.encode_event(wire.Started(1)).replace(b"\xa7started", b"\xa7stalled")
+    newer = wire.encode_event(wire.Started(1)).replace(b"\xa7started", b"\xa7snoozed")
     peer.client.receive(data(channel, Stream.EVENTS, 1, newer))
     peer.client.receive(unknown(channel))
     peer.client.receive(unknown(0))

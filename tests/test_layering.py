@@ -42,6 +42,8 @@ DAEMON_END = [
     "sandd._core.requests",
     "sandd._core.runner",
     "sandd._core.spawn_requests",
+    "sandd._core.spool_files",
+    "sandd._core.spooler",
     "sandd._core.state_directory",
     "sandd.daemon",
 ]
@@ -73,6 +75,7 @@ LAYERS = {
         "sandd._core.results",
         "sandd._core.router",
         "sandd._core.scheduler",
+        "sandd._core.spooled_log",
         "sandd._core.streams",
         "sandd._core.tombstones",
     ],

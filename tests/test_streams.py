@@ -39,11 +39,9 @@ def data(
     return Data(stream, offset, memoryview(body), final, gap_end)
 
 
-def log_of(
-    content: bytes, *, capacity: int | None = 100, retain: int = 0, dropping: bool = False
-) -> ByteSendLog:
+def log_of(content: bytes, *, capacity: int | None = 100, retain: int = 0) -> ByteSendLog:
     """A send log that holds `content`."""
-    log = ByteSendLog(capacity=capacity, retain=retain, dropping=dropping)
+    log = ByteSendLog(capacity=capacity, retain=retain)
     log.append(content)
     return log
 
@@ -129,34 +127,6 @@ def test_send_log_takes_nothing_behind_its_end() -> None:
         messages.append(b"two")
     messages.acknowledge(1)
     assert (messages.base, messages.end) == (1, 1)
-
-
-def test_dropping_log_always_has_room() -> None:
-    """With dropping on, the oldest bytes go, and the newest `capacity` are kept."""
-    log = log_of(b"abcdef", capacity=6, dropping=True)
-    assert log.room == 6
-    log.append(b"ghi")
-    assert (log.base, log.floor, log.end) == (3, 3, 9)
-    assert log.read(3, 10) == (b"defghi", 6)
-    log.append(b"ABCDEF")
-    assert log.read(9, 10) == (b"ABCDEF", 6)
-    log.acknowledge(5)  # what was dropped since counts no less
-    assert (log.base, log.floor) == (9, 9)
-
-
-def test_dropping_log_takes_at_most_its_capacity_at_once() -> None:
-    """What could never be kept is refused, and nothing is lost by the try."""
-    log = log_of(b"abc", capacity=4, dropping=True)
-    with pytest.raises(LocalProtocolError):
-        log.append(b"12345")
-    assert (log.base, log.end, log.read(0, 10)) == (0, 3, (b"abc", 3))
-
-
-def test_dropping_log_retains_too() -> None:
-    """The retained bytes come on top of the capacity."""
-    log = log_of(b"abcd", capacity=4, retain=3, dropping=True)
-    log.append(b"efgh")
-    assert (log.base, log.floor, log.end) == (1, 4, 8)
 
 
 def test_message_log_counts_messages() -> None:
@@ -264,20 +234,6 @@ def test_cursor_overtaken_at_the_very_end_says_gap_then_end() -> None:
     log.finish()
     log.acknowledge(8)
     assert all_frames(cursor) == [(2, b"", False, 8), (8, b"", True, None)]
-
-
-def test_gap_is_held_back_until_the_receiver_has_room() -> None:
-    """A receiver that takes nothing is not told of each gap: it gets one, when it takes something."""
-    log = log_of(b"abcdefgh", capacity=8, dropping=True)
-    cursor = SendCursor(Stream.OUTPUT, log, sent=0, max_offset=4)
-    assert all_frames(cursor) == [(0, b"abcd", False, None)]
-    for _ in range(5):
-        log.append(b"12345678")
-        assert not cursor.pending
-    cursor.on_window(4, 8)
-    assert all_frames(cursor) == [(4, b"", False, 40)]
-    cursor.on_window(40, 44)
-    assert all_frames(cursor) == [(40, b"1234", False, None)]
 
 
 def test_window_that_crossed_a_gap_is_no_error() -> None:

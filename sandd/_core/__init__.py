@@ -8,6 +8,7 @@ The exception tree (imports nothing of ours)
 
 Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, decisions out)
     streams          a byte log addressed by absolute offsets: base, floor, end, gaps
+    spooled_log      an output's log, whose oldest part may be on disk
     channels         one attachment to one job: what was sent and received, credit, acks
     scheduler        whose frame leaves next: control first, then fair between channels
     tombstones       which job ids are used up, in little memory
@@ -42,6 +43,8 @@ Trio shells of the daemon alone
     processes/       starting and ending process trees; its spawner is standard library only
     spawn_requests   from a job's spec to what is started
     requests         jobs without a process: what the daemon does itself
+    spool_files      output on disk: the files, and their removal
+    spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes
     dialer           keeps a daemon connected
     state_directory  what outlives a daemon, and its lock

@@ -79,6 +79,8 @@ class ClientJob:
         """So many events there were when we attached: what they tell is no news."""
         self.flush: wire.Flush | None = None
         """We wait to hear that all this has arrived."""
+        self.stalls: dict[Stream, wire.Stalled] = {}
+        """Outputs for which the daemon has no room, so that the process waits; and why."""
         self.result: wire.Exited | wire.Failed | None = None
         self.error: SanddError | None = None
         self.channel: Channel | None = None
@@ -161,6 +163,12 @@ class ClientJob:
             match wire.decode_event(message):
                 case wire.Started() as started:
                     self.started = started
+                case wire.Stalled() as stalled:
+                    if stalled.stream not in self.outputs:
+                        raise RemoteProtocolError(f"{stalled.stream.name} is no output")
+                    self.stalls[stalled.stream] = stalled
+                case wire.Flowing() as flowing:
+                    self.stalls.pop(flowing.stream, None)
                 case wire.Exited() | wire.Failed() as result:
                     if self.result is not None:
                         raise RemoteProtocolError("a second end after the exit")
@@ -169,5 +177,6 @@ class ClientJob:
                     if isinstance(result, wire.Exited) and self.started is None:
                         self.started = wire.Started(result.pid)
                     self.result = result
+                    self.stalls.clear()
                 case wire.Unknown():
                     pass

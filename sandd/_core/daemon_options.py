@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
@@ -12,12 +13,17 @@ from attrs import Factory, define, field
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.link import check_daemon_id, check_labels
+from sandd.wire import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+GIB: Final = 1024 * MIB
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_TOKEN_BYTES: Final = 4096
+MAX_SIZE: Final = 2**60
+"""Bytes; far beyond any disk, and exact in every arithmetic."""
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?b)?|b)?")
 
 
 @define
@@ -37,6 +43,10 @@ class DaemonOptions:
     """Seconds between dials at most."""
     max_running: int | None = None
     """Jobs that may run at once; None: min(256, open files / 8)."""
+    spool_quota: int = 8 * GIB
+    """Bytes of output on disk, of all jobs that nobody is attached to; 0: output stays in memory."""
+    job_spool_quota: int = 1 * GIB
+    """Bytes of output on disk, of one job."""
 
 
 # option -> environment variables; the first that is set counts
@@ -50,6 +60,8 @@ _VARIABLES: Final = {
     "log_format": ("SANDD_LOG_FORMAT",),
     "reconnect_max": ("SANDD_RECONNECT_MAX",),
     "max_running": ("SANDD_MAX_RUNNING",),
+    "spool_quota": ("SANDD_SPOOL_QUOTA",),
+    "job_spool_quota": ("SANDD_JOB_SPOOL_QUOTA",),
     "config": ("SANDD_CONFIG",),
 }
 
@@ -100,6 +112,14 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-running", metavar="N", help="jobs at once (default: min(256, open files / 8))"
+    )
+    parser.add_argument(
+        "--spool-quota",
+        metavar="SIZE",
+        help="output on disk while nobody is attached, all jobs together (default: 8GiB; 0: none)",
+    )
+    parser.add_argument(
+        "--job-spool-quota", metavar="SIZE", help="the same for one job (default: 1GiB)"
     )
     parser.add_argument("--version", action="version", version=f"sandd {version}")
     return parser
@@ -178,6 +198,8 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         max_running=None
         if max_running is None
         else int(_number("--max-running", max_running, least=1)),
+        spool_quota=_size("--spool-quota", given.get("spool_quota", 8 * GIB)),
+        job_spool_quota=_size("--job-spool-quota", given.get("job_spool_quota", 1 * GIB)),
     )
 
 
@@ -223,6 +245,18 @@ def _number(option: str, value: object, *, least: float) -> float:
     if not least <= number <= 1e9:
         raise ConfigurationError(f"{option} {value!r} is not a number of at least {least:g}")
     return number
+
+
+def _size(option: str, value: object) -> int:
+    match = _SIZE.fullmatch(str(value).strip().lower())
+    if match is not None:
+        base = 1000 if match[3] == "b" else 1024  # GB is decimal; GiB and G are binary
+        size = float(match[1]) * base ** "bkmgt".index(match[2] or "b")
+        if size <= MAX_SIZE:
+            return int(size)
+    raise ConfigurationError(
+        f"{option} {value!r} is not a size: give bytes, or a number with KiB, MiB, GiB or TiB"
+    )
 
 
 def default_max_running(open_files: int) -> int:

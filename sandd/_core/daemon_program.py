@@ -19,6 +19,8 @@ from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
+from sandd._core.spool_files import open_spool_files
+from sandd._core.spooled_log import Spool
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
 
 if TYPE_CHECKING:
@@ -43,7 +45,10 @@ async def run_daemon(
         RequestRefused: the controller will never take this daemon as it is.
     """
     daemon_id = options.daemon_id or default_daemon_id(options.state_dir)
-    with open_state_directory(options.state_dir, daemon_id) as state:
+    with (
+        open_state_directory(options.state_dir, daemon_id) as state,
+        open_spool_files(state.path) as files,
+    ):
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -53,11 +58,15 @@ async def run_daemon(
             if stop_requested():
                 return
             async with open_process_host() as host, open_unwrapping_nursery() as nursery:
+                spool = None
+                if options.spool_quota and options.job_spool_quota:
+                    spool = Spool.within(options.spool_quota, options.job_spool_quota)
                 runner = JobRunner(
-                    JobTable(instance),
+                    JobTable(instance, spool=spool),
                     host,
                     nursery,
                     max_running=options.max_running or default_max_running(open_files_limit()),
+                    files=files,
                 )
                 identity = Identity(
                     daemon_id=daemon_id,

@@ -142,6 +142,7 @@ class Dialer:
             heartbeat=welcome.heartbeat,
             dead_after=welcome.dead_after,
             after_message=self.runner.after_message,
+            after_pull=self.runner.serve_disk,
         )
         self._pump, self._link = pump, link
         self.runner.add_link(link, pump)

@@ -12,10 +12,9 @@ from attrs import define, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
 from sandd._core.scheduler import Scheduler
+from sandd._core.spooled_log import EVERYTHING, Spool, SpooledLog
 from sandd._core.streams import (
-    RING_BYTES,
     ByteReceiveLog,
-    ByteSendLog,
     MessageReceiveLog,
     MessageSendLog,
     ReceiveLog,
@@ -33,12 +32,16 @@ DEFAULT_LEASE: Final = 24 * 3600.0
 """Seconds an owned job may run without an owner, and an ended one is kept for nobody."""
 JOB_OVERHEAD: Final = 8 * wire.KIB
 """What a job costs besides its spec and output."""
+MAX_STALLS_TOLD: Final = 100
+"""Stalls of a job that are told: its events are kept whole, and this bounds them."""
 
 
 class Job:
     """One job as the daemon's protocol sees it: its streams and who is attached to it."""
 
-    def __init__(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec) -> None:
+    def __init__(
+        self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, spool: Spool | None = None
+    ) -> None:
         self.key = key
         self.spec_bytes = spec_bytes
         self.spec = spec
@@ -65,13 +68,16 @@ class Job:
         self.ended_at: float | None = None
         self.result: wire.Exited | wire.Failed | None = None
         self.lease = DEFAULT_LEASE if spec.lease is None else spec.lease
+        self._stalls_told = 0
         dropping = spec.on_full is OnFull.DROP_OLDEST
-        self.sends: dict[Stream, SendLog] = {
-            # Retained whole, so that whoever attaches later learns what became of the job.
-            Stream.EVENTS: MessageSendLog(capacity=None, retain=wire.MESSAGE_WINDOW),
-            Stream.OUTPUT: ByteSendLog(capacity=RING_BYTES, dropping=dropping),
-            Stream.ERROR: ByteSendLog(capacity=RING_BYTES, dropping=dropping),
+        retain = EVERYTHING if spec.detach else 0
+        self.outputs = {
+            stream: SpooledLog(self, retain=retain, dropping=dropping, spool=spool)
+            for stream in (Stream.OUTPUT, Stream.ERROR)
         }
+        # Retained whole, so that whoever attaches later learns what became of the job.
+        events = MessageSendLog(capacity=None, retain=EVERYTHING)
+        self.sends: dict[Stream, SendLog] = {Stream.EVENTS: events, **self.outputs}
         self.ops = MessageReceiveLog()
         self.input = ByteReceiveLog()
         self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
@@ -97,37 +103,53 @@ class Job:
     @property
     def held_bytes(self) -> int:
         """Memory that keeping the job costs, about."""
-        logs = (self.sends[Stream.OUTPUT], self.sends[Stream.ERROR])
-        return JOB_OVERHEAD + len(self.spec_bytes) + sum(log.end - log.base for log in logs)
+        output = sum(log.memory_bytes for log in self.outputs.values())
+        return JOB_OVERHEAD + len(self.spec_bytes) + output
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of its output on the daemon's disk."""
+        return sum(log.disk_bytes for log in self.outputs.values())
 
     def room(self, stream: Stream) -> int:
         """Bytes that `write` would take now."""
-        return self.sends[stream].room
+        return self.outputs[stream].room
 
     def write(self, stream: Stream, data: wire.Buffer) -> None:
         """Output of the process; at most `room` bytes."""
-        log = self.sends[stream]
-        assert isinstance(log, ByteSendLog)
-        log.append(data)
-        self._announce()
+        self.outputs[stream].append(data)
+        self.announce()
 
     def make_room(self, units: int) -> None:
         """The process has exited: take what its pipes still hold, whoever reads, so that the end can be told."""
-        for stream in (Stream.OUTPUT, Stream.ERROR):
-            log = self.sends[stream]
-            if log.capacity is not None:
-                log.capacity += units
+        for log in self.outputs.values():
+            log.drain(units)
+
+    def tell_stalls(self) -> None:
+        """Say which outputs wait for the daemon's disk, and which do no more; once per stall."""
+        if self.state is not JobState.RUNNING:
+            return  # an end is the last that is told
+        for stream, log in self.outputs.items():
+            stall = log.stall
+            if stall is None and log.told_stall:
+                log.told_stall = False
+                self._emit(wire.Flowing(stream))
+            elif stall is not None and not log.told_stall and self._stalls_told < MAX_STALLS_TOLD:
+                log.told_stall = True
+                self._stalls_told += 1
+                message = stall.message[: wire.MAX_TEXT_LENGTH]
+                self._emit(wire.Stalled(stream, stall.reason, message))
 
     def finish(self, stream: Stream) -> None:
         """The process' output has ended."""
         self.sends[stream].finish()
-        self._announce()
+        self.announce()
 
     def take_input(self, limit: int) -> bytes:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
-        self._announce()
+        self.announce()
         return chunk
 
     def next_op(self) -> wire.Op | wire.Unknown | None:
@@ -135,7 +157,7 @@ class Job:
         message = self.ops.take()
         if message is None:
             return None
-        self._announce()
+        self.announce()
         return wire.decode_op(message)
 
     def exited(
@@ -163,8 +185,7 @@ class Job:
 
     def _finals(self) -> dict[Stream, int]:
         finals = {}
-        for stream in (Stream.OUTPUT, Stream.ERROR):
-            log = self.sends[stream]
+        for stream, log in self.outputs.items():
             log.finish()
             log.end_is_told = True
             if log.end:
@@ -183,20 +204,39 @@ class Job:
         log = self.sends[Stream.EVENTS]
         assert isinstance(log, MessageSendLog)
         log.append(wire.encode_event(event))
-        self._announce()
+        self.announce()
 
     # -- attachments
 
     def detach(self) -> None:
         """From now on it outlives its owner."""
         self.detached = True
+        for log in self.outputs.values():
+            log.keep_all()
 
     @property
     def attachments(self) -> Iterable[Attachment]:
         """Everyone attached: the owner first."""
         return (self.owner, *self.viewers) if self.owner is not None else tuple(self.viewers)
 
-    def _announce(self) -> None:
+    def set_owner(self, owner: Attachment | None) -> None:
+        """Who is attached as the owner, from now on: its pace is the process' pace."""
+        self.owner = owner
+        for log in self.outputs.values():
+            log.own(attached=owner is not None)
+
+    def release_pieces(self) -> None:
+        """Nobody is attached: what was read back from the disk has no reader."""
+        for log in self.outputs.values():
+            log.release_pieces()
+
+    def abandon(self) -> None:
+        """Nobody will ask for its output any more; what of it is on disk is deleted."""
+        for log in self.outputs.values():
+            log.abandon()
+
+    def announce(self) -> None:
+        """There may be something for those who are attached."""
         for attachment in self.attachments:
             attachment.link.scheduler.activate(attachment.channel)
             attachment.link.dirty = True

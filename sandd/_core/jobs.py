@@ -10,7 +10,7 @@ the clock (`JobTable.tick`), and acts on the `Effect`s it is handed back.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
@@ -23,12 +23,15 @@ from sandd._core.streams import (
 from sandd._core.tombstones import JobKey, Tombstones, parse
 from sandd.wire import JobState, RefusedCode, Role, Stream
 
+if TYPE_CHECKING:
+    from sandd._core.spooled_log import Spool
+
 INPUT_WINDOW: Final = 256 * wire.KIB
 """Credit on INPUT: what the daemon may hold for a child that doesn't read."""
 MAX_JOBS: Final = 100_000
 """Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""
 MAX_ENDED_BYTES: Final = 256 * wire.MIB
-"""What jobs that have ended, and that nobody is attached to, may hold together."""
+"""Memory that jobs which have ended, and that nobody is attached to, may hold together."""
 INITIAL_CREDIT: Final = {
     Stream.EVENTS: wire.MESSAGE_WINDOW,
     Stream.OUTPUT: wire.INITIAL_OUTPUT_BYTES,
@@ -47,7 +50,7 @@ class Effect(enum.Enum):
     START = enum.auto()  # a new job: run it, or do it yourself if it is a request
     OPS = enum.auto()  # ops wait in Job.next_op
     INPUT = enum.auto()  # input (or its end) waits in Job.take_input
-    ROOM = enum.auto()  # output was acknowledged: Job.room may have grown
+    ROOM = enum.auto()  # output was acknowledged, or the owner left: Job.room may have grown
     END = enum.auto()  # kill it: Job.end_outcome, Job.end_signal and Job.end_grace say how
     FORGOTTEN = enum.auto()  # the job left the table
 
@@ -82,9 +85,13 @@ def _reads(spec: wire.Spec) -> bool:
 class JobTable:
     """All jobs of a daemon instance, and every rule about who may do what with them."""
 
-    def __init__(self, instance: str, *, retention: float = DEFAULT_LEASE) -> None:
+    def __init__(
+        self, instance: str, *, retention: float = DEFAULT_LEASE, spool: Spool | None = None
+    ) -> None:
         self.instance = instance
         self.retention = retention
+        self.spool = spool
+        """Where output goes while nobody is attached; None: it stays in memory."""
         self.jobs: dict[JobKey, Job] = {}
         self.tombstones = Tombstones()
         self.draining = False
@@ -233,7 +240,7 @@ class JobTable:
             full = len(self.jobs) - self._requests >= MAX_JOBS
         if full or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
-        job = self.jobs[key] = Job(key, message.spec, spec)
+        job = self.jobs[key] = Job(key, message.spec, spec, self.spool)
         job.asked_at = now
         return job
 
@@ -275,7 +282,7 @@ class JobTable:
         if job.client and not resumes:
             job.generation += 1
         job.client = message.client
-        job.owner = attachment
+        job.set_owner(attachment)
         job.unowned_seconds = 0.0
 
     def _open_channel(self, job: Job, number: int, message: wire.Attach) -> Channel:
@@ -336,12 +343,20 @@ class JobTable:
         attachment.link.scheduler.discard(attachment.channel)
         job = attachment.job
         if job.owner is attachment:
-            job.owner = None
+            job.set_owner(None)
         job.viewers.pop(attachment, None)
+        if not job.attachments:
+            job.release_pieces()
 
     def _detach(self, attachment: Attachment, now: float) -> Effects:
+        job = attachment.job
+        owned = job.owner is attachment
         self._unlink(attachment)
-        return self._settle(attachment.job, now)
+        effects = self._settle(job, now)
+        if owned and self.spool is not None:
+            # The process need not keep to the pace of an owner that is gone.
+            effects.append((job, Effect.ROOM))
+        return effects
 
     # -- the end
 
@@ -394,6 +409,7 @@ class JobTable:
             self._unlink(attachment)
             refused = wire.Refused(RefusedCode.ENDED, "the job was ended and forgotten")
             attachment.link.control(attachment.channel.number, refused)
+        job.abandon()
         del self.jobs[job.key]
         self._requests -= isinstance(job.spec, wire.Request)
         self.tombstones.bury(job.key, now)

@@ -57,11 +57,14 @@ class Pump:
         heartbeat: float,
         dead_after: float,
         after_message: Callable[[], None] = lambda: None,
+        after_pull: Callable[[], None] = lambda: None,
     ) -> None:
         self._connection = connection
         self._scheduler = scheduler
         self._on_frame = on_frame
         self._after_message = after_message
+        self._after_pull = after_pull
+        """Called when sources have been asked for what they have: they may want more for the next time."""
         self._liveness = Liveness(trio.current_time(), heartbeat, dead_after)
         self._wakeup = trio.Event()
         self._parked = False
@@ -89,7 +92,7 @@ class Pump:
         self._wakeup.set()
         if self._parked:
             self._parked = False
-            message = self._scheduler.next_message()
+            message = self._next_message()
             if message is not None:
                 if len(message) <= AT_ONCE_BYTES and self._connection.send_message_nowait(message):
                     self.bytes_sent += len(message)
@@ -190,7 +193,7 @@ class Pump:
     async def _write(self) -> None:
         while True:
             await self._connection.flush()
-            message, self._ready = self._ready or self._scheduler.next_message(), None
+            message, self._ready = self._ready or self._next_message(), None
             if message is None:
                 self._wakeup = trio.Event()
                 self._parked = True
@@ -201,6 +204,11 @@ class Pump:
                 continue
             await self._connection.send_message(message)
             self.bytes_sent += len(message)
+
+    def _next_message(self) -> bytes | None:
+        message = self._scheduler.next_message()
+        self._after_pull()
+        return message
 
     async def _watch(self) -> None:
         interval = self._liveness.interval

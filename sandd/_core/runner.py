@@ -23,11 +23,13 @@ from sandd._core.logs import get_logger
 from sandd._core.processes import Child, ChildLost, ProcessHost, ReceivesNowait, SpawnRequest
 from sandd._core.requests import Requests, signal_number
 from sandd._core.spawn_requests import spawn_request
+from sandd._core.spooler import Spooler
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
     from sandd._core.job import DaemonLink, Job
     from sandd._core.pump import Pump
+    from sandd._core.spool_files import SpoolFiles
 
 log = get_logger("jobs")
 
@@ -83,7 +85,13 @@ class JobRunner:
     """All running jobs of a daemon. Its nursery owns their tasks."""
 
     def __init__(
-        self, table: JobTable, host: ProcessHost, nursery: trio.Nursery, *, max_running: int
+        self,
+        table: JobTable,
+        host: ProcessHost,
+        nursery: trio.Nursery,
+        *,
+        max_running: int,
+        files: SpoolFiles | None = None,
     ) -> None:
         self._table = table
         self._host = host
@@ -94,6 +102,9 @@ class JobRunner:
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
         self._one_ended = trio.Event()
+        self._spooler: Spooler | None = None
+        if table.spool is not None and files is not None:
+            self._spooler = Spooler(table.spool, files, nursery, self._disk_has_served)
         self._starting = False
         """A start is under way whose answer has not been sent."""
         self._requests = Requests(table, nursery, act=self.act, wait_over=self._wait_over)
@@ -133,10 +144,23 @@ class JobRunner:
 
     def flush(self) -> None:
         """Wake the writers of links that have something to send."""
+        self.serve_disk()
         for link, pump in self._pumps.items():
             if link.dirty or link.scheduler.pending:
                 link.dirty = False
                 pump.wake()
+
+    def serve_disk(self) -> None:
+        """See to what the jobs' outputs want of the disk: mostly nothing."""
+        if self._spooler is not None:
+            self._spooler.serve()
+
+    def _disk_has_served(self, job: Job) -> None:
+        job.announce()
+        running = self._running.get(job)
+        if running is not None:
+            running.room_ready.set()
+        self.flush()
 
     # -- effects
 
@@ -416,6 +440,7 @@ class JobRunner:
         while True:
             room = job.room(stream)
             if room == 0:
+                self.serve_disk()
                 # Both pumps wait on one event: an unset one must stay the one that will be set.
                 if running.room_ready.is_set():
                     running.room_ready = trio.Event()

@@ -40,19 +40,15 @@ WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 class SendLog(ABC):
     """The sender's part of a stream: every unit from `base` to `end`; below `floor` the owner has all.
 
-    Invariant: ``base <= floor <= end``, none ever decreases, and with `dropping` off nothing at or
-    above the floor is freed.
+    Invariant: ``base <= floor <= end``, none ever decreases, and nothing at or above the floor is
+    freed. (A `SpooledLog` may be told to drop; then what it drops moves the floor, too.)
     """
 
-    def __init__(
-        self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False
-    ) -> None:
+    def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0) -> None:
         self.capacity = capacity
         """Units above the floor that may be held; None: whatever the caller appends (it owns the memory)."""
         self.retain = retain
         """Units kept below the floor, for those who attach later."""
-        self.dropping = dropping
-        """When full, drop the oldest instead of having no room."""
         self.base = 0
         self.floor = 0
         self.end = 0
@@ -66,8 +62,6 @@ class SendLog(ABC):
         """Units that may be appended now."""
         if self.capacity is None:
             return wire.MAX_OFFSET - self.end
-        if self.dropping:
-            return self.capacity
         return max(0, self.capacity - (self.end - self.floor))
 
     def finish(self) -> None:
@@ -92,12 +86,6 @@ class SendLog(ABC):
         if units > self.room:
             raise LocalProtocolError(f"append of {units} where there is room for {self.room}")
 
-    def _extend(self, units: int) -> None:
-        self.end += units
-        if self.dropping and self.capacity is not None:
-            self.floor = max(self.floor, self.end - self.capacity)
-            self._free(self.floor - self.retain)
-
     def _free(self, offset: int) -> None:
         if offset > self.base:
             self._discard(offset - self.base)
@@ -107,25 +95,30 @@ class SendLog(ABC):
     def _discard(self, units: int) -> None:
         """Forget the oldest `units`."""
 
+    def at_hand(self, offset: int) -> bool:
+        """Whether `read` has what stands at `offset` (base <= offset < end) now."""
+        return True
+
     @abstractmethod
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
-        """(payload, units) of one frame from `offset` (base <= offset < end), of at most `limit` units."""
+        """(payload, units) of one frame from `offset` (base <= offset < end), of at most `limit` units.
+
+        No units where that is not at hand; the log sees to it that it will be.
+        """
 
 
 class ByteSendLog(SendLog):
     """A log of bytes in one ring; freeing its front is cheap."""
 
-    def __init__(
-        self, *, capacity: int | None = RING_BYTES, retain: int = 0, dropping: bool = False
-    ) -> None:
-        super().__init__(capacity=capacity, retain=retain, dropping=dropping)
+    def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0) -> None:
+        super().__init__(capacity=capacity, retain=retain)
         self._bytes = bytearray()
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end; at most `room` of them."""
         self._check_room(len(data))
         self._bytes += data
-        self._extend(len(data))
+        self.end += len(data)
 
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         start = offset - self.base
@@ -148,7 +141,7 @@ class MessageSendLog(SendLog):
         """Add one message at the end."""
         self._check_room(1)
         self._messages.append(message)
-        self._extend(1)
+        self.end += 1
 
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         return self._messages[offset - self.base], 1
@@ -172,9 +165,11 @@ class SendCursor:
 
     @property
     def pending(self) -> bool:
-        """Whether `next_frame` has something."""
+        """Whether `next_frame` has something; not what has to come from a disk first."""
         log = self.log
-        return self.sent < min(log.end, self.max_offset) or self._end_pending
+        if self.sent < min(log.end, self.max_offset):
+            return self.sent < log.base or log.at_hand(self.sent)
+        return self._end_pending
 
     @property
     def _end_pending(self) -> bool:
@@ -188,7 +183,10 @@ class SendCursor:
         )
 
     def next_frame(self, channel: int, limit: int) -> EncodedFrame | None:
-        """The next frame in order, with at most `limit` units; None when there is nothing or no credit."""
+        """The next frame in order, with at most `limit` units.
+
+        None when there is nothing, no credit, or nothing at hand: who brings that activates the channel.
+        """
         log = self.log
         available = min(log.end, self.max_offset) - self.sent
         if available > 0:
@@ -198,6 +196,8 @@ class SendCursor:
                 self.sent = log.base
                 return wire.encode_gap(channel, self.stream, offset, log.base)
             body, units = log.read(offset, min(limit, available))
+            if not units:
+                return None
             self.sent += units
             # A message's frame never carries the FIN, so that one frame is exactly one message.
             final = log.final and self.sent == log.end and self.stream not in wire.MESSAGE_STREAMS

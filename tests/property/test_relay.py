@@ -14,7 +14,8 @@ from relay_world import Peer, Process, Reader, World
 
 from sandd import wire
 from sandd._core.client_job import AttachState
-from sandd.wire import JobState, Outcome, Role, Stream
+from sandd._core.spooled_log import Spool
+from sandd.wire import JobState, Role, Stream
 
 SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])
 OUTPUTS = st.sampled_from([Stream.OUTPUT, Stream.ERROR])
@@ -23,6 +24,8 @@ Moves: TypeAlias = list[tuple[int, bool, bool]]
 MOVES = st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.booleans()), max_size=12)
 FRACTIONS = st.integers(0, 2000) | st.integers(0, 10**6)
 """Bytes that still arrive of what is under way when a connection breaks."""
+QUOTAS = st.sampled_from([100_000, wire.MIB, 100 * wire.MIB])
+"""Bytes on disk: next to nothing, a little more than the rings hold, and more than is ever printed."""
 MAX_JOBS = 3
 MAX_REQUESTS = 3
 ROUNDS = 60
@@ -32,15 +35,20 @@ ROUNDS = 60
 class Relay(RuleBasedStateMachine):
     """One daemon; Alice, who starts jobs; Bob, who looks at them and takes them over."""
 
-    @initialize(dropping=st.booleans())
-    def set_up(self, dropping: bool) -> None:
+    @initialize(
+        dropping=st.booleans(),
+        detach=st.booleans(),
+        spool=st.builds(Spool.within, QUOTAS, QUOTAS) | st.none(),
+    )
+    def set_up(self, dropping: bool, detach: bool, spool: Spool | None) -> None:
         """Everybody is connected, and a first job is wanted."""
-        self.world = World()
+        self.world = World(spool)
         self.dropping = dropping
+        self.detach = detach
         self.alice = self.world.join("alice")
         self.bob = self.world.join("bob")
         self.world.dial()
-        self.world.start(self.alice, dropping=dropping)
+        self.world.start(self.alice, dropping=dropping, detach=detach)
 
     def pick(self, what: list[Any], index: int) -> Any:
         """One of several, or None where there is none."""
@@ -75,7 +83,7 @@ class Relay(RuleBasedStateMachine):
         # What a former instance ran under a chosen id may be asked for anew: that would be no fault.
         first = self.world.table.instance == "instance-1"
         job_id = "chosen" if chosen and first else None
-        self.world.start(self.alice, dropping=self.dropping, job_id=job_id)
+        self.world.start(self.alice, dropping=self.dropping, detach=self.detach, job_id=job_id)
 
     @rule(index=st.integers(0, 9), size=SIZES)
     def write(self, index: int, size: int) -> None:
@@ -218,6 +226,11 @@ class Relay(RuleBasedStateMachine):
             self.world.daemon_notices(cable)
         self.world.dial()
 
+    @rule()
+    def serve_disk(self) -> None:
+        """The daemon's disk does what it was asked for."""
+        self.world.serve_disk()
+
     # -- the network
 
     def travel(self, moves: Moves, max_bytes: int = 256 * wire.KIB) -> None:
@@ -319,9 +332,9 @@ class Relay(RuleBasedStateMachine):
             asked.peer.client.end(asked.job)
             asked.peer.client.close(asked.job)
         self.world.pump()
-        for job in self.world.table.commands("default"):
-            if job.detached:
-                self.world.act(self.world.table.stop(job, Outcome.CANCELLED))
+        for process in self.world.processes.values():
+            if process.job in self.world.table.jobs.values():
+                self.world.exit(process.job.key[1], 0)  # a detached one that nobody ended
         self.world.tick(5000)
         self.world.pump()
         self.world.check_empty()

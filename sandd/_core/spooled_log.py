@@ -1,0 +1,531 @@
+"""An output's log whose oldest part may lie on disk: what is put there, read back and deleted, and when.
+
+Sans-IO: the log says what the disk shall do (`SpooledLog.next_task`), one thing at a time, and is told
+how that went (`done`, `failed`, `lost`). Until then nothing is given up that the disk may not have.
+
+    base            disk.end                end
+     |---- on disk ----|----- in memory -----|          memory: at most `capacity`
+     |    segments     |        ring         |          disk: within the quotas
+
+What is in memory is the ring it always was; the disk drains it while nobody is attached who could. So
+room is room in the ring, whatever the disk holds, and a disk that can't take more makes the process
+wait by that alone. A cursor in the part on disk has nothing to send until that has been read back.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from attrs import define, field, frozen
+
+from sandd import wire
+from sandd._core._errors import LocalProtocolError
+from sandd._core.streams import RING_BYTES, ByteSendLog
+from sandd.wire import StallReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sandd._core.job import Job
+    from sandd.wire import Buffer
+
+SEGMENT_BYTES: Final = 16 * wire.MIB
+"""One file of a spool: space is given back to the disk in such steps."""
+SEGMENTS_OF_A_QUOTA: Final = 8
+"""A small quota has smaller segments, so that what is freed of it is never most of it."""
+PIECE_BYTES: Final = 128 * wire.KIB
+"""One write or read: half the ring, so that the process fills one half while the disk takes the other."""
+READ_AHEAD: Final = 2
+"""Pieces read back that are held per log. More readers than that at different places share the disk's time."""
+EVERYTHING: Final = wire.MAX_OFFSET
+"""`retain` of a log that frees what was acknowledged only when it needs the room."""
+
+
+# ---- what the disk is asked for -------------------------------------------------------------------
+
+
+@frozen
+class Spill:
+    """Write `data`, which stands at `start` of the stream, at `position` of a file."""
+
+    file: str
+    position: int
+    start: int
+    data: bytes
+
+
+@frozen
+class Fetch:
+    """Read `size` bytes, which stand at `start` of the stream, from `position` of a file."""
+
+    file: str
+    position: int
+    start: int
+    size: int
+
+
+@frozen
+class Delete:
+    """Delete these files: nobody needs what stands below `until`, and from there on they hold nothing."""
+
+    files: tuple[str, ...]
+    until: int
+
+
+DiskTask: TypeAlias = Spill | Fetch | Delete
+
+
+@frozen
+class Stall:
+    """Why the disk takes no more."""
+
+    reason: StallReason
+    message: str = ""
+
+
+@define(eq=False)
+class Spool:
+    """What the logs of a daemon share: the quotas, and the list of those for which the disk has work."""
+
+    daemon_quota: int
+    """Bytes on disk of all jobs together."""
+    job_quota: int
+    """Bytes on disk of one job."""
+    segment_bytes: int = SEGMENT_BYTES
+    piece_bytes: int = PIECE_BYTES
+    used: int = 0
+    work: dict[SpooledLog, None] = field(factory=dict)
+    """Logs whose `next_task` may have something; the shell empties it."""
+    _refused: dict[SpooledLog, None] = field(factory=dict)
+    """Logs that found no room within the quotas."""
+    _numbers: Iterator[int] = field(factory=itertools.count)
+
+    @classmethod
+    def within(cls, daemon_quota: int, job_quota: int) -> Spool:
+        """A spool with these quotas, in bytes, and segments that suit them."""
+        part = min(daemon_quota, job_quota) // SEGMENTS_OF_A_QUOTA
+        return cls(daemon_quota, job_quota, max(1, min(SEGMENT_BYTES, part)))
+
+    def reserve(self, log: SpooledLog, units: int) -> bool:
+        """Whether the log may put `units` more on disk; if not, it is asked again when there is room."""
+        if self.used + units > self.daemon_quota or log.job.disk_bytes + units > self.job_quota:
+            self._refused[log] = None
+            return False
+        self._refused.pop(log, None)
+        self.used += units
+        return True
+
+    def release(self, units: int) -> None:
+        """So much is on disk no more; whoever was refused may ask again."""
+        self.used -= units
+        self.work.update(self._refused)
+        self._refused.clear()
+
+    def forget(self, log: SpooledLog) -> None:
+        """The log wants nothing more."""
+        self._refused.pop(log, None)
+
+    def next_number(self) -> int:
+        """A number that no other log has, for the names of its files."""
+        return next(self._numbers)
+
+
+@define(eq=False)
+class _DiskPart:
+    """The part of a log that is on disk: ``max(base, start)`` to `end`. Made when first needed."""
+
+    number: int
+    start: int
+    """Files hold nothing below it; the log's base may be within the first file."""
+    end: int
+    touched: int
+    """A write that failed may have left something up to here, in a file of its own."""
+    busy: DiskTask | None = None
+    """Under way. One at a time, so that no two are ever about the same file."""
+    trouble: Stall | None = None
+    """Why the last try to put something there failed."""
+    unreadable: bool = False
+    """The last try to read failed."""
+    wanted: dict[int, None] = field(factory=dict)
+    """Offsets at which somebody waits, longest first."""
+    pieces: dict[int, bytes] = field(factory=dict)
+    """Read back, by offset, oldest first."""
+    fetched_last: bool = False
+
+
+# ---- the log --------------------------------------------------------------------------------------
+
+
+class SpooledLog(ByteSendLog):
+    """A job's output. Without a spool, or while its owner is attached and keeps up, it is a ring in memory.
+
+    When there is no room, what `retain` kept below the floor goes first. Then the process waits, or,
+    with `dropping`, the oldest goes.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        capacity: int = RING_BYTES,
+        retain: int = 0,
+        dropping: bool = False,
+        spool: Spool | None = None,
+    ) -> None:
+        super().__init__(capacity=capacity, retain=retain)
+        self.capacity: int = capacity
+        """Bytes in memory, and while the owner is attached those it has not acknowledged."""
+        self.job = job
+        self.dropping = dropping
+        """When full, drop the oldest instead of having no room."""
+        self.told_stall = False
+        """The last word of it to the job's clients was that it stalls."""
+        self._is_owned = False
+        self._draining = False
+        self._spool = spool
+        self._disk: _DiskPart | None = None
+        self._spill_above = capacity // 2
+
+    # -- what there is
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of it in memory: the ring, and what was read back or is being written."""
+        disk = self._disk
+        if disk is None:
+            return len(self._bytes)
+        under_way = len(disk.busy.data) if isinstance(disk.busy, Spill) else 0
+        return len(self._bytes) + under_way + sum(map(len, disk.pieces.values()))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of it on disk, and under way there."""
+        disk = self._disk
+        if disk is None:
+            return 0
+        under_way = len(disk.busy.data) if isinstance(disk.busy, Spill) else 0
+        return disk.end - disk.start + under_way
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be appended now: what the ring has free, or can do without."""
+        held = len(self._bytes)
+        room = self.capacity - held
+        if not self._takes_more and self._memory_start == self.base:
+            room += held if self.dropping else self.floor - self.base
+        if self._is_owned and not (self.dropping or self._draining):
+            # The owner's pace is the process' pace, whatever there is of older output.
+            room = min(room, self.capacity - (self.end - self.floor))
+        return max(0, room)
+
+    @property
+    def stall(self) -> Stall | None:
+        """Why the process waits for the disk, if it does: None where it has room, or waits for its reader."""
+        disk = self._disk
+        if disk is None or disk.trouble is None or self.room:
+            return None
+        waits_for_reader = self._is_owned and self.end - self.floor >= self.capacity
+        return None if waits_for_reader else disk.trouble
+
+    @property
+    def failing(self) -> bool:
+        """The disk failed, and there is a reason to `retry`."""
+        disk = self._disk
+        if disk is None:
+            return False
+        failed = disk.trouble is not None and disk.trouble.reason is StallReason.DISK
+        return (failed and self._spill_due) or (disk.unreadable and bool(disk.wanted))
+
+    @property
+    def _memory_start(self) -> int:
+        """What stands below is on disk, or gone."""
+        return self.base if self._disk is None else max(self.base, self._disk.end)
+
+    @property
+    def _spools(self) -> bool:
+        """Whether the disk is to take what the ring has no room for."""
+        if self._spool is None:
+            return False
+        # What is dropped is the oldest; as long as that is on disk, the newest has to go there, too.
+        has_backlog = self.dropping and self._memory_start > self.base
+        return not self._is_owned or self.retain > 0 or has_backlog
+
+    @property
+    def _takes_more(self) -> bool:
+        """The disk makes room in the ring, now or soon."""
+        return self._spools and (self._disk is None or self._disk.trouble is None)
+
+    @property
+    def _spill_due(self) -> bool:
+        return len(self._bytes) > self._spill_above and self._spools
+
+    # -- what the job does
+
+    def own(self, *, attached: bool) -> None:
+        """The job's owner has come, or is gone."""
+        self._is_owned = attached
+        self._look()
+
+    def keep_all(self) -> None:
+        """From now on keep also what was acknowledged, as far as there is room for it."""
+        self.retain = EVERYTHING
+
+    def drain(self, units: int) -> None:
+        """The process has exited: have room for `units` more in memory, whoever reads."""
+        self.capacity += units
+        self._draining = True
+
+    def append(self, data: Buffer) -> None:
+        units = len(data)
+        self._check_room(units)
+        self._bytes += data
+        self.end += units
+        if self.dropping and self._is_owned and not self.retain:
+            # What piled up while the owner was away is not dropped at its return, but grows no more.
+            self._drop(min(self.end - self.capacity, self.floor + units))
+        excess = len(self._bytes) - self.capacity
+        if excess > 0:
+            self._drop(self._memory_start + excess)
+        if len(self._bytes) > self._spill_above:
+            self._look()
+
+    def acknowledge(self, offset: int) -> None:
+        super().acknowledge(offset)
+        disk = self._disk
+        if disk is not None and disk.trouble is not None:
+            self._ask()  # some of it can be freed now
+
+    def abandon(self) -> None:
+        """The job is forgotten: nobody needs any of it."""
+        self.final = True
+        self._drop(self.end)
+        if self._spool is not None:
+            self._spool.forget(self)
+
+    def release_pieces(self) -> None:
+        """Nobody is attached: nobody needs what was read back."""
+        if self._disk is not None:
+            self._disk.pieces.clear()
+            self._disk.wanted.clear()
+
+    # -- what cursors do
+
+    def at_hand(self, offset: int) -> bool:
+        disk = self._disk
+        return disk is None or offset >= disk.end or self._piece_at(disk, offset) is not None
+
+    def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
+        disk = self._disk
+        if disk is None or offset >= disk.end:
+            start = offset - self._memory_start
+            with memoryview(self._bytes) as view:
+                chunk = bytes(view[start : start + limit])
+            return chunk, len(chunk)
+        at = self._piece_at(disk, offset)
+        if at is None:
+            self._want(disk, offset)
+            return b"", 0
+        piece = disk.pieces[at]
+        chunk = piece[offset - at : offset - at + limit]
+        after = at + len(piece)
+        if offset + len(chunk) == after:
+            del disk.pieces[at]  # whoever else stands there reads it again
+        if after < disk.end and len(disk.pieces) + len(disk.wanted) < READ_AHEAD:
+            self._want(disk, after)
+        return chunk, len(chunk)
+
+    def _piece_at(self, disk: _DiskPart, offset: int) -> int | None:
+        for at, piece in disk.pieces.items():
+            if at <= offset < at + len(piece):
+                return at
+        return None
+
+    def _want(self, disk: _DiskPart, offset: int) -> None:
+        # Whoever finds no place here asks again when a piece has come: all channels are activated then.
+        is_known = offset in disk.wanted or offset in disk.pieces
+        if not is_known and len(disk.wanted) < READ_AHEAD:
+            disk.wanted[offset] = None
+            self._ask()
+
+    # -- what the disk does
+
+    def next_task(self) -> DiskTask | None:
+        """What the disk shall do next, until `done`, `failed` or `lost`; None: nothing, or not now."""
+        disk = self._disk
+        if disk is not None and disk.busy is not None:
+            return None
+        task: DiskTask | None = None
+        if disk is not None:
+            task = self._next_delete(disk)
+            if task is None and not disk.fetched_last:
+                task = self._next_fetch(disk)
+        task = task or self._next_spill()
+        disk = self._disk
+        if disk is not None:
+            task = task or self._next_fetch(disk)
+            disk.busy = task
+            disk.fetched_last = isinstance(task, Fetch)
+        return task
+
+    def done(self, task: DiskTask, data: bytes = b"") -> None:
+        """The disk has done it; `data` is what a `Fetch` has read."""
+        disk, spool = self._finish(task)
+        match task:
+            case Spill():
+                start, disk.end = self._memory_start, task.start + len(task.data)
+                if disk.end > start:
+                    del self._bytes[: disk.end - start]
+            case Fetch():
+                if task.start in disk.wanted and task.start + len(data) > self.base:
+                    del disk.wanted[task.start]
+                    disk.pieces[task.start] = data
+                    while len(disk.pieces) > READ_AHEAD:
+                        del disk.pieces[next(iter(disk.pieces))]
+            case Delete():
+                self._deleted(disk, task, spool)
+        self._look()
+
+    def failed(self, task: DiskTask, message: str) -> None:
+        """The disk could not do it; the shell calls `retry` after a while, if it is still `failing`."""
+        disk, spool = self._finish(task)
+        match task:
+            case Spill():
+                disk.trouble = Stall(StallReason.DISK, message)
+                spool.release(len(task.data))
+            case Fetch():
+                disk.unreadable = True
+            case Delete():
+                self._deleted(disk, task, spool)  # it goes with the directory at the latest
+
+    def lost(self, task: DiskTask) -> None:
+        """What was to be read is not there any more: nobody will ever have it, so it becomes a gap."""
+        disk, spool = self._finish(task)
+        assert isinstance(task, Fetch)
+        disk.wanted.pop(task.start, None)
+        self._drop(min(self._segment_end(task.start, spool), disk.end))
+
+    def retry(self) -> None:
+        """Time has passed: try again what failed, after freeing what may be freed."""
+        disk = self._disk
+        if disk is not None:
+            if disk.trouble is not None and disk.trouble.reason is StallReason.DISK:
+                disk.trouble = None
+                self._make_way(disk)
+            disk.unreadable = False
+            self._look()
+
+    # -- inside
+
+    def _finish(self, task: DiskTask) -> tuple[_DiskPart, Spool]:
+        disk, spool = self._disk, self._spool
+        if disk is None or spool is None or disk.busy is not task:
+            raise LocalProtocolError("the disk was not asked for that")
+        disk.busy = None
+        return disk, spool
+
+    def _deleted(self, disk: _DiskPart, task: Delete, spool: Spool) -> None:
+        released, disk.start = task.until - disk.start, task.until
+        if disk.start == disk.end:
+            disk.touched = disk.end
+        if released:
+            disk.trouble = None  # a full disk has room again
+            spool.release(released)
+
+    def _next_delete(self, disk: _DiskPart) -> Delete | None:
+        assert self._spool is not None
+        size = self._spool.segment_bytes
+        until = last = self.base - self.base % size
+        if disk.end <= self.base:
+            until, last = disk.end, max(disk.end, disk.touched)  # the last file goes, too
+        if last <= disk.start:
+            return None
+        segments = range(disk.start // size, (last - 1) // size + 1)
+        return Delete(tuple(f"{disk.number}.{segment}" for segment in segments), until)
+
+    def _next_fetch(self, disk: _DiskPart) -> Fetch | None:
+        assert self._spool is not None
+        for offset in list(disk.wanted):
+            if not self.base <= offset < disk.end or offset in disk.pieces:
+                del disk.wanted[offset]
+        if not disk.wanted or disk.unreadable:
+            return None
+        start = next(iter(disk.wanted))
+        end = min(start + self._spool.piece_bytes, self._segment_end(start, self._spool), disk.end)
+        file, position = self._place(disk, start, self._spool)
+        return Fetch(file, position, start, end - start)
+
+    def _next_spill(self) -> Spill | Delete | None:
+        spool = self._spool
+        if spool is None or not self._spill_due:
+            return None
+        start = self._memory_start
+        disk = self._disk
+        if disk is None:
+            disk = self._disk = _DiskPart(spool.next_number(), start, start, start)
+        if disk.trouble is not None and disk.trouble.reason is StallReason.DISK:
+            return None
+        if disk.start == disk.end:
+            disk.start = disk.end = start  # nothing is there now
+        size = min(len(self._bytes), spool.piece_bytes, self._segment_end(start, spool) - start)
+        if not spool.reserve(self, size):
+            disk.trouble = Stall(StallReason.QUOTA)
+            self._make_way(disk)
+            return self._next_delete(disk)
+        disk.trouble = None
+        disk.touched = start + size
+        with memoryview(self._bytes) as view:
+            data = bytes(view[:size])
+        file, position = self._place(disk, start, spool)
+        return Spill(file, position, start, data)
+
+    def _make_way(self, disk: _DiskPart) -> None:
+        """Give up the oldest segment on disk, if the owner has it all, or the oldest may be dropped."""
+        assert self._spool is not None
+        until = min(self._segment_end(self.base, self._spool), disk.end)
+        if until > self.base and (self.dropping or until <= self.floor):
+            self._drop(until)
+
+    def _drop(self, offset: int) -> None:
+        """Nothing below `offset` is needed, whoever has it."""
+        self.floor = max(self.floor, offset)
+        self._free(offset)
+
+    def _free(self, offset: int) -> None:
+        if offset > self.base:
+            start = self._memory_start
+            if offset > start:
+                del self._bytes[: offset - start]
+            self.base = offset
+            disk = self._disk
+            if disk is not None:
+                for at, piece in list(disk.pieces.items()):
+                    if at + len(piece) <= offset:
+                        del disk.pieces[at]
+                self._look()
+
+    def _segment_end(self, offset: int, spool: Spool) -> int:
+        return offset - offset % spool.segment_bytes + spool.segment_bytes
+
+    def _place(self, disk: _DiskPart, offset: int, spool: Spool) -> tuple[str, int]:
+        """File, and position in it. A file may begin with a hole, which takes no space."""
+        segment, position = divmod(offset, spool.segment_bytes)
+        return f"{disk.number}.{segment}", position
+
+    def _look(self) -> None:
+        """Something changed: ask for the disk's work, if there is any now."""
+        disk = self._disk
+        if disk is None:
+            if self._spill_due:
+                self._ask()
+        elif (
+            disk.wanted
+            or self._next_delete(disk) is not None
+            # In trouble only to say so, once: else each byte that a dropping job writes would ask.
+            or (self._spill_due and (disk.trouble is None or not self.room))
+        ):
+            self._ask()
+
+    def _ask(self) -> None:
+        assert self._spool is not None
+        self._spool.work[self] = None
