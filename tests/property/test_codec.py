@@ -334,6 +334,7 @@ def plainest(cls: type) -> Any:
         wire.RefusedCode: wire.RefusedCode.BUSY,
         wire.Outcome: wire.Outcome.EXITED,
         wire.FailedCode: wire.FailedCode.LOST,
+        wire.StallReason: wire.StallReason.QUOTA,
         wire.Stream: Stream.OUTPUT,
     }
     given = {}
