@@ -377,7 +377,7 @@ class Ping:
 
 @frozen
 class Pong:
-    """The answer to a Ping, with its number."""
+    """The answer to a Ping, with its number; of several that came together the latest is answered."""
 
     number: int = field(default=0, validator=_offset)
 

@@ -25,6 +25,8 @@ SHARED_FRAME_BYTES: Final = 32 * wire.KIB
 """Data frame size while several sources are ready, so that each gets its turn soon."""
 SMALL_FRAME_BYTES: Final = 256
 """What a control frame counts for that isn't encoded yet: more than most of them have."""
+FRAME_OVERHEAD: Final = 128
+"""What a waiting control frame counts for besides its bytes: it is three objects."""
 MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
 """Control bytes waiting for a peer that doesn't read; beyond it the connection is given up."""
 
@@ -67,7 +69,7 @@ class Scheduler:
 
         `late`: nobody waits for it, so what is urgent goes first, control frames or not.
         """
-        self._control_bytes += _size(frame)
+        self._control_bytes += _size(frame) + FRAME_OVERHEAD
         if self._control_bytes > MAX_CONTROL_BACKLOG:
             self.overrun = True
         if not self.overrun:
@@ -95,7 +97,7 @@ class Scheduler:
         while self._control and room > 0:
             frame = self._control.popleft()
             size = _size(frame)
-            self._control_bytes -= size
+            self._control_bytes -= size + FRAME_OVERHEAD
             room -= size
             frames.append(frame)
         while self._urgent and room > 0:
@@ -109,7 +111,7 @@ class Scheduler:
         while late and self._late and room > 0:
             frame = self._late.popleft()
             size = _size(frame)
-            self._control_bytes -= size
+            self._control_bytes -= size + FRAME_OVERHEAD
             room -= size
             frames.append(frame)
         while self._bulk and room > 0:
