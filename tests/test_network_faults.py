@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from sandd.testing import FakeProcess
+
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
 
@@ -323,3 +325,48 @@ async def test_a_hundred_jobs_share_a_slow_line() -> None:
         assert results == {number: f"{number}\n" for number in range(100)}
         assert trio.current_time() - started >= it.proxy.passed[DOWN] / 32_000 - 0.5
         assert it.proxy.accepted == 1
+
+
+async def play_bulk(process: FakeProcess) -> int:
+    """``pour N`` writes so many bytes, ``count`` counts its input, and ``echo`` is itself."""
+    match process.argv:
+        case ("pour", size):
+            await process.stdout.send_all(DATA[: int(size)])
+        case ("count",):
+            assert process.stdin is not None
+            count = 0
+            async for chunk in process.stdin:
+                count += len(chunk)
+            await process.stdout.send_all(b"%d" % count)
+        case _:
+            await process.stdout.send_all(b"on\n")
+    return 0
+
+
+@pytest.mark.parametrize("direction", [UP, DOWN], ids=["output", "input"])
+async def test_bulk_on_a_slow_line_leaves_it_to_others_and_alive(direction: Direction) -> None:
+    """Much output, or input, goes in small messages: another command is soon answered, and nobody seems dead."""
+    size = 90_000
+    line = {"bandwidth": 40_000, "buffer_bytes": 4_000}
+    options = {"heartbeat": 0.4, "dead_after": 2.0}
+    async with core_world(faults=line, program=play_bulk, **options) as it:
+        took = []
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def transfer() -> None:
+                if direction is UP:
+                    result = await it.worker.run(["pour", str(size)])
+                    assert result.stdout_bytes == DATA[:size]
+                else:
+                    result = await it.worker.run(["count"], input=DATA[:size])
+                    assert result.stdout == str(size)
+                nursery.cancel_scope.cancel()
+
+            await it.proxy.wait_passed(it.proxy.passed[direction] + 15_000, direction)
+            while True:
+                started = trio.current_time()
+                assert (await it.worker.run("echo on")).stdout == "on\n"
+                took.append(trio.current_time() - started)
+        assert it.proxy.accepted == 1, "it was never taken for dead"
+        assert statistics.median(took) < 1.0

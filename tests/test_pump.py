@@ -41,6 +41,7 @@ class FakeConnection:
     write_pending_since: float | None = None
     goodbye_seconds: list[float] = field(factory=list)
     """For each `aclose`, how long the peer would have had to answer."""
+    unsent_limits: list[int] = field(factory=list)
     _gate: trio.Event | None = None
     _incoming: trio.MemorySendChannel[bytes | Exception] = field(init=False)
     _outgoing: trio.MemoryReceiveChannel[bytes | Exception] = field(init=False)
@@ -81,6 +82,10 @@ class FakeConnection:
         ]
 
     # -- what the pump does
+
+    def limit_unsent(self, count: int) -> None:
+        """See `Connection`."""
+        self.unsent_limits.append(count)
 
     async def aclose(self, code: int, *, timeout: float) -> None:
         """See `Connection`."""

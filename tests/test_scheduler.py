@@ -159,7 +159,7 @@ def test_a_discarded_source_is_not_asked() -> None:
 
 
 def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control frames are bounded in bytes, their overhead included; beyond it the connection is lost, and memory stays."""
+    """Control frames are bounded, their overhead included; beyond it the connection is lost, and memory stays."""
     size = sum(map(len, PING)) + FRAME_OVERHEAD
     monkeypatch.setattr(scheduler_module, "MAX_CONTROL_BACKLOG", 5 * size)
     scheduler = Scheduler()

@@ -9,6 +9,7 @@ The exception tree (imports nothing of ours)
 Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, decisions out)
     streams          a byte log addressed by absolute offsets: base, floor, end, gaps
     channels         one attachment to one job: what was sent and received, credit, acks
+    pace             how much to say at a time on a line of unknown speed
     scheduler        whose frame leaves next: control first, then fair between channels
     tombstones       which job ids are used up, in little memory
     job              one job on its daemon: streams, state, attachments

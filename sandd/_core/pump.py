@@ -15,6 +15,7 @@ from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.link import OWN_LAG, Liveness, Verdict
 from sandd._core.logs import get_logger
+from sandd._core.pace import Pace
 
 log = get_logger("link")
 
@@ -66,6 +67,7 @@ class Pump:
         self._on_frame = on_frame
         self._after_message = after_message
         self._liveness = Liveness(trio.current_time(), heartbeat, dead_after)
+        self._pace = Pace()
         self._wakeup = trio.Event()
         self._parked = False
         """The writer waits for `wake`, and everything before has been sent."""
@@ -150,6 +152,7 @@ class Pump:
                 log.exception("link_failed_inside")
                 ended(ConnectionLost(f"it failed inside: {error!r}"))
 
+        self._keep_pace()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -223,8 +226,15 @@ class Pump:
                 self._parked = False
                 self._idle = trio.Event()
                 continue
+            started = trio.current_time()
             await self._connection.send_message(message)
             self.bytes_sent += len(message)
+            if self._pace.sent(len(message), trio.current_time() - started):
+                self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        self._scheduler.batch_bytes = self._pace.batch_bytes
+        self._connection.limit_unsent(self._pace.batch_bytes)
 
     async def _watch(self) -> None:
         interval = self._liveness.interval

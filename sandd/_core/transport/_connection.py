@@ -136,6 +136,11 @@ class Connection:
         """When the write that is now under way last got on; None: nothing is waiting."""
         return self._meter.write_pending_since
 
+    def limit_unsent(self, count: int) -> None:
+        """Let the kernel take about so many bytes beyond what the network has."""
+        if self._state is not _State.OVER:
+            self._meter.limit_unsent(count)
+
     async def send_message(self, message: bytes) -> None:
         """Send one binary message, as one frame. One task at a time.
 
