@@ -255,6 +255,25 @@ def encode_data(
     return _DATA_HEADER.pack(kind, channel, _DATA.size + len(body), stream, offset), body
 
 
+def split_data(frame: EncodedFrame, count: int) -> tuple[EncodedFrame, EncodedFrame | None]:
+    """The frame's first `count` bytes, and a frame of the rest, if it is a data frame of more than that."""
+    head, body = frame
+    kind, channel, length = _HEADER.unpack_from(head)
+    if kind == FrameType.GAP or length <= _DATA.size + count:
+        return frame, None
+    if len(head) == HEADER_BYTES:  # one that is passed on: its payload is still in one piece
+        number, offset = _DATA.unpack_from(body)
+        body = body[_DATA.size :]
+    else:
+        number, offset = _DATA.unpack_from(head, HEADER_BYTES)
+    final = kind == FrameType.FIN
+    stream = _STREAMS[number]
+    return (
+        encode_data(channel, stream, offset, body[:count]),
+        encode_data(channel, stream, offset + count, body[count:], final=final),
+    )
+
+
 def encode_gap(channel: int, stream: Stream, start: int, end: int) -> EncodedFrame:
     """A GAP frame: ``start``..``end`` of the stream is gone; delivery goes on at ``end``."""
     return _HEADER.pack(FrameType.GAP, channel, _GAP.size), _GAP.pack(stream, start, end)
@@ -393,7 +412,7 @@ class Ping:
 
 @frozen
 class Pong:
-    """The answer to a Ping, with its number."""
+    """The answer to a Ping, with its number; of several that came together the latest is answered."""
 
     number: int = field(default=0, validator=_offset)
 

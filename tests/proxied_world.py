@@ -99,4 +99,5 @@ async def core_world(
             open_daemon_cores(proxy.url, 1, program=program, reconnect_max=0.05) as cores,
         ):
             worker = await controller.wait_for_daemon("core-0")
+            await cores.wait_live()
             yield CoreWorld(controller, proxy, cores[0], worker)

@@ -72,6 +72,7 @@ LAYERS = {
         "sandd._core.job_info",
         "sandd._core.jobs",
         "sandd._core.link",
+        "sandd._core.pace",
         "sandd._core.results",
         "sandd._core.router",
         "sandd._core.scheduler",

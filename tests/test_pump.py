@@ -13,7 +13,14 @@ from attrs import define, field
 from sandd import RemoteProtocolError, wire
 from sandd._core._errors import ConnectionLost
 from sandd._core.link import OWN_LAG, WRITE_STALL
-from sandd._core.pump import AT_ONCE_BYTES, NEVER, Pump, receive_control, send_control
+from sandd._core.pump import (
+    AT_ONCE_BYTES,
+    FRAMES_PER_TURN,
+    NEVER,
+    Pump,
+    receive_control,
+    send_control,
+)
 from sandd._core.scheduler import MAX_CONTROL_BACKLOG, Scheduler
 from sandd.wire import Stream
 
@@ -32,6 +39,9 @@ class FakeConnection:
     """Those of `sent` that were handed over without waiting."""
     takes_at_once: bool = True
     write_pending_since: float | None = None
+    goodbye_seconds: list[float] = field(factory=list)
+    """For each `aclose`, how long the peer would have had to answer."""
+    unsent_limits: list[int] = field(factory=list)
     _gate: trio.Event | None = None
     _incoming: trio.MemorySendChannel[bytes | Exception] = field(init=False)
     _outgoing: trio.MemoryReceiveChannel[bytes | Exception] = field(init=False)
@@ -73,6 +83,14 @@ class FakeConnection:
 
     # -- what the pump does
 
+    def limit_unsent(self, count: int) -> None:
+        """See `Connection`."""
+        self.unsent_limits.append(count)
+
+    async def aclose(self, code: int, *, timeout: float) -> None:
+        """See `Connection`."""
+        self.goodbye_seconds.append(timeout)
+
     async def flush(self) -> None:
         """See `Connection`."""
 
@@ -98,10 +116,15 @@ class FakeConnection:
             raise message
         return message
 
-    async def deliver_messages(self, receive: Callable[[bytes], None]) -> None:
+    async def deliver_messages(
+        self, receive: Callable[[bytes], bool], go_on: Callable[[], bool]
+    ) -> None:
         """See `Connection`."""
         while True:
-            receive(await self.receive_message())
+            done = receive(await self.receive_message())
+            while not done:
+                await trio.lowlevel.checkpoint()
+                done = go_on()
 
 
 @define(eq=False)
@@ -299,6 +322,28 @@ async def test_frames_are_handed_over_in_order_and_each_message_is_followed_up()
         assert bench.pump.bytes_received == 3 * len(b"".join(first))
 
 
+async def test_a_message_of_many_frames_is_taken_in_turns() -> None:
+    """Others run in between; its frames stay in order, and the next message behind them."""
+    count = 5 * FRAMES_PER_TURN + 7
+    async with opened() as bench:
+        offsets = [*range(count), 1_000_000]
+        data = [wire.encode_data(1, Stream.OUTPUT, offset, b"") for offset in offsets]
+        bench.connection.say(*data[:-1])
+        bench.connection.say(data[-1])
+        await trio.testing.wait_all_tasks_blocked()
+        assert [wire.decode_data(frame).offset for frame in bench.frames] == offsets
+        assert bench.turns == [*range(FRAMES_PER_TURN, count, FRAMES_PER_TURN), count, count + 1]
+
+
+async def test_a_bad_frame_among_many_ends_the_link() -> None:
+    """Though it is met in a later turn than the message came in."""
+    data = wire.encode_data(1, Stream.OUTPUT, 0, b"")
+    async with opened() as bench:
+        bench.connection.say_bytes(b"".join(data) * (FRAMES_PER_TURN + 3) + b"\xff" * 20)
+        assert isinstance(await bench.over(), RemoteProtocolError)
+        assert len(bench.frames) == FRAMES_PER_TURN + 3
+
+
 async def test_a_ping_is_answered_with_its_number() -> None:
     """By itself, and not handed on."""
     async with opened() as bench:
@@ -306,6 +351,15 @@ async def test_a_ping_is_answered_with_its_number() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert bench.connection.controls == [wire.Pong(77)]
         assert bench.frames == []
+
+
+async def test_pings_that_come_together_are_answered_once() -> None:
+    """By the number of the latest: a flood of them costs no flood of answers."""
+    async with opened() as bench:
+        pings = [wire.encode_control(0, wire.Ping(number)) for number in range(1, 101)]
+        bench.connection.say(*pings)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.connection.controls == [wire.Pong(100)]
 
 
 async def test_pinging_returns_with_the_answer() -> None:
@@ -394,6 +448,7 @@ async def test_the_end_of_the_connection_is_told_as_it_was() -> None:
     async with opened() as bench:
         bench.connection.end(error)
         assert await bench.over() is error
+        assert bench.connection.goodbye_seconds == [], "whoever has the connection closes it"
 
 
 async def test_closed_by_us_it_says_why() -> None:
@@ -428,6 +483,7 @@ async def test_silence_is_met_with_pings_and_then_with_the_end(
         assert bench.outcome == []
         await trio.sleep(5)
         assert "nothing heard" in str(bench.outcome[0])
+        assert bench.connection.goodbye_seconds == [0.0], "who is dead answers no goodbye"
 
 
 async def test_any_word_keeps_a_link_alive_and_spares_the_ping(
@@ -465,6 +521,7 @@ async def test_a_peer_that_takes_nothing_is_given_up(
         assert bench.outcome == []
         await trio.sleep(4)
         assert "took no byte" in str(bench.outcome[0])
+        assert bench.connection.goodbye_seconds == [0.0]
 
 
 async def test_a_peer_that_lets_control_messages_pile_up_is_given_up(

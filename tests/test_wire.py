@@ -175,6 +175,42 @@ def test_a_control_frame_in_this_process_is_never_bytes() -> None:
     assert wire.readdress(9, unknown) == wire.readdress(9, far)  # its bytes are all we have
 
 
+@pytest.mark.parametrize("passed_on", [False, True])
+@pytest.mark.parametrize("final", [False, True])
+def test_split_data_cuts_a_frame_into_pieces_that_say_the_same(
+    passed_on: bool, final: bool
+) -> None:
+    """Each of at most so many bytes, contiguous, and the end stands behind the last one."""
+    frame = wire.encode_data(3, Stream.OUTPUT, 1000, b"0123456789", final=final)
+    if passed_on:
+        frame = wire.readdress(7, wire.as_frame(frame))
+    channel = 7 if passed_on else 3
+    said = []
+    rest: wire.EncodedFrame | None = frame
+    while rest is not None:
+        first, rest = wire.split_data(rest, 4)
+        (decoded,) = wire.decode_frames(b"".join(first))
+        assert decoded.channel == channel
+        data = wire.decode_data(decoded)
+        said.append((data.stream, data.offset, bytes(data.body), data.final))
+    assert said[0] == (Stream.OUTPUT, 1000, b"0123", False)
+    assert b"".join(body for _, _, body, _ in said) == b"0123456789"
+    assert [offset for _, offset, _, _ in said] == [
+        1000 + sum(len(body) for _, _, body, _ in said[:number]) for number in range(len(said))
+    ]
+    assert [last for _, _, _, last in said] == [False] * (len(said) - 1) + [final]
+
+
+def test_split_data_leaves_what_is_small_or_no_data() -> None:
+    """Frames of no more than so many bytes, and gaps."""
+    for frame in (
+        wire.encode_data(3, Stream.OUTPUT, 5, b"0123", final=True),
+        wire.readdress(7, wire.as_frame(wire.encode_data(3, Stream.OUTPUT, 5, b"0123"))),
+        wire.encode_gap(3, Stream.OUTPUT, 5, 50),
+    ):
+        assert wire.split_data(frame, 4) == (frame, None)
+
+
 def test_decode_data_reads_what_encode_wrote() -> None:
     """Stream, offset, bytes and the end arrive as they were sent."""
     frame = one_frame(b"".join(wire.encode_data(3, Stream.OUTPUT, 70, b"abc", final=True)))

@@ -10,6 +10,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     streams          a byte log addressed by absolute offsets: base, floor, end, gaps
     spooled_log      an output's log, whose oldest part may be on disk
     channels         one attachment to one job: what was sent and received, credit, acks
+    pace             how much to say at a time on a line of unknown speed
     scheduler        whose frame leaves next: control first, then fair between channels
     tombstones       which job ids are used up, in little memory
     job              one job on its daemon: streams, state, attachments

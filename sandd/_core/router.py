@@ -17,7 +17,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
-from sandd._core.scheduler import Scheduler
+from sandd._core.scheduler import SHARED_FRAME_BYTES, Scheduler
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode
 
@@ -46,8 +46,15 @@ class RelayQueue:
         return self._urgent.popleft() if self._urgent else None
 
     def next_bulk(self, limit: int) -> OutgoingFrame | None:
-        """See `Source`; frames are passed on whole, whatever `limit` says."""
-        return self._bulk.popleft() if self._bulk else None
+        """See `Source`; frames are passed on whole, unless the line is a slow one."""
+        if not self._bulk:
+            return None
+        frame = self._bulk.popleft()
+        if limit < SHARED_FRAME_BYTES and not isinstance(frame, wire.ControlFrame):
+            frame, rest = wire.split_data(frame, limit)
+            if rest is not None:
+                self._bulk.appendleft(rest)
+        return frame
 
 
 @define(eq=False)

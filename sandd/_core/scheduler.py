@@ -15,16 +15,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sandd import wire
+from sandd._core.pace import MOST_BYTES
 
 if TYPE_CHECKING:
     from sandd.wire import Buffer, OutgoingFrame
 
-BATCH_BYTES: Final = 256 * wire.KIB
-"""A message is closed once it holds this much: about what the socket buffers anyway."""
+BATCH_BYTES: Final = MOST_BYTES
+"""A message is closed once it holds this much, unless the line is slow."""
 SHARED_FRAME_BYTES: Final = 32 * wire.KIB
 """Data frame size while several sources are ready, so that each gets its turn soon."""
 SMALL_FRAME_BYTES: Final = 256
 """What a control frame counts for that isn't encoded yet: more than most of them have."""
+FRAME_OVERHEAD: Final = 128
+"""What a waiting control frame counts for besides its bytes: it is three objects."""
 MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
 """Control bytes waiting for a peer that doesn't read; beyond it the connection is given up."""
 
@@ -46,6 +49,8 @@ class Scheduler:
         self._control: deque[OutgoingFrame] = deque()
         self._late: deque[OutgoingFrame] = deque()
         self._control_bytes = 0
+        self.batch_bytes = BATCH_BYTES
+        """A message is closed, and a data frame ends, at this much: less on a slow line."""
         self.overrun = False
         """The peer doesn't read, and too much waits for it: this connection must be given up."""
         # dicts as ordered sets: a source stands in a ring at most once.
@@ -67,7 +72,7 @@ class Scheduler:
 
         `late`: nobody waits for it, so what is urgent goes first, control frames or not.
         """
-        self._control_bytes += _size(frame)
+        self._control_bytes += _size(frame) + FRAME_OVERHEAD
         if self._control_bytes > MAX_CONTROL_BACKLOG:
             self.overrun = True
         if not self.overrun:
@@ -95,7 +100,7 @@ class Scheduler:
         while self._control and room > 0:
             frame = self._control.popleft()
             size = _size(frame)
-            self._control_bytes -= size
+            self._control_bytes -= size + FRAME_OVERHEAD
             room -= size
             frames.append(frame)
         while self._urgent and room > 0:
@@ -109,13 +114,14 @@ class Scheduler:
         while late and self._late and room > 0:
             frame = self._late.popleft()
             size = _size(frame)
-            self._control_bytes -= size
+            self._control_bytes -= size + FRAME_OVERHEAD
             room -= size
             frames.append(frame)
         while self._bulk and room > 0:
             source = next(iter(self._bulk))
             del self._bulk[source]
-            bulk = source.next_bulk(SHARED_FRAME_BYTES if self._bulk else wire.MAX_DATA_BYTES)
+            limit = SHARED_FRAME_BYTES if self._bulk else wire.MAX_DATA_BYTES
+            bulk = source.next_bulk(min(limit, self.batch_bytes))
             if bulk is not None:
                 self._bulk[source] = None
                 room -= _size(bulk)
@@ -124,7 +130,7 @@ class Scheduler:
 
     def next_message(self) -> bytes | None:
         """The next WebSocket message, or None when there is nothing to send."""
-        frames = self.next_frames()
+        frames = self.next_frames(self.batch_bytes)
         if not frames:
             return None
         parts: list[Buffer] = []

@@ -305,7 +305,7 @@ class FaultProxy:
             close_streams(near, reset=True)
             return
         try:
-            far = await trio.open_tcp_stream(*self._target)
+            far = await self._dial()
         except OSError:
             close_streams(near, reset=True)  # as the target itself does where nobody listens
             return
@@ -315,7 +315,6 @@ class FaultProxy:
         if self._refusing:
             close_streams(near, far, reset=True)
             return
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
         connection = ProxiedConnection.between(near, far, dark=self._dark)
         self.accepted += 1
         for direction, lane in connection.lanes.items():
@@ -331,6 +330,18 @@ class FaultProxy:
             self._connections.discard(connection)
             close_streams(near, far, reset=connection.ending is Ending.RESET)
             self._tell()
+
+    async def _dial(self) -> trio.SocketStream:
+        host, _ = self._target
+        far = trio.socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        try:
+            # Before it connects: what has been offered to the other end can't be taken back.
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
+            await far.connect(self._target)
+        except BaseException:
+            far.close()
+            raise
+        return trio.SocketStream(far)
 
     async def _carry(self, connection: ProxiedConnection) -> None:
         async with trio.open_nursery() as watch:

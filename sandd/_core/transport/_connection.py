@@ -136,6 +136,11 @@ class Connection:
         """When the write that is now under way last got on; None: nothing is waiting."""
         return self._meter.write_pending_since
 
+    def limit_unsent(self, count: int) -> None:
+        """Let the kernel take about so many bytes beyond what the network has."""
+        if self._state is not _State.OVER:
+            self._meter.limit_unsent(count)
+
     async def send_message(self, message: bytes) -> None:
         """Send one binary message, as one frame. One task at a time.
 
@@ -217,33 +222,50 @@ class Connection:
             self._room.unpark_all()
         return message
 
-    async def deliver_messages(self, receive: Callable[[bytes], None]) -> NoReturn:
+    async def deliver_messages(
+        self, receive: Callable[[bytes], bool], go_on: Callable[[], bool]
+    ) -> NoReturn:
         """Call `receive` for every message as it arrives: in the reader's turn, not a turn later.
 
-        Ends as `receive_message` does, or with what `receive` raised; then it is not called again.
+        It returns whether it is done with the message. If not, `go_on` is called once a turn until that
+        says so, and what arrives meanwhile waits: no message, whatever is in it, holds up other tasks.
+
+        Ends as `receive_message` does, or with what either raised; then neither is called again.
         """
         failure: Exception | None = None
+        done = True
+
+        def is_left_over(step: Callable[[], bool]) -> bool:
+            """Take the step; True: this task has something to do about what came of it."""
+            nonlocal failure, done
+            try:
+                done = step()
+            except Exception as error:  # whatever it is, it is this task's to raise
+                failure = error
+            return failure is not None or not done
 
         def hand_over(message: bytes) -> bool:
-            nonlocal failure
             if failure is None:
-                if self._waiting_bytes:
-                    return False  # one that came before us still waits to be received below
-                try:
-                    receive(message)
-                except Exception as error:  # whatever it is, it is this task's to raise
-                    failure = error
-                    scope.cancel()
+                if not done or self._waiting_bytes:
+                    return False  # one that came before us still waits, to be received below
+                if is_left_over(lambda: receive(message)):
+                    waiting.cancel()
             return True
 
-        with trio.CancelScope() as scope:
-            self._protocol.hand_over = hand_over
-            try:
-                while failure is None:
-                    receive(await self.receive_message())
-            finally:
-                self._protocol.hand_over = lambda _: False
-        assert failure is not None  # nothing else cancels the scope
+        self._protocol.hand_over = hand_over
+        try:
+            while failure is None:
+                if not done:
+                    await trio.lowlevel.checkpoint()
+                    is_left_over(go_on)
+                    continue
+                message: bytes | None = None
+                with trio.CancelScope() as waiting:
+                    message = await self.receive_message()
+                if message is not None:
+                    is_left_over(lambda: receive(message))  # noqa: B023 - called at once
+        finally:
+            self._protocol.hand_over = lambda _: False
         raise failure
 
     async def aclose(self, code: int = 1000, reason: str = "", *, timeout: float = 2.0) -> None:

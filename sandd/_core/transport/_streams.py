@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from ipaddress import IPv6Address, ip_address
@@ -85,6 +86,16 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         except OSError:
             tcp.socket.close()
             raise
+
+    def limit_unsent(self, count: int) -> None:
+        """Let the kernel take about so many bytes beyond what the network has; NOTSENT_LOWAT at most."""
+        if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):
+            with contextlib.suppress(OSError):  # the peer is gone: whoever sends will meet it
+                self._tcp.setsockopt(
+                    trio.socket.IPPROTO_TCP,
+                    trio.socket.TCP_NOTSENT_LOWAT,
+                    min(count, NOTSENT_LOWAT),
+                )
 
     @property
     def has_unsent(self) -> bool:
