@@ -39,6 +39,9 @@ DAEMON: Final = "d"
 DRAIN: Final = wire.MIB
 """What a process may leave in its pipes when it exits."""
 
+SMALL_CHUNKS: Final = 100
+"""In which somebody reads, before it takes all the rest at once."""
+
 _NOISE: Final = random.Random(2).randbytes(wire.MIB) * 2
 
 
@@ -255,9 +258,12 @@ class Reader:
             return
         for stream, log in self.job.outputs.items():
             chunk: bytes | Gap | None = None
+            chunks = 0
             while chunk != b"":
                 self._begin(stream)
-                chunk = log.take(size)
+                # A few chunks of that size, and then all: a million single bytes show nothing more.
+                chunk = log.take(size if chunks < SMALL_CHUNKS else wire.MIB)
+                chunks += 1
                 position = self.position[stream]
                 if isinstance(chunk, Gap):
                     assert chunk.start == position, "(1) a gap that doesn't continue"
