@@ -483,6 +483,9 @@ class Attach:
     settled: int = field(
         default=0, validator=_offset
     )  # generated ids of this client below it never start again
+    attempt: int = field(
+        default=0, validator=_offset
+    )  # rises with each Attach of this client; an earlier one that comes late is refused
     tenant: str = field(
         default="", validator=_id
     )  # stamped by the router; what a client says is ignored

@@ -113,7 +113,18 @@ def test_a_job_starts_when_its_daemon_is_there() -> None:
         spec=wire.encode_spec(SPEC),
         instance="here",
         settled=1,
+        attempt=1,
     )
+
+
+def test_each_attach_has_a_higher_number_than_those_before(peer: Peer) -> None:
+    """Of whatever job and on whatever link: so the daemon knows one that comes late."""
+    for _ in range(2):
+        peer.client.open("d", SPEC)
+    peer.status(DaemonState.AWAY)
+    peer.status(DaemonState.ONLINE)
+    attaches = [message for _, message in peer.heard() if isinstance(message, wire.Attach)]
+    assert [message.attempt for message in attaches] == [1, 2, 3, 4]
 
 
 def test_generated_ids_are_unique_and_say_whose_they_are(peer: Peer) -> None:

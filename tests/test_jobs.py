@@ -483,6 +483,32 @@ def test_the_loser_cannot_come_back_as_the_owner(daemon: Daemon) -> None:
     assert daemon.heard()[-1][1].generation == 3
 
 
+def test_an_attach_that_comes_late_has_no_effect(daemon: Daemon) -> None:
+    """(8) It was under way on a connection that its client has given up for the one it attached on since."""
+    daemon.attach(1, attempt=2)
+    daemon.heard()
+    daemon.attach(2, attempt=1)
+    assert refusal(daemon.heard(), 2) is RefusedCode.TAKEN
+    daemon.resume(3, client=BOB, takeover=True, attempt=6)
+    daemon.resume(4, takeover=True, attempt=3)
+    owner = daemon.job().owner
+    daemon.heard()
+    daemon.resume(5, client=BOB, takeover=True, attempt=5)
+    assert refusal(daemon.heard(), 5) is RefusedCode.TAKEN
+    assert daemon.job().owner is owner
+    daemon.resume(6, role=Role.VIEWER, attempt=1)  # who looks on takes nothing from anybody
+    assert isinstance(daemon.heard()[0][1], wire.Attached)
+
+
+def test_of_many_owners_the_latest_are_remembered(daemon: Daemon) -> None:
+    """A job that goes from hand to hand doesn't grow."""
+    daemon.attach(1, attempt=1)
+    for number in range(2, 40):
+        daemon.resume(number, client=f"{number:016x}", takeover=True, attempt=number)
+    owners = list(daemon.job().attempts)
+    assert owners == [f"{number:016x}" for number in range(40 - jobs_module.MAX_ATTEMPTS, 40)]
+
+
 def test_who_started_a_job_and_never_heard_of_it_may_have_lost_it(daemon: Daemon) -> None:
     """(7) A start that is repeated because its answer was lost doesn't mix input with a later owner's."""
     daemon.attach()  # the answer is lost

@@ -122,6 +122,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         takeover=True,
         generation=3,
         settled=9,
+        attempt=7,
         tenant="forged",
         principal="root",
     )

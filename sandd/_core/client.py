@@ -62,6 +62,8 @@ class Client:
         """Per daemon, the sequences of generated ids that it has not confirmed."""
         self._next_channel = 1
         self._next_sequence = 1
+        self._attempts = 0
+        """Attaches sent so far, over all links."""
 
     # -- what the application does
 
@@ -242,6 +244,7 @@ class Client:
             or job.state is not AttachState.WAITING
         ):
             return
+        self._attempts += 1
         first = not job.sent
         job.instance = job.instance or daemon.instance
         number, self._next_channel = self._next_channel, self._next_channel + 1
@@ -287,6 +290,7 @@ class Client:
             takeover=job.takeover,
             generation=job.generation,
             settled=self._settled(job.daemon_id),
+            attempt=self._attempts,
         )
         self.scheduler.control(wire.ControlFrame(number, message))
         self.scheduler.activate(job.channel)

@@ -53,6 +53,8 @@ class Job:
         self.client = ""
         """The client that owns the job, attached or not."""
         self.owner: Attachment | None = None
+        self.attempts: dict[str, int] = {}
+        """Of those who owned the job last: their latest Attach."""
         self.viewers: dict[Attachment, None] = {}  # an ordered set
         self.unowned_seconds = 0.0
         self.end_requested = False

@@ -40,6 +40,9 @@ INITIAL_CREDIT: Final = {
 """Credit of a channel whose Attach names no cursors."""
 MAX_REQUESTS: Final = 10_000
 """Requests a daemon keeps besides, so that one that is full of jobs can still be told to end some."""
+MAX_ATTEMPTS: Final = 16
+"""Owners of a job, former ones included, whose latest Attach is remembered: more don't take turns within
+the time that a message can be late."""
 LONGEST_TICK: Final = 5.0
 """Seconds a lease loses per tick at most: a suspended machine expires nothing."""
 
@@ -249,6 +252,9 @@ class JobTable:
             return wire.Refused(
                 RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec"
             )
+        if message.role is Role.OWNER and message.attempt < job.attempts.get(message.client, 0):
+            # It was under way on a connection that its client has given up.
+            return wire.Refused(RefusedCode.TAKEN, "a later Attach of the same client came before")
         if message.role is Role.OWNER and not message.takeover:
             # Who started the job may not have heard of it, and owns it all the same.
             generation = 1 if _repeats_start(message) else message.generation
@@ -282,6 +288,10 @@ class JobTable:
         if job.client and not resumes:
             job.generation += 1
         job.client = message.client
+        job.attempts.pop(message.client, None)
+        job.attempts[message.client] = message.attempt
+        if len(job.attempts) > MAX_ATTEMPTS:
+            del job.attempts[next(iter(job.attempts))]
         job.set_owner(attachment)
         job.unowned_seconds = 0.0
 

@@ -326,6 +326,7 @@ def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
         takeover=message.takeover,
         generation=message.generation,
         settled=message.settled,
+        attempt=message.attempt,
         tenant=link.tenant,
         principal=link.principal,
     )

@@ -7,6 +7,9 @@
             async with sandd.testing.open_daemon_cores(proxy.url, 200) as cores:
                 proxy.cut()                    # ... and every one of them is back in a moment
 
+For state machines that do no I/O, `sandd.testing.memory_network` has connections that break at any byte,
+stall and linger, and `sandd.testing.virtual_clock` the time in which they do.
+
 Import it by name (``import sandd.testing``): ``sandd`` alone doesn't. Each name is imported when it
 is first used, so that who wants the one part doesn't load the other.
 """
