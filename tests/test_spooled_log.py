@@ -322,6 +322,19 @@ def test_an_exit_is_told_though_the_owner_reads_slowly(disk: ModelDisk) -> None:
     assert read_all(log, disk) == b"abcdefghijklmno"
 
 
+def test_what_was_read_while_there_was_room_is_taken(disk: ModelDisk) -> None:
+    """The owner comes back while a pump reads: there is less room, but the bytes are read already."""
+    log = log_of(b"abcdefgh", spool=spool_of())
+    disk.serve(log)
+    assert log.room == 4
+    log.own(attached=True)
+    assert log.room == 0
+    log.append(b"ijkl")
+    with pytest.raises(LocalProtocolError, match="room for 0"):
+        log.append(b"m")
+    assert read_all(log, disk) == b"abcdefghijkl"
+
+
 def test_a_detached_job_keeps_also_what_was_acknowledged(disk: ModelDisk) -> None:
     """Whoever attaches later gets all of it."""
     log = log_of(b"abcd", spool=spool_of(), retain=EVERYTHING, owned=True)

@@ -210,10 +210,9 @@ class SpooledLog(ByteSendLog):
     @property
     def room(self) -> int:
         """Bytes that may be appended now: what the ring has free, or can do without."""
-        held = len(self._bytes)
-        room = self.capacity - held
+        room = self.capacity - len(self._bytes)
         if not self._takes_more and self._memory_start == self.base:
-            room += held if self.dropping else self.floor - self.base
+            room = self._most
         if self._is_owned and not (self.dropping or self._draining):
             # The owner's pace is the process' pace, whatever there is of older output.
             room = min(room, self.capacity - (self.end - self.floor))
@@ -236,6 +235,12 @@ class SpooledLog(ByteSendLog):
             return False
         failed = disk.trouble is not None and disk.trouble.reason is StallReason.DISK
         return (failed and self._spill_due) or (disk.unreadable and bool(disk.wanted))
+
+    @property
+    def _most(self) -> int:
+        """What can be appended at all: `room` may shrink while a pump reads what it had room for, this can't."""
+        held, start = len(self._bytes), self._memory_start
+        return self.capacity - held + (held if self.dropping else max(0, self.floor - start))
 
     @property
     def _memory_start(self) -> int:
@@ -277,8 +282,9 @@ class SpooledLog(ByteSendLog):
         self._draining = True
 
     def append(self, data: Buffer) -> None:
+        """Add bytes at the end: at most as many as there was `room` for since the last time."""
         units = len(data)
-        self._check_room(units)
+        self._check_room(units, self._most)
         self._bytes += data
         self.end += units
         if self.dropping and self._is_owned and not self.retain:
