@@ -113,11 +113,13 @@ class Job:
         if self.state is not JobState.RUNNING:
             return  # an end is the last that is told
         for stream, log in self.outputs.items():
+            if log.told_stall:
+                if not log.is_stalled:
+                    log.told_stall = False
+                    self._emit(wire.Flowing(stream))
+                continue
             stall = log.stall
-            if stall is None and log.told_stall:
-                log.told_stall = False
-                self._emit(wire.Flowing(stream))
-            elif stall is not None and not log.told_stall and self._stalls_told < MAX_STALLS_TOLD:
+            if stall is not None and self._stalls_told < MAX_STALLS_TOLD:
                 log.told_stall = True
                 self._stalls_told += 1
                 message = stall.message[: wire.MAX_TEXT_LENGTH]

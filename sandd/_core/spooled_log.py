@@ -219,13 +219,17 @@ class SpooledLog(ByteSendLog):
         return max(0, room)
 
     @property
+    def is_stalled(self) -> bool:
+        """The process waits, and the disk has no room either: be it that its reader is there by now."""
+        return self._disk is not None and self._disk.trouble is not None and not self.room
+
+    @property
     def stall(self) -> Stall | None:
         """Why the process waits for the disk, if it does: None where it has room, or waits for its reader."""
-        disk = self._disk
-        if disk is None or disk.trouble is None or self.room:
-            return None
         waits_for_reader = self._is_owned and self.end - self.floor >= self.capacity
-        return None if waits_for_reader else disk.trouble
+        if self._disk is None or waits_for_reader or not self.is_stalled:
+            return None
+        return self._disk.trouble
 
     @property
     def failing(self) -> bool:
