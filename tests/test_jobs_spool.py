@@ -13,7 +13,7 @@ from sandd import wire
 from sandd._core import job as job_module
 from sandd._core.job import DaemonLink, Job
 from sandd._core.jobs import Effect, Effects, JobTable
-from sandd._core.spooled_log import PIECE_BYTES, Spool
+from sandd._core.spool import PIECE_BYTES, Spool
 from sandd.wire import OnFull, Outcome, Role, StallReason, Stream
 
 ALICE = "a11ce00000000000"

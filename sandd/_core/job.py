@@ -12,7 +12,7 @@ from attrs import define, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
 from sandd._core.scheduler import Scheduler
-from sandd._core.spooled_log import EVERYTHING, Spool, SpooledLog
+from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import (
     ByteReceiveLog,
     MessageReceiveLog,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.channels import Channel
+    from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
 DEFAULT_LEASE: Final = 24 * 3600.0

@@ -17,15 +17,9 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from model_disk import ModelDisk
 from stream_pair import COUNTS, INDEXES, StreamPair, unit
 
-from sandd._core.spooled_log import (
-    EVERYTHING,
-    READ_AHEAD,
-    Delete,
-    DiskTask,
-    Spill,
-    Spool,
-    SpooledLog,
-)
+from sandd._core.read_ahead import READ_AHEAD
+from sandd._core.spool import Delete, DiskTask, Spill, Spool
+from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import ReceiveWindow, SendCursor
 
 DRAIN = 5
