@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from sandd._core.spooled_log import Delete, DiskTask, Fetch, Spill
+from sandd._core.spool import Delete, DiskTask, Fetch, Spill
 
 if TYPE_CHECKING:
     from sandd._core.spooled_log import SpooledLog

@@ -23,9 +23,10 @@ from sandd._core.client_job import OUTPUTS, AttachState, ClientJob
 from sandd._core.job import DaemonLink, Job
 from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
+from sandd._core.read_ahead import READ_AHEAD
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
-from sandd._core.spooled_log import PIECE_BYTES, READ_AHEAD, Spool
+from sandd._core.spool import PIECE_BYTES, Spool
 from sandd._core.streams import RING_BYTES, WINDOW_BYTES, Gap
 from sandd.wire import DaemonState, FailedCode, FrameType, JobState, Outcome, Role, Stream
 

@@ -24,7 +24,16 @@ from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.streams import WINDOW_BYTES, Gap
 from sandd._core.tombstones import parse
-from sandd.wire import DaemonState, FailedCode, JobState, Outcome, RefusedCode, Role, Stream
+from sandd.wire import (
+    DaemonState,
+    FailedCode,
+    JobState,
+    Outcome,
+    RefusedCode,
+    Role,
+    StallReason,
+    Stream,
+)
 
 SPEC = wire.CommandSpec(argv=(b"true",))
 EXITED = wire.Exited(0, None, Outcome.EXITED, 1.0, False, {Stream.OUTPUT: 3, Stream.ERROR: 0})
@@ -205,6 +214,28 @@ def test_events_of_a_newer_version_are_ignored(peer: Peer) -> None:
     peer.client.receive(unknown(channel))
     peer.client.receive(unknown(0))
     assert (job.result, job.state) == (None, AttachState.ATTACHED)
+
+
+def test_stalls_are_known_while_they_last(peer: Peer) -> None:
+    """Why the daemon keeps a process waiting; nothing is left of it at the end."""
+    job, channel = peer.running()
+    stalled = wire.Stalled(Stream.OUTPUT, StallReason.DISK, "full")
+    other = wire.Stalled(Stream.ERROR, StallReason.QUOTA)
+    peer.client.receive(event(channel, 1, stalled))
+    peer.client.receive(event(channel, 2, other))
+    assert job.stalls == {Stream.OUTPUT: stalled, Stream.ERROR: other}
+    peer.client.receive(event(channel, 3, wire.Flowing(Stream.OUTPUT)))
+    peer.client.receive(event(channel, 4, wire.Flowing(Stream.OUTPUT)))
+    assert job.stalls == {Stream.ERROR: other}
+    peer.client.receive(event(channel, 5, EXITED))
+    assert job.stalls == {}
+
+
+def test_only_outputs_stall(peer: Peer) -> None:
+    """Anything else is the daemon's mistake."""
+    _, channel = peer.running()
+    with pytest.raises(RemoteProtocolError, match="INPUT is no output"):
+        peer.client.receive(event(channel, 1, wire.Stalled(Stream.INPUT, StallReason.DISK)))
 
 
 def test_what_the_application_takes_is_acknowledged(peer: Peer) -> None:

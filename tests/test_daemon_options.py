@@ -155,6 +155,41 @@ def test_a_file_may_list_labels_too(tmp_path: Path) -> None:
     assert (options.labels, options.max_running) == ({"a": "1", "b": "2"}, 4)
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("1000 B", 1000),
+        ("8GiB", 8 * 2**30),
+        ("8g", 8 * 2**30),
+        ("1.5 MiB", 3 * 2**19),
+        ("20 MB", 20_000_000),
+        ("3kb", 3000),
+        ("1T", 2**40),
+    ],
+)
+def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
+    """GiB and G are binary, GB is decimal; capitals don't matter."""
+    options = parse("--spool-quota", text, env={"SANDD_JOB_SPOOL_QUOTA": text})
+    assert (options.spool_quota, options.job_spool_quota) == (size, size)
+
+
+def test_a_file_may_give_sizes_as_numbers(tmp_path: Path) -> None:
+    """TOML has them."""
+    config = tmp_path / "daemon.toml"
+    config.write_text(f'server_url = "{URL}"\nspool_quota = 1000\njob_spool_quota = "2 KiB"\n')
+    options = parse("--config", str(config))
+    assert (options.spool_quota, options.job_spool_quota) == (1000, 2048)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "x", "1 XiB", "1 ib", "1e9", "nan", "9" * 30, "1,5G"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    """With how to write one."""
+    assert "--spool-quota" in complaint("--spool-quota", text)
+    assert "GiB" in complaint("--job-spool-quota", text)
+
+
 def test_a_later_option_wins() -> None:
     """As on any command line; labels add up, and the last of one key counts."""
     assert parse("-d", "one", "-d", "two").daemon_id == "two"
@@ -178,6 +213,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("server-url", "daemon-id", "label", "token-file", "state-dir", "config"):
         assert f"--{name}" in text
     for name in ("log-level", "log-format", "reconnect-max", "max-running", "version"):
+        assert f"--{name}" in text
+    for name in ("spool-quota", "job-spool-quota"):
         assert f"--{name}" in text
     assert "SANDD_SERVER_URL" in text
 

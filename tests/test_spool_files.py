@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sandd._core.spool import Delete, Fetch, Spill
 from sandd._core.spool_files import SpoolFiles, SpoolLost, open_spool_files
-from sandd._core.spooled_log import Delete, Fetch, Spill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

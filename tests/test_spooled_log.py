@@ -10,17 +10,8 @@ from model_disk import ModelDisk
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
-from sandd._core.spooled_log import (
-    EVERYTHING,
-    SEGMENT_BYTES,
-    Delete,
-    DiskTask,
-    Fetch,
-    Spill,
-    Spool,
-    SpooledLog,
-    Stall,
-)
+from sandd._core.spool import SEGMENT_BYTES, Delete, DiskTask, Fetch, Spill, Spool, Stall
+from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import SendCursor
 from sandd.wire import StallReason, Stream
 
@@ -322,6 +313,19 @@ def test_an_exit_is_told_though_the_owner_reads_slowly(disk: ModelDisk) -> None:
     assert read_all(log, disk) == b"abcdefghijklmno"
 
 
+def test_what_was_read_while_there_was_room_is_taken(disk: ModelDisk) -> None:
+    """The owner comes back while a pump reads: there is less room, but the bytes are read already."""
+    log = log_of(b"abcdefgh", spool=spool_of())
+    disk.serve(log)
+    assert log.room == 4
+    log.own(attached=True)
+    assert log.room == 0
+    log.append(b"ijkl")
+    with pytest.raises(LocalProtocolError, match="room for 0"):
+        log.append(b"m")
+    assert read_all(log, disk) == b"abcdefghijkl"
+
+
 def test_a_detached_job_keeps_also_what_was_acknowledged(disk: ModelDisk) -> None:
     """Whoever attaches later gets all of it."""
     log = log_of(b"abcd", spool=spool_of(), retain=EVERYTHING, owned=True)
@@ -429,6 +433,24 @@ def test_any_number_of_readers_share_a_bounded_memory(disk: ModelDisk) -> None:
             log.done(task, disk.perform(task))
         assert log.memory_bytes <= 8 + 2 * 4
     assert got == [content[start:] for start in range(0, 40, 4)]
+
+
+def test_a_piece_that_nobody_takes_makes_way(disk: ModelDisk) -> None:
+    """The oldest does; who wanted it asks again."""
+    log = log_of(b"", spool=spool_of())
+    for _ in range(4):
+        log.append(b"1234")
+        disk.serve(log)
+    first, *others = [SendCursor(Stream.OUTPUT, log, start, 100) for start in (0, 4, 8)]
+    for cursor in (first, *others):
+        assert cursor.next_frame(1, 9) is None
+        disk.serve(log)
+        assert cursor.pending
+    assert (first.pending, [other.pending for other in others]) == (False, [True, True])
+    assert log.memory_bytes == 4 + 4 + 4
+    assert first.next_frame(1, 9) is None
+    disk.serve(log)
+    assert first.next_frame(1, 9) is not None
 
 
 def test_writing_and_reading_take_turns(disk: ModelDisk) -> None:

@@ -17,8 +17,9 @@ from process_tools import until
 
 from sandd import wire
 from sandd._core import spooler as spooler_module
+from sandd._core.spool import Delete, Fetch, Spill, Spool
 from sandd._core.spool_files import SpoolFiles, open_spool_files
-from sandd._core.spooled_log import Delete, Fetch, Spill, Spool, SpooledLog
+from sandd._core.spooled_log import SpooledLog
 from sandd._core.spooler import DISK_THREADS, Spooler
 from sandd._core.streams import SendCursor
 from sandd.wire import StallReason, Stream
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from sandd._core.spooled_log import DiskTask
+    from sandd._core.spool import DiskTask
 
 RING = 8
 
@@ -218,6 +219,23 @@ async def test_a_reader_that_keeps_asking_does_not_keep_the_disk_trying(tmp_path
         changed(log.job)
         await until(lambda: disk.files.tried >= 5)
         disk.files.error = None
+        await until(lambda: cursor.pending)
+
+
+async def test_what_is_asked_for_at_the_last_moment_is_done(tmp_path: Path) -> None:
+    """A log's task doesn't end while somebody asks it for more."""
+    async with open_disk(tmp_path) as disk:
+        log = disk.log()
+        cursor = SendCursor(Stream.OUTPUT, log, 0, 100)
+
+        def changed(job: Any) -> None:
+            disk.changed.append(job)
+            if len(disk.changed) == 2:  # the task has nothing left to do, and says so
+                assert cursor.next_frame(1, 9) is None
+                disk.spooler.serve()
+
+        disk.spooler._changed = changed
+        disk.spooler.serve()
         await until(lambda: cursor.pending)
 
 

@@ -8,6 +8,8 @@ The exception tree (imports nothing of ours)
 
 Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, decisions out)
     streams          a byte log addressed by absolute offsets: base, floor, end, gaps
+    spool            what the disk is asked to do, and the quotas
+    read_ahead       what was read back from it, until it is sent
     spooled_log      an output's log, whose oldest part may be on disk
     channels         one attachment to one job: what was sent and received, credit, acks
     pace             how much to say at a time on a line of unknown speed

@@ -19,8 +19,8 @@ from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
+from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
-from sandd._core.spooled_log import Spool
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from attrs import define, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
 from sandd._core.scheduler import Scheduler
-from sandd._core.spooled_log import EVERYTHING, Spool, SpooledLog
+from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import (
     ByteReceiveLog,
     MessageReceiveLog,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.channels import Channel
+    from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
 DEFAULT_LEASE: Final = 24 * 3600.0
@@ -132,11 +133,13 @@ class Job:
         if self.state is not JobState.RUNNING:
             return  # an end is the last that is told
         for stream, log in self.outputs.items():
+            if log.told_stall:
+                if not log.is_stalled:
+                    log.told_stall = False
+                    self._emit(wire.Flowing(stream))
+                continue
             stall = log.stall
-            if stall is None and log.told_stall:
-                log.told_stall = False
-                self._emit(wire.Flowing(stream))
-            elif stall is not None and not log.told_stall and self._stalls_told < MAX_STALLS_TOLD:
+            if stall is not None and self._stalls_told < MAX_STALLS_TOLD:
                 log.told_stall = True
                 self._stalls_told += 1
                 message = stall.message[: wire.MAX_TEXT_LENGTH]

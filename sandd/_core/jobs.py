@@ -24,7 +24,7 @@ from sandd._core.tombstones import JobKey, Tombstones, parse
 from sandd.wire import JobState, RefusedCode, Role, Stream
 
 if TYPE_CHECKING:
-    from sandd._core.spooled_log import Spool
+    from sandd._core.spool import Spool
 
 INPUT_WINDOW: Final = 256 * wire.KIB
 """Credit on INPUT: what the daemon may hold for a child that doesn't read."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 from attrs import define
 
 from sandd._core.logs import get_logger
-from sandd._core.spooled_log import Delete, Fetch, Spill
+from sandd._core.spool import Delete, Fetch, Spill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sandd._core.spooled_log import DiskTask
+    from sandd._core.spool import DiskTask
 
 log = get_logger("spool")
 

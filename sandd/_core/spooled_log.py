@@ -14,121 +14,23 @@ wait by that alone. A cursor in the part on disk has nothing to send until that 
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
+from sandd._core.read_ahead import ReadAhead
+from sandd._core.spool import Delete, DiskTask, Fetch, Spill, Spool, Stall
 from sandd._core.streams import RING_BYTES, ByteSendLog
 from sandd.wire import StallReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sandd._core.job import Job
     from sandd.wire import Buffer
 
-SEGMENT_BYTES: Final = 16 * wire.MIB
-"""One file of a spool: space is given back to the disk in such steps."""
-SEGMENTS_OF_A_QUOTA: Final = 8
-"""A small quota has smaller segments, so that what is freed of it is never most of it."""
-PIECE_BYTES: Final = 128 * wire.KIB
-"""One write or read: half the ring, so that the process fills one half while the disk takes the other."""
-READ_AHEAD: Final = 2
-"""Pieces read back that are held per log. More readers than that at different places share the disk's time."""
 EVERYTHING: Final = wire.MAX_OFFSET
 """`retain` of a log that frees what was acknowledged only when it needs the room."""
-
-
-# ---- what the disk is asked for -------------------------------------------------------------------
-
-
-@frozen
-class Spill:
-    """Write `data`, which stands at `start` of the stream, at `position` of a file."""
-
-    file: str
-    position: int
-    start: int
-    data: bytes
-
-
-@frozen
-class Fetch:
-    """Read `size` bytes, which stand at `start` of the stream, from `position` of a file."""
-
-    file: str
-    position: int
-    start: int
-    size: int
-
-
-@frozen
-class Delete:
-    """Delete these files: nobody needs what stands below `until`, and from there on they hold nothing."""
-
-    files: tuple[str, ...]
-    until: int
-
-
-DiskTask: TypeAlias = Spill | Fetch | Delete
-
-
-@frozen
-class Stall:
-    """Why the disk takes no more."""
-
-    reason: StallReason
-    message: str = ""
-
-
-@define(eq=False)
-class Spool:
-    """What the logs of a daemon share: the quotas, and the list of those for which the disk has work."""
-
-    daemon_quota: int
-    """Bytes on disk of all jobs together."""
-    job_quota: int
-    """Bytes on disk of one job."""
-    segment_bytes: int = SEGMENT_BYTES
-    piece_bytes: int = PIECE_BYTES
-    used: int = 0
-    work: dict[SpooledLog, None] = field(factory=dict)
-    """Logs whose `next_task` may have something; the shell empties it."""
-    _refused: dict[SpooledLog, None] = field(factory=dict)
-    """Logs that found no room within the quotas."""
-    _numbers: Iterator[int] = field(factory=itertools.count)
-
-    @classmethod
-    def within(cls, daemon_quota: int, job_quota: int) -> Spool:
-        """A spool with these quotas, in bytes, and segments that suit them."""
-        part = min(daemon_quota, job_quota) // SEGMENTS_OF_A_QUOTA
-        return cls(daemon_quota, job_quota, max(1, min(SEGMENT_BYTES, part)))
-
-    def reserve(self, log: SpooledLog, units: int) -> bool:
-        """Whether the log may put `units` more on disk; if not, it is asked again when there is room."""
-        if self.used + units > self.daemon_quota or log.job.disk_bytes + units > self.job_quota:
-            self._refused[log] = None
-            return False
-        self._refused.pop(log, None)
-        self.used += units
-        return True
-
-    def release(self, units: int) -> None:
-        """So much is on disk no more; whoever was refused may ask again."""
-        self.used -= units
-        self.work.update(self._refused)
-        self._refused.clear()
-
-    def forget(self, log: SpooledLog) -> None:
-        """The log wants nothing more."""
-        self._refused.pop(log, None)
-
-    def next_number(self) -> int:
-        """A number that no other log has, for the names of its files."""
-        return next(self._numbers)
 
 
 @define(eq=False)
@@ -147,14 +49,8 @@ class _DiskPart:
     """Why the last try to put something there failed."""
     unreadable: bool = False
     """The last try to read failed."""
-    wanted: dict[int, None] = field(factory=dict)
-    """Offsets at which somebody waits, longest first."""
-    pieces: dict[int, bytes] = field(factory=dict)
-    """Read back, by offset, oldest first."""
+    read_back: ReadAhead = field(factory=ReadAhead)
     fetched_last: bool = False
-
-
-# ---- the log --------------------------------------------------------------------------------------
 
 
 class SpooledLog(ByteSendLog):
@@ -196,7 +92,7 @@ class SpooledLog(ByteSendLog):
         if disk is None:
             return len(self._bytes)
         under_way = len(disk.busy.data) if isinstance(disk.busy, Spill) else 0
-        return len(self._bytes) + under_way + sum(map(len, disk.pieces.values()))
+        return len(self._bytes) + under_way + disk.read_back.held_bytes
 
     @property
     def disk_bytes(self) -> int:
@@ -210,23 +106,26 @@ class SpooledLog(ByteSendLog):
     @property
     def room(self) -> int:
         """Bytes that may be appended now: what the ring has free, or can do without."""
-        held = len(self._bytes)
-        room = self.capacity - held
+        room = self.capacity - len(self._bytes)
         if not self._takes_more and self._memory_start == self.base:
-            room += held if self.dropping else self.floor - self.base
+            room = self._most
         if self._is_owned and not (self.dropping or self._draining):
             # The owner's pace is the process' pace, whatever there is of older output.
             room = min(room, self.capacity - (self.end - self.floor))
         return max(0, room)
 
     @property
+    def is_stalled(self) -> bool:
+        """The process waits, and the disk has no room either: be it that its reader is there by now."""
+        return self._disk is not None and self._disk.trouble is not None and not self.room
+
+    @property
     def stall(self) -> Stall | None:
         """Why the process waits for the disk, if it does: None where it has room, or waits for its reader."""
-        disk = self._disk
-        if disk is None or disk.trouble is None or self.room:
-            return None
         waits_for_reader = self._is_owned and self.end - self.floor >= self.capacity
-        return None if waits_for_reader else disk.trouble
+        if self._disk is None or waits_for_reader or not self.is_stalled:
+            return None
+        return self._disk.trouble
 
     @property
     def failing(self) -> bool:
@@ -235,7 +134,13 @@ class SpooledLog(ByteSendLog):
         if disk is None:
             return False
         failed = disk.trouble is not None and disk.trouble.reason is StallReason.DISK
-        return (failed and self._spill_due) or (disk.unreadable and bool(disk.wanted))
+        return (failed and self._spill_due) or (disk.unreadable and bool(disk.read_back.wanted))
+
+    @property
+    def _most(self) -> int:
+        """What can be appended at all: `room` may shrink while a pump reads what it had room for, this can't."""
+        held, start = len(self._bytes), self._memory_start
+        return self.capacity - held + (held if self.dropping else max(0, self.floor - start))
 
     @property
     def _memory_start(self) -> int:
@@ -277,8 +182,9 @@ class SpooledLog(ByteSendLog):
         self._draining = True
 
     def append(self, data: Buffer) -> None:
+        """Add bytes at the end: at most as many as there was `room` for since the last time."""
         units = len(data)
-        self._check_room(units)
+        self._check_room(units, self._most)
         self._bytes += data
         self.end += units
         if self.dropping and self._is_owned and not self.retain:
@@ -306,14 +212,13 @@ class SpooledLog(ByteSendLog):
     def release_pieces(self) -> None:
         """Nobody is attached: nobody needs what was read back."""
         if self._disk is not None:
-            self._disk.pieces.clear()
-            self._disk.wanted.clear()
+            self._disk.read_back.clear()
 
     # -- what cursors do
 
     def at_hand(self, offset: int) -> bool:
         disk = self._disk
-        return disk is None or offset >= disk.end or self._piece_at(disk, offset) is not None
+        return disk is None or offset >= disk.end or disk.read_back.has(offset)
 
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         disk = self._disk
@@ -322,30 +227,18 @@ class SpooledLog(ByteSendLog):
             with memoryview(self._bytes) as view:
                 chunk = bytes(view[start : start + limit])
             return chunk, len(chunk)
-        at = self._piece_at(disk, offset)
-        if at is None:
+        taken = disk.read_back.take(offset, limit)
+        if taken is None:
             self._want(disk, offset)
             return b"", 0
-        piece = disk.pieces[at]
-        chunk = piece[offset - at : offset - at + limit]
-        after = at + len(piece)
-        if offset + len(chunk) == after:
-            del disk.pieces[at]  # whoever else stands there reads it again
-        if after < disk.end and len(disk.pieces) + len(disk.wanted) < READ_AHEAD:
-            self._want(disk, after)
+        chunk, end = taken
+        if end < disk.end and disk.read_back.has_place:
+            self._want(disk, end)
         return chunk, len(chunk)
 
-    def _piece_at(self, disk: _DiskPart, offset: int) -> int | None:
-        for at, piece in disk.pieces.items():
-            if at <= offset < at + len(piece):
-                return at
-        return None
-
     def _want(self, disk: _DiskPart, offset: int) -> None:
-        # Whoever finds no place here asks again when a piece has come: all channels are activated then.
-        is_known = offset in disk.wanted or offset in disk.pieces
-        if not is_known and len(disk.wanted) < READ_AHEAD:
-            disk.wanted[offset] = None
+        # Only what is new is asked for: a reader that tries again must not keep the shell busy.
+        if disk.read_back.want(offset):
             self._ask()
 
     # -- what the disk does
@@ -377,11 +270,8 @@ class SpooledLog(ByteSendLog):
                 if disk.end > start:
                     del self._bytes[: disk.end - start]
             case Fetch():
-                if task.start in disk.wanted and task.start + len(data) > self.base:
-                    del disk.wanted[task.start]
-                    disk.pieces[task.start] = data
-                    while len(disk.pieces) > READ_AHEAD:
-                        del disk.pieces[next(iter(disk.pieces))]
+                disk.read_back.add(task.start, data)
+                disk.read_back.free(self.base)
             case Delete():
                 self._deleted(disk, task, spool)
         self._look()
@@ -402,7 +292,7 @@ class SpooledLog(ByteSendLog):
         """What was to be read is not there any more: nobody will ever have it, so it becomes a gap."""
         disk, spool = self._finish(task)
         assert isinstance(task, Fetch)
-        disk.wanted.pop(task.start, None)
+        disk.read_back.give_up(task.start)
         self._drop(min(self._segment_end(task.start, spool), disk.end))
 
     def retry(self) -> None:
@@ -445,12 +335,9 @@ class SpooledLog(ByteSendLog):
 
     def _next_fetch(self, disk: _DiskPart) -> Fetch | None:
         assert self._spool is not None
-        for offset in list(disk.wanted):
-            if not self.base <= offset < disk.end or offset in disk.pieces:
-                del disk.wanted[offset]
-        if not disk.wanted or disk.unreadable:
+        start = disk.read_back.next_wanted(self.base, disk.end)
+        if start is None or disk.unreadable:
             return None
-        start = next(iter(disk.wanted))
         end = min(start + self._spool.piece_bytes, self._segment_end(start, self._spool), disk.end)
         file, position = self._place(disk, start, self._spool)
         return Fetch(file, position, start, end - start)
@@ -499,9 +386,7 @@ class SpooledLog(ByteSendLog):
             self.base = offset
             disk = self._disk
             if disk is not None:
-                for at, piece in list(disk.pieces.items()):
-                    if at + len(piece) <= offset:
-                        del disk.pieces[at]
+                disk.read_back.free(offset)
                 self._look()
 
     def _segment_end(self, offset: int, spool: Spool) -> int:
@@ -519,7 +404,7 @@ class SpooledLog(ByteSendLog):
             if self._spill_due:
                 self._ask()
         elif (
-            disk.wanted
+            disk.read_back.wanted
             or self._next_delete(disk) is not None
             # In trouble only to say so, once: else each byte that a dropping job writes would ask.
             or (self._spill_due and (disk.trouble is None or not self.room))

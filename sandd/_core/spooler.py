@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sandd._core.logs import get_logger
+from sandd._core.spool import Fetch, Spill
 from sandd._core.spool_files import SpoolFiles, SpoolLost
-from sandd._core.spooled_log import Fetch, Spill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandd._core.job import Job
-    from sandd._core.spooled_log import DiskTask, Spool, SpooledLog
+    from sandd._core.spool import DiskTask, Spool
+    from sandd._core.spooled_log import SpooledLog
 
 log = get_logger("spool")
 

@@ -80,11 +80,11 @@ class SendLog(ABC):
         self.end += offset - self.base
         self.base = self.floor = offset
 
-    def _check_room(self, units: int) -> None:
+    def _check_room(self, units: int, room: int) -> None:
         if self.final:
             raise LocalProtocolError("append to a finished stream")
-        if units > self.room:
-            raise LocalProtocolError(f"append of {units} where there is room for {self.room}")
+        if units > room:
+            raise LocalProtocolError(f"append of {units} where there is room for {room}")
 
     def _free(self, offset: int) -> None:
         if offset > self.base:
@@ -116,7 +116,7 @@ class ByteSendLog(SendLog):
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end; at most `room` of them."""
-        self._check_room(len(data))
+        self._check_room(len(data), self.room)
         self._bytes += data
         self.end += len(data)
 
@@ -139,7 +139,7 @@ class MessageSendLog(SendLog):
 
     def append(self, message: bytes) -> None:
         """Add one message at the end."""
-        self._check_room(1)
+        self._check_room(1, self.room)
         self._messages.append(message)
         self.end += 1
 

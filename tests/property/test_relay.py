@@ -14,7 +14,7 @@ from relay_world import Peer, Process, Reader, World
 
 from sandd import wire
 from sandd._core.client_job import AttachState
-from sandd._core.spooled_log import Spool
+from sandd._core.spool import Spool
 from sandd.wire import JobState, Role, Stream
 
 SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])

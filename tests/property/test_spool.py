@@ -17,15 +17,9 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from model_disk import ModelDisk
 from stream_pair import COUNTS, INDEXES, StreamPair, unit
 
-from sandd._core.spooled_log import (
-    EVERYTHING,
-    READ_AHEAD,
-    Delete,
-    DiskTask,
-    Spill,
-    Spool,
-    SpooledLog,
-)
+from sandd._core.read_ahead import READ_AHEAD
+from sandd._core.spool import Delete, DiskTask, Spill, Spool
+from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import ReceiveWindow, SendCursor
 
 DRAIN = 5
@@ -87,6 +81,8 @@ class SpooledPair(StreamPair):
         self.others = 0
         self.is_away = False
         self.drained = 0
+        self.promise = 0
+        """Room that a pump counts on."""
         self.was_in_trouble = False
         self.begin(capacity, retain, window)
 
@@ -111,8 +107,24 @@ class SpooledPair(StreamPair):
         log = self.sender
         unread = log.end - log.floor
         super().append(count)
+        self.promise = 0
         if not (self.is_away or self.dropping or self.drained):
             assert log.end - log.floor <= max(unread, self.capacity), "faster than its reader"
+
+    @rule()
+    def look_for_room(self) -> None:
+        """A pump begins to read from the process' pipe as much as there is room for."""
+        self.promise = self.sender.room
+
+    @precondition(lambda self: self.promise)
+    @rule(count=COUNTS)
+    def append_what_was_read(self, count: int) -> None:
+        """By now there may be less room; but what was read has to go somewhere."""
+        log = self.sender
+        if not log.final:
+            data = range(log.end, log.end + min(count, self.promise))
+            log.append(bytes(unit(position) for position in data))
+        self.promise = 0
 
     @precondition(lambda self: not self.drained)
     @rule()
