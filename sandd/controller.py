@@ -327,6 +327,7 @@ class Controller:
                 )
                 self._listening = addresses[0]
                 nursery.start_soon(self._look_after)
+                nursery.start_soon(self._local.run)
                 log.info("controller_started", address=self.address)
                 task_status.started(scope)
 
@@ -355,10 +356,10 @@ class Controller:
         self._local.abandon()
         log.info("controller_closed")
 
-    def _wake(self, link: DaemonLink, lazy: bool) -> None:
+    def _wake(self, link: DaemonLink) -> None:
         record = self._registry.get(link.daemon_id)
         if record is not None and record.link is link and record.pump is not None:
-            record.pump.wake(lazy=lazy)
+            record.pump.wake()
 
     def _blame(self, link: DaemonLink, error: RemoteProtocolError) -> None:
         record = self._registry.get(link.daemon_id)

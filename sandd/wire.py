@@ -26,7 +26,8 @@ Stream
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
     channel. A receiver acknowledges after 64 KiB consumed at the latest, so a sender needs no more
-    than that of room to make progress.
+    than that of room to make progress. OUTPUT and ERROR end by a FIN, or by the final offset that the
+    job's last event gives for them, whichever comes first; INPUT always by a FIN.
 
 Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
@@ -47,12 +48,14 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, get_args
 
 import attrs
 import msgpack
 from attrs import field, frozen
-from attrs.validators import max_len, optional
+from attrs.validators import optional
+from cattrs.fns import identity
 from cattrs.preconf.msgpack import make_converter
 
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
@@ -87,6 +90,8 @@ MAX_ITEMS: Final = 1024
 """Elements of one list or map in a message, unknown fields included; specs may hold more."""
 INITIAL_INPUT_BYTES: Final = 64 * KIB
 """Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
+INITIAL_OUTPUT_BYTES: Final = 1 * MIB
+"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 64 * KIB
@@ -133,12 +138,24 @@ EncodedFrame: TypeAlias = tuple[bytes, Buffer]
 """A frame ready to send: head and body, joined only when a whole message is put together."""
 
 
+class ControlFrame(NamedTuple):
+    """A control frame that becomes bytes only when it leaves this process: see `encoded`."""
+
+    channel: int
+    message: Control
+
+
+OutgoingFrame: TypeAlias = EncodedFrame | ControlFrame
+
+
 class Frame(NamedTuple):
     """One frame of a received message; the payload still borrows the message's memory."""
 
     type: FrameType
     channel: int
     payload: memoryview
+    message: Control | Unknown | None = None
+    """What the payload of a control frame says, where it was never bytes."""
 
 
 class Data(NamedTuple):
@@ -178,9 +195,21 @@ def decode_frames(message: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Iter
         position += length
 
 
-def as_frame(encoded: EncodedFrame) -> Frame:
-    """An encoded frame as its receiver would see it, for a link that stays in this process."""
-    head, body = encoded
+def encoded(frame: OutgoingFrame) -> EncodedFrame:
+    """The frame's bytes. LocalProtocolError for a control message larger than MAX_CONTROL_BYTES."""
+    if isinstance(frame, ControlFrame):
+        return encode_control(frame.channel, frame.message)
+    return frame
+
+
+_NO_PAYLOAD: Final = memoryview(b"")
+
+
+def as_frame(outgoing: OutgoingFrame) -> Frame:
+    """A frame as its receiver would see it, for a link that stays in this process."""
+    if isinstance(outgoing, ControlFrame):
+        return Frame(FrameType.CONTROL, outgoing.channel, _NO_PAYLOAD, outgoing.message)
+    head, body = outgoing
     number, channel, length = _HEADER.unpack_from(head)
     # The head of a data frame we encoded ourselves holds the beginning of the payload.
     payload = body if len(head) == HEADER_BYTES else head[HEADER_BYTES:] + bytes(body)
@@ -190,7 +219,7 @@ def as_frame(encoded: EncodedFrame) -> Frame:
 
 def decode_data(frame: Frame) -> Data:
     """Read the payload of a DATA, FIN or GAP frame; RemoteProtocolError if it breaks a limit."""
-    kind, _, payload = frame
+    kind, payload = frame.type, frame.payload
     shape = _GAP if kind is FrameType.GAP else _DATA
     if len(payload) < shape.size:
         raise RemoteProtocolError("data frame shorter than its own header")
@@ -231,7 +260,7 @@ def encode_gap(channel: int, stream: Stream, start: int, end: int) -> EncodedFra
 
 def encode_control(channel: int, message: Control) -> EncodedFrame:
     """A CONTROL frame; LocalProtocolError when the message is larger than MAX_CONTROL_BYTES."""
-    payload = _encode(message, CONTROL_TAGS)
+    payload = _CONTROL.encode(message)
     if len(payload) > MAX_CONTROL_BYTES:
         raise LocalProtocolError(
             f"{type(message).__name__} of {len(payload)} bytes; one message holds {MAX_CONTROL_BYTES}"
@@ -239,14 +268,18 @@ def encode_control(channel: int, message: Control) -> EncodedFrame:
     return _HEADER.pack(FrameType.CONTROL, channel, len(payload)), payload
 
 
-def readdress(channel: int, frame: Frame) -> EncodedFrame:
+def readdress(channel: int, frame: Frame) -> OutgoingFrame:
     """The same frame for another channel; the payload is passed on verbatim, uncopied."""
+    if frame.message is not None and not isinstance(frame.message, Unknown):
+        return ControlFrame(channel, frame.message)
     return _HEADER.pack(frame.type, channel, len(frame.payload)), frame.payload
 
 
 def decode_control(frame: Frame) -> Control | Unknown:
     """The control message in a CONTROL frame. Tags we don't know become `Unknown`."""
-    message: Control | Unknown = _decode(frame.payload, _CONTROL_CLASSES, "control message")
+    if frame.message is not None:
+        return frame.message
+    message: Control | Unknown = _CONTROL.decode(frame.payload)
     return message
 
 
@@ -262,7 +295,16 @@ def _within(low: float, high: float) -> Any:
     return check
 
 
-_id: Any = max_len(MAX_ID_LENGTH)
+def _at_most(length: int) -> Any:
+    # As above; attrs' own `max_len` is an object whose __call__ costs twice as much.
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if len(value) > length:
+            raise ValueError(f"{attribute.name} has {len(value)} elements; at most {length} may be")
+
+    return check
+
+
+_id: Any = _at_most(MAX_ID_LENGTH)
 _offset = _within(0, MAX_OFFSET)
 _seconds = _within(0.0, MAX_SECONDS)
 
@@ -278,10 +320,10 @@ class Unknown:
 class Challenge:
     """controller -> daemon, first on every connection."""
 
-    nonce: bytes = field(validator=max_len(64))  # random, goes into the proof
+    nonce: bytes = field(validator=_at_most(64))  # random, goes into the proof
     controller_id: str = field(validator=_id)  # random per controller start
     versions: tuple[int, ...] = field(
-        default=VERSIONS, validator=max_len(16)
+        default=VERSIONS, validator=_at_most(16)
     )  # spoken by the controller
 
 
@@ -295,12 +337,12 @@ class Hello:
     connection: int = field(
         validator=_offset
     )  # rises with every dial of the instance; the highest wins
-    hostname: str = field(default="", validator=max_len(255))
-    platform: str = field(default="", validator=max_len(64))  # "linux", "darwin", "win32"
-    arch: str = field(default="", validator=max_len(64))  # "x86_64", "arm64", ...
-    daemon_version: str = field(default="", validator=max_len(64))
-    labels: Mapping[str, str] = field(factory=dict, validator=max_len(MAX_LABELS))
-    proof: bytes = field(default=b"", validator=max_len(64))  # see _core.link.prove
+    hostname: str = field(default="", validator=_at_most(255))
+    platform: str = field(default="", validator=_at_most(64))  # "linux", "darwin", "win32"
+    arch: str = field(default="", validator=_at_most(64))  # "x86_64", "arm64", ...
+    daemon_version: str = field(default="", validator=_at_most(64))
+    labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
+    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.link.prove
 
 
 @frozen
@@ -332,7 +374,7 @@ class Reject:
     """controller -> daemon: not now, or never."""
 
     code: RejectCode
-    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
     retry_after: float | None = field(default=None, validator=optional(_seconds))  # None: final
 
 
@@ -354,7 +396,7 @@ class Pong:
 class Goodbye:
     """Either way: an orderly end. A daemon that says it won't come back; a controller may."""
 
-    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
     retry_after: float = field(default=0.0, validator=_seconds)  # controller: redial no sooner
 
 
@@ -403,7 +445,9 @@ class Attach:
     client: str = field(
         validator=_id
     )  # random per client; the same client re-attaching is no takeover
-    cursors: tuple[Cursor, ...] = field(validator=max_len(len(Stream)))
+    cursors: tuple[Cursor, ...] = field(
+        default=(), validator=_at_most(len(Stream))
+    )  # none: every stream from its oldest, with INITIAL_OUTPUT_BYTES and MESSAGE_WINDOW of credit
     spec: bytes | None = None  # encode_spec(); compared byte for byte on a second Attach
     instance: str = field(default="", validator=_id)  # the daemon instance the spec is bound to
     role: Role = Role.OWNER
@@ -445,12 +489,16 @@ class JobState(enum.StrEnum):
 
 @frozen
 class Attached:
-    """daemon -> client: the channel is open. A stream that is not named stands at 0 in every respect."""
+    """daemon -> client: the channel is open.
 
-    role: Role
-    generation: int = field(validator=_offset)
-    state: JobState
-    streams: tuple[StreamState, ...] = field(validator=max_len(len(Stream)))
+    A stream that is not named stands at 0 in every respect; towards the daemon it has the credit that
+    a new job's has: `INITIAL_INPUT_BYTES`, or `MESSAGE_WINDOW` ops.
+    """
+
+    role: Role = Role.OWNER
+    generation: int = field(default=1, validator=_offset)
+    state: JobState = JobState.QUEUED
+    streams: tuple[StreamState, ...] = field(default=(), validator=_at_most(len(Stream)))
     detached: bool = False  # it outlives its owner: who leaves, leaves it running
 
 
@@ -473,7 +521,7 @@ class Refused:
     """daemon or router -> client: the Attach failed, or its job was forgotten; the channel is closed."""
 
     code: RefusedCode
-    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
 
 
 @frozen
@@ -517,13 +565,14 @@ class StreamWindow:
 class Window:
     """receiver -> sender."""
 
-    streams: tuple[StreamWindow, ...] = field(validator=max_len(len(Stream)))
+    streams: tuple[StreamWindow, ...] = field(validator=_at_most(len(Stream)))
 
 
 @frozen
 class End:
     """client -> daemon: the owner leaves. Kill what runs of the job, then forget it with all its output.
 
+    On channel 0, or on the channel attached to the job, which it then closes as Detach does.
     Idempotent, and valid for a job that is running, ended, or has never been heard of: then a start
     of that id which arrives later never runs. The router keeps it for a daemon that is away.
     In the name of a client that isn't the job's owner, or is no more, it has no effect.
@@ -548,7 +597,7 @@ Control: TypeAlias = (
 
 @frozen
 class Started:
-    """EVENTS: the job runs."""
+    """EVENTS: the job runs. Left out where `Exited` can be told at once."""
 
     pid: int = field(default=0, validator=_offset)
 
@@ -574,7 +623,10 @@ class Exited:
     outcome: Outcome
     seconds: float = field(validator=_seconds)  # from spawn to exit
     pipes_held: bool = False  # a background child kept a pipe open past the drain grace
-    finals: Mapping[Stream, int] = field(factory=dict, validator=max_len(len(Stream)))
+    finals: Mapping[Stream, int] = field(
+        factory=dict, validator=_at_most(len(Stream))
+    )  # where OUTPUT and ERROR end; 0 is left out
+    pid: int = field(default=0, validator=_offset)  # where no Started went before
 
 
 class FailedCode(enum.StrEnum):
@@ -592,12 +644,12 @@ class Failed:
     """EVENTS, last: there is no exit status to report."""
 
     code: FailedCode
-    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
     errno: int = field(default=0, validator=_within(0, 65535))
     filename: bytes | None = field(
-        default=None, validator=optional(max_len(MAX_TEXT_LENGTH))
+        default=None, validator=optional(_at_most(MAX_TEXT_LENGTH))
     )  # what it failed on
-    finals: Mapping[Stream, int] = field(factory=dict, validator=max_len(len(Stream)))
+    finals: Mapping[Stream, int] = field(factory=dict, validator=_at_most(len(Stream)))
 
 
 Event: TypeAlias = Started | Exited | Failed
@@ -607,7 +659,7 @@ Event: TypeAlias = Started | Exited | Failed
 class Signal:
     """OPS: send a signal to the job's process group."""
 
-    name: str = field(validator=max_len(32))  # "TERM", "INT", ... without SIG
+    name: str = field(validator=_at_most(32))  # "TERM", "INT", ... without SIG
 
 
 @frozen
@@ -657,6 +709,7 @@ class Request:
 
     __slots__ = ()
     # What a command may choose is settled here; the job of a request is treated like any other.
+    stdin: ClassVar[bool] = False
     kill_grace: ClassVar[float] = 0.0
     lease: ClassVar[float | None] = None
     on_full: ClassVar[OnFull] = OnFull.BLOCK
@@ -673,7 +726,7 @@ class KillSpec(Request):
     """Request: end a job, keep its results. It is done when the job has ended and its tree is empty."""
 
     job_id: str = field(validator=_id)
-    signal: str = field(default="TERM", validator=max_len(32))  # first; without SIG
+    signal: str = field(default="TERM", validator=_at_most(32))  # first; without SIG
     grace: float = field(default=5.0, validator=_seconds)  # seconds until KILL
 
 
@@ -709,7 +762,7 @@ class JobRecord:
 
     job_id: str = field(validator=_id)
     state: JobState
-    argv: tuple[bytes, ...] = field(validator=max_len(MAX_ITEMS))  # as in its spec
+    argv: tuple[bytes, ...] = field(validator=_at_most(MAX_ITEMS))  # as in its spec
     shell: bool = False  # as in its spec
     cut: bool = False  # argv was too long, and ends early
     pid: int = field(default=0, validator=_offset)  # 0: it never started
@@ -722,12 +775,12 @@ class JobRecord:
     signal: int | None = None  # as in Exited
     outcome: Outcome | None = None  # as in Exited; None: it runs, or `failed`
     failed: FailedCode | None = None  # as in Failed
-    message: str = field(default="", validator=max_len(MAX_TEXT_LENGTH))  # as in Failed
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # as in Failed
     detached: bool = False  # it outlives its owner
     owned: bool = False  # somebody is attached as the owner
     viewers: int = field(default=0, validator=_offset)  # attached to look on
     kept: tuple[KeptOutput, ...] = field(
-        default=(), validator=max_len(len(Stream))
+        default=(), validator=_at_most(len(Stream))
     )  # an output that isn't named has nothing yet
 
 
@@ -770,17 +823,33 @@ def _member(enumeration: type[enum.Enum]) -> Callable[[Any, Any], Any]:
     return lambda value, _: members[type(value), value]
 
 
+def _is_optional(cls: Any) -> bool:
+    return isinstance(cls, UnionType) and len(get_args(cls)) == 2 and NoneType in get_args(cls)
+
+
 def _build_converter(*, strict_fields: bool) -> Any:
     converter = make_converter(
         omit_if_default=True, forbid_extra_keys=strict_fields, detailed_validation=False
     )
     for primitive in (int, str, float, bool, bytes):
         converter.register_structure_hook(primitive, _strict(primitive))
-        converter.register_unstructure_hook(primitive, lambda value: value)
+        converter.register_unstructure_hook(primitive, identity)
 
     for enumeration in ENUMERATIONS:
         # One by one, since a StrEnum is a str and would get the hook for str.
         converter.register_structure_hook(enumeration, _member(enumeration))
+
+    @converter.register_structure_hook_factory(_is_optional)
+    def _(cls: Any) -> Any:
+        inner = next(each for each in get_args(cls) if each is not NoneType)
+        hook = converter.get_structure_hook(inner)
+        return lambda value, _: None if value is None else hook(value, inner)
+
+    @converter.register_unstructure_hook_factory(_is_optional)
+    def _(cls: Any) -> Any:
+        inner = next(each for each in get_args(cls) if each is not NoneType)
+        hook = converter.get_unstructure_hook(inner)
+        return hook if hook is identity else lambda value: None if value is None else hook(value)
 
     @converter.register_structure_hook_factory(lambda t: getattr(t, "__origin__", None) is tuple)
     def _(cls: Any) -> Any:
@@ -810,13 +879,65 @@ def _build_converter(*, strict_fields: bool) -> Any:
     return converter
 
 
-# Not cattrs' tagged unions: with a default for unknown tags they remember each one they have met.
-_CONTROL_CLASSES: Final = {tag: cls for cls, tag in CONTROL_TAGS.items()}
-_EVENT_CLASSES: Final = {tag: cls for cls, tag in EVENT_TAGS.items()}
-_OP_CLASSES: Final = {tag: cls for cls, tag in OP_TAGS.items()}
-_ANSWER_CLASSES: Final = {tag: cls for cls, tag in ANSWER_TAGS.items()}
 _converter = _build_converter(strict_fields=False)
 _spec_converter = _build_converter(strict_fields=True)
+
+
+class _Codec:
+    """One family of tagged messages, with cattrs' functions for each looked up beforehand.
+
+    Not cattrs' tagged unions: with a default for unknown tags they remember each one they have met.
+    """
+
+    def __init__(self, tags: Mapping[type, str], what: str) -> None:
+        self._what = what
+        self._to_wire = {c: (tag, _converter.get_unstructure_hook(c)) for c, tag in tags.items()}
+        self._from_wire = {tag: (c, _converter.get_structure_hook(c)) for c, tag in tags.items()}
+
+    def encode(self, message: Control | Event | Op | Answer) -> bytes:
+        tag, unstructure = self._to_wire[type(message)]
+        value = unstructure(message)
+        value["t"] = tag
+        return _pack(value)
+
+    def decode(self, payload: Buffer) -> Any:
+        try:
+            _check_size(payload, self._what)
+            return self._structure(_unpack(payload))
+        except RemoteProtocolError:
+            raise
+        except Exception as error:
+            # Whatever a peer sends, one type of error leaves here: that is this method's contract.
+            raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+
+    def decode_all(self, payload: Buffer, max_bytes: int) -> Iterator[Any]:
+        """The messages that follow each other, one by one."""
+        if len(payload) > max_bytes:
+            raise RemoteProtocolError(
+                f"{len(payload)} bytes of {self._what}s; at most {max_bytes} are allowed"
+            )
+        unpacker = msgpack.Unpacker(
+            raw=False,
+            strict_map_key=False,
+            max_buffer_size=max_bytes,
+            read_size=max(len(payload), 1),  # its first buffer, which would be a megabyte
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+        unpacker.feed(payload)
+        while unpacker.tell() < len(payload):
+            try:
+                message = self._structure(unpacker.unpack())
+            except Exception as error:
+                raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+            yield message
+
+    def _structure(self, value: Any) -> Any:
+        if type(value) is not dict or type(tag := value.get("t")) is not str:
+            raise TypeError("a map with a tag expected")
+        known = self._from_wire.get(tag)
+        return Unknown(tag[:64]) if known is None else known[1](value, known[0])
 
 
 def _pack(value: Any) -> bytes:
@@ -872,77 +993,42 @@ def _unpack_flat(payload: Buffer) -> dict[Any, Any]:
     return value
 
 
-def _encode(message: Control | Event | Op | Answer, tags: Mapping[type, str]) -> bytes:
-    return _pack({"t": tags[type(message)], **_converter.unstructure(message)})
-
-
-def _structure(value: Any, classes: Mapping[str, type]) -> Any:
-    if type(value) is not dict or type(tag := value.get("t")) is not str:
-        raise TypeError("a map with a tag expected")
-    cls = classes.get(tag)
-    return Unknown(tag[:64]) if cls is None else _converter.structure(value, cls)
-
-
-def _decode(payload: Buffer, classes: Mapping[str, type], what: str) -> Any:
-    try:
-        _check_size(payload, what)
-        return _structure(_unpack(payload), classes)
-    except RemoteProtocolError:
-        raise
-    except Exception as error:
-        # Whatever a peer sends, one type of error leaves here: that is this function's contract.
-        raise RemoteProtocolError(f"bad {what}: {error!r:.200}") from error
+_CONTROL: Final = _Codec(CONTROL_TAGS, "control message")
+_EVENTS: Final = _Codec(EVENT_TAGS, "event")
+_OPS: Final = _Codec(OP_TAGS, "op")
+_ANSWERS: Final = _Codec(ANSWER_TAGS, "answer")
 
 
 def encode_event(event: Event) -> bytes:
     """One message for the EVENTS stream."""
-    return _encode(event, EVENT_TAGS)
+    return _EVENTS.encode(event)
 
 
 def decode_event(payload: Buffer) -> Event | Unknown:
     """One message of the EVENTS stream; RemoteProtocolError if it is none."""
-    event: Event | Unknown = _decode(payload, _EVENT_CLASSES, "event")
+    event: Event | Unknown = _EVENTS.decode(payload)
     return event
 
 
 def encode_op(op: Op) -> bytes:
     """One message for the OPS stream."""
-    return _encode(op, OP_TAGS)
+    return _OPS.encode(op)
 
 
 def decode_op(payload: Buffer) -> Op | Unknown:
     """One message of the OPS stream; RemoteProtocolError if it is none."""
-    op: Op | Unknown = _decode(payload, _OP_CLASSES, "op")
+    op: Op | Unknown = _OPS.decode(payload)
     return op
 
 
 def encode_answer(answer: Answer) -> bytes:
     """One answer, for the OUTPUT of a request; answers follow each other without anything between."""
-    return _encode(answer, ANSWER_TAGS)
+    return _ANSWERS.encode(answer)
 
 
 def decode_answers(payload: Buffer) -> Iterator[Answer | Unknown]:
     """The answers in all of a request's OUTPUT, one by one; RemoteProtocolError where one is none."""
-    if len(payload) > MAX_ANSWERS_BYTES:
-        raise RemoteProtocolError(
-            f"answers of {len(payload)} bytes; at most {MAX_ANSWERS_BYTES} are allowed"
-        )
-    unpacker = msgpack.Unpacker(
-        raw=False,
-        strict_map_key=False,
-        max_buffer_size=MAX_ANSWERS_BYTES,
-        read_size=max(len(payload), 1),  # its first buffer, which would be a megabyte
-        max_array_len=MAX_ITEMS,
-        max_map_len=MAX_ITEMS,
-        max_ext_len=0,
-    )
-    unpacker.feed(payload)
-    while unpacker.tell() < len(payload):
-        try:
-            answer: Answer | Unknown = _structure(unpacker.unpack(), _ANSWER_CLASSES)
-        except Exception as error:
-            raise RemoteProtocolError(f"bad answer: {error!r:.200}") from error
-        yield answer
+    return _ANSWERS.decode_all(payload, MAX_ANSWERS_BYTES)
 
 
 def encode_spec(spec: Spec) -> bytes:

@@ -16,7 +16,7 @@ from sandd._core.streams import (
     ReceiveWindow,
     SendCursor,
 )
-from sandd.wire import Data, EncodedFrame, Stream
+from sandd.wire import Data, OutgoingFrame, Stream, encoded
 
 
 class Ends:
@@ -43,11 +43,11 @@ class Ends:
         )
 
 
-def said(encoded: EncodedFrame | None) -> object:
+def said(outgoing: OutgoingFrame | None) -> object:
     """What a frame of the channel says; None for no frame."""
-    if encoded is None:
+    if outgoing is None:
         return None
-    decoded = frame(encoded)
+    decoded = frame(encoded(outgoing))
     assert decoded.channel == 5
     return read(decoded)
 

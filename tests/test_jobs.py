@@ -103,9 +103,14 @@ def test_attach_with_a_spec_starts_the_job(daemon: Daemon) -> None:
     assert channel == 1
     assert isinstance(attached, wire.Attached)
     assert (attached.role, attached.generation, attached.state) == (Role.OWNER, 1, JobState.QUEUED)
-    states = {state.stream: state for state in attached.streams}
-    assert states[Stream.OPS] == wire.StreamState(Stream.OPS, max_offset=wire.MESSAGE_WINDOW)
-    assert states[Stream.INPUT] == wire.StreamState(Stream.INPUT, max_offset=INPUT_WINDOW)
+    # What is not named stands at 0, with a new job's credit.
+    assert attached.streams == (wire.StreamState(Stream.INPUT, max_offset=INPUT_WINDOW),)
+
+
+def test_a_job_without_input_needs_no_stream_named(daemon: Daemon) -> None:
+    """The answer to the start of a command that reads nothing is as short as can be."""
+    daemon.attach(spec=wire.encode_spec(wire.CommandSpec(argv=(b"true",), stdin=False)))
+    assert daemon.heard() == [(1, wire.Attached())]
 
 
 def test_attach_twice_starts_once(daemon: Daemon) -> None:
@@ -208,6 +213,7 @@ def test_a_resumed_channel_goes_on_at_its_offset(daemon: Daemon) -> None:
     daemon.attach()
     job = daemon.job()
     job.started(7)
+    job.tell_started()
     job.write(Stream.OUTPUT, b"0123456789")
     job.write(Stream.ERROR, b"abc")
     daemon.receive(data(1, Stream.INPUT, 0, b"input"))
@@ -230,6 +236,7 @@ def test_attach_without_offsets_begins_at_the_oldest_kept(daemon: Daemon) -> Non
     daemon.attach()
     job = daemon.job()
     job.started(7)
+    job.tell_started()
     job.write(Stream.OUTPUT, b"0123456789")
     daemon.heard()
     daemon.receive(control(1, wire.Window((wire.StreamWindow(Stream.OUTPUT, 6, wire.MIB),))))
@@ -315,6 +322,8 @@ def test_output_goes_to_all_who_are_attached(daemon: Daemon) -> None:
     daemon.heard()
     job = daemon.job()
     job.started(7)
+    job.tell_started()
+    job.tell_started()
     job.write(Stream.OUTPUT, b"out")
     job.write(Stream.ERROR, b"err")
     exit_with(job, 3)
@@ -330,14 +339,63 @@ def test_output_goes_to_all_who_are_attached(daemon: Daemon) -> None:
         assert [said for number, said in heard if number == channel] == expected
 
 
-def test_empty_attachments_cost_only_their_events(daemon: Daemon) -> None:
-    """A client that asks for no stream is attached all the same."""
+def test_an_attach_without_cursors_gets_every_stream(daemon: Daemon) -> None:
+    """All from its beginning, within the initial credit."""
     daemon.attach(cursors=())
     job = daemon.job()
     job.started(1)
+    job.tell_started()
     job.write(Stream.OUTPUT, b"x")
-    ((_, attached),) = daemon.heard()
+    (channel,) = [attachment.channel for attachment in daemon.link.attachments.values()]
+    credit = {stream: cursor.max_offset for stream, cursor in channel.send.items()}
+    assert credit == {
+        Stream.EVENTS: wire.MESSAGE_WINDOW,
+        Stream.OUTPUT: wire.INITIAL_OUTPUT_BYTES,
+        Stream.ERROR: wire.INITIAL_OUTPUT_BYTES,
+    }
+    ((_, attached), *rest) = daemon.heard()
     assert isinstance(attached, wire.Attached)
+    assert rest == [(1, wire.Started(1)), (1, Bytes(Stream.OUTPUT, 0, b"x"))]
+
+
+def test_a_start_is_told_with_the_end_that_comes_at_once(daemon: Daemon) -> None:
+    """One event tells both; the pid is not lost, and no stream needs a frame of its own to end."""
+    daemon.attach(cursors=())
+    daemon.heard()
+    daemon.job().started(7)
+    exit_with(daemon.job())
+    assert daemon.heard() == [
+        (1, wire.Exited(0, None, Outcome.EXITED, 1.5, False, finals={}, pid=7))
+    ]
+
+
+def test_a_job_lost_after_its_start_was_started(daemon: Daemon) -> None:
+    """Who hears of a failure knows whether the process ran."""
+    daemon.attach(cursors=())
+    daemon.heard()
+    daemon.job().started(7)
+    daemon.job().failed(FailedCode.LOST, "gone")
+    assert [said for _, said in daemon.heard()] == [
+        wire.Started(7),
+        wire.Failed(FailedCode.LOST, "gone"),
+    ]
+
+
+def test_an_end_on_a_channel_closes_it(daemon: Daemon) -> None:
+    """Leaving a job that has ended is one message; one that runs is killed, and its owner is detached."""
+    daemon.attach(1)
+    daemon.attach(2, job_id=f"{ALICE}.2")
+    exit_with(daemon.job())
+    daemon.heard()
+    end = wire.End("d", FIRST, None, ALICE, "t")
+    assert [effect for _, effect in daemon.receive(control(1, end))] == [Effect.FORGOTTEN]
+    running = daemon.job(f"{ALICE}.2")
+    end = wire.End("d", f"{ALICE}.2", None, ALICE, "t")
+    assert daemon.receive(control(2, end)) == [(running, Effect.END)]
+    assert running.owner is None
+    assert not daemon.link.attachments
+    with pytest.raises(RemoteProtocolError, match="never opened"):
+        daemon.receive(control(3, end))
 
 
 # ---- owners --------------------------------------------------------------------------------------
@@ -789,8 +847,8 @@ def test_the_end_is_told_with_what_became_of_it(daemon: Daemon) -> None:
     job.write(Stream.OUTPUT, b"abc")
     job.finish(Stream.OUTPUT)
     job.exited(code=None, signal=9, outcome=Outcome.SIGNALED, seconds=2, pipes_held=True)
-    finals = {Stream.OUTPUT: 3, Stream.ERROR: 0}
-    assert (1, wire.Exited(None, 9, Outcome.SIGNALED, 2, True, finals)) in daemon.heard()
+    finals = {Stream.OUTPUT: 3}
+    assert (1, wire.Exited(None, 9, Outcome.SIGNALED, 2, True, finals, 7)) in daemon.heard()
     assert job.state is JobState.ENDED
     with pytest.raises(LocalProtocolError, match="finished"):
         job.write(Stream.OUTPUT, b"late")
@@ -811,7 +869,7 @@ def test_a_failure_is_told_within_bounds(daemon: Daemon) -> None:
     assert isinstance(failed, wire.Failed)
     assert failed.message == "m" * wire.MAX_TEXT_LENGTH
     assert failed.filename == b"n" * wire.MAX_TEXT_LENGTH
-    assert (failed.errno, failed.finals) == (36, {Stream.OUTPUT: 0, Stream.ERROR: 0})
+    assert (failed.errno, failed.finals) == (36, {})
 
 
 def test_output_left_in_the_pipes_at_the_exit_is_kept(daemon: Daemon) -> None:

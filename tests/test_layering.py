@@ -53,6 +53,7 @@ LAYERS = {
         "sandd._core.processes.culling",
         "sandd._core.processes.exit_watch",
         "sandd._core.processes.job_trees",
+        "sandd._core.processes.launcher",
         "sandd._core.processes.process_table",
         "sandd._core.processes.spawner",
         "sandd._core.processes.spawner_messages",

@@ -244,7 +244,10 @@ trio.run(main)
     async with open_process_host() as host:
         outcome = await run(host, request(PYTHON, "-c", host_program))
     assert outcome.stderr == b""
-    assert [int(line.split()[1], 16) for line in outcome.stdout.splitlines()] == [0, 0]
+    # Two that the C library keeps to itself, and that posix_spawn(3) leaves ignored.
+    internal = (1 << 31) | (1 << 32)
+    masks = [int(line.split()[1], 16) & ~internal for line in outcome.stdout.splitlines()]
+    assert masks == [0, 0]
 
 
 async def test_ctrl_c_works_in_a_child_of_a_daemon_in_the_background() -> None:

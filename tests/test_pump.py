@@ -116,10 +116,10 @@ class Bench:
     """How many frames had come at each end of a message."""
     outcome: list[BaseException]
 
-    def schedule(self, number: int, *, lazy: bool = False) -> None:
+    def schedule(self, number: int) -> None:
         """Give the pump a small control message to send."""
         self.scheduler.control(wire.encode_control(0, wire.Ping(number)))
-        self.pump.wake(lazy=lazy)
+        self.pump.wake()
 
     @property
     def numbers(self) -> list[int]:
@@ -190,19 +190,6 @@ async def test_what_follows_before_the_writers_turn_shares_a_message() -> None:
         assert len(bench.connection.sent) == 2
         bench.schedule(5)
         assert bench.numbers == [0, 1, 2, 3, 4, 5]
-
-
-async def test_what_nobody_waits_for_waits_for_the_writer() -> None:
-    """`lazy` costs no message of its own, and is sent within a turn."""
-    async with opened() as bench:
-        bench.schedule(1, lazy=True)
-        assert bench.numbers == []
-        bench.schedule(2)
-        assert bench.numbers == [1, 2]
-        assert len(bench.connection.sent) == 1
-        bench.schedule(3, lazy=True)
-        await trio.testing.wait_all_tasks_blocked()
-        assert bench.numbers == [1, 2, 3]
 
 
 @pytest.mark.parametrize("reason", ["refused", "large"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -28,9 +27,6 @@ from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.transport import Connection, connect
 from sandd._core.transport._connection import MAX_WAITING_BYTES
 from sandd._core.transport._protocol import GuardedProtocol
-
-if TYPE_CHECKING:
-    from wsproto.events import BytesMessage
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -269,14 +265,14 @@ async def test_a_mistake_of_ours_costs_the_connection_it_happens_in(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exception out of the reader is logged and ends that connection; others go on."""
-    assemble = GuardedProtocol._assemble
+    cost_of = GuardedProtocol.cost_of
 
-    def fail(protocol: GuardedProtocol, event: BytesMessage) -> BytesMessage | None:
-        if event.data == b"trigger":
+    def fail(message: bytes | bytearray) -> int:
+        if message == b"trigger":
             raise RuntimeError("a bug")
-        return assemble(protocol, event)
+        return cost_of(message)
 
-    monkeypatch.setattr(GuardedProtocol, "_assemble", fail)
+    monkeypatch.setattr(GuardedProtocol, "cost_of", staticmethod(fail))
     with trio.fail_after(5):
         async with serving() as address, dial(address) as other:
             async with dial(address) as connection:

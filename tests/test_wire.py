@@ -158,7 +158,21 @@ def test_readdress_changes_the_channel_alone() -> None:
     frame = one_frame(b"".join(wire.encode_data(3, Stream.OUTPUT, 70, b"verbatim", final=True)))
     head, body = wire.readdress(9, frame)
     assert body is frame.payload
-    assert one_frame(head + bytes(body)) == (FrameType.FIN, 9, frame.payload)
+    assert one_frame(head + bytes(body)) == (FrameType.FIN, 9, frame.payload, None)
+
+
+def test_a_control_frame_in_this_process_is_never_bytes() -> None:
+    """What a link in memory carries is the message itself; on the network the same frame is its bytes."""
+    message = wire.Ping(7)
+    outgoing = wire.ControlFrame(3, message)
+    near = wire.as_frame(outgoing)
+    assert wire.decode_control(near) is message
+    assert wire.readdress(9, near) == wire.ControlFrame(9, message)
+    far = one_frame(b"".join(wire.encoded(outgoing)))
+    assert (far.channel, wire.decode_control(far)) == (3, message)
+    assert wire.encoded(wire.encode_control(3, message)) == wire.encode_control(3, message)
+    unknown = far._replace(message=wire.Unknown("new"))
+    assert wire.readdress(9, unknown) == wire.readdress(9, far)  # its bytes are all we have
 
 
 def test_decode_data_reads_what_encode_wrote() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.streams import ReceiveWindow, SendCursor
-    from sandd.wire import Data, EncodedFrame
+    from sandd.wire import Data, EncodedFrame, OutgoingFrame
 
 
 class Channel:
@@ -68,11 +68,11 @@ class Channel:
             c.pending for c in self.send.values()
         )
 
-    def next_urgent(self) -> EncodedFrame | None:
+    def next_urgent(self) -> OutgoingFrame | None:
         """Acks and credit that are due, all in one frame; then events or ops."""
         due = [window.update() for window in self.receive.values() if window.update_due]
         if due:
-            return wire.encode_control(self.number, wire.Window(tuple(due)))
+            return wire.ControlFrame(self.number, wire.Window(tuple(due)))
         for cursor in self._messages:
             frame = cursor.next_frame(self.number, 1)
             if frame is not None:

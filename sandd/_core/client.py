@@ -28,7 +28,7 @@ from sandd._core._errors import (
     SanddError,
 )
 from sandd._core.channels import Channel
-from sandd._core.client_job import NOTHING, AttachState, ClientJob
+from sandd._core.client_job import NOTHING, UNNAMED, AttachState, ClientJob
 from sandd._core.scheduler import Scheduler
 from sandd._core.streams import (
     RING_BYTES,
@@ -129,11 +129,25 @@ class Client:
 
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
+        if self._may_end(job):
+            message = wire.End(job.daemon_id, job.id, grace, self.id)
+            self.scheduler.control(wire.ControlFrame(0, message))
+
+    def forget(self, job: ClientJob) -> None:
+        """`end` and `close` in one message, which nobody waits for."""
+        if self._may_end(job):
+            number = 0 if job.channel is None else job.channel.number
+            self._drop_channel(job)
+            message = wire.End(job.daemon_id, job.id, None, self.id)
+            # A generated id is never used again, so nothing that overtakes this can mean that job.
+            late = job.sequence is not None
+            self.scheduler.control(wire.ControlFrame(number, message), late=late)
+        self.close(job)
+
+    def _may_end(self, job: ClientJob) -> bool:
         # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
         ours = job.rival is None or job.rival.error is not None
-        if job.sent and job.error is None and job.role is Role.OWNER and ours:
-            message = wire.End(job.daemon_id, job.id, grace, self.id)
-            self.scheduler.control(wire.encode_control(0, message))
+        return job.sent and job.error is None and job.role is Role.OWNER and ours
 
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
         """We are done with the job; it goes on, unless `end` was called."""
@@ -165,7 +179,6 @@ class Client:
             job.channel.on_data(data)
             if data.stream is Stream.EVENTS:
                 job.take_events()
-            job.check_finals()
             self.scheduler.activate(job.channel)
         return [] if job is None else [job]
 
@@ -239,9 +252,9 @@ class Client:
             for stream, log in job.receive_logs.items()
         ]
         cursors = []
+        # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
+        eager = first and job.sequence is not None
         if job.role is Role.OWNER:
-            # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
-            eager = first and job.sequence is not None
             cursors = [
                 SendCursor(
                     Stream.OPS,
@@ -263,7 +276,9 @@ class Client:
             daemon_id=job.daemon_id,
             job_id=job.id,
             client=self.id,
-            cursors=tuple(
+            cursors=()
+            if eager
+            else tuple(
                 wire.Cursor(w.stream, w.max_offset, job.cursor(w.stream, w.log)) for w in windows
             ),
             spec=None if job.confirmed else job.spec,
@@ -273,7 +288,7 @@ class Client:
             generation=job.generation,
             settled=self._settled(job.daemon_id),
         )
-        self.scheduler.control(wire.encode_control(number, message))
+        self.scheduler.control(wire.ControlFrame(number, message))
         self.scheduler.activate(job.channel)
 
     def _settled(self, daemon_id: str) -> int:
@@ -319,7 +334,7 @@ class Client:
         for window in job.channel.receive.values():
             window.max_offset = max(window.max_offset, window.log.received)
         for cursor in job.channel.send.values():
-            state = states.get(cursor.stream) or wire.StreamState(cursor.stream)
+            state = states.get(cursor.stream) or UNNAMED[cursor.stream]
             if not cursor.log.base <= state.received <= cursor.log.end:
                 raise RemoteProtocolError(
                     f"the daemon continues {cursor.stream.name} where we can't"
@@ -345,7 +360,7 @@ class Client:
         """At once, and on each new channel until there is an answer."""
         if job.flush is not None and job.state is AttachState.ATTACHED:
             assert job.channel is not None
-            self.scheduler.control(wire.encode_control(job.channel.number, job.flush))
+            self.scheduler.control(wire.ControlFrame(job.channel.number, job.flush))
 
     def _refused(self, job: ClientJob, message: wire.Refused) -> None:
         self._drop_channel(job)
@@ -365,7 +380,7 @@ class Client:
         if job.channel is not None:
             number = job.channel.number
             self._drop_channel(job)
-            self.scheduler.control(wire.encode_control(number, wire.Detach()))
+            self.scheduler.control(wire.ControlFrame(number, wire.Detach()))
 
     def _drop_channel(self, job: ClientJob) -> None:
         if job.channel is not None:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
 NOTHING: Final = -1
 """Credit before the answer to an Attach: not even the end of a stream may be said."""
+UNNAMED: Final = {
+    Stream.OPS: wire.StreamState(Stream.OPS, max_offset=wire.MESSAGE_WINDOW),
+    Stream.INPUT: wire.StreamState(Stream.INPUT, max_offset=wire.INITIAL_INPUT_BYTES),
+}
+"""What `Attached` says of a stream towards the daemon by not naming it."""
 
 
 class AttachState(enum.Enum):
@@ -98,10 +103,12 @@ class ClientJob:
         """Nothing more will come: it ended and all output arrived, or the job is closed."""
         if self.state is AttachState.CLOSED:
             return True
-        return self.result is not None and all(
-            log.final is not None or self.result.finals.get(stream, 0) <= log.received
-            for stream, log in self.outputs.items()
-        )
+        if self.result is None:
+            return False
+        for log in self.outputs.values():  # noqa: SIM110 - asked for at every change of every job
+            if log.received != log.final:
+                return False
+        return True
 
     @property
     def outlives_us(self) -> bool:
@@ -157,17 +164,10 @@ class ClientJob:
                 case wire.Exited() | wire.Failed() as result:
                     if self.result is not None:
                         raise RemoteProtocolError("a second end after the exit")
+                    for stream, log in self.outputs.items():
+                        log.end_at(result.finals.get(stream, 0))
+                    if isinstance(result, wire.Exited) and self.started is None:
+                        self.started = wire.Started(result.pid)
                     self.result = result
                 case wire.Unknown():
                     pass
-
-    def check_finals(self) -> None:
-        """RemoteProtocolError if more has arrived than there was when the job ended."""
-        if self.result is None:
-            return
-        for stream, log in self.outputs.items():
-            end = self.result.finals.get(stream, 0)
-            if log.received > end or log.final not in (None, end):
-                raise RemoteProtocolError(
-                    f"{stream.name} ends at {end}, but {log.received} bytes came"
-                )

@@ -209,7 +209,8 @@ async def run(
     await trio.lowlevel.checkpoint_if_cancelled()
     handle = start(link, daemon_id, spec, input_data=input_data, collectors=collectors)
     try:
-        await wait_begun(handle, timeout)
+        if timeout is not None:
+            await wait_begun(handle, timeout)
         await wait_complete(handle, timeout, spec.kill_grace)
         handle.raise_if_failed()
     except BaseException:

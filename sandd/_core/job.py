@@ -44,6 +44,7 @@ class Job:
         self.spec = spec
         self.state = JobState.QUEUED
         self.pid = 0
+        self._untold_pid: int | None = None
         self.generation = 1
         self.detached = spec.detach
         self.client = ""
@@ -81,11 +82,16 @@ class Job:
     # -- what the process does
 
     def started(self, pid: int, now: float = 0.0) -> None:
-        """The process runs, since `now`."""
+        """The process runs, since `now`. Clients learn of it by `tell_started`, or with its end."""
         self.state = JobState.RUNNING
-        self.pid = pid
+        self.pid = self._untold_pid = pid
         self.started_at = now
-        self._emit(wire.Started(pid))
+
+    def tell_started(self) -> None:
+        """Let clients know that the process runs, unless they do."""
+        if self._untold_pid is not None:
+            pid, self._untold_pid = self._untold_pid, None
+            self._emit(wire.Started(pid))
 
     @property
     def held_bytes(self) -> int:
@@ -141,12 +147,15 @@ class Job:
         pipes_held: bool,
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
-        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals()))
+        pid = self._untold_pid or 0
+        self._untold_pid = None
+        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
 
     def failed(
         self, code: wire.FailedCode, message: str, *, errno: int = 0, filename: bytes | None = None
     ) -> None:
         """There is no exit status: the job couldn't be started, or its fate is unknown."""
+        self.tell_started()
         text = message[: wire.MAX_TEXT_LENGTH]
         name = None if filename is None else filename[: wire.MAX_TEXT_LENGTH]
         self._end(wire.Failed(code, text, errno, name, self._finals()))
@@ -154,8 +163,11 @@ class Job:
     def _finals(self) -> dict[Stream, int]:
         finals = {}
         for stream in (Stream.OUTPUT, Stream.ERROR):
-            self.sends[stream].finish()
-            finals[stream] = self.sends[stream].end
+            log = self.sends[stream]
+            log.finish()
+            log.end_is_told = True
+            if log.end:
+                finals[stream] = log.end
         return finals
 
     def _end(self, event: wire.Exited | wire.Failed) -> None:

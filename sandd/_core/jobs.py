@@ -31,6 +31,12 @@ MAX_ENDED_BYTES: Final = 256 * wire.MIB
 """What jobs that have ended, and that nobody is attached to, may hold together."""
 MAX_REQUESTS: Final = 10_000
 """Requests a daemon keeps besides, so that one that is full of jobs can still be told to end some."""
+INITIAL_CREDIT: Final = {
+    Stream.EVENTS: wire.MESSAGE_WINDOW,
+    Stream.OUTPUT: wire.INITIAL_OUTPUT_BYTES,
+    Stream.ERROR: wire.INITIAL_OUTPUT_BYTES,
+}
+"""Credit of a channel whose Attach names no cursors."""
 LONGEST_TICK: Final = 5.0
 """Seconds a lease loses per tick at most: a suspended machine expires nothing."""
 
@@ -125,7 +131,10 @@ class JobTable:
             case wire.Attach():
                 return self._attach(link, channel, message, now)
             case wire.End():
-                return self._end(message, now)
+                effects = self._end(message, now)
+                # On a channel it closes that, too, as Detach does.
+                attachment = self._attachment(link, channel) if channel else None
+                return effects if attachment is None else effects + self._detach(attachment, now)
             case wire.Window():
                 attachment = self._attachment(link, channel)
                 if attachment is None:
@@ -173,6 +182,8 @@ class JobTable:
         elif isinstance(job.spec, wire.Request) and job.client != message.client:
             link.control(number, wire.Refused(RefusedCode.JOB_NOT_FOUND, NO_JOB))
             return []
+        else:
+            job.tell_started()  # who attaches shall know as much as there is to know
         refusal = self._refusal(job, message)
         if refusal is not None:
             link.control(number, refusal)
@@ -268,10 +279,14 @@ class JobTable:
     def _open_channel(self, job: Job, number: int, message: wire.Attach) -> Channel:
         owner = message.role is Role.OWNER
         cursors = []
-        for asked in message.cursors:
-            log = job.sends[asked.stream]
-            start = log.base if asked.offset is None else asked.offset
-            cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
+        if message.cursors:
+            for asked in message.cursors:
+                log = job.sends[asked.stream]
+                start = log.base if asked.offset is None else asked.offset
+                cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
+        else:
+            for stream, log in job.sends.items():
+                cursors.append(SendCursor(stream, log, log.base, INITIAL_CREDIT[stream]))
         windows = []
         if owner:
             windows = [
@@ -292,9 +307,11 @@ class JobTable:
             for c in attachment.channel.send.values()
             if c.log.end or c.sent
         ]
+        # Nor need those towards us of which a new job's credit is all there is to say.
         states += [
             wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
             for w in attachment.channel.receive.values()
+            if w.log.received or (w.stream is Stream.INPUT and attachment.job.spec.stdin)
         ]
         return wire.Attached(
             attachment.role, job.generation, job.state, tuple(states), job.detached

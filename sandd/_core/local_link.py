@@ -118,9 +118,8 @@ class JobHandle:
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
-            self.link.client.end(self.job)
-            self.link.client.close(self.job)
-            self.link.flush(lazy=True)
+            self.link.client.forget(self.job)
+            self.link.flush_later()
         self.link.drop(self)
 
     async def part(self) -> None:
@@ -182,7 +181,7 @@ class LocalLink:
     def __init__(
         self,
         router: Router,
-        wake: Callable[[DaemonLink, bool], None],
+        wake: Callable[[DaemonLink], None],
         blame: Callable[[DaemonLink, RemoteProtocolError], None],
     ) -> None:
         self.client = Client()
@@ -194,6 +193,7 @@ class LocalLink:
         self._blame = blame
         self._handles: dict[ClientJob, JobHandle] = {}
         self._flushing = False
+        self._later = trio.Event()
 
     @property
     def job_count(self) -> int:
@@ -222,7 +222,9 @@ class LocalLink:
         if input_data:
             job.input.append(input_data)
             job.input.finish()
-        self.changed(job)
+        self.client.activate(job)
+        # With a request goes what was left to `run`: else jobs that we have left would still be there.
+        self.flush(late=isinstance(spec, wire.Request))
         return handle
 
     def attach(
@@ -238,6 +240,7 @@ class LocalLink:
         """Attach to a job that exists; RequestRefused if we hold it already."""
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
+        self.flush(late=True)  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
         handle = self._handles[job] = JobHandle(self, job, {}, kill_grace)
         self.changed(job)
@@ -261,7 +264,7 @@ class LocalLink:
                 handle.update()
             else:
                 self.client.end(handle.job)
-        self.flush()
+        self.flush(late=True)
 
     @property
     def longest_grace(self) -> float:
@@ -283,20 +286,32 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
-    def flush(self, *, lazy: bool = False) -> None:
+    def flush_later(self) -> None:
+        """Have `run` carry what nobody waits for, once whoever is at it now has to wait for something."""
+        self._later.set()
+
+    async def run(self) -> None:
+        """Carry what `flush_later` was called for; as long as the controller lives."""
+        while True:
+            await self._later.wait()
+            self._later = trio.Event()
+            self.flush(late=True)
+
+    def flush(self, *, late: bool = False) -> None:
         """Carry frames both ways until nothing is left, then wake the daemons' writers.
 
-        With `lazy` what goes to them may wait for what follows: nobody waits for its effect.
+        Without `late`, frames that nobody waits for are left to `run`.
         """
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
         self._flushing = True
         changed: set[JobHandle] = set()
         try:
-            while self.client.scheduler.pending or self._link.scheduler.pending:
-                for frame in self.client.scheduler.next_frames():
+            ours, theirs = self.client.scheduler, self._link.scheduler
+            while ours.pressing or theirs.pressing or (late and ours.pending):
+                for frame in ours.next_frames(late=late):
                     self._router.receive(self._link, wire.as_frame(frame))
-                for frame in self._link.scheduler.next_frames():
+                for frame in theirs.next_frames():
                     self._deliver(wire.as_frame(frame), changed)
                 # Once for all the frames of a job, and before the next round: sinks consume.
                 while changed:
@@ -306,7 +321,7 @@ class LocalLink:
         while self._router.dirty:
             link = self._router.dirty.pop()
             if isinstance(link, DaemonLink):
-                self._wake(link, lazy)
+                self._wake(link)
 
     def _deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
         try:

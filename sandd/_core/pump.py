@@ -80,14 +80,14 @@ class Pump:
         self.bytes_received = 0
         self.bytes_sent = 0
 
-    def wake(self, *, lazy: bool = False) -> None:
-        """The scheduler has something to send; `lazy`: nobody waits for it, so it may share a message.
+    def wake(self) -> None:
+        """The scheduler has something to send.
 
         A small message goes out at once, which saves three turns of the loop. What follows before the
         writer has had its turn is left to it, all in one message: in a crowd, batching is worth more.
         """
         self._wakeup.set()
-        if self._parked and not lazy:
+        if self._parked:
             self._parked = False
             message = self._scheduler.next_message()
             if message is not None:

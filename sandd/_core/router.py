@@ -19,7 +19,7 @@ from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.scheduler import Scheduler
 from sandd._core.tombstones import parse
-from sandd.wire import DaemonState, EncodedFrame, Frame, FrameType, RefusedCode
+from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it the oldest is dropped, and the job's lease ends it."""
@@ -33,19 +33,19 @@ class RelayQueue:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._urgent: deque[EncodedFrame] = deque()
-        self._bulk: deque[EncodedFrame] = deque()
+        self._urgent: deque[OutgoingFrame] = deque()
+        self._bulk: deque[OutgoingFrame] = deque()
 
     def put(self, frame: Frame, data: wire.Data) -> None:
         """Take a stream's frame; the order within the stream is kept."""
         queue = self._urgent if data.stream in wire.MESSAGE_STREAMS else self._bulk
         queue.append(wire.readdress(self.number, frame))
 
-    def next_urgent(self) -> EncodedFrame | None:
+    def next_urgent(self) -> OutgoingFrame | None:
         """See `Source`."""
         return self._urgent.popleft() if self._urgent else None
 
-    def next_bulk(self, limit: int) -> EncodedFrame | None:
+    def next_bulk(self, limit: int) -> OutgoingFrame | None:
         """See `Source`; frames are passed on whole, whatever `limit` says."""
         return self._bulk.popleft() if self._bulk else None
 
@@ -62,9 +62,9 @@ class RouterLink:
 
     def control(self, channel: int, message: wire.Control, *, late: bool = False) -> None:
         """Queue a control message; `late` as in `Scheduler.control`."""
-        self.schedule(wire.encode_control(channel, message), late=late)
+        self.schedule(wire.ControlFrame(channel, message), late=late)
 
-    def schedule(self, frame: EncodedFrame, *, late: bool = False) -> None:
+    def schedule(self, frame: OutgoingFrame, *, late: bool = False) -> None:
         """Queue a control frame."""
         self.scheduler.control(frame, late=late)
         self.dirty.add(self)
@@ -195,7 +195,10 @@ class Router:
             case wire.Attach():
                 self._attach(link, frame.channel, message)
             case wire.End():
-                self._end(link, message)
+                route = self._route(link, frame) if frame.channel else None
+                if route is not None:
+                    self._unjoin(route)
+                self._end(link, message, 0 if route is None else route.to_daemon.number)
             case wire.Window() | wire.Detach() | wire.Flush():
                 route = self._route(link, frame)
                 if route is None:
@@ -272,19 +275,19 @@ class Router:
         daemon.routes[daemon.last_channel] = route
         daemon.schedule(stamped)
 
-    def _end(self, link: ClientLink, message: wire.End) -> None:
+    def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
         stamped = wire.End(
             message.daemon_id, message.job_id, message.grace, message.client, link.tenant
         )
         daemon = self.daemons.get(message.daemon_id)
         if daemon is not None:
-            self._send_end(daemon, stamped)
+            self._send_end(daemon, stamped, number)
         elif message.daemon_id in self._status:
             self._keep(stamped)
 
-    def _send_end(self, daemon: DaemonLink, message: wire.End) -> None:
+    def _send_end(self, daemon: DaemonLink, message: wire.End, number: int = 0) -> None:
         # A generated id is never used again, so nothing that comes later can mean this job.
-        daemon.control(0, message, late=parse(message.job_id) is not None)
+        daemon.control(number, message, late=parse(message.job_id) is not None)
         daemon.ends.append(message)
 
     def _drop_ends(self, daemon: DaemonLink, tenant: str, job_id: str) -> None:

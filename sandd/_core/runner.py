@@ -122,8 +122,14 @@ class JobRunner:
         """
         if self._starting:
             self._starting = False
+            for link in self._pumps:
+                link.dirty = False
         else:
-            self.flush()
+            # What such an answer waits for comes soon, so it isn't sent for the sake of a message between.
+            for link, pump in self._pumps.items():
+                if link.dirty:
+                    link.dirty = False
+                    pump.wake()
 
     def flush(self) -> None:
         """Wake the writers of links that have something to send."""
@@ -314,7 +320,7 @@ class JobRunner:
         running.last_output = running.began_at
         job.started(child.pid, running.began_at)
         if running.spec.stdin:
-            self.flush()  # somebody is going to talk to it
+            self._tell_started(job)  # somebody is going to talk to it
         try:
             await self._see_through(running, child)
         finally:
@@ -353,7 +359,7 @@ class JobRunner:
             with trio.move_on_after(COALESCE_SECONDS), contextlib.suppress(ChildLost):
                 await child.wait_exited()
             if not child.has_exited:
-                self.flush()
+                self._tell_started(job)
                 with contextlib.suppress(ChildLost):
                     await child.wait_exited()
             running.exited_at = trio.current_time()
@@ -363,6 +369,10 @@ class JobRunner:
             await self._tell_end(running, child, pipes_held=pipes_held)
             running.nursery = None
             nursery.cancel_scope.cancel()
+
+    def _tell_started(self, job: Job) -> None:
+        job.tell_started()
+        self.flush()
 
     async def _tell_end(self, running: RunningJob, child: Child, *, pipes_held: bool) -> None:
         """The process has exited and its output is here: see its tree gone, and tell how it ended."""
@@ -423,7 +433,7 @@ class JobRunner:
             running.last_output = trio.current_time()
             pumps.progressed(len(chunk), running.last_output)
             job.write(stream, memoryview(chunk))
-            self.flush()
+            self._tell_started(job)
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.

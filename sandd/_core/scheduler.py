@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sandd import wire
 
 if TYPE_CHECKING:
-    from sandd.wire import Buffer, EncodedFrame
+    from sandd.wire import Buffer, OutgoingFrame
 
 BATCH_BYTES: Final = 256 * wire.KIB
 """A message is closed once it holds this much: about what the socket buffers anyway."""
 SHARED_FRAME_BYTES: Final = 32 * wire.KIB
 """Data frame size while several sources are ready, so that each gets its turn soon."""
+SMALL_FRAME_BYTES: Final = 256
+"""What a control frame counts for that isn't encoded yet: more than most of them have."""
 MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
 """Control bytes waiting for a peer that doesn't read; beyond it the connection is given up."""
 
@@ -30,10 +32,10 @@ MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
 class Source(Protocol):
     """Something that has frames to send over a connection."""
 
-    def next_urgent(self) -> EncodedFrame | None:
+    def next_urgent(self) -> OutgoingFrame | None:
         """The next small frame that shouldn't wait behind data; None when there is none."""
 
-    def next_bulk(self, limit: int) -> EncodedFrame | None:
+    def next_bulk(self, limit: int) -> OutgoingFrame | None:
         """The next data frame, of at most `limit` bytes; None when there is none."""
 
 
@@ -41,8 +43,8 @@ class Scheduler:
     """What one connection sends next. Bounded: control by MAX_CONTROL_BACKLOG, the rest is pulled."""
 
     def __init__(self) -> None:
-        self._control: deque[EncodedFrame] = deque()
-        self._late: deque[EncodedFrame] = deque()
+        self._control: deque[OutgoingFrame] = deque()
+        self._late: deque[OutgoingFrame] = deque()
         self._control_bytes = 0
         self.overrun = False
         """The peer doesn't read, and too much waits for it: this connection must be given up."""
@@ -55,12 +57,17 @@ class Scheduler:
         """Whether `next_message` may have something."""
         return bool(self._control or self._urgent or self._late or self._bulk)
 
-    def control(self, frame: EncodedFrame, *, late: bool = False) -> None:
+    @property
+    def pressing(self) -> bool:
+        """The same, for what somebody may wait for."""
+        return bool(self._control or self._urgent or self._bulk)
+
+    def control(self, frame: OutgoingFrame, *, late: bool = False) -> None:
         """Queue a control frame, ahead of everything but earlier ones.
 
         `late`: nobody waits for it, so what is urgent goes first, control frames or not.
         """
-        self._control_bytes += len(frame[0]) + len(frame[1])
+        self._control_bytes += _size(frame)
         if self._control_bytes > MAX_CONTROL_BACKLOG:
             self.overrun = True
         if not self.overrun:
@@ -76,14 +83,20 @@ class Scheduler:
         self._urgent.pop(source, None)
         self._bulk.pop(source, None)
 
-    def next_frames(self, max_bytes: int = BATCH_BYTES) -> list[EncodedFrame]:
-        """What to send next, in order: at least one frame if there is any, then up to about `max_bytes`."""
-        frames: list[EncodedFrame] = []
+    def next_frames(
+        self, max_bytes: int = BATCH_BYTES, *, late: bool = True
+    ) -> list[OutgoingFrame]:
+        """What to send next, in order: at least one frame if there is any, then up to about `max_bytes`.
+
+        Without `late`, what nobody waits for stays for another time.
+        """
+        frames: list[OutgoingFrame] = []
         room = max_bytes
         while self._control and room > 0:
             frame = self._control.popleft()
-            self._control_bytes -= len(frame[0]) + len(frame[1])
-            room -= len(frame[0]) + len(frame[1])
+            size = _size(frame)
+            self._control_bytes -= size
+            room -= size
             frames.append(frame)
         while self._urgent and room > 0:
             source = next(iter(self._urgent))
@@ -91,12 +104,13 @@ class Scheduler:
             urgent = source.next_urgent()
             if urgent is not None:
                 self._urgent[source] = None  # to the back of the ring
-                room -= len(urgent[0]) + len(urgent[1])
+                room -= _size(urgent)
                 frames.append(urgent)
-        while self._late and room > 0:
+        while late and self._late and room > 0:
             frame = self._late.popleft()
-            self._control_bytes -= len(frame[0]) + len(frame[1])
-            room -= len(frame[0]) + len(frame[1])
+            size = _size(frame)
+            self._control_bytes -= size
+            room -= size
             frames.append(frame)
         while self._bulk and room > 0:
             source = next(iter(self._bulk))
@@ -104,7 +118,7 @@ class Scheduler:
             bulk = source.next_bulk(SHARED_FRAME_BYTES if self._bulk else wire.MAX_DATA_BYTES)
             if bulk is not None:
                 self._bulk[source] = None
-                room -= len(bulk[0]) + len(bulk[1])
+                room -= _size(bulk)
                 frames.append(bulk)
         return frames
 
@@ -115,5 +129,12 @@ class Scheduler:
             return None
         parts: list[Buffer] = []
         for frame in frames:
-            parts += frame
+            parts += wire.encoded(frame)
         return b"".join(parts)
+
+
+def _size(frame: OutgoingFrame) -> int:
+    """Its bytes; about, where it isn't encoded yet: those are small."""
+    return (
+        SMALL_FRAME_BYTES if isinstance(frame, wire.ControlFrame) else len(frame[0]) + len(frame[1])
+    )

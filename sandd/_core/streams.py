@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RING_BYTES: Final = 256 * wire.KIB
 """Unacknowledged bytes a sender holds per stream before its source has to wait."""
-WINDOW_BYTES: Final = 1 * wire.MIB
+WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
 
 
@@ -58,6 +58,8 @@ class SendLog(ABC):
         self.end = 0
         self.final = False
         """The stream ends at `end`: nothing will be appended any more."""
+        self.end_is_told = False
+        """Where it ends is told by the job's last event, so it needs no FIN."""
 
     @property
     def room(self) -> int:
@@ -177,8 +179,13 @@ class SendCursor:
     @property
     def _end_pending(self) -> bool:
         # The end takes no room, but where not even `sent` was granted, nothing may be said yet.
-        at_end = self.log.final and self.sent == self.log.end
-        return at_end and not self.final_sent and self.sent <= self.max_offset
+        log = self.log
+        return (
+            log.final
+            and not (log.end_is_told or self.final_sent)
+            and self.sent == log.end
+            and self.sent <= self.max_offset
+        )
 
     def next_frame(self, channel: int, limit: int) -> EncodedFrame | None:
         """The next frame in order, with at most `limit` units; None when there is nothing or no credit."""
@@ -245,7 +252,7 @@ class ReceiveLog(ABC):
 
     def accept(self, data: Data) -> None:
         """Take one frame; RemoteProtocolError unless it continues the stream exactly."""
-        if self.final is not None:
+        if self.final is not None and self.received == self.final:
             if data.final and data.offset == self.final and not len(data.body):
                 return  # each new channel says the end anew
             raise RemoteProtocolError(f"{data.stream.name} goes on behind its end")
@@ -256,11 +263,23 @@ class ReceiveLog(ABC):
         if data.gap_end is not None:
             self._store_gap(Gap(data.offset, data.gap_end))
             self.received = data.gap_end
+            if self.final is not None and self.received > self.final:
+                raise RemoteProtocolError(f"{data.stream.name} goes on behind its end")
             return
         if len(data.body) or not data.final:
             self.received += self._store(data.body)
         if data.final:
-            self.final = self.received
+            self.end_at(self.received)
+        elif self.final is not None and self.received > self.final:
+            raise RemoteProtocolError(f"{data.stream.name} goes on behind its end")
+
+    def end_at(self, offset: int) -> None:
+        """The stream ends there; RemoteProtocolError if it can't, or was said to end elsewhere."""
+        if self.final not in (None, offset) or self.received > offset:
+            raise RemoteProtocolError(
+                f"a stream ends at {offset}, but {self.received} units came, and its end was {self.final}"
+            )
+        self.final = offset
 
     @abstractmethod
     def _store(self, body: memoryview) -> int: ...

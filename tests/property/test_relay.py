@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from relay_world import Peer, Process, Reader, World
@@ -383,4 +382,3 @@ class Relay(RuleBasedStateMachine):
 
 
 TestRelay = Relay.TestCase
-TestRelay.settings = settings(max_examples=4 * settings.default.max_examples)

@@ -10,7 +10,6 @@ from collections import deque
 from typing import Any
 
 from attrs import define, field
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -317,5 +316,5 @@ class MessagePair(StreamPair):
 
 
 TestBytes = StreamPair.TestCase
-TestBytes.settings = settings(max_examples=4 * settings.default.max_examples)
+
 TestMessages = MessagePair.TestCase

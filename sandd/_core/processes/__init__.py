@@ -17,6 +17,7 @@ In the spawner, which must start in 20 ms and stay small. These import nothing b
 library, and neither this file nor ``sandd/__init__`` is imported with them:
 
     spawner           the little process that starts every job (POSIX): its event loop
+    launcher          starting one program with its pipes
     job_trees         which process belongs to which job
     culling           how a whole tree is killed
     exit_watch        hearing of an exit without reaping

@@ -98,7 +98,10 @@ if sys.platform == "linux":
             found: list[tuple[int, WaitStatus]] = []
             for descriptor, _ in self._epoll.poll(0):
                 pid = self._pids.pop(descriptor)
-                os.close(descriptor)  # which also takes it out of the epoll
+                # Closing it would not do that: a child may hold a copy for a moment, as vfork(2) returns
+                # before execve(2) has closed what it closes.
+                self._epoll.unregister(descriptor)
+                os.close(descriptor)
                 self._unwatched.add(pid)  # until it has been peeked at: mostly a line below
             for pid in list(self._unwatched):
                 try:

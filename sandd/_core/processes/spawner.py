@@ -26,7 +26,6 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from functools import partial
@@ -38,6 +37,7 @@ if sys.platform == "win32":
 from sandd._core.processes import culling, process_table
 from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
 from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
+from sandd._core.processes.launcher import launch
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
@@ -173,34 +173,12 @@ class Spawner:
             self._finish(job)
 
     def _start(self, request: Spawn, descriptors: list[int]) -> Started:
-        pipes = iter(descriptors)
-        stdin = next(pipes) if request.stdin else subprocess.DEVNULL
-        stdout = next(pipes)
-        stderr = subprocess.STDOUT if request.merge_stderr else next(pipes)
-        uid, gid, groups = request.identity or (None, None, None)
         began = ticks_since_boot()
-        process = subprocess.Popen(
-            request.argv,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env=request.env,
-            cwd=request.cwd,
-            user=uid,
-            group=gid,
-            extra_groups=groups,
-            close_fds=True,
-            restore_signals=True,
-            start_new_session=True,
-        )
-        # Popen objects that go away unfinished are kept in a list and waited for whenever another
-        # one is made: that would take an exit status, and with it the leader's number, from under
-        # us. A Popen that believes to have a return code does nothing of that.
-        process.returncode = 0
-        job = Job(request.job, self._trees.add(process.pid, request.marker, began))
-        self._jobs[job.number] = self._by_leader[process.pid] = job
-        self._watch.add(process.pid)
-        return Started(job.number, process.pid)
+        pid = launch(request, descriptors)
+        job = Job(request.job, self._trees.add(pid, request.marker, began))
+        self._jobs[job.number] = self._by_leader[pid] = job
+        self._watch.add(pid)
+        return Started(job.number, pid)
 
     # --- ends ---
 
@@ -219,9 +197,10 @@ class Spawner:
     def _note_exit(self, job: Job, status: WaitStatus) -> None:
         job.status = status
         is_gone = self._trees.is_empty(job.tree)
+        self._say(Exited(job.number, status.code, status.signal, is_gone))
+        self._flush()  # somebody waits for this, and for nothing of what follows
         if is_gone:
             self._remove(job)
-        self._say(Exited(job.number, status.code, status.signal, is_gone))
 
     def _kill(self, job: Job, grace: float) -> None:
         deadline = time.monotonic() + grace

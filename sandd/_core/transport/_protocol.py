@@ -9,6 +9,7 @@ also the seam for a faster codec: whatever has wsproto's `send`, `receive_data`,
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, frozen
@@ -87,6 +88,15 @@ class Refusal:
     body: bytes = b""
 
 
+def _masked(data: bytes, key: bytes) -> bytes:
+    """`data` masked or unmasked (RFC 6455 s. 5.3), by one XOR of two large numbers."""
+    size = len(data)
+    mask = (key * (size // 4 + 1))[:size]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(mask, "little")).to_bytes(
+        size, "little"
+    )
+
+
 class GuardedProtocol(WSConnection):
     """wsproto's `WSConnection`; it yields whole binary messages, and nothing that could hurt.
 
@@ -117,6 +127,10 @@ class GuardedProtocol(WSConnection):
         self._partial = bytearray()
         self._fragments = 0
         self._ping: bytes | None = None
+        self._whole: deque[bytes] = deque()
+        """Messages that came in one frame; they go before whatever wsproto holds."""
+        self._is_fed = True
+        """wsproto may have something to yield."""
         self._deaf = False
         self._heard = False
 
@@ -158,11 +172,8 @@ class GuardedProtocol(WSConnection):
             return self.send(BytesMessage(data=message))
         if not masked:
             return head + message
-        # A fresh random key for each frame (RFC 6455 s. 5.3), and one XOR of two large numbers.
-        key = os.urandom(4)
-        mask = (key * (size // 4 + 1))[:size]
-        body = int.from_bytes(message, "little") ^ int.from_bytes(mask, "little")
-        return head + key + body.to_bytes(size, "little")
+        key = os.urandom(4)  # a fresh one for each frame (RFC 6455 s. 5.3)
+        return head + key + _masked(message, key)
 
     def read_request(self, headers: Headers, target: bytes) -> Request:
         """The upgrade request, checked, from a request that was parsed elsewhere (server side).
@@ -187,6 +198,11 @@ class GuardedProtocol(WSConnection):
                 self._heard = True
                 if not b"HTTP/".startswith(data[:5]):
                     raise ValueError("not HTTP")
+            if data is not None and self._is_between_messages:
+                data = self._take_whole_messages(data)
+                if not data:
+                    return
+            self._is_fed = True
             super().receive_data(data)
         except Exception as exc:  # wsproto lets UnicodeError and h11's errors out of a handshake
             self.handshake_error = exc
@@ -198,6 +214,17 @@ class GuardedProtocol(WSConnection):
         budget = EVENTS_PER_TURN
         if self.connection is not None and (self.accepted or not self.client):
             self.handshake = _SPENT_HANDSHAKE
+        while self._whole:
+            body = self._whole.popleft()
+            if self.breach is None and self.is_open and not self.hand_over(body):
+                self.charged += self.cost_of(body)
+                yield BytesMessage(data=body)
+            budget -= 1
+            if budget == 0:
+                self.has_more = True
+                return
+        if not self._is_fed:
+            return
         for event in super().events():
             match event:
                 case BytesMessage():
@@ -235,6 +262,58 @@ class GuardedProtocol(WSConnection):
             if budget == 0:
                 self.has_more = True
                 return
+        self._is_fed = self.connection is None
+
+    @property
+    def _is_between_messages(self) -> bool:
+        """The next byte begins a message, and wsproto knows of nothing that comes before it."""
+        if self._is_fed or self.connection is None or not self.is_open or self.breach is not None:
+            return False
+        proto = self.connection._proto
+        decoder = proto._frame_decoder
+        return (
+            decoder.header is None
+            and not decoder.buffer
+            and proto._message_decoder.opcode is None
+            and not decoder.extensions
+        )
+
+    def _take_whole_messages(self, data: bytes) -> bytes:
+        """Take messages in one frame each from the front of `data`; the rest is for wsproto.
+
+        That is what our own peers send, and takes a tenth of the time that wsproto needs. Whatever is
+        not exactly that, or could be refused, is left to it.
+        """
+        position, size = 0, len(data)
+        first, masked = (
+            0x82,
+            0 if self.client else 0x80,
+        )  # FIN and the opcode of binary; the peer's MASK bit
+        while size - position >= 2 and data[position] == first:
+            length = data[position + 1] ^ masked
+            begin = position + 2
+            if length == 126:
+                length = int.from_bytes(data[begin : begin + 2], "big")
+                begin += 2
+                if length < 126:
+                    break
+            elif length == 127:
+                length = int.from_bytes(data[begin : begin + 8], "big")
+                begin += 8
+                if length <= 0xFFFF:
+                    break
+            elif length > 127:
+                break  # masked where it mustn't be, or the other way round
+            key = begin
+            if masked:
+                begin += 4
+            end = begin + length
+            if end > size or length > self.max_message_bytes:
+                break
+            body = data[begin:end]
+            self._whole.append(_masked(body, data[key:begin]) if masked else body)
+            position = end
+        return data[position:] if position else data
 
     def _assemble(self, event: BytesMessage) -> BytesMessage | None:
         """The whole message that this piece completes, if it does and is wanted."""

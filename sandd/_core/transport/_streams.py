@@ -65,6 +65,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
     def __init__(self, tcp: trio.SocketStream) -> None:
         self._tcp = tcp
         self._receive_bytes = _FIRST_RECEIVE_BYTES
+        self._is_drained = True  # the latest read took all there was
         self._sending = False
         self._unsent = b""  # what the kernel left of a `send_nowait`; goes before everything else
         self.last_write_progress = trio.current_time()
@@ -152,15 +153,36 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
         A large buffer for every small read would cost an mmap and munmap each.
         """
-        if max_bytes is not None:
-            return bytes(await self._tcp.receive_some(max_bytes))
+        if max_bytes is not None or os.name == "nt":  # (Windows: no read(2) on sockets)
+            size = RECEIVE_BYTES if max_bytes is None else max_bytes
+            return bytes(await self._tcp.receive_some(size))
         size = self._receive_bytes
-        data = await self._tcp.receive_some(size)
-        if len(data) == size:
+        data = await self._read(size)
+        self._is_drained = len(data) < size
+        if not self._is_drained:
             self._receive_bytes = min(4 * size, RECEIVE_BYTES)
         elif len(data) < size // 4:
             self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
-        return bytes(data)
+        return data
+
+    async def _read(self, size: int) -> bytes:
+        """At most `size` bytes; where the last read took all, without asking in vain first."""
+        socket = self._tcp.socket
+        if socket.fileno() == -1:
+            raise trio.ClosedResourceError("this stream was closed")
+        if self._is_drained:
+            await trio.lowlevel.wait_readable(socket)
+        else:
+            await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return os.read(socket.fileno(), size)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(socket)
+            except OSError as exc:
+                if exc.errno in _CLOSED_ERRNOS:
+                    raise trio.ClosedResourceError("this stream was closed") from None
+                raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
 
     async def send_eof(self) -> None:
         """See `trio.abc.HalfCloseableStream`."""
