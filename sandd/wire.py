@@ -763,6 +763,7 @@ class Request:
 
     __slots__ = ()
     # What a command may choose is settled here; the job of a request is treated like any other.
+    stdin: ClassVar[bool] = False
     kill_grace: ClassVar[float] = 0.0
     lease: ClassVar[float | None] = None
     on_full: ClassVar[OnFull] = OnFull.BLOCK
@@ -959,15 +960,37 @@ class _Codec:
     def decode(self, payload: Buffer) -> Any:
         try:
             _check_size(payload, self._what)
-            return self.structure(_unpack(payload))
+            return self._structure(_unpack(payload))
         except RemoteProtocolError:
             raise
         except Exception as error:
             # Whatever a peer sends, one type of error leaves here: that is this method's contract.
             raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
 
-    def structure(self, value: Any) -> Any:
-        """The message that an unpacked map means; any exception if it means none."""
+    def decode_all(self, payload: Buffer, max_bytes: int) -> Iterator[Any]:
+        """The messages that follow each other, one by one."""
+        if len(payload) > max_bytes:
+            raise RemoteProtocolError(
+                f"{len(payload)} bytes of {self._what}s; at most {max_bytes} are allowed"
+            )
+        unpacker = msgpack.Unpacker(
+            raw=False,
+            strict_map_key=False,
+            max_buffer_size=max_bytes,
+            read_size=max(len(payload), 1),  # its first buffer, which would be a megabyte
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+        unpacker.feed(payload)
+        while unpacker.tell() < len(payload):
+            try:
+                message = self._structure(unpacker.unpack())
+            except Exception as error:
+                raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+            yield message
+
+    def _structure(self, value: Any) -> Any:
         if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")
         known = self._from_wire.get(tag)
@@ -1062,26 +1085,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 def decode_answers(payload: Buffer) -> Iterator[Answer | Unknown]:
     """The answers in all of a request's OUTPUT, one by one; RemoteProtocolError where one is none."""
-    if len(payload) > MAX_ANSWERS_BYTES:
-        raise RemoteProtocolError(
-            f"answers of {len(payload)} bytes; at most {MAX_ANSWERS_BYTES} are allowed"
-        )
-    unpacker = msgpack.Unpacker(
-        raw=False,
-        strict_map_key=False,
-        max_buffer_size=MAX_ANSWERS_BYTES,
-        read_size=max(len(payload), 1),  # its first buffer, which would be a megabyte
-        max_array_len=MAX_ITEMS,
-        max_map_len=MAX_ITEMS,
-        max_ext_len=0,
-    )
-    unpacker.feed(payload)
-    while unpacker.tell() < len(payload):
-        try:
-            answer: Answer | Unknown = _ANSWERS.structure(unpacker.unpack())
-        except Exception as error:
-            raise RemoteProtocolError(f"bad answer: {error!r:.200}") from error
-        yield answer
+    return _ANSWERS.decode_all(payload, MAX_ANSWERS_BYTES)
 
 
 def encode_spec(spec: Spec) -> bytes:

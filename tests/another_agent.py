@@ -3,7 +3,7 @@
 ::
 
     async with daemon.controller() as controller:
-        with another_agent(controller) as other:
+        async with another_agent(controller) as other:
             worker = other.daemon("worker-1")
 
 It lives in the same process, and shares nothing else with the first but router and registry. Leaving
@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 
 import sandd
 from sandd._core.local_link import LocalLink
+from sandd._core.nurseries import open_unwrapping_nursery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
 
 
-@contextlib.contextmanager
-def another_agent(
+@contextlib.asynccontextmanager
+async def another_agent(
     controller: sandd.Controller, *, tenant: str = "default"
-) -> Iterator[sandd.Controller]:
+) -> AsyncIterator[sandd.Controller]:
     """The controller as another agent sees it, which may be another tenant's."""
     other: sandd.Controller = object.__new__(sandd.Controller)
     other._router, other._registry = controller._router, controller._registry
@@ -48,10 +49,13 @@ def another_agent(
 
     use(flush_both)
     other._local.flush()  # who is there
-    try:
-        yield other
-    finally:
-        use(alone)
-        other._router.remove_client(other._local._link)
-        other._local.abandon()
-        controller._local.flush()
+    async with open_unwrapping_nursery() as nursery:
+        nursery.start_soon(other._local.run)
+        try:
+            yield other
+        finally:
+            use(alone)
+            other._router.remove_client(other._local._link)
+            other._local.abandon()
+            controller._local.flush()
+            nursery.cancel_scope.cancel()

@@ -379,7 +379,7 @@ async def test_detach_tells_what_prevents_it(daemon: StandingDaemon) -> None:
     """A job that was taken over, or forgotten while it waits for its daemon, is no longer ours to detach."""
     async with daemon.controller() as controller:
         worker = await controller.wait_for_daemon("worker-1")
-        with another_agent(controller) as agent:
+        async with another_agent(controller) as agent:
             async with worker.open_process(["cat"]) as process:
                 async with agent.daemon("worker-1").attach_process(process.job_id, takeover=True):
                     with pytest.raises(JobTaken):

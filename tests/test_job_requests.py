@@ -303,6 +303,8 @@ async def test_a_viewer_of_a_job_that_is_forgotten_while_it_waits_is_told(
         script = "head -c 3000000 /dev/zero; read x"
         async with worker.open_process(script, on_full="drop_oldest") as process:
             async with worker.attach_process(process.job_id, read_only=True) as viewer:
+                while (await the_job(worker, process.job_id)).kept["stdout"].end < 3_000_000:
+                    await trio.sleep(0.01)
                 await worker.forget(process.job_id)
                 with contextlib.suppress(JobNotFound):  # whichever of the two words comes first
                     await viewer.wait()
@@ -317,7 +319,7 @@ async def test_jobs_of_other_tenants_are_absent(daemon: StandingDaemon) -> None:
     """They are in no list, and can't be killed, forgotten or attached to; nor can a request."""
     async with daemon.controller() as controller:
         worker = await controller.wait_for_daemon("worker-1")
-        with another_agent(controller, tenant="strangers") as strangers:
+        async with another_agent(controller, tenant="strangers") as strangers:
             theirs = strangers.daemon("worker-1")
             async with worker.open_process(["cat"], job_id="ours") as process:
                 assert await theirs.jobs() == []
@@ -343,7 +345,7 @@ async def test_agents_of_one_tenant_share_their_jobs(daemon: StandingDaemon) -> 
     """Each sees, kills and forgets what another has started."""
     async with daemon.controller() as controller:
         worker = await controller.wait_for_daemon("worker-1")
-        with another_agent(controller) as colleague:
+        async with another_agent(controller) as colleague:
             async with worker.open_process(["cat"]) as process:
                 (seen,) = await colleague.daemon("worker-1").jobs()
                 assert (seen.job_id, seen.owned) == (process.job_id, True)

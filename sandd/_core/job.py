@@ -48,7 +48,7 @@ class Job:
         self.spec = spec
         self.state = JobState.QUEUED
         self.pid = 0
-        self._start_is_told = True
+        self._untold_pid: int | None = None
         self.generation = 1
         self.detached = spec.detach
         self.client = ""
@@ -93,15 +93,14 @@ class Job:
     def started(self, pid: int, now: float = 0.0) -> None:
         """The process runs, since `now`. Clients learn of it by `tell_started`, or with its end."""
         self.state = JobState.RUNNING
-        self.pid = pid
+        self.pid = self._untold_pid = pid
         self.started_at = now
-        self._start_is_told = False
 
     def tell_started(self) -> None:
         """Let clients know that the process runs, unless they do."""
-        if not self._start_is_told:
-            self._start_is_told = True
-            self._emit(wire.Started(self.pid))
+        if self._untold_pid is not None:
+            pid, self._untold_pid = self._untold_pid, None
+            self._emit(wire.Started(pid))
 
     @property
     def held_bytes(self) -> int:
@@ -175,8 +174,8 @@ class Job:
         pipes_held: bool,
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
-        pid = 0 if self._start_is_told else self.pid
-        self._start_is_told = True
+        pid = self._untold_pid or 0
+        self._untold_pid = None
         self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
 
     def failed(

@@ -196,6 +196,8 @@ class JobTable:
         elif isinstance(job.spec, wire.Request) and job.client != message.client:
             link.control(number, wire.Refused(RefusedCode.JOB_NOT_FOUND, NO_JOB))
             return []
+        else:
+            job.tell_started()  # who attaches shall know as much as there is to know
         refusal = self._refusal(job, message)
         if refusal is not None:
             link.control(number, refusal)

@@ -232,7 +232,9 @@ class LocalLink:
         if input_data:
             job.input.append(input_data)
             job.input.finish()
-        self.changed(job)
+        self.client.activate(job)
+        # With a request goes what was left to `run`: else jobs that we have left would still be there.
+        self.flush(late=isinstance(spec, wire.Request))
         return handle
 
     @trio.lowlevel.enable_ki_protection
@@ -249,6 +251,7 @@ class LocalLink:
         """Attach to a job that exists; RequestRefused if we hold it already."""
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
+        self.flush(late=True)  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
         handle = self._handles[job] = JobHandle(self, job, {}, kill_grace)
         self.changed(job)
