@@ -48,17 +48,18 @@ def test_a_job_that_waits_for_its_turn_has_nothing_yet() -> None:
     )
 
 
-def test_a_job_that_runs_has_a_process_and_output() -> None:
-    """What can be read begins where the owner has read to, and ends where the process has written to."""
-    job = job_of(b"make | tee log", shell=True, detach=True)
+@pytest.mark.parametrize(("detach", "base"), [(False, 4), (True, 0)], ids=["owned", "detached"])
+def test_a_job_that_runs_has_a_process_and_output(detach: bool, base: int) -> None:
+    """What can be read begins where the owner has read to, or is all; and ends where was written to."""
+    job = job_of(b"make | tee log", shell=True, detach=detach)
     job.started(42, 101.0)
     job.write(Stream.OUTPUT, b"0123456789")
     job.sends[Stream.OUTPUT].acknowledge(4)
     info = told(job, 103.5)
     assert (info.state, info.command, info.pid) == (JobState.RUNNING, "make | tee log", 42)
     assert (info.age, info.started_age, info.ended_age) == (3.5, 2.5, None)
-    assert info.kept == {"stdout": KeptOutput(4, 10), "stderr": KeptOutput(0, 0)}
-    assert info.detached
+    assert info.kept == {"stdout": KeptOutput(base, 10), "stderr": KeptOutput(0, 0)}
+    assert info.detached is detach
 
 
 @pytest.mark.parametrize(
