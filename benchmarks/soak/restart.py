@@ -95,9 +95,11 @@ async def soak(plan: Plan, findings: Findings) -> None:
             findings.check(f"never more than {limit:.0f} in a second", after["peak"] <= limit)
             starts = [(await program.ask())["started"] for program in programs]
             # The job of each, and the commands that the controllers ran meanwhile.
+            asked_for = plan.cores + before["runs"] + after["runs"]
             findings.check(
-                f"{sum(starts)} jobs were started in cores, {plan.cores} of them to live",
-                sum(starts) == plan.cores + before["runs"] + after["runs"],
+                f"{asked_for} jobs were asked for in cores, {plan.cores} of them to live; "
+                f"{sum(starts)} were started",
+                sum(starts) == asked_for,
             )
 
 
