@@ -121,9 +121,9 @@ def allowed(field: attrs.Attribute) -> str:
     validator = getattr(field.validator, "validator", field.validator)  # within `optional`
     if validator is None:
         return ""
-    if longest := getattr(validator, "max_length", None):
-        return f"at most {longest} long"
-    bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within
+    bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within or wire._at_most
+    if "length" in bounds:
+        return f"at most {bounds['length']} long"
     return f"{number(bounds['low'])} to {number(bounds['high'])}"
 
 

@@ -2,6 +2,7 @@
 #
 #   sandd/__init__.py         this file: the public names, each imported when it is first used
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
+#   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
 #   sandd/controller.py       open_controller(), Controller, Daemon, Process: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`

@@ -13,6 +13,7 @@ from attrs import define, field
 from sandd import RemoteProtocolError, wire
 from sandd._core._errors import ConnectionLost
 from sandd._core.link import OWN_LAG, WRITE_STALL
+from sandd._core.pace import FIRST_BYTES, LEAST_BYTES, MOST_BYTES, SLOW_SECONDS
 from sandd._core.pump import (
     AT_ONCE_BYTES,
     FRAMES_PER_TURN,
@@ -21,7 +22,7 @@ from sandd._core.pump import (
     receive_control,
     send_control,
 )
-from sandd._core.scheduler import MAX_CONTROL_BACKLOG, Scheduler
+from sandd._core.scheduler import BATCH_BYTES, MAX_CONTROL_BACKLOG, Scheduler
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ async def test_what_could_not_go_at_once_goes_first_and_once(reason: str) -> Non
         if reason == "refused":
             bench.connection.takes_at_once = False
         else:
+            bench.scheduler.batch_bytes = BATCH_BYTES  # as on a line that is known to be fast
             large = wire.Goodbye("x" * 4000)
             for _ in range(AT_ONCE_BYTES // 4000 + 1):
                 bench.scheduler.control(wire.encode_control(0, large))
@@ -244,6 +246,36 @@ async def test_a_blocked_socket_holds_back_and_loses_nothing() -> None:
         bench.connection.unblock()
         await trio.testing.wait_all_tasks_blocked()
         assert bench.numbers == [0, 1, 2, 3]
+
+
+async def test_messages_grow_with_what_the_line_takes() -> None:
+    """They begin small, and the kernel is held to as much: nothing is known of the line yet."""
+    async with opened() as bench:
+        assert bench.connection.unsent_limits == [FIRST_BYTES]
+        for _ in range(40):
+            bench.scheduler.control((bytes(9), bytes(100_000)))
+        bench.pump.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.scheduler.batch_bytes == MOST_BYTES
+        assert bench.connection.unsent_limits == [FIRST_BYTES << n for n in range(6)]
+        assert len(bench.connection.sent[0]) == 100_009
+        assert max(map(len, bench.connection.sent)) > MOST_BYTES
+
+
+async def test_messages_shrink_on_a_line_that_is_slow(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Down to a few KiB, so that others get a word in."""
+    async with opened() as bench:
+        for _ in range(4):
+            bench.connection.block()
+            bench.scheduler.control((bytes(9), bytes(100_000)))
+            bench.pump.wake()
+            await trio.sleep(SLOW_SECONDS + 0.1)
+            bench.connection.unblock()
+            await trio.testing.wait_all_tasks_blocked()
+        assert bench.scheduler.batch_bytes == LEAST_BYTES
+        assert bench.connection.unsent_limits == [FIRST_BYTES, LEAST_BYTES]
 
 
 async def test_waking_before_it_runs_is_remembered() -> None:

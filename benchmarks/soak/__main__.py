@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import evolve
 
 from benchmarks.fleet import Stopped
 from benchmarks.soak import cuts, restart, stalled
@@ -15,8 +16,6 @@ from benchmarks.soak.findings import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-GIB = 1024**3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "cuts":
                 trio.run(cuts.soak, cuts.QUICK if options.quick else cuts.FULL, seed, findings)
             case "stalled":
-                size = options.gib or (0.25 if options.quick else 10)
-                pause = 1.0 if options.quick else 30.0
-                trio.run(stalled.soak, int(size * GIB), pause, findings)
+                plan = stalled.QUICK if options.quick else stalled.FULL
+                if options.gib is not None:
+                    plan = evolve(plan, size=int(options.gib * stalled.GIB))
+                trio.run(stalled.soak, plan, findings)
             case "restart":
-                plan = restart.QUICK if options.quick else restart.FULL
-                trio.run(restart.soak, plan, options.away, findings)
+                trial = restart.QUICK if options.quick else restart.FULL
+                if options.away is not None:
+                    trial = evolve(trial, away=options.away)
+                trio.run(restart.soak, trial, findings)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal_number

@@ -52,7 +52,7 @@ async def main() -> None:
     ):
         print(json.dumps({"url": controller.url}), flush=True)
         watch, cpu = Watch(), processor_seconds()
-        everybody = trio.Event()
+        everybody, settled = trio.Event(), trio.Event()
 
         async def hold(daemon: sandd.Daemon) -> None:
             """Keep a job on the daemon, which answers."""
@@ -82,13 +82,15 @@ async def main() -> None:
                 started = trio.current_time()
                 await daemon.run("true", check=True)
                 watch.slowest = max(watch.slowest, trio.current_time() - started)
+                await trio.sleep(0.02)
                 if everybody.is_set():
                     break
-                await trio.sleep(0.02)
                 watch.runs += 1
+            settled.set()
 
         async for _ in trio.lowlevel.FdStream(0):
             await everybody.wait()
+            await settled.wait()  # or one more command would be started that is not in the answer
             answer = {
                 "pids": watch.pids,
                 "last": max(watch.came) - watch.began,

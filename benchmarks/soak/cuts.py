@@ -74,7 +74,7 @@ class Plan:
 
 
 FULL = Plan(output=50 * MB, input=10 * MB, jobs=50, cuts=500, flap_seconds=60.0)
-QUICK = Plan(output=3 * MB, input=MB, jobs=6, cuts=12, flap_seconds=1.5)
+QUICK = Plan(output=2 * MB, input=MB, jobs=4, cuts=12, flap_seconds=1.0)
 
 
 @define(eq=False)

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 
 import trio
+from attrs import frozen
 
 import sandd
 from benchmarks.fleet import open_keeper, until_signal, wait_online
@@ -22,13 +23,31 @@ SETTLE_SECONDS = 0.5
 """For the command to fill what there is to fill, once nobody reads."""
 
 
+@frozen
+class Plan:
+    """How much, and for how long."""
+
+    size: int
+    """Bytes that the command wants to write: many times what may be held."""
+    pause: float
+    """Seconds for which nobody reads."""
+    other: int = 20 * MIB
+    """Bytes of another command's output meanwhile, and of one that is run to warm up."""
+
+
+GIB = 1024 * MIB
+FULL = Plan(size=10 * GIB, pause=30.0)
+QUICK = Plan(size=64 * MIB, pause=0.5, other=4 * MIB)
+
+
 def command(size: int) -> str:
     """Writes so many bytes, cheaply."""
     return f"seq {FIRST} {FIRST + size // 11 + 1} | head -c {size}"
 
 
-async def soak(size: int, pause: float, findings: Findings) -> None:
-    """See the module. `pause`: seconds for which nobody reads."""
+async def soak(plan: Plan, findings: Findings) -> None:
+    """See the module."""
+    size = plan.size
     async with (
         sandd.open_controller(port=0) as controller,
         open_keeper(controller.url) as keeper,
@@ -38,7 +57,7 @@ async def soak(size: int, pause: float, findings: Findings) -> None:
         worker = await wait_online(controller, "soak", log)
         for _ in range(20):
             await worker.run("echo warm", check=True)
-        await worker.run(command(50 * MIB), max_output=1, check=True)
+        await worker.run(command(plan.other), max_output=1, check=True)
         both = [Watched("controller", os.getpid()), Watched("daemon", pid)]
         digest, received = hashlib.sha256(), 0
         started = trio.current_time()
@@ -60,10 +79,13 @@ async def soak(size: int, pause: float, findings: Findings) -> None:
                 async with trio.open_nursery() as waiting:
                     still = Other(worker)
                     waiting.start_soon(still.run_all_the_time)
-                    await trio.sleep(pause)
+                    await trio.sleep(plan.pause)
                     waiting.cancel_scope.cancel()
-                big = await worker.run(command(20 * MIB), max_output=1)
-                findings.check("meanwhile, another command's 20 MiB arrive", big.success)
+                other = await worker.run(command(plan.other), max_output=1)
+                findings.check(
+                    f"meanwhile, another command's {plan.other:,} bytes arrive",
+                    other.success and other.stdout_total == plan.other,
+                )
 
                 resumed = trio.current_time()
                 async for data in process.stdout:

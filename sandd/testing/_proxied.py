@@ -151,6 +151,11 @@ class ProxiedConnection:
         }
         return cls(near, far, lanes)
 
+    def darken(self) -> None:
+        """Hand on nothing any more, either way."""
+        for lane in self.lanes.values():
+            lane.darken()
+
     async def part(self) -> None:
         """Say an orderly end to both, and wait a moment for them to go."""
 

@@ -385,6 +385,8 @@ class FaultProxy:
                 if lane.is_closed:
                     return
                 ending = self._count(connection, lane, size)
+                if ending is not None and ending is not Ending.HALF_CLOSE:
+                    connection.darken()  # from here on nothing goes the other way, either
                 await lane.sink.send_all(data[:size])
                 lane.drop(size)
                 if ending is not None:
