@@ -687,11 +687,13 @@ def test_a_dropping_job_without_any_disk_drops_from_memory(disk: ModelDisk) -> N
 # ---- a disk that fails ---------------------------------------------------------------------------
 
 
-def fail(log: SpooledLog, message: str = "No space left on device") -> DiskTask:
+def fail(
+    log: SpooledLog, message: str = "No space left on device", *, full: bool = False
+) -> DiskTask:
     """The next thing the log asks for goes wrong."""
     task = log.next_task()
     assert task is not None
-    log.failed(task, message)
+    log.failed(task, message, full=full)
     return task
 
 
@@ -764,37 +766,71 @@ def test_a_stall_is_the_disks_only_where_the_reader_could_go_on() -> None:
     assert (log.room, log.stall) == (0, None)
 
 
-def test_what_is_retained_goes_first_when_the_disk_is_full(disk: ModelDisk) -> None:
-    """A step at each try."""
+def retained_log(disk: ModelDisk) -> SpooledLog:
+    """A detached job's log: 12 bytes on disk, acknowledged, and 8 in memory."""
     log = log_of(b"", spool=spool_of(), retain=EVERYTHING, owned=True)
     for _ in range(4):
         log.append(b"1234")
         log.acknowledge(log.end)
         disk.serve(log)
     log.append(b"5678")
-    fail(log)
+    assert (log.base, log.disk_bytes, log.memory_bytes) == (0, 12, 8)
+    return log
+
+
+def test_what_is_retained_goes_first_when_the_disk_is_full(disk: ModelDisk) -> None:
+    """A step, at once, as at the end of a quota."""
+    log = retained_log(disk)
+    fail(log, full=True)
+    assert disk.serve(log) == [Delete(("0.0",), 4), Spill("0.3", 0, 12, b"1234")]
+    assert (log.base, log.failing) == (4, False)
+
+
+def test_a_disk_that_fails_once_costs_nothing_that_is_retained(disk: ModelDisk) -> None:
+    """Deleting is no cure for other errors, unless they stay: perhaps it is one of the files."""
+    log = retained_log(disk)
+    fail(log, "Input/output error")
+    log.retry()
     assert log.base == 0
+    fail(log, "Input/output error")
     log.retry()
     assert disk.serve(log) == [Delete(("0.0",), 4), Spill("0.3", 0, 12, b"1234")]
-    assert log.base == 4
+    log.append(b"9abc")
+    fail(log, "Input/output error")
+    log.retry()
+    assert log.base == 4  # it has worked in between
 
 
-def test_a_dropping_job_goes_on_when_the_disk_fails(disk: ModelDisk) -> None:
-    """At each try it gives up its oldest segment; with nothing on disk it drops from memory, at once."""
+def test_a_dropping_job_goes_on_when_the_disk_is_full(disk: ModelDisk) -> None:
+    """Its oldest segment goes, at once; with nothing left on disk it drops from memory."""
     log = log_of(b"abcdefgh", spool=spool_of(), dropping=True)
     disk.serve(log)
     log.append(b"ijkl")
-    fail(log)
-    assert (log.room, log.stall) == (0, Stall(StallReason.DISK, "No space left on device"))
-    log.retry()
-    assert log.base == 4
+    fail(log, full=True)
     task = log.next_task()
     assert task == Delete(("0.0", "0.1"), 4)
     log.done(task, disk.perform(task))
-    fail(log)
+    fail(log, full=True)
     assert (log.room, log.stall) == (8, None)
     log.append(b"mnopqrst")
     assert (log.base, log.end, log.room) == (12, 20, 8)
+
+
+def test_a_dropping_job_goes_on_when_the_disk_is_broken(disk: ModelDisk) -> None:
+    """Not at the first failure: what is on disk may still be read by then."""
+    log = log_of(b"abcdefgh", spool=spool_of(), dropping=True)
+    disk.serve(log)
+    log.append(b"ijkl")
+    fail(log, "Input/output error")
+    assert (log.room, log.stall) == (0, Stall(StallReason.DISK, "Input/output error"))
+    log.retry()
+    assert log.base == 0
+    fail(log, "Input/output error")
+    log.retry()
+    assert log.base == 4
+    disk.perform(fail(log, "it counts as deleted"))
+    fail(log, "Input/output error")
+    assert (log.room, log.stall) == (8, None)
 
 
 def test_a_read_that_failed_is_tried_again(disk: ModelDisk) -> None:

@@ -178,9 +178,31 @@ async def test_a_disk_that_is_full_is_tried_until_it_takes_it(
     assert lines(caplog) == ["spool_failed", "spool_recovered"]
 
 
+async def test_on_a_full_disk_what_may_be_dropped_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for a second try."""
+    monkeypatch.setattr(spooler_module, "RETRY_SECONDS", 1000.0)
+    async with open_disk(tmp_path) as disk:
+        log = disk.log()
+        log.dropping = True
+        await disk.settled()
+        log.append(b"ijkl")
+        perform, files = disk.files.perform, disk.files
+
+        def perform_when_empty(task: DiskTask) -> bytes:
+            if isinstance(task, Spill) and os.listdir(files.directory):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return perform(task)
+
+        files.perform = perform_when_empty  # type: ignore[method-assign]
+        await disk.settled()
+        assert (log.base, log.room) == (4, 4)
+
+
 async def test_between_two_tries_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk costs no processor; what can be done meanwhile is done, and hurries nothing."""
-    monkeypatch.setattr(spooler_module, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(spooler_module, "RETRY_SECONDS", 1000.0)
     async with open_disk(tmp_path) as disk:
         log = disk.log()
         await disk.settled()
@@ -189,15 +211,13 @@ async def test_between_two_tries_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
         disk.spooler.serve()
         await until(lambda: log.failing)
         disk.files.error = None
-        begun = trio.current_time()
-        cursor = SendCursor(Stream.OUTPUT, log, 0, 100)
-        cursor.next_frame(1, 9)
-        disk.spooler.serve()
-        await until(lambda: cursor.pending)
-        assert trio.current_time() - begun < 0.4
-        assert (log.room, disk.files.tried) == (0, 3)
-        await until(lambda: log.room)
-        assert trio.current_time() - begun > 0.4
+        for _ in range(3):
+            cursor = SendCursor(Stream.OUTPUT, log, 0, 100)
+            cursor.next_frame(1, 9)
+            disk.spooler.serve()
+            await until(lambda cursor=cursor: cursor.pending)  # type: ignore[misc]
+            cursor.next_frame(1, 9)
+        assert (log.room, disk.files.tried) == (0, 2 + 3)
 
 
 async def test_a_reader_that_keeps_asking_does_not_keep_the_disk_trying(tmp_path: Path) -> None:
@@ -265,6 +285,23 @@ async def test_a_defect_of_ours_costs_one_jobs_pace(
             disk.files.error = None
             await disk.settled()
             assert log.room == 4
+
+
+async def test_a_log_that_is_broken_costs_no_other_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in what decides stops that job's output, and is logged; the others' goes on."""
+
+    def broken(*_: object) -> None:
+        raise AssertionError("a mistake")
+
+    with caplog.at_level(logging.ERROR, "sandd"):
+        async with open_disk(tmp_path) as disk:
+            one, other = disk.log(), disk.log()
+            monkeypatch.setattr(one, "done", broken)
+            await disk.settled()
+            assert (one.room, other.room) == (0, 4)
+    assert lines(caplog) == ["spool_crashed"]
 
 
 async def test_what_somebody_deleted_is_said_to_be_missing(

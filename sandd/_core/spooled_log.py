@@ -47,6 +47,8 @@ class _DiskPart:
     """Under way. One at a time, so that no two are ever about the same file."""
     trouble: Stall | None = None
     """Why the last try to put something there failed."""
+    failures: int = 0
+    """Writes that failed, one after the other."""
     unreadable: bool = False
     """The last try to read failed."""
     read_back: ReadAhead = field(factory=ReadAhead)
@@ -266,6 +268,7 @@ class SpooledLog(ByteSendLog):
         disk, spool = self._finish(task)
         match task:
             case Spill():
+                disk.failures = 0
                 start, disk.end = self._memory_start, task.start + len(task.data)
                 if disk.end > start:
                     del self._bytes[: disk.end - start]
@@ -276,13 +279,20 @@ class SpooledLog(ByteSendLog):
                 self._deleted(disk, task, spool)
         self._look()
 
-    def failed(self, task: DiskTask, message: str) -> None:
-        """The disk could not do it; the shell calls `retry` after a while, if it is still `failing`."""
+    def failed(self, task: DiskTask, message: str, *, full: bool = False) -> None:
+        """The disk could not do it, as it is `full` or for any other reason.
+
+        What may be given up makes room on a full disk at once, like at the end of a quota. If the log is
+        `failing` then, the shell calls `retry` after a while.
+        """
         disk, spool = self._finish(task)
         match task:
             case Spill():
                 disk.trouble = Stall(StallReason.DISK, message)
+                disk.failures += 1
                 spool.release(len(task.data))
+                if full:
+                    self._make_way(disk)
             case Fetch():
                 disk.unreadable = True
             case Delete():
@@ -296,12 +306,13 @@ class SpooledLog(ByteSendLog):
         self._drop(min(self._segment_end(task.start, spool), disk.end))
 
     def retry(self) -> None:
-        """Time has passed: try again what failed, after freeing what may be freed."""
+        """Time has passed: try again what failed; if that was not the first time, with less on disk."""
         disk = self._disk
         if disk is not None:
             if disk.trouble is not None and disk.trouble.reason is StallReason.DISK:
                 disk.trouble = None
-                self._make_way(disk)
+                if disk.failures > 1:
+                    self._make_way(disk)
             disk.unreadable = False
             self._look()
 

@@ -6,6 +6,7 @@ here. Whatever the disk does, it touches no other job and never the link.
 
 from __future__ import annotations
 
+import errno
 import math
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,8 @@ log = get_logger("spool")
 
 DISK_THREADS: Final = 4
 """Threads that write and read at once: enough for a disk, and all that one which hangs can take."""
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors that what is deleted may cure."""
 RETRY_SECONDS: Final = 1.0
 """Between two tries of what the disk refused."""
 
@@ -65,30 +68,35 @@ class Spooler:
                 wakeup.set()
 
     async def _serve_log(self, one: SpooledLog) -> None:
-        retry_at = -math.inf
         try:
-            while True:
-                self._wakeups[one] = wakeup = trio.Event()
-                task = one.next_task()
-                if task is not None:
-                    if not await self._perform(one, task):
-                        retry_at = trio.current_time() + RETRY_SECONDS
-                    self._changed(one.job)
-                    self.serve()  # what was deleted may be another job's room
-                    continue
-                one.job.tell_stalls()
-                self._changed(one.job)
-                if wakeup.is_set():
-                    continue  # what that sent has left its reader waiting for more
-                if not one.failing:
-                    return
-                with trio.move_on_at(retry_at):
-                    await wakeup.wait()
-                if trio.current_time() >= retry_at:
-                    one.retry()
+            await self._serve_until_idle(one)
+        except Exception:  # a defect of ours: this job's output stands still, and nobody else's
+            log.exception("spool_crashed", job=one.job.key[1])
         finally:
             del self._wakeups[one]
             self._works_again((one, Spill), (one, Fetch))
+
+    async def _serve_until_idle(self, one: SpooledLog) -> None:
+        retry_at = -math.inf
+        while True:
+            self._wakeups[one] = wakeup = trio.Event()
+            task = one.next_task()
+            if task is not None:
+                if not await self._perform(one, task):
+                    retry_at = trio.current_time() + RETRY_SECONDS
+                self._changed(one.job)
+                self.serve()  # what was deleted may be another job's room
+                continue
+            one.job.tell_stalls()
+            self._changed(one.job)
+            if wakeup.is_set():
+                continue  # what that sent has left its reader waiting for more
+            if not one.failing:
+                return
+            with trio.move_on_at(retry_at):
+                await wakeup.wait()
+            if trio.current_time() >= retry_at:
+                one.retry()
 
     async def _perform(self, one: SpooledLog, task: DiskTask) -> bool:
         """Do it and say so to the log; False if it failed, and is to be tried again."""
@@ -105,7 +113,8 @@ class Spooler:
                 # Once, and not for each of a thousand jobs that try once a second.
                 log.error("spool_failed", path=str(self._files.directory), reason=str(error))
             self._failing.add((one, type(task)))
-            one.failed(task, getattr(error, "strerror", None) or repr(error))
+            full = isinstance(error, OSError) and error.errno in DISK_FULL
+            one.failed(task, getattr(error, "strerror", None) or repr(error), full=full)
             return False
         else:
             one.done(task, data)

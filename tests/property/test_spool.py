@@ -183,8 +183,8 @@ class SpooledPair(StreamPair):
 
     # -- the disk
 
-    @rule(fails=st.booleans())
-    def serve(self, fails: bool) -> None:
+    @rule(fails=st.booleans(), full=st.booleans())
+    def serve(self, fails: bool, full: bool = False) -> None:
         """The disk is done with something, or begins with something."""
         disk, log = self.disk, self.sender
         if disk.task is not None:
@@ -193,7 +193,7 @@ class SpooledPair(StreamPair):
                 self.was_in_trouble = True
                 if isinstance(task, Spill):
                     disk.perform(task, only=1)
-                log.failed(task, "No space left on device")
+                log.failed(task, "No space left on device", full=full)
             else:
                 log.done(task, disk.perform(task))
         if log in self.spool.work:
