@@ -37,6 +37,7 @@ class Daemon:
         self.receive(control(1, attach))
         job = self.job
         job.started(7)
+        job.tell_started()
         return job
 
     def attach(self, channel: int, **changes: Any) -> None:

@@ -142,6 +142,7 @@ class Job:
                 log.told_stall = True
                 self._stalls_told += 1
                 message = stall.message[: wire.MAX_TEXT_LENGTH]
+                self.tell_started()  # what a process does comes behind its start
                 self._emit(wire.Stalled(stream, stall.reason, message))
 
     def finish(self, stream: Stream) -> None:
