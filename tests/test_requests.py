@@ -15,6 +15,7 @@ from sandd._core import requests as requests_module
 from sandd._core.job import DaemonLink, Job
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.requests import Requests, signal_number
+from sandd._core.spooled_log import SpooledLog
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ async def test_a_long_list_waits_for_room_and_skips_what_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It holds no more than the ring; each answer is true when it is made."""
-    monkeypatch.setattr("sandd._core.job.RING_BYTES", 1000)
+    monkeypatch.setitem(SpooledLog.__init__.__kwdefaults__, "capacity", 1000)
     async with running() as daemon:
         commands = [daemon.command() for _ in range(100)]
         channel = daemon.ask(wire.JobsSpec(), credit=10_000_000)

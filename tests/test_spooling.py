@@ -158,7 +158,7 @@ async def site(
     with trio.fail_after(within):
         async with sandd.open_controller(port=0) as controller:
             port = int(controller.address.rpartition(":")[2])
-            async with open_fault_proxy(port) as relay:
+            async with open_fault_proxy(port, buffer_bytes=1 << 20) as relay:
                 options = ["--reconnect-max", "0.2", "--log-level", "info", *arguments]
                 async with open_daemon(relay.url, arguments=options) as process:
                     worker = await controller.wait_for_daemon("worker-1")
