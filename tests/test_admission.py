@@ -7,7 +7,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandd._core.admission import (
@@ -56,6 +56,8 @@ def test_places_come_up_in_the_order_of_asking(rate: float, gaps: list[float]) -
 
 
 @given(RATES, GAPS)
+@example(0.1, [0.0] * 300 + [212.2483116600799, 0.0])
+@example(0.1, [9.3] * 60)
 def test_waits_are_bounded(rate: float, gaps: list[float]) -> None:
     """For a place, and for the time to ask again."""
     admission, now = Admission(rate), 0.0

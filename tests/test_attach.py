@@ -247,6 +247,8 @@ async def test_since_may_name_one_output(daemon: StandingDaemon) -> None:
     """The other one begins with all that is kept."""
     async with daemon.worker() as worker:
         async with orphan(worker, "echo output; echo error >&2; cat") as job_id:
+            while (await worker.jobs())[0].kept["stderr"].end < len("error\n"):
+                await trio.sleep(0.01)
             async with worker.attach_process(
                 job_id, since={"stderr": 3}, read_only=True
             ) as process:

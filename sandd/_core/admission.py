@@ -65,4 +65,5 @@ class Admission:
         # At the pace at which places come up, from the time on when half of those given out are used.
         soonest = max(self._invited_until + 1.0 / self.rate, now + LONGEST_WAIT / 2)
         self._invited_until = min(soonest, now + LONGEST_RETRY)
-        return ComeBack(self._invited_until - now)
+        # Clipped again, as a sum of floats less one of its parts may exceed the other.
+        return ComeBack(min(self._invited_until - now, LONGEST_RETRY))
