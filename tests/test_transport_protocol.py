@@ -23,9 +23,11 @@ from sandd._core.transport._protocol import (
 )
 
 
-def open_server_protocol(max_message_bytes: int = MIB) -> GuardedProtocol:
+def open_server_protocol(
+    max_message_bytes: int = MIB, kind: type[GuardedProtocol] = GuardedProtocol
+) -> GuardedProtocol:
     """The server's side of a connection that has just been opened."""
-    protocol = GuardedProtocol(ConnectionType.SERVER, max_message_bytes=max_message_bytes)
+    protocol = kind(ConnectionType.SERVER, max_message_bytes=max_message_bytes)
     names = {"host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"}
     lines = [line.partition(": ") for line in upgrade_request().decode().splitlines()]
     headers = [(name.encode(), value.encode()) for name, _, value in lines if name in names]
@@ -117,6 +119,51 @@ def test_guard_takes_any_bytes(data: bytes, cuts: list[int]) -> None:
                 messages += [e.data for e in protocol.events() if isinstance(e, BytesMessage)]
             outcomes.append((messages, protocol.breach, protocol.peer_close))
         assert outcomes[0] == outcomes[1]
+
+
+class PlainProtocol(GuardedProtocol):
+    """Leaves everything to wsproto."""
+
+    def _take_whole_messages(self, data: bytes) -> bytes:
+        return data
+
+
+def masked(opcode: int, body: bytes, fin: bool, mask: bool, key: bytes) -> bytes:
+    """A frame with a real key."""
+    plain = frame(opcode, body, fin=fin, mask=mask)
+    if not mask:
+        return plain
+    head = plain[: len(plain) - len(body) - 4]
+    return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(body))
+
+
+FRAMES = st.lists(
+    st.builds(
+        masked,
+        st.sampled_from([Op.BINARY] * 6 + [Op.CONTINUATION, Op.TEXT, Op.PING, Op.CLOSE, 3]),
+        st.binary(max_size=20) | st.sampled_from([b"x" * 125, b"x" * 126, b"y" * 300]),
+        st.sampled_from([True] * 5 + [False]),
+        st.sampled_from([True] * 9 + [False]),
+        st.binary(min_size=4, max_size=4),
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+@given(data=FRAMES, cuts=st.lists(st.integers(0, 1500), max_size=5))
+def test_whole_messages_are_taken_as_wsproto_would(data: bytes, cuts: list[int]) -> None:
+    """The short way changes nothing: not the messages, nor what is refused, answered or closed."""
+    edges = [0, *sorted(min(place, len(data)) for place in cuts), len(data)]
+    outcomes = []
+    for kind in (GuardedProtocol, PlainProtocol):
+        protocol = open_server_protocol(max_message_bytes=200, kind=kind)
+        assert not list(protocol.events())  # wsproto has nothing left of the handshake
+        messages: list[bytes] = []
+        for start, end in itertools.pairwise(edges):
+            protocol.receive_data(data[start:end])
+            messages += [bytes(e.data) for e in protocol.events() if isinstance(e, BytesMessage)]
+        outcomes.append((messages, protocol.breach, protocol.peer_close, protocol.take_ping()))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("role", [ConnectionType.CLIENT, ConnectionType.SERVER])
