@@ -27,6 +27,8 @@ from sandd._core.spooler import Spooler
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sandd._core.job import DaemonLink, Job
     from sandd._core.pump import Pump
     from sandd._core.spool_files import SpoolFiles
@@ -123,7 +125,7 @@ class JobRunner:
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
         """Take a frame from the link; `after_message` follows the last one of a message."""
-        self._dispatch(self._table.receive(link, frame, trio.current_time()))
+        self._dispatch(self._table.steps(link, frame, trio.current_time()))
 
     def after_message(self) -> None:
         """Send what the frames received led to.
@@ -169,7 +171,7 @@ class JobRunner:
         self._dispatch(effects)
         self.flush()
 
-    def _dispatch(self, effects: Effects) -> None:
+    def _dispatch(self, effects: Iterable[tuple[Job, Effect]]) -> None:
         for job, effect in effects:
             running = self._running.get(job)
             match effect:

@@ -124,7 +124,7 @@ class PosixProcessHost(ProcessHost):
         if len(data) > MAX_REQUEST_BYTES:
             program = os.fsdecode(request.argv[0])
             raise SpawnFailed(errno.E2BIG, os.strerror(errno.E2BIG), program)
-        pipes = open_job_pipes(request, large=len(self._children) < MAX_JOBS_WITH_LARGE_PIPES)
+        pipes = open_job_pipes(request, may_grow=len(self._children) < MAX_JOBS_WITH_LARGE_PIPES)
         try:
             link.send(data, pipes.theirs)
         except SpawnerGoneError:

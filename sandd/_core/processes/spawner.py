@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import gc
 import os
 import selectors
 import signal
@@ -64,6 +65,8 @@ LAST_CULL_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 24 * 3600.0
 """Then it looks at the clock again. epoll can't wait for more than 24 days, a grace may be longer, and
 what `select` raises would end all jobs."""
+COLLECTED_OBJECTS = 20_000
+"""New objects, in containers, after which cycles are looked for: Python's 700 come with every command."""
 _IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
 """Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
@@ -406,6 +409,8 @@ def _limit_open_files(soft: int) -> None:
 
 def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
     """Be the spawner of process ``daemon``, which has the other end of socket ``descriptor``."""
+    gc.freeze()
+    gc.set_threshold(COLLECTED_OBJECTS)
     _reset_signals()
     _name_ourselves()
     if soft_limit is not None:
