@@ -33,6 +33,9 @@ LEAVE_MARGIN: Final = 10.0
 """Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
 FLUSH_SECONDS: Final = 10.0
 """How long leaving a job that goes on waits until what was sent to it has arrived."""
+LATE_SECONDS: Final = 0.02
+"""How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
+one by one, each takes the processor from the command that is under way by then."""
 EVERYTHING: Final = wire.MAX_OFFSET
 
 
@@ -299,7 +302,7 @@ class LocalLink:
         self._router.remove_client(self._link)
 
     def flush_later(self) -> None:
-        """Have `run` carry what nobody waits for, once whoever is at it now has to wait for something."""
+        """Have `run` carry what nobody waits for, a little later."""
         self._later.set()
 
     @trio.lowlevel.enable_ki_protection
@@ -307,6 +310,7 @@ class LocalLink:
         """Carry what `flush_later` was called for; as long as the controller lives."""
         while True:
             await self._later.wait()
+            await trio.sleep(LATE_SECONDS)
             self._later = trio.Event()
             self.flush(late=True)
 

@@ -137,18 +137,21 @@ class Spawner:
         while self._is_linked:
             if time.monotonic() >= self._held_until:
                 self._flush()
+            somebody_died = False
             # One event at a time from the link, so that a hundred requests don't hold up the exits.
             for key, events in self._selector.select(self._seconds_to_next_step()):
                 if key.fileobj is self._link:
                     if events & selectors.EVENT_READ:
                         self._serve_one_request()
-                elif key.fileobj is self._child_died:
-                    self._child_died.recv(4096)
-                    self._is_refresh_wanted = True
                 elif key.fd == self._daemon_pidfd:
                     self._is_linked = False
-            self._look_after_children()
-            self._take_due_steps()
+                else:
+                    somebody_died = True
+                    if key.fileobj is self._child_died:
+                        self._hear_alarm()
+            self._look_after_children(somebody_died)
+            if self._dying:
+                self._take_due_steps()
         self._cull_everything()
 
     # --- requests ---
@@ -198,10 +201,19 @@ class Spawner:
 
     # --- ends ---
 
-    def _look_after_children(self) -> None:
-        now = time.monotonic()
-        exited = self._watch.ended()
-        if exited or (self._is_refresh_wanted and self._trees.refresh_due(now) == 0):
+    def _hear_alarm(self) -> None:
+        """Take note of the SIGCHLDs there were: whoever died by then is seen by the next look."""
+        with contextlib.suppress(BlockingIOError):
+            self._child_died.recv(4096)
+            self._is_refresh_wanted = True
+
+    def _look_after_children(self, somebody_died: bool) -> None:
+        exited = self._watch.ended() if somebody_died else []
+        if exited or (
+            self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0
+        ):
+            if exited:
+                self._hear_alarm()  # mostly it is about them, and needs no turn and no look of its own
             self._trees.refresh()
             self._is_refresh_wanted = False
             for pid, status in exited:
