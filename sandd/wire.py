@@ -523,6 +523,9 @@ class Attached:
 
     A stream that is not named stands at 0 in every respect; towards the daemon it has the credit that
     a new job's has: `INITIAL_INPUT_BYTES`, or `MESSAGE_WINDOW` ops.
+
+    Where all of it is at its default, and the Attach had a spec and no cursors, the first message on
+    EVENTS says as much, and it is left out if that is there in time: a short command has one answer.
     """
 
     role: Role = Role.OWNER
@@ -530,6 +533,10 @@ class Attached:
     state: JobState = JobState.QUEUED
     streams: tuple[StreamState, ...] = field(default=(), validator=_at_most(len(Stream)))
     detached: bool = False  # it outlives its owner: who leaves, leaves it running
+
+
+PLAIN_ATTACHED: Final = Attached()
+"""What need not be said."""
 
 
 class RefusedCode(enum.StrEnum):

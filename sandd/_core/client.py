@@ -177,6 +177,10 @@ class Client:
             self._control(job, message)
         elif job is not None:
             assert job.channel is not None
+            if job.state is AttachState.ATTACHING:
+                if not job.attaches_plainly:
+                    raise RemoteProtocolError("data before the answer to an Attach")
+                self._attached(job, wire.PLAIN_ATTACHED)
             data = wire.decode_data(frame)
             job.channel.on_data(data)
             if data.stream is Stream.EVENTS:
@@ -274,6 +278,7 @@ class Client:
             ]
         job.channel = Channel(number, send=cursors, receive=windows)
         job.state = AttachState.ATTACHING
+        job.attaches_plainly = eager
         self._channels[number] = job
         message = wire.Attach(
             daemon_id=job.daemon_id,

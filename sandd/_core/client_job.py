@@ -69,6 +69,8 @@ class ClientJob:
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
         self.state = AttachState.WAITING
+        self.attaches_plainly = False
+        """It may be ATTACHED without being told so; see `wire.Attached`."""
         self.confirmed = False
         """The daemon has answered: the job exists (or existed) there."""
         self.started: wire.Started | None = None

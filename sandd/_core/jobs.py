@@ -199,12 +199,13 @@ class JobTable:
         key = (message.tenant, message.job_id)
         self.tombstones.settle(message.tenant, message.client, message.settled)
         job = self.jobs.get(key)
+        is_new = job is None
         if job is None:
-            answer = self._create(key, message, now)
-            if isinstance(answer, wire.Refused):
-                link.control(number, answer)
+            created = self._create(key, message, now)
+            if isinstance(created, wire.Refused):
+                link.control(number, created)
                 return
-            job = answer
+            job = created
             yield job, Effect.START
         elif isinstance(job.spec, wire.Request) and job.client != message.client:
             link.control(number, wire.Refused(RefusedCode.JOB_NOT_FOUND, NO_JOB))
@@ -222,7 +223,11 @@ class JobTable:
             self._own(job, attachment, message)
         else:
             job.viewers[attachment] = None
-        link.control(number, self._attached(job, attachment))
+        answer = self._attached(job, attachment)
+        if is_new and not message.cursors and answer == wire.PLAIN_ATTACHED:
+            channel.plain_answer = answer
+        else:
+            link.control(number, answer)
         link.scheduler.activate(channel)
 
     def _create(self, key: JobKey, message: wire.Attach, now: float) -> Job | wire.Refused:
