@@ -27,9 +27,9 @@ class SpawnRequest:
     """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
     argv: tuple[bytes, ...] = attrs.field(validator=attrs.validators.min_len(1))
-    """Executed directly; the first is looked up in the ``PATH`` of `env` unless it has a slash."""
+    """Executed directly; the first is looked up in the ``PATH`` it will have unless it has a slash."""
     env: Mapping[bytes, bytes]
-    """The child's complete environment. Must hold ``SANDD_JOB=<marker>``."""
+    """The child's environment, as far as `base` doesn't have it. Must hold ``SANDD_JOB=<marker>``."""
     marker: bytes = attrs.field(validator=attrs.validators.min_len(1))
     """Unique to this job; processes that left its session are recognised by it."""
     cwd: bytes | None = None
@@ -40,6 +40,9 @@ class SpawnRequest:
     """False: the child reads ``/dev/null``."""
     merge_stderr: bool = False
     """True: stderr goes into stdout's pipe, in the order of writing."""
+    base: Mapping[bytes, bytes] = attrs.field(factory=dict)
+    """What `env` is merged over. To be the same object for many requests, and never changed: a host may
+    have passed it on once and for all."""
 
 
 @attrs.frozen

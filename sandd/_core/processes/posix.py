@@ -119,6 +119,7 @@ class PosixProcessHost(ProcessHost):
             identity=None if identity is None else (identity.uid, identity.gid, identity.groups),
             stdin=request.stdin,
             merge_stderr=request.merge_stderr,
+            base=None if link.base is request.base else dict(request.base),
         )
         data = encode(message, descriptors=request.stdin + 1 + (not request.merge_stderr))
         if len(data) > MAX_REQUEST_BYTES:
@@ -134,6 +135,7 @@ class PosixProcessHost(ProcessHost):
         except OSError as error:
             pipes.close()
             raise SpawnFailed(error.errno or 0, error.strerror or "") from error
+        link.base = request.base
         pipes.close_theirs()
         child = self._children[job] = PosixChild(job, request.marker, link, pipes)
         return child

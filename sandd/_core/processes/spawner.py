@@ -109,6 +109,7 @@ class Spawner:
         self._link = link
         self._group = group
         self._reader = MessageReader(link)
+        self._base: dict[bytes, bytes] = {}
         self._outgoing = bytearray()
         self._is_linked = True
         self._held_until = 0.0
@@ -166,6 +167,8 @@ class Spawner:
             return
         message, descriptors, is_complete = received
         if isinstance(message, Spawn):
+            if message.base is not None:
+                self._base = message.base
             try:
                 if not is_complete:
                     # The kernel had no room for the descriptors that came with it.
@@ -193,7 +196,7 @@ class Spawner:
         began = ticks_since_boot()
         self._brand += 1
         brand = self._brand if process_table.brand_children(self._brand) else None
-        pid = launch(request, descriptors)
+        pid = launch(request, {**self._base, **request.env}, descriptors)
         job = Job(request.job, self._trees.add(pid, request.marker, began, brand))
         self._jobs[job.number] = self._by_leader[pid] = job
         self._watch.add(pid)

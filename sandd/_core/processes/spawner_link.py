@@ -27,7 +27,7 @@ from sandd._core.processes.open_files import limit_for_children
 from sandd._core.processes.spawner_messages import decode_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sandd._core.processes.spawner_messages import Message
 
@@ -60,6 +60,8 @@ class SpawnerLink:
 
     def __init__(self, process: trio.Process, ours: socket.socket) -> None:
         self.process = process
+        self.base: Mapping[bytes, bytes] | None = None
+        """The `Spawn.base` that was sent last."""
         self._socket = ours
         self._backlog: deque[tuple[memoryview, list[int]]] = deque()
         self._backlog_bytes = 0

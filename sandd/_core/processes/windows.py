@@ -216,7 +216,10 @@ class WindowsProcessHost(ProcessHost):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if request.merge_stderr else subprocess.PIPE,
                 cwd=None if request.cwd is None else os.fsdecode(request.cwd),
-                env={os.fsdecode(k): os.fsdecode(v) for k, v in request.env.items()},
+                env={
+                    os.fsdecode(k): os.fsdecode(v)
+                    for k, v in {**request.base, **request.env}.items()
+                },
             )
         except NotADirectoryError as error:
             # What CreateProcess says of a bad working directory (ERROR_DIRECTORY).
