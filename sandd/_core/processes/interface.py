@@ -10,7 +10,7 @@ import attrs
 from sandd._core._errors import SanddError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import trio
 
@@ -104,6 +104,11 @@ class Child(abc.ABC):
     def has_exited(self) -> bool:
         """`wait_exited` would return, or raise, at once."""
 
+    @property
+    @abc.abstractmethod
+    def ended(self) -> ExitStatus | None:
+        """How it ended, once nothing is left of its tree either; else, and where it is lost, None."""
+
     @abc.abstractmethod
     def close_pipes(self) -> None:
         """Close our ends of the pipes, at once; idempotent."""
@@ -154,10 +159,11 @@ class ProcessHost(abc.ABC):
     __slots__ = ()
 
     @abc.abstractmethod
-    def begin(self, request: SpawnRequest) -> Child | None:
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child | None:
         """Ask for a process at once; None, and nothing is asked for, where that would mean to wait.
 
-        The child is to be passed to `begun` before anything else is done with it.
+        `answered` is called once, later, when it has started, or has failed to. By then the child may
+        have `ended` and be done with; else it is to be passed to `begun` before anything else.
 
         Raises:
             SpawnFailed: as `spawn`. Nothing ran.

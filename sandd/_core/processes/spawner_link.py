@@ -100,8 +100,8 @@ class SpawnerLink:
         self._backlog_bytes += len(data) - sent
         self._backlog_filled.set()
 
-    async def run(self, report: Callable[[Message], None]) -> None:
-        """Call ``report`` for each message of the spawner, until it is gone."""
+    async def run(self, report: Callable[[list[Message]], None]) -> None:
+        """Call ``report`` with the spawner's messages, those that came together at once, until it is gone."""
         try:
             with self._running:
                 async with trio.open_nursery() as nursery:
@@ -126,7 +126,7 @@ class SpawnerLink:
         """Listen no more: `run` returns though the spawner, killed, can't die of it."""
         self._running.cancel()
 
-    async def _read_reports(self, report: Callable[[Message], None]) -> None:
+    async def _read_reports(self, report: Callable[[list[Message]], None]) -> None:
         buffer = bytearray()
         while True:
             await trio.lowlevel.wait_readable(self._socket)
@@ -139,8 +139,8 @@ class SpawnerLink:
             if not data:
                 return
             buffer += data
-            for message in decode_all(buffer):
-                report(message)
+            if messages := decode_all(buffer):
+                report(messages)
 
     async def _write_backlog(self) -> None:
         while True:

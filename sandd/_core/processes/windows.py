@@ -110,6 +110,10 @@ class WindowsChild(Child):
     def has_exited(self) -> bool:
         return self._process.returncode is not None
 
+    @property
+    def ended(self) -> ExitStatus | None:
+        return None  # its job object is looked at by `release`
+
     def close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -198,7 +202,7 @@ class WindowsProcessHost(ProcessHost):
         self._create_job = create_job
         self._children: set[WindowsChild] = set()
 
-    def begin(self, request: SpawnRequest) -> None:
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> None:
         return None  # trio's way of starting a process here is to await it
 
     async def begun(self, child: Child) -> None:
