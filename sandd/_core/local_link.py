@@ -128,8 +128,7 @@ class JobHandle:
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
-            self.link.client.forget(self.job)
-            self.link.flush_later()
+            self.link.forget_later(self.job)
         self.link.drop(self)
 
     @trio.lowlevel.enable_ki_protection
@@ -206,6 +205,8 @@ class LocalLink:
         self._handles: dict[ClientJob, JobHandle] = {}
         self._flushing = False
         self._later = trio.Event()
+        self._farewells: list[ClientJob] = []
+        """Jobs that are to be forgotten when `_later` is seen to."""
 
     @property
     def job_count(self) -> int:
@@ -301,13 +302,17 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
-    def flush_later(self) -> None:
-        """Have `run` carry what nobody waits for, a little later."""
+    def forget_later(self, job: ClientJob) -> None:
+        """Have `run` say farewell to a job, a little later: nobody waits for that."""
+        if job.sequence is None:
+            self.client.forget(job)  # in order: its id may be used again at once
+        else:
+            self._farewells.append(job)
         self._later.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Carry what `flush_later` was called for; as long as the controller lives."""
+        """Say the farewells that were left to it; as long as the controller lives."""
         while True:
             await self._later.wait()
             await trio.sleep(LATE_SECONDS)
@@ -322,15 +327,21 @@ class LocalLink:
         """
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
+        while late and self._farewells:
+            self.client.forget(self._farewells.pop())
         self._flushing = True
         changed: set[JobHandle] = set()
         try:
             ours, theirs = self.client.scheduler, self._link.scheduler
-            while ours.pressing or theirs.pressing or (late and ours.pending):
-                for frame in ours.next_frames(late=late):
-                    self._router.receive(self._link, wire.as_frame(frame))
-                for frame in theirs.next_frames():
-                    self._deliver(wire.as_frame(frame), changed)
+            while True:
+                if ours.pressing or (late and ours.pending):
+                    for frame in ours.next_frames(late=late):
+                        self._router.receive(self._link, wire.as_frame(frame))
+                elif not theirs.pending:
+                    break
+                if theirs.pending:
+                    for frame in theirs.next_frames():
+                        self._deliver(wire.as_frame(frame), changed)
                 # Once for all the frames of a job, and before the next round: sinks consume.
                 while changed:
                     changed.pop().update()
