@@ -251,8 +251,9 @@ async def test_statistics_count(daemon: StandingDaemon) -> None:
         async with worker.open_process(["cat"]) as process:
             assert controller.statistics().jobs == 1
             await process.stdin.send_all(bytes(100_000))
-            for _ in range(2):
-                await process.stdout.receive_some()
+            echoed = 0
+            while echoed < 60_000:
+                echoed += len(await process.stdout.receive_some())
         after = controller.statistics()
         assert (after.jobs, after.jobs_started) == (0, before.jobs_started + 1)
         assert after.bytes_received - before.bytes_received > 50_000

@@ -51,6 +51,7 @@ class JobHandle:
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
         self._changed = trio.Event()
+        self._is_forgotten = False
 
     @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
@@ -77,8 +78,8 @@ class JobHandle:
 
     @property
     def closed(self) -> bool:
-        """The job is closed: nothing more will come."""
-        return self.job.state is AttachState.CLOSED
+        """The job is closed, or as good as that: nothing more will come."""
+        return self._is_forgotten or self.job.state is AttachState.CLOSED
 
     @property
     def begun(self) -> bool:
@@ -128,6 +129,7 @@ class JobHandle:
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
+            self._is_forgotten = True
             self.link.forget_later(self.job)
         self.link.drop(self)
 
@@ -212,6 +214,11 @@ class LocalLink:
     def job_count(self) -> int:
         """Jobs open now."""
         return len(self._handles)
+
+    @property
+    def busy_daemons(self) -> set[str]:
+        """Those that any of these jobs is on."""
+        return {job.daemon_id for job in self._handles}
 
     @trio.lowlevel.enable_ki_protection
     def open(
@@ -303,9 +310,10 @@ class LocalLink:
         self._router.remove_client(self._link)
 
     def forget_later(self, job: ClientJob) -> None:
-        """Have `run` say farewell to a job, a little later: nobody waits for that."""
-        if job.sequence is None:
-            self.client.forget(job)  # in order: its id may be used again at once
+        """Say farewell to a job; a little later, by `run`, where nobody can tell the difference."""
+        if job.result is None or job.sequence is None:
+            # It may yet be started, or its id be used again.
+            self.client.forget(job)
         else:
             self._farewells.append(job)
         self._later.set()
