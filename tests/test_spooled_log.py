@@ -658,6 +658,20 @@ def test_what_piled_up_is_not_dropped_at_the_owners_return(disk: ModelDisk) -> N
     assert (log.disk_bytes, log.memory_bytes, log.room) == (0, 4, 8)
 
 
+def test_a_dropping_job_does_not_wait_for_an_owner_with_much_to_read(disk: ModelDisk) -> None:
+    """The oldest is on disk, so the newest goes there, too: the ring never stays full."""
+    log = log_of(spool=spool_of(), dropping=True)
+    for _ in range(10):
+        log.append(b"1234")
+        disk.serve(log)
+    log.own(attached=True)
+    for number in range(20):
+        assert log.room >= 4
+        log.append(bytes([number]) * 4)
+        disk.serve(log)
+    assert log.end - log.base == 40
+
+
 def test_a_detached_dropping_job_drops_at_its_quota_only(disk: ModelDisk) -> None:
     """Also when its owner is attached and reads nothing."""
     log = log_of(spool=spool_of(job_quota=20), dropping=True, retain=EVERYTHING, owned=True)
