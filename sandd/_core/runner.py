@@ -49,6 +49,8 @@ READ_BYTES: Final = 128 * wire.KIB
 """One read from a pipe: one data frame."""
 TOLD_SECONDS: Final = 0.02
 """How often a stopping daemon looks whether all has been sent."""
+READER_SECONDS: Final = 2.0
+"""How long it waits for readers of whom none takes anything."""
 TICK_SECONDS: Final = 1.0
 """How often leases are counted."""
 
@@ -242,8 +244,16 @@ class JobRunner:
             await self._one_ended.wait()
 
     async def told(self) -> None:
-        """Wait until all output and events of attached jobs have been sent. Bound it: clients grant the credit."""
-        while any(link.unsent for link in self._pumps):  # noqa: ASYNC110 - at the very end, and for a moment
+        """Wait until all output and events of attached jobs have been sent, or nobody takes any more of it.
+
+        Bound it: clients grant the credit, and may do so slowly.
+        """
+        before, since = 0, trio.current_time()
+        while unsent := sum(link.unsent for link in self._pumps):
+            if unsent != before:
+                before, since = unsent, trio.current_time()
+            elif trio.current_time() - since > READER_SECONDS:
+                return  # a viewer that doesn't read delays nobody, nor does an owner
             await trio.sleep(TOLD_SECONDS)
 
     # -- one job
