@@ -306,7 +306,10 @@ class GuardedProtocol(WSConnection):
             0x82,
             0 if self.client else 0x80,
         )  # FIN and the opcode of binary; the peer's MASK bit
-        while size - position >= 2 and data[position] == first:
+        # No more than a turn may take: what comes behind is taken apart by wsproto, turn by turn.
+        while (
+            size - position >= 2 and data[position] == first and len(self._whole) < EVENTS_PER_TURN
+        ):
             length = data[position + 1] ^ masked
             begin = position + 2
             if length == 126:
