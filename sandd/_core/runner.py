@@ -465,6 +465,8 @@ class JobRunner:
                 chunk = b""
             if not chunk:
                 break
+            if job.state is JobState.ENDED:
+                return  # read in the turn in which the end was told, from a pipe that somebody else holds
             running.last_output = trio.current_time()
             pumps.progressed(len(chunk), running.last_output)
             job.write(stream, memoryview(chunk))
