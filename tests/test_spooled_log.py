@@ -10,6 +10,8 @@ from model_disk import ModelDisk
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.channels import Channel
+from sandd._core.scheduler import Scheduler
 from sandd._core.spool import SEGMENT_BYTES, Delete, DiskTask, Fetch, Spill, Spool, Stall
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import SendCursor
@@ -433,6 +435,27 @@ def test_any_number_of_readers_share_a_bounded_memory(disk: ModelDisk) -> None:
             log.done(task, disk.perform(task))
         assert log.memory_bytes <= 8 + 2 * 4
     assert got == [content[start:] for start in range(0, 40, 4)]
+
+
+def test_readers_take_turns_with_the_disk(disk: ModelDisk) -> None:
+    """(10) However many they are, nobody waits until others have read everything."""
+    log = log_of(b"", spool=spool_of(1000, 1000), capacity=8)
+    for _ in range(100):
+        log.append(b"1234")
+        disk.serve(log)
+    scheduler = Scheduler()
+    cursors = [SendCursor(Stream.OUTPUT, log, start, 1000) for start in range(0, 250, 50)]
+    channels = [Channel(number, send=[c], receive=[]) for number, c in enumerate(cursors, 1)]
+    for _ in range(20 * len(cursors)):
+        for channel in channels:
+            scheduler.activate(channel)
+        while scheduler.next_frames():
+            pass
+        task = log.next_task()
+        assert task is not None
+        log.done(task, disk.perform(task))
+    read = [cursor.sent - start for cursor, start in zip(cursors, range(0, 250, 50), strict=True)]
+    assert min(read) >= 15 * 4
 
 
 def test_a_piece_that_nobody_takes_makes_way(disk: ModelDisk) -> None:
