@@ -7,6 +7,7 @@ import hashlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -324,6 +325,33 @@ def bad(tmp_path: Path) -> Path:
     (tmp_path / "no-interpreter").chmod(0o755)
     (tmp_path / "file").touch()
     return tmp_path
+
+
+@root_only
+def test_cwd_works_where_the_daemon_stands_where_it_may_not_be(tmp_path: Path) -> None:
+    """As after ``sudo -u nobody`` in root's home: nobody could go back there."""
+    program = """
+import os
+from sandd._core.processes.launcher import launch
+from sandd._core.processes.spawner_messages import Spawn
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for cwd in (b"/", b"/no/such"):
+    request = Spawn(1, (b"sh", b"-c", b"pwd -P"), {}, b"m", cwd, None, False, True)
+    try:
+        os.waitpid(launch(request, [1]), 0)
+    except OSError as error:
+        print(error.errno, error.filename)
+"""
+    tmp_path.chmod(0o700)
+    ran = subprocess.run(
+        [PYTHON, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == (f"/\n{errno.ENOENT} b'/no/such'\n", "")
 
 
 @pytest.mark.parametrize(

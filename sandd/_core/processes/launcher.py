@@ -43,10 +43,14 @@ def launch(request: Spawn, descriptors: list[int]) -> int:
     stdout = next(pipes)
     stderr = stdout if request.merge_stderr else next(pipes)
     if request.identity is not None:
-        return _launch_as(request, request.identity, stdin, stdout, stderr)
+        return _launch_by_popen(request, stdin, stdout, stderr)
     if request.cwd is None:
         return _search(request, stdin, stdout, stderr)
-    home = os.open(".", os.O_RDONLY)
+    try:
+        home = os.open(".", os.O_RDONLY)
+    except OSError:
+        # We would not find back, as after "sudo -u" in a home that is root's: the child has to go alone.
+        return _launch_by_popen(request, stdin, stdout, stderr)
     try:
         os.chdir(request.cwd)
         try:
@@ -99,14 +103,8 @@ def _spawn(path: bytes, request: Spawn, stdin: int | None, stdout: int, stderr: 
     )
 
 
-def _launch_as(
-    request: Spawn,
-    identity: tuple[int, int, tuple[int, ...]],
-    stdin: int | None,
-    stdout: int,
-    stderr: int,
-) -> int:
-    uid, gid, groups = identity
+def _launch_by_popen(request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
+    uid, gid, groups = request.identity or (None, None, None)
     process = subprocess.Popen(
         request.argv,
         stdin=subprocess.DEVNULL if stdin is None else stdin,
