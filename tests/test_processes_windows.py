@@ -207,6 +207,32 @@ async def test_process_that_no_job_object_takes_never_runs(
     assert caught.value.errno == errno.EACCES
 
 
+async def test_a_kernel_that_refuses_costs_one_tree_and_no_other(
+    host: ProcessHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then closing the Job Object ends what is in it."""
+    other = await host.spawn(shell("read line; exit 3"))
+    child = await host.spawn(shell("sleep 1000 & sleep 1000"))
+    _, job = GroupJobObject.made
+    terminate = job.terminate
+
+    def refuse() -> None:
+        if not job.is_closed:
+            raise OSError(errno.EACCES, "Access is denied")
+        terminate()
+
+    monkeypatch.setattr(job, "terminate", refuse)
+    child.signal(signal.SIGTERM)
+    assert not child.has_exited
+    with trio.fail_after(5):
+        await child.kill(grace=0)
+    assert not job.members()
+    await close_pipes(child)
+    assert other.stdin is not None
+    await other.stdin.send_all(b"on\n")
+    assert (await finish(other)).status == ExitStatus(3, None)
+
+
 async def test_leaving_the_host_ends_everything() -> None:
     """Whatever runs is dead after the block, and an exception comes out as itself."""
     error = KeyError("mine")

@@ -126,7 +126,10 @@ class WindowsChild(Child):
         if number == signal.SIGINT:
             self._send_break()
         elif not self._gone.is_set():
-            self._job.terminate()
+            try:
+                self._job.terminate()
+            except OSError as error:
+                log.warning("job_not_terminated", leader=self.pid, error=str(error))
 
     async def kill(self, *, grace: float) -> None:
         if not self._gone.is_set():
@@ -153,13 +156,18 @@ class WindowsChild(Child):
     async def _end(self) -> None:
         # The host's last act is to kill everything; until then, this must not be cut short.
         with self._ending:
-            with self._deadline:
-                if self._deadline.deadline > trio.current_time():
-                    self._send_break()
-                await self._wait_empty()
-            while self._job.active_processes():
-                self._job.terminate()
-                await trio.sleep(POLL_SECONDS)
+            try:
+                with self._deadline:
+                    if self._deadline.deadline > trio.current_time():
+                        self._send_break()
+                    await self._wait_empty()
+                while self._job.active_processes():
+                    self._job.terminate()
+                    await trio.sleep(POLL_SECONDS)
+            except OSError as error:
+                # One tree's trouble is no other's. Closing its Job Object kills it as well.
+                log.warning("job_not_terminated", leader=self.pid, error=str(error))
+                self._job.close()
             await self._process.wait()
         self.give_up()
 
