@@ -280,11 +280,22 @@ async def _kill_at_once(child: WindowsChild) -> None:
     await child.kill(grace=0)
 
 
+def command_line(argv: list[str]) -> str:
+    """The arguments as CreateProcess takes them: quoted as C programs expect it.
+
+    But ``cmd`` knows nothing of backslashes before quotes: with ``/s`` it takes off the first and the last
+    quote, and all between them is the text (see ``cmd /?``).
+    """
+    if argv[1:-1] == ["/d", "/s", "/c"]:
+        return f'{subprocess.list2cmdline(argv[:-1])} "{argv[-1]}"'
+    return subprocess.list2cmdline(argv)
+
+
 async def _open_suspended(argv: list[str], **options: Any) -> trio.Process:
     # Suspended, or the process could start others before it is in its Job Object.
     if sys.platform == "win32":
         flags = _CREATE_SUSPENDED | _CREATE_NEW_PROCESS_GROUP
-        return await trio.lowlevel.open_process(argv, creationflags=flags, **options)
+        return await trio.lowlevel.open_process(command_line(argv), creationflags=flags, **options)
     raise NotImplementedError("processes are created suspended on Windows only")
 
 
