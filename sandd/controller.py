@@ -182,7 +182,7 @@ class Controller:
         self = object.__new__(cls)
         self._router = Router()
         self._registry = Registry()
-        self._local = LocalLink(self._router, self._wake, self._blame)
+        self._local = LocalLink(self._router, self._wake, self._blame, self._registry.tell_stalls)
         self._acceptor = Acceptor(
             router=self._router,
             registry=self._registry,

@@ -47,6 +47,8 @@ class JobHandle:
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
+        self._stalls: Mapping[Stream, wire.Stalled] = {}
+        """Those of the job that the controller was told of."""
         self._changed = trio.Event()
 
     @trio.lowlevel.enable_ki_protection
@@ -64,6 +66,9 @@ class JobHandle:
                 chunk = log.take(EVERYTHING)
                 if isinstance(chunk, bytes):
                     sink(chunk)
+        if self.job.stalls != self._stalls:
+            before, self._stalls = self._stalls, dict(self.job.stalls)
+            self.link.tell_stalls(self.job, before)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
@@ -192,6 +197,7 @@ class LocalLink:
         router: Router,
         wake: Callable[[DaemonLink], None],
         blame: Callable[[DaemonLink, RemoteProtocolError], None],
+        tell_stalls: Callable[[ClientJob, Mapping[Stream, wire.Stalled]], None] = lambda *_: None,
     ) -> None:
         self.client = Client()
         self.closed = False
@@ -200,6 +206,8 @@ class LocalLink:
         self._link = router.add_client(principal="local")
         self._wake = wake
         self._blame = blame
+        self.tell_stalls = tell_stalls
+        """Called with a job whose `stalls` have changed, and what they were before."""
         self._handles: dict[ClientJob, JobHandle] = {}
         self._flushing = False
         self._later = trio.Event()
