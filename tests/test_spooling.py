@@ -395,6 +395,33 @@ async def test_where_dropping_is_allowed_the_oldest_goes_and_is_accounted_for(de
         await job.leave()
 
 
+async def test_output_that_somebody_took_off_the_disk_is_told_and_never_left_out() -> None:
+    """Of `run` the result says so: how much there was, and where a part is missing."""
+    results: list[sandd.CommandResult] = []
+    gate = "read line; head -c 3000000 /dev/zero; echo end"
+    async with site() as it, trio.open_nursery() as nursery:
+        fifo = it.process.home / "fifo"
+        os.mkfifo(fifo)
+
+        async def run() -> None:
+            results.append(await it.worker.run(f"({gate}) < {fifo}"))
+
+        nursery.start_soon(run)
+        await until(lambda: it.controller.statistics().jobs == 1)
+        writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
+        await it.disconnect()
+        os.write(writer, b"go\n")
+        os.close(writer)
+        await until(lambda: it.disk_bytes > 2_500_000)
+        for file in it.files:
+            file.unlink()
+        await it.reconnect()
+    (result,) = results
+    assert (result.exit_code, result.stdout_total, result.truncated) == (0, 3_000_004, True)
+    assert result.stdout.endswith("\0end\n")
+    assert "bytes omitted" in result.stdout
+
+
 # ---- a full disk ---------------------------------------------------------------------------------
 
 

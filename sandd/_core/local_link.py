@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
-    Sink: TypeAlias = Callable[[bytes], None]
+    from sandd._core.streams import Gap
+
+    Sink: TypeAlias = Callable[[bytes | Gap], None]
 
 log = get_logger("client")
 
@@ -63,9 +65,7 @@ class JobHandle:
         for stream, sink in self._sinks.items():
             log = self.job.outputs[stream]
             while log.readable:
-                chunk = log.take(EVERYTHING)
-                if isinstance(chunk, bytes):
-                    sink(chunk)
+                sink(log.take(EVERYTHING))
         if self.job.stalls != self._stalls:
             before, self._stalls = self._stalls, dict(self.job.stalls)
             self.link.tell_stalls(self.job, before)
