@@ -50,6 +50,9 @@ MAX_REFUSAL_BYTES: Final = 1024
 MAX_RETRY_AFTER: Final = 300.0
 """Seconds; a server, or a proxy that answers in its place, can't send anybody away for longer."""
 
+LEAST_RETRY_AFTER: Final = 1.0
+"""Seconds; who says "at once", as load balancers do, is not asked a hundred times a second."""
+
 AGAIN: Final = b"AGAIN"
 """Fed instead of bytes from the network (told by identity): go on with what is already here."""
 
@@ -101,7 +104,7 @@ def _retry_after(headers: Headers) -> float | None:
     """Seconds to wait, from a Retry-After header (RFC 9110 s. 10.2.3); a date is not understood."""
     for name, value in headers:
         if name.lower() == b"retry-after" and value.isdigit() and len(value) < 10:
-            return min(float(value), MAX_RETRY_AFTER)
+            return max(LEAST_RETRY_AFTER, min(float(value), MAX_RETRY_AFTER))
     return None
 
 
