@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +28,7 @@ from process_tools import (
 )
 
 from sandd._core._errors import SpawnFailed
-from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host
+from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host, posix
 from sandd._core.processes.posix import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
@@ -303,6 +304,28 @@ async def test_unknown_uid_gets_a_group_that_owns_nothing() -> None:
     async with open_process_host() as host:
         outcome = await run(host, shell("id -u; id -g; id -G", user="54321"))
     assert outcome.stdout.split() == [b"54321", b"65534", b"65534"]
+
+
+async def test_users_that_cannot_be_looked_up_keep_no_threads_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A directory of users that hangs delays those jobs alone: not who looks up a host, for one."""
+    answer = threading.Event()
+
+    def hang(user: str) -> None:
+        answer.wait(30)
+
+    monkeypatch.setattr(posix, "resolve_user", hang)
+    async with open_process_host() as host, trio.open_nursery() as nursery:
+        for _ in range(50):  # more than trio has threads to give
+            nursery.start_soon(host.spawn, shell("true", user="somebody"))
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            with trio.fail_after(5):
+                assert await trio.to_thread.run_sync(os.getpid) == os.getpid()
+        finally:
+            nursery.cancel_scope.cancel()
+            answer.set()
 
 
 AS_NOBODY = [

@@ -47,6 +47,8 @@ IDLE_LOOK_SECONDS: Final = 0.05
 """Before a process counts as idle, the time in which its pipes are looked at once more."""
 READ_BYTES: Final = 128 * wire.KIB
 """One read from a pipe: one data frame."""
+MAX_LOOKUPS: Final = 8
+"""Users looked up at once, which may hang: other threads are to be had all the same."""
 TOLD_SECONDS: Final = 0.02
 """How often a stopping daemon looks whether all has been sent."""
 READER_SECONDS: Final = 2.0
@@ -107,6 +109,7 @@ class JobRunner:
         self._spooler: Spooler | None = None
         if table.spool is not None and files is not None:
             self._spooler = Spooler(table.spool, files, nursery, self._disk_has_served)
+        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._starting = False
         """A start is under way whose answer has not been sent."""
         self._requests = Requests(table, nursery, act=self.act, wait_over=self._wait_over)
@@ -345,7 +348,12 @@ class JobRunner:
             return spawn_request(job, spec, self._table.instance)
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(
-            spawn_request, job, spec, self._table.instance, abandon_on_cancel=True
+            spawn_request,
+            job,
+            spec,
+            self._table.instance,
+            limiter=self._lookups,
+            abandon_on_cancel=True,
         )
 
     async def _supervise(self, running: RunningJob, child: Child) -> None:
