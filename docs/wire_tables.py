@@ -118,9 +118,16 @@ def default(field: attrs.Attribute) -> str:
 
 def allowed(field: attrs.Attribute) -> str:
     """What the validator lets through, beyond the type."""
-    validator = getattr(field.validator, "validator", field.validator)  # within `optional`
-    if validator is None:
-        return ""
+    return "" if field.validator is None else bounds_of(field.validator)
+
+
+def bounds_of(validator: object) -> str:
+    """What one of wire's validators lets through."""
+    if hasattr(validator, "_validators"):  # several, as a list
+        return ", ".join(map(bounds_of, validator._validators))
+    if hasattr(validator, "member_validator"):  # within `deep_iterable`
+        return f"each {bounds_of(validator.member_validator)}"
+    validator = getattr(validator, "validator", validator)  # within `optional`
     bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within or wire._at_most
     if "length" in bounds:
         return f"at most {bounds['length']} long"

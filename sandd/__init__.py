@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.results import CommandResult, ExitStatus, Outcome
+    from sandd._core.spool import Stall
     from sandd.controller import (
         Controller,
         ControllerStatistics,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         open_controller,
     )
     from sandd.server import DaemonSummary, FailedResult, Server
+    from sandd.wire import StallReason
 
 __all__ = [
     "AuthenticationFailed",
@@ -92,6 +94,8 @@ __all__ = [
     "SanddError",
     "Server",
     "SpawnFailed",
+    "Stall",
+    "StallReason",
     "__version__",
     "open_controller",
 ]
@@ -131,6 +135,8 @@ _HOMES = {
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",
     "SpawnFailed": "sandd._core._errors",
+    "Stall": "sandd._core.spool",
+    "StallReason": "sandd.wire",
     "open_controller": "sandd.controller",
 }
 

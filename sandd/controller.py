@@ -182,7 +182,7 @@ class Controller:
         self = object.__new__(cls)
         self._router = Router()
         self._registry = Registry()
-        self._local = LocalLink(self._router, self._wake, self._blame)
+        self._local = LocalLink(self._router, self._wake, self._blame, self._registry.tell_stalls)
         self._acceptor = Acceptor(
             router=self._router,
             registry=self._registry,
@@ -576,12 +576,14 @@ class Daemon:
             job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it
                 once: the later block takes it over, and the earlier one gets JobTaken. Its input is
                 taken for the same input again; what the command has already got is not sent twice.
+                When the job is forgotten, as it is on leaving the block, its id is used up for a day.
 
         Raises:
             SpawnFailed: the program could not be started. Nothing ran.
             CommandTimeout: it was not started within `timeout`. Later, running out of time is no
                 exception here: `Process.wait` says TIMED_OUT.
             JobIdConflict: `job_id` is taken by another command. Nothing ran.
+            JobNotFound: `job_id` was that of a job which is forgotten by now. Nothing ran by this.
             DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
             RequestRefused: the daemon declined. Nothing ran.
             ValueError: an argument that makes no sense. Nothing ran.

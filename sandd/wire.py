@@ -100,6 +100,8 @@ MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 64 * KIB
 """A receiver acknowledges after consuming this much at the latest."""
+MAX_UNREAD_PIECES: Final = 4096
+"""Unread pieces of a stream, with gaps between them, that a receiver holds: each costs 100 bytes besides."""
 MAX_ANSWERS_BYTES: Final = 64 * MIB
 """All answers to one request: 100,000 jobs, of 600 bytes each."""
 MAX_SHOWN_BYTES: Final = 256

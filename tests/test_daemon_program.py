@@ -367,6 +367,34 @@ async def test_stopped_with_jobs_running_it_tells_how_they_ended(
     assert {each.outcome for each in results} == {Outcome.CANCELLED}
 
 
+async def test_stopped_beside_a_reader_that_does_not_read_it_says_goodbye() -> None:
+    """Who reads gets all, who doesn't delays the end by no more than a moment, and both learn of it."""
+    read: list[bytes] = []
+    with trio.fail_after(LIMIT):
+        async with (
+            sandd.open_controller(port=0) as controller,
+            open_daemon(controller.url) as daemon,
+        ):
+            worker = await controller.wait_for_daemon("worker-1")
+            async with (
+                worker.open_process("echo on; exec yes") as process,
+                worker.attach_process(process.job_id, read_only=True) as viewer,
+            ):
+                while sum(map(len, read)) < 2 * wire.MIB:  # more than the viewer has credit for
+                    read.append(await process.stdout.receive_some())
+                daemon.terminate()
+                started = trio.current_time()
+                read += [chunk async for chunk in process.stdout]
+                assert (await process.wait()).outcome is Outcome.CANCELLED
+                assert await daemon.wait() == 0
+                assert trio.current_time() - started < 6
+                await until(lambda: worker.state is sandd.DaemonState.GONE)
+                with pytest.raises((sandd.OutputGap, trio.BrokenResourceError)):
+                    async for _ in viewer.stdout:
+                        pass
+    assert b"".join(read).startswith(b"on\ny\n")
+
+
 async def test_stopped_while_away_with_jobs_running(marker: Marker) -> None:
     """Nobody is there to be told, and nothing is left."""
     with trio.fail_after(LIMIT):

@@ -1284,8 +1284,11 @@ def test_results_nobody_claims_are_kept_within_a_bound(
             daemon.receive(control(jobs.index(job) + 1, wire.Detach()))
         daemon.tick(5)
     monkeypatch.setattr(jobs_module, "MAX_ENDED_BYTES", 3 * jobs[0].held_bytes)
+    daemon.table.ended(jobs[3], daemon.now)
     assert daemon.tick(5) == []
     monkeypatch.setattr(jobs_module, "MAX_ENDED_BYTES", 2 * jobs[0].held_bytes - 1)
+    assert daemon.tick(5) == []  # nothing more has come, so nothing is counted
+    daemon.table.ended(jobs[3], daemon.now)
     assert daemon.tick(5) == [(jobs[1], Effect.FORGOTTEN), (jobs[0], Effect.FORGOTTEN)]
     assert list(daemon.table.jobs.values()) == [jobs[2], jobs[3], jobs[4]]
     assert jobs[2].held_bytes > 100_000

@@ -143,6 +143,24 @@ def test_group_of_a_dead_spawner_is_killed_and_removed_by_the_next(spawner: Spaw
         neighbour.close()
 
 
+def test_group_that_somebody_else_calls_by_our_name_is_left_alone(spawner: Spawner) -> None:
+    """As an administrator may, who puts each daemon into a group of its own."""
+    kind = "v1" if os.path.exists(f"{spawner.path}/freezer.state") else "v2"
+    theirs = ControlGroup(f"{os.path.dirname(spawner.path)}/sandd-worker-1")
+    os.mkdir(theirs.path)
+    try:
+        with subprocess.Popen(["sleep", "1000"]) as sleeper:
+            try:
+                control_groups._write(f"{theirs.path}/cgroup.procs", str(sleeper.pid))
+                Spawner(kind).close()
+                assert sleeper.poll() is None
+                assert theirs.pids() == [sleeper.pid]
+            finally:
+                sleeper.kill()
+    finally:
+        until_sync(theirs.remove)
+
+
 # ---- where there is none ------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ import hashlib
 import os
 import resource
 import signal
+import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +28,7 @@ from process_tools import (
 )
 
 from sandd._core._errors import SpawnFailed
-from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host
+from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host, posix
 from sandd._core.processes.posix import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
@@ -304,6 +306,28 @@ async def test_unknown_uid_gets_a_group_that_owns_nothing() -> None:
     assert outcome.stdout.split() == [b"54321", b"65534", b"65534"]
 
 
+async def test_users_that_cannot_be_looked_up_keep_no_threads_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A directory of users that hangs delays those jobs alone: not who looks up a host, for one."""
+    answer = threading.Event()
+
+    def hang(user: str) -> None:
+        answer.wait(30)
+
+    monkeypatch.setattr(posix, "resolve_user", hang)
+    async with open_process_host() as host, trio.open_nursery() as nursery:
+        for _ in range(50):  # more than trio has threads to give
+            nursery.start_soon(host.spawn, shell("true", user="somebody"))
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            with trio.fail_after(5):
+                assert await trio.to_thread.run_sync(os.getpid) == os.getpid()
+        finally:
+            nursery.cancel_scope.cancel()
+            answer.set()
+
+
 AS_NOBODY = [
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
     # The interpreter may be in root's home.
@@ -324,6 +348,33 @@ def bad(tmp_path: Path) -> Path:
     (tmp_path / "no-interpreter").chmod(0o755)
     (tmp_path / "file").touch()
     return tmp_path
+
+
+@root_only
+def test_cwd_works_where_the_daemon_stands_where_it_may_not_be(tmp_path: Path) -> None:
+    """As after ``sudo -u nobody`` in root's home: nobody could go back there."""
+    program = """
+import os
+from sandd._core.processes.launcher import launch
+from sandd._core.processes.spawner_messages import Spawn
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for cwd in (b"/", b"/no/such"):
+    request = Spawn(1, (b"sh", b"-c", b"pwd -P"), {}, b"m", cwd, None, False, True)
+    try:
+        os.waitpid(launch(request, [1]), 0)
+    except OSError as error:
+        print(error.errno, error.filename)
+"""
+    tmp_path.chmod(0o700)
+    ran = subprocess.run(
+        [PYTHON, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.stdout, ran.stderr) == (f"/\n{errno.ENOENT} b'/no/such'\n", "")
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,13 @@ from process_tools import (
     shell,
 )
 
+from sandd import wire
+from sandd._core import spawn_requests
 from sandd._core._errors import SpawnFailed
+from sandd._core.job import Job as JobOfSpec
 from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest
 from sandd._core.processes.process_table import all_processes
-from sandd._core.processes.windows import open_windows_process_host
+from sandd._core.processes.windows import command_line, open_windows_process_host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -207,6 +210,32 @@ async def test_process_that_no_job_object_takes_never_runs(
     assert caught.value.errno == errno.EACCES
 
 
+async def test_a_kernel_that_refuses_costs_one_tree_and_no_other(
+    host: ProcessHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then closing the Job Object ends what is in it."""
+    other = await host.spawn(shell("read line; exit 3"))
+    child = await host.spawn(shell("sleep 1000 & sleep 1000"))
+    _, job = GroupJobObject.made
+    terminate = job.terminate
+
+    def refuse() -> None:
+        if not job.is_closed:
+            raise OSError(errno.EACCES, "Access is denied")
+        terminate()
+
+    monkeypatch.setattr(job, "terminate", refuse)
+    child.signal(signal.SIGTERM)
+    assert not child.has_exited
+    with trio.fail_after(5):
+        await child.kill(grace=0)
+    assert not job.members()
+    await close_pipes(child)
+    assert other.stdin is not None
+    await other.stdin.send_all(b"on\n")
+    assert (await finish(other)).status == ExitStatus(3, None)
+
+
 async def test_leaving_the_host_ends_everything() -> None:
     """Whatever runs is dead after the block, and an exception comes out as itself."""
     error = KeyError("mine")
@@ -227,6 +256,30 @@ async def test_leaving_the_host_ends_everything() -> None:
     assert caught.value is error
     assert not is_alive(children[0].pid)
     await close_pipes(children[0])
+
+
+def test_a_text_for_the_shell_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cmd`` takes off the outer quotes alone; other programs find backslashes before inner ones."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("COMSPEC", r"C:\Windows\system32\cmd.exe")
+    argv = [part.decode() for part in spawn_requests.shell_argv(b'echo "a b" & dir')]
+    assert command_line(argv) == r'C:\Windows\system32\cmd.exe /d /s /c "echo "a b" & dir"'
+    assert command_line(["a b.exe", "c", 'say "hi"']) == r'"a b.exe" c "say \"hi\""'
+
+
+def test_names_of_variables_know_no_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is given takes the place of the daemon's, however it is written."""
+    spec = wire.CommandSpec((b"x",), env={b"Path": b"mine"})
+    job = JobOfSpec(("default", "1"), b"", spec)
+    monkeypatch.setattr(spawn_requests, "base_environment", lambda: {b"PATH": b"its"})
+    for platform, expected in (
+        ("win32", {b"PATH": b"mine"}),
+        ("linux", {b"PATH": b"its", b"Path": b"mine"}),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        environment = dict(spawn_requests.spawn_request(job, spec, "i").env)
+        del environment[b"SANDD_JOB"]
+        assert environment == expected
 
 
 async def test_real_job_objects_exist_on_windows_only() -> None:

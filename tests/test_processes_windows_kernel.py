@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.util
 import sys
 from pathlib import Path
@@ -106,9 +107,26 @@ def test_failures_are_os_errors(module: ModuleType, library: FakeLibrary) -> Non
         with pytest.raises(OSError, match=r"denied|NtResumeProcess"):
             job.adopt(4711)
         assert library.calls[-1][0] == "CloseHandle"
+    assert library.calls[-2][0] == "NtResumeProcess"
+    closed = len(library.named("CloseHandle"))
+    library.results = {"SetInformationJobObject": 0}
+    with pytest.raises(OSError, match="denied"):
+        module.KernelJobObject()
+    assert len(library.named("CloseHandle")) == closed + 1
     library.results = {"CreateJobObjectW": 0}
     with pytest.raises(OSError, match="denied"):
         module.KernelJobObject()
+    assert len(library.named("CloseHandle")) == closed + 1
+
+
+def test_what_the_kernel_refuses_to_resume_is_told(
+    module: ModuleType, library: FakeLibrary
+) -> None:
+    """With the status that its documentation lists, and an errno."""
+    library.results = {"NtResumeProcess": -1073741790}
+    with pytest.raises(OSError, match="status 0xc0000022") as caught:
+        module.KernelJobObject().adopt(4711)
+    assert caught.value.errno == errno.EIO
 
 
 def test_emptiness_and_end(module: ModuleType, library: FakeLibrary) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandd._core.read_ahead import READ_AHEAD, ReadAhead
+from sandd._core.read_ahead import MOST_WANTED, READ_AHEAD, ReadAhead
 
 
 def filled(*starts: int) -> ReadAhead:
@@ -28,12 +28,14 @@ def test_a_piece_is_taken_in_any_portions() -> None:
 def test_wants_are_known_once_and_bounded() -> None:
     """Asking again changes nothing; who finds no place asks again later."""
     ahead = ReadAhead()
-    assert [ahead.want(offset) for offset in (5, 5, 6, 7)] == [True, False, True, False]
-    assert list(ahead.wanted) == [5, 6]
+    assert [ahead.want(offset) for offset in (5, 5, 6)] == [True, False, True]
+    assert all(ahead.want(offset) for offset in range(7, 5 + MOST_WANTED))
+    assert ahead.want(100) is False
+    assert list(ahead.wanted) == list(range(5, 5 + MOST_WANTED))
     assert ahead.next_wanted(0, 100) == 5
     ahead.add(5, b"data")
     assert ahead.want(5) is False  # it is here
-    assert ahead.want(7) is True
+    assert ahead.want(100) is True
 
 
 def test_the_oldest_piece_makes_way() -> None:

@@ -272,6 +272,14 @@ async def test_ops_and_input_mean_nothing_to_a_request() -> None:
             daemon.requests.take(request, effect)
 
 
+def test_kill_ends_a_process_where_there_is_no_such_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on Windows: `Process.kill` must not be less than `Process.terminate`."""
+    monkeypatch.delattr("signal.SIGKILL")
+    assert signal_number("KILL") == signal_number("TERM")
+
+
 def test_signals_go_by_this_machines_numbers() -> None:
     """What only looks like a signal's name is none."""
     assert signal_number("TERM") == 15

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sandd import wire
 from sandd._core.results import Collector, CommandResult, ExitStatus, signal_name
+from sandd._core.streams import Gap
 from sandd.wire import Exited, Outcome
 
 
@@ -110,6 +111,36 @@ def test_collector_keeps_head_and_tail_of_much(size: int) -> None:
     for start in range(0, len(content), size):
         collector.add(content[start : start + size])
     assert (collector.result(), collector.truncated) == naive(content, limit)
+
+
+@given(
+    parts=st.lists(st.binary(min_size=1, max_size=20) | st.integers(1, 9), max_size=12),
+    limit=st.integers(0, 60),
+)
+def test_collector_never_joins_what_a_gap_was_between(parts: list[bytes | int], limit: int) -> None:
+    """It is a head and a tail of the stream all the same, and says how much is missing between them."""
+    collector, stream = Collector(limit), b""
+    for part in parts:
+        if isinstance(part, int):
+            collector.add(Gap(len(stream), len(stream) + part))
+            stream += b"\xff" * part
+        else:
+            part = part.replace(b"\xff", b"x")
+            collector.add(part)
+            stream += part
+    assert collector.total == len(stream)
+    head, missing, tail = re.fullmatch(
+        rb"(.*?)(?:\n\.\.\. (\d+) bytes omitted \.\.\.\n(.*))?", collector.result(), re.DOTALL
+    ).groups()  # type: ignore[union-attr]
+    assert collector.truncated == (missing is not None)
+    if missing is None:
+        assert head == stream
+    else:
+        assert b"\xff" not in head + tail
+        assert len(head + tail) <= limit
+        assert stream.startswith(head)
+        assert stream.endswith(tail)
+        assert len(head + tail) + int(missing) == len(stream)
 
 
 def test_collector_can_be_asked_on_the_way() -> None:

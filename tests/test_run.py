@@ -507,6 +507,14 @@ async def test_arguments_of_the_wrong_type_are_type_errors(
         assert controller.statistics().jobs_started == 0
 
 
+async def test_what_is_no_command_at_all_is_told_what_is_one(daemon: StandingDaemon) -> None:
+    """A path is none: it has to stand in a list, lest a blank in it be the shell's to read."""
+    async with daemon.worker() as worker:
+        for command in (7, Path("/bin/true")):
+            with pytest.raises(TypeError, match=r"the command is .*; it must be a text"):
+                await worker.run(command)  # type: ignore[arg-type]
+
+
 # ---- where and as whom --------------------------------------------------------------------------
 
 

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 from daemons import open_daemon
 from process_tools import posix_only
 
 import sandd
 from sandd import wire
+from sandd._core.job import DaemonLink
+from sandd._core.jobs import JobTable
+from sandd._core.runner import JobRunner
+from sandd.testing import FakeProcessHost
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Marker
+
+    from sandd._core.processes import Child, SpawnRequest
 
 LIMIT = 30.0
 """Seconds for each test, far beyond what it needs."""
@@ -80,6 +87,60 @@ async def test_a_daemon_that_stood_still_does_not_call_its_jobs_idle() -> None:
                 daemon.signal(signal.SIGCONT)
                 status = await process.wait()
     assert status.outcome is sandd.Outcome.EXITED
+
+
+class _LatePipe(trio.abc.ReceiveStream):
+    """Held open by somebody else: gives what it has read in the very turn in which reading is cancelled."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            if self.given:
+                raise
+            self.given = True
+        return b"too late"
+
+    given = False
+
+    def close(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_what_is_read_in_the_turn_of_the_end_is_no_defect(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A background process goes on to write while the end is told: that is told, and nothing crashes."""
+    table = JobTable("instance")
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            host = FakeProcessHost(nursery)
+            begin, pipe = host.begin, _LatePipe()
+
+            def begin_late(request: SpawnRequest) -> Child:
+                child = begin(request)
+                monkeypatch.setattr(child, "_stdout", pipe)
+                return child
+
+            monkeypatch.setattr(host, "begin", begin_late)
+            runner = JobRunner(table, host, nursery, max_running=1)
+            spec = wire.encode_spec(wire.CommandSpec((b"true",), detach=True))
+            attach = wire.Attach("d", "job", "client", spec=spec, instance="instance")
+            frame = wire.as_frame(wire.ControlFrame(1, attach))
+            runner.receive(DaemonLink(), frame)
+            job = table.jobs["", "job"]
+            while job.state is not wire.JobState.ENDED or not pipe.given:
+                await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+    assert isinstance(job.result, wire.Exited)
+    assert job.result.pipes_held
+    assert job.outputs[wire.Stream.OUTPUT].end == 0
+    assert "crashed" not in caplog.text
 
 
 @posix_only

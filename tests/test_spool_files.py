@@ -163,6 +163,26 @@ def test_what_is_gone_is_told_from_what_cannot_be_read(files: SpoolFiles) -> Non
         files.perform(Fetch("0.1", 0, 0, 4))
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+def test_what_was_taken_away_is_gone_though_the_file_goes_on(
+    files: SpoolFiles, emptied: bool
+) -> None:
+    """Zeros are never taken for what was there."""
+    files.perform(Spill("0.0", 2, 2, b"abcd"))
+    if emptied:
+        (files.directory / "0.0").write_bytes(b"")
+    else:
+        (files.directory / "0.0").unlink()
+    files.perform(Spill("0.0", 6, 6, b"efgh"))
+    for start in (2, 5):
+        with pytest.raises(SpoolLost, match="taken away, or emptied"):
+            files.perform(Fetch("0.0", start, start, 2))
+    assert files.perform(Fetch("0.0", 6, 6, 4)) == b"efgh"
+    files.perform(Delete(("0.0",), 10))
+    files.perform(Spill("0.0", 0, 0, b"ABCD"))
+    assert files.perform(Fetch("0.0", 0, 0, 4)) == b"ABCD"
+
+
 def test_a_directory_that_was_deleted_is_made_again(files: SpoolFiles) -> None:
     """As long as the daemon lives; afterwards not even by a thread that comes late."""
     files.perform(Spill("0.0", 0, 0, b"abcd"))

@@ -10,6 +10,8 @@ from model_disk import ModelDisk
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.channels import Channel
+from sandd._core.scheduler import Scheduler
 from sandd._core.spool import SEGMENT_BYTES, Delete, DiskTask, Fetch, Spill, Spool, Stall
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import SendCursor
@@ -435,6 +437,27 @@ def test_any_number_of_readers_share_a_bounded_memory(disk: ModelDisk) -> None:
     assert got == [content[start:] for start in range(0, 40, 4)]
 
 
+def test_readers_take_turns_with_the_disk(disk: ModelDisk) -> None:
+    """(10) However many they are, nobody waits until others have read everything."""
+    log = log_of(b"", spool=spool_of(1000, 1000), capacity=8)
+    for _ in range(100):
+        log.append(b"1234")
+        disk.serve(log)
+    scheduler = Scheduler()
+    cursors = [SendCursor(Stream.OUTPUT, log, start, 1000) for start in range(0, 250, 50)]
+    channels = [Channel(number, send=[c], receive=[]) for number, c in enumerate(cursors, 1)]
+    for _ in range(20 * len(cursors)):
+        for channel in channels:
+            scheduler.activate(channel)
+        while scheduler.next_frames():
+            pass
+        task = log.next_task()
+        assert task is not None
+        log.done(task, disk.perform(task))
+    read = [cursor.sent - start for cursor, start in zip(cursors, range(0, 250, 50), strict=True)]
+    assert min(read) >= 15 * 4
+
+
 def test_a_piece_that_nobody_takes_makes_way(disk: ModelDisk) -> None:
     """The oldest does; who wanted it asks again."""
     log = log_of(b"", spool=spool_of())
@@ -656,6 +679,20 @@ def test_what_piled_up_is_not_dropped_at_the_owners_return(disk: ModelDisk) -> N
     log.acknowledge(40)
     disk.serve(log)
     assert (log.disk_bytes, log.memory_bytes, log.room) == (0, 4, 8)
+
+
+def test_a_dropping_job_does_not_wait_for_an_owner_with_much_to_read(disk: ModelDisk) -> None:
+    """The oldest is on disk, so the newest goes there, too: the ring never stays full."""
+    log = log_of(spool=spool_of(), dropping=True)
+    for _ in range(10):
+        log.append(b"1234")
+        disk.serve(log)
+    log.own(attached=True)
+    for number in range(20):
+        assert log.room >= 4
+        log.append(bytes([number]) * 4)
+        disk.serve(log)
+    assert log.end - log.base == 40
 
 
 def test_a_detached_dropping_job_drops_at_its_quota_only(disk: ModelDisk) -> None:

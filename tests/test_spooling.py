@@ -117,6 +117,11 @@ class Job:
         """What the client knows of it."""
         return self.handle.job
 
+    @property
+    def process(self) -> Process:
+        """As its user sees it."""
+        return Process(self.handle, stdin=False, stderr=False)
+
     async def begin(self) -> None:
         """Give it its line, once it runs."""
         await self.handle.until(lambda: self.handle.begun)
@@ -126,12 +131,7 @@ class Job:
 
     async def read(self) -> tuple[str, int, int]:
         """All of its stdout: the digest of the bytes, their number, and the number of those in gaps."""
-        stdout, digest, total, missing = (
-            Process(self.handle, stdin=False, stderr=False).stdout,
-            hashlib.sha256(),
-            0,
-            0,
-        )
+        stdout, digest, total, missing = self.process.stdout, hashlib.sha256(), 0, 0
         while True:
             try:
                 chunk = await stdout.receive_some()
@@ -333,6 +333,8 @@ async def test_at_its_quota_a_command_waits_and_goes_on_when_it_is_read() -> Non
         await it.reconnect()
         stalled = wire.Stalled(Stream.OUTPUT, StallReason.QUOTA)
         await job.handle.until(lambda: job.client_job.stalls == {Stream.OUTPUT: stalled})
+        stalls = job.process.stalls
+        assert stalls == {"stdout": sandd.Stall(sandd.StallReason.QUOTA)}
         assert await job.read() == (produced(20), 20 * MB, 0)
         assert job.client_job.stalls == {}
         await job.leave()
@@ -393,6 +395,33 @@ async def test_where_dropping_is_allowed_the_oldest_goes_and_is_accounted_for(de
         await job.leave()
 
 
+async def test_output_that_somebody_took_off_the_disk_is_told_and_never_left_out() -> None:
+    """Of `run` the result says so: how much there was, and where a part is missing."""
+    results: list[sandd.CommandResult] = []
+    gate = "read line; head -c 3000000 /dev/zero; echo end"
+    async with site() as it, trio.open_nursery() as nursery:
+        fifo = it.process.home / "fifo"
+        os.mkfifo(fifo)
+
+        async def run() -> None:
+            results.append(await it.worker.run(f"({gate}) < {fifo}"))
+
+        nursery.start_soon(run)
+        await until(lambda: it.controller.statistics().jobs == 1)
+        writer = await trio.to_thread.run_sync(os.open, fifo, os.O_WRONLY)
+        await it.disconnect()
+        os.write(writer, b"go\n")
+        os.close(writer)
+        await until(lambda: it.disk_bytes > 2_500_000)
+        for file in it.files:
+            file.unlink()
+        await it.reconnect()
+    (result,) = results
+    assert (result.exit_code, result.stdout_total, result.truncated) == (0, 3_000_004, True)
+    assert result.stdout.endswith("\0end\n")
+    assert "bytes omitted" in result.stdout
+
+
 # ---- a full disk ---------------------------------------------------------------------------------
 
 
@@ -413,20 +442,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_with_its_disk_full_a_command_waits_and_nothing_is_lost(small_disk: Path) -> None:
     """An event says so, once; other jobs don't notice; the log has one line; then it goes on."""
-    async with site(state_dir=small_disk / "state") as it:
+    async with (
+        site(state_dir=small_disk / "state") as it,
+        it.controller.open_events() as events,
+    ):
         job = it.start(12)
         await job.begin()
         await it.disconnect()
         await it.process.wait_for_log("spool_failed")
         await it.reconnect()
-        await job.handle.until(lambda: Stream.OUTPUT in job.client_job.stalls)
+        told = [await anext(events) for _ in range(3)]
+        assert [event.kind for event in told] == ["away", "resumed", "stalled"]
+        assert (told[2].daemon_id, told[2].job_id) == ("worker-1", job.client_job.id)
+        assert (told[2].stream, told[2].info) == ("stdout", it.worker.info)
+        assert told[2].stall == job.process.stalls["stdout"]
         stalled = job.client_job.stalls[Stream.OUTPUT]
         assert (stalled.reason, stalled.message) == (StallReason.DISK, "No space left on device")
         assert (await it.worker.run("echo on", timeout=10)).stdout == "on\n"
         await trio.sleep(2.5)
         assert it.process.log.count("spool_failed") == 1
         assert await job.read() == (produced(12), 12 * MB, 0)
-        assert job.client_job.stalls == {}
+        assert job.client_job.stalls == job.process.stalls == {}
+        flowing = await anext(events)
+        assert (flowing.kind, flowing.stream, flowing.stall) == ("flowing", "stdout", None)
         await job.leave()
         await until(lambda: not it.files)
 

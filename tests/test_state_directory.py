@@ -6,8 +6,10 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO
 
 import pytest
 from process_tools import posix_only
@@ -22,9 +24,6 @@ from sandd._core.state_directory import (
     state_home,
 )
 from sandd.wire import MAX_ANCESTORS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +141,53 @@ def test_a_default_that_cannot_be_is_replaced_by_a_temporary_one(
     with open_state_directory(None, "d") as state:
         assert state.temporary
     assert check_daemon_id(default_daemon_id(None)) is None
+
+
+def test_temporary_ones_of_killed_daemons_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next daemon that needs one: its spool may be large. Those of living ones, and others', stay."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(state_directory, "_state_home", homeless)
+    others = Path(tempfile.mkdtemp(prefix="sandd-state-"))  # no lock: it is being made
+    with open_state_directory(None, "d") as living:
+        stale = Path(tempfile.mkdtemp(prefix="sandd-state-"))
+        (stale / "lock").touch()
+        (stale / "spool").mkdir()
+        (stale / "spool" / "0.0").write_bytes(b"output")
+        link = stale.with_name("sandd-state-link")
+        link.symlink_to(others)
+        with open_state_directory(None, "d") as another:
+            assert not stale.exists()
+            assert living.path.is_dir()
+            assert others.is_dir()
+            assert another.path not in (stale, living.path)
+        link.unlink()
+    others.rmdir()
+    assert not living.path.exists()
+
+
+def test_a_temporary_one_that_was_taken_for_a_stale_one_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that start at once: one finds the other's, before that has locked it."""
+    taken = state_directory._lock
+    refused: list[Path] = []
+
+    def lock(directory: Path) -> IO[str] | None:
+        if "state-" in directory.name and not refused:
+            refused.append(directory)
+            directory.rmdir()
+            return None
+        return taken(directory)
+
+    monkeypatch.setattr(state_directory, "_lock", lock)
+    monkeypatch.setattr(state_directory, "state_home", lambda: Path(os.devnull))
+    with open_state_directory(None, "d") as state:
+        assert state.temporary
+        assert [state.path] != refused
+        assert state.path.is_dir()
 
 
 def test_errors_of_the_body_are_the_bodys(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from sandd import wire
@@ -383,6 +385,30 @@ def test_message_log_takes_a_message_with_the_end() -> None:
     log = MessageReceiveLog()
     log.accept(data(0, b"last", stream=Stream.EVENTS, final=True))
     assert (log.received, log.final, log.take()) == (1, 1, b"last")
+
+
+def test_a_stream_of_crumbs_between_gaps_is_refused() -> None:
+    """Each byte would cost a hundred: what a peer can have us hold is bounded, whatever it sends."""
+    log = ByteReceiveLog()
+    window = ReceiveWindow.open(Stream.OUTPUT, log, wire.MIB)
+
+    def send_crumbs(count: int) -> None:
+        for _ in range(count):
+            window.on_data(Data(Stream.OUTPUT, log.received, memoryview(b"x")))
+            start = log.received
+            window.on_data(Data(Stream.OUTPUT, start, memoryview(b""), gap_end=start + 1))
+
+    tracemalloc.start()
+    try:
+        send_crumbs(wire.MAX_UNREAD_PIECES // 2)
+        with pytest.raises(RemoteProtocolError, match="4096 pieces"):
+            send_crumbs(1)
+        assert tracemalloc.get_traced_memory()[0] < wire.MIB
+    finally:
+        tracemalloc.stop()
+    while log.readable:
+        log.take(1)
+    send_crumbs(1)  # whoever reads may be sent more
 
 
 def test_message_log_refuses_gaps() -> None:

@@ -407,7 +407,7 @@ async def test_strangers_take_no_places() -> None:
     ("header", "seconds"),
     [
         (b"Retry-After: 7", 7.0),
-        (b"retry-after:  0", 0.0),
+        (b"retry-after:  0", 1.0),
         (b"Retry-After: 86400", 300.0),
         (b"Retry-After: Fri, 31 Dec 1999 23:59:59 GMT", None),
         (b"Retry-After: -1", None),

@@ -13,6 +13,7 @@ from wsproto import ConnectionType
 from wsproto.connection import Connection as WSProtoConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection
 
+from sandd._core.transport import _protocol
 from sandd._core.transport._connection import MAX_WAITING_BYTES
 from sandd._core.transport._protocol import (
     AGAIN,
@@ -48,6 +49,21 @@ def test_guard_hands_out_a_long_read_in_turns() -> None:
     assert isinstance(last, BytesMessage)
     assert last.data == b"y"
     assert not protocol.has_more
+
+
+def test_guard_takes_apart_no_more_of_a_read_than_a_turn_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even to keep it for the next: 40,000 messages of no size would hold the loop up for 0.1 s."""
+    unmasked: list[bytes] = []
+    unmask = _protocol._masked
+    monkeypatch.setattr(
+        _protocol, "_masked", lambda body, key: unmasked.append(body) or unmask(body, key)
+    )
+    protocol = open_server_protocol()
+    assert not list(protocol.events())  # wsproto has nothing left: from here on it isn't asked
+    protocol.receive_data(frame(Op.BINARY, b"x") * (3 * EVENTS_PER_TURN))
+    assert len(unmasked) == EVENTS_PER_TURN
 
 
 def test_guard_keeps_no_pieces() -> None:

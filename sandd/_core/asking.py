@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd._core.streams import Gap
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
@@ -27,13 +29,16 @@ async def ask(link: LocalLink, daemon_id: str, request: wire.Spec) -> list[wire.
         JobNotFound: it names a job that isn't there. Nothing was done.
         RequestRefused: the daemon can't do it. Nothing was done.
         DaemonGone: the daemon is gone for good.
-        RemoteProtocolError: the daemon answered with nonsense.
+        RemoteProtocolError: the daemon answered with nonsense, or not whole.
         trio.ClosedResourceError: the controller is closed, or was meanwhile.
     """
-    received = bytearray()
+    received, is_whole = bytearray(), True
 
-    def keep(chunk: bytes) -> None:
-        if len(received) <= wire.MAX_ANSWERS_BYTES:  # one chunk more, and it is too much
+    def keep(chunk: bytes | Gap) -> None:
+        nonlocal is_whole
+        if isinstance(chunk, Gap):
+            is_whole = False
+        elif len(received) <= wire.MAX_ANSWERS_BYTES:  # one chunk more, and it is too much
             received.extend(chunk)
 
     await trio.lowlevel.checkpoint_if_cancelled()
@@ -43,6 +48,8 @@ async def ask(link: LocalLink, daemon_id: str, request: wire.Spec) -> list[wire.
         handle.raise_if_failed()
     finally:
         handle.forget()
+    if not is_whole:
+        raise RemoteProtocolError("a part of the answer was lost on the daemon's disk; ask again")
     answers: list[wire.Answer] = []
     for index, answer in enumerate(wire.decode_answers(memoryview(received))):
         if not isinstance(answer, wire.Unknown):

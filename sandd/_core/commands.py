@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import signal
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import trio
@@ -67,6 +68,11 @@ def build_spec(
 ) -> wire.CommandSpec:
     """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
     shell = isinstance(command, str | bytes)
+    if not shell and not isinstance(command, Iterable):
+        raise TypeError(
+            f"the command is {command!r}; it must be a text for the shell, or a list of a program "
+            "and its arguments"
+        )
     argv = (
         (_encode(command),)
         if isinstance(command, str | bytes)

@@ -32,6 +32,8 @@ END_GRACE: Final = 3.0
 """On SIGTERM, seconds that jobs have between TERM and KILL: orchestrators allow about ten in all."""
 DRAIN_SECONDS: Final = 8.0
 """On SIGTERM, seconds for everything: jobs, their last events, the farewell."""
+FAREWELL_SECONDS: Final = 1.0
+"""So many of them are the farewell's alone."""
 
 
 async def run_daemon(
@@ -90,8 +92,11 @@ async def run_daemon(
                 async for number in signals:
                     log.info("stopping", signal=signal.Signals(number).name)
                     break
-                with trio.move_on_after(DRAIN_SECONDS):
-                    await runner.end_all(END_GRACE)
+                with trio.move_on_after(DRAIN_SECONDS) as drain:
+                    with trio.move_on_at(drain.deadline - FAREWELL_SECONDS):
+                        await runner.end_all(END_GRACE)
+                        await dialer.tell_all()
+                    # Whatever is left untold: else all would wait for our return, for a day.
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()
         log.info("stopped", daemon_id=daemon_id)

@@ -66,12 +66,17 @@ class Dialer:
             wait = await self._one_link()
             await trio.sleep(wait)
 
+    async def tell_all(self) -> None:
+        """Send all that jobs still have to tell to those who take it, if a link is live. Bound it."""
+        if self._pump is not None:
+            await self.runner.told()
+        if self._pump is not None:
+            await self._pump.drained()
+
     async def say_goodbye(self, message: str) -> None:
-        """Send all that jobs still have to tell, then Goodbye, if a link is live. Bound it."""
+        """Send Goodbye, if a link is live. Bound it."""
         pump, link = self._pump, self._link
         if pump is not None and link is not None:
-            await self.runner.told()
-            await pump.drained()
             # By itself, because nothing behind it is read, and control frames overtake data.
             link.control(0, wire.Goodbye(message))
             await pump.drained()

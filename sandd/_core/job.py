@@ -260,10 +260,10 @@ class DaemonLink:
     """A client has acknowledged or granted something on this link: it works."""
 
     @property
-    def unsent(self) -> bool:
-        """Something of the attached jobs' output or events has not been sent yet."""
-        return any(
-            cursor.sent < cursor.log.end
+    def unsent(self) -> int:
+        """So much of the attached jobs' output and events has not been sent yet, in bytes and messages."""
+        return sum(
+            cursor.log.end - cursor.sent
             for attachment in self.attachments.values()
             for cursor in attachment.channel.send.values()
         )

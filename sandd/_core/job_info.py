@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import frozen
 
 from sandd import wire
+from sandd._core.spool import Stall
 from sandd.wire import JobState, Outcome, Stream
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class JobInfo:
             viewers=record.viewers,
             kept={name: kept.get(stream, KeptOutput()) for stream, name in OUTPUT_NAMES.items()},
         )
+
+
+def stalls_by_name(stalls: Mapping[Stream, wire.Stalled]) -> dict[str, Stall]:
+    """What a daemon said of stalled outputs, by the outputs' names."""
+    return {OUTPUT_NAMES[s]: Stall(told.reason, told.message) for s, told in stalls.items()}
 
 
 def describe(job: Job, now: float) -> wire.JobRecord:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
-    Sink: TypeAlias = Callable[[bytes], None]
+    from sandd._core.streams import Gap
+
+    Sink: TypeAlias = Callable[[bytes | Gap], None]
 
 log = get_logger("client")
 
@@ -50,6 +52,8 @@ class JobHandle:
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
+        self._stalls: Mapping[Stream, wire.Stalled] = {}
+        """Those of the job that the controller was told of."""
         self._changed = trio.Event()
         self._is_forgotten = False
 
@@ -65,9 +69,10 @@ class JobHandle:
         for stream, sink in self._sinks.items():
             log = self.job.outputs[stream]
             while log.readable:
-                chunk = log.take(EVERYTHING)
-                if isinstance(chunk, bytes):
-                    sink(chunk)
+                sink(log.take(EVERYTHING))
+        if self.job.stalls != self._stalls:
+            before, self._stalls = self._stalls, dict(self.job.stalls)
+            self.link.tell_stalls(self.job, before)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
@@ -196,6 +201,7 @@ class LocalLink:
         router: Router,
         wake: Callable[[DaemonLink], None],
         blame: Callable[[DaemonLink, RemoteProtocolError], None],
+        tell_stalls: Callable[[ClientJob, Mapping[Stream, wire.Stalled]], None] = lambda *_: None,
     ) -> None:
         self.client = Client()
         self.closed = False
@@ -204,6 +210,8 @@ class LocalLink:
         self._link = router.add_client(principal="local")
         self._wake = wake
         self._blame = blame
+        self.tell_stalls = tell_stalls
+        """Called with a job whose `stalls` have changed, and what they were before."""
         self._handles: dict[ClientJob, JobHandle] = {}
         self._flushing = False
         self._later = trio.Event()

@@ -11,6 +11,7 @@ from sandd import wire
 from sandd._core._errors import OutputGap, RequestRefused
 from sandd._core.commands import normal_signal, wait_begun
 from sandd._core.interrupts import protected_context
+from sandd._core.job_info import stalls_by_name
 from sandd._core.results import ExitStatus
 from sandd._core.streams import Gap
 from sandd.wire import Role, Stream
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from sandd._core.local_link import JobHandle
+    from sandd._core.spool import Stall
 
 RECEIVE_BYTES = 64 * wire.KIB
 """What `receive_some` returns at most, where the caller names no limit."""
@@ -181,6 +183,16 @@ class Process:
         """
         outputs = self._handle.job.outputs
         return {"stdout": outputs[Stream.OUTPUT].consumed, "stderr": outputs[Stream.ERROR].consumed}
+
+    @property
+    def stalls(self) -> Mapping[str, Stall]:
+        """Outputs, of "stdout" and "stderr", for which the daemon has no room, so that the command waits; and why.
+
+        That is so when more was written than its disk, or a quota, holds, while nobody read it. Nothing is
+        lost, and the command goes on as soon as there is room: mostly when you read. A command that
+        merely waits for its reader is in no stall. `Controller.open_events` tells when one begins and ends.
+        """
+        return stalls_by_name(self._handle.job.stalls)
 
     @property
     def stdin(self) -> trio.abc.SendStream:

@@ -11,14 +11,16 @@ from attrs import define, field
 
 READ_AHEAD: Final = 2
 """Pieces held per log: one is sent while the next is read. More readers at different places take turns."""
+MOST_WANTED: Final = 64
+"""Places remembered at which somebody waits: readers of one log that take turns. Those beyond wait longer."""
 
 
 @define(eq=False)
 class ReadAhead:
-    """Pieces by offset, and the offsets at which pieces are wanted; at most `READ_AHEAD` of either."""
+    """At most `READ_AHEAD` pieces by offset, and at most `MOST_WANTED` offsets at which pieces are wanted."""
 
     wanted: dict[int, None] = field(factory=dict)
-    """Longest first."""
+    """Longest first: who has had its turn, and wants more, stands behind all who wait."""
     _pieces: dict[int, bytes] = field(factory=dict)
     """Oldest first."""
 
@@ -53,7 +55,7 @@ class ReadAhead:
 
     def want(self, offset: int) -> bool:
         """Somebody waits at `offset`; True if that was not known, and there was a place for it."""
-        if offset in self.wanted or offset in self._pieces or len(self.wanted) >= READ_AHEAD:
+        if offset in self.wanted or offset in self._pieces or len(self.wanted) >= MOST_WANTED:
             return False
         self.wanted[offset] = None
         return True

@@ -12,13 +12,18 @@ from attrs import define, field, frozen
 from sandd._core._errors import DaemonNotFound
 from sandd._core.fencing import Claim, Tenure
 from sandd._core.interrupts import protected_context
+from sandd._core.job_info import OUTPUT_NAMES, stalls_by_name
 from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from sandd import wire
+    from sandd._core.client_job import ClientJob
     from sandd._core.pump import Pump
     from sandd._core.router import DaemonLink
+    from sandd._core.spool import Stall
+    from sandd.wire import Stream
 
 MAX_EVENTS: Final = 1024
 """Events held for a subscriber that doesn't read; beyond it they are counted."""
@@ -56,11 +61,18 @@ class DaemonEvent:
     kind: str
     """"connected" (a new instance), "away" (its connection broke), "resumed" (the same instance is
     back), "lost" (it won't come back), "cloned" (its state directory and that of another daemon are
-    copies of one; `info` is the one that came last), or "missed" (`count` events were dropped for a
-    slow reader)."""
+    copies of one; `info` is the one that came last), "stalled" (a command of this program has to wait,
+    as the daemon has no room for its output), "flowing" (it goes on, or has ended), or "missed" (`count`
+    events were dropped for a slow reader)."""
     daemon_id: str = ""
     info: DaemonInfo | None = None
     count: int = 0
+    job_id: str = ""
+    """Of the command, for "stalled" and "flowing"."""
+    stream: str = ""
+    """Which output of it: "stdout" or "stderr"."""
+    stall: Stall | None = None
+    """For "stalled": why."""
 
 
 @define(eq=False)
@@ -229,6 +241,20 @@ class Registry:
     def tell_cloned(self, info: DaemonInfo) -> None:
         """Two daemons have copies of one state directory; this one came last."""
         self._tell(DaemonEvent("cloned", info.id, info))
+
+    def tell_stalls(self, job: ClientJob, before: Mapping[Stream, wire.Stalled]) -> None:
+        """What keeps a job's outputs from flowing is not what it was `before`."""
+        record = self._records.get(job.daemon_id)
+        info = None if record is None else record.info
+        was, now = stalls_by_name(before), stalls_by_name(job.stalls)
+        for name in OUTPUT_NAMES.values():
+            if was.get(name) != now.get(name):
+                stall = now.get(name)
+                kind = "flowing" if stall is None else "stalled"
+                event = DaemonEvent(
+                    kind, job.daemon_id, info, job_id=job.id, stream=name, stall=stall
+                )
+                self._tell(event)
 
     def expire(self) -> list[tuple[str, bool]]:
         """(id, forgotten) of daemons that were away too long, or gone long enough to be forgotten."""

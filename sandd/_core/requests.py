@@ -31,6 +31,8 @@ ANSWERS_A_TURN: Final = 64
 
 def signal_number(name: str) -> signal.Signals | None:
     """This machine's number of a signal's name without SIG; None where it has no such signal."""
+    if name == "KILL" and not hasattr(signal, "SIGKILL"):
+        name = "TERM"  # Windows, where either ends the tree at once
     number = getattr(signal, f"SIG{name}", None)
     return number if isinstance(number, signal.Signals) else None
 

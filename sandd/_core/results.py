@@ -8,6 +8,7 @@ from typing import Final
 
 from attrs import field, frozen
 
+from sandd._core.streams import Gap
 from sandd.wire import KIB, MIB, Exited, Outcome
 
 __all__ = ["CommandResult", "ExitStatus", "Outcome"]
@@ -71,7 +72,8 @@ class CommandResult:
     """Bytes written to standard output, kept or not."""
     stderr_total: int
     truncated: bool
-    """One of the streams was larger than `max_output`."""
+    """One of the streams was larger than `max_output`; or a part of it was lost, as somebody took it off the
+    daemon's disk."""
     pipes_held: bool
     """A background child kept a pipe open past the drain grace; what it wrote later is lost."""
     job_id: str
@@ -113,8 +115,15 @@ class Collector:
         self._tail_bytes = 0
         self.total = 0
 
-    def add(self, chunk: bytes) -> None:
-        """The next bytes of the stream."""
+    def add(self, chunk: bytes | Gap) -> None:
+        """The next bytes of the stream, or some that are gone: with them all goes from the head to there."""
+        if isinstance(chunk, Gap):
+            self.total += chunk.end - chunk.start
+            self._tail_limit += self._head_limit - len(self._head)
+            self._head_limit = len(self._head)
+            self._tail.clear()
+            self._tail_bytes = 0
+            return
         self.total += len(chunk)
         head_room = self._head_limit - len(self._head)
         if head_room:

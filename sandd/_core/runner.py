@@ -59,8 +59,12 @@ IDLE_LOOK_SECONDS: Final = 0.05
 """Before a process counts as idle, the time in which its pipes are looked at once more."""
 READ_BYTES: Final = 128 * wire.KIB
 """One read from a pipe: one data frame."""
+MAX_LOOKUPS: Final = 8
+"""Users looked up at once, which may hang: other threads are to be had all the same."""
 TOLD_SECONDS: Final = 0.02
 """How often a stopping daemon looks whether all has been sent."""
+READER_SECONDS: Final = 2.0
+"""How long it waits for readers of whom none takes anything."""
 TICK_SECONDS: Final = 1.0
 """How often leases are counted."""
 
@@ -117,6 +121,7 @@ class JobRunner:
         self._spooler: Spooler | None = None
         if table.spool is not None and files is not None:
             self._spooler = Spooler(table.spool, files, nursery, self._disk_has_served)
+        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._starting = False
         """A start is under way whose answer has not been sent."""
         self._requests = Requests(table, nursery, act=self.act, wait_over=self._wait_over)
@@ -266,8 +271,16 @@ class JobRunner:
             await self._one_ended.wait()
 
     async def told(self) -> None:
-        """Wait until all output and events of attached jobs have been sent. Bound it: clients grant the credit."""
-        while any(link.unsent for link in self._pumps):  # noqa: ASYNC110 - at the very end, and for a moment
+        """Wait until all output and events of attached jobs have been sent, or nobody takes any more of it.
+
+        Bound it: clients grant the credit, and may do so slowly.
+        """
+        before, since = 0, trio.current_time()
+        while unsent := sum(link.unsent for link in self._pumps):
+            if unsent != before:
+                before, since = unsent, trio.current_time()
+            elif trio.current_time() - since > READER_SECONDS:
+                return  # a viewer that doesn't read delays nobody, nor does an owner
             await trio.sleep(TOLD_SECONDS)
 
     # -- one job
@@ -380,7 +393,12 @@ class JobRunner:
             return spawn_request(job, spec, self._table.instance)
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(
-            spawn_request, job, spec, self._table.instance, abandon_on_cancel=True
+            spawn_request,
+            job,
+            spec,
+            self._table.instance,
+            limiter=self._lookups,
+            abandon_on_cancel=True,
         )
 
     async def _supervise(self, running: RunningJob, child: Child) -> None:
@@ -496,6 +514,8 @@ class JobRunner:
                 chunk = b""
             if not chunk:
                 break
+            if job.state is JobState.ENDED:
+                return  # read in the turn in which the end was told, from a pipe that somebody else holds
             running.last_output = trio.current_time()
             pumps.progressed(len(chunk), running.last_output)
             job.write(stream, memoryview(chunk))

@@ -20,7 +20,7 @@ def spawn_request(job: Job, spec: CommandSpec, instance: str) -> SpawnRequest:
     """The process host's view of a job's spec: shell resolved, environment complete."""
     marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
     environment = {} if spec.user is None else _user_environment(spec.user)
-    environment |= spec.env
+    environment |= _variables(spec.env)
     environment[b"SANDD_JOB"] = marker
     return SpawnRequest(
         argv=shell_argv(spec.argv[0]) if spec.shell else spec.argv,
@@ -37,7 +37,7 @@ def spawn_request(job: Job, spec: CommandSpec, instance: str) -> SpawnRequest:
 def shell_argv(text: bytes) -> tuple[bytes, ...]:
     """The command line that has this machine's shell run `text`."""
     if sys.platform == "win32":
-        return (os.environ.get("COMSPEC", "cmd.exe").encode(), b"/d", b"/c", text)
+        return (os.environ.get("COMSPEC", "cmd.exe").encode(), b"/d", b"/s", b"/c", text)
     return (b"/bin/sh", b"-c", text)
 
 
@@ -47,6 +47,13 @@ def base_environment() -> Mapping[bytes, bytes]:
     return {
         os.fsencode(k): os.fsencode(v) for k, v in os.environ.items() if not k.startswith("SANDD_")
     }
+
+
+def _variables(given: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    """By their names in this system: those of Windows know no case, and are in capitals in `os.environ`."""
+    if sys.platform == "win32":
+        return {name.upper(): value for name, value in given.items()}
+    return given
 
 
 def _user_environment(user: str) -> dict[bytes, bytes]:

@@ -59,10 +59,11 @@ DiskTask: TypeAlias = Spill | Fetch | Delete
 
 @frozen
 class Stall:
-    """Why the disk takes no more."""
+    """Why the daemon's disk takes no more of an output, so that the command waits."""
 
     reason: StallReason
     message: str = ""
+    """What the daemon's system says, where its disk is full or broken."""
 
 
 @define(eq=False)

@@ -12,7 +12,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from attrs import define
+from attrs import define, field
 
 from sandd._core.logs import get_logger
 from sandd._core.spool import Delete, Fetch, Spill
@@ -42,6 +42,9 @@ class SpoolFiles:
 
     directory: Path
     _is_closed: bool = False
+    _begins: dict[str, int] = field(factory=dict)
+    """Of files that were too short for what was written next, its position: what stands before it reads as
+    zeros. Mostly nothing ever did; or somebody took away, or emptied, the file that it was in."""
 
     def perform(self, task: DiskTask) -> bytes:
         """Do it; the bytes read, for a `Fetch`.
@@ -63,6 +66,8 @@ class SpoolFiles:
     def _write(self, task: Spill) -> None:
         descriptor = self._open_to_write(task.file)
         try:
+            if os.fstat(descriptor).st_size < task.position:
+                self._begins[task.file] = task.position
             os.lseek(descriptor, task.position, os.SEEK_SET)
             rest = memoryview(task.data)
             while rest:
@@ -87,6 +92,8 @@ class SpoolFiles:
         except FileNotFoundError as error:
             raise SpoolLost(f"{task.file} is gone") from error
         try:
+            if task.position < self._begins.get(task.file, 0):
+                raise SpoolLost(f"{task.file} was taken away, or emptied, and written on")
             os.lseek(descriptor, task.position, os.SEEK_SET)
             data = b""
             while len(data) < task.size:
@@ -100,6 +107,7 @@ class SpoolFiles:
 
     def _delete(self, task: Delete) -> None:
         for file in task.files:
+            self._begins.pop(file, None)
             try:
                 (self.directory / file).unlink(missing_ok=True)
             except OSError as error:

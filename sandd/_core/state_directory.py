@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCK_NAME = "lock"
+TEMPORARY_PREFIX = "sandd-state-"
 ID_NAME = "daemon-id"
 STARTS_NAME = "starts"
 _MAX_STARTS_BYTES = 4096
@@ -74,8 +75,11 @@ def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirect
                 stack.enter_context(lock)
                 default = StateDirectory(directory)
         if default is None:
-            path = Path(tempfile.mkdtemp(prefix="sandd-"))
+            _remove_stale_temporaries()
+            path, lock = _make_temporary()
             stack.callback(shutil.rmtree, path, ignore_errors=True)
+            if lock is not None:
+                stack.enter_context(lock)
             default = StateDirectory(path, temporary=True)
         # Not inside the `suppress`: an OSError of the body is the body's.
         yield default
@@ -167,6 +171,34 @@ def _write_new(path: Path, text: str) -> None:
             path.hardlink_to(temporary)  # whole, or not at all: rename would replace another's
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_temporary() -> tuple[Path, IO[str] | None]:
+    """A directory of our own and its lock; none where its file system has no locks."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+        try:
+            lock = _lock(path)
+        except OSError:
+            return path, None
+        if lock is not None:
+            return path, lock
+        # Another daemon that starts has just taken it for a stale one, and removes it.
+
+
+def _remove_stale_temporaries() -> None:
+    """Remove what daemons of this user left that were killed: nobody else would, and spools are large."""
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            is_ours = sys.platform == "win32" or path.lstat().st_uid == os.getuid()
+            # Without a lock file it is being made right now.
+            if not is_ours or path.is_symlink() or not (path / LOCK_NAME).is_file():
+                continue
+            lock = _lock(path)
+            if lock is not None:  # else its daemon lives
+                with lock:
+                    shutil.rmtree(path, ignore_errors=True)
+                log.info("stale_state_removed", path=str(path))
 
 
 def _lock(directory: Path) -> IO[str] | None:

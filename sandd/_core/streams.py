@@ -332,6 +332,10 @@ class ByteReceiveLog(ReceiveLog):
     def _store_gap(self, gap: Gap) -> None:
         if self._segments and isinstance(last := self._segments[-1], Gap):
             self._segments[-1] = Gap(last.start, gap.end)
+        elif len(self._segments) >= wire.MAX_UNREAD_PIECES:
+            raise RemoteProtocolError(
+                f"more than {wire.MAX_UNREAD_PIECES} pieces with gaps between them"
+            )
         else:
             self._segments.append(gap)
 

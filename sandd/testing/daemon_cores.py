@@ -67,6 +67,7 @@ class DaemonCore:
     async def leave(self) -> None:
         """End its jobs, tell how they ended, and say goodbye, as a daemon does after SIGTERM. Bound it."""
         await self._runner.end_all(0.0)
+        await self._dialer.tell_all()
         await self._dialer.say_goodbye("the daemon was stopped")
 
     async def _run(self) -> None:

@@ -230,7 +230,7 @@ _DEADLY: Final = {
 def _words(request: SpawnRequest) -> tuple[str, ...]:
     """The command as a program is to see it: what is meant for the shell is split as the shell does."""
     words = tuple(word.decode("utf-8", "replace") for word in request.argv)
-    if words[:2] == ("/bin/sh", "-c") or words[1:3] == ("/d", "/c"):
+    if words[:2] == ("/bin/sh", "-c") or words[1:-1] == ("/d", "/s", "/c"):
         return tuple(shlex.split(words[-1])) or (":",)
     return words
 

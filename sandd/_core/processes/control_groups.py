@@ -27,6 +27,7 @@ CONTROL_GROUP_INTERFACE for who may make groups where.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 CHOICE_VARIABLE = "SANDD_CONTROL_GROUPS"
 """Environment variable of the daemon: ``v2``, ``v1``, ``off``; anything else is the first that works."""
 PREFIX = "sandd-"
+_NAME = re.compile(PREFIX + r"[0-9]+-[0-9a-f]{8}")
+"""What `_make` calls a group. Whoever calls theirs ``sandd-anything`` shall keep what is in it."""
 FREEZE_SECONDS = 0.2
 """How long is waited for everybody to stand still. Who is in the kernel's hands may take longer."""
 LOOK_SECONDS = 0.001
@@ -222,7 +225,7 @@ def _make(parent: str) -> OwnGroup:
 
 def _remove_stale(parent: str) -> None:
     for name in os.listdir(parent):
-        if name.startswith(PREFIX):
+        if _NAME.fullmatch(name):
             with suppress(OSError):
                 _remove_if_stale(f"{parent}/{name}")
 

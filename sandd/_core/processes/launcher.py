@@ -43,10 +43,14 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
     stdout = next(pipes)
     stderr = stdout if request.merge_stderr else next(pipes)
     if request.identity is not None:
-        return _launch_as(request, env, request.identity, stdin, stdout, stderr)
+        return _launch_by_popen(request, env, stdin, stdout, stderr)
     if request.cwd is None:
         return _search(request, env, stdin, stdout, stderr)
-    home = os.open(".", os.O_RDONLY)
+    try:
+        home = os.open(".", os.O_RDONLY)
+    except OSError:
+        # We would not find back, as after "sudo -u" in a home that is root's: the child has to go alone.
+        return _launch_by_popen(request, env, stdin, stdout, stderr)
     try:
         os.chdir(request.cwd)
         try:
@@ -108,15 +112,10 @@ def _spawn(
     )
 
 
-def _launch_as(
-    request: Spawn,
-    env: dict[bytes, bytes],
-    identity: tuple[int, int, tuple[int, ...]],
-    stdin: int | None,
-    stdout: int,
-    stderr: int,
+def _launch_by_popen(
+    request: Spawn, env: dict[bytes, bytes], stdin: int | None, stdout: int, stderr: int
 ) -> int:
-    uid, gid, groups = identity
+    uid, gid, groups = request.identity or (None, None, None)
     process = subprocess.Popen(
         request.argv,
         stdin=subprocess.DEVNULL if stdin is None else stdin,

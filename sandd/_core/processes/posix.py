@@ -50,6 +50,9 @@ stack), macOS 1 MiB. What is far beyond is refused here; the exact limit is the 
 WAIT_SECONDS = 5.0
 """How long a spawn waits where the spawner is busy, or dead and the next one is not up yet."""
 NO_SPAWNER = "the process that starts jobs does not come up; see the daemon's log"
+MAX_LOOKUPS = 8
+"""Users looked up at once. They may come from a network that hangs: then others must find threads all the
+same, such as who looks up the controller's address."""
 ABANDON_SECONDS = 2.0
 """How long a cancelled spawn waits to see its child dead. The kill goes on in any case."""
 
@@ -65,6 +68,7 @@ class PosixProcessHost(ProcessHost):
         self._adopts = adopts
         self._children: dict[int, PosixChild] = {}
         self._last_job = 0
+        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
 
     def __repr__(self) -> str:
         return f"<PosixProcessHost with {len(self._children)} children, {self.keeper!r}>"
@@ -73,7 +77,7 @@ class PosixProcessHost(ProcessHost):
         identity = None
         if request.user is not None:
             identity = await trio.to_thread.run_sync(
-                resolve_user, request.user, abandon_on_cancel=True
+                resolve_user, request.user, limiter=self._lookups, abandon_on_cancel=True
             )
         child = self._try_spawn(request, identity) or await self._spawn_later(request, identity)
         await self.begun(child)

@@ -130,7 +130,10 @@ class WindowsChild(Child):
         if number == signal.SIGINT:
             self._send_break()
         elif not self._gone.is_set():
-            self._job.terminate()
+            try:
+                self._job.terminate()
+            except OSError as error:
+                log.warning("job_not_terminated", leader=self.pid, error=str(error))
 
     async def kill(self, *, grace: float) -> None:
         if not self._gone.is_set():
@@ -157,13 +160,18 @@ class WindowsChild(Child):
     async def _end(self) -> None:
         # The host's last act is to kill everything; until then, this must not be cut short.
         with self._ending:
-            with self._deadline:
-                if self._deadline.deadline > trio.current_time():
-                    self._send_break()
-                await self._wait_empty()
-            while self._job.active_processes():
-                self._job.terminate()
-                await trio.sleep(POLL_SECONDS)
+            try:
+                with self._deadline:
+                    if self._deadline.deadline > trio.current_time():
+                        self._send_break()
+                    await self._wait_empty()
+                while self._job.active_processes():
+                    self._job.terminate()
+                    await trio.sleep(POLL_SECONDS)
+            except OSError as error:
+                # One tree's trouble is no other's. Closing its Job Object kills it as well.
+                log.warning("job_not_terminated", leader=self.pid, error=str(error))
+                self._job.close()
             await self._process.wait()
         self.give_up()
 
@@ -279,11 +287,22 @@ async def _kill_at_once(child: WindowsChild) -> None:
     await child.kill(grace=0)
 
 
+def command_line(argv: list[str]) -> str:
+    """The arguments as CreateProcess takes them: quoted as C programs expect it.
+
+    But ``cmd`` knows nothing of backslashes before quotes: with ``/s`` it takes off the first and the last
+    quote, and all between them is the text (see ``cmd /?``).
+    """
+    if argv[1:-1] == ["/d", "/s", "/c"]:
+        return f'{subprocess.list2cmdline(argv[:-1])} "{argv[-1]}"'
+    return subprocess.list2cmdline(argv)
+
+
 async def _open_suspended(argv: list[str], **options: Any) -> trio.Process:
     # Suspended, or the process could start others before it is in its Job Object.
     if sys.platform == "win32":
         flags = _CREATE_SUSPENDED | _CREATE_NEW_PROCESS_GROUP
-        return await trio.lowlevel.open_process(argv, creationflags=flags, **options)
+        return await trio.lowlevel.open_process(command_line(argv), creationflags=flags, **options)
     raise NotImplementedError("processes are created suspended on Windows only")
 
 

@@ -6,6 +6,7 @@ Source: learn.microsoft.com, "Job Objects" and the pages of the functions named 
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 from ctypes import wintypes
 
@@ -87,11 +88,15 @@ class KernelJobObject:
         limits = _ExtendedLimits()
         limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
         size = ctypes.sizeof(limits)
-        _check(
-            _kernel32.SetInformationJobObject(
-                self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), size
+        try:
+            _check(
+                _kernel32.SetInformationJobObject(
+                    self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), size
+                )
             )
-        )
+        except OSError:
+            self.close()
+            raise
 
     def adopt(self, pid: int) -> None:
         """Take in a process that was created suspended, and let it run."""
@@ -101,7 +106,7 @@ class KernelJobObject:
             # ResumeThread wants the first thread's handle, which subprocess has thrown away.
             status = _ntdll.NtResumeProcess(process)
             if status != 0:
-                raise OSError(f"NtResumeProcess: status {status:#x}")
+                raise OSError(errno.EIO, f"NtResumeProcess: status {status & 0xFFFFFFFF:#x}")
         finally:
             _kernel32.CloseHandle(process)
 

@@ -50,6 +50,9 @@ MAX_REFUSAL_BYTES: Final = 1024
 MAX_RETRY_AFTER: Final = 300.0
 """Seconds; a server, or a proxy that answers in its place, can't send anybody away for longer."""
 
+LEAST_RETRY_AFTER: Final = 1.0
+"""Seconds; who says "at once", as load balancers do, is not asked a hundred times a second."""
+
 AGAIN: Final = b"AGAIN"
 """Fed instead of bytes from the network (told by identity): go on with what is already here."""
 
@@ -101,7 +104,7 @@ def _retry_after(headers: Headers) -> float | None:
     """Seconds to wait, from a Retry-After header (RFC 9110 s. 10.2.3); a date is not understood."""
     for name, value in headers:
         if name.lower() == b"retry-after" and value.isdigit() and len(value) < 10:
-            return min(float(value), MAX_RETRY_AFTER)
+            return max(LEAST_RETRY_AFTER, min(float(value), MAX_RETRY_AFTER))
     return None
 
 
@@ -306,7 +309,10 @@ class GuardedProtocol(WSConnection):
             0x82,
             0 if self.client else 0x80,
         )  # FIN and the opcode of binary; the peer's MASK bit
-        while size - position >= 2 and data[position] == first:
+        # No more than a turn may take: what comes behind is taken apart by wsproto, turn by turn.
+        while (
+            size - position >= 2 and data[position] == first and len(self._whole) < EVENTS_PER_TURN
+        ):
             length = data[position + 1] ^ masked
             begin = position + 2
             if length == 126:

@@ -32,6 +32,10 @@ LINGER_TIMEOUT: Final = 1.0
 """Seconds a refused peer gets to read why. Closing with its bytes unread would reset the connection
 and throw our answer away."""
 
+PATIENCE: Final = 1.0
+"""Seconds that a peer may take for its request while others wait for its place: so that those who connect
+and say nothing, of whom a few hundred cost nobody anything, keep nobody out."""
+
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting once the system is out of descriptors or memory (as in trio)."""
 
@@ -77,7 +81,8 @@ async def serve(
         max_message_bytes: a longer message ends its connection with 1009.
         handshake_timeout: seconds from accept to open, TLS included; the wait for its place is not.
         max_connections: open at a time; one more is answered 503.
-        max_handshakes: under way at a time; more wait in the system's queue.
+        max_handshakes: under way at a time; more wait in the system's queue, until one of these has
+            sent no whole request for a second, and has to make way.
         admission: who asks for a WebSocket waits for its place, or is answered 503 with a
             Retry-After; None: everybody comes in at once.
         ssl_context: for TLS.
@@ -119,6 +124,8 @@ class _Server:
     ssl_context: ssl.SSLContext | None
     open_connections: int = field(default=0, init=False)
     """Those that wait for their place included."""
+    unheard: dict[trio.CancelScope, float] = field(factory=dict, init=False)
+    """Those of which no whole request was heard yet, and since when; the longest waiting first."""
 
     @trio.lowlevel.enable_ki_protection
     async def accept_loop(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -139,11 +146,26 @@ class _Server:
                 try:
                     # After accept, not before: a listener that only waits must not hold a place
                     # that another one needs.
-                    await self.handshakes.acquire()
+                    await self.take_handshake()
                 except BaseException:
                     tcp.socket.close()
                     raise
                 nursery.start_soon(self.run_connection, tcp, nursery)
+
+    async def take_handshake(self) -> None:
+        """A place among those that shake hands; who has said too little for too long makes way for it."""
+        while True:
+            with contextlib.suppress(trio.WouldBlock):
+                self.handshakes.acquire_nowait()
+                return
+            oldest = next(iter(self.unheard), None)
+            silent_until = math.inf if oldest is None else self.unheard[oldest] + PATIENCE
+            with trio.move_on_at(silent_until):
+                await self.handshakes.acquire()
+                return
+            if oldest in self.unheard:
+                del self.unheard[oldest]
+                oldest.cancel()
 
     @trio.lowlevel.enable_ki_protection
     async def run_connection(self, tcp: trio.SocketStream, nursery: trio.Nursery) -> None:
@@ -192,7 +214,16 @@ class _Server:
                 subprotocol=self.subprotocol,
                 secure=self.ssl_context is not None,
             )
-            stream, verdict = await self._hear_request(meter, reader)
+            with trio.CancelScope() as unheard:
+                self.unheard[unheard] = trio.current_time()
+                try:
+                    stream, verdict = await self._hear_request(meter, reader)
+                finally:
+                    self.unheard.pop(unheard, None)
+            if unheard.cancelled_caught:
+                raise ConnectionLost(
+                    "it was slow to say what it wants, and had to make way for others"
+                )
             wait = 0.0
             if isinstance(verdict, Upgrade):
                 wait, refusal = self._find_place()
