@@ -104,6 +104,21 @@ def test_version(arguments: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sandd {sandd.__version__}\n", "")
 
 
+def test_a_bad_option_is_told_before_the_rest_is_loaded() -> None:
+    """Neither trio nor what speaks WebSocket: both take their time."""
+    program = (
+        "import sys, sandd.daemon\n"
+        "assert sandd.daemon.main(['--server-url', 'http://h']) == 2\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=daemon_environment(), capture_output=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    assert "sandd._core.daemon_options" in loaded
+    assert not {"trio", "trio_websocket", "sandd._core.daemon_program"} & loaded
+
+
 @pytest.mark.parametrize(
     ("arguments", "env", "words"),
     [
