@@ -345,7 +345,7 @@ async def test_a_run_that_is_cancelled_while_away_returns_at_once(
             await it.disconnect()
             started = trio.current_time()
             nursery.cancel_scope.cancel()
-        assert trio.current_time() - started < 1
+        assert trio.current_time() - started < 5
         assert marker.processes()
         it.proxy.accept()
         await until(lambda: not marker.processes())
@@ -362,7 +362,7 @@ async def test_leaving_a_process_while_away_ends_it_on_return(
             await until(lambda: len(marker.processes()) >= 3)
             await it.disconnect()
             started = trio.current_time()
-        assert trio.current_time() - started < 1
+        assert trio.current_time() - started < 5
         with pytest.raises(trio.ClosedResourceError, match="left"):
             await process.wait()
         with pytest.raises(trio.BrokenResourceError):
