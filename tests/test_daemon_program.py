@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
-from process_tools import linux_only, posix_only, until, until_sync
+from process_tools import linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
 import sandd
@@ -446,6 +448,71 @@ def children_of(pid: int) -> list[int]:
 
 
 # ---- the other side -----------------------------------------------------------------------------
+
+ORPHANS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 1_000
+"""One after the other, so that few are alive at a time."""
+LEAVE_ORPHANS = f"i=0; while [ $i -lt {ORPHANS} ]; do (:&); i=$((i+1)); done; exit 6"
+
+
+def zombies(ancestor: int) -> list[ProcessEntry]:
+    """Those below a process, wherever they are."""
+    return [entry for entry in descendants(ancestor) if entry.state == "Z"]
+
+
+@linux_only
+@root_only
+async def test_as_process_1_it_reaps_every_orphan_and_tells_every_status(tmp_path: Path) -> None:
+    """Those of its jobs, and those of others in its container, while commands run: not one zombie stays."""
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+        pytest.skip("needs unshare(1) and nsenter(1)")
+    alone = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if (await trio.run_process([*alone, "true"], check=False, capture_stderr=True)).returncode:
+        pytest.skip("may not make a PID namespace")
+    with trio.fail_after(50):
+        async with sandd.open_controller(port=0) as controller:
+            options = ["-s", controller.url, "-d", "first", "--state-dir", str(tmp_path / "state")]
+            process = subprocess.Popen(  # noqa: ASYNC220 - it is waited for by polling
+                [*alone, sys.executable, "-m", "sandd.daemon", *options],
+                env=daemon_environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            try:
+                worker = await controller.wait_for_daemon("first")
+                (daemon,) = [
+                    each for each in descendants(os.getpid()) if each.parent == process.pid
+                ]
+                assert (await worker.run("readlink /proc/1/exe; echo $PPID")).stdout.startswith("/")
+                outcomes: list[int] = []
+
+                async def leave_orphans() -> None:
+                    outcomes.append((await worker.run(LEAVE_ORPHANS)).exit_code)
+
+                async def leave_orphans_to_process_1() -> None:
+                    # As `docker exec` does: nobody of ours is their parent.
+                    inside = ["nsenter", "--target", str(daemon.pid), "--pid", "--mount"]
+                    done = await trio.run_process([*inside, "sh", "-c", LEAVE_ORPHANS], check=False)
+                    outcomes.append(done.returncode)
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(leave_orphans)
+                    nursery.start_soon(leave_orphans_to_process_1)
+                    codes = []
+                    while len(outcomes) < 2 or len(codes) < 100:
+                        result = await worker.run(f"(setsid true &); exit {len(codes) % 200}")
+                        codes.append(result.exit_code)
+                assert outcomes == [6, 6]
+                assert codes == [number % 200 for number in range(len(codes))]
+                await until(lambda: not zombies(process.pid), within=15)
+                os.kill(daemon.pid, signal.SIGTERM)
+                await until(lambda: process.poll() is not None, within=15)
+                assert process.returncode == 0
+            finally:
+                for each in descendants(process.pid):
+                    kill(each.pid)
+                kill(process.pid)
+                process.wait()
 
 
 async def test_an_unreachable_controller_is_retried_until_it_is_there() -> None:
