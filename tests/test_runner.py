@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.lowlevel
 from daemons import open_daemon
-from process_tools import posix_only
+from process_tools import linux_only, posix_only, spawner_pids
+from proxied_world import core_world
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import wire
+from sandd._core import runner
+from sandd.testing import FakeProcessHost
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Marker
+
+    from sandd._core.processes import Child, SpawnRequest
 
 LIMIT = 30.0
 """Seconds for each test, far beyond what it needs."""
@@ -136,6 +147,68 @@ async def test_not_started_is_never_said_of_what_ran(
             except sandd.CommandTimeout as error:
                 started = error.started
             assert started is not False or not trace.exists()
+
+
+@linux_only
+@pytest.mark.parametrize("who", ["daemon", "spawner"])
+async def test_while_descriptors_are_short_a_start_is_tried_again(
+    daemon: StandingDaemon, tmp_path: Path, who: str
+) -> None:
+    """It waits a little longer, and runs once; what runs already doesn't notice."""
+    trace, results = tmp_path / "trace", []
+    async with daemon.worker() as worker, worker.open_process(["cat"]) as other:
+        (spawner,) = spawner_pids(of=daemon.process.pid)
+        pid = daemon.process.pid if who == "daemon" else spawner
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def run() -> None:
+                    results.append(await worker.run(f"echo x >> {trace}; echo on"))
+
+                with trio.move_on_after(0.4):
+                    while True:
+                        await other.stdin.send_all(b"x")
+                        assert await other.stdout.receive_some() == b"x"
+                assert not results
+                assert not trace.exists()
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert (results[0].stdout, trace.read_text()) == ("on\n", "x\n")
+
+
+@pytest.mark.parametrize("number", sorted(runner.SHORTAGES), ids=errno.errorcode.get)
+async def test_a_shortage_that_stays_is_a_typed_error(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a few tries; one that passes by then costs nobody anything, and the connection lives."""
+    monkeypatch.setattr(runner, "SHORTAGE_DELAYS", (0.001, 0.002, 0.003, 0.004))
+    tries, short_for = 0, 0
+
+    def begin(self: FakeProcessHost, request: SpawnRequest) -> Child:
+        nonlocal tries
+        tries += 1
+        if tries <= short_for:
+            raise sandd.SpawnFailed(number, os.strerror(number), "true")
+        return begin_at_once(self, request)
+
+    begin_at_once = FakeProcessHost.begin
+    monkeypatch.setattr(FakeProcessHost, "begin", begin)
+    async with core_world() as it:
+        for short_for in (1, 4, 5):  # noqa: B007 - `begin` goes by it
+            tries, started = 0, it.core.host.started
+            assert (await it.worker.run("true")).success
+            assert it.core.host.started == started + 1
+        tries, short_for = 0, 1000
+        with pytest.raises(sandd.SpawnFailed) as caught:
+            await it.worker.run("true")
+        assert (caught.value.errno, tries) == (number, 6)
+        short_for = 0
+        assert (await it.worker.run("true")).success
+        assert it.proxy.accepted == 1
 
 
 async def test_stopping_daemon_delivers_every_result_first() -> None:
