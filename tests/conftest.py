@@ -70,8 +70,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     ``-n 0`` keeps all of it in this process, and so does a debugger, and being without pytest-xdist.
     """
     option = config.option
-    everything = config.args_source is not pytest.Config.ArgsSource.ARGS and not IS_WORKER
-    if everything and getattr(option, "numprocesses", 0) is None and not option.usepdb:
+    named = config.args_source is pytest.Config.ArgsSource.ARGS or option.keyword
+    if getattr(option, "numprocesses", 0) is None and not (named or option.usepdb or IS_WORKER):
         # A worker begins with its share of the files in their order, so few daemons are started twice.
         option.numprocesses, option.dist = "auto", "worksteal"
 
