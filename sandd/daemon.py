@@ -53,13 +53,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     early = _EarlyStop()
     early.install()
 
-    import trio
-
     from sandd import __version__
     from sandd._core import logs
     from sandd._core._errors import ConfigurationError, RequestRefused
     from sandd._core.daemon_options import parse_daemon_options
-    from sandd._core.daemon_program import run_daemon
 
     # What is here now stays: it need not be looked through again and again, least of all while a
     # command waits. The rest is rarely a cycle.
@@ -70,6 +67,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     try:
         options = parse_daemon_options(given, os.environ, prog=prog, version=__version__)
         logs.configure(options.log_level, options.log_format)
+
+        # Not before: --help, --version and a bad option are answered in half the time without.
+        import trio
+
+        from sandd._core.daemon_program import run_daemon
+
         early.running = True
 
         async def program() -> None:

@@ -200,7 +200,8 @@ async def main():
 trio.run(main)
 """
     outcome = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", PYTHON, "-c", program],
+        # In a session of its own, as a container's process 1 is: by that it knows its own child.
+        ["unshare", "--pid", "--fork", "--mount-proc", "setsid", PYTHON, "-c", program],
         capture_output=True,
         cwd=SELF,
         check=False,

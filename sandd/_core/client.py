@@ -148,7 +148,8 @@ class Client:
 
     def _may_end(self, job: ClientJob) -> bool:
         # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
-        ours = job.rival is None or job.rival.error is not None
+        rival = job.rival
+        ours = rival is None or rival.error is not None or rival.given_up
         return job.sent and job.error is None and job.role is Role.OWNER and ours
 
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
@@ -158,6 +159,11 @@ class Client:
         job.error = job.error or error
         self.jobs.pop(job, None)
         self._confirm(job)
+
+    def give_up(self, job: ClientJob) -> None:
+        """`close` a job that was attached to and is not wanted after all."""
+        job.given_up = True
+        self.close(job)
 
     def job_on(self, channel: int) -> ClientJob | None:
         """The job attached to the channel, if any."""

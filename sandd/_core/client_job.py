@@ -65,6 +65,8 @@ class ClientJob:
         self.takeover = takeover
         self.rival: ClientJob | None = None
         """Another of the same client, that was told to take this one's job over."""
+        self.given_up = False
+        """It was let go before anybody had it: what it was about to take over is as it was."""
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None

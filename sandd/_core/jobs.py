@@ -403,7 +403,7 @@ class JobTable:
         job.end_requested = True
         if job.state is JobState.ENDED:
             if message.client and job.owner is not None:
-                self._unlink(job.owner)  # who leaves need not be told
+                return []  # its owner has yet to hear how it ended, and then leaves
             return self._forget(job, now)
         return self.stop(job, wire.Outcome.CANCELLED, message.grace)
 

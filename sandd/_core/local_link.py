@@ -174,6 +174,14 @@ class JobHandle:
             self.link.flush()
         self.link.drop(self)
 
+    @trio.lowlevel.enable_ki_protection
+    def give_up(self) -> None:
+        """Let a job that was attached to go on as it was before."""
+        if not self.closed:
+            self.link.client.give_up(self.job)
+            self.link.flush()
+        self.link.drop(self)
+
 
 def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
     """The exception for a job that has no exit status."""
