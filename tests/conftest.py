@@ -48,7 +48,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "deep",
     deadline=None,
-    max_examples=20_000,
+    max_examples=2000,  # of plain properties; state machines have more: see effort.py
     stateful_step_count=50,  # rules that do a lot at once reach further than more steps would
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
