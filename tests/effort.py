@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import hypothesis
-from hypothesis.stateful import RuleBasedStateMachine
 
 if TYPE_CHECKING:
     from unittest import TestCase
+
+    from hypothesis.stateful import RuleBasedStateMachine
 
 DEEP_EXAMPLES = 20_000
 """Of each state machine, in the deep profile."""

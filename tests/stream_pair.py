@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import pytest
 from attrs import define, field
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sandd import wire
+from sandd._core._errors import RemoteProtocolError
 from sandd._core.streams import (
     ByteReceiveLog,
     ByteSendLog,
@@ -217,6 +219,30 @@ class StreamPair(RuleBasedStateMachine):
         reader.cursor = SendCursor(
             self.stream, self.sender, reader.log.received, reader.window.max_offset
         )
+
+    @rule(index=INDEXES, how=st.sampled_from(["again", "ahead", "too much", "less"]))
+    def lie(self, index: int, how: str) -> None:
+        """(1), (3), (4) What breaks the rules is refused, and changes nothing."""
+        reader = self.reader(index)
+        window, cursor, received = reader.window, reader.cursor, reader.log.received
+        before = (received, window.max_offset, cursor.ack, cursor.max_offset)
+        lies = {
+            "again": lambda: window.on_data(self.forged(received - 1, 1)),
+            "ahead": lambda: window.on_data(self.forged(received + 1, 1)),
+            "too much": lambda: window.on_data(
+                self.forged(received, window.max_offset - received + 1)
+            ),
+            "less": lambda: cursor.on_window(cursor.ack, cursor.max_offset - 1),
+        }
+        with pytest.raises(RemoteProtocolError):
+            lies[how]()
+        assert before == (reader.log.received, window.max_offset, cursor.ack, cursor.max_offset)
+
+    def forged(self, offset: int, size: int) -> wire.Data:
+        """A frame that no honest sender would send."""
+        if self.stream in wire.MESSAGE_STREAMS:  # each is one message, whatever its size
+            offset += size - 1
+        return wire.Data(self.stream, offset, memoryview(bytes(size)))
 
     @precondition(lambda self: self.has_viewers and len(self.readers) < MAX_READERS)
     @rule(where=st.sampled_from(["beginning", "base", "end"]))

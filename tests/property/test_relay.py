@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from effort import tried
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from relay_world import Peer, Process, Reader, World
@@ -394,4 +395,4 @@ class Relay(RuleBasedStateMachine):
             self.world.exit(process.job.key[1], 3, left_in_pipes=1000)
 
 
-TestRelay = Relay.TestCase
+TestRelay = tried(Relay)
