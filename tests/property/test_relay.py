@@ -206,9 +206,12 @@ class Relay(RuleBasedStateMachine):
             if not reader.left and reader.job.id in self.world.processes:
                 reader.read(read, self.world.processes[reader.job.id])
 
-    @rule(up_bytes=FRACTIONS, down_bytes=FRACTIONS, noticed=st.booleans())
-    def outage(self, up_bytes: int, down_bytes: int, noticed: bool) -> None:
-        """The daemon's connection breaks in the middle of what is under way, and is made again."""
+    @rule(
+        up_bytes=FRACTIONS, down_bytes=FRACTIONS, seconds=st.sampled_from([-1, 0, 0, 20, 50, 120])
+    )
+    def outage(self, up_bytes: int, down_bytes: int, seconds: int) -> None:
+        """The daemon's connection breaks in the middle of what is under way; it is made again, after a while
+        if both ends have noticed, or before they do."""
         cable = self.world.cables[-1]
         for up in (True, False):
             cable.send(up=up)
@@ -216,9 +219,10 @@ class Relay(RuleBasedStateMachine):
         for up in (True, False):
             while cable.deliver(up=up):
                 pass
-        if noticed:
+        if seconds >= 0:
             self.world.router_notices(cable)
             self.world.daemon_notices(cable)
+            self.world.tick(seconds)
         self.world.dial()
 
     @rule()
@@ -286,11 +290,15 @@ class Relay(RuleBasedStateMachine):
             and all(reader.job.sent or reader.job.sequence for reader in self.world.readers)
         )
     )
-    @rule(really=st.integers(0, 3))
-    def restart(self, really: int) -> None:
-        """Now and then the daemon's process is killed, and another takes its place."""
+    @rule(really=st.integers(0, 3), starting=st.booleans())
+    def restart(self, really: int, starting: bool) -> None:
+        """Now and then the daemon's process is killed, and another takes its place; a start may be under
+        way that means the old one."""
         if really == 0:
+            if starting and len(self.world.processes) < MAX_JOBS:
+                self.world.start(self.alice, lease=LEASE)
             self.world.restart_daemon()
+            self.world.dial()
 
     # -- what must hold
 
