@@ -49,7 +49,7 @@ hypothesis.settings.register_profile(
     "deep",
     deadline=None,
     max_examples=2000,  # of plain properties; state machines have more: see effort.py
-    stateful_step_count=40,  # a rule that does a lot at once reaches further than more steps
+    stateful_step_count=30,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
