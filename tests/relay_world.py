@@ -783,7 +783,8 @@ class World:
         job = reader.job
         process = self.processes[job.id]
         assert job.finished, "(9) not finished on a healthy network"
-        assert job.result == process.result
+        assert job.result is not None, "(6) closed without an end"
+        self._check_reader(reader)
         for stream in OUTPUTS:
             reader._begin(stream)
             assert reader.position[stream] == process.produced[stream], "(6) the output ends short"
