@@ -83,6 +83,8 @@ class SpooledPair(StreamPair):
         self.drained = 0
         self.promise = 0
         """Room that a pump counts on."""
+        self.kept_from = 0
+        """What was below it, when all was to be kept, was freed before."""
         self.was_in_trouble = False
         self.begin(capacity, retain, window)
 
@@ -175,6 +177,14 @@ class SpooledPair(StreamPair):
                 self.leave(arriving)
             self.come()
 
+    @precondition(lambda self: self.retain is not EVERYTHING)
+    @rule()
+    def keep_all(self) -> None:
+        """The job is to outlive its owner."""
+        self.kept_from = self.sender.base
+        self.retain = EVERYTHING
+        self.sender.keep_all()
+
     @rule()
     def forget_pieces(self) -> None:
         """Nobody is attached for a moment."""
@@ -257,7 +267,8 @@ class SpooledPair(StreamPair):
             assert log.floor == self.acked, "(4) the floor moved by itself"
         assert log.base <= log.floor
         if not (self.was_in_trouble or self.dropping):
-            assert log.base == max(0, log.floor - self.retain), "(4) freed without need"
+            kept_from = max(self.kept_from, log.floor - self.retain)
+            assert log.base == kept_from, "(4) freed without need"
 
     def memory_is_bounded(self) -> None:
         """(4) The ring, what is being written, and what was read back; whatever the disk holds."""
