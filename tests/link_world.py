@@ -458,6 +458,8 @@ class Daemon:
         self.connections = 0
         self.dial_in_use: Dial | None = None
         self.processes: dict[str, Process] = {}
+        self._owning: dict[Process, str] = {}
+        """The client that came to own each of them last."""
         backoff = Backoff(
             maximum=LONGEST_WAIT, uniform=lambda low, high: low + (high - low) * world.luck
         )
@@ -511,8 +513,18 @@ class Daemon:
     # -- jobs
 
     def take(self, link: DaemonLink, frame: wire.Frame) -> None:
-        """A frame for its jobs."""
+        """A frame for its jobs. Who lost one to another doesn't get it back by merely returning."""
+        message = wire.decode_control(frame) if frame.type is FrameType.CONTROL else None
+        process = self.processes.get(message.job_id) if isinstance(message, wire.Attach) else None
+        owner = None if process is None else process.job.owner
         self.act(self.table.receive(link, frame, self.clock.now))
+        if isinstance(message, wire.Attach):
+            process = self.processes.get(message.job_id)
+            if process is not None and process.job.owner not in (None, owner):
+                lost = self._owning.get(process) not in (None, message.client)
+                returns = message.generation is not None and not message.takeover
+                assert not (lost and returns), "(1) the loser of a job is its owner again"
+                self._owning[process] = message.client
 
     def lose(self, link: DaemonLink) -> None:
         """A link is over."""
