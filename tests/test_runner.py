@@ -246,12 +246,12 @@ async def test_a_shortage_that_stays_is_a_typed_error(
     monkeypatch.setattr(runner, "SHORTAGE_DELAYS", (0.001, 0.002, 0.003, 0.004))
     tries, short_for = 0, 0
 
-    def begin(self: FakeProcessHost, request: SpawnRequest) -> Child:
+    def begin(self: FakeProcessHost, request: SpawnRequest, answered: Callable[[], None]) -> Child:
         nonlocal tries
         tries += 1
         if tries <= short_for:
             raise sandd.SpawnFailed(number, os.strerror(number), "true")
-        return begin_at_once(self, request)
+        return begin_at_once(self, request, answered)
 
     begin_at_once = FakeProcessHost.begin
     monkeypatch.setattr(FakeProcessHost, "begin", begin)

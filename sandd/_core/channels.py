@@ -66,8 +66,10 @@ class Channel:
     @property
     def pending(self) -> bool:
         """Whether there is anything to send."""
-        return self.plain_answer is not None or any(w.update_due for w in self.receive.values()) or any(
-            c.pending for c in self.send.values()
+        return (
+            self.plain_answer is not None
+            or any(w.update_due for w in self.receive.values())
+            or any(c.pending for c in self.send.values())
         )
 
     def next_urgent(self) -> OutgoingFrame | None:

@@ -97,9 +97,6 @@ class FakeProcessHost(ProcessHost):
 
     def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child:
         """See `ProcessHost`."""
-        return self._start(request, answered)
-
-    def _start(self, request: SpawnRequest, answered: Callable[[], None] | None = None) -> Child:
         child = _FakeChild(request, next(self._pids))
         self.started += 1
         self._nursery.start_soon(self._play, child, answered)
@@ -112,12 +109,11 @@ class FakeProcessHost(ProcessHost):
     async def spawn(self, request: SpawnRequest) -> Child:
         """See `ProcessHost`."""
         await trio.lowlevel.checkpoint()
-        return self._start(request)
+        return self.begin(request, lambda: None)
 
-    async def _play(self, child: _FakeChild, answered: Callable[[], None] | None) -> None:
+    async def _play(self, child: _FakeChild, answered: Callable[[], None]) -> None:
         self.running += 1
-        if answered is not None:
-            answered()
+        answered()
         # What is told if the nursery is cancelled: the daemon itself is being stopped.
         status = ExitStatus(None, _KILL)
         try:

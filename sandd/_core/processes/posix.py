@@ -154,9 +154,7 @@ class PosixProcessHost(ProcessHost):
             raise SpawnFailed(error.errno or 0, error.strerror or "") from error
         link.base = request.base
         pipes.close_theirs()
-        child = self._children[job] = PosixChild(
-            job, request.marker, link, pipes, answered
-        )
+        child = self._children[job] = PosixChild(job, request.marker, link, pipes, answered)
         return child
 
     def _note(self, reports: list[Message]) -> None:

@@ -212,9 +212,7 @@ class Spawner:
 
     def _look_after_children(self, somebody_died: bool) -> None:
         exited = self._watch.ended() if somebody_died else []
-        if exited or (
-            self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0
-        ):
+        if exited or (self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0):
             if exited:
                 self._hear_alarm()  # mostly it is about them, and needs no turn and no look of its own
             self._trees.refresh()
