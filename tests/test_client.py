@@ -198,6 +198,36 @@ def test_a_job_runs_and_ends(peer: Peer) -> None:
     assert job.outputs[Stream.OUTPUT].take(99) == b"abc"
 
 
+def test_an_event_answers_a_start(peer: Peer) -> None:
+    """The daemon has nothing else to say to a new job: then its first event says that it is attached."""
+    job = peer.client.open("d", attrs.evolve(SPEC, stdin=False))
+    channel, attach = peer.attach_heard()
+    assert attach.cursors == ()
+    ended = wire.Exited(0, None, Outcome.EXITED, 1.0, pid=7)
+    assert peer.client.receive(event(channel, 0, ended)) == [job]
+    assert (job.state, job.confirmed, job.generation) == (AttachState.ATTACHED, True, 1)
+    assert (job.result, job.started, job.finished) == (ended, wire.Started(7), True)
+
+
+def test_no_event_answers_an_attach(peer: Peer) -> None:
+    """Of a job that may have been there before, only the answer tells where its streams go on."""
+    peer.client.attach("d", "theirs")
+    channel, _ = peer.attach_heard()
+    with pytest.raises(RemoteProtocolError, match="before the answer"):
+        peer.client.receive(event(channel, 0, wire.Started(7)))
+    job = peer.client.open("d", SPEC)
+    channel, _ = peer.attach_heard()
+    peer.status(DaemonState.AWAY)
+    peer.status(DaemonState.ONLINE)
+    (channel, _), *_ = [
+        each
+        for each in peer.heard()
+        if isinstance(each[1], wire.Attach) and each[1].job_id == job.id
+    ]
+    with pytest.raises(RemoteProtocolError, match="before the answer"):
+        peer.client.receive(event(channel, 0, wire.Started(7)))
+
+
 def test_a_job_that_failed_is_finished(peer: Peer) -> None:
     """What was never started has a result without output."""
     job, channel = peer.running()

@@ -113,6 +113,76 @@ def test_a_job_without_input_needs_no_stream_named(daemon: Daemon) -> None:
     assert daemon.heard() == [(1, wire.Attached())]
 
 
+PLAIN_SPEC = wire.encode_spec(wire.CommandSpec(argv=(b"true",), stdin=False))
+
+
+def test_a_process_is_asked_for_before_its_start_is_answered(daemon: Daemon) -> None:
+    """Who acts on the effects as they come has the process under way before the channel is made."""
+    message = wire.Attach("d", FIRST, ALICE, (), PLAIN_SPEC, "here", tenant="t")
+    steps = iter(daemon.table.steps(daemon.link, control(1, message), 0.0))
+    assert next(steps) == (daemon.job(), Effect.START)
+    assert daemon.link.attachments == {}
+    assert daemon.heard() == []
+    assert list(steps) == []
+    assert daemon.heard() == [(1, wire.Attached())]
+
+
+@pytest.mark.parametrize("what", ["started", "exited", "failed"])
+def test_the_first_event_says_that_the_start_was_taken(daemon: Daemon, what: str) -> None:
+    """Where the answer would say nothing new and an event is there in time, the answer is left out."""
+    daemon.attach(spec=PLAIN_SPEC, cursors=())
+    job = daemon.job()
+    if what == "failed":
+        job.failed(FailedCode.SPAWN, "no such file")
+    else:
+        job.started(7)
+        job.tell_started()
+    if what == "exited":
+        exit_with(job)
+    expected = {
+        "started": [wire.Started],
+        "exited": [wire.Started, wire.Exited],
+        "failed": [wire.Failed],
+    }
+    assert [type(message) for _, message in daemon.heard()] == expected[what]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"cursors": cursors()}, id="cursors"),
+        pytest.param({"role": Role.VIEWER}, id="a viewer"),
+        pytest.param({"spec": wire.encode_spec(wire.CommandSpec((b"true",)))}, id="input"),
+        pytest.param(
+            {"spec": wire.encode_spec(wire.CommandSpec((b"true",), stdin=False, detach=True))},
+            id="detached",
+        ),
+    ],
+)
+def test_an_answer_that_says_something_is_given(daemon: Daemon, changes: dict[str, Any]) -> None:
+    """Whatever is not as the client would suppose comes first, in words."""
+    daemon.attach(**{"spec": PLAIN_SPEC, "cursors": (), **changes})
+    daemon.job().started(7)
+    exit_with(daemon.job())
+    (_, first), *_ = daemon.heard()
+    assert isinstance(first, wire.Attached)
+
+
+def test_a_second_start_is_answered_whatever_has_happened(daemon: Daemon) -> None:
+    """Only who created the job knows what its answer would say."""
+    daemon.attach(spec=PLAIN_SPEC, cursors=())
+    daemon.job().started(7)
+    daemon.heard()
+    daemon.attach(2, spec=PLAIN_SPEC, cursors=())
+    assert (2, wire.Attached(state=JobState.RUNNING)) in [
+        (
+            number,
+            attrs.evolve(message, streams=()) if isinstance(message, wire.Attached) else message,
+        )
+        for number, message in daemon.heard()
+    ]
+
+
 def test_attach_twice_starts_once(daemon: Daemon) -> None:
     """(5) The same start again, on whatever link, is an attachment to the job that runs."""
     daemon.attach()

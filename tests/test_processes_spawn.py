@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import resource
@@ -25,10 +26,12 @@ from process_tools import (
     run,
     shell,
     the_spawner,
+    until,
 )
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host, posix
+from sandd._core.processes.pipes import PIPE_BYTES
 from sandd._core.processes.posix import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
@@ -498,6 +501,54 @@ trio.run(main)
     async with open_process_host() as host:
         outcome = await run(host, request(*AS_NOBODY, PYTHON, "-c", host_program))
     assert outcome.stdout.splitlines() == [b"1 can't become uid 0", b"65534", b"65534"], outcome
+
+
+async def test_environments_have_a_base_that_is_told_once() -> None:
+    """What is a request's own goes before it; another base, or another spawner, gets all of it again."""
+    one, other = {b"BASE": b"one", b"PATH": os.environb[b"PATH"]}, {b"BASE": b"other"}
+
+    def with_base(base: dict[bytes, bytes], **env: bytes) -> SpawnRequest:
+        words = (b"/bin/sh", b"-c", b"echo $BASE $OWN")
+        extra = {name.encode(): value for name, value in env.items()}
+        return SpawnRequest(argv=words, env=extra, marker=b"m", base=base)
+
+    async with open_process_host() as host:
+        for base, env, expected in [
+            (one, {}, b"one\n"),
+            (one, {"OWN": b"own"}, b"one own\n"),
+            (one, {"BASE": b"mine"}, b"mine\n"),
+            (one, {}, b"one\n"),
+            (other, {}, b"other\n"),
+            (one, {"OWN": b"own"}, b"one own\n"),
+        ]:
+            assert (await run(host, with_base(base, **env))).stdout == expected
+        os.kill(await the_spawner(), signal.SIGKILL)
+        await until(lambda: host.keeper.link is None)  # type: ignore[attr-defined]
+        assert (await run(host, with_base(one))).stdout == b"one\n"
+
+
+@linux_only
+async def test_the_pipe_of_a_busy_program_grows() -> None:
+    """Most commands say little; one that fills what a pipe holds by default gets four times as much."""
+    size = fcntl.F_GETPIPE_SZ
+    async with open_process_host() as host:
+        child = await host.spawn(
+            shell("echo little; read line; head -c 1000000 /dev/zero", stdin=True)
+        )
+        descriptor = child.stdout._descriptor  # type: ignore[attr-defined]
+        before = fcntl.fcntl(descriptor, size)
+        assert await child.stdout.receive_some() == b"little\n"
+        assert fcntl.fcntl(descriptor, size) == before
+        assert child.stdin is not None
+        await child.stdin.send_all(b"go\n")
+        total = 0
+        while chunk := await child.stdout.receive_some():
+            total += len(chunk)
+        assert total == 1_000_000
+        assert before < fcntl.fcntl(descriptor, size) == PIPE_BYTES
+        await child.wait_exited()
+        await child.release()
+        child.close_pipes()
 
 
 async def test_no_descriptor_left_in_the_daemon_is_told() -> None:

@@ -395,6 +395,37 @@ def test_children_are_found_with_and_without_the_kernels_lists(
 
 
 @linux_only
+@pytest.mark.parametrize("has_file", [True, False])
+def test_own_children_are_the_same_by_a_file_that_stays_open(
+    has_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look after look, however many there are, and where the kernel has no such file."""
+    monkeypatch.setattr(process_table, "_CHILDREN_BYTES", 7)  # as if there were thousands
+    if not has_file:
+        monkeypatch.setattr(os, "open", partial(_no_children_file, os.open))
+        monkeypatch.setattr(process_table, "_has_children_files", lambda: False)
+    look = process_table.OwnChildren()
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(4):
+            processes.append(subprocess.Popen(["sleep", "1000"]))
+            assert {each.pid for each in processes} <= set(look())
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not {each.pid for each in processes} & set(look())
+    look.close()
+    look.close()
+
+
+def _no_children_file(open_it: Callable[..., int], path: str, *arguments: int) -> int:
+    if path.endswith("/children"):
+        raise FileNotFoundError(path)
+    return open_it(path, *arguments)
+
+
+@linux_only
 def test_signal_does_not_reach_a_newer_process_with_the_same_pid() -> None:
     """An entry whose start time is another's is nobody's: nothing is sent, with or without pidfd."""
     process = subprocess.Popen(["sleep", "1000"])

@@ -22,6 +22,7 @@ from sandd import wire
 from sandd._core import runner
 from sandd._core.job import DaemonLink
 from sandd._core.jobs import JobTable
+from sandd._core.processes import ReceivesNowait
 from sandd._core.runner import JobRunner
 from sandd.testing import FakeProcessHost
 
@@ -151,6 +152,119 @@ async def test_what_is_read_in_the_turn_of_the_end_is_no_defect(
     assert job.result.pipes_held
     assert job.outputs[wire.Stream.OUTPUT].end == 0
     assert "crashed" not in caplog.text
+
+
+class _Said(trio.abc.ReceiveStream, ReceivesNowait):
+    """A pipe with a few bytes in it, and its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._chunks = [data] if data else []
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        return self._chunks.pop() if self._chunks else b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._chunks.pop() if self._chunks else b""
+
+    def close(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class _SlowToAnswer(FakeProcessHost):
+    """Says that a process has started, or has even ended, only when it is told to."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        super().__init__(nursery)
+        self.children: list[Child] = []
+        self.answers: list[Callable[[], None]] = []
+
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child:
+        self.answers.append(answered)
+        child = super().begin(request, lambda: None)
+        if request.argv[-1] == b"true":
+            child._stdout, child._stderr = _Said(b"out"), _Said(b"")  # type: ignore[attr-defined]
+        self.children.append(child)
+        return child
+
+
+def _start(runner: JobRunner, link: DaemonLink, job_id: str, command: bytes) -> None:
+    spec = wire.encode_spec(wire.CommandSpec((command,), shell=True))
+    message = wire.Attach("d", job_id, "client", spec=spec, instance="instance")
+    link_channel = link.last_channel + 1
+    runner.receive(link, wire.as_frame(wire.ControlFrame(link_channel, message)))
+
+
+async def test_a_command_that_is_over_needs_no_task() -> None:
+    """What was begun is told to have ended in the very call that says so; one that runs on gets its task."""
+    table = JobTable("instance")
+    async with trio.open_nursery() as nursery:
+        host = _SlowToAnswer(nursery)
+        jobs, link = JobRunner(table, host, nursery, max_running=2), DaemonLink()
+        _start(jobs, link, "short", b"true")
+        _start(jobs, link, "long", b"sleep 1000")
+        await trio.testing.wait_all_tasks_blocked()
+        tasks = len(nursery.child_tasks)
+        assert {job.state for job in table.jobs.values()} == {wire.JobState.QUEUED}
+        host.answers[0]()
+        short = table.find("", "short")
+        assert short is not None
+        assert isinstance(short.result, wire.Exited)
+        assert (short.result.code, short.result.pid, short.result.pipes_held) == (0, 1, False)
+        assert short.result.finals == {wire.Stream.OUTPUT: 3}
+        assert len(nursery.child_tasks) == tasks
+        host.answers[1]()
+        assert len(nursery.child_tasks) == tasks + 1
+        await trio.testing.wait_all_tasks_blocked()
+        long = table.find("", "long")
+        assert long is not None
+        assert long.state is wire.JobState.RUNNING
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_comes_when_a_command_without_a_task_is_over() -> None:
+    """With one place, the next is begun in the call that ends the one before; one that is taken back is not."""
+    table = JobTable("instance")
+    async with trio.open_nursery() as nursery:
+        host = _SlowToAnswer(nursery)
+        jobs, link = JobRunner(table, host, nursery, max_running=1), DaemonLink()
+        for name in ("one", "two", "three"):
+            _start(jobs, link, name, b"true")
+        end = wire.ControlFrame(0, wire.End("d", "two"))
+        jobs.receive(link, wire.as_frame(end))
+        assert table.find("", "two") is None or table.jobs["", "two"].state is wire.JobState.ENDED
+        for number in (1, 2):
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(host.answers) == number
+            host.answers[-1]()
+        assert [job.state for job in table.commands("")] == [wire.JobState.ENDED] * len(
+            table.commands("")
+        )
+        assert len(host.answers) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_has_no_task_yet_is_let_go_of_when_the_daemon_stops() -> None:
+    """Its pipes are closed, an answer that comes later has no effect, and nothing more is begun."""
+    table = JobTable("instance")
+    async with trio.open_nursery() as outer:
+        host = _SlowToAnswer(outer)
+        async with trio.open_nursery() as nursery:
+            jobs, link = JobRunner(table, host, nursery, max_running=1), DaemonLink()
+            nursery.start_soon(jobs.count_leases)
+            _start(jobs, link, "begun", b"sleep 1000")
+            _start(jobs, link, "queued", b"true")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        with pytest.raises(trio.ClosedResourceError):
+            await host.children[0].stdout.receive_some()
+        host.answers[0]()
+        assert len(host.answers) == 1
+        assert table.jobs["", "queued"].state is wire.JobState.QUEUED
+        outer.cancel_scope.cancel()
 
 
 @posix_only

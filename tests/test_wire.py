@@ -523,6 +523,22 @@ def test_decode_spec_reads_long_arguments_and_environments() -> None:
     assert wire.decode_spec(wire.encode_spec(spec)) == spec
 
 
+@pytest.mark.parametrize("size", [1, wire.SHORT_SPEC_BYTES])
+def test_decode_spec_takes_no_deeper_values_however_short_it_is(size: int) -> None:
+    """Read in one go or piece by piece: an element that is a list or a map is refused."""
+    for nested in ([[b"x"]], [{b"x": b"y"}], [b"x" * size, [b"x"]]):
+        payload = msgpack.packb({"kind": "command", "argv": nested})
+        with pytest.raises(wire.UnsupportedSpec):
+            wire.decode_spec(payload)
+
+
+@pytest.mark.parametrize("payload", [b"\x91\x01", b"\xc0", b"\xa1x", b""], ids=repr)
+def test_decode_spec_takes_maps_only(payload: bytes) -> None:
+    """A list, nothing, a text and no bytes at all are no specs."""
+    with pytest.raises(wire.UnsupportedSpec, match="bad job spec"):
+        wire.decode_spec(payload)
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 NESTED_CLAIMS = (b"\xdd" + (2**20 - 3000).to_bytes(4, "big")) * 500
@@ -559,6 +575,19 @@ def test_decoding_allocates_in_proportion_to_what_was_sent(payload: bytes) -> No
             assert tracemalloc.get_traced_memory()[1] < 100 * len(payload)
         finally:
             tracemalloc.stop()
+
+
+def test_a_short_spec_claims_little() -> None:
+    """(11) Arrays within arrays, as many as fit, each of as many elements as any message may have."""
+    payload = b"\x82\xa4kind\xa7command\xa4argv"
+    payload += b"\xdc\x04\x00" * ((wire.SHORT_SPEC_BYTES - len(payload)) // 3)
+    tracemalloc.start()
+    try:
+        with pytest.raises(wire.UnsupportedSpec):
+            wire.decode_spec(payload)
+        assert tracemalloc.get_traced_memory()[1] < 2 * wire.MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_messages_print_as_what_they_say() -> None:
