@@ -34,7 +34,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(name="property")
 def property_(session: nox.Session) -> None:
-    """Only the property tests; `-- deep` first (or HYPOTHESIS_PROFILE=deep) makes it hours."""
+    """Only the property tests; `-- deep` first (or HYPOTHESIS_PROFILE=deep) makes it more than an hour."""
     install(session, "test")
     profile, arguments = os.environ.get("HYPOTHESIS_PROFILE", "quick"), [*session.posargs]
     if arguments[:1] == ["deep"]:

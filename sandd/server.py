@@ -365,7 +365,7 @@ class Server:
     # -- inside
 
     def _summaries(self, daemons: list[Daemon]) -> list[DaemonSummary]:
-        busy = {job.daemon_id for job in self._controller._local.client.jobs}
+        busy = self._controller._local.busy_daemons
         return [
             DaemonSummary(
                 id=daemon.id,

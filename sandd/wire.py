@@ -90,6 +90,8 @@ MAX_TEXT_LENGTH: Final = 4096
 """Characters in a message for people (reject, failure): a screenful."""
 MAX_ITEMS: Final = 1024
 """Elements of one list or map in a message, unknown fields included; specs may hold more."""
+SHORT_SPEC_BYTES: Final = 512
+"""Up to here a spec is read in one go, like any message: what arrays in it claim comes to 1.4 MiB at most."""
 INITIAL_INPUT_BYTES: Final = 64 * KIB
 """Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
 INITIAL_OUTPUT_BYTES: Final = 1 * MIB
@@ -523,6 +525,9 @@ class Attached:
 
     A stream that is not named stands at 0 in every respect; towards the daemon it has the credit that
     a new job's has: `INITIAL_INPUT_BYTES`, or `MESSAGE_WINDOW` ops.
+
+    Where all of it is at its default, and the Attach had a spec and no cursors, the first message on
+    EVENTS says as much, and it is left out if that is there in time: a short command has one answer.
     """
 
     role: Role = Role.OWNER
@@ -530,6 +535,10 @@ class Attached:
     state: JobState = JobState.QUEUED
     streams: tuple[StreamState, ...] = field(default=(), validator=_at_most(len(Stream)))
     detached: bool = False  # it outlives its owner: who leaves, leaves it running
+
+
+PLAIN_ATTACHED: Final = Attached()
+"""What need not be said."""
 
 
 class RefusedCode(enum.StrEnum):
@@ -864,6 +873,9 @@ SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
 }  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
+_SPEC_FIELDS: Final = {
+    cls: frozenset(each.name for each in attrs.fields(cls)) for cls in SPEC_KINDS.values()
+}
 
 
 def _strict(expected: type) -> Callable[[Any, Any], Any]:
@@ -1024,8 +1036,11 @@ def _unpack(payload: Buffer) -> Any:
     )
 
 
-def _unpack_flat(payload: Buffer) -> dict[Any, Any]:
+def _unpack_flat(payload: Buffer) -> Any:
     """A map of scalars, and of lists and maps of scalars of any length: claims cost nothing, depth is 2."""
+    if len(payload) <= SHORT_SPEC_BYTES:
+        # What is so short can't claim much, at any depth; that its depth is 2 the types of its fields see to.
+        return _unpack(payload)
     unpacker = msgpack.Unpacker(
         raw=False,
         strict_map_key=False,
@@ -1100,12 +1115,13 @@ def decode_spec(payload: Buffer) -> Spec:
     try:
         _check_size(payload, "spec")
         value = _unpack_flat(payload)
+        if type(value) is not dict:
+            raise TypeError("a map expected")
         kind = SPEC_KINDS.get(value.pop("kind", None))
         if kind is None:
             raise UnsupportedSpec("this daemon does not know this kind of job")
-        names = {attribute.name for attribute in attrs.fields(kind)}
         for name in value:
-            if name not in names:
+            if name not in _SPEC_FIELDS[kind]:
                 raise UnsupportedSpec(f"this daemon does not know the field {name!r:.64}")
         spec: Spec = _spec_converter.structure(value, kind)
     except RemoteProtocolError:

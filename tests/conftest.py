@@ -48,13 +48,51 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "deep",
     deadline=None,
-    max_examples=20_000,
-    stateful_step_count=100,
+    max_examples=2000,  # of plain properties; state machines have more: see effort.py
+    stateful_step_count=30,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 hypothesis.settings.load_profile(PROFILE)
+
+# ---- on all cores -------------------------------------------------------------------------------
+
+
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+"""This process was started by another one to run some of the tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs on all cores, as half of its time is waiting; what is named runs in this process.
+
+    ``-n 0`` keeps all of it in this process, and so does a debugger, and being without pytest-xdist.
+    """
+    option = config.option
+    named = config.args_source is pytest.Config.ArgsSource.ARGS or option.keyword
+    if getattr(option, "numprocesses", 0) is None and not (named or option.usepdb or IS_WORKER):
+        # A worker begins with its share of the files in their order, so few daemons are started twice.
+        option.numprocesses, option.dist = "auto", "worksteal"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, T, T]:
+    """Reports travel between processes as UTF-8, which lone surrogates, logged on purpose, are not."""
+    return encodable((yield))
+
+
+def encodable(value: T) -> T:
+    """The same, with escapes for what can't be encoded."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list() | tuple():
+            return type(value)([encodable(each) for each in value])
+        case dict():
+            return {key: encodable(each) for key, each in value.items()}
+    return value
+
 
 # ---- no test hangs ------------------------------------------------------------------------------
 
@@ -123,11 +161,17 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session", autouse=True)
 def _own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A temporary directory for us and all children: other programs' files are not our leaks."""
-    tmp_path_factory.getbasetemp()  # pytest's own stays where it can be looked at afterwards
+    # pytest's own stays where it can be looked at afterwards.
+    base = tmp_path_factory.getbasetemp()
+    compiled = (base.parent if IS_WORKER else base) / "compiled"
     directory = tempfile.mkdtemp(prefix="sandd-tests-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", directory)
         patch.setattr(tempfile, "tempdir", directory)
+        if sys.dont_write_bytecode:
+            # Not beside the sources, that is. To compile them is a quarter of a daemon's start.
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(compiled))
         yield
     shutil.rmtree(directory, ignore_errors=True)
 

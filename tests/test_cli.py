@@ -42,9 +42,10 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(*arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """``python -m sandd`` as it runs; nothing of it stays."""
+    """``python -m sandd`` (or with "-c" a program) as it runs; nothing of it stays."""
+    program = arguments if arguments[0] == "-c" else ("-m", "sandd", *arguments)
     process = subprocess.Popen(
-        [sys.executable, "-m", "sandd", *arguments],
+        [sys.executable, *program],
         env=daemon_environment(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -154,19 +155,31 @@ def test_demo_shows_every_step_and_that_it_held(marker: Marker) -> None:
     assert "0 left" in done.stdout
 
 
+ONE_STEP = """
+import sys
+import sandd.cli, sandd.demo
+
+wanted = int(sys.argv[1])
+for number, title in enumerate(list(sandd.demo.STEPS), start=1):
+    if number != wanted:
+        del sandd.demo.STEPS[title]
+sys.exit(sandd.cli.main(["demo"]))
+"""
+
+
 @posix_only
 @pytest.mark.parametrize(
-    "moment",
+    ("step", "moment"),
     [
-        pytest.param(f"sandd {sandd.__version__}", id="at-the-start"),
-        pytest.param("to 1999: 303 primes", id="with-commands-running"),
-        pytest.param("4 of its processes found", id="with-a-tree-that-ignores-SIGTERM"),
-        pytest.param("event: away", id="with-the-connection-cut"),
+        pytest.param(1, f"sandd {sandd.__version__}", id="at-the-start"),
+        pytest.param(1, "to 1999: 303 primes", id="with-commands-running"),
+        pytest.param(3, "4 of its processes found", id="with-a-tree-that-ignores-SIGTERM"),
+        pytest.param(4, "event: away", id="with-the-connection-cut"),
     ],
 )
-def test_ctrl_c_ends_the_demo_and_leaves_nothing(moment: str, marker: Marker) -> None:
+def test_ctrl_c_ends_the_demo_and_leaves_nothing(step: int, moment: str, marker: Marker) -> None:
     """Exit code 130, no traceback; no process, and (by the leak check) no file."""
-    with started("demo", **dict([marker])) as process:
+    with started("-c", ONE_STEP, str(step), **dict([marker])) as process:
         read_until(process, moment)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=DEMO_SECONDS)

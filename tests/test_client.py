@@ -793,6 +793,17 @@ def test_who_is_about_to_lose_a_job_to_another_block_does_not_end_it(
     assert isinstance(rival.error, RequestRefused)
 
 
+def test_a_takeover_that_is_given_up_takes_nothing(peer: Peer) -> None:
+    """Who would have lost the job ends it as ever; nobody else would before its lease is over."""
+    job, _ = peer.running(job_id="chosen")
+    rival = peer.client.attach("d", "chosen", takeover=True)
+    peer.heard()
+    peer.client.give_up(rival)
+    peer.heard()
+    peer.client.end(job)
+    assert peer.heard() == [(0, wire.End("d", "chosen", client=peer.client.id))]
+
+
 def test_who_attached_is_caught_up_when_it_knows_what_had_happened(peer: Peer) -> None:
     """What is said of the job before that may be wrong: it has perhaps ended long ago."""
     job, channel = attached_to(peer, wire.StreamState(Stream.EVENTS, end=2))

@@ -251,12 +251,12 @@ async def test_statistics_count(daemon: StandingDaemon) -> None:
         async with worker.open_process(["cat"]) as process:
             assert controller.statistics().jobs == 1
             await process.stdin.send_all(bytes(100_000))
-            for _ in range(2):
+            while process.offsets["stdout"] < 100_000:
                 await process.stdout.receive_some()
         after = controller.statistics()
         assert (after.jobs, after.jobs_started) == (0, before.jobs_started + 1)
-        assert after.bytes_received - before.bytes_received > 50_000
-        assert after.bytes_sent - before.bytes_sent > 50_000
+        assert after.bytes_received - before.bytes_received > 100_000
+        assert after.bytes_sent - before.bytes_sent > 100_000
         assert 0 <= after.loop_lag < 1
         assert "1 daemons" in repr(controller) or "2 daemons" in repr(controller)
 
@@ -302,9 +302,9 @@ async def test_waiting_for_an_event_can_be_given_up() -> None:
 
 
 @posix_only
-async def test_broadcast_to_thirty_real_daemons() -> None:
+async def test_broadcast_to_a_dozen_real_daemons() -> None:
     """Each has its own answer; started and stopped in groups, because there are two cores here."""
-    count, group = 30, 6
+    count, group = 12, 4
     running: list[DaemonProcess] = []
     with trio.fail_after(55):
         async with (
@@ -314,7 +314,7 @@ async def test_broadcast_to_thirty_real_daemons() -> None:
             for first in range(0, count, group):
                 names = [f"d{number:02}" for number in range(first, first + group)]
                 for name in names:
-                    opened = open_daemon(controller.url, name, labels={"group": str(first % 4)})
+                    opened = open_daemon(controller.url, name, labels={"group": str(first % 8)})
                     running.append(await stack.enter_async_context(opened))
                 for name in names:
                     await controller.wait_for_daemon(name)
@@ -324,7 +324,7 @@ async def test_broadcast_to_thirty_real_daemons() -> None:
                 assert isinstance(result, CommandResult)
                 assert (result.stdout, result.exit_code) == ("yes\n", 3)
             some = await controller.broadcast("true", labels={"group": "0"}, match="d0*")
-            assert set(some) == {"d00", "d01", "d02", "d03", "d04", "d05"}
+            assert set(some) == {"d00", "d01", "d02", "d03", "d08", "d09"}
             assert controller.statistics().daemons_online == count
             for each in controller.daemons():
                 assert (await each.run("echo $PPID")).success

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
-from process_tools import linux_only, posix_only, until, until_sync
+from process_tools import linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
 import sandd
@@ -102,6 +104,21 @@ def test_version(arguments: list[str]) -> None:
         timeout=LIMIT,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sandd {sandd.__version__}\n", "")
+
+
+def test_a_bad_option_is_told_before_the_rest_is_loaded() -> None:
+    """Neither trio nor what speaks WebSocket: both take their time."""
+    program = (
+        "import sys, sandd.daemon\n"
+        "assert sandd.daemon.main(['--server-url', 'http://h']) == 2\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=daemon_environment(), capture_output=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    assert "sandd._core.daemon_options" in loaded
+    assert not {"trio", "trio_websocket", "sandd._core.daemon_program"} & loaded
 
 
 @pytest.mark.parametrize(
@@ -460,6 +477,71 @@ def children_of(pid: int) -> list[int]:
 
 # ---- the other side -----------------------------------------------------------------------------
 
+ORPHANS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 1_000
+"""One after the other, so that few are alive at a time."""
+LEAVE_ORPHANS = f"i=0; while [ $i -lt {ORPHANS} ]; do (:&); i=$((i+1)); done; exit 6"
+
+
+def zombies(ancestor: int) -> list[ProcessEntry]:
+    """Those below a process, wherever they are."""
+    return [entry for entry in descendants(ancestor) if entry.state == "Z"]
+
+
+@linux_only
+@root_only
+async def test_as_process_1_it_reaps_every_orphan_and_tells_every_status(tmp_path: Path) -> None:
+    """Those of its jobs, and those of others in its container, while commands run: not one zombie stays."""
+    if shutil.which("unshare") is None or shutil.which("nsenter") is None:
+        pytest.skip("needs unshare(1) and nsenter(1)")
+    alone = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if (await trio.run_process([*alone, "true"], check=False, capture_stderr=True)).returncode:
+        pytest.skip("may not make a PID namespace")
+    with trio.fail_after(50):
+        async with sandd.open_controller(port=0) as controller:
+            options = ["-s", controller.url, "-d", "first", "--state-dir", str(tmp_path / "state")]
+            process = subprocess.Popen(  # noqa: ASYNC220 - it is waited for by polling
+                [*alone, sys.executable, "-m", "sandd.daemon", *options],
+                env=daemon_environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            try:
+                worker = await controller.wait_for_daemon("first")
+                (daemon,) = [
+                    each for each in descendants(os.getpid()) if each.parent == process.pid
+                ]
+                assert (await worker.run("readlink /proc/1/exe; echo $PPID")).stdout.startswith("/")
+                outcomes: list[int] = []
+
+                async def leave_orphans() -> None:
+                    outcomes.append((await worker.run(LEAVE_ORPHANS)).exit_code)
+
+                async def leave_orphans_to_process_1() -> None:
+                    # As `docker exec` does: nobody of ours is their parent.
+                    inside = ["nsenter", "--target", str(daemon.pid), "--pid", "--mount"]
+                    done = await trio.run_process([*inside, "sh", "-c", LEAVE_ORPHANS], check=False)
+                    outcomes.append(done.returncode)
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(leave_orphans)
+                    nursery.start_soon(leave_orphans_to_process_1)
+                    codes = []
+                    while len(outcomes) < 2 or len(codes) < 100:
+                        result = await worker.run(f"(setsid true &); exit {len(codes) % 200}")
+                        codes.append(result.exit_code)
+                assert outcomes == [6, 6]
+                assert codes == [number % 200 for number in range(len(codes))]
+                await until(lambda: not zombies(process.pid), within=15)
+                os.kill(daemon.pid, signal.SIGTERM)
+                await until(lambda: process.poll() is not None, within=15)
+                assert process.returncode == 0
+            finally:
+                for each in descendants(process.pid):
+                    kill(each.pid)
+                kill(process.pid)
+                process.wait()
+
 
 async def test_an_unreachable_controller_is_retried_until_it_is_there() -> None:
     """The daemon may be started first."""
@@ -473,27 +555,24 @@ async def test_an_unreachable_controller_is_retried_until_it_is_there() -> None:
                 assert (await worker.run("echo on")).stdout == "on\n"
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 404 Not Found\r\ncontent-length: 9\r\n\r\nnot here\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9.6\r\n",
-        b"\x15\x03\x01\x00\x02\x02\x46",
-        b"",
-    ],
-    ids=["404", "200", "ssh", "tls", "close"],
-)
-async def test_something_else_on_the_controllers_port_is_retried(answer: bytes) -> None:
+async def test_something_else_on_the_controllers_port_is_retried() -> None:
     """A proxy that isn't ready, or a wrong port: the daemon says what it met, and tries on."""
+    answers = {
+        "404": b"HTTP/1.1 404 Not Found\r\ncontent-length: 9\r\n\r\nnot here\n",
+        "200": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        "ssh": b"SSH-2.0-OpenSSH_9.6\r\n",
+        "tls": b"\x15\x03\x01\x00\x02\x02\x46",
+        "close": b"",
+    }
+    answer = b""
     tries = 0
 
     async def serve(stream: trio.SocketStream) -> None:
         nonlocal tries
-        tries += 1
         with contextlib.suppress(trio.BrokenResourceError):
             await stream.receive_some()
             await stream.send_all(answer)
+        tries += 1
 
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
@@ -502,9 +581,11 @@ async def test_something_else_on_the_controllers_port_is_retried(answer: bytes) 
             async with open_daemon(
                 f"ws://127.0.0.1:{port}/ws", arguments=["--reconnect-max", "0.1"]
             ) as daemon:
-                await until(lambda: tries >= 3)
-                assert "Traceback" not in daemon.log
-                assert "dial_failed" in daemon.log
+                for kind, answer in answers.items():  # noqa: B007 - `serve` gives it
+                    before, failed = tries, daemon.log.count("dial_failed")
+                    await until(lambda: tries >= before + 3)  # noqa: B023 - used within the iteration
+                    await until(lambda: daemon.log.count("dial_failed") >= failed + 2)  # noqa: B023
+                    assert "Traceback" not in daemon.log, kind
             nursery.cancel_scope.cancel()
 
 

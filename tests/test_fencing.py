@@ -84,6 +84,13 @@ def test_a_rival_has_to_wait_until_the_holder_had_time_to_come_back() -> None:
     assert tenure.judge(RESTARTED, AWAY, 0.0) is Ruling.ADMIT
 
 
+def test_a_predecessor_that_speaks_late_takes_the_id_from_nobody() -> None:
+    """Its Hello was under way for longer than it lived; the holder only has to come back."""
+    tenure = Tenure(RESTARTED)
+    assert tenure.judge(A, AWAY, RIVAL_PATIENCE - 1) is Ruling.REFUSE
+    assert tenure.judge(A, AWAY, RIVAL_PATIENCE) is Ruling.ADMIT_FORK
+
+
 def test_whose_place_was_taken_comes_back_as_a_rival() -> None:
     """It has lived on all the time: its successor, away for a moment, doesn't lose the id to it."""
     tenure = Tenure(A)

@@ -300,9 +300,11 @@ async def test_a_viewer_of_a_job_that_is_forgotten_while_it_waits_is_told(
 ) -> None:
     """With its output unread and its credit used up it can't wait for ever."""
     async with daemon.worker() as worker:
-        script = "head -c 3000000 /dev/zero; read x"
+        script = "read x; head -c 3000000 /dev/zero; read x"
         async with worker.open_process(script, on_full="drop_oldest") as process:
             async with worker.attach_process(process.job_id, read_only=True) as viewer:
+                # Not before: who attaches to the last that is kept has missed nothing.
+                await process.stdin.send_all(b"go\n")
                 while (await the_job(worker, process.job_id)).kept["stdout"].end < 3_000_000:
                     await trio.sleep(0.01)
                 await worker.forget(process.job_id)

@@ -952,12 +952,24 @@ def test_end_of_a_job_that_ended_forgets_it(daemon: Daemon) -> None:
     daemon.attach()
     job = daemon.job()
     exit_with(job)
-    assert daemon.end(client=ALICE) == [(job, Effect.FORGOTTEN)]
+    end = wire.End("d", FIRST, None, ALICE, "t")
+    assert daemon.receive(control(1, end)) == [(job, Effect.FORGOTTEN)]
     assert daemon.link.attachments == {}
     assert daemon.table.ended(job, 0.0) == []
     daemon.heard()
     daemon.attach(2)
     assert refusal(daemon.heard(), 2) is RefusedCode.ENDED
+
+
+def test_who_ends_a_job_that_has_just_ended_hears_how(daemon: Daemon) -> None:
+    """The exit that was about to be told is; as of a job that ran, its owner then takes its leave."""
+    daemon.attach()
+    job = daemon.job()
+    exit_with(job, code=3)
+    assert daemon.end(client=ALICE, grace=1.0) == []
+    (ended,) = [said for _, said in daemon.heard() if isinstance(said, wire.Exited)]
+    assert ended.code == 3
+    assert daemon.receive(control(1, wire.Detach())) == [(job, Effect.FORGOTTEN)]
 
 
 def test_viewers_of_a_forgotten_job_are_told(daemon: Daemon) -> None:
@@ -966,7 +978,7 @@ def test_viewers_of_a_forgotten_job_are_told(daemon: Daemon) -> None:
     daemon.resume(2, client=BOB, role=Role.VIEWER)
     exit_with(daemon.job())
     daemon.heard()
-    daemon.end(client=ALICE)
+    daemon.receive(control(1, wire.End("d", FIRST, None, ALICE, "t")))
     assert refusal(daemon.heard(), 2) is RefusedCode.ENDED
     assert daemon.link.attachments == {}
 
@@ -988,6 +1000,8 @@ def test_end_in_the_name_of_another_client_is_ignored(daemon: Daemon) -> None:
     exit_with(daemon.job())
     assert daemon.end(client=BOB) == []
     assert ("t", FIRST) in daemon.table.jobs
+    daemon.receive(control(1, wire.Detach()))
+    assert daemon.end(client=BOB) == []
     assert [effect for _, effect in daemon.end(client=ALICE)] == [Effect.FORGOTTEN]
 
 

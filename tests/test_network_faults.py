@@ -281,7 +281,7 @@ async def test_a_daemon_that_never_reads_is_given_up_and_delays_nobody(
             for _ in range(40):
                 nursery.start_soon(lambda: deaf.run("cat", input=DATA))
             took = await time_runs_while(it.worker, lambda: deaf.state is DaemonState.ONLINE)
-            assert took < 0.2
+            assert took < 0.5
         nursery.cancel_scope.cancel()
 
 
@@ -303,7 +303,7 @@ async def test_a_daemon_that_floods_delays_nobody() -> None:
             await until(lambda: sent)
             end = trio.current_time() + 1.0
             took = await time_runs_while(it.worker, lambda: trio.current_time() < end)
-            assert took < 0.2
+            assert took < 0.5
             nursery.cancel_scope.cancel()
 
 

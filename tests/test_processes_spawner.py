@@ -200,7 +200,8 @@ async def main():
 trio.run(main)
 """
     outcome = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", PYTHON, "-c", program],
+        # In a session of its own, as a container's process 1 is: by that it knows its own child.
+        ["unshare", "--pid", "--fork", "--mount-proc", "setsid", PYTHON, "-c", program],
         capture_output=True,
         cwd=SELF,
         check=False,
@@ -242,6 +243,7 @@ def spawner(
         yield one, ours
     one._selector.close()
     one._watch._epoll.close()  # type: ignore[attr-defined]
+    one._trees._children.close()  # type: ignore[attr-defined]
     if one._daemon_pidfd is not None:
         os.close(one._daemon_pidfd)
 
@@ -307,5 +309,5 @@ def test_report_of_a_start_waits_for_more_but_nothing_else_does(
 )
 def test_failures_are_told_apart(error: Exception, expected: Failed) -> None:
     """Popen's errors become errno, text and the name of what was at fault."""
-    wanted = Spawn(1, (b"x",), {}, b"m", b"/cwd", (7, 7, ()), True, False)
+    wanted = Spawn(1, (b"x",), {}, b"m", b"/cwd", (7, 7, ()), True, False, None)
     assert spawner_module._failure(wanted, error) == expected

@@ -16,6 +16,7 @@ from sandd._core.link import OWN_LAG, WRITE_STALL
 from sandd._core.pace import FIRST_BYTES, LEAST_BYTES, MOST_BYTES, SLOW_SECONDS
 from sandd._core.pump import (
     AT_ONCE_BYTES,
+    CROWD_SECONDS,
     FRAMES_PER_TURN,
     NEVER,
     Pump,
@@ -39,6 +40,9 @@ class FakeConnection:
     at_once: list[bytes] = field(factory=list)
     """Those of `sent` that were handed over without waiting."""
     takes_at_once: bool = True
+    has_unsent: bool = False
+    """The kernel left a part of the latest message for later."""
+    flushes: int = 0
     write_pending_since: float | None = None
     goodbye_seconds: list[float] = field(factory=list)
     """For each `aclose`, how long the peer would have had to answer."""
@@ -94,6 +98,8 @@ class FakeConnection:
 
     async def flush(self) -> None:
         """See `Connection`."""
+        self.flushes += 1
+        self.has_unsent = False
 
     async def send_message(self, message: bytes) -> None:
         """See `Connection`."""
@@ -203,17 +209,36 @@ async def test_a_small_message_goes_out_at_once() -> None:
         assert bench.pump.bytes_sent == len(bench.connection.sent[0])
 
 
-async def test_what_follows_before_the_writers_turn_shares_a_message() -> None:
+async def test_what_follows_soon_shares_a_message(mock_clock: trio.testing.MockClock) -> None:
     """In a crowd batching is worth more; the order is kept."""
     async with opened() as bench:
+        mock_clock.jump(1.0)
         for number in range(5):
             bench.schedule(number)
         assert bench.numbers == [0]
         await trio.testing.wait_all_tasks_blocked()
         assert bench.numbers == [0, 1, 2, 3, 4]
         assert len(bench.connection.sent) == 2
+        mock_clock.jump(CROWD_SECONDS)
         bench.schedule(5)
         assert bench.numbers == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_writer_with_nothing_to_do_is_not_woken(mock_clock: trio.testing.MockClock) -> None:
+    """What went at once leaves it nothing, unless the kernel didn't take all of it."""
+    async with opened() as bench:
+        before = bench.connection.flushes
+        for number in range(3):
+            mock_clock.jump(1.0)
+            bench.schedule(number)
+            await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [0, 1, 2]
+        assert bench.connection.flushes == before
+        mock_clock.jump(1.0)
+        bench.connection.has_unsent = True
+        bench.schedule(3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not bench.connection.has_unsent
 
 
 @pytest.mark.parametrize("reason", ["refused", "large"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 from daemons import open_daemon
-from process_tools import read_line, until
+from process_tools import read_all, read_line, until
 from proxied_world import LIMIT, world
 from standing_daemon import StandingDaemon, standing_daemon
 
@@ -21,7 +21,7 @@ from sandd._core import acceptor, commands
 from sandd.testing import DOWN, UP, Direction, Ending, open_fault_proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -168,6 +168,87 @@ async def test_input_and_its_end_survive_a_cut_between_them(daemon: StandingDaem
         it.proxy.cut()
         assert await process.stdout.receive_some() == b""
         assert (await process.wait()).success
+
+
+async def test_both_directions_full_and_then_cut_is_no_deadlock(daemon: StandingDaemon) -> None:
+    """A filter stuck on its output, and so on its input, goes on over the next connection, to the last byte."""
+    data = b"".join(b"%09d\n" % number for number in range(600_000))
+    async with world(daemon) as it, it.worker.open_process(["cat"]) as process:
+        sent = 0
+
+        async def write() -> None:
+            nonlocal sent
+            for position in range(0, len(data), 65_536):
+                chunk = data[position : position + 65_536]
+                await process.stdin.send_all(chunk)
+                sent += len(chunk)
+            await process.stdin.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            received = b""
+            for _ in range(3):
+                await stuck(lambda: sent)
+                assert sent < len(data), "it was to be stuck, but all of it has been sent"
+                await it.disconnect()
+                await stuck(lambda: sent)
+                it.proxy.accept()
+                await it.back()
+                await stuck(lambda: sent)
+                while len(received) < sent // 3:
+                    received += await process.stdout.receive_some()
+                it.proxy.cut()
+            received += await read_all(process.stdout)
+        assert received == data
+        assert (await process.wait()).success
+
+
+async def stuck(progress: Callable[[], int]) -> None:
+    """Return once there has been no progress for a while."""
+    seen = -1
+    while seen != (seen := progress()):
+        await trio.sleep(0.2)
+
+
+ONE_BYTE_AT_A_TIME = """
+import os, pathlib, sys, time
+asked, data = pathlib.Path(sys.argv[1]), bytes.fromhex(sys.argv[2])
+for count in range(1, len(data) + 1):
+    while int(asked.read_text() or 0) < count:
+        time.sleep(0.002)
+    os.write(1, data[count - 1 : count])
+    pathlib.Path(sys.argv[1] + ".done").write_text(str(count))
+"""
+
+
+async def test_a_cut_within_a_character_leaves_the_text_as_it_is(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """Each byte of it comes over a connection of its own, and what is no UTF-8 is replaced, not torn."""
+    text = "aé€😀".encode() + b"\xff\xf0\x9f" + "ß".encode() + b"\xe2\x82"
+    asked, done = tmp_path / "asked", tmp_path / "asked.done"
+    asked.touch()
+    done.touch()
+    async with world(daemon) as it:
+        results: list[sandd.CommandResult] = []
+
+        async def run() -> None:
+            command = [sys.executable, "-c", ONE_BYTE_AT_A_TIME, str(asked), text.hex()]
+            results.append(await it.worker.run(command, timeout=LIMIT))
+
+        before = it.proxy.accepted
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            for count in range(1, len(text) + 1):
+                asked.write_text(str(count))
+                await until(lambda count=count: done.read_text() == str(count), within=LIMIT)
+                await it.disconnect()
+                it.proxy.accept()
+                await it.back()
+        (result,) = results
+        assert it.proxy.accepted - before >= len(text)
+        assert result.stdout_bytes == text
+        assert result.stdout == text.decode("utf-8", "replace") == "aé€😀\ufffd\ufffdß\ufffd"
 
 
 async def test_signals_survive_cuts_in_order_and_once(daemon: StandingDaemon) -> None:
@@ -345,7 +426,7 @@ async def test_a_run_that_is_cancelled_while_away_returns_at_once(
             await it.disconnect()
             started = trio.current_time()
             nursery.cancel_scope.cancel()
-        assert trio.current_time() - started < 1
+        assert trio.current_time() - started < 5
         assert marker.processes()
         it.proxy.accept()
         await until(lambda: not marker.processes())
@@ -362,7 +443,7 @@ async def test_leaving_a_process_while_away_ends_it_on_return(
             await until(lambda: len(marker.processes()) >= 3)
             await it.disconnect()
             started = trio.current_time()
-        assert trio.current_time() - started < 1
+        assert trio.current_time() - started < 5
         with pytest.raises(trio.ClosedResourceError, match="left"):
             await process.wait()
         with pytest.raises(trio.BrokenResourceError):

@@ -131,7 +131,7 @@ async def test_a_list_is_answered_and_ends_with_code_0(autojump_clock: object) -
         finals = {Stream.OUTPUT: size}
         assert end_of(said) == wire.Exited(0, None, Outcome.EXITED, 0.0, False, finals)
         assert not [each for each in said if isinstance(each, wire.Started)]
-        daemon.receive(0, wire.End("d", f"{ALICE}.{channel}", client=ALICE, tenant="t"))
+        daemon.receive(channel, wire.End("d", f"{ALICE}.{channel}", client=ALICE, tenant="t"))
         assert list(daemon.table.jobs.values()) == [command]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,16 +13,23 @@ import trio
 import trio.lowlevel
 import trio.testing
 from daemons import open_daemon
-from process_tools import posix_only
+from process_tools import linux_only, posix_only, spawner_pids
+from proxied_world import core_world
+from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import wire
+from sandd._core import runner
 from sandd._core.job import DaemonLink
 from sandd._core.jobs import JobTable
 from sandd._core.runner import JobRunner
 from sandd.testing import FakeProcessHost
 
+if sys.platform != "win32":
+    import resource
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -28,6 +38,13 @@ if TYPE_CHECKING:
 
 LIMIT = 30.0
 """Seconds for each test, far beyond what it needs."""
+
+
+@pytest.fixture(scope="module")
+def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
+    """The daemon of those tests that neither end it nor start it in a way of their own."""
+    with standing_daemon() as daemon:
+        yield daemon
 
 
 async def test_jobs_beyond_the_limit_run_in_the_order_of_their_starts(tmp_path: Path) -> None:
@@ -52,40 +69,33 @@ async def test_jobs_beyond_the_limit_run_in_the_order_of_their_starts(tmp_path: 
     assert [int(line) for line in order.read_text().split()] == list(range(30))
 
 
-async def test_a_process_that_we_hold_back_is_not_idle() -> None:
+async def test_a_process_that_we_hold_back_is_not_idle(daemon: StandingDaemon) -> None:
     """Output that its reader doesn't fetch, for longer than idle_timeout, is no idleness of the process."""
-    with trio.fail_after(LIMIT):
-        async with (
-            sandd.open_controller(port=0) as controller,
-            open_daemon(controller.url, "d"),
-        ):
-            worker = await controller.wait_for_daemon("d")
-            script = "head -c 8000000 /dev/zero"
-            async with worker.open_process(script, idle_timeout=0.5) as process:
-                with pytest.raises(trio.TooSlowError), trio.fail_after(1.5):
-                    await process.wait()
-                total = 0
-                async for chunk in process.stdout:
-                    total += len(chunk)
-                status = await process.wait()
+    async with daemon.worker() as worker:
+        script = "head -c 8000000 /dev/zero"
+        async with worker.open_process(script, idle_timeout=0.3) as process:
+            with pytest.raises(trio.TooSlowError), trio.fail_after(1.0):
+                await process.wait()
+            total = 0
+            async for chunk in process.stdout:
+                total += len(chunk)
+            status = await process.wait()
     assert (total, status.exit_code, status.outcome) == (8_000_000, 0, sandd.Outcome.EXITED)
 
 
-async def test_a_daemon_that_stood_still_does_not_call_its_jobs_idle() -> None:
+@posix_only
+async def test_a_daemon_that_stood_still_does_not_call_its_jobs_idle(
+    daemon: StandingDaemon,
+) -> None:
     """After SIGSTOP and SIGCONT, what was written meanwhile counts before idle_timeout does."""
-    with trio.fail_after(LIMIT):
-        async with (
-            sandd.open_controller(port=0) as controller,
-            open_daemon(controller.url, "d") as daemon,
-        ):
-            worker = await controller.wait_for_daemon("d")
-            script = "for i in $(seq 30); do echo $i; sleep 0.1; done"
-            async with worker.open_process(script, idle_timeout=1.0) as process:
-                assert await process.stdout.receive_some()
-                daemon.signal(signal.SIGSTOP)
-                await trio.sleep(1.6)
-                daemon.signal(signal.SIGCONT)
-                status = await process.wait()
+    async with daemon.worker() as worker:
+        script = "for i in $(seq 20); do echo $i; sleep 0.1; done"
+        async with worker.open_process(script, idle_timeout=1.0) as process:
+            assert await process.stdout.receive_some()
+            daemon.process.signal(signal.SIGSTOP)
+            await trio.sleep(1.3)
+            daemon.process.signal(signal.SIGCONT)
+            status = await process.wait()
     assert status.outcome is sandd.Outcome.EXITED
 
 
@@ -122,8 +132,8 @@ async def test_what_is_read_in_the_turn_of_the_end_is_no_defect(
             host = FakeProcessHost(nursery)
             begin, pipe = host.begin, _LatePipe()
 
-            def begin_late(request: SpawnRequest) -> Child:
-                child = begin(request)
+            def begin_late(request: SpawnRequest, answered: Callable[[], None]) -> Child:
+                child = begin(request, answered)
                 monkeypatch.setattr(child, "_stdout", pipe)
                 return child
 
@@ -145,67 +155,118 @@ async def test_what_is_read_in_the_turn_of_the_end_is_no_defect(
 
 @posix_only
 @pytest.mark.parametrize("name", ["timeout", "idle_timeout", "kill_grace", "lease"])
-async def test_no_number_of_seconds_is_too_long_for_a_timer(name: str) -> None:
+async def test_no_number_of_seconds_is_too_long_for_a_timer(
+    daemon: StandingDaemon, name: str
+) -> None:
     """As many as the wire can carry (31 years) are a long time, and no other job is the worse for them."""
     script = b"trap 'echo asked' TERM; echo on; while :; do sleep 0.02; done"
     options = {name: wire.MAX_SECONDS}
     spec = wire.CommandSpec((script,), shell=True, **options)  # type: ignore[arg-type]
     said = bytearray()
-    with trio.fail_after(LIMIT):
-        async with (
-            sandd.open_controller(port=0) as controller,
-            open_daemon(controller.url, "d") as daemon,
-        ):
-            worker = await controller.wait_for_daemon("d")
-            link = controller._local  # the public functions have bounds of their own
-            async with worker.open_process(["cat"]) as other:
-                handle = link.open("d", spec, sinks={wire.Stream.OUTPUT: said.extend})
-                await handle.until(lambda: said == b"on\n")
-                link.client.end(handle.job, wire.MAX_SECONDS)
-                link.flush()
-                await handle.until(lambda: said == b"on\nasked\n")
-                assert (await worker.run("echo later")).stdout == "later\n"
-                await other.stdin.send_all(b"still here")
-                assert await other.stdout.receive_some() == b"still here"
-                assert not handle.ended
-                await handle.leave(0.0)
-                assert handle.ended
-            assert await daemon.stop() == 0
+    async with daemon.controller() as controller:
+        worker = await controller.wait_for_daemon("worker-1")
+        link = controller._local  # the public functions have bounds of their own
+        async with worker.open_process(["cat"]) as other:
+            handle = link.open(worker.id, spec, sinks={wire.Stream.OUTPUT: said.extend})
+            await handle.until(lambda: said == b"on\n")
+            link.client.end(handle.job, wire.MAX_SECONDS)
+            link.flush()
+            await handle.until(lambda: said == b"on\nasked\n")
+            assert (await worker.run("echo later")).stdout == "later\n"
+            await other.stdin.send_all(b"still here")
+            assert await other.stdout.receive_some() == b"still here"
+            assert not handle.ended
+            await handle.leave(0.0)
+            assert handle.ended
 
 
-async def test_a_silent_process_is_idle() -> None:
+async def test_a_silent_process_is_idle(daemon: StandingDaemon) -> None:
     """idle_timeout ends a command that writes nothing for so long, and only then."""
-    with trio.fail_after(LIMIT):
-        async with (
-            sandd.open_controller(port=0) as controller,
-            open_daemon(controller.url, "d"),
-        ):
-            worker = await controller.wait_for_daemon("d")
-            with pytest.raises(sandd.CommandTimeout) as caught:
-                await worker.run(
-                    "for i in 1 2 3; do echo $i; sleep 0.2; done; sleep 60", idle_timeout=0.5
-                )
+    async with daemon.worker() as worker:
+        with pytest.raises(sandd.CommandTimeout) as caught:
+            await worker.run(
+                "for i in 1 2 3; do echo $i; sleep 0.2; done; sleep 60", idle_timeout=0.5
+            )
     assert caught.value.result is not None
     assert caught.value.result.stdout == "1\n2\n3\n"
     assert 0.9 < caught.value.result.duration < 10
 
 
-async def test_not_started_is_never_said_of_what_ran(tmp_path: Path) -> None:
+async def test_not_started_is_never_said_of_what_ran(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
     """However short the time-out: ``started=False`` means that nothing ran."""
-    with trio.fail_after(LIMIT):
-        async with (
-            sandd.open_controller(port=0) as controller,
-            open_daemon(controller.url, "d"),
-        ):
-            worker = await controller.wait_for_daemon("d")
-            for number in range(60):
-                trace = tmp_path / str(number)
-                started: bool | None = True
-                try:
-                    await worker.run(["touch", str(trace)], timeout=number * 0.00005)
-                except sandd.CommandTimeout as error:
-                    started = error.started
-                assert started is not False or not trace.exists()
+    async with daemon.worker() as worker:
+        for number in range(60):
+            trace = tmp_path / str(number)
+            started: bool | None = True
+            try:
+                await worker.run(["touch", str(trace)], timeout=number * 0.00005)
+            except sandd.CommandTimeout as error:
+                started = error.started
+            assert started is not False or not trace.exists()
+
+
+@linux_only
+@pytest.mark.parametrize("who", ["daemon", "spawner"])
+async def test_while_descriptors_are_short_a_start_is_tried_again(
+    daemon: StandingDaemon, tmp_path: Path, who: str
+) -> None:
+    """It waits a little longer, and runs once; what runs already doesn't notice."""
+    trace, results = tmp_path / "trace", []
+    async with daemon.worker() as worker, worker.open_process(["cat"]) as other:
+        (spawner,) = spawner_pids(of=daemon.process.pid)
+        pid = daemon.process.pid if who == "daemon" else spawner
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def run() -> None:
+                    results.append(await worker.run(f"echo x >> {trace}; echo on"))
+
+                with trio.move_on_after(0.4):
+                    while True:
+                        await other.stdin.send_all(b"x")
+                        assert await other.stdout.receive_some() == b"x"
+                assert not results
+                assert not trace.exists()
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert (results[0].stdout, trace.read_text()) == ("on\n", "x\n")
+
+
+@pytest.mark.parametrize("number", sorted(runner.SHORTAGES), ids=errno.errorcode.get)
+async def test_a_shortage_that_stays_is_a_typed_error(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a few tries; one that passes by then costs nobody anything, and the connection lives."""
+    monkeypatch.setattr(runner, "SHORTAGE_DELAYS", (0.001, 0.002, 0.003, 0.004))
+    tries, short_for = 0, 0
+
+    def begin(self: FakeProcessHost, request: SpawnRequest, answered: Callable[[], None]) -> Child:
+        nonlocal tries
+        tries += 1
+        if tries <= short_for:
+            raise sandd.SpawnFailed(number, os.strerror(number), "true")
+        return begin_at_once(self, request, answered)
+
+    begin_at_once = FakeProcessHost.begin
+    monkeypatch.setattr(FakeProcessHost, "begin", begin)
+    async with core_world() as it:
+        for short_for in (1, 4, 5):  # noqa: B007 - `begin` goes by it
+            tries, started = 0, it.core.host.started
+            assert (await it.worker.run("true")).success
+            assert it.core.host.started == started + 1
+        tries, short_for = 0, 1000
+        with pytest.raises(sandd.SpawnFailed) as caught:
+            await it.worker.run("true")
+        assert (caught.value.errno, tries) == (number, 6)
+        short_for = 0
+        assert (await it.worker.run("true")).success
+        assert it.proxy.accepted == 1
 
 
 async def test_stopping_daemon_delivers_every_result_first() -> None:
@@ -261,7 +322,7 @@ async def test_stopping_daemon_takes_no_new_job(marker: Marker) -> None:
                     refused.append(error)
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(worker.run, "trap '' TERM; sleep 60")
+                nursery.start_soon(worker.run, "trap '' TERM; sleep 1.5")
                 nursery.start_soon(keep_asking)
                 await trio.sleep(0.3)
                 with trio.fail_after(7):

@@ -390,17 +390,17 @@ def test_close_during_calls_ends_them_all(marker: Marker) -> None:
 
         def call() -> None:
             with pytest.raises(trio.ClosedResourceError, match=r"sandd\.Server was closed"):
-                server.exec("worker-1", TREE, kill_grace=0.3, env=dict([marker]))
+                server.exec("worker-1", TREE, kill_grace=1.0, env=dict([marker]))
             ended.append(time.monotonic())
 
         with ThreadPoolExecutor(8) as pool:
             calls = [pool.submit(call) for _ in range(8)]
             until(lambda: len(marker.processes()) >= 8 * TREE_SIZE)
-            began = time.monotonic()
             server.close()
+            closed = time.monotonic()
             for each in calls:
                 each.result(WAIT)
-        assert max(ended) - began < 1
+        assert max(ended) < closed  # which waits for the trees
         assert not marker.processes()
         assert server_threads() == before
         server.close()
@@ -511,16 +511,15 @@ def test_ctrl_c_interrupts_a_call_at_once_and_kills_the_remote_tree(marker: Mark
 @posix_only
 def test_a_second_ctrl_c_ends_the_program(marker: Marker) -> None:
     """The first closes the server, which sees the tree dead; the second doesn't wait for that."""
-    lines = ("with server:", f"    {remote(marker, 3.0)}")
+    lines = ("with server:", f"    {remote(marker, 1.5)}")
     with program(*lines) as child, running_daemon(child.url):
         until(lambda: len(marker.processes()) >= TREE_SIZE)
         child.interrupt()
         with pytest.raises(subprocess.TimeoutExpired):
             child.ended(0.2)
         child.interrupt()
-        began = time.monotonic()
         code, errors = child.ended(WAIT)
-        assert time.monotonic() - began < 2.2
+        assert len(marker.processes()) >= TREE_SIZE - 1  # all but the shell, which minds no waiting
         assert code == -signal.SIGINT
         assert "Exception ignored" not in errors
         assert "Fatal" not in errors

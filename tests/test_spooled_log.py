@@ -695,6 +695,19 @@ def test_a_dropping_job_does_not_wait_for_an_owner_with_much_to_read(disk: Model
     assert log.end - log.base == 40
 
 
+def test_a_full_log_that_is_to_keep_all_goes_to_disk(disk: ModelDisk) -> None:
+    """It was full when its owner had it detached: the disk makes room, and the process goes on."""
+    log = log_of(b"abcdefgh", capacity=8, spool=spool_of(), owned=True)
+    log.keep_all()
+    log.acknowledge(8)
+    assert log.room == 0
+    assert log._spool is not None
+    assert log in log._spool.work
+    disk.serve(log)
+    assert log.room == 4
+    assert read_all(log, disk) == b"abcdefgh"
+
+
 def test_a_detached_dropping_job_drops_at_its_quota_only(disk: ModelDisk) -> None:
     """Also when its owner is attached and reads nothing."""
     log = log_of(spool=spool_of(job_quota=20), dropping=True, retain=EVERYTHING, owned=True)

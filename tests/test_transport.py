@@ -230,7 +230,7 @@ async def test_metered_stream_is_a_trio_stream() -> None:
         pair = await make_pair()
         for stream in pair:
             with trio.move_on_after(0.1):
-                await stream.send_all(bytes(64 * MIB))
+                await stream.send_all(bytes(16 * MIB))
         return pair
 
     with trio.fail_after(20):

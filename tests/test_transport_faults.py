@@ -67,7 +67,7 @@ async def test_ping_is_no_reason_to_stop_reading_while_a_send_is_stuck() -> None
 
     async def handler(connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(connection.send_message, bytes(32 * MIB))
+            nursery.start_soon(connection.send_message, bytes(16 * MIB))
             assert await connection.receive_message() == b"while you were talking"
             received.set()
 
@@ -77,7 +77,7 @@ async def test_ping_is_no_reason_to_stop_reading_while_a_send_is_stuck() -> None
             await trio.testing.wait_all_tasks_blocked(0.05)
             await peer.send(frame(Op.BINARY, b"while you were talking"))
             await received.wait()
-            assert await peer.read_frame() == (Op.BINARY, bytes(32 * MIB))
+            assert await peer.read_frame() == (Op.BINARY, bytes(16 * MIB))
             assert await peer.read_frame() == (Op.PONG, b"2")
 
 
@@ -120,6 +120,7 @@ async def test_ping_flood_costs_one_pong_a_turn_and_delays_nobody() -> None:
                     await other.receive_message()
                     pauses.append(trio.current_time() - started)
 
+            started = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(measure)
                 nursery.start_soon(peer.send, frame(Op.PING) * 100_000 + frame(Op.PING, b"last"))
@@ -128,7 +129,7 @@ async def test_ping_flood_costs_one_pong_a_turn_and_delays_nobody() -> None:
                     pongs += 1
                 done.set()
             assert pongs <= 2000
-            assert max(pauses) < 0.5
+            assert max(pauses) < (trio.current_time() - started) / 3
             await peer.send(frame(Op.BINARY, b"still there"))
             assert await peer.read_frame() == (Op.BINARY, b"still there")
 

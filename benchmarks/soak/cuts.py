@@ -178,7 +178,7 @@ async def soak(plan: Plan, seed: int, findings: Findings) -> None:
             )
             findings.check("the daemon is back", worker.state is sandd.DaemonState.ONLINE)
             for watched in both:
-                watched.judge(findings, allowed_growth=ALLOWED_GROWTH)
+                await watched.judge(findings, allowed_growth=ALLOWED_GROWTH)
             tasks = trio.lowlevel.current_statistics().tasks_living
             findings.check(f"{tasks_before} tasks before, {tasks} after", tasks <= tasks_before)
 

@@ -106,7 +106,7 @@ async def soak(plan: Plan, findings: Findings) -> None:
             statistics.median(still.took) <= max(0.1, 2 * statistics.median(flowing.took)),
         )
         for watched in both:
-            watched.judge(findings, allowed_growth=ALLOWED_GROWTH)
+            await watched.judge(findings, allowed_growth=ALLOWED_GROWTH)
 
 
 def _expected(size: int) -> str:

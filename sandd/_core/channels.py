@@ -34,6 +34,8 @@ class Channel:
         self.receive = {window.stream: window for window in receive}
         self.holds = holds
         """The peer's acks free memory: true for the owner, false for a viewer."""
+        self.plain_answer: wire.Attached | None = None
+        """Goes first, unless there is an event, which says the same; see `wire.Attached`."""
         self._messages = [c for s, c in self.send.items() if s in wire.MESSAGE_STREAMS]
         self._bytes = [c for s, c in self.send.items() if s not in wire.MESSAGE_STREAMS]
 
@@ -64,12 +66,18 @@ class Channel:
     @property
     def pending(self) -> bool:
         """Whether there is anything to send."""
-        return any(w.update_due for w in self.receive.values()) or any(
-            c.pending for c in self.send.values()
+        return (
+            self.plain_answer is not None
+            or any(w.update_due for w in self.receive.values())
+            or any(c.pending for c in self.send.values())
         )
 
     def next_urgent(self) -> OutgoingFrame | None:
-        """Acks and credit that are due, all in one frame; then events or ops."""
+        """The answer to its Attach; acks and credit that are due, all in one frame; then events or ops."""
+        if self.plain_answer is not None:
+            answer, self.plain_answer = self.plain_answer, None
+            if not any(cursor.pending for cursor in self._messages):
+                return wire.ControlFrame(self.number, answer)
         due = [window.update() for window in self.receive.values() if window.update_due]
         if due:
             return wire.ControlFrame(self.number, wire.Window(tuple(due)))

@@ -148,7 +148,8 @@ class Client:
 
     def _may_end(self, job: ClientJob) -> bool:
         # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
-        ours = job.rival is None or job.rival.error is not None
+        rival = job.rival
+        ours = rival is None or rival.error is not None or rival.given_up
         return job.sent and job.error is None and job.role is Role.OWNER and ours
 
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
@@ -158,6 +159,11 @@ class Client:
         job.error = job.error or error
         self.jobs.pop(job, None)
         self._confirm(job)
+
+    def give_up(self, job: ClientJob) -> None:
+        """`close` a job that was attached to and is not wanted after all."""
+        job.given_up = True
+        self.close(job)
 
     def job_on(self, channel: int) -> ClientJob | None:
         """The job attached to the channel, if any."""
@@ -177,6 +183,10 @@ class Client:
             self._control(job, message)
         elif job is not None:
             assert job.channel is not None
+            if job.state is AttachState.ATTACHING:
+                if not job.attaches_plainly:
+                    raise RemoteProtocolError("data before the answer to an Attach")
+                self._attached(job, wire.PLAIN_ATTACHED)
             data = wire.decode_data(frame)
             job.channel.on_data(data)
             if data.stream is Stream.EVENTS:
@@ -274,6 +284,7 @@ class Client:
             ]
         job.channel = Channel(number, send=cursors, receive=windows)
         job.state = AttachState.ATTACHING
+        job.attaches_plainly = eager
         self._channels[number] = job
         message = wire.Attach(
             daemon_id=job.daemon_id,

@@ -65,10 +65,14 @@ class ClientJob:
         self.takeover = takeover
         self.rival: ClientJob | None = None
         """Another of the same client, that was told to take this one's job over."""
+        self.given_up = False
+        """It was let go before anybody had it: what it was about to take over is as it was."""
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
         self.state = AttachState.WAITING
+        self.attaches_plainly = False
+        """It may be ATTACHED without being told so; see `wire.Attached`."""
         self.confirmed = False
         """The daemon has answered: the job exists (or existed) there."""
         self.started: wire.Started | None = None

@@ -84,18 +84,18 @@ def build_spec(
         )
     environment = {
         _encode(key, "env has the name {!r}"): _encode(value, "env has the value {!r}")
-        for key, value in (env or {}).items()
+        for key, value in (env.items() if env else ())
     }
     directory = None if cwd is None else _encode(cwd, "cwd is {!r}")
     if user is not None and not isinstance(user, str):
         raise TypeError(f"user is {user!r}; it must be a text, the name or the number of a user")
-    for part in (*argv, *environment, *environment.values(), directory or b"", _encode(user or "")):
-        if b"\0" in part:
-            raise ValueError(
-                "a NUL byte can't be passed to a process: not in its arguments, its environment, "
-                "its working directory or its user's name"
-            )
-    if any(not key or b"=" in key for key in environment):
+    parts = (*argv, *environment, *environment.values(), directory or b"", _encode(user or ""))
+    if b"\0" in b"".join(parts):
+        raise ValueError(
+            "a NUL byte can't be passed to a process: not in its arguments, its environment, "
+            "its working directory or its user's name"
+        )
+    if environment and any(not key or b"=" in key for key in environment):
         raise ValueError("names of environment variables are not empty and hold no '='")
     return wire.CommandSpec(
         argv=argv,

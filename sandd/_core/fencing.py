@@ -12,7 +12,8 @@ The rules; the first that fits counts:
 2. the holder itself: its newer connection supersedes the older one, which is stale if it comes late;
 3. the holder has a live link: it is asked. If it answers, the other is refused, and a *rival* from
    then on; if not, the other is admitted;
-4. the holder is away, and this is a rival: refused, until the holder had time to come back;
+4. the holder is away, and this is a rival, or one that the holder descends from (its Hello may have been
+   under way for longer than it lived): refused, until the holder had time to come back;
 5. the holder is away: admitted. Mostly the daemon was started again.
 
 Whose place is taken is a rival of its successor: should it ever come back, it has lived on.
@@ -109,7 +110,8 @@ class Tenure:
             return Ruling.ADMIT
         if state is DaemonState.ONLINE:
             return Ruling.ASK_HOLDER
-        if claim.instance in self._rivals and away_for < RIVAL_PATIENCE:
+        may_be_over = claim.instance in self._rivals or self.holder.descends_from(claim)
+        if may_be_over and away_for < RIVAL_PATIENCE:
             return Ruling.REFUSE
         return Ruling.ADMIT_FORK if claim.is_fork_of(self.holder) else Ruling.ADMIT
 

@@ -35,6 +35,9 @@ LEAVE_MARGIN: Final = 10.0
 """Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
 FLUSH_SECONDS: Final = 10.0
 """How long leaving a job that goes on waits until what was sent to it has arrived."""
+LATE_SECONDS: Final = 0.02
+"""How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
+one by one, each takes the processor from the command that is under way by then."""
 EVERYTHING: Final = wire.MAX_OFFSET
 
 
@@ -52,6 +55,7 @@ class JobHandle:
         self._stalls: Mapping[Stream, wire.Stalled] = {}
         """Those of the job that the controller was told of."""
         self._changed = trio.Event()
+        self._is_forgotten = False
 
     @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
@@ -79,8 +83,8 @@ class JobHandle:
 
     @property
     def closed(self) -> bool:
-        """The job is closed: nothing more will come."""
-        return self.job.state is AttachState.CLOSED
+        """The job is closed, or as good as that: nothing more will come."""
+        return self._is_forgotten or self.job.state is AttachState.CLOSED
 
     @property
     def begun(self) -> bool:
@@ -130,8 +134,8 @@ class JobHandle:
     def forget(self) -> None:
         """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
         if not self.closed:
-            self.link.client.forget(self.job)
-            self.link.flush_later()
+            self._is_forgotten = True
+            self.link.forget_later(self.job)
         self.link.drop(self)
 
     @trio.lowlevel.enable_ki_protection
@@ -167,6 +171,14 @@ class JobHandle:
         """Let the job go on without us, now."""
         if not self.closed:
             self.link.client.close(self.job)
+            self.link.flush()
+        self.link.drop(self)
+
+    @trio.lowlevel.enable_ki_protection
+    def give_up(self) -> None:
+        """Let a job that was attached to go on as it was before."""
+        if not self.closed:
+            self.link.client.give_up(self.job)
             self.link.flush()
         self.link.drop(self)
 
@@ -211,11 +223,18 @@ class LocalLink:
         self._handles: dict[ClientJob, JobHandle] = {}
         self._flushing = False
         self._later = trio.Event()
+        self._farewells: list[ClientJob] = []
+        """Jobs that are to be forgotten when `_later` is seen to."""
 
     @property
     def job_count(self) -> int:
         """Jobs open now."""
         return len(self._handles)
+
+    @property
+    def busy_daemons(self) -> set[str]:
+        """Those that any of these jobs is on."""
+        return {job.daemon_id for job in self._handles}
 
     @trio.lowlevel.enable_ki_protection
     def open(
@@ -306,15 +325,21 @@ class LocalLink:
         self._handles.clear()
         self._router.remove_client(self._link)
 
-    def flush_later(self) -> None:
-        """Have `run` carry what nobody waits for, once whoever is at it now has to wait for something."""
+    def forget_later(self, job: ClientJob) -> None:
+        """Say farewell to a job; a little later, by `run`, where nobody can tell the difference."""
+        if job.result is None or job.sequence is None:
+            # It may yet be started, or its id be used again.
+            self.client.forget(job)
+        else:
+            self._farewells.append(job)
         self._later.set()
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Carry what `flush_later` was called for; as long as the controller lives."""
+        """Say the farewells that were left to it; as long as the controller lives."""
         while True:
             await self._later.wait()
+            await trio.sleep(LATE_SECONDS)
             self._later = trio.Event()
             self.flush(late=True)
 
@@ -326,15 +351,21 @@ class LocalLink:
         """
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
+        while late and self._farewells:
+            self.client.forget(self._farewells.pop())
         self._flushing = True
         changed: set[JobHandle] = set()
         try:
             ours, theirs = self.client.scheduler, self._link.scheduler
-            while ours.pressing or theirs.pressing or (late and ours.pending):
-                for frame in ours.next_frames(late=late):
-                    self._router.receive(self._link, wire.as_frame(frame))
-                for frame in theirs.next_frames():
-                    self._deliver(wire.as_frame(frame), changed)
+            while True:
+                if ours.pressing or (late and ours.pending):
+                    for frame in ours.next_frames(late=late):
+                        self._router.receive(self._link, wire.as_frame(frame))
+                elif not theirs.pending:
+                    break
+                if theirs.pending:
+                    for frame in theirs.next_frames():
+                        self._deliver(wire.as_frame(frame), changed)
                 # Once for all the frames of a job, and before the next round: sinks consume.
                 while changed:
                     changed.pop().update()

@@ -322,7 +322,7 @@ async def hold_attached(handle: JobHandle, *, kill_grace: float) -> AsyncIterato
         if handle.closed:
             handle.raise_if_failed()
     except BaseException:
-        handle.detach()  # it was there before us, and is none of ours yet
+        handle.give_up()  # it was there before us, and is none of ours yet
         raise
     async with _held(handle, kill_grace):
         reads_only = handle.job.role is Role.VIEWER

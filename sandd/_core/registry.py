@@ -16,7 +16,7 @@ from sandd._core.job_info import OUTPUT_NAMES, stalls_by_name
 from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from sandd import wire
     from sandd._core.client_job import ClientJob
@@ -83,10 +83,10 @@ class DaemonRecord:
     state: DaemonState
     tenure: Tenure
     """Who holds the id, and who else wants it."""
+    since: float
+    """When the state began, by the registry's clock."""
     link: DaemonLink | None = None
     pump: Pump | None = None
-    since: float = field(factory=trio.current_time)
-    """When the state began, trio time."""
 
 
 @define(eq=False)
@@ -127,7 +127,8 @@ class _Subscriber:
 class Registry:
     """All daemons of one controller."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        self._clock = clock
         self._records: dict[str, DaemonRecord] = {}
         self._subscribers: set[_Subscriber] = set()
         self._arrivals: dict[str, trio.Event] = {}
@@ -218,7 +219,9 @@ class Registry:
             self._tell(DaemonEvent("lost", info.id, known.info))
         tenure = Tenure(claim) if known is None else known.tenure
         tenure.succeed(claim)
-        self._records[info.id] = DaemonRecord(info, DaemonState.ONLINE, tenure, link, pump)
+        self._records[info.id] = DaemonRecord(
+            info, DaemonState.ONLINE, tenure, self._clock(), link, pump
+        )
         self._tell(DaemonEvent("resumed" if resumed else "connected", info.id, info))
         arrival = self._arrivals.pop(info.id, None)
         if arrival is not None:
@@ -231,7 +234,7 @@ class Registry:
             return
         record.link = record.pump = None
         record.state = state
-        record.since = trio.current_time()
+        record.since = self._clock()
         self._tell(
             DaemonEvent(
                 "away" if state is DaemonState.AWAY else "lost", link.daemon_id, record.info
@@ -258,7 +261,7 @@ class Registry:
 
     def expire(self) -> list[tuple[str, bool]]:
         """(id, forgotten) of daemons that were away too long, or gone long enough to be forgotten."""
-        now = trio.current_time()
+        now = self._clock()
         changed = []
         for record in list(self._records.values()):
             age = now - record.since

@@ -1,7 +1,8 @@
 """Runs the jobs of a daemon: between the job table, which knows the protocol, and the process host.
 
-Each job is one task with a nursery of its own: a pump for each pipe, and whatever kills it. A job's
-failure ends that job and nothing else.
+Each job that runs on is one task with a nursery of its own: a pump for each pipe, and whatever kills
+it. A short one is over when the word of its start comes, and needs none. A job's failure ends that job
+and nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import math
 import os
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,13 +22,22 @@ from sandd import wire
 from sandd._core._errors import SpawnFailed
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
-from sandd._core.processes import Child, ChildLost, ProcessHost, ReceivesNowait, SpawnRequest
+from sandd._core.processes import (
+    Child,
+    ChildLost,
+    ExitStatus,
+    ProcessHost,
+    ReceivesNowait,
+    SpawnRequest,
+)
 from sandd._core.requests import Requests, signal_number
 from sandd._core.spawn_requests import spawn_request
 from sandd._core.spooler import Spooler
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sandd._core.job import DaemonLink, Job
     from sandd._core.pump import Pump
     from sandd._core.spool_files import SpoolFiles
@@ -37,6 +48,7 @@ DRAIN_SECONDS: Final = 1.0
 """After the exit, how long a pipe that somebody else holds open may stay silent before we stop reading."""
 DRAIN_BYTES: Final = 1 * wire.MIB
 """After the exit, how much is read beyond the ring: the most that a pipe can hold."""
+NOT_STARTED: Final = "the job was ended before it was started"
 COALESCE_SECONDS: Final = 0.003
 """How long the word of a start, or of an output's end, waits for the exit that may be about to come."""
 SHORTAGES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -65,8 +77,6 @@ class RunningJob:
     spec: wire.CommandSpec
     child: Child | None = None
     nursery: trio.Nursery | None = None
-    turn: trio.Event = field(factory=trio.Event)
-    """It has a slot, or is ended before it got one."""
     ended: trio.Event = field(factory=trio.Event)
     """Somebody wants it ended; for the time before there is a process to kill."""
     input_ready: trio.Event = field(factory=trio.Event)
@@ -74,7 +84,7 @@ class RunningJob:
     has_slot: bool = False
     """It counts among those that run at once."""
     begun: Child | None = None
-    """Asked for, but not yet known to be started."""
+    """Asked for, but not yet known to be started. It has no task then."""
     began_at: float = 0.0
     """When the process was asked for, trio time."""
     exited_at: float | None = None
@@ -106,6 +116,8 @@ class JobRunner:
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
         self._one_ended = trio.Event()
+        self._is_over = False
+        """The daemon is being stopped: nothing is begun any more."""
         self._spooler: Spooler | None = None
         if table.spool is not None and files is not None:
             self._spooler = Spooler(table.spool, files, nursery, self._disk_has_served)
@@ -128,7 +140,7 @@ class JobRunner:
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
         """Take a frame from the link; `after_message` follows the last one of a message."""
-        self._dispatch(self._table.receive(link, frame, trio.current_time()))
+        self._dispatch(self._table.steps(link, frame, trio.current_time()))
 
     def after_message(self) -> None:
         """Send what the frames received led to.
@@ -174,12 +186,11 @@ class JobRunner:
         self._dispatch(effects)
         self.flush()
 
-    def _dispatch(self, effects: Effects) -> None:
+    def _dispatch(self, effects: Iterable[tuple[Job, Effect]]) -> None:
         for job, effect in effects:
             running = self._running.get(job)
             match effect:
                 case Effect.START:
-                    self._starting = True
                     self._start(job)
                 case _ if running is None:
                     self._requests.take(job, effect)  # unless it has ended already
@@ -196,21 +207,25 @@ class JobRunner:
 
     def _start(self, job: Job) -> None:
         if not isinstance(job.spec, wire.CommandSpec):
+            self._starting = True
             self._requests.start(job)
             return
         self._running[job] = running = RunningJob(job, job.spec)
         self._queue.append(running)
         self._begin_next()
-        self._nursery.start_soon(self._run, running)
+        self._starting = self._starting or running.has_slot  # else the answer would be a while
 
     def _end(self, running: RunningJob) -> None:
-        if running.child is None or running.nursery is None:
+        job = running.job
+        if running.child is not None and running.nursery is not None:
+            running.nursery.start_soon(_kill, running.child, job.end_signal, job.end_grace)
+        elif running.has_slot:
             # What has been asked for is waited for, and then killed like any other.
             running.ended.set()
-            running.turn.set()
         else:
-            job = running.job
-            running.nursery.start_soon(_kill, running.child, job.end_signal, job.end_grace)
+            self._queue.remove(running)
+            job.failed(FailedCode.CANCELLED, NOT_STARTED)
+            self._over(running)
 
     def _apply_ops(self, running: RunningJob) -> None:
         if running.child is None:
@@ -224,10 +239,19 @@ class JobRunner:
                     log.warning("signal_refused", job=running.job.key[1], name=op.name)
 
     async def count_leases(self) -> None:
-        """Let leases and retention run; for as long as the daemon lives."""
-        while True:
-            self.act(self._table.tick(trio.current_time()))
-            await trio.sleep(TICK_SECONDS)
+        """Let leases and retention run; for as long as the daemon lives.
+
+        At its end, what was asked for and has no task is let go of: the process host ends it.
+        """
+        try:
+            while True:
+                self.act(self._table.tick(trio.current_time()))
+                await trio.sleep(TICK_SECONDS)
+        finally:
+            self._is_over = True
+            for running in self._running.values():
+                if running.begun is not None:
+                    running.begun.close_pipes()
 
     async def _wait_over(self, job: Job) -> None:
         """Wait until the job has ended, with its tree and its task."""
@@ -261,10 +285,70 @@ class JobRunner:
 
     # -- one job
 
+    def _begin_next(self) -> None:
+        """Ask for the processes whose turn it is, right away."""
+        while self._free_slots and self._queue and not self._is_over:
+            running = self._queue.popleft()
+            self._free_slots -= 1
+            running.has_slot = True
+            # Users may come from a network, and take seconds.
+            if running.spec.user is None:
+                running.began_at = trio.current_time()
+                # What goes wrong here, defects included, is met and told when its task asks again.
+                with contextlib.suppress(Exception):
+                    request = spawn_request(running.job, running.spec, self._table.instance)
+                    running.begun = self._host.begin(request, partial(self._answered, running))
+            if running.begun is None:
+                self._nursery.start_soon(self._run, running)
+
+    def _answered(self, running: RunningJob) -> None:
+        """What was begun has started, or failed to; mostly it has ended by now, too."""
+        if self._is_over:
+            return
+        # As above: a task meets what goes wrong here once more.
+        with contextlib.suppress(Exception):
+            if self._end_at_once(running):
+                return
+        self._nursery.start_soon(self._run, running)
+
+    def _end_at_once(self, running: RunningJob) -> bool:
+        """Tell the end of a process that is over, with its tree and its output; False if it isn't."""
+        job, child = running.job, running.begun
+        if child is None or (status := child.ended) is None:
+            return False
+        job.started(child.pid, running.began_at)
+        if not self._read_what_is_there(job, Stream.OUTPUT, child.stdout):
+            return False
+        if child.stderr is None:
+            job.finish(Stream.ERROR)
+        elif not self._read_what_is_there(job, Stream.ERROR, child.stderr):
+            return False
+        self._tell_exit(running, status, pipes_held=False)
+        self.flush()
+        child.close_pipes()
+        self._over(running)
+        return True
+
+    def _over(self, running: RunningJob) -> None:
+        """It has ended, or the daemon itself is being stopped: the next one's turn."""
+        job = running.job
+        del self._running[job]
+        if running.has_slot:
+            self._free_slots += 1
+            self._begin_next()
+        self._one_ended.set()
+        self.act(self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else [])
+        if running.over is not None:
+            running.over.set()
+
     async def _run(self, running: RunningJob) -> None:
         job = running.job
         try:
-            await self._run_in_turn(running)
+            child = await self._spawn(running)
+            if child is not None:
+                await self._supervise(running, child)
+            elif job.state is not JobState.ENDED:
+                job.failed(FailedCode.CANCELLED, NOT_STARTED)
         except Exception as error:  # a defect of ours must cost this job alone
             log.exception("job_crashed", job=job.key[1])
             if running.child is not None:
@@ -272,46 +356,7 @@ class JobRunner:
             if job.state is not JobState.ENDED:
                 job.failed(FailedCode.LOST, f"the daemon failed to supervise it: {error!r}")
         finally:
-            del self._running[job]
-            self._one_ended.set()
-            self.act(
-                self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else []
-            )
-            if running.over is not None:
-                running.over.set()
-
-    def _begin_next(self) -> None:
-        """Ask for the processes whose turn it is, right away; their tasks take over from there."""
-        while self._free_slots and self._queue:
-            running = self._queue.popleft()
-            self._free_slots -= 1
-            running.has_slot = True
-            running.turn.set()
-            # Users may come from a network, and take seconds.
-            if running.spec.user is None and not running.ended.is_set():
-                running.began_at = trio.current_time()
-                # What goes wrong here, defects included, is met and told when its task asks again.
-                with contextlib.suppress(Exception):
-                    request = spawn_request(running.job, running.spec, self._table.instance)
-                    running.begun = self._host.begin(request)
-
-    async def _run_in_turn(self, running: RunningJob) -> None:
-        job = running.job
-        try:
-            if not running.has_slot:
-                self.flush()  # the answer to its start, which will be a while
-                await running.turn.wait()
-            child = await self._spawn(running) if running.has_slot else None
-            if child is not None:
-                await self._supervise(running, child)
-            elif job.state is not JobState.ENDED:
-                job.failed(FailedCode.CANCELLED, "the job was ended before it was started")
-        finally:
-            if running.has_slot:
-                self._free_slots += 1
-                self._begin_next()
-            else:
-                self._queue.remove(running)
+            self._over(running)
 
     async def _spawn(self, running: RunningJob) -> Child | None:
         """The started child; None if the job was ended before, or was told why there is no child."""
@@ -360,7 +405,8 @@ class JobRunner:
         job = running.job
         running.child = child
         running.last_output = running.began_at
-        job.started(child.pid, running.began_at)
+        if job.state is JobState.QUEUED:
+            job.started(child.pid, running.began_at)
         if running.spec.stdin:
             self._tell_started(job)  # somebody is going to talk to it
         try:
@@ -378,17 +424,10 @@ class JobRunner:
             job.finish(Stream.ERROR)
         else:
             outputs[Stream.ERROR] = child.stderr
-        # A short command is over before we look: then no task is needed.
-        unended = {
-            s: pipe for s, pipe in outputs.items() if not self._read_what_is_there(job, s, pipe)
-        }
-        if child.has_exited and not unended:
-            await self._tell_end(running, child, pipes_held=False)
-            return
         async with trio.open_nursery() as nursery:
             running.nursery = nursery
-            pumps = _Countdown(len(unended))
-            for stream, pipe in unended.items():
+            pumps = _Countdown(len(outputs))
+            for stream, pipe in outputs.items():
                 nursery.start_soon(self._pump_output, running, stream, pipe, pumps)
             if child.stdin is not None:
                 nursery.start_soon(self._pump_input, running, child.stdin)
@@ -419,24 +458,26 @@ class JobRunner:
     async def _tell_end(self, running: RunningJob, child: Child, *, pipes_held: bool) -> None:
         """The process has exited and its output is here: see its tree gone, and tell how it ended."""
         job = running.job
-        exited_at = running.exited_at or trio.current_time()
         try:
             status = await child.wait_exited()
         except ChildLost as error:
             job.failed(FailedCode.LOST, str(error))
         else:
             await child.release(sweep=not job.detached or job.end_outcome is not None)
-            outcome = job.end_outcome or (
-                Outcome.EXITED if status.signal is None else Outcome.SIGNALED
-            )
-            job.exited(
-                code=status.code,
-                signal=status.signal,
-                outcome=outcome,
-                seconds=exited_at - running.began_at,
-                pipes_held=pipes_held,
-            )
+            self._tell_exit(running, status, pipes_held=pipes_held)
         self.flush()
+
+    def _tell_exit(self, running: RunningJob, status: ExitStatus, *, pipes_held: bool) -> None:
+        job = running.job
+        exited_at = running.exited_at or trio.current_time()
+        job.exited(
+            code=status.code,
+            signal=status.signal,
+            outcome=job.end_outcome
+            or (Outcome.EXITED if status.signal is None else Outcome.SIGNALED),
+            seconds=exited_at - running.began_at,
+            pipes_held=pipes_held,
+        )
 
     def _read_what_is_there(self, job: Job, stream: Stream, pipe: trio.abc.ReceiveStream) -> bool:
         """Take what the pipe holds now, as far as there is room; True at its end."""

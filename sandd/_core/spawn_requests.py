@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def spawn_request(job: Job, spec: CommandSpec, instance: str) -> SpawnRequest:
     """The process host's view of a job's spec: shell resolved, environment complete."""
     marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
-    environment = dict(base_environment())
-    if spec.user is not None:
-        environment |= _user_environment(spec.user)
+    environment = {} if spec.user is None else _user_environment(spec.user)
     environment |= _variables(spec.env)
     environment[b"SANDD_JOB"] = marker
     return SpawnRequest(
@@ -32,6 +30,7 @@ def spawn_request(job: Job, spec: CommandSpec, instance: str) -> SpawnRequest:
         user=spec.user,
         stdin=spec.stdin,
         merge_stderr=spec.merge_stderr,
+        base=base_environment(),
     )
 
 

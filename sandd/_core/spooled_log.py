@@ -177,6 +177,7 @@ class SpooledLog(ByteSendLog):
     def keep_all(self) -> None:
         """From now on keep also what was acknowledged, as far as there is room for it."""
         self.retain = EVERYTHING
+        self._look()  # what is full now would not be looked at again: nobody can add to it
 
     def drain(self, units: int) -> None:
         """The process has exited: have room for `units` more in memory, whoever reads."""

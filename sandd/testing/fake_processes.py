@@ -95,11 +95,11 @@ class FakeProcessHost(ProcessHost):
     def __repr__(self) -> str:
         return f"<FakeProcessHost, {self.running} running of {self.started} started>"
 
-    def begin(self, request: SpawnRequest) -> Child:
-        """Start it at once: nothing has to be waited for."""
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child:
+        """See `ProcessHost`."""
         child = _FakeChild(request, next(self._pids))
         self.started += 1
-        self._nursery.start_soon(self._play, child)
+        self._nursery.start_soon(self._play, child, answered)
         return child
 
     async def begun(self, child: Child) -> None:
@@ -109,10 +109,11 @@ class FakeProcessHost(ProcessHost):
     async def spawn(self, request: SpawnRequest) -> Child:
         """See `ProcessHost`."""
         await trio.lowlevel.checkpoint()
-        return self.begin(request)
+        return self.begin(request, lambda: None)
 
-    async def _play(self, child: _FakeChild) -> None:
+    async def _play(self, child: _FakeChild, answered: Callable[[], None]) -> None:
         self.running += 1
+        answered()
         # What is told if the nursery is cancelled: the daemon itself is being stopped.
         status = ExitStatus(None, _KILL)
         try:
@@ -173,6 +174,10 @@ class _FakeChild(Child):
     @property
     def has_exited(self) -> bool:
         return self._exited.is_set()
+
+    @property
+    def ended(self) -> ExitStatus | None:
+        return self._status
 
     def close_pipes(self) -> None:
         for stream in (self._stdin, self._stdout, self._stderr):

@@ -11,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from attrs import define, field
+from effort import tried
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 
@@ -197,5 +198,5 @@ class WorldWithCopies(HonestWorld):
         assert not ours & theirs or daemon.directory.origin == holder.directory.origin
 
 
-TestHonestWorld = HonestWorld.TestCase
-TestWorldWithCopies = WorldWithCopies.TestCase
+TestHonestWorld = tried(HonestWorld)
+TestWorldWithCopies = tried(WorldWithCopies)

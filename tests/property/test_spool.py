@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from attrs import define
-from hypothesis import settings
+from effort import tried
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 from model_disk import ModelDisk
-from stream_pair import COUNTS, INDEXES, StreamPair, unit
+from stream_pair import COUNTS, INDEXES, StreamPair, units
 
 from sandd._core.read_ahead import READ_AHEAD
 from sandd._core.spool import Delete, DiskTask, Spill, Spool
@@ -83,6 +83,8 @@ class SpooledPair(StreamPair):
         self.drained = 0
         self.promise = 0
         """Room that a pump counts on."""
+        self.kept_from = 0
+        """What was below it, when all was to be kept, was freed before."""
         self.was_in_trouble = False
         self.begin(capacity, retain, window)
 
@@ -122,8 +124,7 @@ class SpooledPair(StreamPair):
         """By now there may be less room; but what was read has to go somewhere."""
         log = self.sender
         if not log.final:
-            data = range(log.end, log.end + min(count, self.promise))
-            log.append(bytes(unit(position) for position in data))
+            log.append(units(log.end, log.end + min(count, self.promise)))
         self.promise = 0
 
     @precondition(lambda self: not self.drained)
@@ -175,6 +176,14 @@ class SpooledPair(StreamPair):
             if not self.is_away:
                 self.leave(arriving)
             self.come()
+
+    @precondition(lambda self: self.retain is not EVERYTHING)
+    @rule()
+    def keep_all(self) -> None:
+        """The job is to outlive its owner."""
+        self.kept_from = self.sender.base
+        self.retain = EVERYTHING
+        self.sender.keep_all()
 
     @rule()
     def forget_pieces(self) -> None:
@@ -244,7 +253,13 @@ class SpooledPair(StreamPair):
 
     # -- what must hold
 
-    @invariant()
+    def check(self) -> None:
+        """As for every stream, and the disk's."""
+        super().check()
+        self.disk_is_bounded()
+        self.disk_holds_what_it_should()
+        self.the_process_waits_for_a_reason()
+
     def nothing_unacknowledged_is_freed(self) -> None:
         """(4) Nor is what is retained, unless the room was needed."""
         log = self.sender
@@ -252,9 +267,9 @@ class SpooledPair(StreamPair):
             assert log.floor == self.acked, "(4) the floor moved by itself"
         assert log.base <= log.floor
         if not (self.was_in_trouble or self.dropping):
-            assert log.base == max(0, log.floor - self.retain), "(4) freed without need"
+            kept_from = max(self.kept_from, log.floor - self.retain)
+            assert log.base == kept_from, "(4) freed without need"
 
-    @invariant()
     def memory_is_bounded(self) -> None:
         """(4) The ring, what is being written, and what was read back; whatever the disk holds."""
         log, piece = self.sender, self.spool.piece_bytes
@@ -264,7 +279,6 @@ class SpooledPair(StreamPair):
             held = reader.delivered - reader.read
             assert held <= self.window_size, "(4) more is held than was granted"
 
-    @invariant()
     def disk_is_bounded(self) -> None:
         """(4) The quotas hold, and what is counted is what is there."""
         log, spool = self.sender, self.spool
@@ -275,7 +289,6 @@ class SpooledPair(StreamPair):
         hole = spool.segment_bytes - 1  # at the beginning of the first file
         assert written <= log.disk_bytes + hole + 1, "more is on disk than is counted"
 
-    @invariant()
     def disk_holds_what_it_should(self) -> None:
         """(1) What is not in memory can be read back, each byte in its place; and nothing is twice."""
         log = self.sender
@@ -284,12 +297,14 @@ class SpooledPair(StreamPair):
             assert len(log._bytes) == log.end - log.base
             return
         assert len(log._bytes) == log.end - max(log.base, part.end)
-        size = self.spool.segment_bytes
-        for offset in range(log.base, part.end):
+        size, offset = self.spool.segment_bytes, log.base
+        while offset < part.end:
             file = self.disk.files[f"{part.number}.{offset // size}"]
-            assert file[offset % size] == unit(offset)
+            end = min(part.end, offset - offset % size + size)
+            begin = offset % size
+            assert file[begin : begin + end - offset] == units(offset, end)
+            offset = end
 
-    @invariant()
     def the_process_waits_for_a_reason(self) -> None:
         """(9) Without room it waits for its reader, for the disk that is at it, or for a disk that stalls."""
         log = self.sender
@@ -329,5 +344,4 @@ class SpooledPair(StreamPair):
         assert (self.spool.used, self.sender.memory_bytes) == (0, 0)
 
 
-TestSpool = SpooledPair.TestCase
-TestSpool.settings = settings(max_examples=4 * settings.default.max_examples)
+TestSpool = tried(SpooledPair, at_least=400)

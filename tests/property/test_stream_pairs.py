@@ -6,7 +6,8 @@ test_spool.py.
 
 from __future__ import annotations
 
-from stream_pair import StreamPair, unit
+from effort import tried
+from stream_pair import StreamPair, units
 
 from sandd._core.streams import MessageReceiveLog, MessageSendLog, ReceiveLog, SendLog
 from sandd.wire import Stream
@@ -40,12 +41,11 @@ class MessagePair(StreamPair):
             message = reader.log.take()
             if message is None:
                 break
-            value = unit(reader.position)
+            (value,) = units(reader.position, reader.position + 1)
             assert message == (bytes([value]) * 3 if value else b""), "(1) another message"
             reader.position += 1
             reader.read += 1
 
 
-TestBytes = StreamPair.TestCase
-
-TestMessages = MessagePair.TestCase
+TestBytes = tried(StreamPair)
+TestMessages = tried(MessagePair)

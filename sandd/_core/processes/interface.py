@@ -10,7 +10,7 @@ import attrs
 from sandd._core._errors import SanddError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import trio
 
@@ -27,9 +27,9 @@ class SpawnRequest:
     """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
     argv: tuple[bytes, ...] = attrs.field(validator=attrs.validators.min_len(1))
-    """Executed directly; the first is looked up in the ``PATH`` of `env` unless it has a slash."""
+    """Executed directly; the first is looked up in the ``PATH`` it will have unless it has a slash."""
     env: Mapping[bytes, bytes]
-    """The child's complete environment. Must hold ``SANDD_JOB=<marker>``."""
+    """The child's environment, as far as `base` doesn't have it. Must hold ``SANDD_JOB=<marker>``."""
     marker: bytes = attrs.field(validator=attrs.validators.min_len(1))
     """Unique to this job; processes that left its session are recognised by it."""
     cwd: bytes | None = None
@@ -40,6 +40,9 @@ class SpawnRequest:
     """False: the child reads ``/dev/null``."""
     merge_stderr: bool = False
     """True: stderr goes into stdout's pipe, in the order of writing."""
+    base: Mapping[bytes, bytes] = attrs.field(factory=dict)
+    """What `env` is merged over. To be the same object for many requests, and never changed: a host may
+    have passed it on once and for all."""
 
 
 @attrs.frozen
@@ -101,6 +104,11 @@ class Child(abc.ABC):
     def has_exited(self) -> bool:
         """`wait_exited` would return, or raise, at once."""
 
+    @property
+    @abc.abstractmethod
+    def ended(self) -> ExitStatus | None:
+        """How it ended, once nothing is left of its tree either; else, and where it is lost, None."""
+
     @abc.abstractmethod
     def close_pipes(self) -> None:
         """Close our ends of the pipes, at once; idempotent."""
@@ -151,10 +159,11 @@ class ProcessHost(abc.ABC):
     __slots__ = ()
 
     @abc.abstractmethod
-    def begin(self, request: SpawnRequest) -> Child | None:
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child | None:
         """Ask for a process at once; None, and nothing is asked for, where that would mean to wait.
 
-        The child is to be passed to `begun` before anything else is done with it.
+        `answered` is called once, later, when it has started, or has failed to. By then the child may
+        have `ended` and be done with; else it is to be passed to `begun` before anything else.
 
         Raises:
             SpawnFailed: as `spawn`. Nothing ran.

@@ -37,10 +37,10 @@ if sys.platform == "win32":
 
 from sandd._core.processes.process_table import (
     NOT_YET,
+    OwnChildren,
     Process,
     has_marker,
     list_by_ps,
-    own_children,
     read_brand,
     read_marker,
     read_process,
@@ -132,21 +132,18 @@ class _Orphan:
         self.is_classified = False  # by 1 to 4, which don't change; elimination is asked each time
 
 
-def _children_of_one_thread() -> list[int]:
-    return own_children(threads=1)
-
-
 class SubreaperTrees(JobTrees):
     """Linux: all processes are below us.
 
     Args:
-        children, entry, brand_of, marker_of, collect, descend: the system's functions, for tests to replace.
+        children: all children of this process, which has one thread.
+        entry, brand_of, marker_of, collect, descend: the system's functions, for tests to replace.
     """
 
     def __init__(
         self,
         *,
-        children: Callable[[], list[int]] = _children_of_one_thread,
+        children: Callable[[], list[int]],
         entry: Callable[[int], Process | None] = read_process,
         brand_of: Callable[[int], int | None] = read_brand,
         marker_of: Callable[[int], bytes | None] = read_marker,
@@ -344,4 +341,6 @@ def ticks_since_boot() -> int:
 
 def open_job_trees() -> JobTrees:
     """The trees of this system."""
-    return SubreaperTrees() if sys.platform == "linux" else ProcessGroupTrees()
+    if sys.platform == "linux":
+        return SubreaperTrees(children=OwnChildren())
+    return ProcessGroupTrees()

@@ -27,8 +27,8 @@ _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores, and children should not. The spawner ignores nothing else, and blocks nothing."""
 
 
-def launch(request: Spawn, descriptors: list[int]) -> int:
-    """Start the program in a session of its own, with its pipes; returns its pid.
+def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> int:
+    """Start the program in a session of its own, with its pipes and `env`; returns its pid.
 
     All descriptors of the spawner but 0 to 2 are closed on exec (PEP 446), and those three are
     replaced: so a child gets its pipes and nothing else. (glibc lets it ignore signals 32 and 33, which
@@ -43,38 +43,40 @@ def launch(request: Spawn, descriptors: list[int]) -> int:
     stdout = next(pipes)
     stderr = stdout if request.merge_stderr else next(pipes)
     if request.identity is not None:
-        return _launch_by_popen(request, stdin, stdout, stderr)
+        return _launch_by_popen(request, env, stdin, stdout, stderr)
     if request.cwd is None:
-        return _search(request, stdin, stdout, stderr)
+        return _search(request, env, stdin, stdout, stderr)
     try:
         home = os.open(".", os.O_RDONLY)
     except OSError:
         # We would not find back, as after "sudo -u" in a home that is root's: the child has to go alone.
-        return _launch_by_popen(request, stdin, stdout, stderr)
+        return _launch_by_popen(request, env, stdin, stdout, stderr)
     try:
         os.chdir(request.cwd)
         try:
-            return _search(request, stdin, stdout, stderr)
+            return _search(request, env, stdin, stdout, stderr)
         finally:
             os.fchdir(home)
     finally:
         os.close(home)
 
 
-def _search(request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
+def _search(
+    request: Spawn, env: dict[bytes, bytes], stdin: int | None, stdout: int, stderr: int
+) -> int:
     """As execvp(3), with the PATH that the program will have."""
     program = request.argv[0]
     try:
         if b"/" in program:
-            return _spawn(program, request, stdin, stdout, stderr)
+            return _spawn(program, request.argv, env, stdin, stdout, stderr)
         failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        for directory in request.env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
+        for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
             path = os.path.join(directory, program)
             # Looked for before it is tried: a spawn that fails costs 0.1 ms.
             if not os.path.lexists(path):
                 continue
             try:
-                return _spawn(path, request, stdin, stdout, stderr)
+                return _spawn(path, request.argv, env, stdin, stdout, stderr)
             except OSError as error:
                 if error.errno not in _TRY_NEXT:
                     raise
@@ -86,11 +88,18 @@ def _search(request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
         raise OSError(number, os.strerror(number), os.fsdecode(program)) from error
 
 
-def _spawn(path: bytes, request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
+def _spawn(
+    path: bytes,
+    argv: tuple[bytes, ...],
+    env: dict[bytes, bytes],
+    stdin: int | None,
+    stdout: int,
+    stderr: int,
+) -> int:
     return os.posix_spawn(
         path,
-        request.argv,
-        request.env,
+        argv,
+        env,
         file_actions=(
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
             if stdin is None
@@ -103,14 +112,16 @@ def _spawn(path: bytes, request: Spawn, stdin: int | None, stdout: int, stderr: 
     )
 
 
-def _launch_by_popen(request: Spawn, stdin: int | None, stdout: int, stderr: int) -> int:
+def _launch_by_popen(
+    request: Spawn, env: dict[bytes, bytes], stdin: int | None, stdout: int, stderr: int
+) -> int:
     uid, gid, groups = request.identity or (None, None, None)
     process = subprocess.Popen(
         request.argv,
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=stdout,
         stderr=stderr,
-        env=request.env,
+        env=env,
         cwd=request.cwd,
         user=uid,
         group=gid,

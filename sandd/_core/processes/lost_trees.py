@@ -118,10 +118,13 @@ async def reap_as_process_1(spared: Collection[tuple[int, int]]) -> None:
     child of the daemon's own is collected before that.
     """
     dead: set[tuple[int, int]] = set()
+    # A session from outside the container reads 0, as those of whoever else comes from there: if ours
+    # does, it tells nobody apart, and no child of the daemon's own may stay dead for long.
+    look = _foreign_children if os.getsid(0) else _other_children
     while True:
         await trio.sleep(REAP_SECONDS)
         dead_before, dead = dead, set()
-        for count, process in enumerate(_foreign_children(spared)):
+        for count, process in enumerate(look(spared)):
             if process.is_dead:
                 key = (process.pid, process.began)
                 if key not in dead_before or not process_table.reap(process.pid):
@@ -152,12 +155,14 @@ def _below_adopted(spared: Collection[tuple[int, int]]) -> list[Process]:
 
 def _foreign_children(spared: Collection[tuple[int, int]]) -> list[Process]:
     session = os.getsid(0)
+    return [process for process in _other_children(spared) if process.session != session]
+
+
+def _other_children(spared: Collection[tuple[int, int]]) -> list[Process]:
     return [
         process
         for process in _children()
-        if process.session != session
-        and process.pid not in _spawners
-        and (process.pid, process.began) not in spared
+        if process.pid not in _spawners and (process.pid, process.began) not in spared
     ]
 
 

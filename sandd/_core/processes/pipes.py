@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from sandd._core.processes.interface import SpawnRequest
 
 PIPE_BYTES = 256 * 1024
-"""What an output pipe holds: four times the default, so that a busy program is woken four times
-less."""
+"""What the output pipe of a busy program holds: four times the default, so that it is woken four
+times less."""
+BUSY_BYTES = 32 * 1024
+"""Met by one read, so many make a program a busy one: half of what a pipe holds by default."""
 MAX_JOBS_WITH_LARGE_PIPES = 64
 """A user without privileges may have 64 MiB in pipes (pipe(7), pipe-user-pages-soft); beyond that
 every new one gets 8 KiB. So many jobs may have large ones and still leave more than a third for
@@ -35,18 +37,30 @@ class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
     """Our end of an output pipe: trio's FdStream, but it can be asked without waiting, and reads before it
     looks whether anybody else wants to run."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, may_grow: bool) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
+        self._may_grow = may_grow
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What is there, at most `max_bytes`; b"" at the end, None when there is nothing yet."""
         if self._descriptor == -1:
             raise trio.ClosedResourceError("this pipe was closed")
         try:
-            return os.read(self._descriptor, max_bytes)
+            data = os.read(self._descriptor, max_bytes)
         except BlockingIOError:
             return None
+        if self._may_grow and len(data) >= BUSY_BYTES:
+            self._grow()
+        return data
+
+    def _grow(self) -> None:
+        # Not when it is made: most commands say little, and each would pay for it with its time.
+        self._may_grow = False
+        if sys.platform == "linux":
+            # Over the user's share it is refused: the size it has does as well.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -97,20 +111,16 @@ class JobPipes:
         self._closers.append(stream.close)
         return stream
 
-    def add_output(self, *, large: bool) -> trio.abc.ReceiveStream:
+    def add_output(self, *, may_grow: bool) -> trio.abc.ReceiveStream:
         """A pipe to read from."""
         reading, writing = os.pipe()
         self.theirs.append(writing)
-        if large and sys.platform == "linux":
-            # Over the user's share it is refused: the default does as well.
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        stream = OutputPipe(reading)
+        stream = OutputPipe(reading, may_grow=may_grow)
         self._closers.append(stream.close)
         return stream
 
 
-def open_job_pipes(request: SpawnRequest, *, large: bool) -> JobPipes:
+def open_job_pipes(request: SpawnRequest, *, may_grow: bool) -> JobPipes:
     """The pipes that ``request`` asks for.
 
     Raises:
@@ -120,9 +130,9 @@ def open_job_pipes(request: SpawnRequest, *, large: bool) -> JobPipes:
     try:
         if request.stdin:
             pipes.stdin = pipes.add_input()
-        pipes.stdout = pipes.add_output(large=large)
+        pipes.stdout = pipes.add_output(may_grow=may_grow)
         if not request.merge_stderr:
-            pipes.stderr = pipes.add_output(large=large)
+            pipes.stderr = pipes.add_output(may_grow=may_grow)
     except OSError as error:
         pipes.close()
         raise SpawnFailed(error.errno or 0, error.strerror or "") from error

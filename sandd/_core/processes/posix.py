@@ -28,11 +28,19 @@ from sandd._core.processes.pipes import MAX_JOBS_WITH_LARGE_PIPES, open_job_pipe
 from sandd._core.processes.posix_child import PosixChild
 from sandd._core.processes.spawner_keeper import SpawnerKeeper
 from sandd._core.processes.spawner_link import SpawnerGoneError, SpawnerLink, start_spawner
-from sandd._core.processes.spawner_messages import Failed, Identity, Kill, Message, Spawn, encode
+from sandd._core.processes.spawner_messages import (
+    Failed,
+    Identity,
+    Kill,
+    Message,
+    Spawn,
+    Started,
+    encode,
+)
 from sandd._core.processes.users import resolve_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from sandd._core.processes.interface import SpawnRequest
 
@@ -75,8 +83,8 @@ class PosixProcessHost(ProcessHost):
         await self.begun(child)
         return child
 
-    def begin(self, request: SpawnRequest) -> PosixChild | None:
-        return None if request.user is not None else self._try_spawn(request, None)
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> PosixChild | None:
+        return None if request.user is not None else self._try_spawn(request, None, answered)
 
     async def begun(self, child: Child) -> None:
         assert isinstance(child, PosixChild)
@@ -107,7 +115,12 @@ class PosixProcessHost(ProcessHost):
                     return child
         raise SpawnFailed(errno.EAGAIN, NO_SPAWNER)
 
-    def _try_spawn(self, request: SpawnRequest, identity: Identity | None) -> PosixChild | None:
+    def _try_spawn(
+        self,
+        request: SpawnRequest,
+        identity: Identity | None,
+        answered: Callable[[], None] = lambda: None,
+    ) -> PosixChild | None:
         """The child asked for, or None if nothing was asked for, as there is nobody to ask."""
         link = self.keeper.link
         if link is None or link.is_congested:
@@ -123,12 +136,13 @@ class PosixProcessHost(ProcessHost):
             identity=None if identity is None else (identity.uid, identity.gid, identity.groups),
             stdin=request.stdin,
             merge_stderr=request.merge_stderr,
+            base=None if link.base is request.base else dict(request.base),
         )
         data = encode(message, descriptors=request.stdin + 1 + (not request.merge_stderr))
         if len(data) > MAX_REQUEST_BYTES:
             program = os.fsdecode(request.argv[0])
             raise SpawnFailed(errno.E2BIG, os.strerror(errno.E2BIG), program)
-        pipes = open_job_pipes(request, large=len(self._children) < MAX_JOBS_WITH_LARGE_PIPES)
+        pipes = open_job_pipes(request, may_grow=len(self._children) < MAX_JOBS_WITH_LARGE_PIPES)
         try:
             link.send(data, pipes.theirs)
         except SpawnerGoneError:
@@ -138,16 +152,24 @@ class PosixProcessHost(ProcessHost):
         except OSError as error:
             pipes.close()
             raise SpawnFailed(error.errno or 0, error.strerror or "") from error
+        link.base = request.base
         pipes.close_theirs()
-        child = self._children[job] = PosixChild(job, request.marker, link, pipes)
+        child = self._children[job] = PosixChild(job, request.marker, link, pipes, answered)
         return child
 
-    def _note(self, report: Message) -> None:
-        job = report[0]
-        child = self._children[job]
-        child.note(report)
-        if child.gone.is_set():
-            del self._children[job]
+    def _note(self, reports: list[Message]) -> None:
+        answered: list[PosixChild] = []
+        for report in reports:
+            job = report[0]
+            child = self._children[job]
+            child.note(report)
+            if child.gone.is_set():
+                del self._children[job]
+            if isinstance(report, Started | Failed):
+                answered.append(child)
+        # Only now: a short command's end has come with the word of its start.
+        for child in answered:
+            child.answered()
 
     async def _bury(self, was_clean: bool, had_come_up: bool) -> None:
         """The spawner is dead: kill what it left, and tell its children."""
@@ -164,7 +186,10 @@ class PosixProcessHost(ProcessHost):
         for child in lost:
             if not had_come_up:
                 child.failure = Failed(child.job, errno.EAGAIN, NO_SPAWNER, None)
+            was_answered = child.started.is_set()
             child.note_end()
+            if not was_answered:
+                child.answered()
 
 
 async def _abandon(child: PosixChild) -> None:

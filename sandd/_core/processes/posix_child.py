@@ -28,6 +28,8 @@ from sandd._core.processes.spawner_messages import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandd._core.processes.pipes import JobPipes
     from sandd._core.processes.spawner_link import SpawnerLink
 
@@ -39,12 +41,21 @@ class PosixChild(Child):
 
     __slots__ = (
         *("_is_lost", "_link", "_pid", "_status"),
-        *("failure", "gone", "job", "marker", "over", "pipes", "started"),
+        *("answered", "failure", "gone", "job", "marker", "over", "pipes", "started"),
     )
 
-    def __init__(self, job: int, marker: bytes, link: SpawnerLink, pipes: JobPipes) -> None:
+    def __init__(
+        self,
+        job: int,
+        marker: bytes,
+        link: SpawnerLink,
+        pipes: JobPipes,
+        answered: Callable[[], None] = lambda: None,
+    ) -> None:
         self.job = job
         """Its number on the spawner's socket."""
+        self.answered = answered
+        """To be called when `started` is set, and no other report is at hand."""
         self.marker = marker
         self.pipes = pipes
         self.failure: Failed | None = None
@@ -88,6 +99,10 @@ class PosixChild(Child):
     @property
     def has_exited(self) -> bool:
         return self.over.is_set()
+
+    @property
+    def ended(self) -> ExitStatus | None:
+        return self._status if self.gone.is_set() else None
 
     def close_pipes(self) -> None:
         self.pipes.close()

@@ -35,6 +35,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _PR_GET_CHILD_SUBREAPER = 37
 _STAT_BYTES = 4096  # /proc/PID/stat has 52 numbers and a name of 16 bytes; it is never longer
 _READ_BYTES = 1 << 18
+_CHILDREN_BYTES = 1 << 14  # larger ones cost an mmap(2) each
 
 
 class Process(NamedTuple):
@@ -143,6 +144,36 @@ def own_children(*, threads: int = 0) -> list[int]:
         threads: 1 where it is known that we have no more, which is faster.
     """
     return children_of(os.getpid(), threads=threads)
+
+
+class OwnChildren:
+    """`own_children` of a process with one thread, asked for again and again: its file stays open.
+
+    That saves most of the time of a look, which every exit of a job waits for.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        with suppress(OSError):
+            self._descriptor = os.open(
+                f"/proc/{os.getpid()}/task/{os.getpid()}/children", os.O_RDONLY
+            )
+
+    def __call__(self) -> list[int]:
+        if self._descriptor is None:
+            return own_children(threads=1)
+        parts: list[bytes] = []
+        offset = 0
+        while data := os.pread(self._descriptor, _CHILDREN_BYTES, offset):
+            parts.append(data)
+            offset += len(data)
+        return [int(word) for word in b"".join(parts).split()]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def children_of(pid: int, *, threads: int) -> list[int]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import gc
 import os
 import selectors
 import signal
@@ -64,6 +65,8 @@ LAST_CULL_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 24 * 3600.0
 """Then it looks at the clock again. epoll can't wait for more than 24 days, a grace may be longer, and
 what `select` raises would end all jobs."""
+COLLECTED_OBJECTS = 20_000
+"""New objects, in containers, after which cycles are looked for: Python's 700 come with every command."""
 _IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
 """Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
@@ -106,6 +109,7 @@ class Spawner:
         self._link = link
         self._group = group
         self._reader = MessageReader(link)
+        self._base: dict[bytes, bytes] = {}
         self._outgoing = bytearray()
         self._is_linked = True
         self._held_until = 0.0
@@ -134,18 +138,21 @@ class Spawner:
         while self._is_linked:
             if time.monotonic() >= self._held_until:
                 self._flush()
+            somebody_died = False
             # One event at a time from the link, so that a hundred requests don't hold up the exits.
             for key, events in self._selector.select(self._seconds_to_next_step()):
                 if key.fileobj is self._link:
                     if events & selectors.EVENT_READ:
                         self._serve_one_request()
-                elif key.fileobj is self._child_died:
-                    self._child_died.recv(4096)
-                    self._is_refresh_wanted = True
                 elif key.fd == self._daemon_pidfd:
                     self._is_linked = False
-            self._look_after_children()
-            self._take_due_steps()
+                else:
+                    somebody_died = True
+                    if key.fileobj is self._child_died:
+                        self._hear_alarm()
+            self._look_after_children(somebody_died)
+            if self._dying:
+                self._take_due_steps()
         self._cull_everything()
 
     # --- requests ---
@@ -160,6 +167,8 @@ class Spawner:
             return
         message, descriptors, is_complete = received
         if isinstance(message, Spawn):
+            if message.base is not None:
+                self._base = message.base
             try:
                 if not is_complete:
                     # The kernel had no room for the descriptors that came with it.
@@ -187,7 +196,7 @@ class Spawner:
         began = ticks_since_boot()
         self._brand += 1
         brand = self._brand if process_table.brand_children(self._brand) else None
-        pid = launch(request, descriptors)
+        pid = launch(request, {**self._base, **request.env}, descriptors)
         job = Job(request.job, self._trees.add(pid, request.marker, began, brand))
         self._jobs[job.number] = self._by_leader[pid] = job
         self._watch.add(pid)
@@ -195,10 +204,17 @@ class Spawner:
 
     # --- ends ---
 
-    def _look_after_children(self) -> None:
-        now = time.monotonic()
-        exited = self._watch.ended()
-        if exited or (self._is_refresh_wanted and self._trees.refresh_due(now) == 0):
+    def _hear_alarm(self) -> None:
+        """Take note of the SIGCHLDs there were: whoever died by then is seen by the next look."""
+        with contextlib.suppress(BlockingIOError):
+            self._child_died.recv(4096)
+            self._is_refresh_wanted = True
+
+    def _look_after_children(self, somebody_died: bool) -> None:
+        exited = self._watch.ended() if somebody_died else []
+        if exited or (self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0):
+            if exited:
+                self._hear_alarm()  # mostly it is about them, and needs no turn and no look of its own
             self._trees.refresh()
             self._is_refresh_wanted = False
             for pid, status in exited:
@@ -406,6 +422,8 @@ def _limit_open_files(soft: int) -> None:
 
 def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
     """Be the spawner of process ``daemon``, which has the other end of socket ``descriptor``."""
+    gc.freeze()
+    gc.set_threshold(COLLECTED_OBJECTS)
     _reset_signals()
     _name_ourselves()
     if soft_limit is not None:

@@ -44,7 +44,7 @@ class SpawnerKeeper:
 
     Args:
         first: the spawner to begin with.
-        on_report: called with every message but `Ready`.
+        on_reports: called with all messages that have come together, but for `Ready`.
         on_death: called when a spawner is dead and reaped, with whether it died by itself as it
             should, and whether it had ever come up. The next one is started when this returns.
     """
@@ -52,7 +52,7 @@ class SpawnerKeeper:
     def __init__(
         self,
         first: SpawnerLink,
-        on_report: Callable[[Message], None],
+        on_reports: Callable[[list[Message]], None],
         on_death: Callable[[bool, bool], Awaitable[None]],
     ) -> None:
         self.link: SpawnerLink | None = first
@@ -61,7 +61,7 @@ class SpawnerKeeper:
         self._serving: SpawnerLink | None = first
         self._group: ControlGroup | None = None
         """What the spawner that serves and its jobs are in, once it has said so."""
-        self._on_report = on_report
+        self._on_reports = on_reports
         self._on_death = on_death
         self._link_changed = trio.Event()
         self._has_come_up = False
@@ -163,15 +163,16 @@ class SpawnerKeeper:
         self._link_changed.set()
         self._link_changed = trio.Event()
 
-    def _note(self, report: Message) -> None:
-        if isinstance(report, Ready):
+    def _note(self, reports: list[Message]) -> None:
+        if isinstance(reports[0], Ready):  # always its first word
+            ready = reports.pop(0)
+            assert isinstance(ready, Ready)
             self._has_come_up = True
-            if report.group is not None:
-                self._group = ControlGroup(report.group)
-            if sys.platform == "linux" and not report.is_subreaper:
+            if ready.group is not None:
+                self._group = ControlGroup(ready.group)
+            if sys.platform == "linux" and not ready.is_subreaper:
                 log.warning("subreaper_refused")
-        else:
-            self._on_report(report)
+        self._on_reports(reports)
 
 
 async def _remove(group: ControlGroup) -> None:

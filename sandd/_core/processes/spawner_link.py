@@ -27,7 +27,7 @@ from sandd._core.processes.open_files import limit_for_children
 from sandd._core.processes.spawner_messages import decode_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sandd._core.processes.spawner_messages import Message
 
@@ -60,6 +60,8 @@ class SpawnerLink:
 
     def __init__(self, process: trio.Process, ours: socket.socket) -> None:
         self.process = process
+        self.base: Mapping[bytes, bytes] | None = None
+        """The `Spawn.base` that was sent last."""
         self._socket = ours
         self._backlog: deque[tuple[memoryview, list[int]]] = deque()
         self._backlog_bytes = 0
@@ -98,8 +100,8 @@ class SpawnerLink:
         self._backlog_bytes += len(data) - sent
         self._backlog_filled.set()
 
-    async def run(self, report: Callable[[Message], None]) -> None:
-        """Call ``report`` for each message of the spawner, until it is gone."""
+    async def run(self, report: Callable[[list[Message]], None]) -> None:
+        """Call ``report`` with the spawner's messages, those that came together at once, until it is gone."""
         try:
             with self._running:
                 async with trio.open_nursery() as nursery:
@@ -124,7 +126,7 @@ class SpawnerLink:
         """Listen no more: `run` returns though the spawner, killed, can't die of it."""
         self._running.cancel()
 
-    async def _read_reports(self, report: Callable[[Message], None]) -> None:
+    async def _read_reports(self, report: Callable[[list[Message]], None]) -> None:
         buffer = bytearray()
         while True:
             await trio.lowlevel.wait_readable(self._socket)
@@ -137,8 +139,8 @@ class SpawnerLink:
             if not data:
                 return
             buffer += data
-            for message in decode_all(buffer):
-                report(message)
+            if messages := decode_all(buffer):
+                report(messages)
 
     async def _write_backlog(self) -> None:
         while True:

@@ -52,6 +52,8 @@ class Spawn(NamedTuple):
     identity: tuple[int, int, tuple[int, ...]] | None
     stdin: bool
     merge_stderr: bool
+    base: dict[bytes, bytes] | None
+    """What this `env` and those to come are merged over; None: the one before."""
 
 
 class Signal(NamedTuple):

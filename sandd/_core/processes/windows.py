@@ -110,6 +110,10 @@ class WindowsChild(Child):
     def has_exited(self) -> bool:
         return self._process.returncode is not None
 
+    @property
+    def ended(self) -> ExitStatus | None:
+        return None  # its job object is looked at by `release`
+
     def close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -206,7 +210,7 @@ class WindowsProcessHost(ProcessHost):
         self._create_job = create_job
         self._children: set[WindowsChild] = set()
 
-    def begin(self, request: SpawnRequest) -> None:
+    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> None:
         return None  # trio's way of starting a process here is to await it
 
     async def begun(self, child: Child) -> None:
@@ -224,7 +228,10 @@ class WindowsProcessHost(ProcessHost):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if request.merge_stderr else subprocess.PIPE,
                 cwd=None if request.cwd is None else os.fsdecode(request.cwd),
-                env={os.fsdecode(k): os.fsdecode(v) for k, v in request.env.items()},
+                env={
+                    os.fsdecode(k): os.fsdecode(v)
+                    for k, v in {**request.base, **request.env}.items()
+                },
             )
         except NotADirectoryError as error:
             # What CreateProcess says of a bad working directory (ERROR_DIRECTORY).

@@ -186,6 +186,11 @@ class Connection:
             return False
         return self._meter.send_nowait(self._protocol.encode_message(message))
 
+    @property
+    def has_unsent(self) -> bool:
+        """`send_message_nowait` left something for `flush`."""
+        return self._meter.has_unsent
+
     async def flush(self) -> None:
         """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""
         if self._meter.has_unsent:

@@ -1,0 +1,208 @@
+"""Every call, cancelled at each of its awaits: nothing is left here or there, and the connection is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+from process_tools import read_line, until
+from standing_daemon import StandingDaemon, standing_daemon
+
+import sandd
+from sandd import DaemonState, JobNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from conftest import Marker
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
+
+MOST_AWAITS: Final = 300
+"""No call takes so many; one that does would never be seen to its end."""
+TREE: Final = "trap '' TERM; setsid sleep 60 & echo on; cat; sleep 60"
+
+
+@pytest.fixture(scope="module")
+def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
+    """The daemon that all of them share: each leaves it as it was."""
+    with standing_daemon() as daemon:
+        yield daemon
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels what the current task does, at one of its awaits."""
+
+    def __init__(self, number: int, *, going_on: bool) -> None:
+        self.scope = trio.CancelScope()
+        self.awaits = 0
+        self._number = number
+        self._going_on = going_on
+        """Not while it waits, but when what it waited for is there already."""
+        self._task = trio.lowlevel.current_task()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """It waits now."""
+        if not self._going_on:
+            self._count(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """It waits no more."""
+        if self._going_on:
+            self._count(task)
+
+    def _count(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self.awaits += 1
+            if self.awaits == self._number:
+                self.scope.cancel()
+
+
+async def cancel_at_each_await(
+    call: Callable[[], Awaitable[object]], check: Callable[[], Awaitable[object]]
+) -> int:
+    """Cancel it at its first await, then at its second, ... until it ends before; the number of awaits."""
+    most = 0
+    for going_on in (False, True):
+        for number in itertools.count(1):
+            assert number < MOST_AWAITS
+            cancel = CancelAt(number, going_on=going_on)
+            trio.lowlevel.add_instrument(cancel)
+            try:
+                with cancel.scope:
+                    await call()
+            finally:
+                trio.lowlevel.remove_instrument(cancel)
+            await check()
+            if cancel.awaits < number:
+                most = max(most, cancel.awaits)
+                break
+    return most
+
+
+class Calls:
+    """What an agent can ask for, each with the awaits of its whole life."""
+
+    def __init__(self, controller: sandd.Controller, worker: sandd.Daemon, marker: Marker) -> None:
+        self.controller = controller
+        self.worker = worker
+        self.env = dict([marker])
+
+    async def run(self) -> None:
+        """Input, output and an end of its own."""
+        result = await self.worker.run("cat; exit 3", input="said", env=self.env, kill_grace=0)
+        assert (result.stdout, result.exit_code) == ("said", 3)
+
+    async def run_with_much(self) -> None:
+        """More input and output than all buffers hold."""
+        data = bytes(3_000_000)
+        result = await self.worker.run(["cat"], input=data, env=self.env, kill_grace=0)
+        assert result.stdout_bytes == data
+
+    async def run_a_tree_out_of_time(self) -> None:
+        """One that has to be killed."""
+        with pytest.raises(sandd.CommandTimeout):
+            await self.worker.run(TREE, timeout=0.05, env=self.env, kill_grace=0)
+
+    async def open_process(self) -> None:
+        """A conversation, a signal, and the end of a tree that has to be killed."""
+        async with self.worker.open_process(TREE, env=self.env, kill_grace=0) as process:
+            assert await process.stdout.receive_some(2) == b"on"
+            await process.stdin.wait_send_all_might_not_block()
+            await process.stdin.send_all(b"and on")
+            assert await read_line(process.stdout) == b""
+            assert await process.stdout.receive_some() == b"and on"
+            await process.terminate()
+            await process.stdin.aclose()
+            await process.stderr.aclose()
+
+    async def wait(self) -> None:
+        """For the end of a process, and of its output."""
+        async with self.worker.open_process("echo on", env=self.env, kill_grace=0) as process:
+            assert (await process.wait()).success
+            assert await read_line(process.stdout) == b"on"
+            await process.kill()
+
+    async def attach_process(self) -> None:
+        """To look on, as long as it lasts."""
+        async with self.worker.open_process(["cat"], env=self.env, kill_grace=0) as process:
+            async with self.worker.attach_process(process.job_id, read_only=True) as viewer:
+                await process.stdin.send_all(b"seen")
+                assert await viewer.stdout.receive_some() == b"seen"
+
+    async def take_over(self) -> None:
+        """From another block of the same program."""
+        async with self.worker.open_process(["cat"], env=self.env, kill_grace=0) as process:
+            async with self.worker.attach_process(process.job_id, takeover=True, kill_grace=0):
+                pass
+
+    async def detach(self) -> None:
+        """What goes on without us, until it is forgotten."""
+        async with self.worker.open_process(["cat"], env=self.env, kill_grace=0) as process:
+            await process.stdin.send_all(b"input")
+            await process.detach()
+        await self.worker.forget(process.job_id)
+
+    async def requests(self) -> None:
+        """A list, a kill, and a job that is forgotten."""
+        async with self.worker.open_process(TREE, env=self.env, kill_grace=0) as process:
+            assert len(await self.worker.jobs()) == 1
+            await self.worker.kill(process.job_id, grace=0)
+            await self.worker.forget(process.job_id)
+
+    async def broadcast(self) -> None:
+        """A command on all of them, and an absent one waited for."""
+        await self.controller.wait_for_daemon(self.worker.id)
+        (result,) = (await self.controller.broadcast("echo on", env=self.env)).values()
+        assert isinstance(result, sandd.CommandResult)
+
+    async def open_events(self) -> None:
+        """Until the next of them."""
+        async with self.controller.open_events() as events:
+            with trio.move_on_after(0.001):
+                await anext(events)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Calls) if not name.startswith("_")])
+async def test_cancelled_at_every_await_nothing_is_left(
+    daemon: StandingDaemon, marker: Marker, name: str
+) -> None:
+    """No process, job or task; what is asked for next is answered, over the same connection."""
+    async with daemon.controller() as controller:
+        worker = await controller.wait_for_daemon("worker-1")
+        call = getattr(Calls(controller, worker, marker), name)
+        await worker.run("true")
+        connected_at = worker.info.connected_at
+        tasks = trio.lowlevel.current_statistics().tasks_living
+
+        async def check() -> None:
+            for job in await worker.jobs():
+                # Cancelled while it was being detached, it may have been; and who gives up a takeover
+                # after its first holder was told leaves the job to its lease.
+                assert name in ("detach", "take_over")
+                with contextlib.suppress(JobNotFound):
+                    await worker.forget(job.job_id)
+            assert marker.processes() == []
+            assert controller.statistics().jobs == 0
+            assert (await worker.run("echo well")).stdout == "well\n"
+            await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
+            assert (worker.state, worker.info.connected_at) == (DaemonState.ONLINE, connected_at)
+
+        assert await cancel_at_each_await(call, check) > 0
+
+
+async def test_cancelled_at_every_await_a_controller_is_closed() -> None:
+    """While it opens, while it is open, and while it closes: by the leak check, nothing is left of it."""
+
+    async def call() -> None:
+        async with sandd.open_controller(port=0):
+            await trio.lowlevel.checkpoint()
+
+    async def check() -> None:
+        await trio.lowlevel.checkpoint()
+
+    assert await cancel_at_each_await(call, check) > 2
