@@ -32,6 +32,7 @@ if sys.platform == "win32":
 import sandd
 from sandd._core.processes import open_process_host
 from sandd._core.processes import spawner as spawner_module
+from sandd._core.processes.exit_watch import WaitStatus
 from sandd._core.processes.spawner_messages import Exited, Failed, Spawn, Started, decode_all
 
 if TYPE_CHECKING:
@@ -267,6 +268,26 @@ def test_reports_that_a_stopped_daemon_does_not_read_wait(
         one._flush()
     assert seen == list(range(count))
     assert one._selector.get_key(one._link).events == selectors.EVENT_READ
+
+
+def test_who_dies_during_a_look_is_looked_for_in_the_next(
+    spawner: tuple[spawner_module.Spawner, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a child without a descriptor, as where there are no pidfds, its SIGCHLD is all that tells."""
+    one, _ = spawner
+    alarm, ring = socket.socketpair()
+    with alarm, ring:
+        alarm.setblocking(False)
+        monkeypatch.setattr(one, "_child_died", alarm)
+
+        def look() -> list[tuple[int, WaitStatus]]:
+            ring.send(b"\0")  # somebody else dies when the others have been looked at
+            return [(4711, WaitStatus(0, None))]
+
+        monkeypatch.setattr(one._watch, "ended", look)
+        ring.send(b"\0")
+        one._look_after_children(True)
+        assert alarm.recv(10) == b"\0"
 
 
 def test_report_to_a_dead_daemon_ends_the_service(

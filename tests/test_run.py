@@ -507,12 +507,18 @@ async def test_arguments_of_the_wrong_type_are_type_errors(
         assert controller.statistics().jobs_started == 0
 
 
-async def test_what_is_no_command_at_all_is_told_what_is_one(daemon: StandingDaemon) -> None:
-    """A path is none: it has to stand in a list, lest a blank in it be the shell's to read."""
+async def test_what_is_no_text_is_named(daemon: StandingDaemon) -> None:
+    """A path is no command: it has to stand in a list, lest a blank in it be the shell's to read."""
     async with daemon.worker() as worker:
         for command in (7, Path("/bin/true")):
             with pytest.raises(TypeError, match=r"the command is .*; it must be a text"):
                 await worker.run(command)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="the command has 8080 in it; it must be a text"):
+            await worker.run(["serve", 8080])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="env has the value 8080; it must be a text"):
+            await worker.run("serve", env={"PORT": 8080})  # type: ignore[dict-item]
+        with pytest.raises(TypeError, match="cwd is 7; it must be a text"):
+            await worker.run("true", cwd=7)  # type: ignore[arg-type]
 
 
 # ---- where and as whom --------------------------------------------------------------------------

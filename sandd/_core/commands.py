@@ -76,14 +76,17 @@ def build_spec(
     argv = (
         (_encode(command),)
         if isinstance(command, str | bytes)
-        else tuple(_encode(part) for part in command)
+        else tuple(_encode(part, "the command has {!r} in it") for part in command)
     )
     if not argv or not argv[0]:
         raise ValueError(
             "the command is empty: give a text for the shell, or a list of a program and its arguments"
         )
-    environment = {_encode(key): _encode(value) for key, value in env.items()} if env else {}
-    directory = None if cwd is None else _encode(cwd)
+    environment = {
+        _encode(key, "env has the name {!r}"): _encode(value, "env has the value {!r}")
+        for key, value in (env.items() if env else ())
+    }
+    directory = None if cwd is None else _encode(cwd, "cwd is {!r}")
     if user is not None and not isinstance(user, str):
         raise TypeError(f"user is {user!r}; it must be a text, the name or the number of a user")
     parts = (*argv, *environment, *environment.values(), directory or b"", _encode(user or ""))
@@ -134,8 +137,11 @@ def read_offsets(since: Mapping[str, int] | None) -> dict[Stream, int]:
     return offsets
 
 
-def _encode(text: Text) -> bytes:
-    path = os.fspath(text)
+def _encode(text: Text, what: str = "{!r}") -> bytes:
+    try:
+        path = os.fspath(text)
+    except TypeError:
+        raise TypeError(f"{what.format(text)}; it must be a text, or a path") from None
     # UTF-8 whatever this machine's own encoding is; surrogates stand for bytes that are not UTF-8.
     return path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
 

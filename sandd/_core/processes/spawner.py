@@ -211,10 +211,13 @@ class Spawner:
             self._is_refresh_wanted = True
 
     def _look_after_children(self, somebody_died: bool) -> None:
-        exited = self._watch.ended() if somebody_died else []
+        exited: list[tuple[int, WaitStatus]] = []
+        if somebody_died:
+            # First, as mostly it is about those who have a descriptor, and needs no turn of its own. Of who
+            # has none, and dies behind this, it is all that tells.
+            self._hear_alarm()
+            exited = self._watch.ended()
         if exited or (self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0):
-            if exited:
-                self._hear_alarm()  # mostly it is about them, and needs no turn and no look of its own
             self._trees.refresh()
             self._is_refresh_wanted = False
             for pid, status in exited:
