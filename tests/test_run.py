@@ -637,7 +637,7 @@ async def test_one_command_that_floods_delays_no_other(daemon: StandingDaemon) -
             took.append(trio.current_time() - started)
         nursery.cancel_scope.cancel()
 
-    assert sorted(took)[10] < 0.3
+    assert sorted(took)[10] < 0.5
 
 
 # ---- cancellation -------------------------------------------------------------------------------
