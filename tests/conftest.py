@@ -61,19 +61,24 @@ hypothesis.settings.load_profile(PROFILE)
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 """This process was started by another one to run some of the tests."""
+MOST_WORKERS = 8
+"""A module's daemon is started again in each process that runs some of its tests."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """The whole suite runs on all cores, as half of its time is waiting; what is named runs in this process.
+    """The whole suite runs in several processes; what is named, by a path or ``-k``, runs in this one.
 
     ``-n 0`` keeps all of it in this process, and so does a debugger, and being without pytest-xdist.
     """
     option = config.option
     named = config.args_source is pytest.Config.ArgsSource.ARGS or option.keyword
     if getattr(option, "numprocesses", 0) is None and not (named or option.usepdb or IS_WORKER):
+        cores: int = config.hook.pytest_xdist_auto_num_workers(config=config)
+        # One more than can run, because they wait a lot; and not so many that each starts all daemons.
+        option.numprocesses = min(cores + 1, MOST_WORKERS)
         # A worker begins with its share of the files in their order, so few daemons are started twice.
-        option.numprocesses, option.dist = "auto", "worksteal"
+        option.dist = "worksteal"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -175,7 +175,7 @@ async def test_a_reader_that_stops_stops_the_command_and_nobody_else(
                 started = trio.current_time()
                 assert (await worker.run("echo hi")).stdout == "hi\n"
                 took.append(trio.current_time() - started)
-            assert sorted(took)[10] < 0.2
+            assert sorted(took)[10] < 0.5
             assert (await worker.run("head -c 5000000 /dev/zero")).stdout_total == 5 * MB
             assert progress() == seen
 

@@ -173,7 +173,7 @@ async def test_no_input_is_end_of_file_at_once(
 async def test_input_left_unread_is_no_error(daemon: StandingDaemon) -> None:
     """EPIPE on stdin is the command's good right: its own exit code is what counts."""
     async with daemon.worker() as worker:
-        result = await worker.run("exec <&-; echo bye; exit 4", input=bytes(5 * MB))
+        result = await worker.run("exec <&-; echo bye; sleep 0.3; exit 4", input=bytes(5 * MB))
 
         assert (result.stdout, result.exit_code) == ("bye\n", 4)
 
@@ -651,7 +651,7 @@ async def test_one_command_that_floods_delays_no_other(daemon: StandingDaemon) -
             took.append(trio.current_time() - started)
         nursery.cancel_scope.cancel()
 
-    assert sorted(took)[10] < 0.3
+    assert sorted(took)[10] < 0.5
 
 
 # ---- cancellation -------------------------------------------------------------------------------
