@@ -298,6 +298,9 @@ class Asked:
     spec: wire.Request
     done: int = 0
     """How often the daemon did it."""
+    done_at: float = 0.0
+    lapsed: bool = False
+    """Nobody came for the answer for as long as results are kept."""
 
     @property
     def answers(self) -> list[wire.JobRecord]:
@@ -492,6 +495,7 @@ class World:
         for asked in self.asked:
             if asked.job.id == job.key[1]:
                 asked.done += 1
+                asked.done_at = self.now
                 assert asked.done == 1, "(5) a request that was done twice"
         spec, tenant = job.spec, job.key[0]
         named = None
@@ -557,6 +561,10 @@ class World:
                     self.exit(job.key[1], 137)
                 case Effect.FORGOTTEN if process is not None and process.job is job:
                     self._check_forgotten(process)
+                case Effect.FORGOTTEN if isinstance(job.spec, wire.Request):
+                    for asked in self.asked:
+                        if asked.job.id == job.key[1]:
+                            asked.lapsed = self.now - asked.done_at >= self.table.retention
                 case Effect.OPS | Effect.INPUT | Effect.ROOM | Effect.FORGOTTEN:
                     pass
 
@@ -817,6 +825,8 @@ class World:
         for asked in self.asked:
             job = asked.job
             if self.table.instance != "instance-1" and isinstance(job.error, DaemonGone):
+                continue
+            if asked.lapsed and isinstance(job.error, JobNotFound):
                 continue
             assert job.finished, "(9) a request that was never answered"
             assert asked.done == 1
