@@ -20,6 +20,7 @@ from process_tools import (
     request,
     run,
     shell,
+    until,
 )
 
 from sandd import wire
@@ -229,7 +230,7 @@ async def test_a_kernel_that_refuses_costs_one_tree_and_no_other(
     assert not child.has_exited
     with trio.fail_after(5):
         await child.kill(grace=0)
-    assert not job.members()
+    await until(lambda: not job.members())
     await close_pipes(child)
     assert other.stdin is not None
     await other.stdin.send_all(b"on\n")
@@ -277,7 +278,8 @@ def test_names_of_variables_know_no_case(monkeypatch: pytest.MonkeyPatch) -> Non
         ("linux", {b"PATH": b"its", b"Path": b"mine"}),
     ):
         monkeypatch.setattr(sys, "platform", platform)
-        environment = dict(spawn_requests.spawn_request(job, spec, "i").env)
+        wanted = spawn_requests.spawn_request(job, spec, "i")
+        environment = {**wanted.base, **wanted.env}
         del environment[b"SANDD_JOB"]
         assert environment == expected
 
