@@ -277,7 +277,8 @@ def test_names_of_variables_know_no_case(monkeypatch: pytest.MonkeyPatch) -> Non
         ("linux", {b"PATH": b"its", b"Path": b"mine"}),
     ):
         monkeypatch.setattr(sys, "platform", platform)
-        environment = dict(spawn_requests.spawn_request(job, spec, "i").env)
+        asked = spawn_requests.spawn_request(job, spec, "i")
+        environment = {**asked.base, **asked.env}
         del environment[b"SANDD_JOB"]
         assert environment == expected
 
