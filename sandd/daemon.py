@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-COLLECTED_OBJECTS = 20_000
-"""New objects, in containers, after which cycles are looked for: Python's 700 come with every command."""
+COLLECTED_OBJECTS = (5_000, 5, 5)
+"""New objects, in containers, after which cycles are looked for: Python's 700 come with every command. Of
+those who have lived longer more often than Python does, since a lost connection is a cycle with buffers in it."""
 
 
 class _EarlyStop:
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     # What is here now stays: it need not be looked through again and again, least of all while a
     # command waits. The rest is rarely a cycle.
     gc.freeze()
-    gc.set_threshold(COLLECTED_OBJECTS)
+    gc.set_threshold(*COLLECTED_OBJECTS)
 
     given = sys.argv[1:] if arguments is None else arguments
     try:
