@@ -344,4 +344,4 @@ class SpooledPair(StreamPair):
         assert (self.spool.used, self.sender.memory_bytes) == (0, 0)
 
 
-TestSpool = tried(SpooledPair, at_least=400)
+TestSpool = tried(SpooledPair, at_least=250)
