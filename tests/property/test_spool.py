@@ -154,6 +154,7 @@ class SpooledPair(StreamPair):
     def come(self) -> None:
         """The owner is back, with a new channel."""
         reader = self.readers[0]
+        reader.windows.clear()  # what it would have said meanwhile, it had no channel for
         self.is_away = False
         reader.window = ReceiveWindow.open(self.stream, reader.log, self.window_size)
         reader.cursor = SendCursor(
