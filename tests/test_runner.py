@@ -247,6 +247,26 @@ async def test_a_turn_comes_when_a_command_without_a_task_is_over() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_nothing_that_is_begun_while_the_daemon_stops_keeps_its_pipes() -> None:
+    """A place that becomes free then is mostly given to nobody; in whatever order the tasks end."""
+    for _ in range(10):
+        table = JobTable("instance")
+        async with trio.open_nursery() as outer:
+            host = _SlowToAnswer(outer)
+            async with trio.open_nursery() as nursery:
+                jobs, link = JobRunner(table, host, nursery, max_running=1), DaemonLink()
+                nursery.start_soon(jobs.count_leases)
+                _start(jobs, link, "runs", b"sleep 1000")
+                _start(jobs, link, "queued", b"sleep 1000")
+                host.answers[0]()
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            for child in host.children:
+                with pytest.raises(trio.ClosedResourceError):
+                    await child.stdout.receive_some()
+            outer.cancel_scope.cancel()
+
+
 async def test_what_has_no_task_yet_is_let_go_of_when_the_daemon_stops() -> None:
     """Its pipes are closed, an answer that comes later has no effect, and nothing more is begun."""
     table = JobTable("instance")
