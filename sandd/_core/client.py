@@ -7,6 +7,8 @@ and attaches again from the offsets it has reached.
     WAITING --daemon online--> ATTACHING --Attached--> ATTACHED
        ^----------- Away / link down --------------------/
     any --Refused, Taken, daemon gone, closed--> CLOSED
+
+A new job's first event may stand for Attached: see `wire.Attached`.
 """
 
 from __future__ import annotations
