@@ -93,8 +93,9 @@ class Door:
     link: router_module.DaemonLink | None = None
     """Once it is live."""
     liveness: Liveness | None = None
-    askers: list[tuple[Door, Timer]] = field(factory=list)
-    """Rivals that wait for a sign of life."""
+    askers: list[tuple[Door, Timer, int]] = field(factory=list)
+    """Rivals that wait for a sign of life: the answer to their own ping, or to a later one."""
+    ping_number: int = 0
     timer: Timer | None = None
 
     def next_message(self, max_bytes: int) -> bytes | None:
@@ -128,7 +129,7 @@ class Door:
             case wire.Ping():
                 link.scheduler.control(wire.encode_control(0, wire.Pong(message.number)))
             case wire.Pong():
-                self.controller.answered(self)
+                self.controller.answered(self, message.number)
             case wire.Goodbye():
                 self.over(DaemonState.GONE)
             case _:
@@ -164,7 +165,7 @@ class Door:
             self.timer.cancel()
         if self.link is not None:
             self.controller.offline(self.link, state)
-        self.controller.answered(self, alive=False)
+        self.controller.answered(self, self.ping_number, alive=False)
 
 
 class Controller:
@@ -239,9 +240,11 @@ class Controller:
                 assert holder is not None, "(8) it counts as online, but has no link"
                 assert holder.link is not None
                 assert holder.is_open
-                holder.link.scheduler.control(wire.encode_control(0, wire.Ping(1)))
-                asker = (door, self.clock.call_later(RIVAL_PING_SECONDS, holder.over))
-                holder.askers.append(asker)
+                holder.ping_number += 1
+                ping = wire.Ping(holder.ping_number)
+                holder.link.scheduler.control(wire.encode_control(0, ping))
+                timer = self.clock.call_later(RIVAL_PING_SECONDS, holder.over)
+                holder.askers.append((door, timer, ping.number))
             case Ruling.SUPERSEDE:
                 assert claim.instance == record.info.instance
                 self.welcome(door, hello)
@@ -251,10 +254,11 @@ class Controller:
                 assert holder is None, "(8) let in beside one that is online"
                 self.welcome(door, hello)
 
-    def answered(self, door: Door, *, alive: bool = True) -> None:
+    def answered(self, door: Door, number: int, *, alive: bool = True) -> None:
         """Those who asked for this door's id learn whether its daemon gave a sign of life."""
-        askers, door.askers = door.askers, []
-        for rival, timer in askers:
+        askers = [asker for asker in door.askers if asker[2] <= number]
+        door.askers = [asker for asker in door.askers if asker[2] > number]
+        for rival, timer, _ in askers:
             timer.cancel()
             record = self.registry.get(DAEMON)
             assert record is not None

@@ -433,6 +433,23 @@ async def test_pinging_returns_with_the_answer() -> None:
         assert bench.outcome == []
 
 
+async def test_a_late_answer_to_an_earlier_ping_answers_no_later_one() -> None:
+    """On a slow line it may have been said by somebody who has died since; nor does one to no ping at all."""
+    async with opened() as bench:
+        with trio.move_on_after(0.01):
+            await bench.pump.ping()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.pump.ping)
+            await trio.testing.wait_all_tasks_blocked()
+            first, second = bench.numbers
+            for number in (first, second + 1, 2**62):
+                bench.connection.say(wire.encode_control(0, wire.Pong(number)))
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 1
+            bench.connection.say(wire.encode_control(0, wire.Pong(second)))
+        assert bench.outcome == []
+
+
 async def test_pinging_a_link_that_is_over_is_an_error() -> None:
     """At once, also for those who wait already."""
     with trio.fail_after(5):

@@ -91,6 +91,8 @@ class Pump:
         self._given_up = False
         """The peer is dead, as far as we can tell."""
         self._ping_number = 0
+        self._answered = 0
+        """The latest of our pings that the peer has answered."""
         self._pongs = trio.Event()
         self._scope = trio.CancelScope()
         self._closed_reason: str | None = None
@@ -137,13 +139,14 @@ class Pump:
     async def ping(self) -> None:
         """Return as soon as the peer answers a new ping. Bound it: a dead peer never does.
 
+        An answer to an earlier one is none: on a slow line it may come from a peer that has died since.
+
         Raises:
             ConnectionLost: the link is over.
         """
-        self._send_ping()
-        pongs = self._pongs
-        if not self._is_over:
-            await pongs.wait()
+        number = self._send_ping()
+        while not self._is_over and self._answered < number:
+            await self._pongs.wait()
         if self._is_over:
             raise ConnectionLost(self._closed_reason or "the link is over")
 
@@ -221,6 +224,8 @@ class Pump:
             case wire.Ping():
                 self._unanswered = message.number
             case wire.Pong():
+                if message.number <= self._ping_number:  # nobody can answer what was not asked
+                    self._answered = max(self._answered, message.number)
                 self._pongs.set()
                 self._pongs = trio.Event()
             case wire.Goodbye():
@@ -279,10 +284,11 @@ class Pump:
                 case Verdict.WAIT:
                     pass
 
-    def _send_ping(self) -> None:
+    def _send_ping(self) -> int:
         self._ping_number += 1
         self._scheduler.control(wire.encode_control(0, wire.Ping(self._ping_number)))
         self.wake()
+        return self._ping_number
 
 
 NEVER = math.inf
