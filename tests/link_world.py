@@ -606,6 +606,8 @@ class LinkWorld:
         """Those that live: one, or two of the same id."""
         self.dead: list[Daemon] = []
         self.readers: list[Reader] = []
+        self.origins: dict[int, int] = {}
+        """Of each reader (kept in `readers`): the offset of input at which what it writes begins."""
         self.controller_of: dict[ClientJob, Controller] = {}
         self.opened: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
@@ -712,7 +714,11 @@ class LinkWorld:
             (reader,) = [each for each in self.readers if each.job is job]
             process = self.process_of(reader)
             if process is not None and all(owner is not reader for _, owner in process.owners):
-                process.owners.append((job.input.end - reader.written, reader))
+                # A second start says the same input again: what came of the first by now stands.
+                origin = job.input.end - reader.written
+                begin = max(origin, process.job.input.received if process.owners else 0)
+                process.owners.append((begin, reader))
+                self.origins[id(reader)] = origin
 
     def read(self, reader: Reader, size: int) -> None:
         """Somebody takes what has arrived."""
@@ -773,11 +779,10 @@ class LinkWorld:
         if process.checked < consumed:
             for index, (begin, reader) in enumerate(process.owners):
                 end = min([consumed, *[start for start, _ in process.owners[index + 1 :]]])
-                # A second start says the same input again: what came of the first stands.
-                start = max(begin, process.checked)
+                start, origin = max(begin, process.checked), self.origins.get(id(reader), 0)
                 if start < end:
-                    assert end - begin <= reader.written, "(7) read what was never written"
-                    expected = pattern(reader.number, start - begin, end - start)
+                    assert end - origin <= reader.written, "(7) read what was never written"
+                    expected = pattern(reader.number, start - origin, end - start)
                     assert process.consumed[start:end] == expected, "(7) other bytes than written"
             process.checked = consumed
         if process.at_end_of_input:
