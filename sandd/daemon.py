@@ -59,11 +59,6 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     from sandd._core._errors import ConfigurationError, RequestRefused
     from sandd._core.daemon_options import parse_daemon_options
 
-    # What is here now stays: it need not be looked through again and again, least of all while a
-    # command waits. The rest is rarely a cycle.
-    gc.freeze()
-    gc.set_threshold(*COLLECTED_OBJECTS)
-
     given = sys.argv[1:] if arguments is None else arguments
     try:
         options = parse_daemon_options(given, os.environ, prog=prog, version=__version__)
@@ -74,6 +69,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
 
         from sandd._core.daemon_program import run_daemon
 
+        # What is here now stays: it need not be looked through again and again, least of all while a
+        # command waits. The rest is rarely a cycle.
+        gc.freeze()
+        gc.set_threshold(*COLLECTED_OBJECTS)
         early.running = True
 
         async def program() -> None:

@@ -485,9 +485,8 @@ class JobTable:
                     effects += self._forget(job, now)
             elif not job.detached and job.unowned_seconds >= job.lease and job.end_outcome is None:
                 effects += self.stop(job, wire.Outcome.LEASE_EXPIRED)
-        if (
-            self._more_is_unclaimed
-        ):  # to count 20,000 results takes 0.1 s: not each second, for nothing
+        # To count 20,000 results takes 0.1 s: not each second, for nothing.
+        if self._more_is_unclaimed:
             self._more_is_unclaimed = False
             effects += self._forget_excess(now)
         return effects

@@ -50,7 +50,7 @@ class PosixChild(Child):
         marker: bytes,
         link: SpawnerLink,
         pipes: JobPipes,
-        answered: Callable[[], None] = lambda: None,
+        answered: Callable[[], None],
     ) -> None:
         self.job = job
         """Its number on the spawner's socket."""
