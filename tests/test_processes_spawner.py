@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import selectors
 import shutil
@@ -9,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,7 +36,14 @@ import sandd
 from sandd._core.processes import open_process_host
 from sandd._core.processes import spawner as spawner_module
 from sandd._core.processes.exit_watch import WaitStatus
-from sandd._core.processes.spawner_messages import Exited, Failed, Spawn, Started, decode_all
+from sandd._core.processes.spawner_messages import (
+    Exited,
+    Failed,
+    Ready,
+    Spawn,
+    Started,
+    decode_all,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -309,10 +319,44 @@ def test_report_of_a_start_waits_for_more_but_nothing_else_does(
     before = time.monotonic()
     one._say(Started(1, 4711))
     assert before <= one._held_until - spawner_module.START_REPORT_SECONDS <= time.monotonic()
-    assert one._seconds_to_next_step() == pytest.approx(0.0005, abs=0.0005)
+    assert one._seconds_to_next_step(time.monotonic()) == pytest.approx(0.0005, abs=0.0005)
     one._say(Started(2, 4712))
     one._say(Failed(3, 2, "no such file", None))
     assert one._held_until == 0
+
+
+def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
+    spawner: tuple[spawner_module.Spawner, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between two looks at the clock; else a job that prints nothing isn't known until it ends."""
+    one, daemon = spawner
+    clock = itertools.count()
+    slow = SimpleNamespace(
+        monotonic=lambda: next(clock) * 0.6 * spawner_module.START_REPORT_SECONDS
+    )
+
+    def start() -> None:
+        if one._link.recv(1):
+            one._say(Started(1, 4711))
+        else:
+            one._is_linked = False
+
+    monkeypatch.setattr(one, "_serve_one_request", start)
+    monkeypatch.setattr(one, "_cull_everything", lambda: None)
+    monkeypatch.setattr(spawner_module, "_become_subreaper", lambda: False)
+    monkeypatch.setattr(spawner_module, "time", slow)
+    service = threading.Thread(target=one.run)
+    service.start()
+    try:
+        daemon.settimeout(5)
+        buffer = bytearray(daemon.recv(1 << 16))
+        assert list(decode_all(buffer)) == [Ready(False, None)]
+        daemon.send(b"!")
+        buffer += daemon.recv(1 << 16)
+        assert list(decode_all(buffer)) == [Started(1, 4711)]
+    finally:
+        daemon.shutdown(socket.SHUT_WR)
+        service.join(5)
 
 
 @pytest.mark.parametrize(

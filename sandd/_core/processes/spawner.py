@@ -136,11 +136,13 @@ class Spawner:
         """Serve until the daemon is gone; then kill everything."""
         self._say(Ready(_become_subreaper(), None if self._group is None else self._group.path))
         while self._is_linked:
-            if time.monotonic() >= self._held_until:
+            # One moment for both: what isn't due yet when it is looked at is waited for.
+            now = time.monotonic()
+            if now >= self._held_until:
                 self._flush()
             somebody_died = False
             # One event at a time from the link, so that a hundred requests don't hold up the exits.
-            for key, events in self._selector.select(self._seconds_to_next_step()):
+            for key, events in self._selector.select(self._seconds_to_next_step(now)):
                 if key.fileobj is self._link:
                     if events & selectors.EVENT_READ:
                         self._serve_one_request()
@@ -284,8 +286,7 @@ class Spawner:
         del self._jobs[job.number], self._by_leader[job.tree.leader]
         self._dying.pop(job.number, None)
 
-    def _seconds_to_next_step(self) -> float | None:
-        now = time.monotonic()
+    def _seconds_to_next_step(self, now: float) -> float | None:
         due = min((job.due - now for job in self._dying.values()), default=float("inf"))
         if self._held_until > now:
             due = min(due, self._held_until - now)
