@@ -589,9 +589,7 @@ class Taken:
 class Detach:
     """client -> daemon, or router -> daemon for a client that went: the channel is closed, the job goes on."""
 
-    for_good: bool = (
-        False  # the client has what it wants: what a session shows from now on is only its scrollback
-    )
+    for_good: bool = False  # the client has what it wants: what a session shows from now on is only its scrollback
 
 
 @frozen
@@ -766,7 +764,9 @@ class OnFull(enum.StrEnum):
 
     BLOCK = "block"  # the process waits
     DROP_OLDEST = "drop_oldest"  # a gap appears
-    DROP_UNATTENDED = "drop_unattended"  # the process waits for an owner, but not for the lack of one
+    DROP_UNATTENDED = (
+        "drop_unattended"  # the process waits for an owner, but not for the lack of one
+    )
 
 
 @frozen

@@ -367,6 +367,7 @@ class Client:
         job.spec = None
         job.takeover = False
         job.generation = message.generation
+        job.terminal = message.terminal
         job.job_state = message.state
         events = states.get(Stream.EVENTS)
         job.known_events = 0 if events is None else events.end

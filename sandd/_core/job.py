@@ -76,10 +76,9 @@ class Job:
         """It is a session: it keeps its scrollback, whoever has read it, and mostly no more."""
         self._is_left = False
         """Its owner went for good, and nobody came since."""
+        retain = EVERYTHING if spec.detach else 0
         if isinstance(spec, wire.SessionSpec):
             retain = spec.scrollback
-        else:
-            retain = EVERYTHING if spec.detach else 0
         self.outputs = {
             stream: SpooledLog(self, retain=retain, on_full=spec.on_full, spool=spool)
             for stream in (Stream.OUTPUT, Stream.ERROR)

@@ -326,9 +326,7 @@ class JobTable:
         if message.cursors:
             for asked in message.cursors:
                 log = job.sends[asked.stream]
-                start = (
-                    job.replay_start(asked.stream) if asked.offset is None else asked.offset
-                )
+                start = job.replay_start(asked.stream) if asked.offset is None else asked.offset
                 cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
         else:
             for stream, log in job.sends.items():

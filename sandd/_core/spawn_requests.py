@@ -12,7 +12,6 @@ from sandd.wire import SessionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pwd import struct_passwd
 
     from sandd._core.job import Job
     from sandd.wire import ProgramSpec
@@ -55,8 +54,10 @@ def login_shell(user: str | None) -> tuple[bytes, ...]:
     """The shell that the user database names for `user`, or for whom the daemon runs as."""
     if sys.platform == "win32":
         return (os.environ.get("COMSPEC", "cmd.exe").encode(),)
-    entry = _user(str(os.geteuid()) if user is None else user)
-    shell = "" if entry is None else entry.pw_shell
+    from sandd._core.processes.users import find_account
+
+    account = find_account(str(os.geteuid()) if user is None else user)
+    shell = "" if account is None else account.shell
     return (os.fsencode(shell or "/bin/sh"),)
 
 
@@ -80,24 +81,17 @@ def _variables(given: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
 
 def _user_environment(user: str) -> dict[bytes, bytes]:
     """What a login would set; an unknown user is the process host's to refuse."""
-    entry = _user(user)
-    if entry is None:
+    if sys.platform == "win32":
+        return {}
+    from sandd._core.processes.users import find_account
+
+    account = find_account(user)
+    if account is None:
         return {}
     values = {
-        "HOME": entry.pw_dir,
-        "USER": entry.pw_name,
-        "LOGNAME": entry.pw_name,
-        "SHELL": entry.pw_shell,
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "SHELL": account.shell,
     }
     return {key.encode(): os.fsencode(value) for key, value in values.items()}
-
-
-def _user(user: str) -> struct_passwd | None:
-    if sys.platform == "win32":
-        return None
-    import pwd
-
-    try:
-        return pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except (KeyError, ValueError, OverflowError):  # unknown, with a NUL, or beyond any uid
-        return None
