@@ -30,6 +30,7 @@ CONTROLLER_END = [
     "sandd._core.commands",
     "sandd._core.local_link",
     "sandd._core.process_handle",
+    "sandd._core.recorder",
     "sandd._core.registry",
     "sandd.controller",
 ]
@@ -64,6 +65,7 @@ LAYERS = {
     "wire": ["sandd.wire"],
     "sans-IO": [
         "sandd._core.admission",
+        "sandd._core.asciicast",
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
