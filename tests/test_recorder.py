@@ -206,7 +206,7 @@ async def test_another_programs_reader_reads_it(tmp_path: Path) -> None:
     assert scene.format_version == 3
     assert (scene.header["width"], scene.header["height"]) == (80, 24)
     *frames, padding = [(frame.tpe, frame.text) for frame in scene.frames]
-    assert padding == ("o", "")  # that reader's own
+    assert padding == ("o", "\r\n")  # that reader's own
     assert frames == [
         ("o", "h\N{SNOWMAN}\x1b[1m\r\n"),
         ("i", "\x03"),
@@ -577,6 +577,7 @@ async def test_a_broken_disk(
 
         def close(self) -> None:
             self.file.close()
+            raise OSError(errno.EIO, "Input/output error")
 
         @property
         def closed(self) -> bool:

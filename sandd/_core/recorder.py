@@ -136,7 +136,7 @@ class Recorder:
 
     @trio.lowlevel.enable_ki_protection
     def output(self, data: bytes) -> None:
-        """What the terminal was sent."""
+        """What the terminal was sent; in pieces far below `QUEUE_BYTES`, or there may never be room for one."""
         self._note_data("o", self._encoder.output, data)
 
     @trio.lowlevel.enable_ki_protection
@@ -274,7 +274,8 @@ class RecordingFile:
             try:
                 self._append(header)
             except OSError:
-                self._file.close()
+                with suppress(OSError):
+                    self._opened.close()
                 self.path.unlink()
                 raise
 
@@ -282,21 +283,25 @@ class RecordingFile:
         """Append what the notes come to; if that fails, the file ends with the last line that was whole."""
         with self._used():
             lines = bytearray()
-            for note in notes:
-                lines += note()
-                if len(lines) >= WRITE_BYTES:
-                    self._append(lines)
-                    lines.clear()
-            self._append(lines)
+            try:
+                for note in notes:
+                    lines += note()
+                    if len(lines) >= WRITE_BYTES:
+                        self._append(lines)
+                        lines.clear()
+                self._append(lines)
+            except OSError:
+                with suppress(OSError):
+                    self._opened.close()
+                raise
 
     def close(self) -> None:
-        """Idempotent."""
+        """The recording is complete, or it says now that it isn't."""
         with self._used():
-            if self._file is not None:
-                self._file.close()
+            self._opened.close()
 
     def give_up(self, *, unwanted: bool = False) -> None:
-        """Never blocks: close it, and remove it if `unwanted`, as soon as no thread uses it."""
+        """Close it, and remove it if `unwanted`, as soon as no thread uses it; never waits for that."""
         self._unwanted = unwanted
         self._given_up = True
         self._close_if_given_up()
@@ -314,23 +319,30 @@ class RecordingFile:
         if self._given_up and self._in_use.acquire(blocking=False):
             try:
                 if self._file is not None and not self._file.closed:
-                    self._file.close()
+                    # What the disk still has to say, nobody waits for any more.
+                    with suppress(OSError):
+                        self._file.close()
                     if self._unwanted:
-                        self.path.unlink()
+                        with suppress(OSError):
+                            self.path.unlink()
             finally:
                 self._in_use.release()
 
-    def _append(self, lines: bytes | bytearray) -> None:
+    @property
+    def _opened(self) -> FileIO:
         assert self._file is not None
+        return self._file
+
+    def _append(self, lines: bytes | bytearray) -> None:
         written = 0
         try:
             with memoryview(lines) as view:
                 while written < len(view):
-                    written += self._file.write(view[written:])
+                    written += self._opened.write(view[written:])
         except OSError:
             whole = self._size + lines.rfind(b"\n", 0, written) + 1
             with suppress(OSError):
-                self._file.truncate(whole)
+                self._opened.truncate(whole)
             raise
         self._size += written
 
