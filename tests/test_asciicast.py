@@ -263,7 +263,7 @@ def test_a_bound_that_nothing_fits_in_is_refused() -> None:
     with pytest.raises(ValueError, match="max_bytes must be at least "):
         encoder(max_bytes=least - 1)
     one = encoder(max_bytes=least)
-    recording = one.header + one.resized(1, 1, now=START + 10**10)
+    recording = one.header + one.resized(1, 1, now=START + 10**12)
     assert one.full
     assert len(recording) == least
     read(recording)

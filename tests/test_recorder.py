@@ -124,13 +124,13 @@ async def test_input_is_recorded_where_that_was_asked_for(tmp_path: Path) -> Non
 
 
 async def test_intervals_are_those_of_the_calls(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     """Not those of the writing, which is later."""
     path = tmp_path / "session.cast"
     async with recording(path) as recorder:
         for pause in (0.05, 1.5, 0.002):
-            await trio.sleep(pause)
+            mock_clock.jump(pause)
             recorder.output(b"x")
     intervals = [json.loads(line)[0] for line in path.read_bytes().splitlines()[1:]]
     assert intervals == [0.05, 1.5, 0.002]
@@ -146,6 +146,30 @@ async def test_what_came_is_soon_in_the_file(tmp_path: Path) -> None:
             began = trio.current_time()
             await until(lambda number=number: len(events(path)) == number + 1)
             assert trio.current_time() - began < 0.5 + 1.0  # the second is the machine's, not ours
+
+
+async def test_where_nothing_happens_nothing_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes together is written at once, and then there is peace."""
+    monkeypatch.setattr(recorder_module, "WRITE_AFTER_SECONDS", 0.01)
+    written = []
+    write = RecordingFile.write
+
+    def counting(self: RecordingFile, notes: list[Callable[[], bytes]]) -> None:
+        written.append(len(notes))
+        write(self, notes)
+
+    monkeypatch.setattr(RecordingFile, "write", counting)
+    async with recording(tmp_path / "session.cast") as recorder:
+        recorder.output(b"a" * (QUEUE_BYTES // 2))
+        recorder.output(b"b")
+        await until(lambda: written)
+        await trio.sleep(0.1)
+        assert written == [2]
+        recorder.output(b"c")
+        await until(lambda: len(written) == 2)
+    assert written == [2, 1, 1]  # the last is the end's
 
 
 async def test_a_burst_is_written_before_its_time(
@@ -368,6 +392,54 @@ def test_ctrl_c_the_file_is_complete(tmp_path: Path) -> None:
     assert events(path) == [("o", "before")]
 
 
+@posix_only
+@pytest.mark.parametrize("method", ["output", "input", "gap", "resized", "ended"])
+def test_ctrl_c_in_a_method_loses_no_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """It waits until the note is taken, and then ends the program."""
+    path = tmp_path / "session.cast"
+    append = Recorder._append
+
+    def append_interrupted(self: Recorder, note: Callable[[], bytes], size: int = 0) -> None:
+        signal.raise_signal(signal.SIGINT)
+        append(self, note, size)
+
+    async def main() -> None:
+        async with recording(path, include_input=True) as recorder:
+            with monkeypatch.context() as patch:
+                patch.setattr(Recorder, "_append", append_interrupted)
+                getattr(recorder, method)(*([b"x"] if method in ("output", "input") else [1, 2]))
+            await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert [code for code, _ in events(path)] == [
+        {"output": "o", "input": "i", "gap": "m", "resized": "r", "ended": "x"}[method]
+    ]
+
+
+@posix_only
+def test_ctrl_c_in_the_task_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It strikes the program's main task, and the recorder's goes on."""
+    recorders = []
+
+    def interrupt(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        async with recording(tmp_path / "session.cast") as recorder:
+            recorders.append(recorder)
+            recorder._file._file = Broken(recorder._file._file)  # type: ignore[assignment]
+            recorder.output(b"x")
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(recorder_module.log.__class__, "warning", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert isinstance(recorders[0].failure, OSError)
+
+
 KILLED = """
 import sys, trio
 from sandd._core.recorder import open_recorder
@@ -552,6 +624,38 @@ async def test_a_full_file_system(small_disk: Path, caplog: pytest.LogCaptureFix
     assert messages(caplog) == ["recording_failed"]
 
 
+class Broken:
+    """A file that takes five bytes and then no more, and complains when it is closed."""
+
+    def __init__(self, file: Any, *, truncates: bool = True) -> None:
+        self.file = file
+        self.truncates = truncates
+        self.written = 0
+
+    def write(self, data: memoryview) -> int:
+        """See `io.FileIO`; so for the others."""
+        if self.written:
+            raise OSError(errno.EIO, "Input/output error")
+        self.written = self.file.write(data[:5])
+        return self.written
+
+    def truncate(self, size: int) -> None:
+        """Cut it."""
+        if not self.truncates:
+            raise OSError(errno.EROFS, "Read-only file system")
+        self.file.truncate(size)
+
+    def close(self) -> None:
+        """Close it, and complain."""
+        self.file.close()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was."""
+        return self.file.closed
+
+
 @pytest.mark.parametrize("truncates", [True, False])
 async def test_a_broken_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncates: bool
@@ -559,37 +663,14 @@ async def test_a_broken_disk(
     """Nothing works any more: not a write, not the cutting back; closing leaves no descriptor."""
     path = tmp_path / "session.cast"
 
-    class Broken:
-        def __init__(self, file: Any) -> None:
-            self.file = file
-            self.written = 0
-
-        def write(self, data: memoryview) -> int:
-            if self.written:
-                raise OSError(errno.EIO, "Input/output error")
-            self.written = self.file.write(data[:5])
-            return self.written
-
-        def truncate(self, size: int) -> None:
-            if not truncates:
-                raise OSError(errno.EIO, "Input/output error")
-            self.file.truncate(size)
-
-        def close(self) -> None:
-            self.file.close()
-            raise OSError(errno.EIO, "Input/output error")
-
-        @property
-        def closed(self) -> bool:
-            return self.file.closed
-
     async with recording(path) as recorder:
         size = path.stat().st_size
-        recorder._file._file = Broken(recorder._file._file)  # type: ignore[assignment]
+        recorder._file._file = Broken(recorder._file._file, truncates=truncates)  # type: ignore[assignment]
         recorder.output(b"x" * 100)
         await until(lambda: recorder.failure)
         assert recorder._file._file.closed
     assert isinstance(recorder.failure, OSError)
+    assert recorder.failure.errno == errno.EIO
     assert path.stat().st_size == (size if truncates else size + 5)
     assert events(path, torn=not truncates) == []
 
@@ -622,10 +703,12 @@ async def test_a_defect_of_ours_costs_no_more_than_the_recording(
     monkeypatch.setattr(AsciicastEncoder, "output", fail)
     with caplog.at_level(logging.INFO, "sandd"):
         async with recording(tmp_path / "session.cast") as recorder:
+            recorder._file._file = Broken(recorder._file._file)  # type: ignore[assignment]
             recorder.output(b"x")
             await until(lambda: recorder.failure)
             recorder.output(b"x")
     assert isinstance(recorder.failure, ZeroDivisionError)
+    assert recorder._file._file.closed
     assert messages(caplog) == ["recorder_crashed"]
 
 
