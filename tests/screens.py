@@ -98,3 +98,13 @@ class Person:
     def _tell(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+
+def in_foreground(pid: int) -> str:
+    """Name of the process that leads the foreground of the session of `pid`."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"/proc/{pid}/stat") as file:
+            group = int(file.read().rpartition(")")[2].split()[5])
+        with open(f"/proc/{group}/comm") as file:
+            return file.read().strip()
+    return ""

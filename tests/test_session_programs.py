@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from process_tools import until
-from screens import Person
+from screens import Person, in_foreground
 from standing_daemon import StandingDaemon, standing_daemon
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def test_bash_has_job_control(daemon: StandingDaemon) -> None:
         await person.types("jobs\r")
         await person.sees("Running")
         await person.types("fg\r")
-        await person.sees("sleep 1000")
+        await until(lambda: in_foreground(person.session.pid) == "sleep")
         await person.types("\x1a")
         await person.sees("Stopped")
         await person.types("kill %1; wait; echo all$((1+1))done\r")

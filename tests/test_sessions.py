@@ -13,7 +13,7 @@ import pytest
 import trio
 from another_agent import another_agent
 from process_tools import until
-from screens import Person
+from screens import Person, in_foreground
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
 import sandd
@@ -169,16 +169,6 @@ async def test_ctrl_c_works_where_the_daemon_was_started_in_the_background() -> 
                     assert (await session.wait()).signal == "SIGINT"
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def in_foreground(pid: int) -> str:
-    """Name of the process that leads the foreground of the session of `pid`."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(f"/proc/{pid}/stat") as file:
-            group = int(file.read().rpartition(")")[2].split()[5])
-        with open(f"/proc/{group}/comm") as file:
-            return file.read().strip()
-    return ""
 
 
 def status_of(pid: int, name: str) -> str:
