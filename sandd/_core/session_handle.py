@@ -52,6 +52,11 @@ class Session(HeldJob, trio.abc.Stream):
         return self._handle.job.outputs[Stream.OUTPUT].consumed
 
     @property
+    def is_readable(self) -> bool:
+        """`receive_some` would not wait: there is something, or the end."""
+        return self._output.is_ready
+
+    @property
     def recording_failure(self) -> Exception | None:
         """Why the recording of this session stopped before the session did, if it did: mostly an OSError."""
         return None if self._recorder is None else self._recorder.failure
