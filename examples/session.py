@@ -36,7 +36,9 @@ async def work(worker: sandd.Daemon) -> None:
 
         await session.send_all(b"sleep 1000\r")
         await shown_until(session, b"sleep 1000")
-        await session.send_all(b"\x03echo in''terrupted\r")  # Ctrl-C, for what runs in the foreground
+        await session.send_all(
+            b"\x03echo in''terrupted\r"
+        )  # Ctrl-C, for what runs in the foreground
         print("interrupted:", "interrupted" in await shown_until(session, b"interrupted"))
 
         await session.detach()  # from now on leaving the block ends nothing
