@@ -120,6 +120,18 @@ class Calls:
             await process.stdin.aclose()
             await process.stderr.aclose()
 
+    async def open_session(self) -> None:
+        """Type, see it, another size, and the hang-up."""
+        async with self.worker.open_session(TREE, env=self.env, kill_grace=0) as session:
+            await session.wait_send_all_might_not_block()
+            await session.send_all(b"typed")
+            await session.resize(10, 20)
+            assert await session.receive_some()
+            await session.signal("CONT")
+            async with self.worker.attach_session(session.job_id, read_only=True) as onlooker:
+                assert await onlooker.receive_some()
+            await session.aclose()
+
     async def wait(self) -> None:
         """For the end of a process, and of its output."""
         async with self.worker.open_process("echo on", env=self.env, kill_grace=0) as process:

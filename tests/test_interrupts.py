@@ -152,6 +152,14 @@ async def busy_agent(port: int, marker: Marker, in_place: Callable[[], None]) ->
                     await other.stdin.aclose()
                     await other.stdout.aclose()
                     nursery.start_soon(wait_for, other)
+                async with worker.open_session(["cat"], env=env, kill_grace=0.1) as session:
+                    await session.wait_send_all_might_not_block()
+                    await session.send_all(b"typed")
+                    assert await session.receive_some() == b"typed"
+                    await session.resize(10, 20)
+                    async with worker.attach_session(session.job_id, read_only=True) as onlooker:
+                        assert await onlooker.receive_some() == b"typed"
+                    await session.aclose()
                 async with controller.open_events() as events:
                     with trio.move_on_after(0.01):
                         await controller.wait_for_daemon("nobody")
@@ -203,6 +211,7 @@ READERS: Final = [
     "sandd.controller.Daemon._check_not_gone",
     *(f"sandd._core.registry.Registry.{name}" for name in ("get", "select*", "__iter__")),
     *(f"sandd._core.process_handle.Process.{name}" for name in ("stdin", "stdout", "stderr")),
+    "sandd._core.held_job.HeldJob.job_id",
     # Making a context manager, which nobody has entered yet.
     "sandd._core.interrupts.protected_context.<locals>.opened",
     "sandd._core.interrupts._ProtectedContext.__init__",
@@ -239,6 +248,8 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
         "sandd._core.pump.Pump._watch",
         "sandd._core.pump.Pump._write",
         "sandd._core.held_job.HeldJob.wait",
+        "sandd._core.session_handle.Session.aclose",
+        "sandd._core.session_handle.Session.resize",
         "sandd._core.job_streams.InputStream.aclose",
         "sandd._core.job_streams.InputStream.wait_send_all_might_not_block",
         "sandd._core.job_streams.OutputStream.aclose",

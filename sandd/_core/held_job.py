@@ -88,6 +88,7 @@ class HeldJob:
         """
         await self._ask(wire.Signal(normal_signal(name)))
 
+    @trio.lowlevel.enable_ki_protection
     async def detach(self) -> None:
         """Let the job outlive this block and this program; it has no lease any more.
 
@@ -114,6 +115,7 @@ class HeldJob:
     def _reads_only(self) -> bool:
         return self._handle.job.role is Role.VIEWER
 
+    @trio.lowlevel.enable_ki_protection
     async def _ask(self, op: wire.Op, *, although_ended: bool = False) -> None:
         if self._reads_only:
             raise RequestRefused(

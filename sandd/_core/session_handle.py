@@ -61,6 +61,7 @@ class Session(HeldJob, trio.abc.Stream):
         """Why the recording of this session stopped before the session did, if it did: mostly an OSError."""
         return None if self._recorder is None else self._recorder.failure
 
+    @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         r"""Type `data`: ``b"\x03"`` is Ctrl-C, ``b"\r"`` the Enter key, ``b"\x04"`` end of file.
 
@@ -76,11 +77,13 @@ class Session(HeldJob, trio.abc.Stream):
             self._recorder.input(bytes(data))
         await self._input.send_all(data)
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until something can be typed."""
         self._check_writes()
         await self._input.wait_send_all_might_not_block()
 
+    @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What the terminal shows next, at most `max_bytes`; b"" when the program has ended.
 
@@ -94,6 +97,7 @@ class Session(HeldJob, trio.abc.Stream):
         """
         return await self._output.receive_some(max_bytes)
 
+    @trio.lowlevel.enable_ki_protection
     async def resize(self, rows: int, cols: int) -> None:
         """Tell the program that its window has another size now; it gets SIGWINCH.
 
