@@ -11,9 +11,26 @@ from hypothesis import strategies as st
 from sandd.terminal.modes import Modes
 
 SEQUENCES = [
-    *(b"\x1b[?1049h", b"\x1b[?1049l", b"\x1b[?25l", b"\x1b[?25h", b"\x1b[?1000;1006h", b"\x1b[?1006l"),
+    *(
+        b"\x1b[?1049h",
+        b"\x1b[?1049l",
+        b"\x1b[?25l",
+        b"\x1b[?25h",
+        b"\x1b[?1000;1006h",
+        b"\x1b[?1006l",
+    ),
     *(b"\x1b[?2004h", b"\x1b=", b"\x1b>", b"\x1b[>4;2m", b"\x1b[>4m", b"\x1b[2;10r", b"\x1b[r"),
-    *(b"\x1b[1;31m", b"\x1b[m", b"\x1b[38;5;0m", b"\x1b[4 q", b"\x1bc", b"\x1b[!p", b"text", b"\x1b", b"\x1b["),
+    *(
+        b"\x1b[1;31m",
+        b"\x1b[m",
+        b"\x1b[38;5;0m",
+        b"\x1b[4 q",
+        b"\x1bc",
+        b"\x1b[!p",
+        b"text",
+        b"\x1b",
+        b"\x1b[",
+    ),
     *(b"\x1b[?", b"7", b";", b"m", b"h"),
 ]
 OUTPUT = st.lists(st.sampled_from(SEQUENCES), max_size=20).map(b"".join)
@@ -46,7 +63,9 @@ def after(*pieces: bytes) -> bytes:
         pytest.param(b"\x1b[38;5;0m", b"\x1b[m", id="colour-zero"),
         pytest.param(b"\x1b[5 q", b"\x1b[0 q", id="cursor-shape"),
         pytest.param(b"\x1b[?1049h\x1b[?1000h\x1b[31m\x1bc", b"", id="full-reset"),
-        pytest.param(b"\x1b[?25l\x1b[2;3r\x1b[1m\x1b[?1000h\x1b[!p", b"\x1b[?1000l", id="soft-reset"),
+        pytest.param(
+            b"\x1b[?25l\x1b[2;3r\x1b[1m\x1b[?1000h\x1b[!p", b"\x1b[?1000l", id="soft-reset"
+        ),
         pytest.param(b"\x1b[?9999h\x1b[?12h", b"", id="unknown"),
         pytest.param(b"\x1b[?h", b"", id="no-number"),
     ],

@@ -33,8 +33,25 @@ QUESTIONS = {
     "enquiry": b"\x05",
 }
 STATEMENTS = [
-    *(b"text", b"\x1b[31m", b"\x1b[m", b"\x1b[?1049h", b"\x1b]0;title\x07", b"\x1b]11;#fff\x07", b"\x1b[2J"),
-    *(b"\x1b[3;4H", b"\x1b[22;0t", b"\x1b[4 q", b"\x1b[r", b"\x1b(B", b"\x1b7", b"\xff\x00", b"\x1b"),
+    *(
+        b"text",
+        b"\x1b[31m",
+        b"\x1b[m",
+        b"\x1b[?1049h",
+        b"\x1b]0;title\x07",
+        b"\x1b]11;#fff\x07",
+        b"\x1b[2J",
+    ),
+    *(
+        b"\x1b[3;4H",
+        b"\x1b[22;0t",
+        b"\x1b[4 q",
+        b"\x1b[r",
+        b"\x1b(B",
+        b"\x1b7",
+        b"\xff\x00",
+        b"\x1b",
+    ),
 ]
 OUTPUT = st.lists(st.sampled_from([*QUESTIONS.values(), *STATEMENTS]), max_size=12).map(b"".join)
 CUTS = st.lists(st.integers(0, 120), max_size=8)

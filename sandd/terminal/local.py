@@ -169,12 +169,14 @@ class LocalTerminal:
 
     async def next_size(self, known: Size) -> Size:
         """The size, as soon as it is another one, or we went on after having been stopped."""
-        while True:
+        while self.size == known:
             with trio.move_on_after(float("inf") if _HAS_SIGNALS else LOOK_SECONDS):
                 await self._size_changed.wait()
-            told, self._size_changed = self._size_changed.is_set(), trio.Event()
-            if self.size != known or told:
-                return self.size
+            if self._size_changed.is_set():
+                break
+        self._size_changed = trio.Event()
+        await trio.lowlevel.checkpoint()
+        return self.size
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[LocalTerminal]:

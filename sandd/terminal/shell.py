@@ -122,7 +122,8 @@ async def _attach(
         async with daemon.attach_session(
             job.job_id, read_only=options.read_only, takeover=options.takeover
         ) as session:
-            where = Where(daemon, job.job_id, goes_on=options.read_only or job.detached)
+            goes_on = options.read_only or job.detached
+            where = Where(daemon, job.job_id, goes_on, options.read_only)
             if options.read_only:
                 await terminal.say("[you look on; ~. leaves]")
             return await _converse(
@@ -148,7 +149,9 @@ async def _converse(
     """Let terminal and session talk; then say how that ended. Returns the exit code."""
     async with terminal.raw_mode():
         async with controller.open_events() as events, open_unwrapping_nursery() as nursery:
-            nursery.start_soon(tell_outages, where.daemon, events, terminal)
+            nursery.start_soon(
+                partial(tell_outages, where.daemon, events, terminal, read_only=where.read_only)
+            )
             ended = await converse(terminal, session).run()
             nursery.cancel_scope.cancel()
     told = where.describe(ended)
@@ -164,6 +167,7 @@ class Where(NamedTuple):
     job_id: str
     goes_on: bool
     """It is none of ours to end."""
+    read_only: bool = False
 
     def describe(self, ended: Ended) -> str:
         """What a person wants to know at the end; nothing if it is what they expect."""
