@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from sandd import ExitStatus, Outcome
 from sandd.terminal import shell
 from sandd.terminal.conversation import Conversation, Ended, Ending
-from sandd.terminal.local import LocalTerminal
+
+if TYPE_CHECKING:
+    from sandd.terminal.local import LocalTerminal
 
 
 class Mirror:
@@ -30,29 +33,35 @@ class Mirror:
             self._put.send_nowait(text.encode("latin-1").decode("unicode_escape").encode("latin-1"))
 
     async def send_all(self, data: bytes) -> None:
+        """Note it."""
         for byte in data:
             await self._put.send(b"<%02x>" % byte)
         if b"q" in data:
             self._put.close()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What is to be shown next."""
         try:
             return await self._get.receive()
         except trio.EndOfChannel:
             return b""
 
     async def resize(self, rows: int, cols: int) -> None:
+        """Note the size."""
         await self._put.send(b"\r\nready %dx%d\r\n" % (rows, cols))
 
     async def detach(self) -> None:
+        """Go on without us."""
         await trio.lowlevel.checkpoint()
 
     async def wait(self) -> ExitStatus:
+        """How it ended."""
         await trio.lowlevel.checkpoint()
         return ExitStatus(7, Outcome.EXITED, 0.0)
 
 
 async def mirror(terminal: LocalTerminal, _stop: shell.Stop) -> int:
+    """Hold the session."""
     async with terminal.raw_mode():
         ended: Ended = await Conversation(terminal, Mirror(sys.argv[2])).run()
     await terminal.say(f"[{ended.ending.value}]")

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 STATUS = ExitStatus(3, Outcome.EXITED, 1.0)
+SIZE = Size(24, 80)
 
 
 @define(eq=False, slots=False)
 class FakeTerminal:
     """Shows into `screen`; what is put into `keys` was typed."""
 
-    size: Size = Size(24, 80)
+    size: Size = SIZE
     screen: bytearray = field(factory=bytearray)
     said: list[str] = field(factory=list)
     suspended: int = 0
@@ -37,30 +38,36 @@ class FakeTerminal:
         self._resized = trio.Event()
 
     async def receive(self) -> bytes:
+        """The next keys."""
         try:
             return await self._keys.receive()
         except trio.EndOfChannel:
             return b""
 
     async def show(self, data: bytes) -> None:
+        """Put it on the screen."""
         if self.showing is not None:
             await self.showing.wait()
         self.screen += data
         await trio.lowlevel.checkpoint()
 
     async def say(self, text: str) -> None:
+        """Note it."""
         self.said.append(text)
         await trio.lowlevel.checkpoint()
 
     def suspend(self) -> None:
+        """Count it."""
         self.suspended += 1
 
     async def next_size(self, known: Size) -> Size:
+        """Another size."""
         while self.size == known:
             await self._resized.wait()
         return self.size
 
     def resize(self, size: Size) -> None:
+        """The window is made larger or smaller."""
         self.size = size
         self._resized.set()
         self._resized = trio.Event()
@@ -83,10 +90,12 @@ class FakeSession:
         self.output, self._output = trio.open_memory_channel[bytes | Exception](1000)
 
     async def send_all(self, data: bytes) -> None:
+        """Note it."""
         await self._connected()
         self.sent += data
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What is to be shown next."""
         try:
             data = await self._output.receive()
         except trio.EndOfChannel:
@@ -97,14 +106,17 @@ class FakeSession:
         return data
 
     async def resize(self, rows: int, cols: int) -> None:
+        """Note the size."""
         await self._connected()
         self.sizes.append((rows, cols))
 
     async def detach(self) -> None:
+        """Go on without us."""
         await self._connected()
         self.detached = True
 
     async def wait(self) -> ExitStatus:
+        """How it ended."""
         await trio.lowlevel.checkpoint()
         if self.error is not None:
             raise self.error
@@ -367,10 +379,12 @@ class FakeDaemon:
         self._put, self._events = trio.open_memory_channel[None](100)
 
     def becomes(self, state: DaemonState) -> None:
+        """Something happens to it."""
         self.state = state
         self._put.send_nowait(None)
 
     def events(self) -> AsyncIterator[object]:
+        """What it is told by."""
         return self._events.__aiter__()
 
 

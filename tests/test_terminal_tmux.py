@@ -49,7 +49,7 @@ def before(tmux: Tmux) -> str:
     return tmux.run(f"stty -a; {FLAGS}")
 
 
-def check(tmux: Tmux, before: str, tmp_path: Path) -> None:
+def check(tmux: Tmux, before: str) -> None:
     """The terminal is as it was."""
     assert tmux.run(f"stty -a; {FLAGS}") == before
 
@@ -112,7 +112,8 @@ def test_the_shell_gets_the_terminal_while_we_are_stopped(
     tmux.wait_for("<03>")
     tmux.type("q")
     tmux.wait_for(r"\[exited\]")
-    check(tmux, before.replace("rows 30; columns 100", "rows 20; columns 90"))
+    tmux.resize(100, 30)
+    check(tmux, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGSTOP])
