@@ -4,7 +4,7 @@
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
-#   sandd/controller.py       open_controller(), Controller, Daemon, Process: the agent's end
+#   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
 #     ---- controller and daemon never import each other ----
 #   sandd/_core/              trio shells: logs, transport, processes: they do the I/O
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         DaemonState,
         JobState,
         Process,
+        Session,
         open_controller,
     )
     from sandd.server import DaemonSummary, FailedResult, Server
@@ -93,6 +94,7 @@ __all__ = [
     "RequestRefused",
     "SanddError",
     "Server",
+    "Session",
     "SpawnFailed",
     "Stall",
     "StallReason",
@@ -134,6 +136,7 @@ _HOMES = {
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",
+    "Session": "sandd.controller",
     "SpawnFailed": "sandd._core._errors",
     "Stall": "sandd._core.spool",
     "StallReason": "sandd.wire",

@@ -15,12 +15,11 @@ import trio
 from attrs import frozen
 
 from sandd import wire
-from sandd._core import commands
+from sandd._core import commands, specs
 from sandd._core._errors import ConfigurationError, DaemonGone, SanddError
 from sandd._core.acceptor import Acceptor
 from sandd._core.admission import Admission
 from sandd._core.asking import ask
-from sandd._core.commands import KILL_GRACE
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.local_link import LocalLink
@@ -30,6 +29,8 @@ from sandd._core.process_handle import Process, hold_attached, hold_process
 from sandd._core.registry import DaemonEvent, DaemonInfo, DaemonRecord, Registry
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.router import DaemonLink, Router
+from sandd._core.session_handle import Session, hold_attached_session, hold_session
+from sandd._core.specs import DEFAULT_SCROLLBACK, KILL_GRACE
 from sandd._core.transport import ListenAddress, serve
 from sandd.wire import DaemonState, JobState, Role
 
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core._errors import RemoteProtocolError
-    from sandd._core.commands import Command, RunOptions, Text
+    from sandd._core.commands import RunOptions
+    from sandd._core.local_link import JobHandle
+    from sandd._core.specs import Command, Text
 
 __all__ = [
     "Controller",
@@ -53,6 +56,7 @@ __all__ = [
     "JobState",
     "KeptOutput",
     "Process",
+    "Session",
     "open_controller",
 ]
 
@@ -593,8 +597,8 @@ class Daemon:
         if stderr not in ("separate", "merge"):
             raise ValueError(f"stderr is {stderr!r}; it must be 'separate' or 'merge'")
         if job_id is not None:
-            commands.check_job_id(job_id)
-        spec = commands.build_spec(
+            specs.check_job_id(job_id)
+        spec = specs.build_spec(
             command,
             stdin=stdin,
             merge_stderr=stderr == "merge",
@@ -662,21 +666,124 @@ class Daemon:
             trio.ClosedResourceError: the controller is closed.
         """
         self._check_not_gone()
-        if read_only and takeover:
-            raise ValueError("read_only and takeover: who only looks on takes nothing over")
-        grace = commands.check_grace("kill_grace", kill_grace)
-        offsets = commands.read_offsets(since)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        handle = self._controller._local.attach(
-            self.id,
-            commands.check_job_id(job_id),
-            role=Role.VIEWER if read_only else Role.OWNER,
-            takeover=takeover,
-            since=offsets,
-            kill_grace=grace,
-        )
-        async with hold_attached(handle, kill_grace=grace) as process:
+        offsets = specs.read_offsets(since)
+        async with hold_attached(
+            await self._attach(job_id, offsets, read_only, takeover, kill_grace),
+            kill_grace=kill_grace,
+        ) as process:
             yield process
+
+    @protected_context
+    async def open_session(
+        self,
+        command: Command | None = None,
+        *,
+        rows: int = 24,
+        cols: int = 80,
+        term: str = "xterm-256color",
+        cwd: Text | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        scrollback: int = DEFAULT_SCROLLBACK,
+        kill_grace: float = KILL_GRACE,
+        lease: float | None = None,
+        detach: bool = False,
+        job_id: str | None = None,
+    ) -> AsyncIterator[Session]:
+        """Start a program in a terminal of its own; an async context manager for a `Session`.
+
+        Leaving the block hangs up: the whole remote process tree, jobs in the background included, gets
+        SIGHUP, and SIGKILL after `kill_grace`; this waits until it is gone. For a daemon that is away,
+        that is done on its return.
+
+        With `detach`, or after `Session.detach`, leaving lets it go on, and `attach_session` finds it again.
+        While nobody is attached the program never waits for a reader: what it shows is kept, up to the
+        daemon's quota, as long as this program may come back; of a session that was left, the scrollback.
+
+        Args:
+            command: as for `run`, but in the terminal; None: the login shell of the user.
+            rows: height of the terminal, in characters; see `Session.resize`.
+            cols: width of the terminal, in characters.
+            term: type of the terminal that will show it: the program's TERM.
+            cwd: working directory; None: the daemon's.
+            env: merged over the daemon's environment.
+            user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            scrollback: bytes of what was read already that are kept, for those who attach later; they are
+                in the daemon's memory, so 16 MiB at most.
+            kill_grace: seconds from SIGHUP to SIGKILL.
+            lease: as for `open_process`, and so are the other arguments that it has.
+
+        Raises:
+            SpawnFailed: the program could not be started. Nothing ran.
+            JobIdConflict: `job_id` is taken by another job. Nothing ran.
+            JobNotFound: `job_id` was that of a job which is forgotten by now. Nothing ran by this.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            RequestRefused: the daemon declined. Nothing ran.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        if job_id is not None:
+            specs.check_job_id(job_id)
+        spec = specs.build_session_spec(
+            command,
+            rows=rows,
+            cols=cols,
+            term=term,
+            scrollback=scrollback,
+            cwd=cwd,
+            env=env,
+            user=user,
+            kill_grace=kill_grace,
+            lease=lease,
+            detach=detach,
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+        handle = commands.start(self._controller._local, self.id, spec, job_id=job_id)
+        async with hold_session(handle, kill_grace=spec.kill_grace) as session:
+            yield session
+
+    @protected_context
+    async def attach_session(
+        self,
+        job_id: str,
+        *,
+        since: int | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> AsyncIterator[Session]:
+        """A session that exists, running or ended, whoever opened it; an async context manager for a `Session`.
+
+        It shows what is kept from `since` on, and then goes on live, without a gap or a repeat. Otherwise
+        as `attach_process`: whoever attaches types from then on, and ends the session on leaving, unless it
+        is detached; with `read_only` it only looks on.
+
+        The size stays as it was: `Session.resize` sets that of your window.
+
+        Args:
+            job_id: `Session.job_id`, or one of `jobs`.
+            since: how many bytes you have already, as `Session.offset` says; where bytes behind that are
+                gone, receiving raises OutputGap first. None: begin with what the scrollback holds.
+            read_only: look on, whoever types.
+            takeover: type even if somebody else does now; they get JobTaken.
+            kill_grace: seconds from SIGHUP to SIGKILL where leaving ends it.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon: it never was, or is forgotten.
+            RequestRefused: somebody holds it, and `takeover` was not said; or `since` is beyond what it
+                has shown; or the job has no terminal.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        offsets = specs.read_offsets(None if since is None else {"stdout": since})
+        async with hold_attached_session(
+            await self._attach(job_id, offsets, read_only, takeover, kill_grace),
+            kill_grace=kill_grace,
+        ) as session:
+            yield session
 
     async def jobs(self) -> list[JobInfo]:
         """All jobs on the daemon, running and ended, in the order in which they were asked for.
@@ -710,9 +817,9 @@ class Daemon:
             ValueError: an argument that makes no sense.
             trio.ClosedResourceError: the controller is closed.
         """
-        name = commands.normal_signal(signal)
-        seconds = commands.check_grace("grace", grace)
-        await self._ask(wire.KillSpec(commands.check_job_id(job_id), name, seconds))
+        name = specs.normal_signal(signal)
+        seconds = specs.check_grace("grace", grace)
+        await self._ask(wire.KillSpec(specs.check_job_id(job_id), name, seconds))
 
     async def forget(self, job_id: str) -> None:
         """Drop a job with all that is kept of it; one that still runs is ended first, as by `kill`.
@@ -726,7 +833,30 @@ class Daemon:
             ValueError: an argument that makes no sense.
             trio.ClosedResourceError: the controller is closed.
         """
-        await self._ask(wire.ForgetSpec(commands.check_job_id(job_id)))
+        await self._ask(wire.ForgetSpec(specs.check_job_id(job_id)))
+
+    async def _attach(
+        self,
+        job_id: str,
+        since: Mapping[wire.Stream, int],
+        read_only: bool,
+        takeover: bool,
+        kill_grace: float,
+    ) -> JobHandle:
+        if read_only and takeover:
+            raise ValueError("read_only and takeover: who only looks on takes nothing over")
+        specs.check_job_id(job_id)
+        specs.check_grace("kill_grace", kill_grace)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # Nothing is awaited from here to the block that will let go of it.
+        return self._controller._local.attach(
+            self.id,
+            job_id,
+            role=Role.VIEWER if read_only else Role.OWNER,
+            takeover=takeover,
+            since=since,
+            kill_grace=kill_grace,
+        )
 
     async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
         self._check_not_gone()

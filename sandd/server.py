@@ -18,8 +18,8 @@ from attrs import frozen
 
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
 from sandd._core.bridge import TrioThread
-from sandd._core.commands import KILL_GRACE
 from sandd._core.results import CommandResult
+from sandd._core.specs import KILL_GRACE
 from sandd.controller import open_controller
 from sandd.wire import DaemonState, Outcome
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Self, TypeVarTuple, Unpack
 
-    from sandd._core.commands import Command, Text
+    from sandd._core.specs import Command, Text
     from sandd.controller import Controller, ControllerStatistics, Daemon
 
     Arguments = TypeVarTuple("Arguments")

@@ -33,6 +33,11 @@ Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
     data may follow an Attach that carries a spec at once, within ``INITIAL_INPUT_BYTES``.
 
+Session
+    A job whose program runs in a terminal of its own. INPUT is what is typed there, OUTPUT what it shows
+    (ERROR stays empty); the size of the window changes by the op ``resize``. It keeps the last
+    ``scrollback`` bytes of what its owner has read, and who attaches without an offset begins there.
+
 Request
     A job that the daemon does itself, without a process, such as listing its jobs. It is started,
     resumed and ended as any other, but belongs to the client that started it alone, and is in no
@@ -104,6 +109,10 @@ MAX_UNREAD_PIECES: Final = 4096
 """Unread pieces of a stream, with gaps between them, that a receiver holds: each costs 100 bytes besides."""
 MAX_ANSWERS_BYTES: Final = 64 * MIB
 """All answers to one request: 100,000 jobs, of 600 bytes each."""
+MAX_SCROLLBACK_BYTES: Final = 16 * MIB
+"""What a session may keep of its past output: it is in the daemon's memory."""
+MAX_TERMINAL_SIZE: Final = 0xFFFF
+"""Rows or columns of a terminal: an unsigned short in the kernel's winsize."""
 MAX_SHOWN_BYTES: Final = 256
 """Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
@@ -462,7 +471,9 @@ class Cursor:
 
     stream: Stream
     max_offset: int = field(validator=_offset)  # credit
-    offset: int | None = field(default=None, validator=optional(_offset))  # None: the oldest kept
+    offset: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # None: the oldest kept; of a session's, what its scrollback holds
 
 
 @frozen
@@ -535,6 +546,7 @@ class Attached:
     state: JobState = JobState.QUEUED
     streams: tuple[StreamState, ...] = field(default=(), validator=_at_most(len(Stream)))
     detached: bool = False  # it outlives its owner: who leaves, leaves it running
+    terminal: bool = False  # its program runs in a terminal: it is a session
 
 
 PLAIN_ATTACHED: Final = Attached()
@@ -576,6 +588,8 @@ class Taken:
 @frozen
 class Detach:
     """client -> daemon, or router -> daemon for a client that went: the channel is closed, the job goes on."""
+
+    for_good: bool = False  # the client has what it wants: what a session shows from now on is only its scrollback
 
 
 @frozen
@@ -722,9 +736,17 @@ Event: TypeAlias = Started | Stalled | Flowing | Exited | Failed
 
 @frozen
 class Signal:
-    """OPS: send a signal to the job's process group."""
+    """OPS: send a signal to the job's process group; a session's is the one in the foreground."""
 
     name: str = field(validator=_at_most(32))  # "TERM", "INT", ... without SIG
+
+
+@frozen
+class Resize:
+    """OPS: the session's window has another size now; its foreground process group gets SIGWINCH."""
+
+    rows: int = field(validator=_within(1, MAX_TERMINAL_SIZE))
+    cols: int = field(validator=_within(1, MAX_TERMINAL_SIZE))
 
 
 @frozen
@@ -732,7 +754,7 @@ class DetachJob:
     """OPS: the job outlives its owner from now on."""
 
 
-Op: TypeAlias = Signal | DetachJob
+Op: TypeAlias = Signal | Resize | DetachJob
 
 # ---- job specs: strict, an unknown field is refused ------------------------------------------------
 
@@ -742,6 +764,9 @@ class OnFull(enum.StrEnum):
 
     BLOCK = "block"  # the process waits
     DROP_OLDEST = "drop_oldest"  # a gap appears
+    DROP_UNATTENDED = (
+        "drop_unattended"  # the process waits for an owner, but not for the lack of one
+    )
 
 
 @frozen
@@ -767,6 +792,34 @@ class CommandSpec:
     )  # seconds without an owner until it is ended; None: the daemon's default
     on_full: OnFull = OnFull.BLOCK
     detach: bool = False  # outlives its owner from the start
+
+
+@frozen
+class SessionSpec:
+    """Run a program in a terminal of its own."""
+
+    argv: tuple[bytes, ...] = ()  # as in CommandSpec; none: the login shell of the user
+    shell: bool = False  # as in CommandSpec
+    rows: int = field(default=24, validator=_within(1, MAX_TERMINAL_SIZE))
+    cols: int = field(default=80, validator=_within(1, MAX_TERMINAL_SIZE))
+    term: str = field(default="xterm-256color", validator=_at_most(64))  # becomes TERM
+    scrollback: int = field(default=1 * MIB, validator=_within(0, MAX_SCROLLBACK_BYTES))  # bytes
+    cwd: bytes | None = None  # as in CommandSpec, and so are those below
+    env: Mapping[bytes, bytes] = field(factory=dict)
+    user: str | None = None
+    kill_grace: float = field(default=5.0, validator=_seconds)  # seconds from HUP to KILL
+    lease: float | None = field(default=None, validator=optional(_seconds))
+    on_full: OnFull = OnFull.DROP_UNATTENDED
+    detach: bool = False
+    # What a terminal leaves no choice in.
+    stdin: ClassVar[bool] = True
+    merge_stderr: ClassVar[bool] = True
+    timeout: ClassVar[float | None] = None
+    idle_timeout: ClassVar[float | None] = None
+
+
+ProgramSpec: TypeAlias = CommandSpec | SessionSpec
+"""What runs a program, as no `Request` does."""
 
 
 class Request:
@@ -802,7 +855,7 @@ class ForgetSpec(Request):
     job_id: str = field(validator=_id)
 
 
-Spec: TypeAlias = CommandSpec | JobsSpec | KillSpec | ForgetSpec
+Spec: TypeAlias = ProgramSpec | JobsSpec | KillSpec | ForgetSpec
 
 
 class UnsupportedSpec(RemoteProtocolError):
@@ -842,6 +895,7 @@ class JobRecord:
     failed: FailedCode | None = None  # as in Failed
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # as in Failed
     detached: bool = False  # it outlives its owner
+    terminal: bool = False  # it is a session
     owned: bool = False  # somebody is attached as the owner
     viewers: int = field(default=0, validator=_offset)  # attached to look on
     kept: tuple[KeptOutput, ...] = field(
@@ -863,14 +917,15 @@ CONTROL_TAGS: Final[dict[type, str]] = {
 EVENT_TAGS: Final[dict[type, str]] = {
     Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
 }  # fmt: skip
-OP_TAGS: Final[dict[type, str]] = {Signal: "signal", DetachJob: "detach"}
+OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
 ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job"}
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
     OnFull,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
-    "command": CommandSpec, "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "command": CommandSpec, "session": SessionSpec,
+    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
 }  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 _SPEC_FIELDS: Final = {
@@ -1128,6 +1183,8 @@ def decode_spec(payload: Buffer) -> Spec:
         raise
     except Exception as error:
         raise UnsupportedSpec(f"bad job spec: {error!r:.200}") from error
-    if isinstance(spec, CommandSpec) and (not spec.argv or (spec.shell and len(spec.argv) != 1)):
-        raise UnsupportedSpec("argv needs a program, and exactly one text when run by the shell")
+    if isinstance(spec, CommandSpec) and not spec.argv:
+        raise UnsupportedSpec("argv needs a program")
+    if isinstance(spec, ProgramSpec) and spec.shell and len(spec.argv) != 1:
+        raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
     return spec

@@ -31,6 +31,13 @@ NARROWER: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (wire.Failed, "errno"): st.integers(0, 65535),
     (wire.CommandSpec, "argv"): st.lists(SHORT_BYTES, min_size=1, max_size=4).map(tuple),
     (wire.CommandSpec, "shell"): st.just(False),  # else argv has exactly one element
+    (wire.SessionSpec, "shell"): st.just(False),
+    **{
+        (cls, name): st.integers(1, wire.MAX_TERMINAL_SIZE)
+        for cls in (wire.SessionSpec, wire.Resize)
+        for name in ("rows", "cols")
+    },
+    (wire.SessionSpec, "scrollback"): st.integers(0, wire.MAX_SCROLLBACK_BYTES),
 }
 
 CONTROL_CLASSES = sorted(get_args(wire.Control), key=lambda cls: cls.__name__)

@@ -634,7 +634,7 @@ def test_viewers_send_nothing(peer: Peer) -> None:
     assert peer.heard() == []
     peer.client.receive(data(channel, Stream.OUTPUT, 3, b"x"))
     peer.client.close(job)
-    assert peer.heard() == [(channel, wire.Detach())]
+    assert peer.heard() == [(channel, wire.Detach(for_good=True))]
 
 
 def test_takeover_is_asked_for_until_it_was_granted(peer: Peer) -> None:
@@ -754,7 +754,7 @@ def test_leaving_ends_the_job_in_our_own_name(peer: Peer) -> None:
     peer.client.close(job)
     assert peer.heard() == [
         (0, wire.End("d", job.id, 2.5, peer.client.id)),
-        (channel, wire.Detach()),
+        (channel, wire.Detach(for_good=True)),
     ]
     assert (job.state, job.error) == (AttachState.CLOSED, None)
     peer.client.close(job, DaemonGone("late"))

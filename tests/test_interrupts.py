@@ -41,6 +41,7 @@ from sandd._core import (
     results,
     router,
     scheduler,
+    specs,
     streams,
 )
 from sandd._core.interrupts import protected_context
@@ -237,10 +238,10 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
         "sandd._core.pump.Pump._take_message",
         "sandd._core.pump.Pump._watch",
         "sandd._core.pump.Pump._write",
-        "sandd._core.process_handle.Process.wait",
-        "sandd._core.process_handle._InputStream.aclose",
-        "sandd._core.process_handle._InputStream.wait_send_all_might_not_block",
-        "sandd._core.process_handle._OutputStream.aclose",
+        "sandd._core.held_job.HeldJob.wait",
+        "sandd._core.job_streams.InputStream.aclose",
+        "sandd._core.job_streams.InputStream.wait_send_all_might_not_block",
+        "sandd._core.job_streams.OutputStream.aclose",
         "sandd._core.pump.Pump.drained",
         "sandd._core.registry.Registry.wait_online",
         "sandd._core.registry._Subscriber.__anext__",
@@ -270,7 +271,7 @@ async def test_the_link_is_safe_whoever_calls_it(monkeypatch: pytest.MonkeyPatch
     machines = router.Router()
     machines.add_daemon("d", "instance")
     link = local_link.LocalLink(machines, lambda *_: None, lambda *_: None)
-    spec = commands.build_spec("true", stdin=True)
+    spec = specs.build_spec("true", stdin=True)
     sys.setprofile(look)
     try:
         handles = [link.open("d", spec) for _ in range(3)]

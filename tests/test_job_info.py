@@ -42,6 +42,7 @@ def test_a_job_that_waits_for_its_turn_has_nothing_yet() -> None:
         exit_code=None,
         failure="",
         detached=False,
+        terminal=False,
         owned=False,
         viewers=0,
         kept={"stdout": KeptOutput(0, 0), "stderr": KeptOutput(0, 0)},

@@ -190,7 +190,7 @@ async def test_kill_ends_the_tree_and_leaves_the_results(
 @pytest.mark.parametrize("name", ["TERM", "INT", "SIGUSR1", signal.SIGHUP], ids=str)
 async def test_kill_begins_with_the_signal_it_is_told(daemon: StandingDaemon, name: Any) -> None:
     """Who minds it ends by itself, within the grace; its exit code is its own."""
-    trapped = sandd._core.commands.normal_signal(name)
+    trapped = sandd._core.specs.normal_signal(name)
     script = f"trap 'echo bye; exit 5' {trapped}; echo on; while :; do sleep 0.02; done"
     async with daemon.worker() as worker, worker.open_process(script) as process:
         assert await read_line(process.stdout) == b"on"

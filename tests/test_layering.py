@@ -28,9 +28,13 @@ CONTROLLER_END = [
     "sandd._core.acceptor",
     "sandd._core.asking",
     "sandd._core.commands",
+    "sandd._core.held_job",
+    "sandd._core.job_streams",
     "sandd._core.local_link",
     "sandd._core.process_handle",
     "sandd._core.registry",
+    "sandd._core.session_handle",
+    "sandd._core.specs",
     "sandd.controller",
 ]
 DAEMON_END = [

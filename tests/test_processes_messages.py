@@ -36,8 +36,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MESSAGES: list[Message] = [
-    Spawn(1, (b"\xff", b""), {b"A": b"\x80"}, b"m", None, (1, 2, (3, 4)), True, False, {b"B": b""}),
-    Spawn(2**70, (b"x" * 1000,), {}, b"m", b"/", None, False, True, None),
+    Spawn(
+        1,
+        (b"\xff", b""),
+        {b"A": b"\x80"},
+        b"m",
+        None,
+        (1, 2, (3, 4)),
+        True,
+        False,
+        False,
+        {b"B": b""},
+    ),
+    Spawn(2**70, (b"x" * 1000,), {}, b"m", b"/", None, False, True, True, None),
     Signal(1, 15),
     Kill(1, 0.5),
     Kill(1, float("inf")),

@@ -362,7 +362,7 @@ from sandd._core.processes.launcher import launch
 from sandd._core.processes.spawner_messages import Spawn
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for cwd in (b"/", b"/no/such"):
-    request = Spawn(1, (b"sh", b"-c", b"pwd -P"), {}, b"m", cwd, None, False, True, None)
+    request = Spawn(1, (b"sh", b"-c", b"pwd -P"), {}, b"m", cwd, None, False, True, False, None)
     try:
         os.waitpid(launch(request, {}, [1]), 0)
     except OSError as error:

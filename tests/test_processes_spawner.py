@@ -374,5 +374,5 @@ def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
 )
 def test_failures_are_told_apart(error: Exception, expected: Failed) -> None:
     """Popen's errors become errno, text and the name of what was at fault."""
-    wanted = Spawn(1, (b"x",), {}, b"m", b"/cwd", (7, 7, ()), True, False, None)
+    wanted = Spawn(1, (b"x",), {}, b"m", b"/cwd", (7, 7, ()), True, False, False, None)
     assert spawner_module._failure(wanted, error) == expected

@@ -511,7 +511,7 @@ def test_ctrl_c_interrupts_a_call_at_once_and_kills_the_remote_tree(marker: Mark
 @posix_only
 def test_a_second_ctrl_c_ends_the_program(marker: Marker) -> None:
     """The first closes the server, which sees the tree dead; the second doesn't wait for that."""
-    lines = ("with server:", f"    {remote(marker, 1.5)}")
+    lines = ("with server:", f"    {remote(marker, 4.0)}")
     with program(*lines) as child, running_daemon(child.url):
         until(lambda: len(marker.processes()) >= TREE_SIZE)
         child.interrupt()

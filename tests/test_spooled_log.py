@@ -15,7 +15,7 @@ from sandd._core.scheduler import Scheduler
 from sandd._core.spool import SEGMENT_BYTES, Delete, DiskTask, Fetch, Spill, Spool, Stall
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import SendCursor
-from sandd.wire import StallReason, Stream
+from sandd.wire import OnFull, StallReason, Stream
 
 
 @define(eq=False)
@@ -43,7 +43,11 @@ def log_of(
     """A log that holds `content`."""
     job = job or Job()
     log = SpooledLog(
-        cast("Any", job), capacity=capacity, retain=retain, dropping=dropping, spool=spool
+        cast("Any", job),
+        capacity=capacity,
+        retain=retain,
+        on_full=OnFull.DROP_OLDEST if dropping else OnFull.BLOCK,
+        spool=spool,
     )
     job.logs.append(log)
     log.own(attached=owned)
@@ -108,10 +112,14 @@ def test_what_is_retained_takes_no_room() -> None:
 
 
 def test_retained_bytes_beyond_their_number_are_freed_at_once() -> None:
-    """A scrollback has a size."""
-    log = log_of(b"abcdefgh", retain=3)
+    """A scrollback has a size, and a place of its own: none of it goes while its owner keeps up."""
+    log = log_of(b"abcdefgh", retain=3, owned=True)
     log.acknowledge(6)
     assert (log.base, log.floor, log.room) == (3, 6, 6)
+    log.append(b"ijklmn")
+    assert (log.base, log.room) == (3, 0)
+    log.own(attached=False)
+    assert log.room == 3  # what was read may go when room is needed
 
 
 def test_dropping_log_always_has_room() -> None:

@@ -22,7 +22,7 @@ from sandd._core.spool_files import SpoolFiles, open_spool_files
 from sandd._core.spooled_log import SpooledLog
 from sandd._core.spooler import DISK_THREADS, Spooler
 from sandd._core.streams import SendCursor
-from sandd.wire import StallReason, Stream
+from sandd.wire import OnFull, StallReason, Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -185,7 +185,7 @@ async def test_on_a_full_disk_what_may_be_dropped_makes_room(
     monkeypatch.setattr(spooler_module, "RETRY_SECONDS", 1000.0)
     async with open_disk(tmp_path) as disk:
         log = disk.log()
-        log.dropping = True
+        log.on_full = OnFull.DROP_OLDEST
         await disk.settled()
         log.append(b"ijkl")
         perform, files = disk.files.perform, disk.files

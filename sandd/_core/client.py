@@ -156,7 +156,7 @@ class Client:
 
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
         """We are done with the job; it goes on, unless `end` was called."""
-        self._detach(job)
+        self._detach(job, for_good=not job.given_up)
         job.state = AttachState.CLOSED
         job.error = job.error or error
         self.jobs.pop(job, None)
@@ -367,6 +367,7 @@ class Client:
         job.spec = None
         job.takeover = False
         job.generation = message.generation
+        job.terminal = message.terminal
         job.job_state = message.state
         events = states.get(Stream.EVENTS)
         job.known_events = 0 if events is None else events.end
@@ -392,12 +393,12 @@ class Client:
         }
         self.close(job, errors.get(message.code) or RequestRefused(text))
 
-    def _detach(self, job: ClientJob) -> None:
+    def _detach(self, job: ClientJob, *, for_good: bool = False) -> None:
         """Close a channel that the other end may still hold open."""
         if job.channel is not None:
             number = job.channel.number
             self._drop_channel(job)
-            self.scheduler.control(wire.ControlFrame(number, wire.Detach()))
+            self.scheduler.control(wire.ControlFrame(number, wire.Detach(for_good)))
 
     def _drop_channel(self, job: ClientJob) -> None:
         if job.channel is not None:

@@ -77,6 +77,8 @@ class ClientJob:
         """The daemon has answered: the job exists (or existed) there."""
         self.started: wire.Started | None = None
         self.job_state: JobState | None = None
+        self.terminal = False
+        """It is a session; known once the daemon has answered."""
         self.detached = False
         """It outlives whoever owns it: it did when we attached, or we were told that it does since."""
         self.known_events = 0

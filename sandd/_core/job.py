@@ -20,7 +20,7 @@ from sandd._core.streams import (
     ReceiveLog,
     SendLog,
 )
-from sandd.wire import JobState, OnFull, Role, Stream
+from sandd.wire import JobState, Role, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,10 +72,15 @@ class Job:
         self.result: wire.Exited | wire.Failed | None = None
         self.lease = DEFAULT_LEASE if spec.lease is None else spec.lease
         self._stalls_told = 0
-        dropping = spec.on_full is OnFull.DROP_OLDEST
+        self.terminal = isinstance(spec, wire.SessionSpec)
+        """It is a session: it keeps its scrollback, whoever has read it, and mostly no more."""
+        self._is_left = False
+        """Its owner went for good, and nobody came since."""
         retain = EVERYTHING if spec.detach else 0
+        if isinstance(spec, wire.SessionSpec):
+            retain = spec.scrollback
         self.outputs = {
-            stream: SpooledLog(self, retain=retain, dropping=dropping, spool=spool)
+            stream: SpooledLog(self, retain=retain, on_full=spec.on_full, spool=spool)
             for stream in (Stream.OUTPUT, Stream.ERROR)
         }
         # Retained whole, so that whoever attaches later learns what became of the job.
@@ -119,7 +124,10 @@ class Job:
 
     def write(self, stream: Stream, data: wire.Buffer) -> None:
         """Output of the process; at most `room` bytes."""
-        self.outputs[stream].append(data)
+        log = self.outputs[stream]
+        log.append(data)
+        if self._is_left:
+            log.acknowledge(log.end)
         self.announce()
 
     def make_room(self, units: int) -> None:
@@ -216,8 +224,23 @@ class Job:
     def detach(self) -> None:
         """From now on it outlives its owner."""
         self.detached = True
-        for log in self.outputs.values():
-            log.keep_all()
+        if not self.terminal:
+            for log in self.outputs.values():
+                log.keep_all()
+
+    def leave(self) -> None:
+        """Its owner went for good: of what a session shows until somebody comes, its scrollback is enough."""
+        if self.terminal:
+            self._is_left = True
+            for log in self.outputs.values():
+                log.acknowledge(log.end)
+
+    def replay_start(self, stream: Stream) -> int:
+        """Where who attaches begins, if it doesn't say where."""
+        log = self.sends[stream]
+        if stream is Stream.OUTPUT and isinstance(self.spec, wire.SessionSpec):
+            return max(log.base, log.end - self.spec.scrollback)
+        return log.base
 
     @property
     def attachments(self) -> Iterable[Attachment]:
@@ -227,6 +250,8 @@ class Job:
     def set_owner(self, owner: Attachment | None) -> None:
         """Who is attached as the owner, from now on: its pace is the process' pace."""
         self.owner = owner
+        if owner is not None:
+            self._is_left = False
         for log in self.outputs.values():
             log.own(attached=owner is not None)
 

@@ -38,8 +38,8 @@ class JobInfo:
     job_id: str
     state: JobState
     command: str | tuple[str, ...]
-    """As it was given: a text for the shell, or a program and its arguments. A long one is cut, and
-    ends with "..."."""
+    """As it was given: a text for the shell, or a program and its arguments; none: a session's login
+    shell. A long one is cut, and ends with "..."."""
     pid: int | None
     """Process id on the daemon's machine; None: it was never started."""
     age: float
@@ -56,6 +56,8 @@ class JobInfo:
     """Why a job that has ended has no exit code: not started, or lost; else empty."""
     detached: bool
     """It outlives whoever holds it, and has no lease."""
+    terminal: bool
+    """It is a session: for `Daemon.attach_session`, though `attach_process` works as well."""
     owned: bool
     """Somebody holds it. Nobody does, and it isn't detached: its lease is running."""
     viewers: int
@@ -85,6 +87,7 @@ class JobInfo:
             exit_code=code,
             failure="" if record.failed is None else f"{record.failed.value}: {record.message}",
             detached=record.detached,
+            terminal=record.terminal,
             owned=record.owned,
             viewers=record.viewers,
             kept={name: kept.get(stream, KeptOutput()) for stream, name in OUTPUT_NAMES.items()},
@@ -99,7 +102,7 @@ def stalls_by_name(stalls: Mapping[Stream, wire.Stalled]) -> dict[str, Stall]:
 def describe(job: Job, now: float) -> wire.JobRecord:
     """What the daemon says of a job that runs a command."""
     spec, result = job.spec, job.result
-    assert isinstance(spec, wire.CommandSpec)
+    assert isinstance(spec, wire.ProgramSpec)
     exited = result if isinstance(result, wire.Exited) else None
     failed = result if isinstance(result, wire.Failed) else None
     argv = _shown(spec.argv)
@@ -119,6 +122,7 @@ def describe(job: Job, now: float) -> wire.JobRecord:
         failed=None if failed is None else failed.code,
         message="" if failed is None else failed.message[: wire.MAX_SHOWN_BYTES],
         detached=job.detached,
+        terminal=job.terminal,
         owned=job.owner is not None,
         viewers=len(job.viewers),
         kept=tuple(

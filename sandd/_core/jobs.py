@@ -84,7 +84,7 @@ Effects = list[tuple[Job, Effect]]
 
 
 def _reads(spec: wire.Spec) -> bool:
-    return isinstance(spec, wire.CommandSpec) and spec.stdin
+    return isinstance(spec, wire.ProgramSpec) and spec.stdin
 
 
 class JobTable:
@@ -174,7 +174,11 @@ class JobTable:
                 return [(attachment.job, Effect.ROOM)] if attachment.channel.holds else []
             case wire.Detach():
                 attachment = self._attachment(link, channel)
-                return [] if attachment is None else self._detach(attachment, now)
+                if attachment is None:
+                    return []
+                if message.for_good and attachment.channel.holds:
+                    attachment.job.leave()
+                return self._detach(attachment, now)
             case wire.Flush():
                 attachment = self._attachment(link, channel)
                 if attachment is not None:
@@ -322,11 +326,12 @@ class JobTable:
         if message.cursors:
             for asked in message.cursors:
                 log = job.sends[asked.stream]
-                start = log.base if asked.offset is None else asked.offset
+                start = job.replay_start(asked.stream) if asked.offset is None else asked.offset
                 cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
         else:
             for stream, log in job.sends.items():
-                cursors.append(SendCursor(stream, log, log.base, INITIAL_CREDIT[stream]))
+                start = job.replay_start(stream)
+                cursors.append(SendCursor(stream, log, start, INITIAL_CREDIT[stream]))
         windows = []
         if owner:
             windows = [
@@ -354,7 +359,7 @@ class JobTable:
             if w.log.received or (w.stream is Stream.INPUT and _reads(attachment.job.spec))
         ]
         return wire.Attached(
-            attachment.role, job.generation, job.state, tuple(states), job.detached
+            attachment.role, job.generation, job.state, tuple(states), job.detached, job.terminal
         )
 
     def _answer_flush(self, attachment: Attachment) -> None:
@@ -455,13 +460,13 @@ class JobTable:
         return [
             job
             for key, job in self.jobs.items()
-            if key[0] == tenant and isinstance(job.spec, wire.CommandSpec)
+            if key[0] == tenant and isinstance(job.spec, wire.ProgramSpec)
         ]
 
     def find(self, tenant: str, job_id: str) -> Job | None:
         """A job of the tenant; requests, and jobs of others, are not there."""
         job = self.jobs.get((tenant, job_id))
-        return job if job is not None and isinstance(job.spec, wire.CommandSpec) else None
+        return job if job is not None and isinstance(job.spec, wire.ProgramSpec) else None
 
     def forget(self, job: Job, now: float) -> Effects:
         """Drop a job that has ended, with its results; whoever is attached is told."""

@@ -255,7 +255,7 @@ class LocalLink:
         capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
         job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
         handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
-        self.jobs_started += isinstance(spec, wire.CommandSpec)
+        self.jobs_started += isinstance(spec, wire.ProgramSpec)
         if input_data:
             job.input.append(input_data)
             job.input.finish()

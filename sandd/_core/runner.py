@@ -74,7 +74,7 @@ class RunningJob:
     """The shell's side of a job: what its tasks wait for."""
 
     job: Job
-    spec: wire.CommandSpec
+    spec: wire.ProgramSpec
     child: Child | None = None
     nursery: trio.Nursery | None = None
     ended: trio.Event = field(factory=trio.Event)
@@ -206,7 +206,7 @@ class JobRunner:
                     pass
 
     def _start(self, job: Job) -> None:
-        if not isinstance(job.spec, wire.CommandSpec):
+        if isinstance(job.spec, wire.Request):
             self._starting = True
             self._requests.start(job)
             return
@@ -228,15 +228,19 @@ class JobRunner:
             self._over(running)
 
     def _apply_ops(self, running: RunningJob) -> None:
-        if running.child is None:
+        child = running.child
+        if child is None:
             return  # they wait in the job until there is a process
         while (op := running.job.next_op()) is not None:
-            if isinstance(op, wire.Signal):
-                number = signal_number(op.name)
-                if number is not None:
-                    running.child.signal(number)
-                else:
-                    log.warning("signal_refused", job=running.job.key[1], name=op.name)
+            match op:
+                case wire.Signal():
+                    number = signal_number(op.name)
+                    if number is None:
+                        log.warning("signal_refused", job=running.job.key[1], name=op.name)
+                    elif child.terminal is None or not child.terminal.signal(number):
+                        child.signal(number)
+                case wire.Resize() if child.terminal is not None:
+                    child.terminal.resize(op.rows, op.cols)
 
     async def count_leases(self) -> None:
         """Let leases and retention run; for as long as the daemon lives.
@@ -388,7 +392,7 @@ class JobRunner:
                 job.failed(FailedCode.LOST, str(error))
                 return None
 
-    async def _request(self, job: Job, spec: wire.CommandSpec) -> SpawnRequest:
+    async def _request(self, job: Job, spec: wire.ProgramSpec) -> SpawnRequest:
         if spec.user is None:
             return spawn_request(job, spec, self._table.instance)
         # Users may come from a network, and take seconds.

@@ -8,28 +8,37 @@ import sys
 from typing import TYPE_CHECKING
 
 from sandd._core.processes import SpawnRequest
+from sandd.wire import SessionSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandd._core.job import Job
-    from sandd.wire import CommandSpec
+    from sandd.wire import ProgramSpec
+
+_OF_ITS_TERMINAL = frozenset({b"COLUMNS", b"LINES"})
+"""Variables of the terminal that the daemon was started from, which children would take for theirs."""
 
 
-def spawn_request(job: Job, spec: CommandSpec, instance: str) -> SpawnRequest:
+def spawn_request(job: Job, spec: ProgramSpec, instance: str) -> SpawnRequest:
     """The process host's view of a job's spec: shell resolved, environment complete."""
     marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
     environment = {} if spec.user is None else _user_environment(spec.user)
+    size = None
+    if isinstance(spec, SessionSpec):
+        size = (spec.rows, spec.cols)
+        environment[b"TERM"] = spec.term.encode()
     environment |= _variables(spec.env)
     environment[b"SANDD_JOB"] = marker
     return SpawnRequest(
-        argv=shell_argv(spec.argv[0]) if spec.shell else spec.argv,
+        argv=shell_argv(spec.argv[0]) if spec.shell else spec.argv or login_shell(spec.user),
         env=environment,
         marker=marker,
         cwd=spec.cwd,
         user=spec.user,
         stdin=spec.stdin,
         merge_stderr=spec.merge_stderr,
+        terminal=size,
         base=base_environment(),
     )
 
@@ -41,11 +50,25 @@ def shell_argv(text: bytes) -> tuple[bytes, ...]:
     return (b"/bin/sh", b"-c", text)
 
 
+def login_shell(user: str | None) -> tuple[bytes, ...]:
+    """The shell that the user database names for `user`, or for whom the daemon runs as."""
+    if sys.platform == "win32":
+        return (os.environ.get("COMSPEC", "cmd.exe").encode(),)
+    from sandd._core.processes.users import find_account
+
+    account = find_account(str(os.geteuid()) if user is None else user)
+    shell = "" if account is None else account.shell
+    return (os.fsencode(shell or "/bin/sh"),)
+
+
 @functools.cache
 def base_environment() -> Mapping[bytes, bytes]:
     """The daemon's environment as its children get it: without what configures the daemon, secrets included."""
+    variables = {os.fsencode(k): os.fsencode(v) for k, v in os.environ.items()}
     return {
-        os.fsencode(k): os.fsencode(v) for k, v in os.environ.items() if not k.startswith("SANDD_")
+        k: v
+        for k, v in variables.items()
+        if not k.startswith(b"SANDD_") and k not in _OF_ITS_TERMINAL
     }
 
 
@@ -60,16 +83,15 @@ def _user_environment(user: str) -> dict[bytes, bytes]:
     """What a login would set; an unknown user is the process host's to refuse."""
     if sys.platform == "win32":
         return {}
-    import pwd
+    from sandd._core.processes.users import find_account
 
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except (KeyError, ValueError, OverflowError):  # unknown, with a NUL, or beyond any uid
+    account = find_account(user)
+    if account is None:
         return {}
     values = {
-        "HOME": entry.pw_dir,
-        "USER": entry.pw_name,
-        "LOGNAME": entry.pw_name,
-        "SHELL": entry.pw_shell,
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "SHELL": account.shell,
     }
     return {key.encode(): os.fsencode(value) for key, value in values.items()}

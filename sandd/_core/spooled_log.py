@@ -23,7 +23,7 @@ from sandd._core._errors import LocalProtocolError
 from sandd._core.read_ahead import ReadAhead
 from sandd._core.spool import Delete, DiskTask, Fetch, Spill, Spool, Stall
 from sandd._core.streams import RING_BYTES, ByteSendLog
-from sandd.wire import StallReason
+from sandd.wire import OnFull, StallReason
 
 if TYPE_CHECKING:
     from sandd._core.job import Job
@@ -58,8 +58,9 @@ class _DiskPart:
 class SpooledLog(ByteSendLog):
     """A job's output. Without a spool, or while its owner is attached and keeps up, it is a ring in memory.
 
-    When there is no room, what `retain` kept below the floor goes first. Then the process waits, or,
-    with `dropping`, the oldest goes.
+    When there is no room, what `retain` kept below the floor goes first. Then the process waits, or
+    the oldest goes, as `on_full` says. What is retained has its place in memory beside the ring, unless
+    that is EVERYTHING.
     """
 
     def __init__(
@@ -68,22 +69,23 @@ class SpooledLog(ByteSendLog):
         *,
         capacity: int = RING_BYTES,
         retain: int = 0,
-        dropping: bool = False,
+        on_full: OnFull = OnFull.BLOCK,
         spool: Spool | None = None,
     ) -> None:
         super().__init__(capacity=capacity, retain=retain)
-        self.capacity: int = capacity
-        """Bytes in memory, and while the owner is attached those it has not acknowledged."""
+        self.window = capacity
+        """Bytes that the owner has not acknowledged, while it is attached."""
+        self.capacity: int = capacity + (0 if retain == EVERYTHING else retain)
+        """Bytes in memory."""
         self.job = job
-        self.dropping = dropping
-        """When full, drop the oldest instead of having no room."""
+        self.on_full = on_full
         self.told_stall = False
         """The last word of it to the job's clients was that it stalls."""
         self._is_owned = False
         self._draining = False
         self._spool = spool
         self._disk: _DiskPart | None = None
-        self._spill_above = capacity // 2
+        self._spill_above = self.capacity - capacity // 2
 
     # -- what there is
 
@@ -113,8 +115,15 @@ class SpooledLog(ByteSendLog):
             room = self._most
         if self._is_owned and not (self.dropping or self._draining):
             # The owner's pace is the process' pace, whatever there is of older output.
-            room = min(room, self.capacity - (self.end - self.floor))
+            room = min(room, self.window - (self.end - self.floor))
         return max(0, room)
+
+    @property
+    def dropping(self) -> bool:
+        """When full, it drops the oldest instead of having no room."""
+        return self.on_full is OnFull.DROP_OLDEST or (
+            self.on_full is OnFull.DROP_UNATTENDED and not self._is_owned
+        )
 
     @property
     def is_stalled(self) -> bool:
@@ -124,7 +133,7 @@ class SpooledLog(ByteSendLog):
     @property
     def stall(self) -> Stall | None:
         """Why the process waits for the disk, if it does: None where it has room, or waits for its reader."""
-        waits_for_reader = self._is_owned and self.end - self.floor >= self.capacity
+        waits_for_reader = self._is_owned and self.end - self.floor >= self.window
         if self._disk is None or waits_for_reader or not self.is_stalled:
             return None
         return self._disk.trouble
@@ -156,7 +165,7 @@ class SpooledLog(ByteSendLog):
             return False
         # What is dropped is the oldest; as long as that is on disk, the newest has to go there, too.
         has_backlog = self.dropping and self._memory_start > self.base
-        return not self._is_owned or self.retain > 0 or has_backlog
+        return not self._is_owned or self.retain == EVERYTHING or has_backlog
 
     @property
     def _takes_more(self) -> bool:
@@ -190,7 +199,7 @@ class SpooledLog(ByteSendLog):
         self._check_room(units, self._most)
         self._bytes += data
         self.end += units
-        if self.dropping and self._is_owned and not self.retain:
+        if self.dropping and self._is_owned and self.retain != EVERYTHING:
             # What piled up while the owner was away is not dropped at its return, but grows no more.
             self._drop(min(self.end - self.capacity, self.floor + units))
         excess = len(self._bytes) - self.capacity

@@ -21,6 +21,7 @@ from sandd._core.read_ahead import READ_AHEAD
 from sandd._core.spool import Delete, DiskTask, Spill, Spool
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import ReceiveWindow, SendCursor
+from sandd.wire import OnFull
 
 DRAIN = 5
 
@@ -56,7 +57,7 @@ class SpooledPair(StreamPair):
     @initialize(
         capacity=st.integers(2, 20),
         retain=st.sampled_from([0, 7, EVERYTHING]),
-        dropping=st.booleans(),
+        on_full=st.sampled_from(OnFull),
         window=st.integers(1, 20),
         segment=st.integers(1, 12),
         piece=st.integers(1, 8),
@@ -67,7 +68,7 @@ class SpooledPair(StreamPair):
         self,
         capacity: int,
         retain: int,
-        dropping: bool,
+        on_full: OnFull,
         window: int,
         segment: int,
         piece: int,
@@ -75,7 +76,8 @@ class SpooledPair(StreamPair):
         daemon_quota: int,
     ) -> None:
         """A new stream, with its owner attached from the beginning, and an empty disk."""
-        self.dropping = dropping
+        self.on_full = on_full
+        self.dropping = on_full is not OnFull.BLOCK
         self.spool = Spool(daemon_quota, job_quota, segment, piece)
         self.disk = LateDisk()
         self.others = 0
@@ -86,7 +88,14 @@ class SpooledPair(StreamPair):
         self.kept_from = 0
         """What was below it, when all was to be kept, was freed before."""
         self.was_in_trouble = False
+        self.kept_in_memory = 0 if retain == EVERYTHING else retain
+        """Of what is below the floor."""
         self.begin(capacity, retain, window)
+
+    @property
+    def drops(self) -> bool:
+        """Whether it may drop something now; `dropping`: or at another time."""
+        return self.on_full is OnFull.DROP_OLDEST or (self.dropping and self.is_away)
 
     def make_sender(self) -> SpooledLog:
         """The sender's log."""
@@ -95,7 +104,7 @@ class SpooledPair(StreamPair):
             cast("Any", job),
             capacity=self.capacity,
             retain=self.retain,
-            dropping=self.dropping,
+            on_full=self.on_full,
             spool=self.spool,
         )
         job.log.own(attached=True)
@@ -110,7 +119,7 @@ class SpooledPair(StreamPair):
         unread = log.end - log.floor
         super().append(count)
         self.promise = 0
-        if not (self.is_away or self.dropping or self.drained):
+        if not (self.is_away or self.drops or self.drained):
             assert log.end - log.floor <= max(unread, self.capacity), "faster than its reader"
 
     @rule()
@@ -274,8 +283,9 @@ class SpooledPair(StreamPair):
     def memory_is_bounded(self) -> None:
         """(4) The ring, what is being written, and what was read back; whatever the disk holds."""
         log, piece = self.sender, self.spool.piece_bytes
-        assert len(log._bytes) <= self.capacity + self.drained
-        assert log.memory_bytes <= self.capacity + self.drained + piece + READ_AHEAD * piece
+        ring = self.capacity + self.kept_in_memory + self.drained
+        assert len(log._bytes) <= ring
+        assert log.memory_bytes <= ring + piece + READ_AHEAD * piece
         for reader in self.readers:
             held = reader.delivered - reader.read
             assert held <= self.window_size, "(4) more is held than was granted"
@@ -311,9 +321,9 @@ class SpooledPair(StreamPair):
         log = self.sender
         if log.room == 0 and not log.final:
             unread = log.end - log.floor
-            reader = not (self.is_away or self.dropping) and unread >= self.capacity
+            reader = not (self.is_away or self.drops) and unread >= self.capacity
             disk = self.disk.is_serving or self.disk.task is not None or log in self.spool.work
-            stalled = log.stall is not None and not self.dropping
+            stalled = log.stall is not None and not self.drops
             assert reader or disk or stalled, "(9) it waits for nothing"
 
     def get_on(self) -> None:

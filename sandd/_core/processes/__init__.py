@@ -9,7 +9,7 @@ In the daemon:
     spawner_keeper    one spawner after the other, from the first to the end
     spawner_link      the daemon's end of the socket to a spawner
     lost_trees        what the daemon does about the jobs of a spawner that died
-    pipes, users, open_files    small parts of a spawn
+    pipes, terminals, users, open_files    small parts of a spawn
     windows_job_objects    what Windows has for a process tree
     interface         `SpawnRequest`, `ExitStatus`, `Child`, `ProcessHost`
 
@@ -38,6 +38,7 @@ from sandd._core.processes.interface import (
     ProcessHost,
     ReceivesNowait,
     SpawnRequest,
+    Terminal,
 )
 from sandd._core.processes.open_files import raise_open_files_limit
 
@@ -51,6 +52,7 @@ __all__ = [
     "ProcessHost",
     "ReceivesNowait",
     "SpawnRequest",
+    "Terminal",
     "open_process_host",
     "raise_open_files_limit",
 ]

@@ -92,8 +92,8 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def ask_to_end(leader: int, members: Iterable[Process]) -> None:
-    """SIGTERM for the whole tree: for the leader's group at a stroke, then whoever has left it.
+def ask_to_end(leader: int, members: Iterable[Process], number: int = signal.SIGTERM) -> None:
+    """A signal for the whole tree: for the leader's group at a stroke, then whoever has left it.
 
     SIGCONT follows, as from systemd, because a stopped process would not see the request.
 
@@ -102,10 +102,10 @@ def ask_to_end(leader: int, members: Iterable[Process]) -> None:
         members: the tree, as far as it is known.
     """
     elsewhere = [member for member in members if member.group != leader]
-    for number in (signal.SIGTERM, signal.SIGCONT):
-        signal_group(leader, number)
+    for each in (number, signal.SIGCONT):
+        signal_group(leader, each)
         for member in elsewhere:
-            _signal_if_allowed(member, number)
+            _signal_if_allowed(member, each)
 
 
 def signal_group(leader: int, number: int) -> None:

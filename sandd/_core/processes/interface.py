@@ -11,8 +11,12 @@ from sandd._core._errors import SanddError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     import trio
+
+    TerminalSize: TypeAlias = tuple[int, int]
+    """Rows and columns."""
 
 
 class ChildLost(SanddError):
@@ -40,6 +44,9 @@ class SpawnRequest:
     """False: the child reads ``/dev/null``."""
     merge_stderr: bool = False
     """True: stderr goes into stdout's pipe, in the order of writing."""
+    terminal: TerminalSize | None = None
+    """The size of a terminal to run it in: its controlling terminal, and instead of all three pipes. Its
+    tree is asked to end by a hang-up then (SIGHUP), as shells don't mind SIGTERM."""
     base: Mapping[bytes, bytes] = attrs.field(factory=dict)
     """What `env` is merged over. To be the same object for many requests, and never changed: a host may
     have passed it on once and for all."""
@@ -71,6 +78,20 @@ class ReceivesNowait(abc.ABC):
         """What is there; b"" at the end, None when there is nothing yet."""
 
 
+class Terminal(abc.ABC):
+    """The terminal that a job runs in, from outside."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def resize(self, rows: int, cols: int) -> None:
+        """The window has another size from now on. No error if nobody is there any more."""
+
+    @abc.abstractmethod
+    def signal(self, number: int) -> bool:
+        """Send signal ``number`` to the process group in the foreground; False if that can't be done."""
+
+
 class Child(abc.ABC):
     """One started job: its direct child process, and everything that descends from it.
 
@@ -98,6 +119,11 @@ class Child(abc.ABC):
     @abc.abstractmethod
     def stderr(self) -> trio.abc.ReceiveStream | None:
         """Our end of its stderr; None where that was merged into `stdout`."""
+
+    @property
+    def terminal(self) -> Terminal | None:
+        """What it runs in, with `stdin` and `stdout` as its two directions; None: it has pipes."""
+        return None
 
     @property
     @abc.abstractmethod
@@ -133,7 +159,8 @@ class Child(abc.ABC):
 
     @abc.abstractmethod
     async def kill(self, *, grace: float) -> None:
-        """End the tree: SIGTERM to all of it, and after ``grace`` seconds SIGKILL to the last.
+        """End the tree: SIGTERM to all of it (SIGHUP where it has a terminal), and after ``grace``
+        seconds SIGKILL to the last.
 
         Returns when nothing of the tree is left and the direct child is reaped; at once if so
         already. Idempotent: of several calls the earliest deadline counts. Cancelling it stops only

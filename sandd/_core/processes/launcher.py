@@ -1,8 +1,11 @@
-"""Starting one program with its pipes: the kernel's part of a spawn, as short as it can be.
+"""Starting one program with its pipes, or in its terminal: the kernel's part of a spawn, as short as it can be.
 
 Standard library only; it runs in the spawner, which has one thread. posix_spawn(3) needs 0.1 ms less
 than `subprocess.Popen` (m), but can't become another user, so that is left to Popen. Neither ever
 forks in the way that copies the page tables.
+
+A terminal becomes the controlling one of the session whose leader opens it first (tty_ioctl(4)). So it
+is not passed on, as pipes are: the new process, which leads a session by then, opens it by its path.
 """
 
 from __future__ import annotations
@@ -18,11 +21,20 @@ if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, TypeAlias
+
     from sandd._core.processes.spawner_messages import Spawn
+
+    _Actions: TypeAlias = tuple[tuple[Any, ...], ...]
+    """What posix_spawn(3) does with files on the way."""
 
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR)
 _TRY_NEXT = (*_NOT_HERE, errno.EACCES)
 """Errors after which execvp(3) goes on to the next directory of PATH."""
+_IN_TERMINAL = b'exec "$@" <>"$0" >&0 2>&0'
+"""For the shell: open the terminal, then become the program. Its arguments: the terminal's path, and all of
+the command. What Popen starts has no other way to open a file after setsid(2)."""
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores, and children should not. The spawner ignores nothing else, and blocks nothing."""
 
@@ -38,47 +50,81 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
         OSError: it can't be started; `filename` is what it failed on. Nothing ran.
         ValueError: a NUL in an argument or "=" in a variable's name.
     """
+    if request.terminal:
+        return _launch_in_terminal(request, env, descriptors[0])
     pipes = iter(descriptors)
     stdin = next(pipes) if request.stdin else None
     stdout = next(pipes)
     stderr = stdout if request.merge_stderr else next(pipes)
     if request.identity is not None:
-        return _launch_by_popen(request, env, stdin, stdout, stderr)
+        return _launch_by_popen(request, request.argv, env, stdin, stdout, stderr)
+    actions = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        if stdin is None
+        else (os.POSIX_SPAWN_DUP2, stdin, 0),
+        (os.POSIX_SPAWN_DUP2, stdout, 1),
+        (os.POSIX_SPAWN_DUP2, stderr, 2),
+    )
+    pid = _spawn_in_directory(request, env, actions)
+    if pid is None:
+        return _launch_by_popen(request, request.argv, env, stdin, stdout, stderr)
+    return pid
+
+
+def _launch_in_terminal(request: Spawn, env: dict[bytes, bytes], terminal: int) -> int:
+    path = os.fsencode(os.ttyname(terminal))
+    if request.identity is None:
+        actions = (
+            (os.POSIX_SPAWN_OPEN, 0, path, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 0, 1),
+            (os.POSIX_SPAWN_DUP2, 0, 2),
+        )
+        pid = _spawn_in_directory(request, env, actions)
+        if pid is not None:
+            return pid
+    else:
+        os.fchown(terminal, request.identity[0], -1)  # it was ours, and nobody else may open it
+    # The shell would find what is wrong too late for us: it runs by then.
+    _find(request.argv[0], env)
+    argv = (b"/bin/sh", b"-c", _IN_TERMINAL, path, *request.argv)
+    return _launch_by_popen(request, argv, env, terminal, terminal, terminal)
+
+
+def _spawn_in_directory(request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int | None:
+    """The pid; None where we would not find back from the directory, so that the child has to go alone."""
     if request.cwd is None:
-        return _search(request, env, stdin, stdout, stderr)
+        return _search(request, env, actions)
     try:
         home = os.open(".", os.O_RDONLY)
     except OSError:
-        # We would not find back, as after "sudo -u" in a home that is root's: the child has to go alone.
-        return _launch_by_popen(request, env, stdin, stdout, stderr)
+        return None  # as after "sudo -u" in a home that is root's
     try:
         os.chdir(request.cwd)
         try:
-            return _search(request, env, stdin, stdout, stderr)
+            return _search(request, env, actions)
         finally:
             os.fchdir(home)
     finally:
         os.close(home)
 
 
-def _search(
-    request: Spawn, env: dict[bytes, bytes], stdin: int | None, stdout: int, stderr: int
-) -> int:
+def _search(request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int:
     """As execvp(3), with the PATH that the program will have."""
     program = request.argv[0]
     try:
-        if b"/" in program:
-            return _spawn(program, request.argv, env, stdin, stdout, stderr)
         failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
-            path = os.path.join(directory, program)
-            # Looked for before it is tried: a spawn that fails costs 0.1 ms.
-            if not os.path.lexists(path):
-                continue
+        for path in _candidates(program, env):
             try:
-                return _spawn(path, request.argv, env, stdin, stdout, stderr)
+                return os.posix_spawn(
+                    path,
+                    request.argv,
+                    env,
+                    file_actions=actions,
+                    setsid=True,
+                    setsigdef=_RESTORED,
+                )
             except OSError as error:
-                if error.errno not in _TRY_NEXT:
+                if error.errno not in _TRY_NEXT or b"/" in program:
                     raise
                 if error.errno not in _NOT_HERE:
                     failure = error
@@ -88,36 +134,42 @@ def _search(
         raise OSError(number, os.strerror(number), os.fsdecode(program)) from error
 
 
-def _spawn(
-    path: bytes,
+def _candidates(program: bytes, env: dict[bytes, bytes]) -> Iterator[bytes]:
+    """The files that `program` may mean, in order."""
+    if b"/" in program:
+        yield program
+        return
+    for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
+        path = os.path.join(directory, program)
+        # Looked for before it is tried: a spawn that fails costs 0.1 ms.
+        if os.path.lexists(path):
+            yield path
+
+
+def _find(program: bytes, env: dict[bytes, bytes]) -> None:
+    """Raise what execvp(3) would, as far as that can be told without trying it."""
+    number = errno.ENOENT
+    for path in _candidates(program, env):
+        if os.path.isfile(path):
+            if os.access(path, os.X_OK):
+                return
+            number = errno.EACCES
+        elif os.path.exists(path):
+            number = errno.EACCES  # a directory
+    raise OSError(number, os.strerror(number), os.fsdecode(program))
+
+
+def _launch_by_popen(
+    request: Spawn,
     argv: tuple[bytes, ...],
     env: dict[bytes, bytes],
     stdin: int | None,
     stdout: int,
     stderr: int,
 ) -> int:
-    return os.posix_spawn(
-        path,
-        argv,
-        env,
-        file_actions=(
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-            if stdin is None
-            else (os.POSIX_SPAWN_DUP2, stdin, 0),
-            (os.POSIX_SPAWN_DUP2, stdout, 1),
-            (os.POSIX_SPAWN_DUP2, stderr, 2),
-        ),
-        setsid=True,
-        setsigdef=_RESTORED,
-    )
-
-
-def _launch_by_popen(
-    request: Spawn, env: dict[bytes, bytes], stdin: int | None, stdout: int, stderr: int
-) -> int:
     uid, gid, groups = request.identity or (None, None, None)
     process = subprocess.Popen(
-        request.argv,
+        argv,
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=stdout,
         stderr=stderr,

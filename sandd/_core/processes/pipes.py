@@ -16,11 +16,12 @@ import trio
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes.interface import ReceivesNowait
+from sandd._core.processes.terminals import PosixTerminal, open_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandd._core.processes.interface import SpawnRequest
+    from sandd._core.processes.interface import SpawnRequest, TerminalSize
 
 PIPE_BYTES = 256 * 1024
 """What the output pipe of a busy program holds: four times the default, so that it is woken four
@@ -86,10 +87,12 @@ class JobPipes:
     """Both ends of one job's pipes. Ours are the streams; theirs are to be passed on and closed."""
 
     theirs: list[int] = attrs.Factory(list)
-    """[stdin], stdout, [stderr]: in the order of a `Spawn` message."""
+    """[stdin], stdout, [stderr], or the terminal: in the order of a `Spawn` message."""
     stdin: trio.abc.SendStream | None = None
     stdout: trio.abc.ReceiveStream | None = None
     stderr: trio.abc.ReceiveStream | None = None
+    terminal: PosixTerminal | None = None
+    """Instead of pipes; `stdin` and `stdout` are its directions."""
     _closers: list[Callable[[], None]] = attrs.Factory(list)
 
     def close_theirs(self) -> None:
@@ -119,15 +122,25 @@ class JobPipes:
         self._closers.append(stream.close)
         return stream
 
+    def add_terminal(self, size: TerminalSize) -> None:
+        """A terminal, in the place of all three."""
+        self.terminal, theirs = open_terminal(size)
+        self.theirs.append(theirs)
+        self._closers.append(self.terminal.close)
+        self.stdin, self.stdout = self.terminal.input, self.terminal.output
+
 
 def open_job_pipes(request: SpawnRequest, *, may_grow: bool) -> JobPipes:
-    """The pipes that ``request`` asks for.
+    """The pipes, or the terminal, that ``request`` asks for.
 
     Raises:
         SpawnFailed: no descriptors left (EMFILE, ENFILE). Nothing is left open.
     """
     pipes = JobPipes()
     try:
+        if request.terminal is not None:
+            pipes.add_terminal(request.terminal)
+            return pipes
         if request.stdin:
             pipes.stdin = pipes.add_input()
         pipes.stdout = pipes.add_output(may_grow=may_grow)

@@ -136,9 +136,11 @@ class PosixProcessHost(ProcessHost):
             identity=None if identity is None else (identity.uid, identity.gid, identity.groups),
             stdin=request.stdin,
             merge_stderr=request.merge_stderr,
+            terminal=request.terminal is not None,
             base=None if link.base is request.base else dict(request.base),
         )
-        data = encode(message, descriptors=request.stdin + 1 + (not request.merge_stderr))
+        count = request.stdin + 1 + (not request.merge_stderr) if request.terminal is None else 1
+        data = encode(message, descriptors=count)
         if len(data) > MAX_REQUEST_BYTES:
             program = os.fsdecode(request.argv[0])
             raise SpawnFailed(errno.E2BIG, os.strerror(errno.E2BIG), program)

@@ -30,6 +30,7 @@ from sandd._core.processes.spawner_messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.processes.interface import Terminal
     from sandd._core.processes.pipes import JobPipes
     from sandd._core.processes.spawner_link import SpawnerLink
 
@@ -97,6 +98,10 @@ class PosixChild(Child):
         return self.pipes.stderr
 
     @property
+    def terminal(self) -> Terminal | None:
+        return self.pipes.terminal
+
+    @property
     def has_exited(self) -> bool:
         return self.over.is_set()
 
@@ -150,6 +155,8 @@ class PosixChild(Child):
         elif isinstance(report, Exited):
             self._status = ExitStatus(report.code, report.signal)
             self.over.set()
+            if self.pipes.terminal is not None:
+                self.pipes.terminal.process_exited()
             if report.is_gone:
                 self.gone.set()
         elif isinstance(report, Gone):

@@ -83,13 +83,16 @@ class Job:
     """One started job; it exists until its leader is reaped."""
 
     __slots__ = (
-        *("due", "number", "patience", "pauses", "phase", "powerless", "race", "status", "tree"),
+        *("asked_by", "due", "number", "patience", "pauses", "phase", "powerless"),
+        *("race", "status", "tree"),
     )
 
-    def __init__(self, number: int, tree: Tree) -> None:
+    def __init__(self, number: int, tree: Tree, asked_by: int) -> None:
         self.number = number
         """What the messages call `job`."""
         self.tree = tree
+        self.asked_by = asked_by
+        """The signal that asks its tree to end."""
         self.status: WaitStatus | None = None
         self.phase = Phase.RUNNING
         self.due = float("inf")
@@ -199,7 +202,8 @@ class Spawner:
         self._brand += 1
         brand = self._brand if process_table.brand_children(self._brand) else None
         pid = launch(request, {**self._base, **request.env}, descriptors)
-        job = Job(request.job, self._trees.add(pid, request.marker, began, brand))
+        tree = self._trees.add(pid, request.marker, began, brand)
+        job = Job(request.job, tree, signal.SIGHUP if request.terminal else signal.SIGTERM)
         self._jobs[job.number] = self._by_leader[pid] = job
         self._watch.add(pid)
         return Started(job.number, pid)
@@ -240,7 +244,7 @@ class Spawner:
         deadline = time.monotonic() + grace
         self._dying[job.number] = job
         if job.phase is Phase.RUNNING and grace > 0:
-            culling.ask_to_end(job.tree.leader, self._trees.members(job.tree))
+            culling.ask_to_end(job.tree.leader, self._trees.members(job.tree), job.asked_by)
             job.phase = Phase.ASKED
             job.due = deadline
         elif job.phase is not Phase.CULLING:

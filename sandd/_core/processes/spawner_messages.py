@@ -42,7 +42,10 @@ class Identity(NamedTuple):
 
 
 class Spawn(NamedTuple):
-    """Start a job. Descriptors: [stdin], stdout, [stderr]. Answered by `Started` or `Failed`."""
+    """Start a job. Descriptors: [stdin], stdout, [stderr], or with `terminal` that alone.
+
+    Answered by `Started` or `Failed`.
+    """
 
     job: int
     argv: tuple[bytes, ...]
@@ -52,6 +55,7 @@ class Spawn(NamedTuple):
     identity: tuple[int, int, tuple[int, ...]] | None
     stdin: bool
     merge_stderr: bool
+    terminal: bool
     base: dict[bytes, bytes] | None
     """What this `env` and those to come are merged over; None: the one before."""
 
@@ -64,7 +68,10 @@ class Signal(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """End the whole tree: SIGTERM now, SIGKILL after `grace` seconds. Answered by `Gone`."""
+    """End the whole tree: SIGTERM now (SIGHUP in a terminal), SIGKILL after `grace` seconds.
+
+    Answered by `Gone`.
+    """
 
     job: int
     grace: float

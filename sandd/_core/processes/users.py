@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import sys
+from typing import NamedTuple
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
+
+import pwd
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes.spawner_messages import Identity
@@ -42,3 +44,20 @@ def resolve_user(user: str) -> Identity | None:
 def _unless_it_is_us(identity: Identity) -> Identity | None:
     # Without privilege setgroups(2) fails even where nothing would change.
     return None if identity.uid == os.geteuid() != 0 else identity
+
+
+class Account(NamedTuple):
+    """What a login would take from the user database."""
+
+    name: str
+    home: str
+    shell: str
+
+
+def find_account(user: str) -> Account | None:
+    """The account of a name or a numeric uid; None if the database knows none. May block, as above."""
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, ValueError, OverflowError):  # unknown, with a NUL, or beyond any uid
+        return None
+    return Account(entry.pw_name, entry.pw_dir, entry.pw_shell)

@@ -1,0 +1,158 @@
+"""The byte streams of a job as whoever holds it sees them: exactly once and in order, across every cut."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import OutputGap
+from sandd._core.streams import Gap
+
+if TYPE_CHECKING:
+    from sandd._core.local_link import JobHandle
+    from sandd.wire import Stream
+
+RECEIVE_BYTES = 64 * wire.KIB
+"""What `receive_some` returns at most, where the caller names no limit."""
+
+
+class InputStream(trio.abc.SendStream):
+    """The job's stdin. What was sent is in order and once, whatever happens to the connection."""
+
+    def __init__(self, handle: JobHandle) -> None:
+        self._handle = handle
+        self._conflicts = _Exclusive("another task is sending to this stdin")
+        self._closed = False
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; returns when it is on its way within the bounds of the buffers.
+
+        Raises:
+            trio.BrokenResourceError: the process has ended.
+            trio.ClosedResourceError: this stream was closed before.
+        """
+        with self._conflicts, memoryview(data) as view:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            job = self._handle.job
+            position = 0
+            while position < len(view):
+                await self._handle.until(
+                    lambda: job.input.room > 0 or self._closed or self._handle.ended
+                )
+                self._check()
+                chunk = view[position : position + job.input.room]
+                job.input.append(chunk)
+                position += len(chunk)
+                self._handle.link.changed(job)
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room."""
+        with self._conflicts:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            await self._handle.until(
+                lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
+            )
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """End of file for the process; idempotent, never blocks."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if not self._handle.job.input.final:
+                self._handle.job.input.finish()
+            self._handle.link.changed(self._handle.job)
+            self._handle.update()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stdin was closed")
+        if self._handle.ended:
+            raise trio.BrokenResourceError(
+                "the process has ended"
+                if self._handle.job.result is not None
+                else "the job was lost, or is not ours any more"
+            ) from self._handle.job.error
+
+
+class OutputStream(trio.abc.ReceiveStream):
+    """stdout or stderr of the job: all its bytes, in order and once, whatever happens to the connection."""
+
+    def __init__(self, handle: JobHandle, stream: Stream) -> None:
+        self._handle = handle
+        self._stream = stream
+        self._log = handle.job.outputs[stream]
+        self._conflicts = _Exclusive("another task is receiving from this stream")
+        self._closed = False
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, at most `max_bytes`; b"" at the end.
+
+        Raises:
+            OutputGap: bytes are gone, because the job was told to drop what nobody fetched, or
+                this reader only looks on and was overtaken, or asked for what is not kept any
+                more. Said once; reading goes on behind them.
+            trio.BrokenResourceError: the job was lost before its output ended.
+            trio.ClosedResourceError: this stream was closed before.
+        """
+        if max_bytes is not None and operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._conflicts:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            await self._handle.until(
+                lambda: (
+                    self._log.readable or self._log.at_end or self._closed or self._handle.closed
+                )
+            )
+            self._check()
+            if self._log.readable:
+                chunk = self._log.take(max_bytes or RECEIVE_BYTES)
+                self._handle.link.changed(self._handle.job)
+                if isinstance(chunk, Gap):
+                    raise OutputGap(chunk.start, chunk.end)
+                return chunk
+            if self._log.at_end:
+                return b""
+            raise trio.BrokenResourceError(
+                "the job was lost before its output ended"
+            ) from self._handle.job.error
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """Stop reading; what the process writes from now on is thrown away."""
+        if not self._closed:
+            self._closed = True
+            self._handle.sink(self._stream, lambda _: None)
+        await trio.lowlevel.checkpoint()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was closed")
+
+
+class _Exclusive:
+    """trio's rule that a stream has one task at a time per direction; the second gets BusyResourceError."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(self._message)
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False

@@ -1,0 +1,115 @@
+"""`Session`: a program in a terminal of its own, as whoever types there holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import RequestRefused
+from sandd._core.held_job import HeldJob, attached, part_or_end, started
+from sandd._core.interrupts import protected_context
+from sandd._core.job_streams import InputStream, OutputStream
+from sandd._core.specs import check_size
+from sandd.wire import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sandd._core.local_link import JobHandle
+
+
+class Session(HeldJob, trio.abc.Stream):
+    """A terminal on a daemon; made by `Daemon.open_session` and `Daemon.attach_session`.
+
+    Sending types, receiving gives what the terminal shows, escape sequences and all. It survives every cut
+    of the connection: nothing is shown twice or left out, no keystroke is lost or typed twice. Reading
+    slowly slows the program, as a terminal does.
+    """
+
+    def __init__(self, handle: JobHandle, *, kill_grace: float) -> None:
+        super().__init__(handle)
+        self._kill_grace = kill_grace
+        self._input = InputStream(handle)
+        self._output = OutputStream(handle, Stream.OUTPUT)
+
+    @property
+    def offset(self) -> int:
+        """How many bytes of what it shows have been received, from its beginning.
+
+        With this as `since`, `Daemon.attach_session` goes on there, as far back as the scrollback reaches.
+        """
+        return self._handle.job.outputs[Stream.OUTPUT].consumed
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        r"""Type `data`: ``b"\x03"`` is Ctrl-C, ``b"\r"`` the Enter key, ``b"\x04"`` end of file.
+
+        Returns when it is on its way within the bounds of the buffers.
+
+        Raises:
+            RequestRefused: it was attached with ``read_only=True``.
+            trio.BrokenResourceError: the session has ended, or somebody took it over; the cause says so.
+            trio.ClosedResourceError: it was closed before.
+        """
+        self._check_writes()
+        await self._input.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until something can be typed."""
+        self._check_writes()
+        await self._input.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What the terminal shows next, at most `max_bytes`; b"" when the program has ended.
+
+        Raises:
+            OutputGap: bytes are gone, because nobody was there and there was too much to keep, or this
+                reader only looks on and was overtaken, or asked for what is not kept any more. Said
+                once; reading goes on behind them.
+            trio.BrokenResourceError: the session was lost before its end, or somebody took it over; the
+                cause says so.
+            trio.ClosedResourceError: it was closed before.
+        """
+        return await self._output.receive_some(max_bytes)
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Tell the program that its window has another size now; it gets SIGWINCH.
+
+        Returns when the request is on its way.
+
+        Raises:
+            ValueError: that is no size; both are from 1 to 65,535.
+            RequestRefused: it was attached with ``read_only=True``.
+        """
+        check_size(rows, cols)
+        await self._ask(wire.Resize(rows, cols))
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """End the session, as leaving its block does: hang up, and see its whole tree gone.
+
+        One that is detached, or was attached with ``read_only=True``, is left as it is.
+        """
+        await self._output.aclose()
+        await part_or_end(self._handle, self._kill_grace)
+
+    def _check_writes(self) -> None:
+        if self._reads_only:
+            raise RequestRefused(
+                "this session was attached with read_only=True: whoever looks on can't type"
+            )
+
+
+@protected_context
+async def hold_session(handle: JobHandle, *, kill_grace: float) -> AsyncIterator[Session]:
+    """A new session while the block lasts."""
+    async with started(handle, timeout=None, kill_grace=kill_grace):
+        yield Session(handle, kill_grace=kill_grace)
+
+
+@protected_context
+async def hold_attached_session(handle: JobHandle, *, kill_grace: float) -> AsyncIterator[Session]:
+    """A session that is there, while the block lasts; RequestRefused for a job without a terminal."""
+    async with attached(handle, kill_grace=kill_grace, terminal=True):
+        yield Session(handle, kill_grace=kill_grace)

@@ -1,0 +1,257 @@
+"""From the arguments of the public API to the spec of a job; what makes no sense is refused here."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import signal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from sandd import wire
+from sandd._core.job_info import OUTPUT_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import TypeAlias
+
+    from sandd.wire import Stream
+
+    Text: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Command: TypeAlias = str | bytes | Sequence[Text]
+
+KILL_GRACE: Final = 5.0
+"""Seconds from TERM to KILL, where the caller says nothing."""
+DEFAULT_SCROLLBACK: Final = 1 * wire.MIB
+"""Bytes that a session keeps of what was read: some 10,000 lines."""
+MAX_GRACE: Final = 3600.0
+"""Seconds; leaving a job waits for its kill, and that wait can't be cancelled."""
+
+
+def build_spec(
+    command: Command,
+    *,
+    stdin: bool,
+    merge_stderr: bool = False,
+    cwd: Text | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    timeout: float | None = None,
+    idle_timeout: float | None = None,
+    kill_grace: float = KILL_GRACE,
+    lease: float | None = None,
+    on_full: str = "block",
+    detach: bool = False,
+) -> wire.CommandSpec:
+    """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
+    argv, shell = _argv(command)
+    return wire.CommandSpec(
+        **_program(argv, shell, cwd=cwd, env=env, user=user),
+        stdin=stdin,
+        merge_stderr=merge_stderr,
+        timeout=seconds("timeout", timeout),
+        idle_timeout=seconds("idle_timeout", idle_timeout),
+        kill_grace=check_grace("kill_grace", kill_grace),
+        lease=seconds("lease", lease),
+        on_full=_on_full(on_full),
+        detach=bool(detach),
+    )
+
+
+def build_session_spec(
+    command: Command | None,
+    *,
+    rows: int,
+    cols: int,
+    term: str,
+    scrollback: int,
+    cwd: Text | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    kill_grace: float = KILL_GRACE,
+    lease: float | None = None,
+    detach: bool = False,
+) -> wire.SessionSpec:
+    """The spec that asks for a terminal with `command` in it; None: the login shell. Errors as `build_spec`."""
+    check_size(rows, cols)
+    if not (0 < len(term) <= 64 and term.isascii() and term.isprintable()):
+        raise ValueError(
+            f"term is {term!r}; it must be the name of a terminal type, such as 'xterm'"
+        )
+    kept = operator.index(scrollback)
+    if not 0 <= kept <= wire.MAX_SCROLLBACK_BYTES:
+        raise ValueError(
+            f"scrollback is {kept}; it must be a number of bytes from 0 to {wire.MAX_SCROLLBACK_BYTES}"
+        )
+    argv, shell = ((), False) if command is None else _argv(command)
+    return wire.SessionSpec(
+        **_program(argv, shell, cwd=cwd, env=env, user=user),
+        rows=rows,
+        cols=cols,
+        term=term,
+        scrollback=kept,
+        kill_grace=check_grace("kill_grace", kill_grace),
+        lease=seconds("lease", lease),
+        detach=bool(detach),
+    )
+
+
+def check_size(rows: int, cols: int) -> None:
+    """ValueError for what can't be the size of a terminal."""
+    for name, value in (("rows", rows), ("cols", cols)):
+        if not 1 <= operator.index(value) <= wire.MAX_TERMINAL_SIZE:
+            raise ValueError(f"{name} is {value}; it must be from 1 to {wire.MAX_TERMINAL_SIZE}")
+
+
+def _argv(command: Command) -> tuple[tuple[bytes, ...], bool]:
+    """The arguments, and whether they are one text for the shell."""
+    shell = isinstance(command, str | bytes)
+    if not shell and not isinstance(command, Iterable):
+        raise TypeError(
+            f"the command is {command!r}; it must be a text for the shell, or a list of a program "
+            "and its arguments"
+        )
+    argv = (
+        (_encode(command),)
+        if isinstance(command, str | bytes)
+        else tuple(_encode(part, "the command has {!r} in it") for part in command)
+    )
+    if not argv or not argv[0]:
+        raise ValueError(
+            "the command is empty: give a text for the shell, or a list of a program and its arguments"
+        )
+    return argv, shell
+
+
+def _program(
+    argv: tuple[bytes, ...],
+    shell: bool,
+    *,
+    cwd: Text | None,
+    env: Mapping[str, str] | None,
+    user: str | None,
+) -> dict[str, Any]:
+    """What all specs that run a program have in common."""
+    environment = {
+        _encode(key, "env has the name {!r}"): _encode(value, "env has the value {!r}")
+        for key, value in (env.items() if env else ())
+    }
+    directory = None if cwd is None else _encode(cwd, "cwd is {!r}")
+    if user is not None and not isinstance(user, str):
+        raise TypeError(f"user is {user!r}; it must be a text, the name or the number of a user")
+    parts = (*argv, *environment, *environment.values(), directory or b"", _encode(user or ""))
+    if b"\0" in b"".join(parts):
+        raise ValueError(
+            "a NUL byte can't be passed to a process: not in its arguments, its environment, "
+            "its working directory or its user's name"
+        )
+    if environment and any(not key or b"=" in key for key in environment):
+        raise ValueError("names of environment variables are not empty and hold no '='")
+    return {"argv": argv, "shell": shell, "cwd": directory, "env": environment, "user": user}
+
+
+def check_job_id(job_id: str) -> str:
+    """The id itself; ValueError for what can't be one."""
+    if not (0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()):
+        raise ValueError(
+            f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters"
+        )
+    return job_id
+
+
+def _encode(text: Text, what: str = "{!r}") -> bytes:
+    try:
+        path = os.fspath(text)
+    except TypeError:
+        raise TypeError(f"{what.format(text)}; it must be a text, or a path") from None
+    # UTF-8 whatever this machine's own encoding is; surrogates stand for bytes that are not UTF-8.
+    return path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
+
+
+def read_offsets(since: Mapping[str, int] | None) -> dict[Stream, int]:
+    """`Process.offsets` as the streams they belong to; ValueError for what can't be offsets."""
+    streams = {name: stream for stream, name in OUTPUT_NAMES.items()}
+    offsets = {}
+    for name, offset in (since or {}).items():
+        if name not in streams or not 0 <= operator.index(offset) <= wire.MAX_OFFSET:
+            raise ValueError(
+                f"since has {name!r}: {offset!r}; it holds bytes of 'stdout' and of 'stderr', "
+                "as Process.offsets does"
+            )
+        offsets[streams[name]] = operator.index(offset)
+    return offsets
+
+
+def seconds(name: str, value: float | None) -> float | None:
+    """The number itself, None for no bound; ValueError for what is no time."""
+    if value is None or value == math.inf:
+        return None
+    number = float(value)
+    if not 0 <= number <= wire.MAX_SECONDS:
+        raise ValueError(f"{name} is {value!r}; it must be a number of seconds, 0 or more")
+    return number
+
+
+def check_grace(name: str, value: float) -> float:
+    """The seconds from TERM to KILL; ValueError for what can't be waited for."""
+    if not 0 <= value <= MAX_GRACE:
+        raise ValueError(
+            f"{name} is {value!r}; it must be a number of seconds from 0 to {MAX_GRACE:g}"
+        )
+    return float(value)
+
+
+def _on_full(value: str) -> wire.OnFull:
+    try:
+        return wire.OnFull(value)
+    except ValueError:
+        raise ValueError(f"on_full is {value!r}; it must be 'block' or 'drop_oldest'") from None
+
+
+_SIGNALS: Final = frozenset(
+    [
+        "ABRT",
+        "ALRM",
+        "BUS",
+        "CHLD",
+        "CONT",
+        "FPE",
+        "HUP",
+        "ILL",
+        "INT",
+        "IO",
+        "KILL",
+        "PIPE",
+        "PROF",
+        "PWR",
+        "QUIT",
+        "SEGV",
+        "STOP",
+        "SYS",
+        "TERM",
+        "TRAP",
+        "TSTP",
+        "TTIN",
+        "TTOU",
+        "URG",
+        "USR1",
+        "USR2",
+        "VTALRM",
+        "WINCH",
+        "XCPU",
+        "XFSZ",
+        "BREAK",
+    ]
+)
+
+
+def normal_signal(name: str | signal.Signals) -> str:
+    """``"TERM"`` for "TERM", "SIGTERM", "term" or signal.SIGTERM; ValueError for what is no signal."""
+    text = name.name if isinstance(name, signal.Signals) else str(name).upper()
+    text = text.removeprefix("SIG")
+    if text not in _SIGNALS:
+        raise ValueError(
+            f"{name!r} is not the name of a signal; use one like 'TERM', 'INT' or 'KILL'"
+        )
+    return text
