@@ -22,6 +22,7 @@ def job(job_id: str, *, age: float = 1.0, owned: bool = False, command: str = "b
         exit_code=None,
         failure="",
         detached=False,
+        terminal=True,
         owned=owned,
         viewers=0,
         kept={},
@@ -53,8 +54,10 @@ def test_a_job_is_found(text: str, meant: tuple[str, str]) -> None:
     [
         pytest.param("a", r"may be any of these on one, two:\n(  .*\n?){3}$", id="ambiguous"),
         pytest.param("xyz", r"may be any of these on one, two:\n(  .*/xyz .*\n?){2}$", id="on-two"),
-        pytest.param("one/q", r"no job 'q' on one; these there are:\n(  one/.*\n?){3}$", id="none"),
-        pytest.param("three/q", "no job 'q' on three, and no other one", id="none-at-all"),
+        pytest.param(
+            "one/q", r"no session 'q' on one; these there are:\n(  one/.*\n?){3}$", id="none"
+        ),
+        pytest.param("three/q", "no session 'q' on three, and no other one", id="none-at-all"),
     ],
 )
 def test_what_is_not_one_job_is_explained(text: str, said: str) -> None:
@@ -73,11 +76,13 @@ def test_what_names_no_job_is_refused(text: str) -> None:
 def test_the_list_says_what_a_person_looks_for() -> None:
     """The newest first, how old, what it runs, and whether somebody has it; and not thousands."""
     many = [job(f"job-{n}", age=n * 100.0, command="x" * 99) for n in range(MOST_LISTED + 5)]
-    many.append(job("mine", age=7200.0, owned=True))
+    many.append(job("mine", age=7200.0, owned=True, command=""))
     with pytest.raises(NoSuchJob) as raised:
         JobName.parse("w/z").choose({"w": many})
     lines = str(raised.value).splitlines()
     assert lines[1] == f"  w/job-0  running, 0 s old: {'x' * 60}"
     assert lines[-1] == "  ... and 6 older ones"
-    with pytest.raises(NoSuchJob, match="w/mine  running, somebody is attached, 2 h old: bash"):
+    with pytest.raises(
+        NoSuchJob, match="w/mine  running, somebody is attached, 2 h old: login shell"
+    ):
         JobName.parse("w/z").choose({"w": [many[-1]]})

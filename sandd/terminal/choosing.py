@@ -1,4 +1,4 @@
-"""Which job somebody means who names it, or a part of its id. Sans-IO."""
+"""Which session somebody means who names it, or a part of its id. Sans-IO."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class JobName:
         return name
 
     def choose(self, jobs: Mapping[str, Sequence[JobInfo]]) -> tuple[str, JobInfo]:
-        """The one job that is meant, of those on each daemon, and the daemon's id.
+        """The one session that is meant, of those on each daemon, and the daemon's id.
 
         A whole id wins over the beginning of another.
 
@@ -58,9 +58,9 @@ class JobName:
             raise NoSuchJob(f"{self.job_id!r} may be any of these on {where}:\n{describe(meant)}")
         if everything:
             raise NoSuchJob(
-                f"there is no job {self.job_id!r} on {where}; these there are:\n{describe(everything)}"
+                f"there is no session {self.job_id!r} on {where}; these there are:\n{describe(everything)}"
             )
-        raise NoSuchJob(f"there is no job {self.job_id!r} on {where}, and no other one")
+        raise NoSuchJob(f"there is no session {self.job_id!r} on {where}, and no other one")
 
 
 def describe(jobs: Iterable[tuple[str, JobInfo]]) -> str:
@@ -74,6 +74,7 @@ def describe(jobs: Iterable[tuple[str, JobInfo]]) -> str:
 
 def _line(daemon_id: str, job: JobInfo) -> str:
     command = job.command if isinstance(job.command, str) else " ".join(job.command)
+    command = command or "login shell"
     held = ", somebody is attached" if job.owned else ""
     return f"{daemon_id}/{job.job_id}  {job.state.value}{held}, {_ago(job.age)}: {command[:60]}"
 

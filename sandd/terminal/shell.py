@@ -17,7 +17,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 from attrs import define, field
@@ -90,6 +90,7 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
     async with _listening(options, default_port=0 if options.local else DEFAULT_PORT) as controller:
         async with _daemon(options, controller, terminal, stop) as daemon:
             size = terminal.size
+            record: dict[str, Any] = {} if options.record is None else {"record": options.record}
             async with daemon.open_session(
                 options.remote_command,
                 rows=size.rows,
@@ -99,7 +100,7 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
                 env=dict(options.env),
                 user=options.user,
                 detach=options.detach,
-                record=options.record,
+                **record,
             ) as session:
                 why_not = "this daemon ends with this command (--local), and all of its sessions do"
                 where = Where(daemon, session.job_id, goes_on=options.detach)
@@ -275,7 +276,7 @@ async def _find(
     jobs: dict[str, list[JobInfo]] = {}
 
     async def ask(daemon: Daemon) -> None:
-        jobs[daemon.id] = await daemon.jobs()
+        jobs[daemon.id] = [job for job in await daemon.jobs() if job.terminal]
 
     async with open_unwrapping_nursery() as nursery:
         for daemon in daemons.values():
