@@ -12,11 +12,15 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from daemons import running_daemon
+import trio
+from daemons import open_daemon, running_daemon
 from tmux import needs_tmux, running_tmux
+
+from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,7 +132,7 @@ def test_the_size_follows_the_window(
         tmux.wait_for(rf"(?m)^fits-{rows}$")
     tmux.type("exit", "Enter")
     tmux.wait_for(r"code=0\.")
-    tmux.resize(100, 30)
+    tmux.settle_at(100, 30)
     check(tmux, before)
 
 
@@ -197,7 +201,7 @@ def test_detaching_and_coming_back(
 
     tmux.run("true")  # so that the screen is empty
     start(tmux, f"attach {job[:-4]} --port {port}")
-    tmux.wait_for(r"(?ms)^100$.*^105$.*^meanwhile$")
+    tmux.wait_for(r"(?ms)^100$.*^105$.*^(remote> )?meanwhile$")
     tmux.type("Enter", "echo variable=$variable", "Enter")
     tmux.wait_for(r"(?m)^variable=kept$")
     assert "command not found" not in tmux.screen()
@@ -296,18 +300,23 @@ def test_a_signal_ends_the_session_too(
     check(tmux, before)
 
 
-def test_two_signals_wait_for_nothing(
+def test_further_signals_wait_for_nothing(
     tmux: Tmux, daemon: DaemonProcess, port: int, before: str
 ) -> None:
-    """A daemon that doesn't answer keeps nobody's terminal, and with the second signal nobody's time."""
+    """A daemon that doesn't answer keeps nobody's terminal, and after a few signals nobody's time."""
     shell(tmux, port)
-    daemon.signal(signal.SIGSTOP)
     client = pid_of_client(daemon, port)
+    assert tmux.is_raw()
+    daemon.signal(signal.SIGSTOP)
     try:
         os.kill(client, signal.SIGTERM)
-        tmux.run("true") if False else None
-        os.kill(client, signal.SIGTERM)
-        os.kill(client, signal.SIGTERM)
+        give_up = time.monotonic() + 4
+        while tmux.is_raw():  # bash isn't back yet: it is we who have put it back
+            assert time.monotonic() < give_up
+        assert "code=" not in tmux.screen()
+        for _ in range(3):
+            time.sleep(0.3)  # or they would be taken for one
+            os.kill(client, signal.SIGTERM)
         tmux.wait_for(r"code=143\.", seconds=9)
     finally:
         daemon.signal(signal.SIGCONT)
@@ -319,7 +328,7 @@ def test_a_port_that_is_taken_is_one_clear_line(tmux: Tmux, port: int, before: s
     with socket.create_server(("127.0.0.1", port)):
         start(tmux, f"shell {OTHER} --port {port}")
         tmux.wait_for(
-            rf"sandd: can't listen on 127.0.0.1:{port}: Address already in use; --port takes another one\n"
+            rf"can't listen on 127.0.0.1:{port}: Address already in use; --port takes another one\n"
             r"code=125\."
         )
     check(tmux, before)
@@ -343,15 +352,43 @@ def test_exit_codes_are_a_shell_s(
     assert "Traceback" not in tmux.screen()
 
 
-def test_an_outage_is_told_and_nothing_typed_is_lost(
-    tmux: Tmux, daemon: DaemonProcess, port: int, before: str
+async def test_an_outage_is_told_and_nothing_typed_is_lost(
+    tmux: Tmux, port: int, before: str
 ) -> None:
-    """While the daemon doesn't answer keys are kept; when it does they arrive, once."""
-    shell(tmux, port)
-    from proxied_world import __doc__ as _  # noqa: F401
+    """One line when it has gone away, one when it is back; what was typed meanwhile arrives, once."""
 
-    tmux.type("exit", "Enter")
-    tmux.wait_for(r"code=0\.")
+    async def see(pattern: str) -> None:
+        await trio.to_thread.run_sync(tmux.wait_for, pattern)
+
+    environment = {"PS1": "remote> "}
+    async with open_fault_proxy(port) as proxy, open_daemon(proxy.url, OTHER, env=environment):
+        start(tmux, f"shell {OTHER} --port {port} -- {REMOTE}")
+        await see(rf"(?m)^{PROMPT}")
+        proxy.refuse()
+        await see(r"\[worker-1 is away; the session goes on. What you type is kept. ~. leaves\]")
+        tmux.type("echo ty''ped; exit 6", "Enter")
+        proxy.accept()
+        await see(r"\[worker-1 is back\]")
+        await see(r"(?ms)^typed$.*code=6\.")
+        screen = tmux.screen()
+    assert screen.count("worker-1 is away") == screen.count("worker-1 is back") == 1
+    assert screen.count("\ntyped\n") == 1
+    check(tmux, before)
+
+
+async def test_leaving_during_an_outage_waits_for_nobody(
+    tmux: Tmux, port: int, before: str
+) -> None:
+    """``~.`` is at once, and says where the session can be found."""
+    async with open_fault_proxy(port) as proxy, open_daemon(proxy.url, OTHER):
+        start(tmux, f"shell {OTHER} --port {port} -- {REMOTE}")
+        await trio.to_thread.run_sync(tmux.wait_for, r"bash-\S*[$#] *$")
+        proxy.refuse()
+        await trio.to_thread.run_sync(tmux.wait_for, r"\[worker-1 is away")
+        tmux.type("Enter", "~", ".")
+        await trio.to_thread.run_sync(
+            tmux.wait_for, r"(?s)left while worker-1 was away.*sandd attach worker-1/.*code=125\."
+        )
     check(tmux, before)
 
 

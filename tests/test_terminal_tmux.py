@@ -112,7 +112,7 @@ def test_the_shell_gets_the_terminal_while_we_are_stopped(
     tmux.wait_for("<03>")
     tmux.type("q")
     tmux.wait_for(r"\[exited\]")
-    tmux.resize(100, 30)
+    tmux.settle_at(100, 30)
     check(tmux, before)
 
 

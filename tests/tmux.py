@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 import subprocess
+import termios
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from attrs import define
@@ -48,8 +49,9 @@ class Tmux:
         self._do("send-keys", "-t", "0", *keys)
 
     def screen(self) -> str:
-        """What is to be seen, with what has scrolled away above it."""
-        return self._do("capture-pane", "-p", "-t", "0", "-S", "-500").rstrip("\n")
+        """What is to be seen, with what has scrolled away above it; lines that were wrapped are whole."""
+        seen = self._do("capture-pane", "-J", "-p", "-t", "0", "-S", "-500")
+        return "\n".join(line.rstrip() for line in seen.rstrip("\n").split("\n"))
 
     def visible(self) -> str:
         """What is to be seen."""
@@ -60,7 +62,7 @@ class Tmux:
         return self._do("display-message", "-p", "-t", "0", f"#{{{variable}}}").strip()
 
     def resize(self, columns: int, rows: int) -> None:
-        """Make the window larger or smaller, as with the mouse."""
+        """Make the window larger or smaller, as with the mouse. It takes tmux a moment."""
         self._do("resize-window", "-t", "0", "-x", str(columns), "-y", str(rows))
 
     def wait_for(self, pattern: str, seconds: float = SECONDS) -> re.Match[str]:
@@ -83,6 +85,20 @@ class Tmux:
         self.type(f"{command}; echo =END=", "Enter")
         found = self.wait_for(rf"(?s)echo =END=\n(.*?)=END=\n{re.escape(PROMPT.rstrip())}")
         return found[1]
+
+    def is_raw(self) -> bool:
+        """Whether the window's terminal gives each key as it is."""
+        terminal = os.open(self.ask("pane_tty"), os.O_RDONLY | os.O_NOCTTY)
+        try:
+            modes: list[Any] = termios.tcgetattr(terminal)
+            return not modes[3] & termios.ICANON
+        finally:
+            os.close(terminal)
+
+    def settle_at(self, columns: int, rows: int) -> None:
+        """At the local prompt: make the window so large, and wait until its programs are told."""
+        self.resize(columns, rows)
+        self.run(f"until test \"$(stty size)\" = '{rows} {columns}'; do sleep 0.05; done")
 
     def _wait(self, pattern: str, look: Callable[[], str], seconds: float) -> re.Match[str]:
         give_up = time.monotonic() + seconds

@@ -225,7 +225,8 @@ async def _listening(
             controller = await stack.enter_async_context(opening)
         except OSError as error:
             taken = "; --port takes another one" if error.errno == errno.EADDRINUSE else ""
-            why = error.strerror or error
+            # Its own text has the address in it already; one of a name that can't be found has no number.
+            why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
             raise Failure(f"can't listen on {options.host}:{port}: {why}{taken}") from error
         yield controller
 
@@ -337,10 +338,11 @@ async def _program(
     ctrl_c = signal.getsignal(signal.SIGINT)
 
     def interrupt() -> None:
-        # Raises KeyboardInterrupt in the main task, where that waits: what waits for something to
-        # end knows it. As `listen` is protected, not here.
-        signal.signal(signal.SIGINT, ctrl_c)
+        # Raises KeyboardInterrupt in the main task, where that waits: what waits there for something to
+        # end knows what is meant. Not here, as `listen` is protected.
+        ours = signal.signal(signal.SIGINT, ctrl_c)
         signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, ours)
 
     try:
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
