@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import subprocess
-import termios
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,6 +87,8 @@ class Tmux:
 
     def is_raw(self) -> bool:
         """Whether the window's terminal gives each key as it is."""
+        import termios  # not there on Windows, where these tests are skipped
+
         terminal = os.open(self.ask("pane_tty"), os.O_RDONLY | os.O_NOCTTY)
         try:
             modes: list[Any] = termios.tcgetattr(terminal)
