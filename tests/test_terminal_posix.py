@@ -152,7 +152,7 @@ def test_a_terminal_that_may_not_be_opened(
         return opened[0]
 
     monkeypatch.setattr(posix.os, "open", open_first)
-    with pytest.raises(NoTerminal, match="can't be opened: .*Permission denied"):
+    with pytest.raises(NoTerminal, match=r"can't be opened: .*Permission denied"):
         PosixTerminal(pair[1], pair[1])
 
 
@@ -161,15 +161,15 @@ def test_the_program_s_terminal_is_put_back_whatever_happens(
 ) -> None:
     """Even if all of trio is torn down with the terminal raw."""
     before = modes(pair[1])
-    with (
-        os.fdopen(pair[1], "r", closefd=False) as stream,
-        pytest.raises(RuntimeError, match="torn"),
-    ):
+    with os.fdopen(pair[1], "r", closefd=False) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
         monkeypatch.setattr(sys, "stdout", stream)
-        with open_terminal() as terminal:
-            assert isinstance(terminal, LocalTerminal)
-            terminal._enter()
-            assert modes(pair[1]) != before
-            raise RuntimeError("torn down")
+        try:
+            with open_terminal() as terminal:
+                assert isinstance(terminal, LocalTerminal)
+                terminal._enter()
+                assert modes(pair[1]) != before
+                raise RuntimeError("torn down")
+        except RuntimeError:
+            pass
     assert modes(pair[1]) == before

@@ -224,9 +224,10 @@ async def _listening(
         try:
             controller = await stack.enter_async_context(opening)
         except OSError as error:
-            taken = "; --port takes another one" if error.errno == errno.EADDRINUSE else ""
+            number = error.errno or 0
+            taken = "; --port takes another one" if number == errno.EADDRINUSE else ""
             # Its own text has the address in it already; one of a name that can't be found has no number.
-            why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+            why = os.strerror(number) if number > 0 else error.strerror or error
             raise Failure(f"can't listen on {options.host}:{port}: {why}{taken}") from error
         yield controller
 
