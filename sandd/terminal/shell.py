@@ -37,6 +37,7 @@ from sandd.wire import DaemonState
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from sandd._core.job_info import JobInfo
     from sandd._core.results import ExitStatus
@@ -91,7 +92,7 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
         async with _daemon(options, controller, terminal, stop) as daemon:
             size = terminal.size
             record: dict[str, Any] = {} if options.record is None else {"record": options.record}
-            async with daemon.open_session(
+            opening = daemon.open_session(
                 options.remote_command,
                 rows=size.rows,
                 cols=size.columns,
@@ -101,18 +102,29 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
                 user=options.user,
                 detach=options.detach,
                 **record,
-            ) as session:
+            )
+            async with _in_directory(options.cwd, opening) as session:
                 why_not = "this daemon ends with this command (--local), and all of its sessions do"
                 where = Where(daemon, session.job_id, goes_on=options.detach)
-                return await _converse(
-                    controller,
-                    where,
-                    terminal,
-                    session,
-                    partial(
-                        Conversation, size=size, why_not_detach=why_not if options.local else ""
-                    ),
+                conversation = partial(
+                    Conversation, size=size, why_not_detach=why_not if options.local else ""
                 )
+                return await _converse(controller, where, terminal, session, conversation)
+
+
+@protected_context
+async def _in_directory(
+    cwd: str | None, opening: AbstractAsyncContextManager[Session, bool | None]
+) -> AsyncIterator[Session]:
+    """The session; a directory that isn't there is told from a program that isn't."""
+    async with AsyncExitStack() as stack:
+        try:
+            session = await stack.enter_async_context(opening)
+        except SpawnFailed as error:
+            if cwd is not None and error.filename == cwd:
+                raise Failure(str(error)) from error
+            raise
+        yield session
 
 
 async def _attach(
@@ -120,6 +132,11 @@ async def _attach(
 ) -> int:
     async with _listening(options, default_port=DEFAULT_PORT) as controller:
         daemon, job = await _find(options, name, controller, terminal)
+        if job.owned and not (options.read_only or options.takeover):
+            raise Failure(
+                f"somebody is attached to {daemon.id}/{job.job_id}: --takeover takes it from them, "
+                "--read-only looks on"
+            )
         async with daemon.attach_session(
             job.job_id, read_only=options.read_only, takeover=options.takeover
         ) as session:
