@@ -67,27 +67,8 @@ def test_the_command_is_what_stands_behind_the_dashes(
 
 def test_options_of_shell() -> None:
     """Variables come together, and values may have more of the sign in them."""
-    options = build_parser().parse_args(
-        [
-            *[
-                "shell",
-                "w",
-                "-e",
-                "A=1",
-                "--env",
-                "B=x=y",
-                "-w",
-                "/src",
-                "-u",
-                "me",
-                "--detach",
-                "--port",
-                "0",
-                "--record",
-                "f",
-            ]
-        ]
-    )
+    given = "shell w -e A=1 --env B=x=y -w /src -u me --detach --port 0 --record f"
+    options = build_parser().parse_args(given.split())
     assert options.env == [("A", "1"), ("B", "x=y")]
     assert (options.cwd, options.user, options.detach, options.port) == ("/src", "me", True, 0)
     assert (options.host, options.record, options.local) == ("127.0.0.1", "f", False)

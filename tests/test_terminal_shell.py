@@ -210,6 +210,45 @@ def test_detaching_and_coming_back(
     check(tmux, before)
 
 
+def test_a_client_that_was_killed(
+    tmux: Tmux, daemon: DaemonProcess, port: int, before: str
+) -> None:
+    """Nothing can be put back then, but the session goes on, and is found by what there is of its id."""
+    shell(tmux, port)
+    tmux.type("variable=kept; trap : INT", "Enter")
+    tmux.wait_for(rf"(?m)INT\n{PROMPT}")
+    os.kill(pid_of_client(daemon, port), signal.SIGKILL)
+    tmux.wait_for(r"code=137\.")
+    tmux.run("stty sane")
+    start(tmux, f"attach {OTHER}/x --port {port}")
+    job = tmux.wait_for(r"these there are:\n  worker-1/(\S+)  running, ")[1]
+    tmux.run("true")
+    start(tmux, f"attach {job} --port {port}")
+    tmux.wait_for(rf"(?m)INT\n{PROMPT}")
+    tmux.type("Enter", "echo variable=$variable", "Enter")
+    tmux.wait_for(r"(?m)^variable=kept$")
+    tmux.type("Enter", "~", ".")
+    tmux.wait_for(r"left; the session on worker-1 is being ended")
+    tmux.wait_for(r"code=125\.")
+
+
+def test_a_flood_keeps_nobody(
+    tmux: Tmux, daemon: DaemonProcess, port: int, before: str, marker: Marker
+) -> None:
+    """With more output than any terminal can show, Ctrl-C ends the program there, and ``~.`` leaves."""
+    shell(tmux, port)
+    tmux.type("yes flood", "Enter")
+    tmux.wait_for(r"(?m)^flood$")
+    tmux.type("C-c")
+    tmux.wait_for(rf"\^C\n{PROMPT}")
+    tmux.type("yes again", "Enter")
+    tmux.wait_for(r"(?m)^again$")
+    tmux.type("Enter", "~", ".")
+    tmux.wait_for(r"code=125\.")
+    assert len(marker.processes()) == 2  # the daemon and its spawner
+    check(tmux, before)
+
+
 def test_looking_on_and_taking_over(
     tmux: Tmux, daemon: DaemonProcess, port: int, before: str
 ) -> None:

@@ -106,26 +106,27 @@ class Modes:
         return undo
 
     def _note(self, match: re.Match[bytes]) -> None:
-        if match["reset"]:
-            self._on.clear()
-            self._keypad = self._keys = self._margins = self._style = self._cursor = False
-        elif match["soft"]:
-            self._on -= {1, 6, 25, 66}
-            self._keypad = self._margins = self._style = False
-        elif match["keypad"]:
-            self._keypad = match["keypad"] == b"="
-        elif match["numbers"] is not None:
-            for text in match["numbers"].split(b";"):
-                number, is_set = int(text or b"0"), match["set"] == b"h"
-                if number in (_NORMALLY_OFF if is_set else _NORMALLY_ON):
-                    self._on.add(number)
-                else:
-                    self._on.discard(number)
-        elif match["keys"] is not None:
-            self._keys = match["keys"].strip(b";0") != b""
-        elif match["margins"] is not None:
-            self._margins = match["margins"] not in (b"", b";")
-        elif match["style"] is not None:
-            self._style = match["style"].strip(b"0;") != b""
-        else:
-            self._cursor = match["cursor"] not in (b"", b"0")
+        match match.lastgroup:
+            case "style":  # first, as it is by far the most frequent
+                self._style = match["style"].strip(b"0;") != b""
+            case "set":
+                for text in match["numbers"].split(b";"):
+                    number, is_set = int(text or b"0"), match["set"] == b"h"
+                    if number in (_NORMALLY_OFF if is_set else _NORMALLY_ON):
+                        self._on.add(number)
+                    else:
+                        self._on.discard(number)
+            case "margins":
+                self._margins = match["margins"] not in (b"", b";")
+            case "keypad":
+                self._keypad = match["keypad"] == b"="
+            case "keys":
+                self._keys = match["keys"].strip(b";0") != b""
+            case "cursor":
+                self._cursor = match["cursor"] not in (b"", b"0")
+            case "soft":
+                self._on -= {1, 6, 25, 66}
+                self._keypad = self._margins = self._style = False
+            case _:
+                self._on.clear()
+                self._keypad = self._keys = self._margins = self._style = self._cursor = False
