@@ -32,6 +32,7 @@ CONTROLLER_END = [
     "sandd._core.job_streams",
     "sandd._core.local_link",
     "sandd._core.process_handle",
+    "sandd._core.recorder",
     "sandd._core.registry",
     "sandd._core.session_handle",
     "sandd._core.specs",
@@ -68,6 +69,7 @@ LAYERS = {
     "wire": ["sandd.wire"],
     "sans-IO": [
         "sandd._core.admission",
+        "sandd._core.asciicast",
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",

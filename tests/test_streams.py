@@ -368,6 +368,62 @@ def test_receive_log_discards_on_request() -> None:
     assert (log.consumed, log.readable, log.take(9)) == (10, False, b"")
 
 
+def unread_log() -> ByteReceiveLog:
+    """A log from 2 on with "abcd", a gap from 6 to 10, and "ef"; one byte was taken."""
+    log = ByteReceiveLog(2)
+    log.accept(data(2, b"ab"))
+    log.accept(data(4, b"cd"))
+    log.accept(data(6, gap_end=10))
+    log.accept(data(10, b"ef"))
+    assert log.take(1) == b"a"
+    return log
+
+
+@pytest.mark.parametrize(
+    ("offset", "pieces"),
+    [
+        (3, [b"bcd", Gap(6, 10), b"ef"]),
+        (5, [b"d", Gap(6, 10), b"ef"]),
+        (6, [Gap(6, 10), b"ef"]),
+        (8, [Gap(8, 10), b"ef"]),
+        (10, [b"ef"]),
+        (11, [b"f"]),
+        (12, []),
+    ],
+)
+def test_receive_log_shows_its_tail(offset: int, pieces: list[bytes | Gap]) -> None:
+    """Wherever one begins; and all of it is taken as if nobody had looked."""
+    log = unread_log()
+    assert log.tail(offset) == pieces
+    assert (log.consumed, log.received) == (3, 12)
+    assert [log.take(99) for _ in range(4)] == [b"bcd", Gap(6, 10), b"ef", b""]
+    assert log.tail(12) == []
+
+
+@pytest.mark.parametrize("offset", [2, 13])
+def test_receive_log_shows_only_what_is_unread(offset: int) -> None:
+    """What was taken is gone, and what has not arrived isn't there."""
+    with pytest.raises(LocalProtocolError, match="3 to 12 is unread"):
+        unread_log().tail(offset)
+
+
+def test_a_look_at_a_tail_copies_no_more_than_that() -> None:
+    """However much is unread before it; and the log can grow behind it."""
+    log = ByteReceiveLog()
+    log.accept(data(0, bytes(4 * wire.MIB)))
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            at = log.received
+            log.accept(data(at, b"%02d" % number))
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            assert log.tail(at) == [b"%02d" % number]
+            assert tracemalloc.get_traced_memory()[1] - before < 64 * KIB
+    finally:
+        tracemalloc.stop()
+
+
 def test_message_log_takes_one_message_a_frame() -> None:
     """Messages come out whole and in order; an empty one is one too, an empty end is none."""
     log = MessageReceiveLog()

@@ -25,6 +25,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     fencing          who may hold a daemon id: restarts, rivals, copies of a state directory
     admission        how many connections come in per second
     results          what a finished command was: CommandResult, Outcome, ExitStatus
+    asciicast        a recording of a terminal session, as lines of text
 
 Trio shells of both ends (do the I/O, and ask the state machines what to do)
     logs             structured log lines, quiet unless a program asks for them
@@ -38,6 +39,7 @@ Trio shells of the controller alone
     acceptor         the controller's end of a daemon's connection
     local_link       the agent in this process: a client like any other
     commands         from a call's arguments to a job, and from its end to a result
+    recorder         writes a terminal session's recording, in threads
     process_handle   Process: a command, as who opened it or attached to it holds it
     asking           a request to a daemon, and its answers
     bridge           calls from other threads into a trio program in a thread of its own

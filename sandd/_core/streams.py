@@ -317,6 +317,30 @@ class ByteReceiveLog(ReceiveLog):
         self.consumed += len(chunk)
         return chunk
 
+    def tail(self, offset: int) -> list[bytes | Gap]:
+        """What has arrived from `offset` (consumed <= offset <= received) on; nothing counts as consumed.
+
+        Costs what it returns, however much is unread before it.
+        """
+        if not self.consumed <= offset <= self.received:
+            raise LocalProtocolError(
+                f"a look at {offset}, where {self.consumed} to {self.received} is unread"
+            )
+        pieces: list[bytes | Gap] = []
+        end = self.received
+        for segment in reversed(self._segments):
+            if end <= offset:
+                break
+            if isinstance(segment, Gap):
+                start = segment.start
+                pieces.append(Gap(max(start, offset), end))
+            else:
+                start = end - len(segment)
+                pieces.append(bytes(memoryview(segment)[max(0, offset - start) :]))
+            end = start
+        pieces.reverse()
+        return pieces
+
     def discard(self) -> None:
         """Consume everything that has arrived, unread."""
         self._segments.clear()
