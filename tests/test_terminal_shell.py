@@ -6,6 +6,7 @@ afterwards as it was before.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ import trio
 from daemons import open_daemon, running_daemon
 from tmux import needs_tmux, running_tmux
 
+from sandd import Daemon
 from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
@@ -207,6 +209,37 @@ def test_detaching_and_coming_back(
     assert "command not found" not in tmux.screen()
     tmux.type("exit 5", "Enter")
     tmux.wait_for(r"code=5\.")
+    check(tmux, before)
+
+
+def test_a_directory_that_is_not_there(tmux: Tmux, daemon: DaemonProcess, port: int) -> None:
+    """It is not taken for a program that isn't there."""
+    start(tmux, f"shell {OTHER} --port {port} -w /no/such/directory")
+    tmux.wait_for(r"sandd: \[ENOENT\] .*/no/such/directory.*\ncode=125\.")
+
+
+@pytest.mark.skipif(
+    "record" not in inspect.signature(Daemon.open_session).parameters,
+    reason="sessions can't be recorded yet",
+)
+def test_a_session_is_recorded(
+    tmux: Tmux, daemon: DaemonProcess, port: int, before: str, tmp_path: Path
+) -> None:
+    """What was shown is in the file, what was typed is not; and a file that is there is left alone."""
+    file = tmp_path / "session.cast"
+    shell(tmux, port, f"--record {file}")
+    tmux.type("stty -echo; echo sh''own", "Enter")
+    tmux.wait_for(r"(?m)^shown$")
+    tmux.type("echo secret-$((6*7)) > /dev/null", "Enter", "exit", "Enter")
+    tmux.wait_for(r"code=0\.")
+    recorded = file.read_text()
+    assert '"version":3' in recorded.replace(" ", "")
+    assert "shown" in recorded
+    assert "secret" not in recorded
+    tmux.run("true")
+    start(tmux, f"shell {OTHER} --port {port} --record {file}")
+    tmux.wait_for(rf"sandd: --record {file}: File exists\ncode=125\.")
+    assert file.read_text() == recorded
     check(tmux, before)
 
 

@@ -103,7 +103,7 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
                 detach=options.detach,
                 **record,
             )
-            async with _in_directory(options.cwd, opening) as session:
+            async with _opened(options, opening) as session:
                 why_not = "this daemon ends with this command (--local), and all of its sessions do"
                 where = Where(daemon, session.job_id, goes_on=options.detach)
                 conversation = partial(
@@ -113,17 +113,19 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
 
 
 @protected_context
-async def _in_directory(
-    cwd: str | None, opening: AbstractAsyncContextManager[Session, bool | None]
+async def _opened(
+    options: argparse.Namespace, opening: AbstractAsyncContextManager[Session, bool | None]
 ) -> AsyncIterator[Session]:
-    """The session; a directory that isn't there is told from a program that isn't."""
+    """The session; what can't be used of the options is told from a program that isn't there."""
     async with AsyncExitStack() as stack:
         try:
             session = await stack.enter_async_context(opening)
         except SpawnFailed as error:
-            if cwd is not None and error.filename == cwd:
+            if options.cwd is not None and error.filename == options.cwd:
                 raise Failure(str(error)) from error
             raise
+        except OSError as error:  # of the file alone: what fails on the daemon is a SpawnFailed
+            raise Failure(f"--record {options.record}: {error.strerror or error}") from error
         yield session
 
 
