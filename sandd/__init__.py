@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         Session,
         open_controller,
     )
-    from sandd.server import DaemonSummary, FailedResult, Server
+    from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
     from sandd.wire import StallReason
 
 __all__ = [
@@ -96,6 +96,7 @@ __all__ = [
     "RequestRefused",
     "SanddError",
     "Server",
+    "ServerSession",
     "Session",
     "SpawnFailed",
     "Stall",
@@ -138,6 +139,7 @@ _HOMES = {
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",
+    "ServerSession": "sandd.server",
     "Session": "sandd.controller",
     "SpawnFailed": "sandd._core._errors",
     "Stall": "sandd._core.spool",

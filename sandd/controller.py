@@ -29,12 +29,18 @@ from sandd._core.process_handle import Process, hold_attached, hold_process
 from sandd._core.registry import DaemonEvent, DaemonInfo, DaemonRecord, Registry
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.router import DaemonLink, Router
-from sandd._core.session_handle import Session, hold_attached_session, hold_session
+from sandd._core.session_handle import (
+    Session,
+    hold_attached_session,
+    hold_session,
+    recording,
+)
 from sandd._core.specs import DEFAULT_SCROLLBACK, KILL_GRACE
 from sandd._core.transport import ListenAddress, serve
 from sandd.wire import DaemonState, JobState, Role
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
     from signal import Signals
@@ -689,6 +695,8 @@ class Daemon:
         lease: float | None = None,
         detach: bool = False,
         job_id: str | None = None,
+        record: str | os.PathLike[str] | None = None,
+        record_input: bool = False,
     ) -> AsyncIterator[Session]:
         """Start a program in a terminal of its own; an async context manager for a `Session`.
 
@@ -712,8 +720,13 @@ class Daemon:
                 in the daemon's memory, so 16 MiB at most.
             kill_grace: seconds from SIGHUP to SIGKILL.
             lease: as for `open_process`, and so are the other arguments that it has.
+            record: a file to be made on this side, with all that this block's session shows: in asciicast v3,
+                for asciinema and other players. Whatever its disk does, the session goes on; if it fails, the
+                log says so. At most 256 MiB.
+            record_input: record what is typed, too, passwords among it.
 
         Raises:
+            FileExistsError, OSError: the file to `record` to can't be made; nothing ran.
             SpawnFailed: the program could not be started. Nothing ran.
             JobIdConflict: `job_id` is taken by another job. Nothing ran.
             JobNotFound: `job_id` was that of a job which is forgotten by now. Nothing ran by this.
@@ -738,10 +751,15 @@ class Daemon:
             lease=lease,
             detach=detach,
         )
-        await trio.lowlevel.checkpoint_if_cancelled()
-        handle = commands.start(self._controller._local, self.id, spec, job_id=job_id)
-        async with hold_session(handle, kill_grace=spec.kill_grace) as session:
-            yield session
+        async with recording(
+            record, spec, title=f"a session on {self.id}", include_input=record_input
+        ) as recorder:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            handle = commands.start(self._controller._local, self.id, spec, job_id=job_id)
+            async with hold_session(
+                handle, kill_grace=spec.kill_grace, recorder=recorder
+            ) as session:
+                yield session
 
     @protected_context
     async def attach_session(

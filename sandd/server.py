@@ -19,11 +19,13 @@ from attrs import frozen
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
 from sandd._core.bridge import TrioThread
 from sandd._core.results import CommandResult
+from sandd._core.server_session import ServerSession
 from sandd._core.specs import KILL_GRACE
 from sandd.controller import open_controller
 from sandd.wire import DaemonState, Outcome
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Self, TypeVarTuple, Unpack
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     Arguments = TypeVarTuple("Arguments")
 
-__all__ = ["DaemonSummary", "FailedResult", "Server"]
+__all__ = ["DaemonSummary", "FailedResult", "Server", "ServerSession"]
 
 T = TypeVar("T")
 
@@ -61,6 +63,19 @@ class ExecOptions(TypedDict, total=False):
     kill_grace: float
     max_output: int
     check: bool
+
+
+class SessionOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.open_session` beyond those that `Server.new_session` names itself."""
+
+    user: str | None
+    scrollback: int
+    kill_grace: float
+    lease: float | None
+    detach: bool
+    job_id: str | None
+    record: str | os.PathLike[str] | None
+    record_input: bool
 
 
 @frozen
@@ -283,6 +298,58 @@ class Server:
 
         return self.call(run)
 
+    def new_session(
+        self,
+        daemon_id: str,
+        rows: int = 24,
+        cols: int = 80,
+        term: str = "xterm-256color",
+        interactive: bool = False,
+        *,
+        command: Command | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Text | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> ServerSession:
+        r"""Start a program in a terminal of its own on a daemon: a login shell, where nothing else is said.
+
+        ::
+
+            with server.new_session("worker-1") as session:
+                session.write("ls\r")
+                print(session.read(timeout=1.0))
+
+        While the daemon is away this waits, and so do the session's methods; nothing is lost.
+
+        Args:
+            daemon_id: of a daemon that is online or away.
+            rows, cols: size of the terminal, in characters.
+            term: type of the terminal that will show it: the program's TERM.
+            interactive: connect it to the terminal that this program runs in, as ``sandd shell`` does, until
+                the program has ended or somebody typed ``~.``; only then this returns. `rows` and `cols` are
+                those of that terminal then. For the main thread only.
+            command: as for `exec`.
+            env: merged over the daemon's environment.
+            cwd: working directory; None: the daemon's.
+            options: as for `Daemon.open_session`: `user`, `scrollback`, `kill_grace`, `lease`, `detach`,
+                `job_id`, `record`, `record_input`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
+            SpawnFailed: the program could not be started. Nothing ran.
+            DaemonGone: the daemon is gone for good.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the server is closed.
+        """
+        daemon = self.call(self._find, daemon_id)
+        session = ServerSession(
+            self._thread,
+            lambda: daemon.open_session(
+                command, rows=rows, cols=cols, term=term, env=env, cwd=cwd, **options
+            ),
+        )
+        return session
+
     def broadcast(
         self,
         labels: Mapping[str, str] | None,
@@ -363,6 +430,9 @@ class Server:
         return self._thread.run(async_fn, *args)
 
     # -- inside
+
+    async def _find(self, daemon_id: str) -> Daemon:
+        return self._controller.daemon(daemon_id)
 
     def _summaries(self, daemons: list[Daemon]) -> list[DaemonSummary]:
         busy = self._controller._local.busy_daemons

@@ -28,6 +28,7 @@ class Screen(pyte.Screen):
     """pyte's, but without its fault at the private variants of SGR, which vim sends: they colour nothing."""
 
     def select_graphic_rendition(self, *attributes: int, private: bool = False) -> None:
+        """Set colours and the like for what follows."""
         if not private:
             super().select_graphic_rendition(*attributes)
 

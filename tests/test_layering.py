@@ -97,7 +97,7 @@ LAYERS = {
         "sandd._core.transport.*",
     ],
     "ends": [*CONTROLLER_END, *DAEMON_END],
-    "facade": ["sandd._core.bridge", "sandd.server"],
+    "facade": ["sandd._core.bridge", "sandd._core.server_session", "sandd.server"],
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),

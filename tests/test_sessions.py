@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from sandd.testing import DOWN, UP, FaultProxy, open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from conftest import Marker
 
@@ -498,3 +500,59 @@ async def test_two_hundred_sessions_at_once_all_answer_and_leave_nothing(
         assert marker.processes() == []
         await until(lambda: daemon.descriptors <= before)
         assert await worker.jobs() == []
+
+
+# ---- recorded -----------------------------------------------------------------------------------
+
+
+def events_of(path: Path) -> list[tuple[str, str]]:
+    """Code and data of the events of a recording."""
+    _, *events = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(code, data) for _, code, data in events]
+
+
+@pytest.mark.parametrize("with_input", [False, True])
+async def test_a_recording_has_all_that_was_shown(
+    daemon: StandingDaemon, tmp_path: Path, with_input: bool
+) -> None:
+    """Whoever reads it and when; sizes and the end as well, and what was typed if that was asked for."""
+    path = tmp_path / "session.cast"
+    async with daemon.worker() as worker:
+        async with worker.open_session(
+            ["cat"], rows=10, cols=40, record=path, record_input=with_input
+        ) as session:
+            await session.send_all("sn\N{SNOWMAN}w\r\x04".encode())
+            await session.resize(20, 60)
+            assert (await session.wait()).exit_code == 0
+            shown = await read_to_end(session)
+            assert session.recording_failure is None
+        with pytest.raises(FileExistsError):
+            async with worker.open_session(["cat"], record=path):
+                pytest.fail("a recording is never overwritten")
+        with pytest.raises(FileNotFoundError):
+            async with worker.open_session(["cat"], record=tmp_path / "no" / "such"):
+                pytest.fail("there is no such directory")
+        assert await worker.jobs() == []
+    header = json.loads(path.read_text().splitlines()[0])
+    assert header["term"] == {"cols": 40, "rows": 10, "type": "xterm-256color"}
+    assert (header["command"], header["title"]) == ("cat", "a session on worker-1")
+    events = events_of(path)
+    assert "".join(data for code, data in events if code == "o") == shown.decode()
+    assert "".join(data for code, data in events if code == "i") == (
+        "sn\N{SNOWMAN}w\r\x04" if with_input else ""
+    )
+    assert ("r", "60x20") in events
+    assert events[-1] == ("x", "0")
+
+
+async def test_a_recording_of_a_session_that_is_ended_has_its_last_words(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """Although nobody read them."""
+    script = "trap 'echo bye; exit 3' HUP; echo on; while :; do sleep 0.01; done"
+    async with daemon.worker() as worker:
+        async with worker.open_session(script, record=tmp_path / "cast") as session:
+            await read_until(session, b"on\r\n")
+    events = events_of(tmp_path / "cast")
+    assert "".join(data for code, data in events if code == "o") == "on\r\nbye\r\n"
+    assert events[-1] == ("x", "3")

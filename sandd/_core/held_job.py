@@ -43,6 +43,12 @@ class HeldJob:
         started = self._handle.job.started
         return 0 if started is None else started.pid
 
+    @property
+    def status(self) -> ExitStatus | None:
+        """How the program ended; None while it runs, and if there is no telling: see `wait`."""
+        event = self._handle.job.result
+        return ExitStatus.from_event(event) if isinstance(event, wire.Exited) else None
+
     @trio.lowlevel.enable_ki_protection
     async def wait(self) -> ExitStatus:
         """How the process ended, as soon as it has; running out of time is no exception here.
@@ -60,9 +66,9 @@ class HeldJob:
         """
         await trio.lowlevel.checkpoint()
         await self._handle.until(lambda: self._handle.ended)
-        event = self._handle.job.result
-        if isinstance(event, wire.Exited):  # whatever has become of the job since then
-            return ExitStatus.from_event(event)
+        status = self.status
+        if status is not None:  # whatever has become of the job since then
+            return status
         self._handle.raise_if_failed()
         raise trio.ClosedResourceError(
             f"the block of this {self._noun} was left before its end was known"

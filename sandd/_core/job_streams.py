@@ -95,6 +95,11 @@ class OutputStream(trio.abc.ReceiveStream):
         self._conflicts = _Exclusive("another task is receiving from this stream")
         self._closed = False
 
+    @property
+    def is_ready(self) -> bool:
+        """`receive_some` would not wait."""
+        return self._log.readable or self._log.at_end or self._closed or self._handle.closed
+
     @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at most `max_bytes`; b"" at the end.
@@ -111,11 +116,7 @@ class OutputStream(trio.abc.ReceiveStream):
         with self._conflicts:
             self._check()
             await trio.lowlevel.checkpoint()
-            await self._handle.until(
-                lambda: (
-                    self._log.readable or self._log.at_end or self._closed or self._handle.closed
-                )
-            )
+            await self._handle.until(lambda: self.is_ready)
             self._check()
             if self._log.readable:
                 chunk = self._log.take(max_bytes or RECEIVE_BYTES)

@@ -52,6 +52,8 @@ class JobHandle:
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
+        self._taps: dict[Stream, tuple[Sink, int]] = {}
+        """Who sees what arrives, besides its reader, and how far they have seen it."""
         self._stalls: Mapping[Stream, wire.Stalled] = {}
         """Those of the job that the controller was told of."""
         self._changed = trio.Event()
@@ -64,8 +66,18 @@ class JobHandle:
         self.update()
         self.link.changed(self.job)
 
+    def tap(self, stream: Stream, sink: Sink) -> None:
+        """From now on, show to `sink` what arrives on the stream, at once, whoever reads it and when."""
+        self._taps[stream] = (sink, self.job.outputs[stream].received)
+
     def update(self) -> None:
-        """The job changed: serve the sinks, and wake whoever waits."""
+        """The job changed: serve the taps and the sinks, and wake whoever waits."""
+        for stream, (tap, seen) in self._taps.items():
+            arrived = self.job.outputs[stream]
+            if arrived.received > seen:
+                for piece in arrived.tail(max(seen, arrived.consumed)):
+                    tap(piece)
+                self._taps[stream] = (tap, arrived.received)
         for stream, sink in self._sinks.items():
             log = self.job.outputs[stream]
             while log.readable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -11,13 +13,17 @@ from sandd._core._errors import RequestRefused
 from sandd._core.held_job import HeldJob, attached, part_or_end, started
 from sandd._core.interrupts import protected_context
 from sandd._core.job_streams import InputStream, OutputStream
+from sandd._core.recorder import open_recorder
 from sandd._core.specs import check_size
+from sandd._core.streams import Gap
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator
 
     from sandd._core.local_link import JobHandle
+    from sandd._core.recorder import Recorder
 
 
 class Session(HeldJob, trio.abc.Stream):
@@ -28,8 +34,11 @@ class Session(HeldJob, trio.abc.Stream):
     slowly slows the program, as a terminal does.
     """
 
-    def __init__(self, handle: JobHandle, *, kill_grace: float) -> None:
+    def __init__(
+        self, handle: JobHandle, *, kill_grace: float, recorder: Recorder | None = None
+    ) -> None:
         super().__init__(handle)
+        self._recorder = recorder
         self._kill_grace = kill_grace
         self._input = InputStream(handle)
         self._output = OutputStream(handle, Stream.OUTPUT)
@@ -42,6 +51,16 @@ class Session(HeldJob, trio.abc.Stream):
         """
         return self._handle.job.outputs[Stream.OUTPUT].consumed
 
+    @property
+    def is_readable(self) -> bool:
+        """`receive_some` would not wait: there is something, or the end."""
+        return self._output.is_ready
+
+    @property
+    def recording_failure(self) -> Exception | None:
+        """Why the recording of this session stopped before the session did, if it did: mostly an OSError."""
+        return None if self._recorder is None else self._recorder.failure
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         r"""Type `data`: ``b"\x03"`` is Ctrl-C, ``b"\r"`` the Enter key, ``b"\x04"`` end of file.
 
@@ -53,6 +72,8 @@ class Session(HeldJob, trio.abc.Stream):
             trio.ClosedResourceError: it was closed before.
         """
         self._check_writes()
+        if self._recorder is not None:
+            self._recorder.input(bytes(data))
         await self._input.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -84,6 +105,8 @@ class Session(HeldJob, trio.abc.Stream):
         """
         check_size(rows, cols)
         await self._ask(wire.Resize(rows, cols))
+        if self._recorder is not None:
+            self._recorder.resized(rows, cols)
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
@@ -102,10 +125,51 @@ class Session(HeldJob, trio.abc.Stream):
 
 
 @protected_context
-async def hold_session(handle: JobHandle, *, kill_grace: float) -> AsyncIterator[Session]:
-    """A new session while the block lasts."""
-    async with started(handle, timeout=None, kill_grace=kill_grace):
-        yield Session(handle, kill_grace=kill_grace)
+async def recording(
+    path: str | os.PathLike[str] | None,
+    spec: wire.SessionSpec,
+    *,
+    title: str,
+    include_input: bool,
+) -> AsyncIterator[Recorder | None]:
+    """What records the session to a new file at `path`; None without one. Errors as `open_recorder`."""
+    if path is None:
+        yield None
+        return
+    argv = [argument.decode("utf-8", "replace") for argument in spec.argv]
+    async with open_recorder(
+        path,
+        rows=spec.rows,
+        cols=spec.cols,
+        term=spec.term,
+        command=argv[0] if spec.shell else shlex.join(argv) or None,
+        title=title,
+        include_input=include_input,
+    ) as recorder:
+        yield recorder
+
+
+@protected_context
+async def hold_session(
+    handle: JobHandle, *, kill_grace: float, recorder: Recorder | None = None
+) -> AsyncIterator[Session]:
+    """A new session while the block lasts; all it shows goes to the recorder, too, whoever reads it."""
+    if recorder is not None:
+        handle.tap(Stream.OUTPUT, partial(_record, recorder))
+    try:
+        async with started(handle, timeout=None, kill_grace=kill_grace):
+            yield Session(handle, kill_grace=kill_grace, recorder=recorder)
+    finally:
+        end = handle.job.result
+        if recorder is not None and isinstance(end, wire.Exited):
+            recorder.ended(end.code, end.signal)
+
+
+def _record(recorder: Recorder, piece: bytes | Gap) -> None:
+    if isinstance(piece, Gap):
+        recorder.gap(piece.start, piece.end)
+    else:
+        recorder.output(piece)
 
 
 @protected_context

@@ -1,0 +1,184 @@
+"""`Server.new_session`: a terminal for synchronous code, on a real daemon."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from daemons import running_daemon
+from process_tools import until_sync
+
+import sandd
+from sandd import DaemonNotFound, Outcome, Server, ServerSession, SpawnFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import Marker
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these programs are POSIX")
+
+
+@pytest.fixture(scope="module")
+def server(_own_temporary_directory: None) -> Iterator[Server]:
+    """With a daemon, which the tests of this module share."""
+    with Server(port=0) as server, running_daemon(server.url, "worker-1"):
+        assert server.wait_for_daemon("worker-1", timeout=30)
+        yield server
+
+
+def read_until(session: ServerSession, text: bytes, within: float = 10.0) -> bytes:
+    """What it shows up to that text, which must come."""
+    shown, end = b"", time.monotonic() + within
+    while text not in shown:
+        chunk = session.read(timeout=end - time.monotonic())
+        assert chunk, shown
+        shown += chunk
+    return shown
+
+
+def test_the_original_quick_start_works(server: Server) -> None:
+    """A session is written to and read from; None is a time-out, b"" the end."""
+    session = server.new_session(
+        "worker-1", rows=24, cols=80, term="xterm-256color", interactive=False
+    )
+    session.write(b"echo he''llo\n")
+    read_until(session, b"hello")
+    session.write("stty size; read x\n")
+    read_until(session, b"24 80")
+    session.resize(10, 20)
+    assert session.exit_code is None
+    session.write(b"\n exit 3\n")
+    while session.read(timeout=5.0):
+        pass
+    assert session.read(timeout=5.0) == b""
+    assert session.wait(timeout=5.0) is not None
+    assert session.exit_code == 3
+    session.close()
+    session.close()
+
+
+def test_reading_waits_as_long_as_it_is_told_to(server: Server) -> None:
+    """Not at all with 0, and what is there comes then all the same."""
+    with server.new_session(
+        "worker-1", command="stty -echo; read x; echo got $x; read x"
+    ) as session:
+        began = time.monotonic()
+        assert session.read(timeout=0) is None
+        assert session.read(timeout=0.2) is None
+        assert 0.2 <= time.monotonic() - began < 5
+        session.write(b"it\n")
+        assert session.read(max_bytes=3) == b"got"
+        until_sync(lambda: session.read(timeout=0) == b" it\r\n")
+        assert session.wait(timeout=0.05) is None
+    assert session.wait() is not None
+    assert session.exit_code == -1  # the hang-up
+
+
+def test_closing_ends_the_tree(server: Server, marker: Marker) -> None:
+    """So does closing the server, and leaving the block by an exception."""
+    script = "trap '' HUP; setsid sleep 60 & echo on; sleep 60; :"
+    opened = []
+
+    def fail_inside() -> None:
+        with server.new_session(
+            "worker-1", command=script, env=dict([marker]), kill_grace=0.2
+        ) as session:
+            opened.append(session)
+            read_until(session, b"on\r\n")
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail_inside()
+    (session,) = opened
+    assert not marker.processes()
+    status = session.wait()
+    assert status is not None
+    assert status.outcome is Outcome.CANCELLED
+    with Server(port=0) as other, running_daemon(other.url, "worker-2"):
+        assert other.wait_for_daemon("worker-2", timeout=30)
+        session = other.new_session("worker-2", command=script, env=dict([marker]), kill_grace=0.2)
+        read_until(session, b"on\r\n")
+        waiting = threading.Thread(
+            target=pytest.raises, args=(trio.ClosedResourceError, session.read)
+        )
+        waiting.start()
+        other.close()
+        waiting.join(5)
+        assert not waiting.is_alive()
+        assert not marker.processes()
+        session.close()
+        with pytest.raises(trio.ClosedResourceError):
+            session.write(b"x")
+
+
+def test_what_cannot_be_opened_says_why(server: Server) -> None:
+    """As for any call; nothing is left."""
+    with pytest.raises(DaemonNotFound, match="not found"):
+        server.new_session("worker-9")
+    with pytest.raises(SpawnFailed):
+        server.new_session("worker-1", command=["/nonexistent/program"])
+    with pytest.raises(ValueError, match="rows"):
+        server.new_session("worker-1", rows=0)
+    assert server.call(jobs, server) == []
+
+
+async def jobs(server: Server) -> list[sandd.JobInfo]:
+    """Those of its daemon."""
+    return await server.controller.daemon("worker-1").jobs()
+
+
+def test_a_detached_one_goes_on(server: Server) -> None:
+    """And is found again, by its id."""
+    with server.new_session("worker-1", command=["cat"], job_id="cat") as session:
+        session.write(b"kept\n")
+        read_until(session, b"kept\r\nkept\r\n")
+        session.detach()
+        assert (session.job_id, session.offset) == ("cat", 12)
+        assert session.pid > 0
+        assert "ServerSession worker-1/cat" in repr(session)
+    (job,) = server.call(jobs, server)
+    assert (job.state.value, job.owned) == ("running", False)
+
+    async def end() -> None:
+        await server.controller.daemon("worker-1").forget("cat")
+
+    server.call(end)
+
+
+def test_signals_and_recordings(server: Server, tmp_path: Path) -> None:
+    """What else the trio API has."""
+    with server.new_session(
+        "worker-1", command=["sleep", "60"], record=tmp_path / "cast"
+    ) as session:
+        session.signal("INT")
+        status = session.wait(timeout=10)
+        assert status is not None
+        assert status.signal == "SIGINT"
+    assert '"x","130"' in (tmp_path / "cast").read_text()
+
+
+def test_many_threads_each_with_a_session(server: Server, marker: Marker) -> None:
+    """They don't get into each other's way, and leave nothing."""
+    failures: list[BaseException] = []
+
+    def talk(number: int) -> None:
+        try:
+            with server.new_session("worker-1", command=["sh"], env=dict([marker])) as session:
+                session.write(f"echo $(({number} + 1000))\n")
+                read_until(session, f"\n{number + 1000}".encode(), within=30)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert not marker.processes()
