@@ -266,6 +266,19 @@ async def test_who_looks_on_sends_nothing(
     assert (session.sent, session.sizes, session.detached) == (b"", [], False)
 
 
+async def test_what_a_viewer_types_is_not_kept(
+    terminal: FakeTerminal, session: FakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it is, the way out stays open."""
+    monkeypatch.setattr(conversation, "MAX_TYPED_BYTES", 10)
+    for each in (b"x" * 100, b"\r~", b"."):
+        terminal.keys.send_nowait(each)
+    with trio.fail_after(5):
+        ended = await Conversation(terminal, session, read_only=True).run()
+
+    assert ended == Ended(Ending.LEFT)
+
+
 async def test_sizes_are_told(
     terminal: FakeTerminal, session: FakeSession, nursery: trio.Nursery
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -275,6 +276,47 @@ async def test_going_on_makes_it_raw_again(
                 assert await terminal.next_size(Size(24, 80)) == (24, 80)
         await trio.testing.wait_all_tasks_blocked()
         assert device.done == (["raw"] if in_foreground else [])
+
+
+@pytest.mark.skipif(not HAS_JOB_CONTROL, reason="there is no job control")
+async def test_stopping_gives_the_terminal_back_before(
+    device: FakeDevice, terminal: LocalTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of our group is stopped, by a signal that has its default then; the modes of afterwards count."""
+    stopped: list[tuple[int, int]] = []
+
+    def killpg(group: int, number: int) -> None:
+        assert device.done == ["remember", "raw", "restore"]
+        assert signal.getsignal(number) is signal.SIG_DFL
+        stopped.append((group, number))
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    async with terminal.raw_mode():
+        terminal.suspend()
+        assert stopped == [(0, signal.SIGTSTP)]
+        assert signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL
+        assert device.done == ["remember", "raw", "restore", "remember", "raw"]
+
+
+@pytest.mark.skipif(not HAS_JOB_CONTROL, reason="there is no job control")
+async def test_going_on_in_the_background_waits_for_the_foreground(
+    device: FakeDevice, terminal: LocalTerminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After ``bg`` the terminal is the shell's, after ``fg`` ours."""
+
+    def killpg(_group: int, _number: int) -> None:
+        device.in_foreground = False
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    async with terminal.raw_mode():
+        terminal.suspend()
+        assert not device.raw
+        device.in_foreground = True
+        signal.raise_signal(signal.SIGCONT)
+        with trio.fail_after(5):
+            await terminal.next_size(Size(24, 80))
+        assert device.raw
+        assert device.done == ["remember", "raw", "restore", "remember", "raw"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ afterwards as it was before.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import shlex
@@ -21,7 +20,6 @@ import trio
 from daemons import open_daemon, running_daemon
 from tmux import needs_tmux, running_tmux
 
-from sandd import Daemon
 from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
@@ -218,10 +216,6 @@ def test_a_directory_that_is_not_there(tmux: Tmux, daemon: DaemonProcess, port: 
     tmux.wait_for(r"sandd: \[ENOENT\] .*/no/such/directory.*\ncode=125\.")
 
 
-@pytest.mark.skipif(
-    "record" not in inspect.signature(Daemon.open_session).parameters,
-    reason="sessions can't be recorded yet",
-)
 def test_a_session_is_recorded(
     tmux: Tmux, daemon: DaemonProcess, port: int, before: str, tmp_path: Path
 ) -> None:
@@ -473,5 +467,19 @@ def test_a_daemon_of_its_own(tmux: Tmux, before: str, marker: Marker) -> None:
     tmux.wait_for("this daemon ends with this command")
     tmux.type("Enter", "exit 9", "Enter")
     tmux.wait_for(r"code=9\.")
+    check(tmux, before)
+    tmux.type("exit", "Enter")
+
+
+def test_a_daemon_of_its_own_that_ends(tmux: Tmux, before: str, marker: Marker) -> None:
+    """Nobody would start it again: it is an error, with what it said last."""
+    tmux.run(f"export {marker.name}={marker.value}")
+    start(tmux, f"shell here --local -e 'PS1=remote> ' -- {REMOTE}")
+    tmux.wait_for(rf"(?m)^{PROMPT}")
+    (daemon,) = [
+        entry.pid for entry in marker.processes() if "sandd.daemon --server-url" in entry.describe()
+    ]
+    os.kill(daemon, signal.SIGKILL)
+    tmux.wait_for(r"(?s)sandd: the daemon has ended, with -9. Its last words:.*code=125\.")
     check(tmux, before)
     tmux.type("exit", "Enter")

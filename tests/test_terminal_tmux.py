@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,20 +39,30 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
 def start(tmux: Tmux, directory: Path, text: str = "") -> int:
     """Start the mirror, and wait until it has the terminal; returns its process id."""
     noted = directory / "pid"
-    tmux.type(f"{MIRROR} {noted} {shlex.quote(text)}; echo code=$?.", "Enter")
+    # In a script: bash itself puts the terminal back for whoever doesn't. What it is left as is noted.
+    mirror = f"{MIRROR} {noted} {shlex.quote(text)}; echo code=$?."
+    tmux.type(f"({mirror}; {state(directory / 'after')})", "Enter")
     tmux.wait_for(r"ready \d+x\d+")
+    assert tmux.is_raw()
     return int(noted.read_text())
 
 
+def state(file: Path) -> str:
+    """The command that writes the terminal's modes, and the flags of what is open on it, to a file."""
+    return f"(stty -a; {FLAGS}) > {file}"
+
+
 @pytest.fixture
-def before(tmux: Tmux) -> str:
+def before(tmux: Tmux, tmp_path: Path) -> str:
     """The terminal's modes and flags, before anything is done to it."""
-    return tmux.run(f"stty -a; {FLAGS}")
+    tmux.run(state(tmp_path / "before"))
+    return (tmp_path / "before").read_text()
 
 
-def check(tmux: Tmux, before: str) -> None:
-    """The terminal is as it was."""
-    assert tmux.run(f"stty -a; {FLAGS}") == before
+def check(tmux: Tmux, before: str, directory: Path) -> None:
+    """The terminal was left as it was, before the shell had it again."""
+    tmux.run("true")
+    assert (directory / "after").read_text() == before
 
 
 def test_every_key_is_a_byte_and_the_end_puts_the_terminal_back(
@@ -63,7 +74,7 @@ def test_every_key_is_a_byte_and_the_end_puts_the_terminal_back(
     tmux.wait_for("<61><03><1a><13><11><1c><04><16><0d><c3><a4>")
     tmux.type("q")
     tmux.wait_for(r"\[exited\]\ncode=7\.")
-    check(tmux, before)
+    check(tmux, before, tmp_path)
 
 
 def test_leaving_puts_the_terminal_back(tmux: Tmux, before: str, tmp_path: Path) -> None:
@@ -73,7 +84,7 @@ def test_leaving_puts_the_terminal_back(tmux: Tmux, before: str, tmp_path: Path)
     tmux.wait_for("<78><7e><2e>")
     tmux.type("Enter", "~", ".")
     tmux.wait_for(r"\[left\]\ncode=0\.")
-    check(tmux, before)
+    check(tmux, before, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,7 @@ def test_signals_put_the_terminal_back(
     os.kill(pid, number)
     tmux.wait_for(rf"code={code}\.")
     assert "Traceback" not in tmux.screen()
-    check(tmux, before)
+    check(tmux, before, tmp_path)
 
 
 def test_the_shell_gets_the_terminal_while_we_are_stopped(
@@ -104,16 +115,16 @@ def test_the_shell_gets_the_terminal_while_we_are_stopped(
     tmux.type("~", "C-z")
     tmux.wait_for_prompt()
     assert "Stopped" in tmux.screen()
-    check(tmux, before)
     tmux.resize(90, 20)
     tmux.type("fg", "Enter")
     tmux.wait_for("ready 20x90")
     tmux.type("C-c")
     tmux.wait_for("<03>")
+    tmux.resize(100, 30)
+    tmux.wait_for(r"(?s)ready 30x100\n.*ready 20x90\n.*ready 30x100")
     tmux.type("q")
     tmux.wait_for(r"\[exited\]")
-    tmux.settle_at(100, 30)
-    check(tmux, before)
+    check(tmux, before, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGSTOP])
@@ -122,7 +133,7 @@ def test_a_stop_from_outside_gives_raw_mode_again(
 ) -> None:
     """Also one that can't be seen coming; what the shell makes of the terminal meanwhile is undone."""
     pid = start(tmux, tmp_path)
-    os.kill(pid, number)
+    os.killpg(os.getpgid(pid), number)
     tmux.wait_for_prompt()
     tmux.type("stty echo icanon", "Enter", "fg", "Enter")
     tmux.wait_for(r"(?s)ready.*fg.*ready \d+x\d+")
@@ -130,19 +141,24 @@ def test_a_stop_from_outside_gives_raw_mode_again(
     tmux.wait_for("<03><1a>")
     tmux.type("q")
     tmux.wait_for(r"\[exited\]")
-    check(tmux, before)
+    check(tmux, before, tmp_path)
 
 
 def test_who_is_stopped_and_ended_leaves_the_shell_s_terminal_alone(
     tmux: Tmux, before: str, tmp_path: Path
 ) -> None:
     """In the background the terminal is the shell's: it is not changed under its hands."""
-    start(tmux, tmp_path)
-    tmux.type("~", "C-z")
+    pid = start(tmux, tmp_path)
+    group = os.getpgid(pid)
+    os.killpg(group, signal.SIGSTOP)
     tmux.wait_for_prompt()
-    tmux.type("kill -TERM %1; kill -CONT %1; wait; echo over=$?.", "Enter")
-    tmux.wait_for(r"over=\d+\.")
-    check(tmux, before)
+    while not tmux.is_raw():  # bash reads keys itself
+        time.sleep(0.01)
+    modes = tmux.modes()
+    os.kill(pid, signal.SIGTERM)
+    os.killpg(group, signal.SIGCONT)
+    tmux.wait_for(r"code=143\.")
+    assert tmux.modes() == modes
 
 
 def test_the_size_follows_the_window(tmux: Tmux, tmp_path: Path) -> None:
@@ -166,4 +182,4 @@ def test_modes_that_were_left_on_are_undone(tmux: Tmux, before: str, tmp_path: P
     assert [tmux.ask(name) for name in ("alternate_on", "cursor_flag", "mouse_any_flag")] == [
         *("0", "1", "0")
     ]
-    check(tmux, before)
+    check(tmux, before, tmp_path)

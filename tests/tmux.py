@@ -89,10 +89,15 @@ class Tmux:
         """Whether the window's terminal gives each key as it is."""
         import termios  # not there on Windows, where these tests are skipped
 
+        return not self.modes()[3] & termios.ICANON
+
+    def modes(self) -> list[Any]:
+        """Of the window's terminal, at this moment."""
+        import termios
+
         terminal = os.open(self.ask("pane_tty"), os.O_RDONLY | os.O_NOCTTY)
         try:
-            modes: list[Any] = termios.tcgetattr(terminal)
-            return not modes[3] & termios.ICANON
+            return list(termios.tcgetattr(terminal))
         finally:
             os.close(terminal)
 

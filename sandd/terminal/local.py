@@ -14,6 +14,7 @@ What differs between platforms is in a `Device` (`posix`, `windows`); all order 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -25,7 +26,7 @@ from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.terminal.modes import Modes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 LAST_WORDS_SECONDS: Final = 1.0
 """What a terminal that shows nothing any more gets for the sequences that undo modes: raw mode ends then."""
@@ -154,18 +155,13 @@ class LocalTerminal:
             raise interrupt
 
     def suspend(self) -> None:
-        """Stop this program, as Ctrl-Z does, with the terminal as it was; returns when it goes on."""
-        if sys.platform == "win32":
-            return
-        self._kept_raw = self._raw
-        self.restore()
-        previous = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        try:
-            # Not SIGSTOP: where no shell is there to continue us, this one is ignored.
-            signal.raise_signal(signal.SIGTSTP)
-        finally:
-            signal.signal(signal.SIGTSTP, previous)
-        self._go_on()  # SIGCONT comes, too; but not if we were not stopped
+        """Stop this program, and whoever waits for it, as Ctrl-Z does; returns when it goes on.
+
+        Meanwhile the terminal is as it was.
+        """
+        if sys.platform != "win32":
+            # All of the group, as the key would: a script that has started us is not to wait for us.
+            self._stop(lambda: os.killpg(0, signal.SIGTSTP))
 
     async def next_size(self, known: Size) -> Size:
         """The size, as soon as it is another one, or we went on after having been stopped."""
@@ -193,11 +189,24 @@ class LocalTerminal:
             return
         async for number in signals:
             if number == signal.SIGTSTP:
-                self.suspend()
+                self._stop(lambda: signal.raise_signal(signal.SIGTSTP))
             elif number == signal.SIGCONT:
                 self._go_on()
             else:
                 self._size_changed.set()
+
+    def _stop(self, stop: Callable[[], None]) -> None:
+        if sys.platform == "win32":
+            return
+        self._kept_raw = self._raw
+        self.restore()
+        # Not SIGSTOP: where there is no shell to continue us, this one is ignored.
+        previous = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        try:
+            stop()
+        finally:
+            signal.signal(signal.SIGTSTP, previous)
+        self._go_on()  # SIGCONT comes, too; but not if we were not stopped
 
     def _enter(self) -> None:
         # In the background this stops us, as it does any program; then SIGCONT finds `_raw` true.

@@ -17,7 +17,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 from attrs import define, field
@@ -91,7 +91,6 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
     async with _listening(options, default_port=0 if options.local else DEFAULT_PORT) as controller:
         async with _daemon(options, controller, terminal, stop) as daemon:
             size = terminal.size
-            record: dict[str, Any] = {} if options.record is None else {"record": options.record}
             opening = daemon.open_session(
                 options.remote_command,
                 rows=size.rows,
@@ -101,7 +100,7 @@ async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Sto
                 env=dict(options.env),
                 user=options.user,
                 detach=options.detach,
-                **record,
+                record=options.record,
             )
             async with _opened(options, opening) as session:
                 why_not = "this daemon ends with this command (--local), and all of its sessions do"
