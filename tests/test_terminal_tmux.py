@@ -161,6 +161,38 @@ def test_who_is_stopped_and_ended_leaves_the_shell_s_terminal_alone(
     assert tmux.modes() == modes
 
 
+def test_a_start_in_the_background_waits_for_the_foreground(
+    tmux: Tmux, before: str, tmp_path: Path
+) -> None:
+    """As with any program that wants the terminal; ``fg`` gives it to us."""
+    tmux.type(f"{MIRROR} {tmp_path / 'pid'} '' &", "Enter")
+    tmux.wait_for(r"\[1\] \d+")
+    while "Stopped" not in tmux.screen():
+        tmux.type("Enter")
+        time.sleep(0.1)
+    tmux.type("fg", "Enter")
+    tmux.wait_for(r"ready \d+x\d+")
+    tmux.type("C-c")
+    tmux.wait_for("<03>")
+    tmux.type("q")
+    tmux.wait_for(r"\[exited\]")
+
+
+def test_a_closed_window_ends_it_in_good_order(tmux: Tmux, before: str, tmp_path: Path) -> None:
+    """SIGHUP, SIGCONT and the end of the input come at once, and nothing that is done to a terminal works."""
+    errors, code = tmp_path / "errors", tmp_path / "code"
+    mirror = f"{MIRROR} {tmp_path / 'pid'} '\\x1b[?1049h' 2>{errors}; echo $? >{code}"
+    tmux.type(f"bash -c {shlex.quote(f'trap : HUP; {mirror}.new; mv {code}.new {code}')}", "Enter")
+    tmux.wait_for(r"ready \d+x\d+")
+    tmux.close_window()
+    give_up = time.monotonic() + 20
+    while not code.exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    assert code.read_text() == "129\n"
+    assert errors.read_text() in ("", "[hung up]\n")
+
+
 def test_the_size_follows_the_window(tmux: Tmux, tmp_path: Path) -> None:
     """Each change is told."""
     start(tmux, tmp_path)

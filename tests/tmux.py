@@ -85,6 +85,12 @@ class Tmux:
         found = self.wait_for(rf"(?s)echo =END=\n(.*?)=END=\n{re.escape(PROMPT.rstrip())}")
         return found[1]
 
+    def close_window(self) -> None:
+        """As with a click on its corner; another one takes its place."""
+        old = self.ask("window_id")
+        self._do("new-window", "-t", ":1", "bash", "--norc", "--noprofile", "-i")
+        self._do("kill-window", "-t", old)
+
     def is_raw(self) -> bool:
         """Whether the window's terminal gives each key as it is."""
         import termios  # not there on Windows, where these tests are skipped

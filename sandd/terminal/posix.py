@@ -10,6 +10,7 @@ Source: termios(3), cfmakeraw; tty_ioctl(4); open(2), "Open file descriptions".
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any, Final
@@ -45,29 +46,27 @@ class PosixTerminal:
 
     @property
     def in_foreground(self) -> bool:
-        """Nobody stops who changes a terminal that is not his own; that one is taken to be ours."""
+        """Whether nobody stops us when we change it: as the foreground's, or as nobody's controlling terminal."""
         try:
             return os.tcgetpgrp(self._input) == os.getpgrp()
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno == errno.ENOTTY  # else it has gone
 
     def remember(self) -> None:
         """Take the modes now for those to be put back."""
-        self._saved = termios.tcgetattr(self._input)
+        try:
+            self._saved = termios.tcgetattr(self._input)
+        except termios.error:
+            pass  # it has gone: reading tells
 
     def make_raw(self) -> None:
         """Every key is a byte to read, and every byte is shown as it is."""
-        # NOW, here and in `restore`: to wait until all is shown is for ever where the terminal is stuck.
-        # What was typed already stays to be read.
-        termios.tcsetattr(self._input, termios.TCSANOW, raw(self._saved))
+        self._set(raw(self._saved))
 
     def restore(self) -> None:
         """The modes as they were remembered, unless the terminal is a shell's by now."""
         if self.in_foreground:
-            try:
-                termios.tcsetattr(self._input, termios.TCSANOW, self._saved)
-            except termios.error:
-                pass  # it has gone
+            self._set(self._saved)
 
     def size(self) -> Size:
         """Rows and columns; 0 where it doesn't know."""
@@ -104,6 +103,20 @@ class PosixTerminal:
         """Give back our own descriptions; the descriptors we were given stay."""
         os.close(self._input)
         os.close(self._output)
+
+    def _set(self, modes: list[Any]) -> None:
+        while True:
+            try:
+                # NOW: to wait until all is shown is for ever where the terminal is stuck. What was typed
+                # already stays to be read.
+                termios.tcsetattr(self._input, termios.TCSANOW, modes)
+            except termios.error as error:
+                if (
+                    error.args[0] == errno.EINTR
+                ):  # as a program in the background we were stopped here
+                    continue
+                # Otherwise it has gone: reading tells.
+            return
 
 
 def raw(modes: list[Any]) -> list[Any]:
