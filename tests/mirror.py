@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandd import ExitStatus, Outcome
-from sandd.terminal import shell
 from sandd.terminal.conversation import Conversation, Ended, Ending
+from sandd.terminal.program import run_at_terminal
 
 if TYPE_CHECKING:
     from sandd.terminal.local import LocalTerminal
+    from sandd.terminal.program import Stop
 
 
 class Mirror:
@@ -60,7 +61,7 @@ class Mirror:
         return ExitStatus(7, Outcome.EXITED, 0.0)
 
 
-async def mirror(terminal: LocalTerminal, _stop: shell.Stop) -> int:
+async def mirror(terminal: LocalTerminal, _stop: Stop) -> int:
     """Hold the session."""
     async with terminal.raw_mode():
         ended: Ended = await Conversation(terminal, Mirror(sys.argv[2])).run()
@@ -69,4 +70,4 @@ async def mirror(terminal: LocalTerminal, _stop: shell.Stop) -> int:
 
 
 Path(sys.argv[1]).write_text(str(os.getpid()))
-sys.exit(shell._run(mirror))
+sys.exit(run_at_terminal(mirror))

@@ -22,7 +22,7 @@ from sandd import (
     SpawnFailed,
 )
 from sandd.cli import build_parser
-from sandd.terminal import shell
+from sandd.terminal import program
 from sandd.terminal.conversation import Ended, Ending
 from sandd.terminal.local import LocalTerminal, NoTerminal
 from sandd.terminal.options import split
@@ -42,7 +42,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
         with LocalTerminal(device)._closing() as terminal:
             yield terminal
 
-    monkeypatch.setattr(shell, "open_terminal", open_terminal)
+    monkeypatch.setattr(program, "open_terminal", open_terminal)
     return device
 
 
@@ -85,7 +85,7 @@ def test_options_of_shell() -> None:
         pytest.param(RequestRefused("no"), 125, "sandd: no", id="refused"),
         pytest.param(NoTerminal("none"), 125, "sandd: none", id="no-terminal"),
         pytest.param(ValueError("no size"), 125, "sandd: no size", id="misuse"),
-        pytest.param(shell.Failure("one\ntwo"), 125, "sandd: one\ntwo\n", id="failure"),
+        pytest.param(program.Failure("one\ntwo"), 125, "sandd: one\ntwo\n", id="failure"),
     ],
 )
 def test_what_goes_wrong_is_told_after_the_terminal_is_put_back(
@@ -93,11 +93,11 @@ def test_what_goes_wrong_is_told_after_the_terminal_is_put_back(
 ) -> None:
     """In a line that can't be a sequence for the terminal, and with an exit code of its own."""
 
-    async def fail(terminal: LocalTerminal, _: shell.Stop) -> int:
+    async def fail(terminal: LocalTerminal, _: program.Stop) -> int:
         async with terminal.raw_mode():
             raise error
 
-    assert shell._run(fail) == code
+    assert program.run_at_terminal(fail) == code
     assert said in capsys.readouterr().err
     assert device.done == ["remember", "raw", "restore", "close"]
 
@@ -105,22 +105,22 @@ def test_what_goes_wrong_is_told_after_the_terminal_is_put_back(
 def test_a_mistake_of_ours_is_not_hidden(device: FakeDevice) -> None:
     """What nobody expects comes out as it is, with the terminal as it was."""
 
-    async def fail(terminal: LocalTerminal, _: shell.Stop) -> int:
+    async def fail(terminal: LocalTerminal, _: program.Stop) -> int:
         async with terminal.raw_mode():
             raise AssertionError("a bug")
 
     with pytest.raises(AssertionError, match="a bug"):
-        shell._run(fail)
+        program.run_at_terminal(fail)
     assert device.done == ["remember", "raw", "restore", "close"]
 
 
-@pytest.mark.parametrize("number", shell.STOP_SIGNALS)
+@pytest.mark.parametrize("number", program.STOP_SIGNALS)
 def test_signals_cancel_in_good_order(number: signal.Signals, device: FakeDevice) -> None:
     """The body may clean up; the exit code is the signal's; handlers are those from before."""
-    before = {each: signal.getsignal(each) for each in shell.STOP_SIGNALS}
+    before = {each: signal.getsignal(each) for each in program.STOP_SIGNALS}
     cleaned_up = False
 
-    async def body(terminal: LocalTerminal, _: shell.Stop) -> int:
+    async def body(terminal: LocalTerminal, _: program.Stop) -> int:
         nonlocal cleaned_up
         async with terminal.raw_mode():
             signal.raise_signal(number)
@@ -132,13 +132,13 @@ def test_signals_cancel_in_good_order(number: signal.Signals, device: FakeDevice
                 cleaned_up = True
         return 0
 
-    assert shell._run(body) == 128 + number
+    assert program.run_at_terminal(body) == 128 + number
     assert cleaned_up
     assert device.done == ["remember", "raw", "restore", "close"]
-    assert {each: signal.getsignal(each) for each in shell.STOP_SIGNALS} == before
+    assert {each: signal.getsignal(each) for each in program.STOP_SIGNALS} == before
 
 
-@pytest.mark.parametrize("number", shell.STOP_SIGNALS)
+@pytest.mark.parametrize("number", program.STOP_SIGNALS)
 def test_a_second_signal_saves_the_wait(number: signal.Signals, device: FakeDevice) -> None:
     """What waits for something to end, shielded, is interrupted; the code is the first signal's."""
 
@@ -150,7 +150,7 @@ def test_a_second_signal_saves_the_wait(number: signal.Signals, device: FakeDevi
 
     child = Child()
 
-    async def body(terminal: LocalTerminal, stop: shell.Stop) -> int:
+    async def body(terminal: LocalTerminal, stop: program.Stop) -> int:
         stop.kill_if_hurried(child)  # type: ignore[arg-type]
         async with terminal.raw_mode():
             signal.raise_signal(number)
@@ -163,7 +163,7 @@ def test_a_second_signal_saves_the_wait(number: signal.Signals, device: FakeDevi
                     await trio.sleep_forever()
         return 0
 
-    assert shell._run(body) == 128 + number
+    assert program.run_at_terminal(body) == 128 + number
     assert child.killed
     assert device.done == ["remember", "raw", "restore", "close"]
 

@@ -2,8 +2,7 @@
 
 The order in which things are undone is what matters here. Innermost is the raw terminal, which is put back
 before anything is waited for; around it the session, which is ended unless it goes on; around that the
-daemon, where it is a child of ours, and the controller; outermost the signals that stop us, so that none
-of them ever finds its default, which would be a terminal that stays raw.
+daemon, where it is a child of ours, and the controller; outermost what `program` does.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import signal
-import sys
 import tempfile
 from contextlib import AsyncExitStack
 from functools import partial
@@ -20,23 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
-from attrs import define, field
 
-from sandd._core._errors import JobTaken, SanddError, SpawnFailed
+from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
-from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.controller import open_controller
-from sandd.local_daemon import DaemonDidNotCome, open_local_daemon
-from sandd.terminal.choosing import JobName, NoSuchJob
+from sandd.local_daemon import open_local_daemon
+from sandd.terminal.choosing import JobName
 from sandd.terminal.conversation import Conversation, Ending, tell_outages
-from sandd.terminal.local import NoTerminal, open_terminal
+from sandd.terminal.program import OUR_FAILURE, Failure, fail, run_at_terminal
 from sandd.terminal.replay import ReplayFilter
 from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from sandd._core.job_info import JobInfo
@@ -45,6 +40,7 @@ if TYPE_CHECKING:
     from sandd.local_daemon import LocalDaemon
     from sandd.terminal.conversation import Ended
     from sandd.terminal.local import LocalTerminal
+    from sandd.terminal.program import Stop
 
 DEFAULT_PORT: Final = 8765
 START_SECONDS: Final = 20.0
@@ -52,36 +48,26 @@ START_SECONDS: Final = 20.0
 GATHERING_SECONDS: Final = 2.0
 """For the daemons to dial in, once one has, where a job is to be found on any of them. Daemons whose
 controller has just come back are there within a second or two, mostly."""
-OUR_FAILURE: Final = 125
-NOT_EXECUTABLE: Final = 126
-NOT_FOUND: Final = 127
 HUNG_UP: Final = 129
 """As if SIGHUP had come, which it mostly does."""
-STOP_SIGNALS: Final = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
-    if hasattr(signal, name)
-]
 
 
 def run_shell(options: argparse.Namespace) -> int:
     """Hold a new session at this terminal; returns the exit code. Nothing is left of the terminal's modes."""
     if options.local and options.detach:
-        return _fail(
-            "--local and --detach: the session would end with the daemon, and that with us"
-        )
-    return _run(partial(_shell, options))
+        return fail("--local and --detach: the session would end with the daemon, and that with us")
+    return run_at_terminal(partial(_shell, options))
 
 
 def run_attach(options: argparse.Namespace) -> int:
     """Hold a session that exists at this terminal; returns the exit code."""
     if options.read_only and options.takeover:
-        return _fail("--read-only and --takeover: who only looks on takes nothing over")
+        return fail("--read-only and --takeover: who only looks on takes nothing over")
     try:
         name = JobName.parse(options.job)
     except ValueError as error:
-        return _fail(str(error))
-    return _run(partial(_attach, options, name))
+        return fail(str(error))
+    return run_at_terminal(partial(_attach, options, name))
 
 
 # ---- the two commands -----------------------------------------------------------------------------
@@ -315,92 +301,6 @@ def _invitation(controller: Controller, daemon_id: str | None, token_file: str |
         f"sandd: waiting for {whom} at {controller.url}. Unless it is running, start it:\n"
         f"  {shlex.join(command)}"
     )
-
-
-# ---- the program ----------------------------------------------------------------------------------
-
-
-class Failure(Exception):
-    """Something didn't work; the text is for the person."""
-
-
-@define(eq=False)
-class Stop:
-    """The signals that stop us: the first in good order; each further one saves something to wait for."""
-
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    number: int | None = None
-    """The first signal that came."""
-    _child: trio.Process | None = None
-
-    def kill_if_hurried(self, child: trio.Process) -> None:
-        """The daemon that is ours: a second signal doesn't wait for its orderly end."""
-        self._child = child
-
-    @trio.lowlevel.enable_ki_protection
-    async def listen(self, signals: AsyncIterator[int], interrupt: Callable[[], None]) -> None:
-        """Act on signals, for ever."""
-        async for number in signals:
-            if self.number is None:
-                self.number = number
-                self.scope.cancel()
-                continue
-            if self._child is not None:
-                self._child.kill()
-            interrupt()
-
-
-async def _program(
-    body: Callable[[LocalTerminal, Stop], Awaitable[int]], terminal: LocalTerminal
-) -> int:
-    stop = Stop()
-    ctrl_c = signal.getsignal(signal.SIGINT)
-
-    def interrupt() -> None:
-        # Raises KeyboardInterrupt in the main task, where that waits: what waits there for something to
-        # end knows what is meant. Not here, as `listen` is protected.
-        ours = signal.signal(signal.SIGINT, ctrl_c)
-        signal.raise_signal(signal.SIGINT)
-        signal.signal(signal.SIGINT, ours)
-
-    try:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-            async with open_unwrapping_nursery() as nursery:
-                nursery.start_soon(stop.listen, signals, interrupt)
-                with stop.scope:
-                    code = await body(terminal, stop)
-                nursery.cancel_scope.cancel()
-    except KeyboardInterrupt:
-        if stop.number is None:
-            raise
-    return code if stop.number is None else 128 + stop.number
-
-
-def _run(body: Callable[[LocalTerminal, Stop], Awaitable[int]]) -> int:
-    try:
-        with open_terminal() as terminal:
-            return trio.run(_program, body, terminal)
-    except JobTaken:
-        return _fail("somebody else has taken the session over; it goes on there")
-    except SpawnFailed as error:
-        _fail(str(error))
-        return _SPAWN_CODES.get(error.errno or 0, OUR_FAILURE)
-    except (Failure, NoTerminal, NoSuchJob, DaemonDidNotCome, SanddError, ValueError) as error:
-        return _fail(str(error))
-
-
-_SPAWN_CODES: Final[Mapping[int, int]] = {
-    errno.ENOENT: NOT_FOUND,
-    errno.EACCES: NOT_EXECUTABLE,
-    errno.ENOEXEC: NOT_EXECUTABLE,
-}
-
-
-def _fail(why: str) -> int:
-    """Say what went wrong, in words that can't be a sequence for the terminal."""
-    for line in f"sandd: {why}".splitlines():
-        sys.stderr.write(f"{printable(line)}\n")
-    return OUR_FAILURE
 
 
 def _shown_before(job: JobInfo) -> int:
