@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from benchmarks import broadcast, bulk, exec_latency, throughput
+from benchmarks import broadcast, bulk, exec_latency, keystrokes, throughput
 from benchmarks.cpu import OthersMeter
 from benchmarks.fleet import Stopped
 from benchmarks.report import Machine, Section, print_table, write_json
@@ -53,6 +53,11 @@ BENCHMARKS = {
     ),
     "input": Benchmark(
         "20 MB of input for wc -c", "subprocess.run(input=...) of the same", bulk.measure_input
+    ),
+    "keystrokes": Benchmark(
+        "a keystroke in a session, and its echo by a program",
+        "the same program in a local pseudo-terminal",
+        keystrokes.measure,
     ),
     "broadcast": Benchmark(
         '"true" on many daemons at once',

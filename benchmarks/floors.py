@@ -1,17 +1,24 @@
 """What the system itself needs for the same thing, without `sandd`: nothing of ours can be faster.
 
-All of these block, and are called from the controller's own thread: while one runs, `sandd` rests.
+All of these but one block, and are called from the controller's own thread: while one runs, `sandd` rests.
 Their processes are out of Ctrl-C's reach, in groups of their own: they end soon enough.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COMMAND = ["sh", "-c", "true"]
 """What ``run("true")`` comes to."""
@@ -26,6 +33,45 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
     while left:
         left -= connection.send(block[:left])
 """
+
+
+READY = b"ready\r\n"
+ECHO = ["sh", "-c", "stty -echo -icanon min 1; echo ready; exec cat"]
+"""A program that sends back what is typed, byte by byte, after it has said that it is there."""
+
+
+@contextlib.contextmanager
+def open_local_echo() -> Iterator[int]:
+    """The master of a local pseudo-terminal with `ECHO` in it, non-blocking."""
+    master, slave = os.openpty()
+    try:
+        terminal = os.ttyname(slave)
+        process = subprocess.Popen(
+            ["sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', terminal, *ECHO], start_new_session=True
+        )
+        try:
+            shown = b""
+            while READY not in shown:
+                shown += os.read(master, 4096)
+            os.set_blocking(master, False)
+            yield master
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+async def type_locally(master: int) -> float:
+    """Seconds for one keystroke to the program and back, as seen by a trio program."""
+    started = time.perf_counter()
+    os.write(master, b"x")
+    await trio.lowlevel.wait_readable(master)
+    received = os.read(master, 4096)
+    seconds = time.perf_counter() - started
+    assert received == b"x", received
+    return seconds
 
 
 def run_local() -> float:

@@ -51,6 +51,12 @@ SHOWN: Final = {
         exit code: 0
         jobs left: []
     """,
+    "session.py": """
+        its size: True
+        interrupted: True
+        seen by both: True True
+        exit code: 3
+    """,
     "fleet.py": """
         events: ['db-1 connected', 'web-1 connected', 'web-2 connected']
         prod: ['web-1', 'web-2']

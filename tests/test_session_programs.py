@@ -33,19 +33,18 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
         yield daemon
 
 
-def at(
-    daemon: StandingDaemon, *command: str, rows: int = 24, cols: int = 80
-) -> contextlib.AbstractAsyncContextManager[Person]:
-    """Somebody in front of the program; skips the test where there is no such program."""
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    return _at(daemon, command, rows, cols)
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skips a test where the program isn't there."""
+    return pytest.mark.skipif(
+        shutil.which(program) is None, reason=f"{program} is not installed here"
+    )
 
 
 @contextlib.asynccontextmanager
-async def _at(
-    daemon: StandingDaemon, command: tuple[str, ...], rows: int, cols: int
+async def at(
+    daemon: StandingDaemon, *command: str, rows: int = 24, cols: int = 80
 ) -> AsyncIterator[Person]:
+    """Somebody in front of the program."""
     async with (
         daemon.worker() as worker,
         worker.open_session(list(command), rows=rows, cols=cols, env=ENVIRONMENT) as session,
@@ -59,6 +58,7 @@ async def ends(session: sandd.Session, code: int = 0) -> None:
     assert (await session.wait()).exit_code == code
 
 
+@needs("bash")
 async def test_bash_has_job_control(daemon: StandingDaemon) -> None:
     """Stop, background, foreground, and the number of what runs."""
     async with at(daemon, "bash", "--norc", "--noprofile") as person:
@@ -77,6 +77,7 @@ async def test_bash_has_job_control(daemon: StandingDaemon) -> None:
         await ends(person.session, 3)
 
 
+@needs("bash")
 async def test_bash_edits_and_remembers_lines(daemon: StandingDaemon) -> None:
     """The arrow keys, the history, and what is redrawn in the line."""
     async with at(daemon, "bash", "--norc", "--noprofile") as person:
@@ -104,6 +105,7 @@ async def test_python_is_interactive(daemon: StandingDaemon) -> None:
         await ends(person.session, 5)
 
 
+@needs("less")
 async def test_less_pages_and_searches(daemon: StandingDaemon, tmp_path: Path) -> None:
     """The whole screen, and what it shows after each key."""
     text = tmp_path / "text"
@@ -127,7 +129,9 @@ async def test_less_pages_and_searches(daemon: StandingDaemon, tmp_path: Path) -
         await ends(person.session)
 
 
-@pytest.mark.parametrize("editor", ["vim", "vi"])
+@pytest.mark.parametrize(
+    "editor", [pytest.param(each, marks=needs(each), id=each) for each in ("vim", "vi")]
+)
 async def test_vi_edits_a_file(daemon: StandingDaemon, tmp_path: Path, editor: str) -> None:
     """Insert, undo, save: what was typed is in the file."""
     file = tmp_path / "file"
@@ -142,6 +146,7 @@ async def test_vi_edits_a_file(daemon: StandingDaemon, tmp_path: Path, editor: s
     assert file.read_text() == "first line\nsecond line\n"
 
 
+@needs("top")
 async def test_top_refreshes_and_follows_the_size(daemon: StandingDaemon) -> None:
     """It fills the screen, also when that changes."""
     async with at(daemon, "top", rows=20) as person:
@@ -154,6 +159,7 @@ async def test_top_refreshes_and_follows_the_size(daemon: StandingDaemon) -> Non
         await ends(person.session)
 
 
+@needs("htop")
 async def test_htop_starts_and_ends(daemon: StandingDaemon) -> None:
     """Colours, mouse, and all."""
     async with at(daemon, "htop") as person:
@@ -162,6 +168,7 @@ async def test_htop_starts_and_ends(daemon: StandingDaemon) -> None:
         await ends(person.session)
 
 
+@needs("tmux")
 async def test_tmux_inside_a_session(daemon: StandingDaemon, tmp_path: Path) -> None:
     """A terminal within the terminal: its status line, a split, and the end of both shells."""
     tmux = ("tmux", "-f", "/dev/null", "-S", str(tmp_path / "socket"))

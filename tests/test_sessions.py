@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -32,6 +33,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these programs 
 BASH: Final = ["bash", "--norc", "--noprofile"]
 PROMPT: Final = {"PS1": "ready> "}
 MANY: Final = 200
+CUTS: Final = 500 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 25
+"""Of one session's connection, at random bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,11 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
 
 
 @contextlib.asynccontextmanager
-async def relayed(daemon: StandingDaemon) -> AsyncIterator[tuple[sandd.Daemon, FaultProxy]]:
+async def relayed(
+    daemon: StandingDaemon, within: float = LIMIT
+) -> AsyncIterator[tuple[sandd.Daemon, FaultProxy]]:
     """The daemon, and the relay between it and a fresh controller."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(within):
         async with (
             sandd.open_controller(port=0) as controller,
             open_fault_proxy(int(controller.address.rpartition(":")[2]), port=daemon.port) as relay,
@@ -428,24 +433,21 @@ async def test_a_job_without_a_terminal_is_no_session(daemon: StandingDaemon) ->
 async def test_every_byte_and_every_key_arrives_once_whatever_breaks(
     daemon: StandingDaemon,
 ) -> None:
-    """Cut at many positions, both ways, while the program echoes: the transcript is as if nothing was."""
-    lines = [f"line {number} \N{SNOWMAN}\N{GRINNING FACE}" for number in range(40)]
-    expected = b"".join(f"{line}\r\n{line}\r\n".encode() for line in lines)
-    async with relayed(daemon) as (worker, relay):
+    """Cut anywhere, in mid-character too, while the program echoes: the transcript is as if nothing was."""
+    cuts = Random(4)
+    async with relayed(daemon, within=LIMIT + CUTS / 2) as (worker, relay):
         async with worker.open_session(["cat"]) as session:
-            for number, line in enumerate(lines):
-                relay.cut_after(1 + 7 * number % 90, (UP, DOWN)[number % 2])
+            for number in range(CUTS):
+                relay.cut_after(cuts.randint(1, 150), cuts.choice((UP, DOWN)))
+                line = f"line {number} \N{SNOWMAN}\N{GRINNING FACE}"
                 await session.send_all(f"{line}\n".encode())
-                if number == 0:
-                    shown = b""
-                while len(shown) < sum(
-                    2 * len(f"{each}\r\n".encode()) for each in lines[: number + 1]
-                ):
+                shown, expected = b"", f"{line}\r\n{line}\r\n".encode()
+                while len(shown) < len(expected):
                     shown += await session.receive_some()
-            assert shown == expected
+                assert shown == expected
             await session.send_all(b"\x04")
             assert (await session.wait()).exit_code == 0
-        assert relay.accepted > 10
+        assert relay.accepted > CUTS / 4
 
 
 async def test_output_meanwhile_is_not_lost(daemon: StandingDaemon) -> None:

@@ -37,7 +37,7 @@ class InputStream(trio.abc.SendStream):
         """
         with self._conflicts, memoryview(data) as view:
             self._check()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             job = self._handle.job
             position = 0
             while position < len(view):
@@ -49,6 +49,8 @@ class InputStream(trio.abc.SendStream):
                 job.input.append(chunk)
                 position += len(chunk)
                 self._handle.link.changed(job)
+            # Others' turn comes when it is on its way.
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:

@@ -28,6 +28,7 @@ from sandd._core.processes import (
     ExitStatus,
     ProcessHost,
     ReceivesNowait,
+    SendsNowait,
     SpawnRequest,
 )
 from sandd._core.requests import Requests, signal_number
@@ -80,6 +81,10 @@ class RunningJob:
     ended: trio.Event = field(factory=trio.Event)
     """Somebody wants it ended; for the time before there is a process to kill."""
     input_ready: trio.Event = field(factory=trio.Event)
+    is_fed: bool = False
+    """What pumps its input has nothing in hand, and waits: whoever brings some may send it."""
+    unsent_input: bytes = b""
+    """The rest of what was to be sent without waiting; it goes first."""
     room_ready: trio.Event = field(factory=trio.Event)
     has_slot: bool = False
     """It counts among those that run at once."""
@@ -197,7 +202,7 @@ class JobRunner:
                 case Effect.OPS:
                     self._apply_ops(running)
                 case Effect.INPUT:
-                    running.input_ready.set()
+                    self._feed(running)
                 case Effect.ROOM:
                     running.room_ready.set()
                 case Effect.END:
@@ -530,14 +535,29 @@ class JobRunner:
         await trio.sleep(COALESCE_SECONDS)
         self.flush()
 
+    def _feed(self, running: RunningJob) -> None:
+        """Input has come: send at once what the pipe takes, as a keystroke has no turn of a task to lose."""
+        pipe = None if running.child is None else running.child.stdin
+        if running.is_fed and isinstance(pipe, SendsNowait):
+            chunk = running.job.take_input(READ_BYTES)
+            if chunk:
+                with contextlib.suppress(trio.BrokenResourceError):  # its pump will meet that, too
+                    running.unsent_input = chunk[pipe.send_nowait(chunk) :]
+            if not (running.unsent_input or running.job.input.readable or running.job.input.at_end):
+                return
+        running.is_fed = False
+        running.input_ready.set()
+
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
         job = running.job
         broken = False
-        while not job.input.at_end:
-            chunk = job.take_input(READ_BYTES)
+        while not job.input.at_end or running.unsent_input:
+            chunk, running.unsent_input = running.unsent_input or job.take_input(READ_BYTES), b""
             if not chunk:
                 running.input_ready = trio.Event()
+                running.is_fed = not broken
                 await running.input_ready.wait()
+                running.is_fed = False
                 continue
             self.flush()  # credit for what was taken
             if not broken:

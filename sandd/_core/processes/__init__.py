@@ -37,6 +37,7 @@ from sandd._core.processes.interface import (
     ExitStatus,
     ProcessHost,
     ReceivesNowait,
+    SendsNowait,
     SpawnRequest,
     Terminal,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "ExitStatus",
     "ProcessHost",
     "ReceivesNowait",
+    "SendsNowait",
     "SpawnRequest",
     "Terminal",
     "open_process_host",

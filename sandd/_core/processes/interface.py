@@ -78,6 +78,20 @@ class ReceivesNowait(abc.ABC):
         """What is there; b"" at the end, None when there is nothing yet."""
 
 
+class SendsNowait(abc.ABC):
+    """What an input stream may be besides: one that takes what it can without waiting."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Send the beginning of `data`; how many bytes of it, none included.
+
+        Raises:
+            trio.BrokenResourceError: nobody reads there any more.
+        """
+
+
 class Terminal(abc.ABC):
     """The terminal that a job runs in, from outside."""
 

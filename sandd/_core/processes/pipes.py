@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from sandd._core._errors import SpawnFailed
-from sandd._core.processes.interface import ReceivesNowait
+from sandd._core.processes.interface import ReceivesNowait, SendsNowait
 from sandd._core.processes.terminals import PosixTerminal, open_terminal
 
 if TYPE_CHECKING:
@@ -65,10 +65,59 @@ class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (data := self.receive_nowait(max_bytes or PIPE_BYTES)) is None:
+        data = self.receive_nowait(max_bytes or PIPE_BYTES)
+        if data is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+        while data is None:
+            # Which lets others run: what comes then has no turn to lose.
             await trio.lowlevel.wait_readable(self._descriptor)
-        await trio.lowlevel.cancel_shielded_checkpoint()
+            data = self.receive_nowait(max_bytes or PIPE_BYTES)
         return data
+
+    def close(self) -> None:
+        """Close it now; whoever waits for it gets `trio.ClosedResourceError`."""
+        if self._descriptor != -1:
+            descriptor, self._descriptor = self._descriptor, -1
+            trio.lowlevel.notify_closing(descriptor)
+            os.close(descriptor)
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+
+class InputPipe(trio.abc.SendStream, SendsNowait):
+    """Our end of an input pipe: trio's FdStream, but it can be written to without waiting."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        if self._descriptor == -1:
+            raise trio.ClosedResourceError("this pipe was closed")
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError("nobody reads from this pipe any more") from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        with memoryview(data) as view:
+            position = 0
+            while position < len(view):
+                sent = self.send_nowait(view[position:])
+                position += sent
+                if not sent:
+                    await trio.lowlevel.wait_writable(self._descriptor)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        if self._descriptor == -1:
+            raise trio.ClosedResourceError("this pipe was closed")
+        await trio.lowlevel.wait_writable(self._descriptor)
 
     def close(self) -> None:
         """Close it now; whoever waits for it gets `trio.ClosedResourceError`."""
@@ -110,7 +159,7 @@ class JobPipes:
         """A pipe to write to."""
         reading, writing = os.pipe()
         self.theirs.append(reading)
-        stream = trio.lowlevel.FdStream(writing)
+        stream = InputPipe(writing)
         self._closers.append(stream.close)
         return stream
 

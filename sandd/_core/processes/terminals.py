@@ -22,7 +22,7 @@ import termios
 
 import trio
 
-from sandd._core.processes.interface import ReceivesNowait, Terminal
+from sandd._core.processes.interface import ReceivesNowait, SendsNowait, Terminal
 
 if TYPE_CHECKING:
     from sandd._core.processes.interface import TerminalSize
@@ -129,13 +129,17 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (data := self.receive_nowait(max_bytes or READ_BYTES)) is None:
+        data = self.receive_nowait(max_bytes or READ_BYTES)
+        if data is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+        while data is None:
             try:
                 await trio.lowlevel.wait_readable(self._terminal.descriptor)
             except trio.ClosedResourceError:
                 if self._terminal.descriptor == -1:
                     raise
-        await trio.lowlevel.cancel_shielded_checkpoint()
+            data = self.receive_nowait(max_bytes or READ_BYTES)
         return data
 
     async def aclose(self) -> None:
@@ -143,7 +147,7 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
         await trio.lowlevel.checkpoint()
 
 
-class TerminalInput(trio.abc.SendStream):
+class TerminalInput(trio.abc.SendStream, SendsNowait):
     """What is typed there."""
 
     def __init__(self, terminal: PosixTerminal) -> None:
@@ -155,15 +159,21 @@ class TerminalInput(trio.abc.SendStream):
         position = 0
         with memoryview(data) as view:
             while position < len(view):
-                descriptor = self._terminal.descriptor
-                if descriptor == -1:
-                    raise trio.ClosedResourceError("this terminal was closed")
-                try:
-                    position += os.write(descriptor, view[position:])
-                except BlockingIOError:
-                    await self._writable(descriptor)
-                except OSError as error:
-                    raise trio.BrokenResourceError("nobody has the terminal open") from error
+                sent = self.send_nowait(view[position:])
+                position += sent
+                if not sent:
+                    await self._writable(self._terminal.descriptor)
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        descriptor = self._terminal.descriptor
+        if descriptor == -1:
+            raise trio.ClosedResourceError("this terminal was closed")
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError("nobody has the terminal open") from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the terminal takes something."""
