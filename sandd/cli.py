@@ -29,12 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sandd import daemon
 
             return daemon.main(given[1:], prog="sandd daemon")
+        from sandd.terminal.options import split
+
+        given, remote_command = split(given)
         parser = build_parser()
         options = parser.parse_args(given)
         if options.command is None:
             parser.print_help(sys.stderr)
             return 2
-        return _demo()
+        if remote_command is not None:
+            options.remote_command = remote_command
+        code: int = options.run(options)
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -48,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
+    from sandd.terminal.options import add_commands
+
     parser = argparse.ArgumentParser(
         prog="sandd",
         description="Run commands inside sandboxes that dial out to you.",
@@ -56,20 +64,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sandd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    commands.add_parser(
+    demo = commands.add_parser(
         "demo",
         help="show everything in one go, on this machine alone",
         description="Start a controller and a daemon on this machine, and watch them work. It "
         "takes some ten seconds and leaves nothing behind. Exit code 0: all that was shown held.",
         allow_abbrev=False,
     )
+    demo.set_defaults(run=_demo)
+    add_commands(commands)
     commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
     return parser
 
 
-def _demo() -> int:
+def _demo(_: argparse.Namespace) -> int:
     from sandd.demo import run_demo
 
     return run_demo()

@@ -85,6 +85,11 @@ def test_version() -> None:
         pytest.param(["--vers"], "error", id="abbreviated-option"),
         pytest.param(["demo", "now"], "unrecognized arguments: now", id="argument-too-many"),
         pytest.param(["daemon"], "sandd daemon: error: no controller to dial", id="daemon-no-url"),
+        pytest.param(["shell"], "the following arguments are required: DAEMON", id="shell-of-whom"),
+        pytest.param(["shell", "w", "ls"], "unrecognized arguments: ls", id="shell-no-dashes"),
+        pytest.param(["shell", "w", "-e", "K", "--", "-e"], "'K' is not K=V", id="shell-variable"),
+        pytest.param(["shell", "w", "--port", "x"], "'x' is no TCP port", id="shell-port"),
+        pytest.param(["attach"], "the following arguments are required: JOB", id="attach-to-what"),
         pytest.param(["daemon", "--lable", "a=b"], "unrecognized arguments", id="daemon-option"),
     ],
 )
@@ -106,6 +111,35 @@ def test_help_lists_the_commands() -> None:
     assert "show everything in one go" in overview.stdout
     assert "leaves nothing behind" in run("demo", "--help").stdout
     assert "usage: sandd daemon" in run("daemon", "--help").stdout
+    shell = run("shell", "--help").stdout
+    assert "usage: sandd shell [options] DAEMON [-- CMD ...]" in shell
+    assert "~.  leaves" in shell
+    assert "128+N" in shell
+    assert "--takeover" in run("attach", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        pytest.param(["shell", "w"], "stdin is not a terminal", id="no-terminal"),
+        pytest.param(["attach", "w/1"], "stdin is not a terminal", id="attach-no-terminal"),
+        pytest.param(["attach", "w/"], "'w/' names no job", id="no-id"),
+        pytest.param(
+            ["attach", "w/1", "--read-only", "--takeover"], "--takeover: who only", id="both"
+        ),
+        pytest.param(
+            ["shell", "w", "--local", "--detach"], "--detach: the session would", id="neither"
+        ),
+    ],
+)
+def test_sessions_that_can_not_be_are_explained(arguments: list[str], complaint: str) -> None:
+    """One line and exit code 125, before anybody is listened for."""
+    done = run(*arguments)
+
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith("sandd: ")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_commands_import_only_what_they_need() -> None:

@@ -99,8 +99,11 @@ LAYERS = {
     "ends": [*CONTROLLER_END, *DAEMON_END],
     "facade": ["sandd._core.bridge", "sandd._core.server_session", "sandd.server"],
     "testing": ["sandd.testing.*"],
-    "command": ["sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*"],
-    "package": ["sandd", "sandd._core", "sandd.testing"],
+    "command": [
+        *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
+        "sandd.terminal.*",
+    ],
+    "package": ["sandd", "sandd._core", "sandd.terminal", "sandd.testing"],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 

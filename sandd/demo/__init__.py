@@ -17,7 +17,6 @@ import trio
 from sandd import __version__
 from sandd.controller import open_controller
 from sandd.demo.stage import (
-    DAEMON_ID,
     STOP_SIGNALS,
     Interruption,
     Outcome,
@@ -26,13 +25,14 @@ from sandd.demo.stage import (
     open_daemon,
 )
 from sandd.demo.steps import STEPS, CheckFailed
+from sandd.local_daemon import DaemonDidNotCome
 from sandd.testing.fault_proxy import open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sandd.controller import Controller, Daemon
-    from sandd.demo.stage import DaemonChild
+    from sandd.local_daemon import LocalDaemon
     from sandd.testing.fault_proxy import FaultProxy
 
 START_SECONDS: Final = 20.0
@@ -96,13 +96,13 @@ async def _play(
     outcomes: list[Outcome],
     controller: Controller,
     proxy: FaultProxy,
-    child: DaemonChild,
+    child: LocalDaemon,
 ) -> None:
     worker: Daemon | None = None
 
     async def start() -> str:
         nonlocal worker
-        worker = await _wait_for_daemon(controller, child)
+        worker = await child.dialled_in(controller, START_SECONDS)
         return f"the daemon {worker.id!r}, process {child.process.pid}, has dialled in"
 
     screen.title(f"sandd {__version__}: a controller and a daemon, on this machine")
@@ -113,22 +113,6 @@ async def _play(
     for number, (title, step) in enumerate(STEPS.items(), start=1):
         screen.title(f"{number}. {title}")
         outcomes.append(await _step(screen, title, partial(step, stage)))
-
-
-async def _wait_for_daemon(controller: Controller, child: DaemonChild) -> Daemon:
-    """The daemon; CheckFailed with its last words if it ends or doesn't come."""
-    with trio.move_on_after(START_SECONDS):
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                await child.process.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            worker = await controller.wait_for_daemon(DAEMON_ID)
-            nursery.cancel_scope.cancel()
-            return worker
-    raise CheckFailed(f"the daemon did not dial in. Its last words:\n{child.last_words()}")
 
 
 async def _step(screen: Screen, title: str, step: Callable[[], Awaitable[str]]) -> Outcome:
@@ -147,7 +131,7 @@ async def _step(screen: Screen, title: str, step: Callable[[], Awaitable[str]]) 
 def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, CheckFailed):
+    if isinstance(error, (CheckFailed, DaemonDidNotCome)):
         return str(error)
     if isinstance(error, trio.TooSlowError):
         return f"it took longer than {STEP_SECONDS:.0f} s"

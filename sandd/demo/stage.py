@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 from attrs import define, field, frozen
@@ -16,17 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sandd._core.logs import printable
+from sandd.local_daemon import open_local_daemon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from sandd.controller import Controller, Daemon
+    from sandd.local_daemon import LocalDaemon
     from sandd.testing.fault_proxy import FaultProxy
 
 DAEMON_ID: Final = "demo"
-STOP_SECONDS: Final = 12.0
-"""For the daemon to end when it is asked to; it gives itself eight."""
 STOP_SIGNALS: Final = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -138,43 +136,14 @@ class Interruption:
                 self.daemon.kill()
 
 
-@define(eq=False)
-class DaemonChild:
-    """The demo's daemon, a child process."""
-
-    process: trio.Process
-    _log: Path
-
-    def last_words(self) -> str:
-        """The last lines of its log."""
-        return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-5:])
-
-
 @asynccontextmanager
 async def open_daemon(
     url: str, directory: Path, interruption: Interruption
-) -> AsyncIterator[DaemonChild]:
-    """A daemon that keeps all its files in `directory`; it is gone when the block is left."""
-    # An option for daemons that this user has in the environment is meant for another one.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SANDD_")}
-    command = [sys.executable, "-m", "sandd.daemon", "--server-url", url, "--daemon-id", DAEMON_ID]
-    command += ["--state-dir", str(directory / "state"), "--reconnect-max", "0.5"]
-    # In a group of its own: a Ctrl-C is for us, and we end the daemon in good order.
-    group: dict[str, Any] = {"start_new_session": True}
-    if sys.platform == "win32":
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    log = directory / "daemon.log"
-    with log.open("wb") as file:
-        process = await trio.lowlevel.open_process(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **group
-        )
-    interruption.daemon = process
-    try:
-        yield DaemonChild(process, log)
-    finally:
-        process.terminate()
-        with trio.CancelScope(shield=True):
-            with trio.move_on_after(STOP_SECONDS):
-                await process.wait()
-            process.kill()  # nothing happens if it has ended
-            await process.wait()
+) -> AsyncIterator[LocalDaemon]:
+    """The demo's daemon, which keeps all its files in `directory`; it is gone when the block is left."""
+
+    def started(process: trio.Process) -> None:
+        interruption.daemon = process
+
+    async with open_local_daemon(url, DAEMON_ID, directory, on_start=started) as child:
+        yield child

@@ -1,0 +1,146 @@
+"""The command lines of ``sandd shell`` and ``sandd attach``. Imports neither trio nor a controller."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXIT_CODES = """\
+exit code:
+  the command's own; 128+N if signal N killed it; 125 if sandd failed or ~. ended the session;
+  126 if the command can't be executed, 127 if there is none; 0 after ~d
+"""
+_ESCAPES = """\
+escapes, at the beginning of a line:
+  ~.  leaves, and ends the session; ~d leaves it running; ~? lists all
+"""
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Enter the two commands."""
+    shell = _add(
+        commands,
+        "shell",
+        help="a shell on a daemon, at this terminal",
+        usage="sandd shell [options] DAEMON [-- CMD ...]",
+        description="Open a terminal session on a daemon: the login shell of its user there, or CMD. This "
+        "command is the controller: it listens, and waits for the daemon to dial in. The session "
+        "survives lost connections.",
+    )
+    shell.add_argument("daemon", metavar="DAEMON", help="id of the daemon")
+    shell.add_argument(
+        "--local",
+        action="store_true",
+        help="start the daemon on this machine, for as long as the session takes",
+    )
+    shell.add_argument(
+        "-e",
+        "--env",
+        metavar="K=V",
+        type=_variable,
+        action="append",
+        default=[],
+        help="set a variable there (repeatable)",
+    )
+    shell.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
+    shell.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+    shell.add_argument(
+        "--detach",
+        action="store_true",
+        help="the session goes on when you leave, or this machine fails; see 'sandd attach'",
+    )
+    shell.add_argument("--record", metavar="FILE", help="record what is shown to FILE")
+    _add_controller_options(shell)
+    # Everything behind "--" is the command, options that look like ours included: see `split`.
+    shell.set_defaults(run=_run_shell, remote_command=None)
+
+    attach = _add(
+        commands,
+        "attach",
+        help="come back to a session that is running on a daemon",
+        usage="sandd attach [options] JOB",
+        description="Show what a session has shown so far, and go on with it: one that was left by ~d, or "
+        "begun with --detach, or whose controller has died. This command is the controller: it "
+        "listens, and waits for the daemon to dial in.",
+    )
+    attach.add_argument(
+        "job",
+        metavar="JOB",
+        help="DAEMON/ID; of the id, and without DAEMON/ too, a unique beginning is enough",
+    )
+    attach.add_argument(
+        "--read-only", action="store_true", help="look on: what you type is not sent"
+    )
+    attach.add_argument(
+        "--takeover", action="store_true", help="take it from whoever has it at the moment"
+    )
+    _add_controller_options(attach)
+    attach.set_defaults(run=_run_attach)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The arguments before the first ``--``, and the command behind it, if there is one."""
+    given = list(arguments)
+    if given[:1] == ["shell"] and "--" in given:
+        position = given.index("--")
+        return given[:position], given[position + 1 :] or None
+    return given, None
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, **settings: Any
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        allow_abbrev=False,
+        epilog=f"{_ESCAPES}\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **settings,
+    )
+
+
+def _add_controller_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where to listen for the daemon")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address (default: 127.0.0.1; others need a token)"
+    )
+    group.add_argument(
+        "--port", type=_port, default=None, help="TCP port (default: 8765; with --local a free one)"
+    )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="file with the secret that the daemon has to know; without it daemons of this machine only",
+    )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
+    return name, value
+
+
+def _port(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: 0 to 65535")
+    return number
+
+
+def _run_shell(options: argparse.Namespace) -> int:
+    from sandd.terminal.shell import run_shell
+
+    return run_shell(options)
+
+
+def _run_attach(options: argparse.Namespace) -> int:
+    from sandd.terminal.shell import run_attach
+
+    return run_attach(options)
