@@ -253,7 +253,7 @@ async def test_leaving_ends_background_and_foreground(
 
 async def test_who_minds_a_hang_up_can_clean_up(daemon: StandingDaemon, marker: Marker) -> None:
     """HUP first, to the whole tree; what exits by itself then isn't killed."""
-    script = "trap 'echo bye; exit 3' HUP; echo on; while :; do sleep 0.01; done"
+    script = "trap 'echo bye; exit 3' HUP; echo on; read x"
     async with daemon.worker() as worker:
         async with worker.open_session(script, env=dict([marker])) as session:
             await read_until(session, b"on\r\n")
@@ -551,7 +551,7 @@ async def test_a_recording_of_a_session_that_is_ended_has_its_last_words(
     daemon: StandingDaemon, tmp_path: Path
 ) -> None:
     """Although nobody read them."""
-    script = "trap 'echo bye; exit 3' HUP; echo on; while :; do sleep 0.01; done"
+    script = "trap 'echo bye; exit 3' HUP; echo on; read x"
     async with daemon.worker() as worker:
         async with worker.open_session(script, record=tmp_path / "cast") as session:
             await read_until(session, b"on\r\n")
