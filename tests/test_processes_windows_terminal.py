@@ -227,9 +227,10 @@ async def test_a_program_is_started_in_a_console_of_that_size(
     host: ProcessHost, world: World
 ) -> None:
     """With its arguments, directory and environment; it is adopted, and has two streams and a terminal."""
-    child = await host.spawn(wanted("a b", "c", cwd=b"/tmp", env={b"X": b"1"}))
+    size = (24, 0xFFFF)
+    child = await host.spawn(wanted("a b", "c", terminal=size, cwd=b"/tmp", env={b"X": b"1"}))
     ((argv, size, cwd, env),) = world.asked
-    assert (argv, size, cwd, env["X"]) == (["a b", "c"], (24, 80), "/tmp", "1")
+    assert (argv, size, cwd, env["X"]) == (["a b", "c"], (24, 32767), "/tmp", "1")
     assert child.pid == world.jobs[0].adopted == 4711
     assert child.stdin is not None
     assert child.stderr is None

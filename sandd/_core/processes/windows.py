@@ -22,7 +22,7 @@ from sandd._core._errors import SpawnFailed
 from sandd._core.logs import get_logger
 from sandd._core.processes.interface import Child, ProcessHost
 from sandd._core.processes.windows_child import JobObject, WindowsChild
-from sandd._core.processes.windows_terminal import ConsoleProcess
+from sandd._core.processes.windows_terminal import ConsoleProcess, console_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -97,7 +97,7 @@ class WindowsProcessHost(ProcessHost):
             console = await trio.to_thread.run_sync(
                 self._open_console,
                 [os.fsdecode(argument) for argument in request.argv],
-                size,
+                console_size(size),
                 None if request.cwd is None else os.fsdecode(request.cwd),
                 _environment(request),
             )

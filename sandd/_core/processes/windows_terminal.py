@@ -125,7 +125,7 @@ class ConsoleTerminal(Terminal):
     def resize(self, rows: int, cols: int) -> None:
         if not self.is_closed and not self.has_exited:
             with contextlib.suppress(OSError):
-                self._console.resize(min(rows, MAX_SIDE), min(cols, MAX_SIDE))
+                self._console.resize(*console_size((rows, cols)))
 
     def signal(self, number: int) -> bool:
         """Ctrl-C is typed, for whoever reads the console; there is nothing else that could be sent."""
@@ -284,6 +284,12 @@ class ConsoleProcess:
     def abandon(self) -> None:
         """Stop waiting for a process that can't be ended."""
         self._watching.cancel()
+
+
+def console_size(size: TerminalSize) -> TerminalSize:
+    """As much of it as a console can have."""
+    rows, cols = size
+    return min(rows, MAX_SIDE), min(cols, MAX_SIDE)
 
 
 def _read_to_the_end(console: Console, handoff: ThreadHandoff) -> None:
