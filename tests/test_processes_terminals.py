@@ -227,6 +227,10 @@ async def test_close_ends_who_waits(ends: tuple[PosixTerminal, OtherEnd]) -> Non
         await read()
         await write()
     with pytest.raises(trio.ClosedResourceError):
+        await terminal.input.wait_send_all_might_not_block()
+    with pytest.raises(trio.ClosedResourceError):
+        terminal.input.send_nowait(b"x")
+    with pytest.raises(trio.ClosedResourceError):
         terminal.output.receive_nowait(1)
     terminal.resize(1, 1)
     terminal.process_exited()
@@ -271,6 +275,7 @@ async def test_typing_to_who_does_not_read_waits_and_can_be_cancelled(
     with trio.move_on_after(0.1) as scope:
         await terminal.input.send_all(data)
     assert scope.cancelled_caught
+    assert terminal.input.send_nowait(data) < len(data)  # mostly nothing
     got = os.read(other.descriptor, 1 << 16)
     assert 0 < len(got) < len(data)
     assert data.startswith(got)
