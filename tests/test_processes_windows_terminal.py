@@ -51,6 +51,7 @@ class FakeConsole:
         self.takes_input = threading.Event()
         self.takes_input.set()
         self.is_broken = False
+        self.writing = threading.Lock()
         self.code: int | None = None
         self.exited = trio.Event()
         self.is_waited_for = False
@@ -85,10 +86,14 @@ class FakeConsole:
 
     def write(self, text: str) -> None:
         """Note what is typed, once it is taken."""
-        self.takes_input.wait()
-        if self.is_broken:
-            raise OSError(errno.EPIPE, "broken")
-        self.typed.append(text)
+        assert self.writing.acquire(blocking=False), "two write at once"
+        try:
+            self.takes_input.wait()
+            if self.is_broken:
+                raise OSError(errno.EPIPE, "broken")
+            self.typed.append(text)
+        finally:
+            self.writing.release()
 
     def resize(self, rows: int, cols: int) -> None:
         """Note the size; as the real one, fail where nobody is there."""
@@ -315,6 +320,7 @@ async def test_output_is_complete_and_in_order_before_its_end(
     pieces = [os.urandom(size) for size in (1, PIECE, 7, PIECE, 3000) * 20]
     for piece in pieces:
         world.console.show(piece)
+        world.console.show(b"")  # as a read that was in vain
     world.console.exit(0)
     world.console.end()
     with trio.fail_after(CONSOLE_DRAIN_SECONDS):
@@ -591,7 +597,7 @@ async def test_close_wakes_whoever_waits(host: ProcessHost, world: World) -> Non
     world.console.takes_input.clear()
 
     async def send() -> None:
-        with pytest.raises(trio.ClosedResourceError):
+        with trio.fail_after(5), pytest.raises(trio.ClosedResourceError):
             await terminal.input.send_all(b"x")
 
     async with trio.open_nursery() as nursery:
