@@ -102,6 +102,20 @@ async def test_status_and_streams_are_the_real_ones(host: ProcessHost) -> None:
     assert (await finish(merged)).stdout == b"1\n2\n"
 
 
+async def test_its_pipes_are_closed_at_once(host: ProcessHost) -> None:
+    """All there are, and it hears of it."""
+    for merged in (False, True):
+        child = await host.spawn(shell("cat", merge_stderr=merged))
+        assert child.terminal is None
+        child.close_pipes()
+        child.close_pipes()
+        with pytest.raises(trio.ClosedResourceError):
+            await child.stdout.receive_some()
+        with trio.fail_after(5):
+            assert await child.wait_exited() == ExitStatus(0, None)
+        await child.release()
+
+
 async def test_kill_asks_then_ends_the_whole_job(host: ProcessHost) -> None:
     """Ctrl-Break first (SIGINT here); after the grace everything in the Job Object is terminated."""
     child = await host.spawn(shell("trap '' INT; sleep 1000 & echo ready; read line; read line"))

@@ -457,14 +457,14 @@ async def test_output_meanwhile_is_not_lost(daemon: StandingDaemon) -> None:
     async with relayed(daemon) as (worker, relay):
         async with worker.open_session(script) as session:
             await session.send_all(b"go\n")
-            await read_until(session, b"go")
+            shown = await read_until(session, b"go")
             relay.refuse()
             await until(lambda: worker.state is sandd.DaemonState.AWAY)
             await session.send_all(b"")
             await session.resize(11, 22)
             await trio.sleep(0.3)
             relay.accept()
-            shown = await read_to_end(session)
+            shown += await read_to_end(session)
             whole = hashlib.sha256(b"0123456\n" * (count // 8) + b"end\n").hexdigest()
             assert hashlib.sha256(shown[shown.index(b"0123") :]).hexdigest() == whole
             assert (await session.wait()).exit_code == 0

@@ -6,6 +6,10 @@ In the daemon:
 
     posix, windows    the two `ProcessHost`s
     posix_child       one job, as the spawner's reports tell it
+    windows_child     one job, in its Job Object
+    windows_terminal  a job's console there, and the thread that reads it
+    windows_pywinpty  what Windows has for a terminal
+    thread_handoff    bytes from such a thread to a task
     spawner_keeper    one spawner after the other, from the first to the end
     spawner_link      the daemon's end of the socket to a spawner
     lost_trees        what the daemon does about the jobs of a spawner that died

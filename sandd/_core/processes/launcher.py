@@ -35,6 +35,10 @@ _TRY_NEXT = (*_NOT_HERE, errno.EACCES)
 _IN_TERMINAL = b'exec "$@" <>"$0" >&0 2>&0'
 """For the shell: open the terminal, then become the program. Its arguments: the terminal's path, and all of
 the command. What Popen starts has no other way to open a file after setsid(2)."""
+_SPAWN_OPENS_TOO_EARLY = sys.platform == "darwin"
+"""Its posix_spawn opens files before it makes the session (xnu, bsd/kern/kern_exec.c: file actions come before
+POSIX_SPAWN_SETSID), so the terminal would be nobody's: no /dev/tty, no Ctrl-C. What a session leader opens
+without O_NOCTTY later on is its controlling terminal there too (open2 in bsd/vfs/vfs_syscalls.c). Not run yet."""
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores, and children should not. The spawner ignores nothing else, and blocks nothing."""
 
@@ -73,7 +77,9 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
 
 def _launch_in_terminal(request: Spawn, env: dict[bytes, bytes], terminal: int) -> int:
     path = os.fsencode(os.ttyname(terminal))
-    if request.identity is None:
+    if request.identity is not None:
+        os.fchown(terminal, request.identity[0], -1)  # it was ours, and nobody else may open it
+    elif not _SPAWN_OPENS_TOO_EARLY:
         actions = (
             (os.POSIX_SPAWN_OPEN, 0, path, os.O_RDWR, 0),
             (os.POSIX_SPAWN_DUP2, 0, 1),
@@ -82,10 +88,9 @@ def _launch_in_terminal(request: Spawn, env: dict[bytes, bytes], terminal: int) 
         pid = _spawn_in_directory(request, env, actions)
         if pid is not None:
             return pid
-    else:
-        os.fchown(terminal, request.identity[0], -1)  # it was ours, and nobody else may open it
-    # The shell would find what is wrong too late for us: it runs by then.
-    _find(request.argv[0], env)
+    # The shell would find what is wrong too late for us: it runs by then. A bad directory is found by Popen.
+    if request.cwd is None or os.path.isdir(request.cwd):
+        _find(request.argv[0], env, request.cwd or b"")
     argv = (b"/bin/sh", b"-c", _IN_TERMINAL, path, *request.argv)
     return _launch_by_popen(request, argv, env, terminal, terminal, terminal)
 
@@ -134,22 +139,22 @@ def _search(request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int:
         raise OSError(number, os.strerror(number), os.fsdecode(program)) from error
 
 
-def _candidates(program: bytes, env: dict[bytes, bytes]) -> Iterator[bytes]:
-    """The files that `program` may mean, in order."""
+def _candidates(program: bytes, env: dict[bytes, bytes], cwd: bytes = b"") -> Iterator[bytes]:
+    """The files that `program` may mean in `cwd`, in order."""
     if b"/" in program:
-        yield program
+        yield os.path.join(cwd, program)
         return
     for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
-        path = os.path.join(directory, program)
+        path = os.path.join(cwd, directory, program)
         # Looked for before it is tried: a spawn that fails costs 0.1 ms.
         if os.path.lexists(path):
             yield path
 
 
-def _find(program: bytes, env: dict[bytes, bytes]) -> None:
+def _find(program: bytes, env: dict[bytes, bytes], cwd: bytes) -> None:
     """Raise what execvp(3) would, as far as that can be told without trying it."""
     number = errno.ENOENT
-    for path in _candidates(program, env):
+    for path in _candidates(program, env, cwd):
         if os.path.isfile(path):
             if os.access(path, os.X_OK):
                 return

@@ -2,6 +2,13 @@
 
 The other end, the terminal itself, is opened by the job's first process, for only so it becomes the
 controlling terminal of the session that process leads (see `launcher`).
+
+What macOS does otherwise, as read in its kernel's source (xnu 11417: ``bsd/kern/tty_dev.c``, ``kern_exit.c``) and
+not run yet: what was written is thrown away when nobody has the terminal open any more (``ptsclose`` flushes),
+so we keep it open; a read tells the end by giving nothing, not by EIO; tcgetpgrp(3) on our end works, as on
+Linux. A session leader's exit waits until all that was written is read, and then takes the terminal from
+whoever has it open, us included. So there the word of an exit comes after the output, and would wait with it
+for a reader that has stopped; closing our end sets it free.
 """
 
 from __future__ import annotations
@@ -177,7 +184,8 @@ class TerminalInput(trio.abc.SendStream, SendsNowait):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the terminal takes something."""
-        await trio.lowlevel.checkpoint()
+        if self._terminal.descriptor == -1:
+            raise trio.ClosedResourceError("this terminal was closed")
         await self._writable(self._terminal.descriptor)
 
     async def _writable(self, descriptor: int) -> None:

@@ -1,8 +1,8 @@
 """The `ProcessHost` of Windows: every job in a Job Object, which nobody leaves.
 
 No spawner is needed: the kernel closes a dead daemon's handles, and closing a Job Object's last
-handle kills what is in it. What Windows doesn't have: signals (INT becomes Ctrl-Break, everything
-else ends the tree) and running as another user. It runs wherever trio does, given a `JobObject`;
+handle kills what is in it. What Windows doesn't have: signals (INT becomes Ctrl-Break, in a terminal Ctrl-C;
+everything else ends the tree), a hang-up, and running as another user. It runs wherever trio does, given a `JobObject`;
 that is how its logic is tested elsewhere.
 """
 
@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.logs import get_logger
-from sandd._core.processes.interface import Child, ExitStatus, ProcessHost
+from sandd._core.processes.interface import Child, ProcessHost
+from sandd._core.processes.windows_child import JobObject, WindowsChild
+from sandd._core.processes.windows_terminal import ConsoleProcess, console_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from sandd._core.processes.interface import SpawnRequest
+    from sandd._core.processes.interface import SpawnRequest, TerminalSize
+    from sandd._core.processes.windows_terminal import Console, OpenConsole
 
-POLL_SECONDS = 0.02
-"""How often a dying tree is looked at: a Job Object tells of its end by completion ports only."""
 LEAVE_SECONDS = 5.0
 """Bound of ending everything when the host is left. The kernel finishes it in any case."""
 _CREATE_SUSPENDED = 0x4
@@ -41,173 +41,20 @@ OpenProcess = Callable[..., Awaitable[trio.Process]]
 log = get_logger("processes")
 
 
-class JobObject(Protocol):
-    """What is needed of the kernel; see `windows_job_objects` for the real one."""
-
-    def adopt(self, pid: int) -> None:
-        """Take in a suspended process and let it run."""
-
-    def terminate(self) -> None:
-        """End every process in it."""
-
-    def active_processes(self) -> int:
-        """How many processes are in it."""
-
-    def close(self) -> None:
-        """Kill what is left in it."""
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-class WindowsChild(Child):
-    """A process and its Job Object."""
-
-    __slots__ = (
-        "_deadline",
-        "_ending",
-        "_gone",
-        "_host",
-        "_is_killing",
-        "_job",
-        "_process",
-        "is_released",
-    )
-
-    def __init__(self, host: WindowsProcessHost, process: trio.Process, job: JobObject) -> None:
-        self._host = host
-        self._process = process
-        self._job = job
-        self._deadline = trio.CancelScope()  # of the grace; cancelled by time alone
-        self._is_killing = False
-        self._ending = trio.CancelScope(shield=True)
-        self._gone = trio.Event()
-        self.is_released = False
-        """Without sweep: what is left in its Job Object is nobody's concern until the host ends."""
-
-    def __repr__(self) -> str:
-        return f"<WindowsChild {self.pid}, returncode {self._process.returncode}>"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def stdin(self) -> trio.abc.SendStream | None:
-        return self._process.stdin
-
-    @property
-    def stdout(self) -> trio.abc.ReceiveStream:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    @property
-    def stderr(self) -> trio.abc.ReceiveStream | None:
-        return self._process.stderr
-
-    @property
-    def has_exited(self) -> bool:
-        return self._process.returncode is not None
-
-    @property
-    def ended(self) -> ExitStatus | None:
-        return None  # its job object is looked at by `release`
-
-    def close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                # trio's streams for this have it, on Windows as elsewhere; its interfaces don't.
-                cast("_Closable", pipe).close()
-
-    async def wait_exited(self) -> ExitStatus:
-        code = await self._process.wait()
-        return ExitStatus(code, None) if code >= 0 else ExitStatus(None, -code)
-
-    def signal(self, number: int) -> None:
-        if number <= 0:
-            raise ValueError(f"there is no signal {number}")
-        if number == signal.SIGINT:
-            self._send_break()
-        elif not self._gone.is_set():
-            try:
-                self._job.terminate()
-            except OSError as error:
-                log.warning("job_not_terminated", leader=self.pid, error=str(error))
-
-    async def kill(self, *, grace: float) -> None:
-        if not self._gone.is_set():
-            self._deadline.deadline = min(self._deadline.deadline, trio.current_time() + grace)
-            if not self._is_killing:
-                self._is_killing = True
-                # In the host's nursery, so that cancelling us does not stop it.
-                self._host.nursery.start_soon(self._end)
-        await self._gone.wait()
-
-    async def release(self, *, sweep: bool = True) -> None:
-        if self._process.returncode is None:
-            raise RuntimeError(f"process {self.pid} has not exited: kill it, or wait for it")
-        if sweep:
-            await self.kill(grace=0)
-        elif not self._is_killing:
-            # Its Job Object stays open as long as the host, for what is left in it.
-            self.is_released = True
-            self._gone.set()
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._gone.wait()
-
-    async def _end(self) -> None:
-        # The host's last act is to kill everything; until then, this must not be cut short.
-        with self._ending:
-            try:
-                with self._deadline:
-                    if self._deadline.deadline > trio.current_time():
-                        self._send_break()
-                    await self._wait_empty()
-                while self._job.active_processes():
-                    self._job.terminate()
-                    await trio.sleep(POLL_SECONDS)
-            except OSError as error:
-                # One tree's trouble is no other's. Closing its Job Object kills it as well.
-                log.warning("job_not_terminated", leader=self.pid, error=str(error))
-                self._job.close()
-            await self._process.wait()
-        self.give_up()
-
-    def give_up(self) -> None:
-        """Close the Job Object, whatever is in it, and be done."""
-        self._ending.cancel()
-        self._host.discard(self)
-        self._job.close()
-        self._gone.set()
-
-    async def _wait_empty(self) -> None:
-        while self._job.active_processes():  # noqa: ASYNC110 - see POLL_SECONDS
-            await trio.sleep(POLL_SECONDS)
-
-    def _send_break(self) -> None:
-        if self._process.returncode is not None:
-            return
-        try:
-            if sys.platform == "win32":
-                self._process.send_signal(signal.CTRL_BREAK_EVENT)
-            else:
-                self._process.send_signal(signal.SIGINT)
-        except OSError as error:
-            # A process without our console can't be told; it is terminated after its grace.
-            log.debug("break_not_sent", pid=self.pid, error=str(error))
-
-
 class WindowsProcessHost(ProcessHost):
     """All children of one daemon."""
 
     def __init__(
-        self, nursery: trio.Nursery, open_process: OpenProcess, create_job: Callable[[], JobObject]
+        self,
+        nursery: trio.Nursery,
+        open_process: OpenProcess,
+        create_job: Callable[[], JobObject],
+        open_console: OpenConsole,
     ) -> None:
         self.nursery = nursery
         self._open_process = open_process
         self._create_job = create_job
+        self._open_console = open_console
         self._children: set[WindowsChild] = set()
 
     def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> None:
@@ -220,40 +67,57 @@ class WindowsProcessHost(ProcessHost):
         if request.user is not None:
             text = "running as another user is not supported on Windows"
             raise SpawnFailed(errno.EINVAL, text, request.user)
-        program = os.fsdecode(request.argv[0])
-        try:
+        if request.terminal is not None:
+            return await self._spawn_in_console(request, request.terminal)
+        with _spawn_errors(request):
             process = await self._open_process(
                 [os.fsdecode(argument) for argument in request.argv],
                 stdin=subprocess.PIPE if request.stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if request.merge_stderr else subprocess.PIPE,
                 cwd=None if request.cwd is None else os.fsdecode(request.cwd),
-                env={
-                    os.fsdecode(k): os.fsdecode(v)
-                    for k, v in {**request.base, **request.env}.items()
-                },
+                env=_environment(request),
             )
-        except NotADirectoryError as error:
-            # What CreateProcess says of a bad working directory (ERROR_DIRECTORY).
-            place = os.fsdecode(request.cwd or b"")
-            raise SpawnFailed(error.errno or 0, error.strerror or "", place) from error
-        except OSError as error:
-            raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
-        except ValueError as error:  # a NUL in an argument, a "=" in a variable's name
-            raise SpawnFailed(errno.EINVAL, str(error), program) from error
         # No await from here to the end, unless it fails: whoever cancels us gets a child.
         job = None
         try:
-            job = self._create_job()
-            job.adopt(process.pid)
-        except BaseException as error:
+            with _spawn_errors(request):
+                job = self._create_job()
+                job.adopt(process.pid)
+        except BaseException:
             if job is not None:
                 job.close()
             await _discard_process(process)
-            if isinstance(error, OSError):
-                raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
             raise
-        child = WindowsChild(self, process, job)
+        return self._keep(WindowsChild(self, process, job))
+
+    async def _spawn_in_console(self, request: SpawnRequest, size: TerminalSize) -> Child:
+        with _spawn_errors(request):
+            # Not to be abandoned: whatever it has started must come back here.
+            console = await trio.to_thread.run_sync(
+                self._open_console,
+                [os.fsdecode(argument) for argument in request.argv],
+                console_size(size),
+                None if request.cwd is None else os.fsdecode(request.cwd),
+                _environment(request),
+            )
+        # As above. But this process runs already, for pywinpty starts none that is suspended. What it starts
+        # in the moment before it is adopted stays out of the Job Object, and a kill of the tree does not
+        # reach it. It is in the console, though, unless it has left that, too; and Windows ends who is there
+        # when a console is closed, as it is with the job, and by the kernel with a dead daemon's handles.
+        job = None
+        try:
+            with _spawn_errors(request):
+                job = self._create_job()
+                _adopt_running(job, console)
+        except BaseException:
+            if job is not None:
+                job.close()
+            await _discard_console(console)
+            raise
+        return self._keep(WindowsChild(self, ConsoleProcess(console, self.nursery), job))
+
+    def _keep(self, child: WindowsChild) -> WindowsChild:
         self._children.add(child)
         return child
 
@@ -271,6 +135,47 @@ class WindowsProcessHost(ProcessHost):
             if not child.is_released:
                 log.warning("processes_survived", leader=child.pid)
             child.give_up()
+
+
+@contextmanager
+def _spawn_errors(request: SpawnRequest) -> Iterator[None]:
+    """What goes wrong in a start, as `SpawnFailed`."""
+    program = os.fsdecode(request.argv[0])
+    try:
+        yield
+    except SpawnFailed:
+        raise
+    except NotADirectoryError as error:
+        # What CreateProcess says of a bad working directory (ERROR_DIRECTORY).
+        place = os.fsdecode(request.cwd or b"")
+        raise SpawnFailed(error.errno or 0, error.strerror or "", place) from error
+    except OSError as error:
+        raise SpawnFailed(error.errno or 0, error.strerror or "", program) from error
+    except ValueError as error:  # a NUL in an argument, a "=" in a variable's name
+        raise SpawnFailed(errno.EINVAL, str(error), program) from error
+
+
+def _environment(request: SpawnRequest) -> dict[str, str]:
+    return {os.fsdecode(k): os.fsdecode(v) for k, v in {**request.base, **request.env}.items()}
+
+
+def _adopt_running(job: JobObject, console: Console) -> None:
+    try:
+        job.adopt(console.pid)
+    except OSError:
+        # A program may have ended before we come: then it needs no Job Object, and nothing has failed.
+        if not console.has_exited():
+            raise
+
+
+async def _discard_console(console: Console) -> None:
+    """End a process that could not be adopted, and its console."""
+    console.terminate()
+    with trio.CancelScope(shield=True):
+        await console.wait_exited()
+        console.interrupt()
+        # It waits until nothing of it is left, and nobody has read it.
+        await trio.to_thread.run_sync(console.close)
 
 
 async def _discard_process(process: trio.Process) -> None:
@@ -314,17 +219,28 @@ def _create_job() -> JobObject:
     raise NotImplementedError("Job Objects exist on Windows only")
 
 
+def _open_console(
+    argv: list[str], size: TerminalSize, cwd: str | None, env: Mapping[str, str]
+) -> Console:
+    if sys.platform == "win32":
+        from sandd._core.processes.windows_pywinpty import open_console
+
+        return open_console(argv, size, cwd, env)
+    raise NotImplementedError("pseudo-consoles exist on Windows only")
+
+
 @asynccontextmanager
 async def open_windows_process_host(
     *,
     open_process: OpenProcess = _open_suspended,
     create_job: Callable[[], JobObject] = _create_job,
+    open_console: OpenConsole = _open_console,
 ) -> AsyncIterator[ProcessHost]:
     """See `sandd._core.processes.open_process_host`. The arguments are for tests elsewhere."""
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            host = WindowsProcessHost(nursery, open_process, create_job)
+            host = WindowsProcessHost(nursery, open_process, create_job, open_console)
             try:
                 yield host
             except BaseException as error:
@@ -333,6 +249,8 @@ async def open_windows_process_host(
             finally:
                 with trio.CancelScope(shield=True):
                     await host.leave()
+                # What is left are threads that type into a console, which may never be done.
+                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # Nothing but the body raises here, unless a task of ours has crashed.
         if body_error is None or len(group.exceptions) > 1:
