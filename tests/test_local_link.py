@@ -123,3 +123,15 @@ def test_who_could_tell_the_difference_brings_farewells_along(world: World, how:
         case "close":
             world.link.close()
     assert handle.job.id in world.ends
+
+
+def test_a_request_comes_behind_the_farewells_before_it(world: World) -> None:
+    """However many: what was left is not there any more for who asks what there is."""
+    started = [world.start() for _ in range(300)]
+    for handle, channel in started:
+        world.end(channel)
+        handle.forget()
+    drain(world.daemon.scheduler)
+    world.link.open("d", wire.JobsSpec())
+    said = [message for _, message in drain(world.daemon.scheduler)]
+    assert [type(message) for message in said] == [*[wire.End] * 300, wire.Attach]

@@ -289,6 +289,7 @@ async def test_a_detached_session_goes_on_and_shows_its_scrollback(
         async with worker.open_session(
             BASH, env={**PROMPT, **dict([marker])}, detach=True, job_id="mine"
         ) as session:
+            await read_until(session, b"ready> ")
             await session.send_all(b"echo be''fore\r")
             await read_until(session, b"before\r\n")
             offset = session.offset

@@ -264,6 +264,9 @@ class LocalLink:
         """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
+        if isinstance(spec, wire.Request):
+            # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
+            self.flush(late=True)
         capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
         job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
         handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
@@ -272,8 +275,7 @@ class LocalLink:
             job.input.append(input_data)
             job.input.finish()
         self.client.activate(job)
-        # With a request goes what was left to `run`: else jobs that we have left would still be there.
-        self.flush(late=isinstance(spec, wire.Request))
+        self.flush()
         return handle
 
     @trio.lowlevel.enable_ki_protection

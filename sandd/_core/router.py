@@ -212,10 +212,7 @@ class Router:
                     return
                 if isinstance(message, wire.Detach):
                     self._unjoin(route)
-                route.daemon.schedule(
-                    wire.readdress(route.to_daemon.number, frame),
-                    late=isinstance(message, wire.Detach),
-                )
+                route.daemon.schedule(wire.readdress(route.to_daemon.number, frame))
             case wire.Unknown():
                 pass
             case _:
@@ -293,8 +290,8 @@ class Router:
             self._keep(stamped)
 
     def _send_end(self, daemon: DaemonLink, message: wire.End, number: int = 0) -> None:
-        # A generated id is never used again, so nothing that comes later can mean this job.
-        daemon.control(number, message, late=parse(message.job_id) is not None)
+        # In its place: a request that follows is not to find a job that was left before it.
+        daemon.control(number, message)
         daemon.ends.append(message)
 
     def _drop_ends(self, daemon: DaemonLink, tenant: str, job_id: str) -> None:
