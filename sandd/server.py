@@ -340,15 +340,26 @@ class Server:
             DaemonGone: the daemon is gone for good.
             ValueError: an argument that makes no sense. Nothing ran.
             trio.ClosedResourceError: the server is closed.
+            RuntimeError: `interactive` in another thread than the main one. Nothing ran.
+            NoTerminal: `interactive`, but stdin or stdout is no terminal. Nothing ran.
         """
         daemon = self.call(self._find, daemon_id)
-        session = ServerSession(
-            self._thread,
-            lambda: daemon.open_session(
-                command, rows=rows, cols=cols, term=term, env=env, cwd=cwd, **options
-            ),
-        )
-        return session
+
+        def open_session(size: tuple[int, int]) -> ServerSession:
+            rows, cols = size
+            return ServerSession(
+                self._thread,
+                lambda: daemon.open_session(
+                    command, rows=rows, cols=cols, term=term, env=env, cwd=cwd, **options
+                ),
+            )
+
+        if interactive:
+            # Late: whoever talks to sessions by program needs no terminal.
+            from sandd.terminal.blocking import hold_at_terminal
+
+            return hold_at_terminal(open_session)
+        return open_session((rows, cols))
 
     def broadcast(
         self,

@@ -97,6 +97,21 @@ LAYERS = {
         "sandd._core.transport.*",
     ],
     "ends": [*CONTROLLER_END, *DAEMON_END],
+    "terminal": [
+        f"sandd.terminal.{name}"
+        for name in (
+            *(
+                "blocking",
+                "conversation",
+                "escapes",
+                "local",
+                "modes",
+                "posix",
+                "replay",
+                "windows",
+            ),
+        )
+    ],
     "facade": ["sandd._core.bridge", "sandd._core.server_session", "sandd.server"],
     "testing": ["sandd.testing.*"],
     "command": [
