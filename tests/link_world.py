@@ -184,8 +184,9 @@ class Controller:
         self.instances: list[str] = []
         """Those that were let in, in their order."""
         self.goodbyes = 0
-        self.rivals: set[str] = set()
-        """Instances that lived beside the one that was let in last, for all that is known here."""
+        self.rivals: dict[str, str] = {}
+        """Instances that lived beside the one that was let in last, for all that is known here; and the one
+        beside which each was turned away last, or its own where another took its place."""
         self.ends: Counter[int] = Counter()
         """Told, per channel of the client."""
 
@@ -276,7 +277,9 @@ class Controller:
             assert door.hello.instance not in lives, "an alarm, but nothing was copied"
         if reject.code in (RejectCode.ID_IN_USE, RejectCode.CLONED):
             assert door.hello is not None
-            self.rivals.add(door.hello.instance)
+            record = self.registry.get(door.hello.daemon_id)
+            assert record is not None
+            self.rivals[door.hello.instance] = record.info.instance
         if door.is_open:
             door.said.append(reject)
 
@@ -285,11 +288,13 @@ class Controller:
         record = self.registry.get(hello.daemon_id)
         if record is not None and record.state is DaemonState.AWAY:
             is_soon = self.clock.now - record.since < RIVAL_PATIENCE
-            is_other = record.info.instance != hello.instance
-            assert not (is_soon and is_other and hello.instance in self.rivals), "(9) to and fro"
+            before, beside = record.info.instance, self.rivals.get(hello.instance)
+            is_rival = beside == before if before in hello.ancestors else beside is not None
+            is_other = before != hello.instance
+            assert not (is_soon and is_other and is_rival), "(9) to and fro"
         if record is not None:
-            self.rivals.add(record.info.instance)
-        self.rivals.discard(hello.instance)
+            self.rivals[record.info.instance] = record.info.instance
+        self.rivals.pop(hello.instance, None)
         door.link = self.router.add_daemon(hello.daemon_id, hello.instance)
         info = DaemonInfo(hello.daemon_id, "h", "p", "a", "v", {}, hello.instance, 0.0)
         self.registry.online(info, Claim.of(hello), door.link, cast("Any", door))

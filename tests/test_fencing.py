@@ -76,9 +76,9 @@ def test_the_refusal_says_what_it_is_and_what_to_do(claim: Claim, code: RejectCo
 def test_a_rival_has_to_wait_until_the_holder_had_time_to_come_back() -> None:
     """A short cut of the holder's connection doesn't give its id, and its jobs, away."""
     tenure = Tenure(A)
-    assert not tenure.is_known_rival(STRANGER)
+    assert not tenure.has_refused(STRANGER)
     tenure.refuse("d", STRANGER)
-    assert tenure.is_known_rival(STRANGER)
+    assert tenure.has_refused(STRANGER)
     assert tenure.judge(STRANGER, AWAY, RIVAL_PATIENCE - 0.1) is Ruling.REFUSE
     assert tenure.judge(STRANGER, AWAY, RIVAL_PATIENCE) is Ruling.ADMIT
     assert tenure.judge(RESTARTED, AWAY, 0.0) is Ruling.ADMIT
@@ -97,10 +97,43 @@ def test_whose_place_was_taken_comes_back_as_a_rival() -> None:
     tenure.refuse("d", STRANGER)
     tenure.succeed(STRANGER)
     assert tenure.holder == STRANGER
-    assert not tenure.is_known_rival(STRANGER)
     assert tenure.judge(A, ONLINE, 0.0) is Ruling.ASK_HOLDER
     assert tenure.judge(A, AWAY, 0.0) is Ruling.REFUSE
     assert tenure.judge(A, AWAY, RIVAL_PATIENCE) is Ruling.ADMIT
+
+
+def test_rivals_of_the_former_holder_are_the_next_ones_too() -> None:
+    """Whoever of them got the id: the others live on beside it."""
+    tenure, other = Tenure(A), Claim("s2", 1)
+    for claim in (STRANGER, other):
+        tenure.refuse("d", claim)
+    tenure.succeed(STRANGER)
+    assert not tenure.has_refused(other)
+    assert tenure.judge(other, AWAY, 0.0) is Ruling.REFUSE
+
+
+def test_a_restart_is_no_rival_of_its_predecessor() -> None:
+    """It was refused beside a stranger, which has left; then a Hello of its predecessor's comes late."""
+    tenure = Tenure(STRANGER)
+    for claim in (A, RESTARTED):
+        tenure.refuse("d", claim)
+    tenure.succeed(A)
+    assert tenure.judge(RESTARTED, AWAY, 0.0) is Ruling.ADMIT
+
+
+def test_a_restart_whose_place_its_predecessor_took_gets_it_back_at_once() -> None:
+    """However late the Hello came that took it: who sent it was over before the restart."""
+    tenure = Tenure(RESTARTED)
+    tenure.succeed(A)
+    assert tenure.judge(RESTARTED, AWAY, 0.0) is Ruling.ADMIT
+
+
+def test_a_copy_of_a_running_directory_is_a_rival_once_the_other_has_answered() -> None:
+    """It looks like a restart; but the one that it descends from lives, however often it reconnects."""
+    tenure = Tenure(A)
+    assert tenure.refuse("d", RESTARTED).code is RejectCode.CLONED
+    tenure.succeed(Claim("a", 6, ("a0",)))
+    assert tenure.judge(RESTARTED, AWAY, 0.0) is Ruling.REFUSE
 
 
 def test_a_daemon_is_no_rival_of_its_own() -> None:
@@ -108,7 +141,7 @@ def test_a_daemon_is_no_rival_of_its_own() -> None:
     tenure = Tenure(A)
     for number in range(6, 9):
         tenure.succeed(Claim("a", number, ("a0",)))
-    assert not tenure.is_known_rival(A)
+    assert not tenure.has_refused(A)
     assert tenure.holder.connection == 8
 
 
@@ -119,5 +152,5 @@ def test_the_memory_of_rivals_is_bounded() -> None:
     for claim in claims:
         tenure.refuse("d", claim)
         tenure.refuse("d", claims[0])
-    known = [claim for claim in claims if tenure.is_known_rival(claim)]
+    known = [claim for claim in claims if tenure.has_refused(claim)]
     assert known == [claims[0], *claims[1 - MAX_RIVALS :]]

@@ -148,7 +148,7 @@ class Acceptor:
         return False
 
     def _refuse(self, record: DaemonRecord, claim: Claim, hello: wire.Hello) -> wire.Reject:
-        is_news = not record.tenure.is_known_rival(claim)
+        is_news = not record.tenure.has_refused(claim)
         reject = record.tenure.refuse(hello.daemon_id, claim)
         if reject.code is RejectCode.CLONED and is_news:  # it will ask again every ten seconds
             self.registry.tell_cloned(_info(hello))

@@ -16,7 +16,10 @@ The rules; the first that fits counts:
    under way for longer than it lived): refused, until the holder had time to come back;
 5. the holder is away: admitted. Mostly the daemon was started again.
 
-Whose place is taken is a rival of its successor: should it ever come back, it has lived on.
+Whose place is taken is a rival of its successor: should it ever come back, it has lived on. And who was a
+rival of the one before is one of the successor, unless it descends from it: then it is a restart like any
+other, until the successor answers beside it. (A Hello that was under way for longer than its daemon lived
+can get the id, when the holder is gone: those who came after that daemon must not be taken for copies.)
 
 In 3 and 4 two live at once. If they are related, that proves a copy (`RejectCode.CLONED`); if not, the
 id was given twice (`RejectCode.ID_IN_USE`). In 5 a fork is only suspicious - the directory may have been
@@ -98,8 +101,9 @@ class Tenure:
     """What is remembered of those who held, or wanted, one daemon id."""
 
     holder: Claim
-    _rivals: Mapping[str, None] = field(factory=dict)
-    """Instances that live, or may live, beside the holder; the latest is the last."""
+    _rivals: Mapping[str, str] = field(factory=dict)
+    """Instances that live, or may live, beside the holder, and who had the id when each was last heard; the
+    latest is the last."""
 
     def judge(self, claim: Claim, state: DaemonState, away_for: float) -> Ruling:
         """What to do about a claim, the holder being in `state`; if AWAY, for so many seconds."""
@@ -110,14 +114,14 @@ class Tenure:
             return Ruling.ADMIT
         if state is DaemonState.ONLINE:
             return Ruling.ASK_HOLDER
-        may_be_over = claim.instance in self._rivals or self.holder.descends_from(claim)
-        if may_be_over and away_for < RIVAL_PATIENCE:
+        has_to_wait = self._is_rival(claim) or self.holder.descends_from(claim)
+        if has_to_wait and away_for < RIVAL_PATIENCE:
             return Ruling.REFUSE
         return Ruling.ADMIT_FORK if claim.is_fork_of(self.holder) else Ruling.ADMIT
 
     def refuse(self, daemon_id: str, claim: Claim) -> wire.Reject:
         """The answer to a claim that has to stand back; its instance is a rival now."""
-        self._rivals = _remember(self._rivals, claim.instance)
+        self._rivals = _remember(self._rivals, claim.instance, self.holder)
         other = f"another running daemon, on host {self.holder.hostname!r}"
         if claim.is_related_to(self.holder):
             text = (
@@ -134,16 +138,21 @@ class Tenure:
 
     def succeed(self, claim: Claim) -> None:
         """The claim was admitted."""
-        rivals = {instance: None for instance in self._rivals if instance != claim.instance}
+        rivals = {each: heard for each, heard in self._rivals.items() if each != claim.instance}
         is_same = claim.instance == self.holder.instance
-        self._rivals = rivals if is_same else _remember(rivals, self.holder.instance)
+        self._rivals = rivals if is_same else _remember(rivals, self.holder.instance, self.holder)
         self.holder = claim
 
-    def is_known_rival(self, claim: Claim) -> bool:
-        """Whether it was refused before, or its place was taken."""
+    def has_refused(self, claim: Claim) -> bool:
+        """Whether this claim had to stand back before, and this very holder was why."""
+        return self._rivals.get(claim.instance) == self.holder.instance
+
+    def _is_rival(self, claim: Claim) -> bool:
+        if claim.descends_from(self.holder):
+            return self.has_refused(claim)
         return claim.instance in self._rivals
 
 
-def _remember(rivals: Mapping[str, None], instance: str) -> Mapping[str, None]:
-    others = [each for each in rivals if each != instance]
-    return dict.fromkeys([*others[1 - MAX_RIVALS :], instance])
+def _remember(rivals: Mapping[str, str], instance: str, holder: Claim) -> Mapping[str, str]:
+    others = [each for each in rivals.items() if each[0] != instance]
+    return dict([*others[1 - MAX_RIVALS :], (instance, holder.instance)])
