@@ -138,12 +138,56 @@ async def test_a_copy_that_comes_while_the_holder_is_away_is_reported(
                 assert "daemon_forked" in caplog.text
                 async with make(**A, connection_number=2) as first:
                     assert refusal_of(first).code is RejectCode.CLONED
+                # What was suspicious is proven: it was no machine that was rolled back.
+                assert await kind_of(events) == "cloned"
                 # The successor's connection breaks for a moment: the other one doesn't get its id back.
             assert await kind_of(events) == "away"
             async with make(**A, connection_number=3) as first:
                 assert refusal_of(first).code is RejectCode.CLONED
             async with make(**COPY, connection_number=2) as copy:
                 assert isinstance(copy.answer, wire.Welcome)
+
+
+async def test_a_copy_that_looked_like_a_restart_is_told_when_the_other_returns() -> None:
+    """It was made while the holder ran, so it descends from it, and was let in while that was away."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            async with make(**A):
+                pass
+            assert [await kind_of(events) for _ in range(2)] == ["connected", "away"]
+            async with make(**RESTARTED) as copy, answering(copy):
+                assert isinstance(copy.answer, wire.Welcome)
+                assert [await kind_of(events) for _ in range(2)] == ["lost", "connected"]
+                for number in range(2, 5):
+                    async with make(**A, connection_number=number) as first:  # type: ignore[arg-type]
+                        assert refusal_of(first).code is RejectCode.CLONED
+                event = await anext(events)
+                assert event.kind == "cloned"
+                assert event.info is not None
+                assert event.info.instance == "a"
+                assert await no_more(events)
+
+
+async def test_a_copy_is_told_though_it_was_refused_for_another_reason_before() -> None:
+    """Two copies wait for the id while a stranger holds it; then one of them gets it."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            async with make(**STRANGER) as stranger:
+                async with answering(stranger):
+                    for each in (A, COPY):
+                        async with make(**each) as refused:  # type: ignore[arg-type]
+                            assert refusal_of(refused).code is RejectCode.ID_IN_USE
+                await stranger.control(0, wire.Goodbye("stopped"))
+                assert [await kind_of(events) for _ in range(2)] == ["connected", "lost"]
+            async with make(**A, connection_number=2) as holder, answering(holder):
+                assert await kind_of(events) == "connected"
+                for number in range(2, 5):
+                    async with make(**COPY, connection_number=number) as copy:  # type: ignore[arg-type]
+                        assert refusal_of(copy).code is RejectCode.CLONED
+                assert await kind_of(events) == "cloned"
+                assert await no_more(events)
 
 
 async def test_a_rival_gets_the_id_of_one_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
