@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from daemons import open_daemon
 from process_tools import posix_only, until
 from raw_daemon import RawDaemon, raw_daemon
@@ -17,6 +18,7 @@ from raw_daemon import RawDaemon, raw_daemon
 import sandd
 from sandd import DaemonState, wire
 from sandd._core import acceptor, fencing
+from sandd._core import pump as pump_module
 from sandd._core._errors import ConnectionLost
 from sandd.wire import RejectCode
 
@@ -233,6 +235,42 @@ async def test_a_holder_that_goes_while_it_is_asked_is_gone(
                 async with make(**STRANGER) as other:
                     assert isinstance(other.answer, wire.Welcome)
                     assert controller.daemon("d").info.instance == "s"
+
+
+async def test_the_answer_of_one_that_has_left_since_counts_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the very turn of its answer another took its place: who asked is judged beside that one, not refused."""
+    answered = trio.Event()
+
+    async def ping(pump: pump_module.Pump) -> None:
+        await answered.wait()
+
+    monkeypatch.setattr(pump_module.Pump, "ping", ping)
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            answers: list[wire.Control | wire.Unknown] = []
+
+            async def ask() -> None:
+                async with make(**RESTARTED) as first_dial:
+                    answers.append(first_dial.answer)
+
+            async with trio.open_nursery() as nursery:
+                async with make(**A) as holder:
+                    nursery.start_soon(ask)
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    await holder.control(0, wire.Goodbye("stopped"))
+                    assert [await kind_of(events) for _ in range(2)] == ["connected", "lost"]
+                async with make(**RESTARTED, connection_number=2) as second_dial:
+                    assert isinstance(second_dial.answer, wire.Welcome)
+                    answered.set()
+                    while not answers:
+                        await trio.sleep(0.01)
+            assert isinstance(answers[0], wire.Reject)
+            assert answers[0].code is RejectCode.STALE
+            assert [await kind_of(events) for _ in range(2)] == ["connected", "away"]
+            assert await no_more(events)
 
 
 async def test_a_holder_has_five_seconds_to_answer() -> None:

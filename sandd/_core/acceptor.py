@@ -142,7 +142,9 @@ class Acceptor:
         # ConnectionLost: it ended meanwhile, and its own task may not have come to saying so.
         with trio.move_on_after(RIVAL_PING_SECONDS), contextlib.suppress(ConnectionLost):
             await pump.ping()
-            return True
+            # If another took its place in the turn of its answer, that one is to be asked.
+            known = self.registry.get(record.info.id)
+            return known is not None and known.pump is pump
         pump.close("silent while a rival asked for its id")
         self._offline(link, _state_after(pump))
         return False
