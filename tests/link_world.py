@@ -89,6 +89,7 @@ class Door:
     said: deque[wire.Control] = field(factory=deque)
     """By itself, for as long as the link is not live."""
     challenge: wire.Challenge | None = None
+    challenged_at: float = 0.0
     hello: wire.Hello | None = None
     link: router_module.DaemonLink | None = None
     """Once it is live."""
@@ -184,9 +185,8 @@ class Controller:
         self.instances: list[str] = []
         """Those that were let in, in their order."""
         self.goodbyes = 0
-        self.rivals: dict[str, str] = {}
-        """Instances that lived beside the one that was let in last, for all that is known here; and the one
-        beside which each was turned away last, or its own where another took its place."""
+        self.rivals: set[str] = set()
+        """Instances that lived beside the one that was let in last, for all that is known here."""
         self.ends: Counter[int] = Counter()
         """Told, per channel of the client."""
 
@@ -203,6 +203,7 @@ class Controller:
 
         def challenge() -> None:
             door.challenge = wire.Challenge(bytes(32), self.name)
+            door.challenged_at = self.clock.now
             door.said.append(door.challenge)
             door.timer = self.clock.call_later(HANDSHAKE_SECONDS, door.time_out)
 
@@ -227,7 +228,8 @@ class Controller:
         """Do with a ruling what the acceptor does."""
         if not door.is_open:
             return
-        claim, record = Claim.of(hello), self.registry.get(hello.daemon_id)
+        claim = Claim.of(hello, door.challenged_at)
+        record = self.registry.get(hello.daemon_id)
         if record is None:
             self.welcome(door, hello)
             return
@@ -251,7 +253,9 @@ class Controller:
                 self.welcome(door, hello)
                 if holder is not None:
                     holder.over()
-            case Ruling.ADMIT | Ruling.ADMIT_FORK:
+            case Ruling.ADMIT | Ruling.ADMIT_FORK as ruling:
+                is_alarm = ruling is Ruling.ADMIT_FORK
+                assert self.world.is_copied or not is_alarm, "an alarm, but nothing was copied"
                 assert holder is None, "(8) let in beside one that is online"
                 self.welcome(door, hello)
 
@@ -265,21 +269,18 @@ class Controller:
             assert record is not None
             assert rival.hello is not None
             if alive and record.pump is cast("Any", door):
-                self.refuse(rival, record.tenure.refuse(DAEMON, Claim.of(rival.hello)))
+                claim = Claim.of(rival.hello, rival.challenged_at)
+                self.refuse(rival, record.tenure.refuse(DAEMON, claim))
             else:
                 self.admit(rival, rival.hello)
 
     def refuse(self, door: Door, reject: wire.Reject) -> None:
         """Turn a daemon away."""
-        if reject.code is RejectCode.CLONED and not self.world.is_copied:
-            assert door.hello is not None
-            lives = [daemon.identity.instance for daemon in self.world.daemons]
-            assert door.hello.instance not in lives, "an alarm, but nothing was copied"
+        is_alarm = reject.code is RejectCode.CLONED
+        assert self.world.is_copied or not is_alarm, "an alarm, but nothing was copied"
         if reject.code in (RejectCode.ID_IN_USE, RejectCode.CLONED):
             assert door.hello is not None
-            record = self.registry.get(door.hello.daemon_id)
-            assert record is not None
-            self.rivals[door.hello.instance] = record.info.instance
+            self.rivals.add(door.hello.instance)
         if door.is_open:
             door.said.append(reject)
 
@@ -288,16 +289,15 @@ class Controller:
         record = self.registry.get(hello.daemon_id)
         if record is not None and record.state is DaemonState.AWAY:
             is_soon = self.clock.now - record.since < RIVAL_PATIENCE
-            before, beside = record.info.instance, self.rivals.get(hello.instance)
-            is_rival = beside == before if before in hello.ancestors else beside is not None
-            is_other = before != hello.instance
-            assert not (is_soon and is_other and is_rival), "(9) to and fro"
+            is_other = record.info.instance != hello.instance
+            assert not (is_soon and is_other and hello.instance in self.rivals), "(9) to and fro"
         if record is not None:
-            self.rivals[record.info.instance] = record.info.instance
-        self.rivals.pop(hello.instance, None)
+            self.rivals.add(record.info.instance)
+        self.rivals.discard(hello.instance)
         door.link = self.router.add_daemon(hello.daemon_id, hello.instance)
         info = DaemonInfo(hello.daemon_id, "h", "p", "a", "v", {}, hello.instance, 0.0)
-        self.registry.online(info, Claim.of(hello), door.link, cast("Any", door))
+        claim = Claim.of(hello, door.challenged_at)
+        self.registry.online(info, claim, door.link, cast("Any", door))
         self.instances.append(hello.instance)
         door.liveness = Liveness(self.clock.now, NEVER, DEAD_AFTER)
         if door.timer is not None:
