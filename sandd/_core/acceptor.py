@@ -110,7 +110,9 @@ class Acceptor:
             match record.tenure.judge(claim, record.state, trio.current_time() - record.since):
                 case Ruling.STALE:
                     return wire.Reject(
-                        RejectCode.STALE, "a newer connection, or start, of this daemon is known", 0.0
+                        RejectCode.STALE,
+                        "a newer connection, or start, of this daemon is known",
+                        0.0,
                     )
                 case Ruling.REFUSE:
                     return self._refuse(record, claim, hello)

@@ -1,19 +1,27 @@
 """Daemons that come and go with their state directories: honest ones raise no alarm, copies always do.
 
 The world has directories that are lost, copied and rolled back, daemons that are started in them and
-die, links that break and controllers that forget. What is tested is `Tenure`; the controller here only
-does what the acceptor does with its rulings.
+die, Hellos that come late, links that break and controllers that forget. What is tested is `Tenure`; the
+controller here only does what the acceptor does with its rulings.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field
 from effort import tried
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    multiple,
+    rule,
+)
 
 from sandd._core.fencing import RIVAL_PATIENCE, Claim, Ruling, Tenure
 from sandd.wire import MAX_ANCESTORS, DaemonState, RejectCode
@@ -50,10 +58,12 @@ class Daemon:
     connections: int = 0
     lives: bool = True
 
-    def claim(self) -> Claim:
+    def claim(self, challenged_at: float) -> Claim:
         """The next dial's."""
         self.connections += 1
-        return Claim(self.instance, self.connections, self.ancestors, "host")
+        return Claim(
+            self.instance, self.connections, self.ancestors, "host", challenged_at=challenged_at
+        )
 
 
 @define(eq=False)
@@ -65,9 +75,8 @@ class Controller:
     state: DaemonState = GONE
     alarms: list[str] = field(factory=list)
 
-    def take(self, daemon: Daemon, waited: float) -> str:
-        """The answer to its dial."""
-        claim = daemon.claim()
+    def take(self, daemon: Daemon, claim: Claim, waited: float) -> str:
+        """The answer to a claim of the daemon's."""
         if self.tenure is None:
             self.tenure = Tenure(claim)
         else:
@@ -91,17 +100,23 @@ class Controller:
         return "welcome"
 
 
+Hello: TypeAlias = "tuple[Controller, Daemon, Claim]"
+
+
 class HonestWorld(RuleBasedStateMachine):
     """One daemon at a time for each directory, since it is locked; directories may vanish."""
 
     directories = Bundle("directories")
     daemons = Bundle("daemons")
+    hellos = Bundle("hellos")
 
     def __init__(self) -> None:
         super().__init__()
         self.controller = Controller()
         self.names: Iterator[str] = map("i{}".format, itertools.count())
         self.origins = itertools.count(1)
+        self.clock = itertools.count(1)
+        """Each challenge is a moment later."""
         self.is_copied = False
 
     @initialize(target=directories)
@@ -134,16 +149,35 @@ class HonestWorld(RuleBasedStateMachine):
     @rule(daemon=daemons, waited=st.sampled_from([0.0, RIVAL_PATIENCE]))
     def dial(self, daemon: Daemon, waited: float) -> None:
         """If it lives; the answer is one of those that its directory allows."""
+        if daemon.lives:
+            answer = self.answer(daemon, daemon.claim(next(self.clock)), waited)
+            assert answer != "stale"
+
+    @rule(target=hellos, daemon=daemons)
+    def say_hello(self, daemon: Daemon) -> Hello | MultipleResults[Hello]:
+        """One that is under way for a while, and may outlive its daemon."""
         if not daemon.lives:
-            return
+            return multiple()
+        return self.controller, daemon, daemon.claim(next(self.clock))
+
+    @rule(hello=consumes(hellos), waited=st.sampled_from([0.0, RIVAL_PATIENCE]))
+    def arrive(self, hello: Hello, waited: float) -> None:
+        """Late; but nothing outlives the controller that it was said to."""
+        controller, daemon, claim = hello
+        if controller is self.controller:
+            self.answer(daemon, claim, waited)
+
+    def answer(self, daemon: Daemon, claim: Claim, waited: float) -> str:
+        """What the controller says, which is one of those that the world allows."""
         controller, holder = self.controller, self.controller.holder
         is_held = controller.state is ONLINE and holder is not None and holder.lives
-        answer = controller.take(daemon, waited)
+        answer = controller.take(daemon, claim, waited)
         if is_held and holder is not daemon:
-            assert answer in ("id_in_use", "cloned")
+            assert answer in ("id_in_use", "cloned", "stale")
         if not self.is_copied:
             assert controller.alarms == []
             assert answer != "cloned"
+        return answer
 
     @rule(daemon=daemons, says_goodbye=st.booleans())
     def die(self, daemon: Daemon, says_goodbye: bool) -> None:
@@ -194,7 +228,7 @@ class WorldWithCopies(HonestWorld):
         ours = {daemon.instance, *daemon.ancestors}
         theirs = {holder.instance, *holder.ancestors}
         expected = "cloned" if ours & theirs else "id_in_use"
-        assert self.controller.take(daemon, 0.0) == expected
+        assert self.controller.take(daemon, daemon.claim(next(self.clock)), 0.0) == expected
         assert not ours & theirs or daemon.directory.origin == holder.directory.origin
 
 
