@@ -8,20 +8,12 @@ controller here only does what the acceptor does with its rulings.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 from effort import tried
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    MultipleResults,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    multiple,
-    rule,
-)
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
 from sandd._core.fencing import RIVAL_PATIENCE, Claim, Ruling, Tenure
 from sandd.wire import MAX_ANCESTORS, DaemonState, RejectCode
@@ -100,15 +92,11 @@ class Controller:
         return "welcome"
 
 
-Hello: TypeAlias = "tuple[Controller, Daemon, Claim]"
-
-
 class HonestWorld(RuleBasedStateMachine):
     """One daemon at a time for each directory, since it is locked; directories may vanish."""
 
     directories = Bundle("directories")
     daemons = Bundle("daemons")
-    hellos = Bundle("hellos")
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +105,7 @@ class HonestWorld(RuleBasedStateMachine):
         self.origins = itertools.count(1)
         self.clock = itertools.count(1)
         """Each challenge is a moment later."""
+        self.under_way: list[tuple[Controller, Daemon, Claim]] = []
         self.is_copied = False
 
     @initialize(target=directories)
@@ -153,17 +142,20 @@ class HonestWorld(RuleBasedStateMachine):
             answer = self.answer(daemon, daemon.claim(next(self.clock)), waited)
             assert answer != "stale"
 
-    @rule(target=hellos, daemon=daemons)
-    def say_hello(self, daemon: Daemon) -> Hello | MultipleResults[Hello]:
-        """One that is under way for a while, and may outlive its daemon."""
-        if not daemon.lives:
-            return multiple()
-        return self.controller, daemon, daemon.claim(next(self.clock))
+    @rule(daemon=daemons, dies=st.booleans())
+    def say_hello(self, daemon: Daemon, dies: bool) -> None:
+        """One that is under way for a while; it may be the last thing that is heard of the daemon."""
+        if daemon.lives:
+            claim = daemon.claim(next(self.clock))
+            self.under_way.append((self.controller, daemon, claim))
+        if dies:
+            self.die(daemon, False)
 
-    @rule(hello=consumes(hellos), waited=st.sampled_from([0.0, RIVAL_PATIENCE]))
-    def arrive(self, hello: Hello, waited: float) -> None:
+    @precondition(lambda self: self.under_way)
+    @rule(index=st.integers(0, 3), waited=st.sampled_from([0.0, RIVAL_PATIENCE]))
+    def arrive(self, index: int, waited: float) -> None:
         """Late; but nothing outlives the controller that it was said to."""
-        controller, daemon, claim = hello
+        controller, daemon, claim = self.under_way.pop(index % len(self.under_way))
         if controller is self.controller:
             self.answer(daemon, claim, waited)
 
@@ -232,5 +224,5 @@ class WorldWithCopies(HonestWorld):
         assert not ours & theirs or daemon.directory.origin == holder.directory.origin
 
 
-TestHonestWorld = tried(HonestWorld)
+TestHonestWorld = tried(HonestWorld, at_least=400)
 TestWorldWithCopies = tried(WorldWithCopies)
