@@ -124,6 +124,57 @@ async def test_a_restart_raises_no_alarm(caplog: pytest.LogCaptureFixture) -> No
     assert "forked" not in caplog.text
 
 
+@pytest.mark.parametrize("successor_is", ["online", "away", "lost"])
+async def test_the_hello_of_one_that_was_restarted_meanwhile_raises_no_alarm(
+    caplog: pytest.LogCaptureFixture, successor_is: str
+) -> None:
+    """It was held up on its way while its daemon died and the next one was let in; so it is only stale."""
+    challenged, goes_on, is_told = trio.Event(), trio.Event(), trio.Event()
+
+    async def hold_up() -> None:
+        challenged.set()
+        await goes_on.wait()
+
+    async with trio.open_nursery() as nursery, sandd.open_controller(port=0) as controller:
+        nursery.cancel_scope.deadline = trio.current_time() + LIMIT
+        make = partial(raw_daemon, controller.url, "d")
+
+        async def say_hello_late() -> None:
+            async with make(**A, before_hello=hold_up) as late:
+                assert refusal_of(late).code is RejectCode.STALE
+                assert refusal_of(late).retry_after == 0.0
+            is_told.set()
+
+        nursery.start_soon(say_hello_late)
+        await challenged.wait()
+        async with controller.open_events() as events:
+            async with make(**RESTARTED) as restarted, answering(restarted):
+                assert await kind_of(events) == "connected"
+                if successor_is == "lost":
+                    await restarted.control(0, wire.Goodbye("stopped"))
+                    assert await kind_of(events) == "lost"
+                if successor_is == "online":
+                    goes_on.set()
+                    await is_told.wait()
+            if successor_is != "lost":
+                assert await kind_of(events) == "away"
+            goes_on.set()
+            await is_told.wait()
+            assert await no_more(events)
+    assert "cloned" not in caplog.text
+
+
+async def test_a_predecessor_that_dials_again_lives() -> None:
+    """It answers a challenge that is newer than its successor: its directory was copied while it ran."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            async with make(**RESTARTED) as copy, answering(copy):
+                async with make(**A) as lives:
+                    assert refusal_of(lives).code is RejectCode.CLONED
+                assert [await kind_of(events) for _ in range(2)] == ["connected", "cloned"]
+
+
 async def test_a_copy_that_comes_while_the_holder_is_away_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
