@@ -23,8 +23,8 @@ from sandd.wire import JobState, Role, Stream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from job_world import Process, Reader
     from link_world import Daemon
-    from relay_world import Process, Reader
 
 T = TypeVar("T")
 

@@ -6,18 +6,21 @@ which asserts the guarantees by their numbers after each step).
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from effort import tried
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from relay_world import Peer, Process, Reader, World
+from relay_world import Peer, World
 
 from sandd import wire
 from sandd._core.client_job import AttachState
 from sandd._core.spool import Spool
 from sandd._core.streams import WINDOW_BYTES
 from sandd.wire import JobState, Role, Stream
+
+if TYPE_CHECKING:
+    from job_world import Process, Reader
 
 SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])
 INDEXES = st.integers(0, 9)
