@@ -193,8 +193,9 @@ class Reader:
             self.peer.client.flush(self.job)
             self.flush = self.job.flush
 
-    def read(self, size: int, process: Process) -> None:
-        """(1) Takes what has arrived: contiguous, and what the process wrote there."""
+    def read(self, size: int, process: Process, *, once: bool = False) -> None:
+        """(1) Takes what has arrived, or with `once` the first chunk of each output: contiguous, and what the
+        process wrote there."""
         if self.stuck or not self.job.confirmed:
             return
         for stream, log in self.job.outputs.items():
@@ -217,6 +218,8 @@ class Reader:
                 self.position[stream] += len(chunk)
                 self.taken[stream] += len(chunk)
                 assert self.position[stream] <= process.produced[stream], "(1) never produced"
+                if once:
+                    break
         self.peer.client.activate(self.job)
 
     def begin(self, stream: Stream) -> None:

@@ -724,11 +724,11 @@ class LinkWorld(JobWorld):
                     process.owners.append((0, reader))
         return process
 
-    def read(self, reader: Reader, size: int) -> None:
+    def read(self, reader: Reader, size: int, *, once: bool = False) -> None:
         """Somebody takes what has arrived."""
         process = self.process_of(reader)
         if process is not None and not reader.left:
-            reader.read(size, process)
+            reader.read(size, process, once=once)
             self.controller_of[reader.job].flush()
 
     # -- the guarantees
