@@ -402,7 +402,7 @@ class RejectCode(enum.StrEnum):
     ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
     CLONED = "cloned"  # as ID_IN_USE, and one's state directory is a copy of the other's
     UNAUTHENTICATED = "unauthenticated"  # proof missing or wrong; final
-    STALE = "stale"  # a newer connection of the same instance exists
+    STALE = "stale"  # a newer connection of the same instance, or a later start, is known
     BAD_HELLO = "bad_hello"  # id or labels not acceptable; final
     BUSY = "busy"  # draining or too many daemons; try again
 

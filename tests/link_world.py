@@ -2,7 +2,7 @@
 
 What decides is real: the handshake, fencing and the registry, admission, liveness, backoff, the router, the
 client and the job table. Models are the network (`sandd.testing.memory_network`), the processes and the
-readers (relay_world.py), and here the two shells: `Door` does at the controller's end of a connection what
+readers (job_world.py), and here the two shells: `Door` does at the controller's end of a connection what
 acceptor.py and pump.py do, `Dial` at the daemon's end what dialer.py and pump.py do.
 """
 
@@ -12,19 +12,15 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from attrs import define, field
-from relay_world import Process, Reader, pattern
+from job_world import JobWorld, Process, Reader
 
 from sandd import wire
 from sandd._core._errors import (
-    DaemonGone,
-    JobNotFound,
-    JobTaken,
     RequestRefused,
 )
 from sandd._core.acceptor import RIVAL_PING_SECONDS
 from sandd._core.admission import Admission, ComeBack
 from sandd._core.client import Client
-from sandd._core.client_job import OUTPUTS, AttachState, ClientJob
 from sandd._core.dialer import Dialer, Rejected
 from sandd._core.fencing import RIVAL_PATIENCE, Claim, Ruling
 from sandd._core.job import DaemonLink
@@ -41,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sandd._core import router as router_module
+    from sandd._core.client_job import ClientJob
     from sandd._core.scheduler import Scheduler
     from sandd.testing.virtual_clock import Timer
 
@@ -89,6 +86,7 @@ class Door:
     said: deque[wire.Control] = field(factory=deque)
     """By itself, for as long as the link is not live."""
     challenge: wire.Challenge | None = None
+    challenged_at: float = 0.0
     hello: wire.Hello | None = None
     link: router_module.DaemonLink | None = None
     """Once it is live."""
@@ -202,6 +200,7 @@ class Controller:
 
         def challenge() -> None:
             door.challenge = wire.Challenge(bytes(32), self.name)
+            door.challenged_at = self.clock.now
             door.said.append(door.challenge)
             door.timer = self.clock.call_later(HANDSHAKE_SECONDS, door.time_out)
 
@@ -226,7 +225,8 @@ class Controller:
         """Do with a ruling what the acceptor does."""
         if not door.is_open:
             return
-        claim, record = Claim.of(hello), self.registry.get(hello.daemon_id)
+        claim = Claim.of(hello, door.challenged_at)
+        record = self.registry.get(hello.daemon_id)
         if record is None:
             self.welcome(door, hello)
             return
@@ -250,7 +250,9 @@ class Controller:
                 self.welcome(door, hello)
                 if holder is not None:
                     holder.over()
-            case Ruling.ADMIT | Ruling.ADMIT_FORK:
+            case Ruling.ADMIT | Ruling.ADMIT_FORK as ruling:
+                is_alarm = ruling is Ruling.ADMIT_FORK
+                assert self.world.is_copied or not is_alarm, "an alarm, but nothing was copied"
                 assert holder is None, "(8) let in beside one that is online"
                 self.welcome(door, hello)
 
@@ -264,16 +266,15 @@ class Controller:
             assert record is not None
             assert rival.hello is not None
             if alive and record.pump is cast("Any", door):
-                self.refuse(rival, record.tenure.refuse(DAEMON, Claim.of(rival.hello)))
+                claim = Claim.of(rival.hello, rival.challenged_at)
+                self.refuse(rival, record.tenure.refuse(DAEMON, claim))
             else:
                 self.admit(rival, rival.hello)
 
     def refuse(self, door: Door, reject: wire.Reject) -> None:
         """Turn a daemon away."""
-        if reject.code is RejectCode.CLONED and not self.world.is_copied:
-            assert door.hello is not None
-            lives = [daemon.identity.instance for daemon in self.world.daemons]
-            assert door.hello.instance not in lives, "an alarm, but nothing was copied"
+        is_alarm = reject.code is RejectCode.CLONED
+        assert self.world.is_copied or not is_alarm, "an alarm, but nothing was copied"
         if reject.code in (RejectCode.ID_IN_USE, RejectCode.CLONED):
             assert door.hello is not None
             self.rivals.add(door.hello.instance)
@@ -292,7 +293,8 @@ class Controller:
         self.rivals.discard(hello.instance)
         door.link = self.router.add_daemon(hello.daemon_id, hello.instance)
         info = DaemonInfo(hello.daemon_id, "h", "p", "a", "v", {}, hello.instance, 0.0)
-        self.registry.online(info, Claim.of(hello), door.link, cast("Any", door))
+        claim = Claim.of(hello, door.challenged_at)
+        self.registry.online(info, claim, door.link, cast("Any", door))
         self.instances.append(hello.instance)
         door.liveness = Liveness(self.clock.now, NEVER, DEAD_AFTER)
         if door.timer is not None:
@@ -586,10 +588,11 @@ class Daemon:
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-class LinkWorld:
+class LinkWorld(JobWorld):
     """Two controllers, of which one has the address that daemons dial; daemons of one id; readers of jobs."""
 
     def __init__(self, luck: float) -> None:
+        super().__init__()
         self.luck = luck
         """Of every random wait: 0 is the shortest."""
         self.delay = 0.0
@@ -605,15 +608,9 @@ class LinkWorld:
         self.daemons: list[Daemon] = []
         """Those that live: one, or two of the same id."""
         self.dead: list[Daemon] = []
-        self.readers: list[Reader] = []
-        self.origins: dict[int, int] = {}
-        """Of each reader (kept in `readers`): the offset of input at which what it writes begins."""
         self.controller_of: dict[ClientJob, Controller] = {}
         self.opened: Counter[str] = Counter()
         self.starts: Counter[str] = Counter()
-        self.ended_by_owner: set[str] = set()
-        self._marks: dict[int, tuple[Any, tuple[int, ...]]] = {}
-        self._results: dict[ClientJob, wire.Exited | wire.Failed] = {}
         self.start_daemon(Directory())
 
     @property
@@ -678,19 +675,38 @@ class LinkWorld:
         if not reader.left:
             reader.left = True
             controller = self.controller_of[reader.job]
-            if end and reader.job.role is Role.OWNER and reader.job.error is None:
-                self.ended_by_owner.add(reader.job.id)
             if end:
+                self.end_asked(reader)
                 controller.client.end(reader.job)
             controller.client.close(reader.job)
             controller.flush()
 
-    def process_of(self, reader: Reader) -> Process | None:
-        """What it is attached to."""
+    def daemon_of(self, job: ClientJob) -> Daemon | None:
+        """The one that it is bound to, dead or alive."""
         for daemon in (*self.daemons, *self.dead):
-            if daemon.identity.instance == reader.job.instance:
-                return daemon.processes.get(reader.job.id)
+            if daemon.identity.instance == job.instance:
+                return daemon
         return None
+
+    def process_of(self, reader: Reader) -> Process | None:
+        """See `JobWorld`."""
+        daemon = self.daemon_of(reader.job)
+        return None if daemon is None else daemon.processes.get(reader.job.id)
+
+    def has_job(self, job: ClientJob) -> bool:
+        """See `JobWorld`."""
+        daemon = self.daemon_of(job)
+        assert daemon is not None, "bound to nobody"
+        return ("default", job.id) in daemon.table.jobs
+
+    def may_be_gone(self, job: ClientJob) -> bool:
+        """See `JobWorld`."""
+        controller = self.controller_of[job]
+        return bool(set(controller.instances) - {job.instance} or controller.goodbyes)
+
+    def may_be_freed(self, process: Process, stream: Stream) -> bool:
+        """See `JobWorld`. Nobody asks for dropping here, and only jobs that are kept are looked at."""
+        return False
 
     def started(self, daemon: Daemon, job: Any) -> Process:
         """(5) One job key starts at most one process, whatever is restarted and whoever says it again."""
@@ -708,23 +724,11 @@ class LinkWorld:
                     process.owners.append((0, reader))
         return process
 
-    def job_changed(self, job: ClientJob) -> None:
-        """Note who owns a job from which offset of its input on."""
-        if job.role is Role.OWNER and job.state is AttachState.ATTACHED:
-            (reader,) = [each for each in self.readers if each.job is job]
-            process = self.process_of(reader)
-            if process is not None and all(owner is not reader for _, owner in process.owners):
-                # A second start says the same input again: what came of the first by now stands.
-                origin = job.input.end - reader.written
-                begin = max(origin, process.job.input.received if process.owners else 0)
-                process.owners.append((begin, reader))
-                self.origins[id(reader)] = origin
-
-    def read(self, reader: Reader, size: int) -> None:
+    def read(self, reader: Reader, size: int, *, once: bool = False) -> None:
         """Somebody takes what has arrived."""
         process = self.process_of(reader)
         if process is not None and not reader.left:
-            reader.read(size, process)
+            reader.read(size, process, once=once)
             self.controller_of[reader.job].flush()
 
     # -- the guarantees
@@ -735,10 +739,10 @@ class LinkWorld:
             self._check_links(controller)
         for daemon in self.daemons:
             for process in daemon.present:
-                self._check_process(process)
+                self.check_process(process)
         for reader in self.readers:
             if not reader.left:
-                self._check_reader(reader)
+                self.check_reader(reader)
 
     def _check_links(self, controller: Controller) -> None:
         """(8) At most one link is live, it is the newest of its instance, and all agree on which it is."""
@@ -766,89 +770,6 @@ class LinkWorld:
         for door in controller.doors:
             if not door.is_open:
                 assert not door.askers, "a rival waits for somebody who is gone"
-
-    def _check_process(self, process: Process) -> None:
-        job = process.job
-        for stream, log in job.sends.items():
-            assert log.base <= log.floor <= log.end, "(3) base, floor and end are out of order"
-            self._never_down(log, log.base, log.floor, log.end)
-            if stream in OUTPUTS:
-                read = [reader.job.outputs[stream].consumed for _, reader in process.owners]
-                assert log.floor <= max(read, default=0), "(4) freed, but no owner took it"
-        consumed = len(process.consumed)
-        if process.checked < consumed:
-            for index, (begin, reader) in enumerate(process.owners):
-                end = min([consumed, *[start for start, _ in process.owners[index + 1 :]]])
-                start, origin = max(begin, process.checked), self.origins.get(id(reader), 0)
-                if start < end:
-                    assert end - origin <= reader.written, "(7) read what was never written"
-                    expected = pattern(reader.number, start - origin, end - start)
-                    assert process.consumed[start:end] == expected, "(7) other bytes than written"
-            process.checked = consumed
-        if process.at_end_of_input:
-            assert any(reader.job.input.final for _, reader in process.owners), (
-                "(7) an end unasked for"
-            )
-
-    def _check_reader(self, reader: Reader) -> None:
-        job = reader.job
-        if job.result is not None:
-            process = self.process_of(reader)
-            assert process is not None, "(6) an end of what never ran"
-            told, became = job.result, process.result
-            assert type(told) is type(became), "(6) not what became of it"
-            if isinstance(told, wire.Exited) and isinstance(became, wire.Exited):
-                assert (told.code, told.outcome, told.finals) == (
-                    became.code,
-                    became.outcome,
-                    became.finals,
-                ), "(6) not what became of it"
-            assert self._results.setdefault(job, job.result) is job.result, "(6) told twice"
-        for stream, log in job.outputs.items():
-            if stream in reader.position:
-                gaps = sum(gap.end - gap.start for gap in reader.gaps[stream])
-                covered = reader.started_at[stream] + reader.taken[stream] + gaps
-                assert reader.position[stream] == covered == log.consumed, "(2)"
-            assert log.consumed <= log.received
-            self._never_down(log, log.consumed, log.received)
-        if job.channel is not None:
-            for cursor in job.channel.send.values():
-                assert cursor.ack <= cursor.sent <= cursor.log.end, "(3)"
-                self._never_down(cursor, cursor.ack, cursor.sent, cursor.max_offset)
-            for window in job.channel.receive.values():
-                assert window.log.received <= window.max_offset, "(3) more received than granted"
-                self._never_down(window, window.acked, window.max_offset)
-        if job.error is not None:
-            self._check_error(reader)
-
-    def _check_error(self, reader: Reader) -> None:
-        job, error = reader.job, reader.job.error
-        controller = self.controller_of[job]
-        if isinstance(error, JobTaken):
-            rivals = [each for each in self.readers if each.job.id == job.id and each is not reader]
-            assert any(each.job.role is Role.OWNER for each in rivals), "taken by nobody"
-        elif isinstance(error, DaemonGone):
-            others = set(controller.instances) - {job.instance}
-            assert others or controller.goodbyes, "gone, but neither restarted nor stopped"
-        elif isinstance(error, JobNotFound):
-            if job.confirmed:
-                (daemon,) = [
-                    each
-                    for each in (*self.daemons, *self.dead)
-                    if each.identity.instance == job.instance
-                ]
-                gone = ("default", job.id) not in daemon.table.jobs
-                assert gone or job.id in self.ended_by_owner, "not found, but there"
-        else:
-            assert isinstance(error, RequestRefused), repr(error)
-            assert not job.confirmed, "refused after it was attached"
-
-    def _never_down(self, thing: Any, *values: int) -> None:
-        _, before = self._marks.get(id(thing), (thing, ()))
-        if before != values:
-            fell = any(a > b for a, b in zip(before, values, strict=False))
-            assert not fell, f"(3) {before} to {values}"
-            self._marks[id(thing)] = (thing, values)  # holding it, so that its id isn't used again
 
     def late_frames(self, controller: Controller) -> None:
         """(8) What a link that was superseded or given up still held arrives after all: without effect."""

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, Final
 
+import trio
 from attrs import define, field
 
 from sandd import wire
@@ -14,7 +15,7 @@ from sandd._core.pump import receive_control, send_control
 from sandd._core.transport import connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from sandd._core.transport import Connection
 
@@ -66,8 +67,10 @@ async def raw_daemon(
     labels: Mapping[str, str] | None = None,
     token: bytes | None = None,
     ancestors: tuple[str, ...] = (),
+    before_hello: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
 ) -> AsyncIterator[RawDaemon]:
-    """A connection that has introduced itself; `RawDaemon.answer` says how that was taken."""
+    """A connection that has introduced itself, after what comes between challenge and Hello;
+    `RawDaemon.answer` says how that was taken."""
     identity = Identity(
         daemon_id,
         instance or secrets.token_hex(8),
@@ -82,6 +85,7 @@ async def raw_daemon(
         url, subprotocol=wire.SUBPROTOCOL, max_message_bytes=MESSAGE_BYTES
     ) as connection:
         challenge = await receive_control(connection)
+        await before_hello()
         await send_control(
             connection, answer_challenge(challenge, identity, connection_number, token)
         )

@@ -1,25 +1,24 @@
 """A whole system without I/O: clients, a router, a daemon and its processes, joined by cables.
 
 Every part is the real state machine, driven in the order in which the trio shells drive it
-(local_link.py, pump.py, runner.py). Only the cables and the processes are models: a cable carries
-WebSocket messages and can be cut anywhere, a process produces and consumes bytes that tell where
-they belong. `World.check` asserts the guarantees of DESIGN.md, section 7, by number.
+(local_link.py, pump.py, runner.py). Only the cables and the processes (job_world.py) are models: a
+cable carries WebSocket messages and can be cut anywhere. `World.check` asserts the guarantees of
+DESIGN.md, section 7, by number.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import attrs
 from attrs import define, field
+from job_world import DRAIN, JobWorld, Process, Reader
 from model_disk import ModelDisk
 
 from sandd import wire
-from sandd._core._errors import DaemonGone, JobNotFound, JobTaken, RequestRefused
+from sandd._core._errors import DaemonGone, JobNotFound, RequestRefused
 from sandd._core.client import Client
-from sandd._core.client_job import OUTPUTS, AttachState, ClientJob
+from sandd._core.client_job import OUTPUTS, ClientJob
 from sandd._core.job import DaemonLink, Job
 from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
@@ -27,29 +26,15 @@ from sandd._core.read_ahead import READ_AHEAD
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
 from sandd._core.spool import PIECE_BYTES, Spool
-from sandd._core.streams import RING_BYTES, WINDOW_BYTES, Gap
+from sandd._core.streams import RING_BYTES
 from sandd.wire import DaemonState, FailedCode, FrameType, JobState, Outcome, Role, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sandd._core import router as router_module
-    from sandd._core.channels import Channel
 
 DAEMON: Final = "d"
-DRAIN: Final = wire.MIB
-"""What a process may leave in its pipes when it exits."""
-
-SMALL_CHUNKS: Final = 100
-"""In which somebody reads, before it takes all the rest at once."""
-
-_NOISE: Final = random.Random(2).randbytes(wire.MIB) * 2
-
-
-def pattern(writer: int, start: int, size: int) -> bytes:
-    """Bytes that tell who wrote them and where they belong."""
-    place = (writer * 98_317 + start) % wire.MIB
-    return _NOISE[place : place + size]
 
 
 # ---- cables --------------------------------------------------------------------------------------
@@ -118,175 +103,7 @@ class Cable:
         self.is_cut = True
 
 
-# ---- processes -----------------------------------------------------------------------------------
-
-
-@define(eq=False)
-class Process:
-    """What a job runs: it writes and reads as it is told, and remembers everything."""
-
-    job: Job
-    number: int
-    running: bool = False
-    produced: dict[Stream, int] = field(factory=lambda: dict.fromkeys(OUTPUTS, 0))
-    consumed: bytearray = field(factory=bytearray)
-    checked: int = 0
-    """So much of `consumed` has been compared with what was written."""
-    at_end_of_input: bool = False
-    signals: list[str] = field(factory=list)
-    result: wire.Exited | wire.Failed | None = None
-    unowned_seconds: float = 0.0
-    """Counted as its lease should be; since its end, as the retention should be."""
-    owners: list[tuple[int, Reader]] = field(factory=list)
-    """Who wrote its input, and from which offset on."""
-
-    def writer(self, stream: Stream) -> int:
-        """Names the bytes of one of its outputs."""
-        return 1000 + self.number * 10 + stream
-
-    def spawn(self) -> None:
-        """It starts."""
-        if self.result is None and not self.running:
-            self.running = True
-            self.job.started(4000 + self.number)
-            if self.number % 2:
-                self.job.tell_started()  # else its end, or its first output, brings the word
-            self.apply_ops()
-
-    def apply_ops(self) -> None:
-        """It is signalled."""
-        while self.running and (op := self.job.next_op()) is not None:
-            if isinstance(op, wire.Signal):
-                self.signals.append(op.name)
-
-    def produce(self, stream: Stream, size: int) -> int:
-        """It prints as much as there is room for; returns how much."""
-        if not self.running or self.job.sends[stream].final:
-            return 0
-        taken = min(size, self.job.room(stream))
-        if taken:
-            start = self.produced[stream]
-            self.job.write(stream, pattern(self.writer(stream), start, taken))
-            self.produced[stream] += taken
-            self.job.tell_started()
-        return taken
-
-    def close(self, stream: Stream) -> None:
-        """It closes one of its outputs."""
-        if self.running and not self.job.sends[stream].final:
-            self.job.finish(stream)
-
-    def consume(self, size: int) -> None:
-        """It reads its input."""
-        if self.running:
-            chunk = self.job.take_input(size)
-            assert not (chunk and self.at_end_of_input), "(7) input behind its end"
-            self.consumed += chunk
-            self.at_end_of_input = self.job.input.at_end
-
-    def exit(self, code: int, *, left_in_pipes: int = 0) -> None:
-        """It ends, by itself or because it was killed."""
-        if self.result is not None:
-            return
-        self.unowned_seconds = 0.0
-        if not self.running:
-            self.job.failed(FailedCode.CANCELLED, "ended before it was started")
-            self.result = wire.Failed(FailedCode.CANCELLED, "ended before it was started")
-            return
-        self.job.make_room(DRAIN)
-        self.produce(Stream.OUTPUT, left_in_pipes)
-        outcome = self.job.end_outcome or Outcome.EXITED
-        self.running = False
-        self.job.exited(code=code, signal=None, outcome=outcome, seconds=1.0, pipes_held=False)
-        finals = {stream: size for stream, size in self.produced.items() if size}
-        self.result = wire.Exited(code, None, outcome, 1.0, False, finals)
-
-
-# ---- applications --------------------------------------------------------------------------------
-
-
-@define(eq=False)
-class Reader:
-    """The application at one client's end of a job: writes, signals, and reads what it wants."""
-
-    peer: Peer
-    job: ClientJob
-    number: int
-    stuck: bool = False
-    """It never reads, as an operator's frozen terminal."""
-    written: int = 0
-    signals: list[str] = field(factory=list)
-    position: dict[Stream, int] = field(factory=dict)
-    taken: dict[Stream, int] = field(factory=lambda: dict.fromkeys(OUTPUTS, 0))
-    gaps: dict[Stream, list[Gap]] = field(factory=lambda: {stream: [] for stream in OUTPUTS})
-    started_at: dict[Stream, int] = field(factory=dict)
-    left: bool = False
-    flush: wire.Flush | None = None
-    """What we have asked to be told of, the last time."""
-    detaches: bool = False
-    """We have asked for that, too."""
-
-    def write(self, size: int) -> None:
-        """Writes as much as there is room for."""
-        log = self.job.input
-        size = min(size, log.room)
-        if size and not log.final and not self.left:
-            log.append(pattern(self.number, self.written, size))
-            self.written += size
-            self.peer.client.activate(self.job)
-
-    def finish(self) -> None:
-        """Closes its stdin."""
-        if not self.left:
-            self.job.input.finish()
-            self.peer.client.activate(self.job)
-
-    def signal(self) -> None:
-        """Sends a signal."""
-        if self.job.ops.room and not self.left:
-            self.signals.append(f"S{len(self.signals)}")
-            self.job.ops.append(wire.encode_op(wire.Signal(self.signals[-1])))
-            self.peer.client.activate(self.job)
-
-    def ask_flush(self, *, detach: bool) -> None:
-        """Wants to know when all that was sent has arrived; and that the job is detached."""
-        if self.job.ops.room and self.job.confirmed and not self.left:
-            if detach:
-                self.job.ops.append(wire.encode_op(wire.DetachJob()))
-                self.peer.client.activate(self.job)
-            self.detaches = self.detaches or detach
-            self.peer.client.flush(self.job)
-            self.flush = self.job.flush
-
-    def read(self, size: int, process: Process) -> None:
-        """(1) Takes what has arrived: contiguous, and what the process wrote there."""
-        if self.stuck or not self.job.confirmed:
-            return
-        for stream, log in self.job.outputs.items():
-            chunk: bytes | Gap | None = None
-            chunks = 0
-            while chunk != b"":
-                self._begin(stream)
-                # A few chunks of that size, and then all: a million single bytes show nothing more.
-                chunk = log.take(size if chunks < SMALL_CHUNKS else wire.MIB)
-                chunks += 1
-                position = self.position[stream]
-                if isinstance(chunk, Gap):
-                    assert chunk.start == position, "(1) a gap that doesn't continue"
-                    assert chunk.end > chunk.start, "(2) an empty gap"
-                    self.gaps[stream].append(chunk)
-                    self.position[stream] = chunk.end
-                    continue
-                expected = pattern(process.writer(stream), position, len(chunk))
-                assert chunk == expected, f"(1) wrong bytes at {position} of {stream.name}"
-                self.position[stream] += len(chunk)
-                self.taken[stream] += len(chunk)
-                assert self.position[stream] <= process.produced[stream], "(1) never produced"
-        self.peer.client.activate(self.job)
-
-    def _begin(self, stream: Stream) -> None:
-        if stream not in self.position:
-            self.position[stream] = self.started_at[stream] = self.job.outputs[stream].consumed
+# ---- clients and what they ask for ---------------------------------------------------------------
 
 
 @define(eq=False)
@@ -356,16 +173,17 @@ class Peer:
                 self.exits[frame.channel] += ended
                 assert self.exits[frame.channel] <= 1, "(6) an end that was told twice"
         for job in self.client.receive(frame):
-            self.world.client_job_changed(self, job)
+            self.world.job_changed(job)
 
 
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-class World:
+class World(JobWorld):
     """Clients, router, daemon and processes."""
 
     def __init__(self, spool: Spool | None = None, *, retention: float = 3600.0) -> None:
+        super().__init__()
         self.router = Router()
         self.disk = ModelDisk()
         self.table = JobTable("instance-1", retention=retention, spool=spool)
@@ -378,11 +196,7 @@ class World:
         self.router_links: dict[Cable, router_module.DaemonLink] = {}
         self.processes: dict[str, Process] = {}
         """The one process there ever was of each job."""
-        self.ended_by_owner: set[str] = set()
-        self.readers: list[Reader] = []
         self.asked: list[Asked] = []
-        self._marks: dict[int, tuple[Any, tuple[int, ...]]] = {}
-        self._results: dict[ClientJob, wire.Exited | wire.Failed] = {}
 
     # -- peers and links
 
@@ -518,26 +332,10 @@ class World:
         """The application is done with the job: ends it, or lets it go on."""
         if not reader.left:
             reader.left = True
-            owner = reader.job.role is Role.OWNER
-            if end and owner and reader.job.error is None:
-                self.ended_by_owner.add(reader.job.id)
             if end:
+                self.end_asked(reader)
                 reader.peer.client.end(reader.job)
             reader.peer.client.close(reader.job)
-
-    def client_job_changed(self, peer: Peer, job: ClientJob) -> None:
-        """Note who owns a job from which offset of its input on."""
-        if (
-            job.role is Role.OWNER
-            and job.state is AttachState.ATTACHED
-            and job.id in self.processes
-        ):
-            process = self.processes[job.id]
-            (reader,) = [each for each in self.readers if each.job is job]
-            if all(owner is not reader for _, owner in process.owners):
-                begin = job.input.end - reader.written
-                process.owners.append((begin, reader))
-        assert peer in self.peers
 
     def act(self, effects: Effects) -> None:
         """Do what the job table asks for."""
@@ -664,9 +462,9 @@ class World:
     def check(self) -> None:
         """Assert what must hold at every moment, by number."""
         for process in self.processes.values():
-            self._check_process(process)
+            self.check_process(process)
         for reader in self.readers:
-            self._check_reader(reader)
+            self.check_reader(reader)
         for link in [*self.router.clients, *self.router.daemons.values()]:
             assert not link.scheduler.overrun
             for route in link.routes.values():
@@ -679,72 +477,42 @@ class World:
         for key, job in self.table.jobs.items():
             for attachment in job.attachments:
                 assert attachment.link.attachments[attachment.channel.number] is attachment, key
-                self._check_channel(attachment.channel)
+                self.check_channel(attachment.channel)
 
-    def _check_process(self, process: Process) -> None:
+    def process_of(self, reader: Reader) -> Process | None:
+        """See `JobWorld`."""
+        return self.processes.get(reader.job.id)
+
+    def has_job(self, job: ClientJob) -> bool:
+        """See `JobWorld`."""
+        return ("default", job.id) in self.table.jobs
+
+    def may_be_gone(self, job: ClientJob) -> bool:
+        """See `JobWorld`."""
+        return self.table.instance != "instance-1"
+
+    def may_be_freed(self, process: Process, stream: Stream) -> bool:
+        """See `JobWorld`."""
+        is_forgotten = self.table.jobs.get(process.job.key) is not process.job
+        return is_forgotten or process.job.outputs[stream].dropping
+
+    def check_process(self, process: Process) -> None:
+        """See `JobWorld`; and (4), of what is held for it."""
+        super().check_process(process)
         job = process.job
-        for stream, log in job.sends.items():
-            assert log.base <= log.floor <= log.end, "(3) base, floor and end are out of order"
-            self._never_down(log, log.base, log.floor, log.end)
-            if stream in OUTPUTS:
-                output = job.outputs[stream]
-                most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
-                read_back = READ_AHEAD * PIECE_BYTES if output.disk_bytes else 0
-                assert output.memory_bytes <= most + read_back, "(4) more is held than the bound"
-                is_forgotten = self.table.jobs.get(job.key) is not job
-                if not (output.dropping or is_forgotten):
-                    read = [reader.job.outputs[stream].consumed for _, reader in process.owners]
-                    assert log.floor <= max(read, default=0), "(4) freed, but no owner took it"
+        for output in job.outputs.values():
+            most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
+            read_back = READ_AHEAD * PIECE_BYTES if output.disk_bytes else 0
+            assert output.memory_bytes <= most + read_back, "(4) more is held than the bound"
         waiting = job.input.received - job.input.consumed
         assert waiting <= INPUT_WINDOW, "(4) more input is held than was granted"
-        self._check_input(process)
 
-    def _check_input(self, process: Process) -> None:
-        """(7) What the process read is what its owners wrote, each from where it became the owner."""
-        consumed = len(process.consumed)
-        if process.checked < consumed:
-            for index, (begin, reader) in enumerate(process.owners):
-                later = [start for start, _ in process.owners[index + 1 :]]
-                end = min([consumed, *later])
-                start = max(begin, process.checked)
-                if start < end:
-                    assert end - begin <= reader.written, "(7) read what was never written"
-                    got = process.consumed[start:end]
-                    expected = pattern(reader.number, start - begin, end - start)
-                    assert got == expected, "(7) other bytes than written"
-            process.checked = consumed
-        if process.at_end_of_input:
-            assert any(reader.job.input.final for _, reader in process.owners), (
-                "(7) an end unasked for"
-            )
-        sent = [signal for _, reader in process.owners for signal in reader.signals]
-        assert is_subsequence(process.signals, sent), "signals out of order, or twice"
-
-    def _check_reader(self, reader: Reader) -> None:
+    def check_reader(self, reader: Reader) -> None:
+        """See `JobWorld`; and what it asked to be told of."""
+        super().check_reader(reader)
         job = reader.job
-        if job.result is not None:
-            process = self.processes[job.id]
-            told = job.result
-            if isinstance(told, wire.Exited):
-                assert told.pid in (0, 4000 + process.number), "(6) somebody else's"
-                told = attrs.evolve(told, pid=0)
-            assert told == process.result, "(6) not what became of it"
-            assert self._results.setdefault(job, job.result) is job.result, "(6) told twice"
-        for stream, log in job.outputs.items():
-            gaps = sum(gap.end - gap.start for gap in reader.gaps[stream])
-            if stream in reader.position:
-                begun = reader.started_at[stream]
-                covered = reader.taken[stream] + gaps
-                assert reader.position[stream] == begun + covered, "(2) gaps and bytes don't add up"
-                assert log.consumed == reader.position[stream]
-            self._never_down(log, log.consumed, log.received)
-            assert log.consumed <= log.received
-        if job.error is not None:
-            self._check_error(reader)
         if job.flush is None and reader.flush is not None and job.error is None:
             self._check_flushed(reader, reader.flush)
-        if job.channel is not None:
-            self._check_channel(job.channel)
         if job.role is Role.OWNER and job.confirmed:
             held = max(job.input.end - job.input.floor, 0)
             assert held <= RING_BYTES, "(4) more unacknowledged input than the bound"
@@ -756,45 +524,15 @@ class World:
         assert job.input.final is not None or not flush.ended, "an end of input that is not there"
         assert job.detached or not reader.detaches, "called detached, and is not"
 
-    def _check_error(self, reader: Reader) -> None:
-        job, error = reader.job, reader.job.error
-        if isinstance(error, JobTaken):
-            rivals = [each for each in self.readers if each.job.id == job.id and each is not reader]
-            assert any(each.job.role is Role.OWNER for each in rivals), "taken by nobody"
-        elif isinstance(error, JobNotFound):
-            if job.confirmed:  # else it may have asked before the start had arrived
-                gone = ("default", job.id) not in self.table.jobs
-                assert gone or job.id in self.ended_by_owner, "not found, but there"
-        elif isinstance(error, DaemonGone):
-            assert self.table.instance != "instance-1", "gone, but never restarted"
-        else:
-            assert isinstance(error, RequestRefused), repr(error)
-            assert not reader.job.confirmed, "refused after it was attached"
-
-    def _check_channel(self, channel: Channel) -> None:
-        for cursor in channel.send.values():
-            assert cursor.ack <= cursor.sent <= cursor.log.end, "(3) ack, sent and end out of order"
-            self._never_down(cursor, cursor.ack, cursor.sent, cursor.max_offset)
-        for window in channel.receive.values():
-            assert window.log.received <= window.max_offset, "(3) more received than granted"
-            self._never_down(window, window.acked, window.max_offset)
-
-    def _never_down(self, thing: Any, *values: int) -> None:
-        _, before = self._marks.get(id(thing), (thing, ()))
-        if before != values:
-            fell = any(a > b for a, b in zip(before, values, strict=False))
-            assert not fell, f"(3) {before} to {values}"
-            self._marks[id(thing)] = (thing, values)  # holding it, so that its id isn't used again
-
     def check_complete(self, reader: Reader) -> None:
         """(1), (2), (6): everything was told, and every byte up to the final offsets is accounted for."""
         job = reader.job
         process = self.processes[job.id]
         assert job.finished, "(9) not finished on a healthy network"
         assert job.result is not None, "(6) closed without an end"
-        self._check_reader(reader)
+        self.check_reader(reader)
         for stream in OUTPUTS:
-            reader._begin(stream)
+            reader.begin(stream)
             assert reader.position[stream] == process.produced[stream], "(6) the output ends short"
             if job.role is Role.OWNER and not process.job.outputs[stream].dropping:
                 assert not reader.gaps[stream], "(1) the owner missed something"
@@ -835,12 +573,3 @@ class World:
                 named and isinstance(job.result, wire.Failed)
             ), job.result
             assert not asked.answers or not named
-
-
-def is_subsequence(part: list[str], whole: list[str]) -> bool:
-    """Whether `part` is `whole` with some left out."""
-    remaining = iter(whole)
-    return all(item in remaining for item in part)
-
-
-__all__ = ["WINDOW_BYTES", "Cable", "Peer", "Process", "Reader", "World", "pattern"]

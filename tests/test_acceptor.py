@@ -35,7 +35,7 @@ async def test_farewell_stands_behind_the_ends() -> None:
     client = router.add_client()
     link = router.add_daemon("d", "one")
     info = DaemonInfo("d", "h", "linux", "x", "0", {}, "one", 0.0)
-    registry.online(info, Claim("one", 1), link, cast("Pump", _StillPump()))
+    registry.online(info, Claim("one", 1, challenged_at=0.0), link, cast("Pump", _StillPump()))
     for sequence in range(3):
         end = wire.End("d", f"{'a' * 16}.{sequence}")
         router.receive(client, wire.as_frame(wire.encode_control(0, end)))

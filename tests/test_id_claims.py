@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from daemons import open_daemon
 from process_tools import posix_only, until
 from raw_daemon import RawDaemon, raw_daemon
@@ -17,6 +18,7 @@ from raw_daemon import RawDaemon, raw_daemon
 import sandd
 from sandd import DaemonState, wire
 from sandd._core import acceptor, fencing
+from sandd._core import pump as pump_module
 from sandd._core._errors import ConnectionLost
 from sandd.wire import RejectCode
 
@@ -122,6 +124,57 @@ async def test_a_restart_raises_no_alarm(caplog: pytest.LogCaptureFixture) -> No
     assert "forked" not in caplog.text
 
 
+@pytest.mark.parametrize("successor_is", ["online", "away", "lost"])
+async def test_the_hello_of_one_that_was_restarted_meanwhile_raises_no_alarm(
+    caplog: pytest.LogCaptureFixture, successor_is: str
+) -> None:
+    """It was held up on its way while its daemon died and the next one was let in; so it is only stale."""
+    challenged, goes_on, is_told = trio.Event(), trio.Event(), trio.Event()
+
+    async def hold_up() -> None:
+        challenged.set()
+        await goes_on.wait()
+
+    async with trio.open_nursery() as nursery, sandd.open_controller(port=0) as controller:
+        nursery.cancel_scope.deadline = trio.current_time() + LIMIT
+        make = partial(raw_daemon, controller.url, "d")
+
+        async def say_hello_late() -> None:
+            async with make(**A, before_hello=hold_up) as late:
+                assert refusal_of(late).code is RejectCode.STALE
+                assert refusal_of(late).retry_after == 0.0
+            is_told.set()
+
+        nursery.start_soon(say_hello_late)
+        await challenged.wait()
+        async with controller.open_events() as events:
+            async with make(**RESTARTED) as restarted, answering(restarted):
+                assert await kind_of(events) == "connected"
+                if successor_is == "lost":
+                    await restarted.control(0, wire.Goodbye("stopped"))
+                    assert await kind_of(events) == "lost"
+                if successor_is == "online":
+                    goes_on.set()
+                    await is_told.wait()
+            if successor_is != "lost":
+                assert await kind_of(events) == "away"
+            goes_on.set()
+            await is_told.wait()
+            assert await no_more(events)
+    assert "cloned" not in caplog.text
+
+
+async def test_a_predecessor_that_dials_again_lives() -> None:
+    """It answers a challenge that is newer than its successor: its directory was copied while it ran."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            async with make(**RESTARTED) as copy, answering(copy):
+                async with make(**A) as lives:
+                    assert refusal_of(lives).code is RejectCode.CLONED
+                assert [await kind_of(events) for _ in range(2)] == ["connected", "cloned"]
+
+
 async def test_a_copy_that_comes_while_the_holder_is_away_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -138,12 +191,56 @@ async def test_a_copy_that_comes_while_the_holder_is_away_is_reported(
                 assert "daemon_forked" in caplog.text
                 async with make(**A, connection_number=2) as first:
                     assert refusal_of(first).code is RejectCode.CLONED
+                # What was suspicious is proven: it was no machine that was rolled back.
+                assert await kind_of(events) == "cloned"
                 # The successor's connection breaks for a moment: the other one doesn't get its id back.
             assert await kind_of(events) == "away"
             async with make(**A, connection_number=3) as first:
                 assert refusal_of(first).code is RejectCode.CLONED
             async with make(**COPY, connection_number=2) as copy:
                 assert isinstance(copy.answer, wire.Welcome)
+
+
+async def test_a_copy_that_looked_like_a_restart_is_told_when_the_other_returns() -> None:
+    """It was made while the holder ran, so it descends from it, and was let in while that was away."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            async with make(**A):
+                pass
+            assert [await kind_of(events) for _ in range(2)] == ["connected", "away"]
+            async with make(**RESTARTED) as copy, answering(copy):
+                assert isinstance(copy.answer, wire.Welcome)
+                assert [await kind_of(events) for _ in range(2)] == ["lost", "connected"]
+                for number in range(2, 5):
+                    async with make(**A, connection_number=number) as first:  # type: ignore[arg-type]
+                        assert refusal_of(first).code is RejectCode.CLONED
+                event = await anext(events)
+                assert event.kind == "cloned"
+                assert event.info is not None
+                assert event.info.instance == "a"
+                assert await no_more(events)
+
+
+async def test_a_copy_is_told_though_it_was_refused_for_another_reason_before() -> None:
+    """Two copies wait for the id while a stranger holds it; then one of them gets it."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            async with make(**STRANGER) as stranger:
+                async with answering(stranger):
+                    for each in (A, COPY):
+                        async with make(**each) as refused:  # type: ignore[arg-type]
+                            assert refusal_of(refused).code is RejectCode.ID_IN_USE
+                await stranger.control(0, wire.Goodbye("stopped"))
+                assert [await kind_of(events) for _ in range(2)] == ["connected", "lost"]
+            async with make(**A, connection_number=2) as holder, answering(holder):
+                assert await kind_of(events) == "connected"
+                for number in range(2, 5):
+                    async with make(**COPY, connection_number=number) as copy:  # type: ignore[arg-type]
+                        assert refusal_of(copy).code is RejectCode.CLONED
+                assert await kind_of(events) == "cloned"
+                assert await no_more(events)
 
 
 async def test_a_rival_gets_the_id_of_one_that_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +286,42 @@ async def test_a_holder_that_goes_while_it_is_asked_is_gone(
                 async with make(**STRANGER) as other:
                     assert isinstance(other.answer, wire.Welcome)
                     assert controller.daemon("d").info.instance == "s"
+
+
+async def test_the_answer_of_one_that_has_left_since_counts_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the very turn of its answer another took its place: who asked is judged beside that one, not refused."""
+    answered = trio.Event()
+
+    async def ping(pump: pump_module.Pump) -> None:
+        await answered.wait()
+
+    monkeypatch.setattr(pump_module.Pump, "ping", ping)
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
+            make = partial(raw_daemon, controller.url, "d")
+            answers: list[wire.Control | wire.Unknown] = []
+
+            async def ask() -> None:
+                async with make(**RESTARTED) as first_dial:
+                    answers.append(first_dial.answer)
+
+            async with trio.open_nursery() as nursery:
+                async with make(**A) as holder:
+                    nursery.start_soon(ask)
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    await holder.control(0, wire.Goodbye("stopped"))
+                    assert [await kind_of(events) for _ in range(2)] == ["connected", "lost"]
+                async with make(**RESTARTED, connection_number=2) as second_dial:
+                    assert isinstance(second_dial.answer, wire.Welcome)
+                    answered.set()
+                    while not answers:
+                        await trio.sleep(0.01)
+            assert isinstance(answers[0], wire.Reject)
+            assert answers[0].code is RejectCode.STALE
+            assert [await kind_of(events) for _ in range(2)] == ["connected", "away"]
+            assert await no_more(events)
 
 
 async def test_a_holder_has_five_seconds_to_answer() -> None:

@@ -43,7 +43,7 @@ def come(
 ) -> DaemonLink:
     """A daemon is online on a new link."""
     link = DaemonLink(set(), daemon_id=daemon_id, instance=instance)
-    claim = Claim(instance, connection)
+    claim = Claim(instance, connection, challenged_at=0.0)
     registry.online(info(daemon_id, instance, labels), claim, link, cast("Pump", object()))
     return link
 

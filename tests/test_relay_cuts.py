@@ -10,7 +10,8 @@ from itertools import product
 
 import pytest
 from attrs import define
-from relay_world import OUTPUTS, Cable, Process, World, pattern
+from job_world import OUTPUTS, Process, pattern
+from relay_world import Cable, World
 
 from sandd import wire
 from sandd.wire import Outcome, Stream

@@ -54,6 +54,7 @@ class Acceptor:
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
         challenge = wire.Challenge(secrets.token_bytes(32), self.controller_id)
+        challenged_at = trio.current_time()
         try:
             hello = await self._hear_hello(connection, challenge)
             reject = judge_hello(
@@ -63,9 +64,10 @@ class Acceptor:
                 trusted_peer=self.insecure or connection.is_loopback,
             )
             assert isinstance(hello, wire.Hello)  # judge_hello refuses anything else
-            reject = reject or await self._admit(hello)
+            claim = Claim.of(hello, challenged_at)
+            reject = reject or await self._admit(hello, claim)
             if reject is None:
-                await self._pump(connection, hello)
+                await self._pump(connection, hello, claim)
                 return
             log.warning(
                 "daemon_rejected",
@@ -91,9 +93,8 @@ class Acceptor:
             return await receive_control(connection)
         raise RemoteProtocolError(f"no Hello within {HANDSHAKE_SECONDS:.0f} s")
 
-    async def _admit(self, hello: wire.Hello) -> wire.Reject | None:
+    async def _admit(self, hello: wire.Hello, claim: Claim) -> wire.Reject | None:
         """Whether the id is this daemon's to hold; None: it is, and nobody else holds it now."""
-        claim = Claim.of(hello)
         while True:
             if self.draining:
                 return wire.Reject(
@@ -109,7 +110,9 @@ class Acceptor:
             match record.tenure.judge(claim, record.state, trio.current_time() - record.since):
                 case Ruling.STALE:
                     return wire.Reject(
-                        RejectCode.STALE, "a newer connection of this daemon is known", 0.0
+                        RejectCode.STALE,
+                        "a newer connection, or start, of this daemon is known",
+                        0.0,
                     )
                 case Ruling.REFUSE:
                     return self._refuse(record, claim, hello)
@@ -142,19 +145,21 @@ class Acceptor:
         # ConnectionLost: it ended meanwhile, and its own task may not have come to saying so.
         with trio.move_on_after(RIVAL_PING_SECONDS), contextlib.suppress(ConnectionLost):
             await pump.ping()
-            return True
+            # If another took its place in the turn of its answer, that one is to be asked.
+            known = self.registry.get(record.info.id)
+            return known is not None and known.pump is pump
         pump.close("silent while a rival asked for its id")
         self._offline(link, _state_after(pump))
         return False
 
     def _refuse(self, record: DaemonRecord, claim: Claim, hello: wire.Hello) -> wire.Reject:
-        is_news = not record.tenure.is_known_rival(claim)
+        is_news = not record.tenure.has_refused(claim)
         reject = record.tenure.refuse(hello.daemon_id, claim)
         if reject.code is RejectCode.CLONED and is_news:  # it will ask again every ten seconds
             self.registry.tell_cloned(_info(hello))
         return reject
 
-    async def _pump(self, connection: Connection, hello: wire.Hello) -> None:
+    async def _pump(self, connection: Connection, hello: wire.Hello, claim: Claim) -> None:
         connection.allow_messages(wire.MAX_MESSAGE_BYTES)
         link = self.router.add_daemon(hello.daemon_id, hello.instance)
         pump = Pump(
@@ -166,7 +171,7 @@ class Acceptor:
             dead_after=self.dead_after,
         )
         info = _info(hello)
-        self.registry.online(info, Claim.of(hello), link, pump)
+        self.registry.online(info, claim, link, pump)
         log.info(
             "daemon_connected", daemon_id=info.id, remote=connection.remote, instance=info.instance
         )

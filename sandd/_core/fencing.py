@@ -8,24 +8,26 @@ other, come from two copies of one directory: they are **forked**.
 
 The rules; the first that fits counts:
 
-1. nobody is known, or the holder is gone for good: admitted;
-2. the holder itself: its newer connection supersedes the older one, which is stale if it comes late;
-3. the holder has a live link: it is asked. If it answers, the other is refused, and a *rival* from
+1. the holder itself: its newer connection supersedes the older one, which is stale if it comes late;
+2. one whose descendant, the holder or a rival, is known, and was challenged after it: stale. Its Hello
+   was under way for longer than it lived, for all that is known; if it does live, it will dial again;
+3. nobody is known, or the holder is gone for good: admitted;
+4. the holder has a live link: it is asked. If it answers, the other is refused, and a *rival* from
    then on; if not, the other is admitted;
-4. the holder is away, and this is a rival, or one that the holder descends from (its Hello may have been
-   under way for longer than it lived): refused, until the holder had time to come back;
-5. the holder is away: admitted. Mostly the daemon was started again.
+5. the holder is away, and this is a rival: refused, until the holder had time to come back;
+6. the holder is away: admitted. Mostly the daemon was started again.
 
 Whose place is taken is a rival of its successor: should it ever come back, it has lived on.
 
-In 3 and 4 two live at once. If they are related, that proves a copy (`RejectCode.CLONED`); if not, the
-id was given twice (`RejectCode.ID_IN_USE`). In 5 a fork is only suspicious - the directory may have been
+In 4 and 5 two live at once. If they are related, that proves a copy (`RejectCode.CLONED`); if not, the
+id was given twice (`RejectCode.ID_IN_USE`). In 6 a fork is only suspicious - the directory may have been
 rolled back, with its whole machine - so it is reported, and let in: nothing runs twice by that, since a
 job is bound to an instance.
 
 What can raise no alarm: a directory that was lost, made anew or could not be written, for its daemon has
 no relatives; starts that never reached the controller, for they are in the line of those that do; a
-controller that starts with an empty memory, for the first claim is where it begins.
+Hello that comes late, for it answers a challenge that is old; a controller that starts with an empty
+memory, for the first claim is where it begins.
 """
 
 from __future__ import annotations
@@ -59,15 +61,28 @@ class Claim:
     ancestors: tuple[str, ...] = ()
     """Newest first."""
     hostname: str = ""
+    challenged_at: float = field(kw_only=True)
+    """When the controller sent the challenge that the Hello answers, by its own clock: whoever makes this
+    claim was started before, and has lived until then at least."""
 
     @classmethod
-    def of(cls, hello: wire.Hello) -> Claim:
-        """What a Hello claims."""
-        return cls(hello.instance, hello.connection, hello.ancestors, hello.hostname)
+    def of(cls, hello: wire.Hello, challenged_at: float) -> Claim:
+        """What a Hello claims, in answer to a challenge of that time."""
+        return cls(
+            hello.instance,
+            hello.connection,
+            hello.ancestors,
+            hello.hostname,
+            challenged_at=challenged_at,
+        )
 
     def descends_from(self, other: Claim) -> bool:
         """Whether it was started from the other's state directory, after it."""
         return other.instance in self.ancestors
+
+    def is_outlived_by(self, other: Claim) -> bool:
+        """Whether the other was started from its state directory, and nothing shows that it lived on."""
+        return other.descends_from(self) and self.challenged_at <= other.challenged_at
 
     def is_related_to(self, other: Claim) -> bool:
         """Whether both were started from one state directory, or from copies of one."""
@@ -98,26 +113,28 @@ class Tenure:
     """What is remembered of those who held, or wanted, one daemon id."""
 
     holder: Claim
-    _rivals: Mapping[str, None] = field(factory=dict)
-    """Instances that live, or may live, beside the holder; the latest is the last."""
+    _rivals: Mapping[str, _Rival] = field(factory=dict)
+    """By instance, those that live, or may live, beside the holder; the latest is the last."""
 
     def judge(self, claim: Claim, state: DaemonState, away_for: float) -> Ruling:
         """What to do about a claim, the holder being in `state`; if AWAY, for so many seconds."""
         if claim.instance == self.holder.instance:
             is_newer = claim.connection > self.holder.connection
             return Ruling.SUPERSEDE if is_newer else Ruling.STALE
+        known = [self.holder, *(rival.claim for rival in self._rivals.values())]
+        if any(claim.is_outlived_by(other) for other in known):
+            return Ruling.STALE
         if state is DaemonState.GONE:
             return Ruling.ADMIT
         if state is DaemonState.ONLINE:
             return Ruling.ASK_HOLDER
-        may_be_over = claim.instance in self._rivals or self.holder.descends_from(claim)
-        if may_be_over and away_for < RIVAL_PATIENCE:
+        if claim.instance in self._rivals and away_for < RIVAL_PATIENCE:
             return Ruling.REFUSE
         return Ruling.ADMIT_FORK if claim.is_fork_of(self.holder) else Ruling.ADMIT
 
     def refuse(self, daemon_id: str, claim: Claim) -> wire.Reject:
         """The answer to a claim that has to stand back; its instance is a rival now."""
-        self._rivals = _remember(self._rivals, claim.instance)
+        self._rivals = _remember(self._rivals, claim, self.holder)
         other = f"another running daemon, on host {self.holder.hostname!r}"
         if claim.is_related_to(self.holder):
             text = (
@@ -134,16 +151,25 @@ class Tenure:
 
     def succeed(self, claim: Claim) -> None:
         """The claim was admitted."""
-        rivals = {instance: None for instance in self._rivals if instance != claim.instance}
+        rivals = {each: rival for each, rival in self._rivals.items() if each != claim.instance}
         is_same = claim.instance == self.holder.instance
-        self._rivals = rivals if is_same else _remember(rivals, self.holder.instance)
+        self._rivals = rivals if is_same else _remember(rivals, self.holder, self.holder)
         self.holder = claim
 
-    def is_known_rival(self, claim: Claim) -> bool:
-        """Whether it was refused before, or its place was taken."""
-        return claim.instance in self._rivals
+    def has_refused(self, claim: Claim) -> bool:
+        """Whether this one had to stand back before, and the present holder was why."""
+        rival = self._rivals.get(claim.instance)
+        return rival is not None and rival.beside == self.holder.instance
 
 
-def _remember(rivals: Mapping[str, None], instance: str) -> Mapping[str, None]:
-    others = [each for each in rivals if each != instance]
-    return dict.fromkeys([*others[1 - MAX_RIVALS :], instance])
+@frozen
+class _Rival:
+    claim: Claim
+    """Its latest."""
+    beside: str
+    """The instance that held the id then."""
+
+
+def _remember(rivals: Mapping[str, _Rival], claim: Claim, holder: Claim) -> Mapping[str, _Rival]:
+    others = [each for each in rivals.items() if each[0] != claim.instance]
+    return dict([*others[1 - MAX_RIVALS :], (claim.instance, _Rival(claim, holder.instance))])

@@ -1,8 +1,8 @@
 """Daemons that come and go with their state directories: honest ones raise no alarm, copies always do.
 
 The world has directories that are lost, copied and rolled back, daemons that are started in them and
-die, links that break and controllers that forget. What is tested is `Tenure`; the controller here only
-does what the acceptor does with its rulings.
+die, Hellos that come late, links that break and controllers that forget. What is tested is `Tenure`; the
+controller here only does what the acceptor does with its rulings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 from effort import tried
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
 from sandd._core.fencing import RIVAL_PATIENCE, Claim, Ruling, Tenure
 from sandd.wire import MAX_ANCESTORS, DaemonState, RejectCode
@@ -50,10 +50,12 @@ class Daemon:
     connections: int = 0
     lives: bool = True
 
-    def claim(self) -> Claim:
+    def claim(self, challenged_at: float) -> Claim:
         """The next dial's."""
         self.connections += 1
-        return Claim(self.instance, self.connections, self.ancestors, "host")
+        return Claim(
+            self.instance, self.connections, self.ancestors, "host", challenged_at=challenged_at
+        )
 
 
 @define(eq=False)
@@ -65,9 +67,8 @@ class Controller:
     state: DaemonState = GONE
     alarms: list[str] = field(factory=list)
 
-    def take(self, daemon: Daemon, waited: float) -> str:
-        """The answer to its dial."""
-        claim = daemon.claim()
+    def take(self, daemon: Daemon, claim: Claim, waited: float) -> str:
+        """The answer to a claim of the daemon's."""
         if self.tenure is None:
             self.tenure = Tenure(claim)
         else:
@@ -102,6 +103,9 @@ class HonestWorld(RuleBasedStateMachine):
         self.controller = Controller()
         self.names: Iterator[str] = map("i{}".format, itertools.count())
         self.origins = itertools.count(1)
+        self.clock = itertools.count(1)
+        """Each challenge is a moment later."""
+        self.under_way: list[tuple[Controller, Daemon, Claim]] = []
         self.is_copied = False
 
     @initialize(target=directories)
@@ -134,16 +138,38 @@ class HonestWorld(RuleBasedStateMachine):
     @rule(daemon=daemons, waited=st.sampled_from([0.0, RIVAL_PATIENCE]))
     def dial(self, daemon: Daemon, waited: float) -> None:
         """If it lives; the answer is one of those that its directory allows."""
-        if not daemon.lives:
-            return
+        if daemon.lives:
+            answer = self.answer(daemon, daemon.claim(next(self.clock)), waited)
+            assert answer != "stale"
+
+    @rule(daemon=daemons, dies=st.booleans())
+    def say_hello(self, daemon: Daemon, dies: bool) -> None:
+        """One that is under way for a while; it may be the last thing that is heard of the daemon."""
+        if daemon.lives:
+            claim = daemon.claim(next(self.clock))
+            self.under_way.append((self.controller, daemon, claim))
+        if dies:
+            self.die(daemon, False)
+
+    @precondition(lambda self: self.under_way)
+    @rule(index=st.integers(0, 3), waited=st.sampled_from([0.0, RIVAL_PATIENCE]))
+    def arrive(self, index: int, waited: float) -> None:
+        """Late; but nothing outlives the controller that it was said to."""
+        controller, daemon, claim = self.under_way.pop(index % len(self.under_way))
+        if controller is self.controller:
+            self.answer(daemon, claim, waited)
+
+    def answer(self, daemon: Daemon, claim: Claim, waited: float) -> str:
+        """What the controller says, which is one of those that the world allows."""
         controller, holder = self.controller, self.controller.holder
         is_held = controller.state is ONLINE and holder is not None and holder.lives
-        answer = controller.take(daemon, waited)
+        answer = controller.take(daemon, claim, waited)
         if is_held and holder is not daemon:
-            assert answer in ("id_in_use", "cloned")
+            assert answer in ("id_in_use", "cloned", "stale")
         if not self.is_copied:
             assert controller.alarms == []
             assert answer != "cloned"
+        return answer
 
     @rule(daemon=daemons, says_goodbye=st.booleans())
     def die(self, daemon: Daemon, says_goodbye: bool) -> None:
@@ -194,9 +220,9 @@ class WorldWithCopies(HonestWorld):
         ours = {daemon.instance, *daemon.ancestors}
         theirs = {holder.instance, *holder.ancestors}
         expected = "cloned" if ours & theirs else "id_in_use"
-        assert self.controller.take(daemon, 0.0) == expected
+        assert self.controller.take(daemon, daemon.claim(next(self.clock)), 0.0) == expected
         assert not ours & theirs or daemon.directory.origin == holder.directory.origin
 
 
-TestHonestWorld = tried(HonestWorld)
+TestHonestWorld = tried(HonestWorld, at_least=400)
 TestWorldWithCopies = tried(WorldWithCopies)

@@ -23,8 +23,8 @@ from sandd.wire import JobState, Role, Stream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from job_world import Process, Reader
     from link_world import Daemon
-    from relay_world import Process, Reader
 
 T = TypeVar("T")
 
@@ -128,9 +128,10 @@ class Links(RuleBasedStateMachine):
         if reader is not None:
             self.world.leave(reader, end=end)
 
-    @rule(printed=SIZES, written=SIZES, seed=SEEDS, exiting=st.integers(0, 9))
-    def work(self, printed: int, written: int, seed: int, exiting: int) -> None:
-        """All processes print and read, all owners write, all readers read; one process may end."""
+    @rule(printed=SIZES, written=SIZES, seed=SEEDS, exiting=st.integers(0, 9), once=st.booleans())
+    def work(self, printed: int, written: int, seed: int, exiting: int, once: bool) -> None:
+        """All processes print and read, all owners write, all readers read, all or a part; one process may
+        end."""
         for reader in self.world.readers:
             if not reader.left and reader.job.role is Role.OWNER:
                 reader.write(written)
@@ -145,7 +146,7 @@ class Links(RuleBasedStateMachine):
                     daemon.exit(process, 3, left_in_pipes=printed)
         self.network.shake(MOVES, seed=~seed)
         for reader in self.world.readers:
-            self.world.read(reader, printed)
+            self.world.read(reader, printed, once=once)
 
     # -- the network and the clock
 

@@ -6,18 +6,21 @@ which asserts the guarantees by their numbers after each step).
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from effort import tried
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from relay_world import Peer, Process, Reader, World
+from relay_world import Peer, World
 
 from sandd import wire
 from sandd._core.client_job import AttachState
 from sandd._core.spool import Spool
 from sandd._core.streams import WINDOW_BYTES
 from sandd.wire import JobState, Role, Stream
+
+if TYPE_CHECKING:
+    from job_world import Process, Reader
 
 SIZES = st.sampled_from([1, 10, 1000, 65_536, 70_000, 300_000])
 INDEXES = st.integers(0, 9)
@@ -118,12 +121,12 @@ class Relay(RuleBasedStateMachine):
             case _:
                 reader.ask_flush(detach=what == "detach")
 
-    @rule(index=INDEXES, size=SIZES)
-    def read(self, index: int, size: int) -> None:
-        """Somebody reads what has arrived, in pieces."""
+    @rule(index=INDEXES, size=SIZES, once=st.booleans())
+    def read(self, index: int, size: int, once: bool) -> None:
+        """Somebody reads what has arrived, in pieces, or the first piece of it."""
         reader = self.a_reader(index)
         if reader is not None and reader.job.id in self.world.processes:
-            reader.read(size, self.world.processes[reader.job.id])
+            reader.read(size, self.world.processes[reader.job.id], once=once)
 
     @rule(index=INDEXES, stuck=st.booleans(), owner=st.booleans(), takeover=st.booleans())
     def attach(self, index: int, stuck: bool, owner: bool, takeover: bool) -> None:
@@ -187,9 +190,10 @@ class Relay(RuleBasedStateMachine):
 
     # -- everybody at once: what most of the time goes on
 
-    @rule(printed=SIZES, written=SIZES, read=SIZES, moves=MOVES)
-    def work(self, printed: int, written: int, read: int, moves: Moves) -> None:
-        """All processes print and read, all owners write, all readers read; some of it travels."""
+    @rule(printed=SIZES, written=SIZES, read=SIZES, moves=MOVES, once=st.booleans())
+    def work(self, printed: int, written: int, read: int, moves: Moves, once: bool) -> None:
+        """All processes print and read, all owners write, all readers read, all or a part; some of it
+        travels."""
         for reader in self.world.readers:
             if not reader.left and reader.job.role is Role.OWNER:
                 reader.write(written)
@@ -204,7 +208,7 @@ class Relay(RuleBasedStateMachine):
         self.travel(moves)
         for reader in self.world.readers:
             if not reader.left and reader.job.id in self.world.processes:
-                reader.read(read, self.world.processes[reader.job.id])
+                reader.read(read, self.world.processes[reader.job.id], once=once)
 
     @rule(
         up_bytes=FRACTIONS, down_bytes=FRACTIONS, seconds=st.sampled_from([-1, 0, 0, 20, 50, 120])
