@@ -238,10 +238,9 @@ async def test_a_controller_that_never_answers_is_dialled_again(
         if silent_at == "welcome":
             challenge = wire.encode_control(0, wire.Challenge(bytes(32), "c"))
             await peer.send(frame(Op.BINARY, b"".join(challenge), mask=False))
-        if silent_at == "handshake":
-            await peer.is_closed()
-        else:
-            await peer.read_close()
+        await (
+            peer.is_closed()
+        )  # in whatever order: at the end of the test it may be in mid-handshake
 
     with trio.fail_after(10):
         async with raw_server(mute) as url, open_daemon_cores(url, 1, reconnect_max=0.01) as cores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -53,10 +54,11 @@ def start(tmux: Tmux, daemon: StandingDaemon, directory: Path) -> None:
 
 
 def assert_restored(directory: Path) -> None:
-    """The terminal is as it was; but for its size, which is the first line."""
+    """The terminal is as it was; but for its size, which decides where the lines of stty end, too."""
     until_sync(lambda: (directory / "after").exists() and (directory / "after").read_text())
     before, after = [
-        (directory / name).read_text().splitlines()[1:] for name in ("before", "after")
+        re.sub(r"(rows|columns) \d+;", "", (directory / name).read_text()).split()
+        for name in ("before", "after")
     ]
     assert after == before != []
 
