@@ -238,9 +238,11 @@ async def test_a_controller_that_never_answers_is_dialled_again(
         if silent_at == "welcome":
             challenge = wire.encode_control(0, wire.Challenge(bytes(32), "c"))
             await peer.send(frame(Op.BINARY, b"".join(challenge), mask=False))
-        await (
-            peer.is_closed()
-        )  # in whatever order: at the end of the test it may be in mid-handshake
+        if silent_at == "handshake":
+            await peer.is_closed()
+        else:
+            with contextlib.suppress(EOFError):  # at the end of the test it may be in mid-handshake
+                await peer.read_close()
 
     with trio.fail_after(10):
         async with raw_server(mute) as url, open_daemon_cores(url, 1, reconnect_max=0.01) as cores:
