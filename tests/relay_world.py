@@ -275,10 +275,15 @@ class World(JobWorld):
         detach: bool = False,
         job_id: str | None = None,
         lease: float = 600.0,
+        terminal: bool = False,
     ) -> Reader:
         """A client starts a job."""
         on_full = wire.OnFull.DROP_OLDEST if dropping else wire.OnFull.BLOCK
-        spec = wire.CommandSpec((b"model",), on_full=on_full, lease=lease, detach=detach)
+        spec: wire.ProgramSpec
+        if terminal:
+            spec = wire.SessionSpec((b"model",), scrollback=10, lease=lease, detach=detach)
+        else:
+            spec = wire.CommandSpec((b"model",), on_full=on_full, lease=lease, detach=detach)
         return self._reader(peer, peer.client.open(DAEMON, spec, job_id=job_id))
 
     def attach(

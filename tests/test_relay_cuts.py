@@ -39,7 +39,9 @@ class Session:
     is a message of its own.
     """
 
-    def __init__(self, *cuts: Cut, max_bytes: int = 1, of_client: bool = False) -> None:
+    def __init__(
+        self, *cuts: Cut, max_bytes: int = 1, of_client: bool = False, terminal: bool = False
+    ) -> None:
         self.world = World()
         self.of_client = of_client
         self.max_bytes = max_bytes
@@ -51,7 +53,7 @@ class Session:
         self.last_cut: Cut | None = None
         self.alice = self.world.join("alice")
         self.world.dial()
-        self.reader = self.world.start(self.alice)
+        self.reader = self.world.start(self.alice, terminal=terminal)
 
     @property
     def cables(self) -> tuple[Cable, Cable]:
@@ -166,9 +168,11 @@ class Session:
         self.world.check_empty()
 
 
-def played(*cuts: Cut, max_bytes: int = 1, of_client: bool = False) -> Session:
+def played(
+    *cuts: Cut, max_bytes: int = 1, of_client: bool = False, terminal: bool = False
+) -> Session:
     """A session that was played and checked."""
-    session = Session(*cuts, max_bytes=max_bytes, of_client=of_client)
+    session = Session(*cuts, max_bytes=max_bytes, of_client=of_client, terminal=terminal)
     session.run()
     session.check()
     return session
@@ -186,17 +190,21 @@ def test_a_session_without_a_cut(of_client: bool, max_bytes: int) -> None:
 
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 @pytest.mark.parametrize("other_arrives", [True, False], ids=["other arrives", "other lost"])
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipes", "terminal"])
 @WHOSE
-def test_a_cut_at_every_byte(of_client: bool, other_arrives: bool, up: bool) -> None:
+def test_a_cut_at_every_byte(
+    of_client: bool, terminal: bool, other_arrives: bool, up: bool
+) -> None:
     """(1), (5), (6), (7): one cut behind every single byte, in each direction, of each connection."""
-    behind = [passed for way, passed in played(of_client=of_client).totals if way is up]
+    uncut = played(of_client=of_client, terminal=terminal)
+    behind = [passed for way, passed in uncut.totals if way is up]
     assert len(behind) >= 8
     for first, beyond in zip([0, *behind], behind, strict=False):
         # A message arrives whole or not at all (`Cable.cut`), so what is true of its first and its
         # last byte is true of those between them.
         for position, early in product((first, beyond - 1), (True, False)):
             cut = Cut(up, position, other_arrives, redialled_first=early)
-            assert played(cut, of_client=of_client).links == 2
+            assert played(cut, of_client=of_client, terminal=terminal).links == 2
 
 
 @WHOSE
