@@ -167,15 +167,44 @@ async def test_who_types_at_the_exit_goes_on(kept: tuple[PosixTerminal, OtherEnd
 
 
 async def test_eio_is_the_end_and_wakes_who_waits() -> None:
-    """Linux: the last one who had it open is gone."""
+    """Linux: the last one who had it open is gone, and so is the first process, in any order."""
+    for exits_first in (True, False):
+        terminal, other = opened(keeps_slave=False)
+        got: list[bytes] = []
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reads, terminal, got)
+                await trio.testing.wait_all_tasks_blocked()
+                for step in (terminal.process_exited, other.close)[:: 1 if exits_first else -1]:
+                    assert got == []
+                    step()
+                    await trio.testing.wait_all_tasks_blocked()
+        assert got == [b""]
+        terminal.close()
+
+
+async def test_a_terminal_that_nobody_has_open_may_be_opened_again() -> None:
+    """While its first process lives that is no end, as when login(1) takes it over; typing goes on as well."""
     terminal, other = opened(keeps_slave=False)
+    path = os.ttyname(other.descriptor)
     got: list[bytes] = []
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reads, terminal, got)
             await trio.testing.wait_all_tasks_blocked()
             other.close()
-    assert got == [b""]
+            await trio.sleep(0.1)
+            assert got == []
+            again = os.open(path, os.O_RDWR | os.O_NOCTTY)
+            os.write(again, b"login: ")
+        await terminal.output.aclose()
+        assert got == [b"login: "]
+        tty.setraw(again)
+        await terminal.input.send_all(b"me")
+        assert os.read(again, 10) == b"me"
+        os.close(again)
+        terminal.process_exited()
+        assert await terminal.output.receive_some() == b""
     terminal.close()
 
 

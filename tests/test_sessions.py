@@ -136,6 +136,14 @@ async def test_all_that_was_shown_arrives_then_the_end_then_the_status(
             assert (await session.wait()).exit_code == 5
 
 
+async def test_who_lets_go_of_the_terminal_may_come_back_to_it(daemon: StandingDaemon) -> None:
+    """That nobody has it open is no end, as long as the program lives."""
+    script = "exec < /dev/null > /dev/null 2>&1; sleep 0.3; exec > /dev/tty; echo back; exit 4"
+    async with daemon.worker() as worker, worker.open_session(script) as session:
+        assert await read_to_end(session) == b"back\r\n"
+        assert (await session.wait()).exit_code == 4
+
+
 async def test_keys_reach_whoever_they_are_meant_for(daemon: StandingDaemon) -> None:
     """Ctrl-C interrupts, Ctrl-Z stops, Ctrl-D is the end of input; signals go to the foreground, too."""
     async with daemon.worker() as worker:

@@ -550,21 +550,18 @@ class JobRunner:
 
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
         job = running.job
-        broken = False
         while not job.input.at_end or running.unsent_input:
             chunk, running.unsent_input = running.unsent_input or job.take_input(READ_BYTES), b""
             if not chunk:
                 running.input_ready = trio.Event()
-                running.is_fed = not broken
+                running.is_fed = True
                 await running.input_ready.wait()
                 running.is_fed = False
                 continue
             self.flush()  # credit for what was taken
-            if not broken:
-                try:
-                    await pipe.send_all(chunk)
-                except trio.BrokenResourceError:
-                    broken = True  # the child reads no more; that's its right, and no error
+            # That the child reads no more is its right, and no error; a terminal may be opened again.
+            with contextlib.suppress(trio.BrokenResourceError):
+                await pipe.send_all(chunk)
         await pipe.aclose()
 
     async def _enforce_timeouts(self, running: RunningJob) -> None:

@@ -118,8 +118,10 @@ class Session(HeldJob, trio.abc.Stream):
 
         One that is detached, or was attached with ``read_only=True``, is left as it is.
         """
-        await self._output.aclose()
-        await part_or_end(self._handle, self._kill_grace)
+        try:
+            await self._output.aclose()
+        finally:
+            await part_or_end(self._handle, self._kill_grace)
 
     def _check_writes(self) -> None:
         if self._reads_only:

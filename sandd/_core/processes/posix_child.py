@@ -168,6 +168,8 @@ class PosixChild(Child):
     def note_end(self) -> None:
         """There will be no more reports, and nothing is left of the tree."""
         self._is_lost = self._status is None
+        if self.pipes.terminal is not None:
+            self.pipes.terminal.process_exited()
         self.started.set()
         self.over.set()
         self.gone.set()

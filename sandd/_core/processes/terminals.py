@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 128 * 1024
 """Taken in one turn, where the caller names no limit."""
+LOOK_SECONDS: Final = 0.05
+"""How often a terminal is looked at that nobody has open while its first process lives."""
 _WINSIZE: Final = struct.Struct("HHHH")  # rows, columns, and two that nobody fills: ioctl_tty(2)
 
 
@@ -51,7 +53,8 @@ class PosixTerminal(Terminal):
     def __init__(self, master: int, slave: int | None) -> None:
         os.set_blocking(master, False)
         self.descriptor = master
-        self.has_exited = False
+        self.exited = trio.Event()
+        """The first process has ended."""
         self._slave = slave
         self.input = TerminalInput(self)
         self.output = TerminalOutput(self)
@@ -78,13 +81,13 @@ class PosixTerminal(Terminal):
 
     def process_exited(self) -> None:
         """The first process has ended: what it has written is there, and when that is read the end has come."""
-        self.has_exited = True
+        self.exited.set()
         if self._slave is not None and self.descriptor != -1:
             trio.lowlevel.notify_closing(self.descriptor)  # the reader shall look again
 
     def drained(self) -> bool:
         """Nothing can be read now; whether that is the end."""
-        if self._slave is None or not self.has_exited:
+        if self._slave is None or not self.exited.is_set():
             return False
         os.close(self._slave)
         self._slave = None
@@ -107,6 +110,8 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
     def __init__(self, terminal: PosixTerminal) -> None:
         self._terminal = terminal
         self._ended = False
+        self._is_left = False
+        """Nobody has the terminal open, but somebody may open it again, as login(1) does."""
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """All that is there, at most `max_bytes`: the kernel gives 4095 bytes at a time."""
@@ -124,7 +129,11 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                data = b""  # Linux: nobody has the terminal open any more, and all was read
+                # Linux: nobody has the terminal open any more, and all was read.
+                if not terminal.exited.is_set():
+                    self._is_left = True
+                    break
+                data = b""
             if not data:
                 self._ended = True
                 break
@@ -141,13 +150,21 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return data
         while data is None:
-            try:
-                await trio.lowlevel.wait_readable(self._terminal.descriptor)
-            except trio.ClosedResourceError:
-                if self._terminal.descriptor == -1:
-                    raise
+            if self._is_left:
+                self._is_left = False  # it would count as readable all the time
+                with trio.move_on_after(LOOK_SECONDS):
+                    await self._terminal.exited.wait()
+            else:
+                await self._readable()
             data = self.receive_nowait(max_bytes or READ_BYTES)
         return data
+
+    async def _readable(self) -> None:
+        try:
+            await trio.lowlevel.wait_readable(self._terminal.descriptor)
+        except trio.ClosedResourceError:
+            if self._terminal.descriptor == -1:
+                raise
 
     async def aclose(self) -> None:
         """Nothing: the terminal is one for both directions, and closed as one."""
