@@ -825,7 +825,8 @@ class Daemon:
 
         Args:
             job_id: `Process.job_id`, or one of `jobs`.
-            signal: what it gets first. "TERM" goes to all of the tree, another to its process group.
+            signal: what it gets first. "TERM" goes to all of the tree, another to its process group. A
+                session is hung up (SIGHUP) instead of "TERM", which shells ignore.
             grace: seconds until SIGKILL to the last of it, 0 to 3,600.
 
         Raises:

@@ -117,6 +117,19 @@ def test_closing_ends_the_tree(server: Server, marker: Marker) -> None:
             session.write(b"x")
 
 
+def test_closing_tells_who_reads(server: Server) -> None:
+    """It was closed, and not lost."""
+    session = server.new_session("worker-1", command=["cat"])
+    reading = threading.Thread(target=pytest.raises, args=(trio.ClosedResourceError, session.read))
+    reading.start()
+    until_sync(lambda: session._session._output._conflicts._held)
+    session.close()
+    reading.join(5)
+    assert not reading.is_alive()
+    with pytest.raises(trio.ClosedResourceError):
+        session.read(timeout=0)
+
+
 def test_what_cannot_be_opened_says_why(server: Server) -> None:
     """As for any call; nothing is left."""
     with pytest.raises(DaemonNotFound, match="not found"):

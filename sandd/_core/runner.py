@@ -541,7 +541,8 @@ class JobRunner:
         if running.is_fed and isinstance(pipe, SendsNowait):
             chunk = running.job.take_input(READ_BYTES)
             if chunk:
-                with contextlib.suppress(trio.BrokenResourceError):  # its pump will meet that, too
+                # Nobody reads there any more, or we are about to let go of it: as its pump would find.
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     running.unsent_input = chunk[pipe.send_nowait(chunk) :]
             if not (running.unsent_input or running.job.input.readable or running.job.input.at_end):
                 return

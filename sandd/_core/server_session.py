@@ -139,13 +139,12 @@ class ServerSession:
     def close(self) -> None:
         """End the session, and wait until its whole process tree is gone; a detached one goes on.
 
-        Idempotent. Once the server is closed, so is the session.
+        A thread that is in `read` gets `trio.ClosedResourceError`. Idempotent. Once the server is closed, so
+        is the session.
         """
         with suppress(trio.ClosedResourceError):
             self._run(self._let_go)
             self._hold.promise.wait()
-            with suppress(BaseException):
-                self._hold.promise.result()  # said already, to whoever waited for the session
 
     # -- inside
 
@@ -170,6 +169,7 @@ class ServerSession:
         async with open_session() as session:
             self._opened.keep(session)
             await self._leave.wait()
+            await session.aclose()  # whoever reads at this moment is told that it was closed
 
     def _is_over(self) -> None:
         if not self._opened.done:
