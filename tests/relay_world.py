@@ -179,6 +179,15 @@ class Peer:
 # ---- all of it -----------------------------------------------------------------------------------
 
 
+SCROLLBACK = 1000
+"""Of a job with a terminal."""
+
+
+def may_drop(process: Process, stream: Stream) -> bool:
+    """Whether there are times in which something of it goes that its owner has not acknowledged."""
+    return process.job.outputs[stream].on_full is not wire.OnFull.BLOCK
+
+
 class World(JobWorld):
     """Clients, router, daemon and processes."""
 
@@ -281,7 +290,7 @@ class World(JobWorld):
         on_full = wire.OnFull.DROP_OLDEST if dropping else wire.OnFull.BLOCK
         spec: wire.ProgramSpec
         if terminal:
-            spec = wire.SessionSpec((b"model",), scrollback=10, lease=lease, detach=detach)
+            spec = wire.SessionSpec((b"model",), scrollback=SCROLLBACK, lease=lease, detach=detach)
         else:
             spec = wire.CommandSpec((b"model",), on_full=on_full, lease=lease, detach=detach)
         return self._reader(peer, peer.client.open(DAEMON, spec, job_id=job_id))
@@ -499,7 +508,7 @@ class World(JobWorld):
     def may_be_freed(self, process: Process, stream: Stream) -> bool:
         """See `JobWorld`."""
         is_forgotten = self.table.jobs.get(process.job.key) is not process.job
-        return is_forgotten or process.job.outputs[stream].dropping
+        return is_forgotten or may_drop(process, stream)
 
     def check_process(self, process: Process) -> None:
         """See `JobWorld`; and (4), of what is held for it."""
@@ -507,6 +516,8 @@ class World(JobWorld):
         job = process.job
         for output in job.outputs.values():
             most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
+            if job.terminal:
+                most += SCROLLBACK
             read_back = READ_AHEAD * PIECE_BYTES if output.disk_bytes else 0
             assert output.memory_bytes <= most + read_back, "(4) more is held than the bound"
         waiting = job.input.received - job.input.consumed
@@ -539,7 +550,7 @@ class World(JobWorld):
         for stream in OUTPUTS:
             reader.begin(stream)
             assert reader.position[stream] == process.produced[stream], "(6) the output ends short"
-            if job.role is Role.OWNER and not process.job.outputs[stream].dropping:
+            if job.role is Role.OWNER and not may_drop(process, stream):
                 assert not reader.gaps[stream], "(1) the owner missed something"
                 before = [0, *self._read_by_owners_before(reader, stream)]
                 assert reader.started_at[stream] <= max(before), "(1) some bytes had no owner"

@@ -51,17 +51,21 @@ class Relay(RuleBasedStateMachine):
     @initialize(
         dropping=st.booleans(),
         detach=st.booleans(),
+        terminal=st.sampled_from([False, False, True]),
         spool=st.builds(Spool.within, QUOTAS, QUOTAS) | st.none(),
     )
-    def set_up(self, dropping: bool, detach: bool, spool: Spool | None) -> None:
+    def set_up(self, dropping: bool, detach: bool, terminal: bool, spool: Spool | None) -> None:
         """Everybody is connected, and a first job is wanted."""
         self.world = World(spool, retention=RETENTION)
         self.dropping = dropping
         self.detach = detach
+        self.terminal = terminal
         self.alice = self.world.join("alice")
         self.bob = self.world.join("bob")
         self.world.dial()
-        self.world.start(self.alice, dropping=dropping, detach=detach, lease=LEASE)
+        self.world.start(
+            self.alice, dropping=dropping, detach=detach, lease=LEASE, terminal=terminal
+        )
 
     def pick(self, what: list[Any], index: int) -> Any:
         """One of several, or None where there is none."""
@@ -97,7 +101,12 @@ class Relay(RuleBasedStateMachine):
         first = self.world.table.instance == "instance-1"
         job_id = "chosen" if chosen and first else None
         self.world.start(
-            self.alice, dropping=self.dropping, detach=self.detach, job_id=job_id, lease=LEASE
+            self.alice,
+            dropping=self.dropping,
+            detach=self.detach,
+            job_id=job_id,
+            lease=LEASE,
+            terminal=self.terminal,
         )
 
     @rule(
