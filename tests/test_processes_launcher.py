@@ -72,15 +72,24 @@ class Launcher:
     async def run(self, *argv: str, cwd: Path | None = None, path: str | None = None) -> Shown:
         """Run it to its end."""
         pid, terminal = self.start(*argv, cwd=cwd, path=path)
-        with trio.fail_after(10):
-            data = await read_all(terminal.output)
-        terminal.close()
-        return Shown(pid, exit_code(pid), data.decode().splitlines())
+        data, code = await see_through(pid, terminal)
+        return Shown(pid, code, data.decode().splitlines())
 
 
-def exit_code(pid: int) -> int:
-    """Of a process that has left its terminal: as good as exited."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+async def see_through(pid: int, terminal: PosixTerminal) -> tuple[bytes, int]:
+    """What it shows from now on, and its exit code; the terminal is closed."""
+    shown: list[bytes] = []
+
+    async def read() -> None:
+        shown.append(await read_all(terminal.output))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            _, status = await trio.to_thread.run_sync(os.waitpid, pid, 0)
+            terminal.process_exited()
+    terminal.close()
+    return shown[0], os.waitstatus_to_exitcode(status)
 
 
 class Shown(NamedTuple):
@@ -137,9 +146,8 @@ async def test_what_is_typed_interrupts_it(way: Launcher) -> None:
     with trio.fail_after(10):
         assert await read_line(terminal.output) == b"ready\r"
         await terminal.input.send_all(b"\x03")
-        await read_all(terminal.output)
-    terminal.close()
-    assert exit_code(pid) == -signal.SIGINT
+    _, code = await see_through(pid, terminal)
+    assert code == -signal.SIGINT
 
 
 async def test_arguments_arrive_as_they_are(way: Launcher) -> None:

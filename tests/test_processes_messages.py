@@ -147,9 +147,10 @@ def test_reader_tells_when_descriptors_were_lost(
     with open("/dev/null", "rb") as file:
         send(left, encode(Signal(1, 1), descriptors=3), [file.fileno()] * 3)
         send(left, encode(Signal(2, 1), descriptors=1), [file.fileno()])
-        lowest = os.dup(file.fileno())
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + room, hard))
+        free = [os.dup(file.fileno()) for _ in range(room + 1)]
+        for descriptor in free:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[room], hard))
         try:
             received = reader.receive()
         finally:
