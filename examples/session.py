@@ -34,11 +34,9 @@ async def work(worker: sandd.Daemon) -> None:
         await session.send_all(b"stty size\r")  # Enter is a carriage return
         print("its size:", "30 100" in await shown_until(session, b"30 100"))
 
-        await session.send_all(b"sleep 1000\r")
-        await shown_until(session, b"sleep 1000")
-        await session.send_all(
-            b"\x03echo in''terrupted\r"
-        )  # Ctrl-C, for what runs in the foreground
+        await session.send_all(b"(echo ru''nning; exec sleep 1000)\r")
+        await shown_until(session, b"running")  # the line itself, as it is typed, hasn't it
+        await session.send_all(b"\x03echo in''terrupted\r")  # Ctrl-C, for what is in the foreground
         print("interrupted:", "interrupted" in await shown_until(session, b"interrupted"))
 
         await session.detach()  # from now on leaving the block ends nothing
