@@ -709,7 +709,8 @@ class Daemon:
         daemon's quota, as long as this program may come back; of a session that was left, the scrollback.
 
         Args:
-            command: as for `run`, but in the terminal; None: the login shell of the user.
+            command: as for `run`, but in the terminal; None: the user's shell, interactive,
+                but not as a login shell.
             rows: height of the terminal, in characters; see `Session.resize`.
             cols: width of the terminal, in characters.
             term: type of the terminal that will show it: the program's TERM.
@@ -721,8 +722,8 @@ class Daemon:
             kill_grace: seconds from SIGHUP to SIGKILL.
             lease: as for `open_process`, and so are the other arguments that it has.
             record: a file to be made on this side, with all that this block's session shows: in asciicast v3,
-                for asciinema and other players. Whatever its disk does, the session goes on; if it fails, the
-                log says so. At most 256 MiB.
+                for asciinema (3 and later) and other players. Whatever its disk does, the session goes on;
+                if it fails, the log says so. At most 256 MiB.
             record_input: record what is typed, too, passwords among it.
 
         Raises:
@@ -777,7 +778,7 @@ class Daemon:
         as `attach_process`: whoever attaches types from then on, and ends the session on leaving, unless it
         is detached; with `read_only` it only looks on.
 
-        The size stays as it was: `Session.resize` sets that of your window.
+        The size stays as it was, and isn't told: `Session.resize` sets that of your window.
 
         Args:
             job_id: `Session.job_id`, or one of `jobs`.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
 import trio
 from attrs import frozen
 
+from sandd._core import specs
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
 from sandd._core.bridge import TrioThread
 from sandd._core.results import CommandResult
@@ -311,7 +312,7 @@ class Server:
         cwd: Text | None = None,
         **options: Unpack[SessionOptions],
     ) -> ServerSession:
-        r"""Start a program in a terminal of its own on a daemon: a login shell, where nothing else is said.
+        r"""Start a program in a terminal of its own on a daemon: the user's shell, where nothing else is said.
 
         ::
 
@@ -354,12 +355,39 @@ class Server:
                 ),
             )
 
+        specs.check_size(rows, cols)
         if interactive:
             # Late: whoever talks to sessions by program needs no terminal.
             from sandd.terminal.blocking import hold_at_terminal
 
             return hold_at_terminal(open_session)
         return open_session((rows, cols))
+
+    def attach_session(
+        self,
+        daemon_id: str,
+        job_id: str,
+        *,
+        since: int | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> ServerSession:
+        """A session that exists, running or ended, whoever opened it; arguments and errors as `Daemon.attach_session`.
+
+        It shows its scrollback first. `ServerSession.close` ends it, unless it is detached or was attached
+        with `read_only`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too.
+        """
+        daemon = self.call(self._find, daemon_id)
+        return ServerSession(
+            self._thread,
+            lambda: daemon.attach_session(
+                job_id, since=since, read_only=read_only, takeover=takeover, kill_grace=kill_grace
+            ),
+        )
 
     def broadcast(
         self,

@@ -138,6 +138,8 @@ def test_what_cannot_be_opened_says_why(server: Server) -> None:
         server.new_session("worker-1", command=["/nonexistent/program"])
     with pytest.raises(ValueError, match="rows"):
         server.new_session("worker-1", rows=0)
+    with pytest.raises(TypeError, match="rows is"):
+        server.new_session("worker-1", ["bash"])  # type: ignore[arg-type]
     assert server.call(jobs, server) == []
 
 
@@ -157,6 +159,13 @@ def test_a_detached_one_goes_on(server: Server) -> None:
         assert "ServerSession worker-1/cat" in repr(session)
     (job,) = server.call(jobs, server)
     assert (job.state.value, job.owned) == ("running", False)
+    with server.attach_session("worker-1", "cat", read_only=True) as onlooker:
+        read_until(onlooker, b"kept\r\nkept\r\n")
+    with server.attach_session("worker-1", "cat", since=12) as again:
+        again.write("more\n")
+        assert read_until(again, b"more\r\nmore\r\n") == b"more\r\nmore\r\n"
+    with pytest.raises(sandd.JobNotFound):
+        server.attach_session("worker-1", "no such job")
 
     async def end() -> None:
         await server.controller.daemon("worker-1").forget("cat")

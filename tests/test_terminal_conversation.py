@@ -415,7 +415,7 @@ async def test_an_outage_is_told_once_and_its_end(
     daemon.becomes(DaemonState.AWAY)
     await trio.sleep(60)
     assert terminal.said == [
-        "[worker-1 is away; the session goes on. What you type is kept. ~. leaves]"
+        "[worker-1 is away; if it lives, the session goes on. What you type is kept. ~. leaves]"
     ]
     daemon.becomes(DaemonState.ONLINE)
     daemon.becomes(DaemonState.ONLINE)
@@ -450,5 +450,5 @@ async def test_who_looks_on_is_promised_nothing(
     nursery.start_soon(lambda: tell_outages(daemon, daemon.events(), terminal, read_only=True))
     await trio.sleep(1)
 
-    assert terminal.said == ["[worker-1 is away; the session goes on. ~. leaves]"]
+    assert terminal.said == ["[worker-1 is away; if it lives, the session goes on. ~. leaves]"]
     nursery.cancel_scope.cancel()

@@ -394,7 +394,8 @@ def test_a_port_that_is_taken_is_one_clear_line(tmux: Tmux, port: int, before: s
     with socket.create_server(("127.0.0.1", port)):
         start(tmux, f"shell {OTHER} --port {port}")
         tmux.wait_for(
-            rf"can't listen on 127.0.0.1:{port}: Address already in use; --port takes another one\n"
+            rf"can't listen on 127.0.0.1:{port}: Address already in use; "
+            r"another sandd, or a program of yours, is the controller there\n"
             r"code=125\."
         )
     check(tmux, before)
@@ -431,7 +432,9 @@ async def test_an_outage_is_told_and_nothing_typed_is_lost(
         start(tmux, f"shell {OTHER} --port {port} -- {REMOTE}")
         await see(rf"(?m)^{PROMPT}")
         proxy.refuse()
-        await see(r"\[worker-1 is away; the session goes on. What you type is kept. ~. leaves\]")
+        await see(
+            r"\[worker-1 is away; if it lives, the session goes on. What you type is kept. ~. leaves\]"
+        )
         tmux.type("echo ty''ped; exit 6", "Enter")
         proxy.accept()
         await see(r"\[worker-1 is back\]")

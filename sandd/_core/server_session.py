@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class ServerSession:
-    """A terminal on a daemon, for synchronous code; made by `Server.new_session`.
+    """A terminal on a daemon, for synchronous code; made by `Server.new_session` and `Server.attach_session`.
 
     Any number of threads may call its methods; one at a time reads, and one at a time writes. Use it in a
     ``with`` block or call `close`; closing the server ends it, too.
@@ -133,7 +133,7 @@ class ServerSession:
         return self._run(wait)
 
     def detach(self) -> None:
-        """Let it outlive this object and this program; `Daemon.attach_session` finds it again."""
+        """Let it outlive this object and this program; `Server.attach_session` finds it again."""
         self._run(self._session.detach)
 
     def close(self) -> None:

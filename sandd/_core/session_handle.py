@@ -87,6 +87,8 @@ class Session(HeldJob, trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What the terminal shows next, at most `max_bytes`; b"" when the program has ended.
 
+        Cancelling it loses nothing.
+
         Raises:
             OutputGap: bytes are gone, because nobody was there and there was too much to keep, or this
                 reader only looks on and was overtaken, or asked for what is not kept any more. Said

@@ -73,7 +73,7 @@ def build_session_spec(
     lease: float | None = None,
     detach: bool = False,
 ) -> wire.SessionSpec:
-    """The spec that asks for a terminal with `command` in it; None: the login shell. Errors as `build_spec`."""
+    """The spec that asks for a terminal with `command` in it; None: the user's shell. Errors as `build_spec`."""
     check_size(rows, cols)
     if not (0 < len(term) <= 64 and term.isascii() and term.isprintable()):
         raise ValueError(
@@ -100,7 +100,9 @@ def build_session_spec(
 def check_size(rows: int, cols: int) -> None:
     """ValueError for what can't be the size of a terminal."""
     for name, value in (("rows", rows), ("cols", cols)):
-        if not 1 <= operator.index(value) <= wire.MAX_TERMINAL_SIZE:
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}; it must be a whole number")
+        if not 1 <= value <= wire.MAX_TERMINAL_SIZE:
             raise ValueError(f"{name} is {value}; it must be from 1 to {wire.MAX_TERMINAL_SIZE}")
 
 

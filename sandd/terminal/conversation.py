@@ -298,4 +298,6 @@ async def tell_outages(
             await anext(events)
         if scope.cancelled_caught and daemon.state is DaemonState.AWAY:
             told = True
-            await terminal.say(f"[{daemon.id} is away; the session goes on.{kept} ~. leaves]")
+            await terminal.say(
+                f"[{daemon.id} is away; if it lives, the session goes on.{kept} ~. leaves]"
+            )

@@ -26,7 +26,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "shell",
         help="a shell on a daemon, at this terminal",
         usage="sandd shell [options] DAEMON [-- CMD ...]",
-        description="Open a terminal session on a daemon: the login shell of its user there, or CMD. This "
+        description="Open a terminal session on a daemon: the shell of its user there, or CMD. This "
         "command is the controller: it listens, and waits for the daemon to dial in. The session "
         "survives lost connections.",
     )

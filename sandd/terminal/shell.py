@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sandd.terminal.program import Stop
 
 DEFAULT_PORT: Final = 8765
+_TAKEN: Final = "; another sandd, or a program of yours, is the controller there"
 START_SECONDS: Final = 20.0
 """For a daemon of ours to dial in: half a second, or much more on a machine that is busy."""
 GATHERING_SECONDS: Final = 2.0
@@ -229,7 +230,7 @@ async def _listening(
             controller = await stack.enter_async_context(opening)
         except OSError as error:
             number = error.errno or 0
-            taken = "; --port takes another one" if number == errno.EADDRINUSE else ""
+            taken = _TAKEN if number == errno.EADDRINUSE else ""
             # Its own text has the address in it already; one of a name that can't be found has no number.
             why = os.strerror(number) if number > 0 else error.strerror or error
             raise Failure(f"can't listen on {options.host}:{port}: {why}{taken}") from error
@@ -298,7 +299,8 @@ def _invitation(controller: Controller, daemon_id: str | None, token_file: str |
     command += [] if token_file is None else ["--token-file", token_file]
     whom = "a daemon" if daemon_id is None else f"the daemon {daemon_id!r}"
     return (
-        f"sandd: waiting for {whom} at {controller.url}. Unless it is running, start it:\n"
+        f"sandd: waiting for {whom} at {controller.url}. Unless it is running (then it dials again "
+        f"within half a minute), start it:\n"
         f"  {shlex.join(command)}"
     )
 
