@@ -89,6 +89,8 @@ LAYERS = {
         "sandd._core.tombstones",
     ],
     "shells": [
+        "sandd._core.files",
+        "sandd._core.files.*",
         "sandd._core.interrupts",
         "sandd._core.logs",
         "sandd._core.nurseries",
