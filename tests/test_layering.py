@@ -28,6 +28,7 @@ CONTROLLER_END = [
     "sandd._core.acceptor",
     "sandd._core.asking",
     "sandd._core.commands",
+    "sandd._core.daemon_handle",
     "sandd._core.held_job",
     "sandd._core.job_streams",
     "sandd._core.local_link",

@@ -29,6 +29,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
 
 Trio shells of both ends (do the I/O, and ask the state machines what to do)
     logs             structured log lines, quiet unless a program asks for them
+    files/           which files a peer may reach, and what is done to them
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
@@ -41,7 +42,9 @@ Trio shells of the controller alone
     commands         from a call's arguments to a job, and from its end to a result
     recorder         writes a terminal session's recording, in threads
     process_handle   Process: a command, as who opened it or attached to it holds it
+    session_handle   Session: a terminal, likewise
     asking           a request to a daemon, and its answers
+    daemon_handle    Daemon: what can be run, held and asked for there
     bridge           calls from other threads into a trio program in a thread of its own
 
 Trio shells of the daemon alone

@@ -1,0 +1,490 @@
+"""A daemon, as who has its controller sees it: what can be run, held and asked for there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from sandd import wire
+from sandd._core import commands, specs
+from sandd._core._errors import DaemonGone
+from sandd._core.asking import ask
+from sandd._core.interrupts import protected_context
+from sandd._core.job_info import JobInfo
+from sandd._core.process_handle import Process, hold_attached, hold_process
+from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
+from sandd._core.session_handle import (
+    Session,
+    hold_attached_session,
+    hold_session,
+    recording,
+)
+from sandd._core.specs import DEFAULT_SCROLLBACK, KILL_GRACE
+from sandd.wire import DaemonState, Role
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Mapping
+    from signal import Signals
+
+    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.registry import DaemonInfo, DaemonRecord, Registry
+    from sandd._core.specs import Command, Text
+
+
+class Daemon:
+    """One daemon, as its controller sees it. The handle stays valid across reconnects.
+
+    It means one *instance* (one start) of the daemon: when another instance took its place, `state`
+    is GONE and nothing more can be run on this handle; take a new one.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use Controller.daemon(), .daemons() or .wait_for_daemon()")
+
+    @classmethod
+    def _create(cls, link: LocalLink, registry: Registry, record: DaemonRecord) -> Daemon:
+        self = object.__new__(cls)
+        self._link = link
+        self._registry = registry
+        self._info = record.info
+        return self
+
+    _link: LocalLink
+    _registry: Registry
+    _info: DaemonInfo
+
+    def __repr__(self) -> str:
+        return f"<sandd.Daemon {self.id!r} {self.state.value}>"
+
+    @property
+    def id(self) -> str:
+        """The daemon's id."""
+        return self._info.id
+
+    @property
+    def info(self) -> DaemonInfo:
+        """What the daemon said of itself, at its newest connection."""
+        record = self._registry.get(self.id)
+        if record is not None and record.info.instance == self._info.instance:
+            self._info = record.info
+        return self._info
+
+    @property
+    def state(self) -> DaemonState:
+        """ONLINE; AWAY, when its connection broke and its jobs go on; or GONE for good."""
+        record = self._registry.get(self.id)
+        if record is None or record.info.instance != self._info.instance:
+            return DaemonState.GONE
+        return record.state
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        input: str | bytes | None = None,
+        cwd: Text | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        kill_grace: float = KILL_GRACE,
+        max_output: int = DEFAULT_MAX_OUTPUT,
+        check: bool = False,
+    ) -> CommandResult:
+        """Run a command to its end, and return what it printed.
+
+        While the daemon is away this waits, and the command goes on; output arrives exactly once
+        whatever happens to the connection. Cancelling kills the whole remote process tree, and waits
+        until that is done (at most `kill_grace` and ten seconds more; not at all for a daemon that is away:
+        then it is done on its return).
+
+        So does the end of the command: what it left behind in the background is killed.
+
+        A `timeout` doesn't bound the call itself: if the daemon goes away while the command runs, this
+        waits for its return, for up to a day. `trio.fail_after` around it does.
+
+        Args:
+            command: a text is run by the daemon's shell; a list is a program and its arguments, run directly.
+            input: all of standard input; text is sent as UTF-8. None: the command reads end of file at once.
+            cwd: working directory; None: the daemon's.
+            env: merged over the daemon's environment.
+            user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            timeout: seconds it may run. They count on the daemon, from the start of the process; a
+                command that isn't started within them is taken back.
+            idle_timeout: seconds it may go without writing anything.
+            kill_grace: seconds from SIGTERM to SIGKILL.
+            max_output: bytes kept of each of stdout and stderr: of what is longer, head and tail.
+            check: raise CommandFailed unless it succeeds.
+
+        Raises:
+            CommandTimeout: it ran out of time and was killed; ``result`` has what it printed until then,
+                ``started`` says whether it was started at all (None: not known).
+            SpawnFailed: the program could not be started. Nothing ran.
+            CommandFailed: `check` was given, and it ended badly; ``result`` has all of it.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            RequestRefused: the daemon declined. Nothing ran.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the controller was closed meanwhile; what ran is killed.
+        """
+        self._check_not_gone()
+        return await commands.run(
+            self._link,
+            self.id,
+            command,
+            input=input,
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            kill_grace=kill_grace,
+            max_output=max_output,
+            check=check,
+        )
+
+    @protected_context
+    async def open_process(
+        self,
+        command: Command,
+        *,
+        stdin: bool = True,
+        stderr: Literal["separate", "merge"] = "separate",
+        cwd: Text | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        kill_grace: float = KILL_GRACE,
+        lease: float | None = None,
+        on_full: Literal["block", "drop_oldest"] = "block",
+        detach: bool = False,
+        job_id: str | None = None,
+    ) -> AsyncIterator[Process]:
+        """Start a command and talk to it while it runs; an async context manager for a `Process`.
+
+        Leaving the block ends the whole remote process tree (SIGTERM, `kill_grace`, SIGKILL) and
+        waits until it is gone; for a daemon that is away, that is done on its return.
+
+        With `detach`, or after `Process.detach`, leaving lets it go on, and `attach_process` finds it
+        again. What was written to it and has not arrived yet, leaving waits for, ten seconds at most.
+
+        Read both outputs, merge them, or close the one you don't want: as on any pipe, a command stops
+        when what it writes isn't read. About a megabyte fits in between.
+
+        Args:
+            command: as for `run`, and so are the other arguments that `run` has.
+            stdin: False: the command reads end of file at once.
+            stderr: "merge" sends it into stdout, in the order of writing.
+            lease: seconds that the daemon lets it run while nobody holds it, such as when this program
+                has died; None: a day. Then it is killed: `outcome` is LEASE_EXPIRED.
+            on_full: "drop_oldest" lets the command go on when what it wrote isn't fetched: the oldest
+                is dropped, and reading raises OutputGap there, once.
+            detach: it outlives this block and this program, and has no lease. Its results are kept
+                for a day after its end. If the block isn't even entered, it is ended all the same.
+            job_id: an id of your choice, of 1 to 128 printable characters; starting it twice runs it
+                once: the later block takes it over, and the earlier one gets JobTaken. Its input is
+                taken for the same input again; what the command has already got is not sent twice.
+                When the job is forgotten, as it is on leaving the block, its id is used up for a day.
+
+        Raises:
+            SpawnFailed: the program could not be started. Nothing ran.
+            CommandTimeout: it was not started within `timeout`. Later, running out of time is no
+                exception here: `Process.wait` says TIMED_OUT.
+            JobIdConflict: `job_id` is taken by another command. Nothing ran.
+            JobNotFound: `job_id` was that of a job which is forgotten by now. Nothing ran by this.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            RequestRefused: the daemon declined. Nothing ran.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        if stderr not in ("separate", "merge"):
+            raise ValueError(f"stderr is {stderr!r}; it must be 'separate' or 'merge'")
+        if job_id is not None:
+            specs.check_job_id(job_id)
+        spec = specs.build_spec(
+            command,
+            stdin=stdin,
+            merge_stderr=stderr == "merge",
+            cwd=cwd,
+            env=env,
+            user=user,
+            timeout=timeout,
+            idle_timeout=idle_timeout,
+            kill_grace=kill_grace,
+            lease=lease,
+            on_full=on_full,
+            detach=detach,
+        )
+        await trio.lowlevel.checkpoint_if_cancelled()
+        handle = commands.start(
+            self._link, self.id, spec, job_id=job_id, input_data=None if stdin else b""
+        )
+        async with hold_process(
+            handle,
+            stdin=stdin,
+            stderr=stderr == "separate",
+            timeout=spec.timeout,
+            kill_grace=spec.kill_grace,
+        ) as process:
+            yield process
+
+    @protected_context
+    async def attach_process(
+        self,
+        job_id: str,
+        *,
+        since: Mapping[str, int] | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> AsyncIterator[Process]:
+        """A job that exists, running or ended, whoever started it; an async context manager for a `Process`.
+
+        Its outputs give what is kept from `since` on, and then go on live, without a gap or a
+        repeat; its end is told, too, if it has ended before.
+
+        Whoever attaches holds the job from then on: it is the one that reads, writes and signals, and
+        leaving the block ends the job as leaving `open_process` does, unless it is detached. With
+        `read_only` it only looks on: it delays nobody, ends nothing, and is overtaken (OutputGap)
+        when it reads too slowly.
+
+        While the daemon is away this waits; cancel it to stop waiting. Cancelled before the block is
+        entered, it leaves the job as it is.
+
+        Args:
+            job_id: `Process.job_id`, or one of `jobs`.
+            since: how many bytes of "stdout" and "stderr" you have already, as `Process.offsets` says;
+                where bytes behind that are gone, reading raises OutputGap first. An output that isn't
+                named, and None: all that is kept.
+            read_only: look on, whoever holds the job.
+            takeover: hold it even if somebody else does now; they get JobTaken.
+            kill_grace: seconds from SIGTERM to SIGKILL where leaving ends it.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon: it never was, or is forgotten.
+            RequestRefused: somebody holds it, and `takeover` was not said; or `since` is beyond what it
+                has written.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        offsets = specs.read_offsets(since)
+        async with hold_attached(
+            await self._attach(job_id, offsets, read_only, takeover, kill_grace),
+            kill_grace=kill_grace,
+        ) as process:
+            yield process
+
+    @protected_context
+    async def open_session(
+        self,
+        command: Command | None = None,
+        *,
+        rows: int = 24,
+        cols: int = 80,
+        term: str = "xterm-256color",
+        cwd: Text | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        scrollback: int = DEFAULT_SCROLLBACK,
+        kill_grace: float = KILL_GRACE,
+        lease: float | None = None,
+        detach: bool = False,
+        job_id: str | None = None,
+        record: str | os.PathLike[str] | None = None,
+        record_input: bool = False,
+    ) -> AsyncIterator[Session]:
+        """Start a program in a terminal of its own; an async context manager for a `Session`.
+
+        Leaving the block hangs up: the whole remote process tree, jobs in the background included, gets
+        SIGHUP, and SIGKILL after `kill_grace`; this waits until it is gone. For a daemon that is away,
+        that is done on its return.
+
+        With `detach`, or after `Session.detach`, leaving lets it go on, and `attach_session` finds it again.
+        While nobody is attached the program never waits for a reader: what it shows is kept, up to the
+        daemon's quota, as long as this program may come back; of a session that was left, the scrollback.
+
+        Args:
+            command: as for `run`, but in the terminal; None: the user's shell, interactive,
+                but not as a login shell.
+            rows: height of the terminal, in characters; see `Session.resize`.
+            cols: width of the terminal, in characters.
+            term: type of the terminal that will show it: the program's TERM.
+            cwd: working directory; None: the daemon's.
+            env: merged over the daemon's environment.
+            user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            scrollback: bytes of what was read already that are kept, for those who attach later; they are
+                in the daemon's memory, so 16 MiB at most.
+            kill_grace: seconds from SIGHUP to SIGKILL.
+            lease: as for `open_process`, and so are the other arguments that it has.
+            record: a file to be made on this side, with all that this block's session shows: in asciicast v3,
+                for asciinema (3 and later) and other players. Whatever its disk does, the session goes on;
+                if it fails, the log says so. At most 256 MiB.
+            record_input: record what is typed, too, passwords among it.
+
+        Raises:
+            FileExistsError, OSError: the file to `record` to can't be made; nothing ran.
+            SpawnFailed: the program could not be started. Nothing ran.
+            JobIdConflict: `job_id` is taken by another job. Nothing ran.
+            JobNotFound: `job_id` was that of a job which is forgotten by now. Nothing ran by this.
+            DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
+            RequestRefused: the daemon declined. Nothing ran.
+            ValueError: an argument that makes no sense. Nothing ran.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        if job_id is not None:
+            specs.check_job_id(job_id)
+        spec = specs.build_session_spec(
+            command,
+            rows=rows,
+            cols=cols,
+            term=term,
+            scrollback=scrollback,
+            cwd=cwd,
+            env=env,
+            user=user,
+            kill_grace=kill_grace,
+            lease=lease,
+            detach=detach,
+        )
+        async with recording(
+            record, spec, title=f"a session on {self.id}", include_input=record_input
+        ) as recorder:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            handle = commands.start(self._link, self.id, spec, job_id=job_id)
+            async with hold_session(
+                handle, kill_grace=spec.kill_grace, recorder=recorder
+            ) as session:
+                yield session
+
+    @protected_context
+    async def attach_session(
+        self,
+        job_id: str,
+        *,
+        since: int | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> AsyncIterator[Session]:
+        """A session that exists, running or ended, whoever opened it; an async context manager for a `Session`.
+
+        It shows what is kept from `since` on, and then goes on live, without a gap or a repeat. Otherwise
+        as `attach_process`: whoever attaches types from then on, and ends the session on leaving, unless it
+        is detached; with `read_only` it only looks on.
+
+        The size stays as it was, and isn't told: `Session.resize` sets that of your window.
+
+        Args:
+            job_id: `Session.job_id`, or one of `jobs`.
+            since: how many bytes you have already, as `Session.offset` says; where bytes behind that are
+                gone, receiving raises OutputGap first. None: begin with what the scrollback holds.
+            read_only: look on, whoever types.
+            takeover: type even if somebody else does now; they get JobTaken.
+            kill_grace: seconds from SIGHUP to SIGKILL where leaving ends it.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon: it never was, or is forgotten.
+            RequestRefused: somebody holds it, and `takeover` was not said; or `since` is beyond what it
+                has shown; or the job has no terminal.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        offsets = specs.read_offsets(None if since is None else {"stdout": since})
+        async with hold_attached_session(
+            await self._attach(job_id, offsets, read_only, takeover, kill_grace),
+            kill_grace=kill_grace,
+        ) as session:
+            yield session
+
+    async def jobs(self) -> list[JobInfo]:
+        """All jobs on the daemon, running and ended, in the order in which they were asked for.
+
+        Those of others, too, as long as they are of the same tenant. While the daemon is away this
+        waits; cancel it to stop waiting.
+
+        Raises:
+            DaemonGone: the daemon is gone for good, and its jobs with it.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        return [JobInfo.from_record(record) for record in await self._ask(wire.JobsSpec())]
+
+    async def kill(
+        self, job_id: str, *, signal: str | Signals = "TERM", grace: float = KILL_GRACE
+    ) -> None:
+        """End a job, whoever holds it: returns when nothing of its process tree is left.
+
+        What it wrote, and how it ended, is kept to be read. If it has ended already this does nothing.
+        Cancelling stops only the waiting.
+
+        Args:
+            job_id: `Process.job_id`, or one of `jobs`.
+            signal: what it gets first. "TERM" goes to all of the tree, another to its process group. A
+                session is hung up (SIGHUP) instead of "TERM", which shells ignore.
+            grace: seconds until SIGKILL to the last of it, 0 to 3,600.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon.
+            RequestRefused: the daemon's machine has no such signal. Nothing was done.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        name = specs.normal_signal(signal)
+        seconds = specs.check_grace("grace", grace)
+        await self._ask(wire.KillSpec(specs.check_job_id(job_id), name, seconds))
+
+    async def forget(self, job_id: str) -> None:
+        """Drop a job with all that is kept of it; one that still runs is ended first, as by `kill`.
+
+        Whoever is attached is told (JobNotFound). Its id can't be used again: for ever if it was
+        generated, for a day if you chose it.
+
+        Raises:
+            JobNotFound: there is no such job on this daemon.
+            DaemonGone: the daemon is gone for good, and the job with it.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        await self._ask(wire.ForgetSpec(specs.check_job_id(job_id)))
+
+    async def _attach(
+        self,
+        job_id: str,
+        since: Mapping[wire.Stream, int],
+        read_only: bool,
+        takeover: bool,
+        kill_grace: float,
+    ) -> JobHandle:
+        if read_only and takeover:
+            raise ValueError("read_only and takeover: who only looks on takes nothing over")
+        specs.check_job_id(job_id)
+        specs.check_grace("kill_grace", kill_grace)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        # Nothing is awaited from here to the block that will let go of it.
+        return self._link.attach(
+            self.id,
+            job_id,
+            role=Role.VIEWER if read_only else Role.OWNER,
+            takeover=takeover,
+            since=since,
+            kill_grace=kill_grace,
+        )
+
+    async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
+        self._check_not_gone()
+        return await ask(self._link, self.id, request)
+
+    def _check_not_gone(self) -> None:
+        if self.state is DaemonState.GONE:
+            raise DaemonGone(
+                f"daemon {self.id!r}, started as {self._info.instance}, is gone; it did not run this",
+                outcome_unknown=False,
+            )
