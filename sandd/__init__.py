@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         RequestRefused,
         SanddError,
         SpawnFailed,
+        TransferError,
     )
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.results import CommandResult, ExitStatus, Outcome
@@ -101,6 +102,7 @@ __all__ = [
     "SpawnFailed",
     "Stall",
     "StallReason",
+    "TransferError",
     "__version__",
     "open_controller",
 ]
@@ -144,6 +146,7 @@ _HOMES = {
     "SpawnFailed": "sandd._core._errors",
     "Stall": "sandd._core.spool",
     "StallReason": "sandd.wire",
+    "TransferError": "sandd._core._errors",
     "open_controller": "sandd.controller",
 }
 

@@ -41,8 +41,8 @@ Session
 Request
     A job that the daemon does itself, without a process, such as listing its jobs. It is started,
     resumed and ended as any other, but belongs to the client that started it alone, and is in no
-    list. Its OUTPUT is a run of answers, msgpack maps with the tag key ``t``; it ends by ``Exited``
-    with code 0, or by ``Failed``.
+    list. Its OUTPUT is a run of answers, msgpack maps with the tag key ``t``, unless its spec says
+    otherwise; it ends by ``Exited`` with code 0, or by ``Failed``.
 
 History
     sandd.2 / version 1: as written here.
@@ -716,6 +716,7 @@ class FailedCode(enum.StrEnum):
     CANCELLED = "cancelled"  # ended before it was started: nothing ran
     JOB_NOT_FOUND = "job_not_found"  # a request names a job that isn't there: nothing was done
     DECLINED = "declined"  # a request asks for what can't be done here: nothing was done
+    SYSTEM = "system"  # a system call failed for a request: `symbol` says how
 
 
 @frozen
@@ -729,6 +730,9 @@ class Failed:
         default=None, validator=optional(_at_most(MAX_TEXT_LENGTH))
     )  # what it failed on
     finals: Mapping[Stream, int] = field(factory=dict, validator=_at_most(len(Stream)))
+    symbol: str = field(
+        default="", validator=_at_most(32)
+    )  # for SYSTEM: "ENOENT", ...; the numbers differ between systems
 
 
 Event: TypeAlias = Started | Stalled | Flowing | Exited | Failed
@@ -827,7 +831,8 @@ class Request:
 
     __slots__ = ()
     # What a command may choose is settled here; the job of a request is treated like any other.
-    stdin: ClassVar[bool] = False
+    stdin: ClassVar[bool] = False  # there is no INPUT
+    window: ClassVar[int] = 256 * KIB  # bytes on their way that the daemon holds, each direction
     kill_grace: ClassVar[float] = 0.0
     lease: ClassVar[float | None] = None
     on_full: ClassVar[OnFull] = OnFull.BLOCK

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+def controller_of(worker: sandd.Daemon) -> sandd.Controller:
+    """The controller that this is a handle of."""
+    controller: sandd.Controller = worker._link._wake.__self__  # type: ignore[attr-defined]
+    return controller
+
+
 @contextlib.asynccontextmanager
 async def another_agent(
     controller: sandd.Controller, *, tenant: str = "default"

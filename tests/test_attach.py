@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 import trio.testing
-from another_agent import another_agent
+from another_agent import another_agent, controller_of
 from process_tools import read_all, read_line, until
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
@@ -57,7 +57,7 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
 async def orphan(worker: sandd.Daemon, command: Any, **options: Any) -> AsyncIterator[str]:
     """The id of a job whose agent has died, which nobody holds; forgotten at the end."""
     async with contextlib.AsyncExitStack() as left_behind:
-        async with another_agent(worker._controller) as agent:
+        async with another_agent(controller_of(worker)) as agent:
             opened = agent.daemon(worker.id).open_process(command, **options)
             job_id = (await left_behind.enter_async_context(opened)).job_id
     try:
@@ -395,7 +395,7 @@ async def test_leaving_while_the_job_is_being_taken_ends_nothing(
         async with trio.open_nursery() as nursery:
             async with worker.open_process(["cat"], env=dict([marker])) as loser:
                 nursery.start_soon(take_over, loser.job_id)
-                while len(worker._controller._local.client.jobs) < 2:
+                while len(worker._link.client.jobs) < 2:
                     await trio.lowlevel.checkpoint()
                 assert not entered.is_set()  # it has asked, and has no answer yet
             await entered.wait()

@@ -79,7 +79,7 @@ async def test_a_wall_clock_that_jumps_an_hour_expires_nothing() -> None:
         connected_at, accepted = it.worker.info.connected_at, it.proxy.accepted
         options: dict[str, Any] = {"timeout": 60, "idle_timeout": 60}
         async with it.worker.open_process(["cat"], **options) as process:
-            async with orphaned(it.worker, lease=2 * LONGEST_TICK - 1) as job_id:
+            async with orphaned(it.controller, it.worker.id, lease=2 * LONGEST_TICK - 1) as job_id:
                 result = await it.worker.run(f"sleep {2.2 * TICK_SECONDS}", **options)
                 assert result.success
                 assert 2 < result.duration < 30
@@ -97,7 +97,7 @@ async def test_what_is_due_is_due_whatever_the_wall_clock_says() -> None:
         for options in ({"timeout": 0.1}, {"idle_timeout": 0.1}):
             with pytest.raises(sandd.CommandTimeout):
                 await it.worker.run("sleep 60", **options)
-        async with orphaned(it.worker, lease=0.5) as job_id:
+        async with orphaned(it.controller, it.worker.id, lease=0.5) as job_id:
             while (await ended(it.worker, job_id)) is not Outcome.LEASE_EXPIRED:
                 await trio.sleep(0.05)
         it.proxy.blackhole()
@@ -105,14 +105,16 @@ async def test_what_is_due_is_due_whatever_the_wall_clock_says() -> None:
 
 
 @asynccontextmanager
-async def orphaned(worker: sandd.Daemon, *, lease: float) -> AsyncIterator[str]:
+async def orphaned(
+    controller: sandd.Controller, daemon_id: str, *, lease: float
+) -> AsyncIterator[str]:
     """The id of a job that nobody holds; forgotten at the end."""
     async with AsyncExitStack() as left_behind:
-        async with another_agent(worker._controller) as agent:
-            opened = agent.daemon(worker.id).open_process("sleep 60", lease=lease)
+        async with another_agent(controller) as agent:
+            opened = agent.daemon(daemon_id).open_process("sleep 60", lease=lease)
             job_id = (await left_behind.enter_async_context(opened)).job_id
     yield job_id
-    await worker.forget(job_id)
+    await controller.daemon(daemon_id).forget(job_id)
 
 
 async def ended(worker: sandd.Daemon, job_id: str) -> Outcome | None:

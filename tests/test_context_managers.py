@@ -32,7 +32,9 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
 
 
 @asynccontextmanager
-async def attached(worker: sandd.Daemon, **options: Any) -> AsyncIterator[None]:
+async def attached(
+    worker: sandd.Daemon, _controller: sandd.Controller, **options: Any
+) -> AsyncIterator[None]:
     """A block inside another one on the same job, which it takes over."""
     async with worker.open_process(TREE, **options) as process:
         async with worker.attach_process(process.job_id, takeover=True, kill_grace=0):
@@ -40,12 +42,12 @@ async def attached(worker: sandd.Daemon, **options: Any) -> AsyncIterator[None]:
 
 
 MANAGERS: Final[dict[str, Callable[..., AbstractAsyncContextManager[object]]]] = {
-    "open_controller": lambda _worker, **_: sandd.open_controller(port=0),
-    "open_events": lambda worker, **_: worker._controller.open_events(),
-    "open_process": lambda worker, **options: worker.open_process(TREE, **options),
+    "open_controller": lambda *_, **__: sandd.open_controller(port=0),
+    "open_events": lambda _worker, controller, **_: controller.open_events(),
+    "open_process": lambda worker, _controller, **options: worker.open_process(TREE, **options),
     "attach_process": attached,
-    "open_fault_proxy": lambda worker, **_: open_fault_proxy(worker._controller.address),
-    "open_daemon_cores": lambda worker, **_: open_daemon_cores(worker._controller.url, 3),
+    "open_fault_proxy": lambda _worker, controller, **_: open_fault_proxy(controller.address),
+    "open_daemon_cores": lambda _worker, controller, **_: open_daemon_cores(controller.url, 3),
 }
 
 
@@ -74,7 +76,7 @@ async def test_an_exception_in_the_body_comes_out_as_itself(
         await worker.run("true")
         tasks = trio.lowlevel.current_statistics().tasks_living
         with pytest.raises(type(error)) as caught:  # noqa: PT012 - the block is what is tested
-            async with MANAGERS[name](worker, env=dict([marker]), kill_grace=0):
+            async with MANAGERS[name](worker, controller, env=dict([marker]), kill_grace=0):
                 if name.endswith("process"):
                     await until(lambda: len(marker.processes()) == 3)
                 raise error

@@ -368,7 +368,7 @@ async def test_detach_waits_for_a_daemon_that_is_away(
                     relay.accept()
                     await process.detach()
             relay.accept()
-            await worker._controller.wait_for_daemon("worker-1")
+            await worker._registry.wait_online("worker-1")
             if wait:
                 assert [job.detached for job in await worker.jobs()] == [True]
                 await worker.forget(process.job_id)

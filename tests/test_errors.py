@@ -25,6 +25,8 @@ from sandd._core._errors import (
     RequestRefused,
     SanddError,
     SpawnFailed,
+    TransferError,
+    transfer_error,
 )
 from sandd._core.results import CommandResult
 from sandd.wire import Outcome
@@ -90,3 +92,32 @@ def test_a_failed_spawn_is_an_os_error_of_the_daemons_machine() -> None:
     assert str(error) == f"[ENOENT] {os.strerror(errno.ENOENT)}: '/no/such'"
     assert str(SpawnFailed(99999, "odd")) == "[99999] odd"
     assert str(SpawnFailed(0, "odd")) == "[0] odd"
+
+
+@pytest.mark.parametrize(
+    ("symbol", "kind"),
+    [
+        ("ENOENT", FileNotFoundError),
+        ("EACCES", PermissionError),
+        ("EPERM", PermissionError),
+        ("EISDIR", IsADirectoryError),
+        ("ENOTDIR", NotADirectoryError),
+        ("EEXIST", FileExistsError),
+        ("ENOSPC", OSError),
+    ],
+)
+def test_a_failed_transfer_is_the_os_error_that_fits(symbol: str, kind: type[OSError]) -> None:
+    """By the name of the error, whatever number the other machine has for it."""
+    error = transfer_error(symbol, "", "/there")
+    assert isinstance(error, TransferError)
+    assert isinstance(error, kind)
+    number = getattr(errno, symbol)
+    assert (error.errno, error.strerror, error.filename) == (number, os.strerror(number), "/there")
+    assert type(transfer_error(symbol, "again")) is type(error)
+
+
+def test_an_error_that_this_system_does_not_know_is_still_one() -> None:
+    """Its text says what it was."""
+    error = transfer_error("EDOOFUS", "Programming error")
+    assert isinstance(error, OSError)
+    assert (error.errno, error.strerror, error.filename) == (errno.EIO, "Programming error", None)

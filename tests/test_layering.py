@@ -43,6 +43,7 @@ DAEMON_END = [
     "sandd._core.daemon_options",
     "sandd._core.daemon_program",
     "sandd._core.dialer",
+    "sandd._core.job_requests",
     "sandd._core.processes",
     "sandd._core.processes.*",
     "sandd._core.requests",

@@ -330,7 +330,7 @@ async def test_leaving_the_block_ends_and_reaps_the_whole_tree(
         assert marker.processes() == []
         status = await process.wait()
         assert status.outcome is Outcome.CANCELLED
-        assert worker._controller.statistics().jobs == 0
+        assert worker._link.job_count == 0
 
 
 async def test_leaving_the_block_lets_the_process_clean_up(
@@ -382,7 +382,7 @@ async def test_cancelled_at_many_moments_leaves_nothing(
                     await process.signal("TERM")
                     await process.wait()
             assert marker.processes() == [], milliseconds
-        assert worker._controller.statistics().jobs == 0
+        assert worker._link.job_count == 0
         assert (await worker.run("echo on")).stdout == "on\n"
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
-from scripted import Bytes, control, cursors, drain
+from scripted import Bytes, control, cursors, data, drain
 
 from sandd import wire
-from sandd._core import requests as requests_module
+from sandd._core import job_requests
 from sandd._core.job import DaemonLink, Job
+from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
-from sandd._core.requests import Requests, signal_number
-from sandd._core.spooled_log import SpooledLog
+from sandd._core.requests import Doing, Requests
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Daemon:
         self.link = DaemonLink()
         self.over: dict[Job, trio.Event] = {}
         self.killed: list[tuple[Job, str]] = []
-        self.requests = Requests(self.table, nursery, act=self.act, wait_over=self.wait_over)
+        self.requests = Requests(self.table, nursery, act=self.act)
+        self.requests.offer(JobRequests(self.table, act=self.act, wait_over=self.wait_over).doers)
         self.sequence = 0
 
     def act(self, effects: Effects) -> None:
@@ -102,8 +104,8 @@ async def running() -> AsyncIterator[Daemon]:
 
 def records(said: list[Any]) -> list[wire.JobRecord]:
     """The answers among what was said."""
-    data = b"".join(part.body for part in said if isinstance(part, Bytes))
-    return list(wire.decode_answers(data))  # type: ignore[arg-type]
+    output = b"".join(part.body for part in said if isinstance(part, Bytes))
+    return list(wire.decode_answers(output))  # type: ignore[arg-type]
 
 
 def end_of(said: list[Any]) -> Any:
@@ -139,7 +141,7 @@ async def test_a_long_list_waits_for_room_and_skips_what_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It holds no more than the ring; each answer is true when it is made."""
-    monkeypatch.setitem(SpooledLog.__init__.__kwdefaults__, "capacity", 1000)
+    monkeypatch.setattr(wire.Request, "window", 1000)
     async with running() as daemon:
         commands = [daemon.command() for _ in range(100)]
         channel = daemon.ask(wire.JobsSpec(), credit=10_000_000)
@@ -163,7 +165,7 @@ async def test_a_long_list_waits_for_room_and_skips_what_is_gone(
 
 async def test_a_list_gives_everybody_else_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many jobs there are, the loop isn't held up by more than a few."""
-    monkeypatch.setattr(requests_module, "ANSWERS_A_TURN", 10)
+    monkeypatch.setattr(job_requests, "ANSWERS_A_TURN", 10)
     async with running() as daemon:
         for _ in range(95):
             daemon.command()
@@ -241,7 +243,7 @@ async def test_a_mistake_of_ours_costs_one_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its client is told, the log has it, and everything else goes on."""
-    monkeypatch.setattr(requests_module, "describe", lambda _job, _now: 1 / 0)
+    monkeypatch.setattr(job_requests, "describe", lambda _job, _now: 1 / 0)
     async with running() as daemon:
         job = daemon.command()
         channel = daemon.ask(wire.JobsSpec())
@@ -286,3 +288,114 @@ def test_signals_go_by_this_machines_numbers() -> None:
     assert signal_number("NONSENSE") is None
     assert signal_number("_DFL") is None
     assert signal_number("") is None
+
+
+def talk(daemon: Daemon, do: Any, *, credit: int = 10_000_000) -> int:
+    """Have a request done by `do`; its channel."""
+    daemon.requests.offer({wire.JobsSpec: do})  # of all kinds the one that is closest at hand
+    return daemon.ask(wire.JobsSpec(), credit=credit)
+
+
+def give(daemon: Daemon, channel: int, offset: int, body: bytes, *, final: bool = False) -> None:
+    """Some of its INPUT comes in."""
+    frame = data(channel, Stream.INPUT, offset, body, final=final)
+    daemon.act(daemon.table.receive(daemon.link, frame, trio.current_time()))
+
+
+async def test_a_request_reads_its_input_to_the_end() -> None:
+    """Each piece once, in order, waiting for what has not come; then b"", again and again."""
+    read: list[bytes] = []
+
+    async def do(doing: Doing, _spec: object) -> None:
+        while chunk := await doing.read(3):
+            read.append(chunk)
+        read.append(await doing.read())
+
+    async with running() as daemon:
+        channel = talk(daemon, do)
+        await trio.testing.wait_all_tasks_blocked()
+        give(daemon, channel, 0, b"abcd")
+        await trio.testing.wait_all_tasks_blocked()
+        assert read == [b"abc", b"d"]
+        give(daemon, channel, 4, b"e", final=True)
+        await trio.testing.wait_all_tasks_blocked()
+        assert read == [b"abc", b"d", b"e", b""]
+        assert end_of(daemon.heard(channel)).code == 0
+
+
+async def test_a_request_writes_as_much_as_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it puts out waits for the client, and beside it something else may wait for input."""
+    monkeypatch.setattr(wire.Request, "window", 1000)
+    read: list[bytes] = []
+
+    async def do(doing: Doing, _spec: object) -> None:
+        async def listen() -> None:
+            read.append(await doing.read())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await doing.write(bytes(5000))
+
+    async with running() as daemon:
+        channel = talk(daemon, do)
+        await trio.testing.wait_all_tasks_blocked()
+        job = daemon.job(channel)
+        log = job.sends[Stream.OUTPUT]
+        assert log.end == 1000
+        give(daemon, channel, 0, b"while it waits")
+        await trio.testing.wait_all_tasks_blocked()
+        assert read == [b"while it waits"]
+        said: list[Any] = []
+        while job.state is not JobState.ENDED:
+            said += daemon.heard(channel)
+            window = wire.StreamWindow(Stream.OUTPUT, log.end, 10_000_000)
+            daemon.receive(channel, wire.Window((window,)))
+            await trio.testing.wait_all_tasks_blocked()
+        said += daemon.heard(channel)
+        assert b"".join(each.body for each in said if isinstance(each, Bytes)) == bytes(5000)
+
+
+async def test_what_the_system_refuses_is_told_by_its_name() -> None:
+    """The numbers differ from system to system."""
+
+    async def do(_doing: Doing, _spec: object) -> None:
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", b"/tmp/\xff")
+
+    async with running() as daemon:
+        channel = talk(daemon, do)
+        await trio.testing.wait_all_tasks_blocked()
+        failed = end_of(daemon.heard(channel))
+        assert (failed.code, failed.symbol) == (FailedCode.SYSTEM, "EISDIR")
+        assert (failed.message, failed.filename) == ("Is a directory", b"/tmp/\xff")
+
+
+async def test_what_nobody_offers_is_declined() -> None:
+    """A daemon may be built without some of it."""
+    async with running() as daemon:
+        daemon.requests._doers.clear()
+        channel = daemon.ask(wire.JobsSpec())
+        await trio.testing.wait_all_tasks_blocked()
+        assert end_of(daemon.heard(channel)).code is FailedCode.DECLINED
+
+
+async def test_who_takes_a_request_back_is_told_from_who_is_gone() -> None:
+    """What was begun is of use to who asks again, and to nobody else."""
+    given_up: list[bool] = []
+
+    async def do(doing: Doing, _spec: object) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            given_up.append(doing.is_given_up)
+
+    async with running() as daemon:
+        channel = talk(daemon, do)
+        await trio.testing.wait_all_tasks_blocked()
+        daemon.receive(channel, wire.End("d", daemon.job(channel).key[1], client=ALICE, tenant="t"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert given_up == [True]
+        channel = talk(daemon, do)
+        await trio.testing.wait_all_tasks_blocked()
+        daemon.act(daemon.table.stop(daemon.job(channel), Outcome.LEASE_EXPIRED))
+        await trio.testing.wait_all_tasks_blocked()
+        assert given_up == [True, False]

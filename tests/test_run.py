@@ -673,7 +673,7 @@ async def check_cancel(
         assert not scope.cancelled_caught
         assert marker.processes() == []
         assert (await worker.run("echo well")).stdout == "well\n"
-        assert worker._controller.statistics().jobs == 0
+        assert worker._link.job_count == 0
 
 
 async def test_cancelled_before_it_began_runs_nothing(
@@ -732,7 +732,7 @@ async def test_cancelled_at_many_moments_leaves_nothing(
                 await worker.run(script, env=dict([marker]), kill_grace=0.1)
             assert marker.processes() == [], milliseconds
         assert (await worker.run("echo well")).stdout == "well\n"
-        assert worker._controller.statistics().jobs == 0
+        assert worker._link.job_count == 0
 
 
 async def test_cancelled_after_any_number_of_turns_leaves_nothing(
@@ -747,7 +747,7 @@ async def test_cancelled_after_any_number_of_turns_leaves_nothing(
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
             assert marker.processes() == [], turns
-        assert worker._controller.statistics().jobs == 0
+        assert worker._link.job_count == 0
         assert (await worker.run("echo well")).stdout == "well\n"
 
 

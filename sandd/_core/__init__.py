@@ -51,6 +51,7 @@ Trio shells of the daemon alone
     processes/       starting and ending process trees; its spawner is standard library only
     spawn_requests   from a job's spec to what is started
     requests         jobs without a process: what the daemon does itself
+    job_requests     of these, what is asked about its jobs
     spool_files      output on disk: the files, and their removal
     spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes

@@ -119,6 +119,31 @@ class SpawnFailed(SanddError, OSError):
         return f"[{name}] {self.strerror}{target}"
 
 
+class TransferError(SanddError):
+    """Something with a daemon's files went wrong, or with a transfer to or from them.
+
+    What a system call refused is also the fitting OSError (FileNotFoundError, PermissionError,
+    IsADirectoryError, ...), with ``errno`` (this machine's number), ``strerror`` and ``filename``.
+    """
+
+
+_TRANSFER_ERRORS: dict[type[OSError], type[TransferError]] = {}
+"""For each of OSError's classes, the one that is a TransferError, too; made when first needed."""
+
+
+def transfer_error(symbol: str, message: str, filename: str | None = None) -> TransferError:
+    """The exception for a system call that failed, here or there; `symbol` is like "ENOENT"."""
+    number = getattr(_errno, symbol, _errno.EIO)
+    text = message or os.strerror(number)
+    plain = type(OSError(number, text))  # the class that Python itself would choose
+    chosen = _TRANSFER_ERRORS.get(plain)
+    if chosen is None:
+        # Named for what it is caught as; its module says whose it is.
+        chosen = type(plain.__name__, (TransferError, plain), {"__module__": __name__})
+        _TRANSFER_ERRORS[plain] = chosen
+    return chosen(number, text) if filename is None else chosen(number, text, filename)
+
+
 class JobTaken(SanddError):
     """Another client, or another block with the same `job_id`, took the job over. It goes on there."""
 

@@ -14,6 +14,7 @@ from sandd._core._errors import LocalProtocolError
 from sandd._core.scheduler import Scheduler
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import (
+    RING_BYTES,
     ByteReceiveLog,
     MessageReceiveLog,
     MessageSendLog,
@@ -79,8 +80,13 @@ class Job:
         retain = EVERYTHING if spec.detach else 0
         if isinstance(spec, wire.SessionSpec):
             retain = spec.scrollback
+        capacity = RING_BYTES
+        if isinstance(spec, wire.Request):
+            capacity, spool = spec.window, None  # what it tells has a source, and can wait there
         self.outputs = {
-            stream: SpooledLog(self, retain=retain, on_full=spec.on_full, spool=spool)
+            stream: SpooledLog(
+                self, capacity=capacity, retain=retain, on_full=spec.on_full, spool=spool
+            )
             for stream in (Stream.OUTPUT, Stream.ERROR)
         }
         # Retained whole, so that whoever attaches later learns what became of the job.
@@ -188,13 +194,19 @@ class Job:
         self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
 
     def failed(
-        self, code: wire.FailedCode, message: str, *, errno: int = 0, filename: bytes | None = None
+        self,
+        code: wire.FailedCode,
+        message: str,
+        *,
+        errno: int = 0,
+        symbol: str = "",
+        filename: bytes | None = None,
     ) -> None:
         """There is no exit status: the job couldn't be started, or its fate is unknown."""
         self.tell_started()
         text = message[: wire.MAX_TEXT_LENGTH]
         name = None if filename is None else filename[: wire.MAX_TEXT_LENGTH]
-        self._end(wire.Failed(code, text, errno, name, self._finals()))
+        self._end(wire.Failed(code, text, errno, name, self._finals(), symbol))
 
     def _finals(self) -> dict[Stream, int]:
         finals = {}

@@ -83,8 +83,9 @@ def _repeats_start(message: wire.Attach) -> bool:
 Effects = list[tuple[Job, Effect]]
 
 
-def _reads(spec: wire.Spec) -> bool:
-    return isinstance(spec, wire.ProgramSpec) and spec.stdin
+def _input_window(spec: wire.Spec) -> int:
+    """Credit on INPUT: what the daemon may hold for a job that doesn't read."""
+    return spec.window if isinstance(spec, wire.Request) else INPUT_WINDOW
 
 
 class JobTable:
@@ -338,7 +339,9 @@ class JobTable:
                 ReceiveWindow.open(Stream.OPS, job.ops, wire.MESSAGE_WINDOW),
                 # Behind the end of input nobody can add any, so nothing is granted there.
                 ReceiveWindow.open(
-                    Stream.INPUT, job.input, INPUT_WINDOW if job.input.final is None else 0
+                    Stream.INPUT,
+                    job.input,
+                    _input_window(job.spec) if job.input.final is None else 0,
                 ),
             ]
         return Channel(number, send=cursors, receive=windows, holds=owner)
@@ -356,7 +359,7 @@ class JobTable:
         states += [
             wire.StreamState(w.stream, received=w.log.received, max_offset=w.max_offset)
             for w in attachment.channel.receive.values()
-            if w.log.received or (w.stream is Stream.INPUT and _reads(attachment.job.spec))
+            if w.log.received or (w.stream is Stream.INPUT and attachment.job.spec.stdin)
         ]
         return wire.Attached(
             attachment.role, job.generation, job.state, tuple(states), job.detached, job.terminal

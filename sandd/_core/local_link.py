@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -14,6 +15,7 @@ from sandd._core._errors import (
     RequestRefused,
     SanddError,
     SpawnFailed,
+    transfer_error,
 )
 from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
@@ -39,6 +41,8 @@ LATE_SECONDS: Final = 0.02
 """How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
 one by one, each takes the processor from the command that is under way by then."""
 EVERYTHING: Final = wire.MAX_OFFSET
+INPUT_CAPACITY: Final = 256 * wire.KIB
+"""Of a program's stdin, what is kept here until the program has taken it."""
 
 
 class JobHandle:
@@ -207,6 +211,9 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
             return JobNotFound(f"daemon {job.daemon_id!r}: {failed.message}")
         case FailedCode.DECLINED:
             return RequestRefused(f"daemon {job.daemon_id!r}: {failed.message}")
+        case FailedCode.SYSTEM:
+            name = None if failed.filename is None else os.fsdecode(failed.filename)
+            return transfer_error(failed.symbol, failed.message, name)
         case FailedCode.LOST:
             return DaemonGone(
                 f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}"
@@ -267,12 +274,15 @@ class LocalLink:
         if isinstance(spec, wire.Request):
             # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
             self.flush(late=True)
-        capacity = None if input_data is not None else wire.INITIAL_INPUT_BYTES * 4
+        capacity = None
+        if input_data is None:
+            capacity = spec.window if isinstance(spec, wire.Request) else INPUT_CAPACITY
         job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
         handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
         self.jobs_started += isinstance(spec, wire.ProgramSpec)
-        if input_data:
-            job.input.append(input_data)
+        if input_data is not None and spec.stdin:
+            if input_data:
+                job.input.append(input_data)
             job.input.finish()
         self.client.activate(job)
         self.flush()

@@ -1,98 +1,146 @@
-"""Does what a daemon is asked about itself: requests, which are jobs without a process.
+"""Does what a daemon is asked to do itself: requests, which are jobs without a process.
 
 A request takes no place among the commands that run at once, and waits behind none. Each is one
-task; its answers go where a command's output goes. A further kind is one more entry in `_DO`.
+task; its answers go where a command's output goes, and what it is given comes as a command's input.
+What can be asked for is said by those who can do it: see `Requests.offer`.
 """
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING, Any, Final
+import errno
+import os
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
-from attrs import define, field
 
 from sandd import wire
-from sandd._core.job_info import describe
-from sandd._core.jobs import NO_JOB, Effect, Effects, JobTable
+from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from sandd._core.job import Job
 
+    Doer: TypeAlias = Callable[["Doing", Any], Awaitable[None]]
+    """Does one kind of request: it is given what it is done with, and the spec."""
+
 log = get_logger("requests")
 
-ANSWERS_A_TURN: Final = 64
-"""So many answers are made before everybody else has a turn: 1 ms."""
-
-
-def signal_number(name: str) -> signal.Signals | None:
-    """This machine's number of a signal's name without SIG; None where it has no such signal."""
-    if name == "KILL" and not hasattr(signal, "SIGKILL"):
-        name = "TERM"  # Windows, where either ends the tree at once
-    number = getattr(signal, f"SIG{name}", None)
-    return number if isinstance(number, signal.Signals) else None
+PIECE_BYTES: Final = 128 * wire.KIB
+"""Output goes out in pieces of this at most: one data frame."""
 
 
 class RequestFailedError(Exception):
-    """The request can't be fulfilled, and nothing was done; its client is told why."""
+    """The request can't be fulfilled, and its client is told why; so it is by an OSError."""
 
     def __init__(self, code: FailedCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-@define(eq=False)
-class _Running:
-    """A request that is being done."""
+class Doing:
+    """A request that is being done: what its client gives it, and what it tells its client."""
 
-    job: Job
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    room_ready: trio.Event = field(factory=trio.Event)
+    def __init__(self, job: Job, act: Callable[[Effects], None]) -> None:
+        self.job = job
+        self.scope = trio.CancelScope()
+        """Cancelled when the request is taken back, or nobody came back for it in time."""
+        self._act = act
+        self._changed = trio.Event()
+
+    @property
+    def tenant(self) -> str:
+        """Whose request it is."""
+        return self.job.key[0]
+
+    @property
+    def is_given_up(self) -> bool:
+        """Its client has taken it back, and will not ask for the same again. False while it is done."""
+        return self.job.end_requested
+
+    async def write(self, data: wire.Buffer) -> None:
+        """Put out all of `data`; returns when it is on its way within the bounds of the ring."""
+        view = memoryview(data)
+        while len(view):
+            room = self.job.room(Stream.OUTPUT)
+            if room:
+                count = min(room, PIECE_BYTES)
+                self.job.write(Stream.OUTPUT, view[:count])
+                view = view[count:]
+            if not room or not len(view):
+                self._act([])
+            if not room:
+                await self._changed.wait()
+
+    async def answer(self, answer: wire.Answer) -> None:
+        """Put out one answer, whole, as soon as there is room for it; sent with others, or by `send`."""
+        data = wire.encode_answer(answer)
+        while self.job.room(Stream.OUTPUT) < len(data):
+            self._act([])
+            await self._changed.wait()
+        self.job.write(Stream.OUTPUT, data)
+
+    def send(self) -> None:
+        """Let the answers go; the end of the request does that, too."""
+        self._act([])
+
+    async def read(self, max_bytes: int = wire.MIB) -> bytes:
+        """What comes next on INPUT, at most `max_bytes`; b"" at its end."""
+        while True:
+            chunk = self.job.take_input(max_bytes)
+            if chunk:
+                self._act([])  # credit for what was taken
+                return chunk
+            if self.job.input.at_end:
+                return b""
+            await self._changed.wait()
+
+    def wake(self) -> None:
+        """Something happened to the job: whoever waits for it looks again."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
 
 
 class Requests:
     """All requests under way on a daemon. Its nursery owns their tasks."""
 
     def __init__(
-        self,
-        table: JobTable,
-        nursery: trio.Nursery,
-        *,
-        act: Callable[[Effects], None],
-        wait_over: Callable[[Job], Awaitable[None]],
+        self, table: JobTable, nursery: trio.Nursery, *, act: Callable[[Effects], None]
     ) -> None:
         self._table = table
         self._nursery = nursery
         self._act = act
-        self._wait_over = wait_over
-        self._running: dict[Job, _Running] = {}
+        self._running: dict[Job, Doing] = {}
+        self._doers: dict[type[wire.Request], Doer] = {}
+
+    def offer(self, doers: Mapping[type[wire.Request], Doer]) -> None:
+        """From now on requests of these kinds can be done."""
+        self._doers.update(doers)
 
     def start(self, job: Job) -> None:
         """Do what the job asks for; it has ended when that is done."""
-        running = self._running[job] = _Running(job)
-        self._nursery.start_soon(self._run, running)
+        doing = self._running[job] = Doing(job, self._act)
+        self._nursery.start_soon(self._run, doing)
 
     def take(self, job: Job, effect: Effect) -> None:
         """Something happened to a job; nothing is done for one that has ended or is none of ours."""
-        running = self._running.get(job)
-        if running is None:
+        doing = self._running.get(job)
+        if doing is None:
             return
-        if effect is Effect.ROOM:
-            running.room_ready.set()
-        elif effect is Effect.END:
-            running.scope.cancel()  # ops and input mean nothing to a request
+        if effect is Effect.END:
+            doing.scope.cancel()
+        else:
+            doing.wake()
 
-    async def _run(self, running: _Running) -> None:
-        job = running.job
+    async def _run(self, doing: Doing) -> None:
+        job = doing.job
         began = trio.current_time()
         try:
-            with running.scope:
-                await _DO[type(job.spec)](self, running, job.spec)
-            if running.scope.cancelled_caught:
+            with doing.scope:
+                await self._do(doing)
+            if doing.scope.cancelled_caught:
                 job.failed(FailedCode.CANCELLED, "the request was taken back")
             else:
                 job.exited(
@@ -104,6 +152,8 @@ class Requests:
                 )
         except RequestFailedError as error:
             job.failed(error.code, str(error))
+        except OSError as error:
+            _tell_system_error(job, error)
         except Exception as error:  # a defect of ours must cost this request alone
             log.exception("request_crashed", job=job.key[1])
             job.failed(FailedCode.LOST, f"the daemon failed to do it: {error!r}")
@@ -112,52 +162,23 @@ class Requests:
             if job.state is JobState.ENDED:
                 self._act(self._table.ended(job, trio.current_time()))
 
-    async def _answer(self, running: _Running, answer: wire.Answer) -> None:
-        """Put out one answer, as soon as the client has room for it."""
-        job, data = running.job, wire.encode_answer(answer)
-        while job.room(Stream.OUTPUT) < len(data):
-            running.room_ready = trio.Event()
-            self._act([])
-            await running.room_ready.wait()
-        job.write(Stream.OUTPUT, data)
-
-    # -- what can be asked for
-
-    async def _list(self, running: _Running, _spec: wire.JobsSpec) -> None:
-        # Made one by one as there is room, so that any number of jobs takes no more than that.
-        for index, job in enumerate(self._table.commands(running.job.key[0])):
-            if index and index % ANSWERS_A_TURN == 0:
-                await trio.lowlevel.checkpoint()
-            if self._table.jobs.get(job.key) is job:
-                await self._answer(running, describe(job, trio.current_time()))
-
-    async def _kill(self, running: _Running, spec: wire.KillSpec) -> None:
-        job = self._named(running, spec.job_id)
-        if job.state is JobState.ENDED:
-            return
-        if spec.signal not in ("TERM", "KILL") and signal_number(spec.signal) is None:
+    async def _do(self, doing: Doing) -> None:
+        spec = doing.job.spec
+        doer = self._doers.get(type(spec))  # type: ignore[arg-type]  # those of programs are not among them
+        if doer is None:
             raise RequestFailedError(
-                FailedCode.DECLINED, f"there is no signal {spec.signal!r} on its machine"
+                FailedCode.DECLINED, f"this daemon does not do {type(spec).__name__}"
             )
-        self._act(self._table.stop(job, Outcome.CANCELLED, spec.grace, signal=spec.signal))
-        await self._wait_over(job)
-
-    async def _forget(self, running: _Running, spec: wire.ForgetSpec) -> None:
-        job = self._named(running, spec.job_id)
-        if job.state is not JobState.ENDED:
-            self._act(self._table.stop(job, Outcome.CANCELLED))
-            await self._wait_over(job)
-        self._act(self._table.forget(job, trio.current_time()))
-
-    def _named(self, running: _Running, job_id: str) -> Job:
-        job = self._table.find(running.job.key[0], job_id)
-        if job is None:
-            raise RequestFailedError(FailedCode.JOB_NOT_FOUND, f"{NO_JOB}: {job_id!r}")
-        return job
+        await doer(doing, spec)
 
 
-_DO: Final[dict[type, Callable[[Requests, _Running, Any], Awaitable[None]]]] = {
-    wire.JobsSpec: Requests._list,
-    wire.KillSpec: Requests._kill,
-    wire.ForgetSpec: Requests._forget,
-}
+def _tell_system_error(job: Job, error: OSError) -> None:
+    number = error.errno or errno.EIO
+    name = error.filename
+    job.failed(
+        FailedCode.SYSTEM,
+        error.strerror or str(error) or os.strerror(number),
+        errno=number,
+        symbol=errno.errorcode.get(number, ""),
+        filename=os.fsencode(name) if isinstance(name, str | bytes | os.PathLike) else None,
+    )

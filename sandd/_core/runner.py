@@ -20,6 +20,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import SpawnFailed
+from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
 from sandd._core.processes import (
@@ -31,7 +32,7 @@ from sandd._core.processes import (
     SendsNowait,
     SpawnRequest,
 )
-from sandd._core.requests import Requests, signal_number
+from sandd._core.requests import Requests
 from sandd._core.spawn_requests import spawn_request
 from sandd._core.spooler import Spooler
 from sandd.wire import FailedCode, JobState, Outcome, Stream
@@ -129,7 +130,9 @@ class JobRunner:
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._starting = False
         """A start is under way whose answer has not been sent."""
-        self._requests = Requests(table, nursery, act=self.act, wait_over=self._wait_over)
+        self.requests = Requests(table, nursery, act=self.act)
+        """What is done without a process; who can do more offers it here."""
+        self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
 
     # -- links
 
@@ -198,7 +201,7 @@ class JobRunner:
                 case Effect.START:
                     self._start(job)
                 case _ if running is None:
-                    self._requests.take(job, effect)  # unless it has ended already
+                    self.requests.take(job, effect)  # unless it has ended already
                 case Effect.OPS:
                     self._apply_ops(running)
                 case Effect.INPUT:
@@ -213,7 +216,7 @@ class JobRunner:
     def _start(self, job: Job) -> None:
         if isinstance(job.spec, wire.Request):
             self._starting = True
-            self._requests.start(job)
+            self.requests.start(job)
             return
         self._running[job] = running = RunningJob(job, job.spec)
         self._queue.append(running)
