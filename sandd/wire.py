@@ -919,9 +919,13 @@ class UploadSpec(Request):
 class DownloadSpec(Request):
     """Request: send a file or a tree; see Transfer. OUTPUT is the sender's records, INPUT the receiver's."""
 
-    path: bytes = field(validator=_at_most(MAX_PATH_BYTES))  # what is copied; a link there is followed
+    path: bytes = field(
+        validator=_at_most(MAX_PATH_BYTES)
+    )  # what is copied; a link there is followed
     update: Update = Update.NONE
-    include: tuple[str, ...] = ()  # patterns as in a .gitignore; of a tree, only files that match one are sent
+    include: tuple[
+        str, ...
+    ] = ()  # patterns as in a .gitignore; of a tree, only files that match one are sent
     exclude: tuple[str, ...] = ()  # as above: what matches is left out; it outweighs `include`
     total: bool = False  # say `total` first
     stdin: ClassVar[bool] = True
@@ -1031,7 +1035,7 @@ class FileRecord:
 
 @frozen
 class AskRecord:
-    """sender: a file. Does the receiver want it?"""
+    """sender: there is a file, and does the receiver want it."""
 
     name: bytes = field(validator=_name)
     size: int = field(validator=_offset)
@@ -1058,7 +1062,9 @@ class ContentRecord:
     """sender: the bytes follow of a file that is wanted."""
 
     number: int = field(validator=_offset)  # which AskRecord it was
-    offset: int = field(default=0, validator=_offset)  # from here: 0, or as wanted, if the hash is right
+    offset: int = field(
+        default=0, validator=_offset
+    )  # from here: 0, or as wanted, if the hash is right
 
 
 @frozen
@@ -1095,7 +1101,9 @@ class VanishedRecord:
 class EndRecord:
     """sender, last: that was all."""
 
-    unsupported: int = field(default=0, validator=_offset)  # devices, sockets, ... that were left out
+    unsupported: int = field(
+        default=0, validator=_offset
+    )  # devices, sockets, ... that were left out
     names: tuple[bytes, ...] = field(
         default=(), validator=_at_most(MAX_UNSUPPORTED)
     )  # paths of some of them, in the tree

@@ -89,9 +89,7 @@ def _is_ours(descriptor: int) -> bool:
     status = os.fstat(descriptor)
     if sys.platform == "win32":
         return stat.S_ISREG(status.st_mode)
-    return (
-        stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
-    )
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
 
 
 def _lock(descriptor: int) -> bool:

@@ -121,9 +121,7 @@ class Source:
         """Its records, in pieces of a megabyte at most. What was begun has to be iterated to its end, or closed."""
         self.size = self.question.size
         try:
-            descriptor, status = open_source(
-                self.root, self.path, follow=not self.question.path
-            )
+            descriptor, status = open_source(self.root, self.path, follow=not self.question.path)
         except OSError as error:
             if not self.question.path or error.errno not in _NOT_A_FILE_NOW:
                 raise
@@ -161,9 +159,7 @@ class Source:
                 return
         raise _restless(self.path)
 
-    def _check_prefix(
-        self, descriptor: int, status: os.stat_result
-    ) -> tuple[hashlib._Hash, int]:
+    def _check_prefix(self, descriptor: int, status: os.stat_result) -> tuple[hashlib._Hash, int]:
         """What the receiver has is the beginning of this file, or it begins anew."""
         answer = self.question.answer
         assert answer is not None

@@ -210,8 +210,9 @@ class _Receiver:
                 self._arrivals.take(record, self._steps)
             cost = len(chunk)
             for step in self._steps[known:]:
-                is_long = isinstance(step, arrivals.AppendZeros)
-                cost += step.count // _ZEROS_A_BYTE if is_long else STEP_COST
+                cost += STEP_COST
+                if isinstance(step, arrivals.AppendZeros):
+                    cost += step.count // _ZEROS_A_BYTE
             self._backlog += cost
             self._steps_cost += cost
             self._came.set()

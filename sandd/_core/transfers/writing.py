@@ -27,7 +27,7 @@ from sandd._core.transfers.partials import (
     partial_name,
     remove_old_in,
 )
-from sandd._core.transfers.reading import NOFOLLOW, ZEROS, hash_zeros, special_file_error
+from sandd._core.transfers.reading import NOFOLLOW, hash_zeros, special_file_error
 from sandd._core.transfers.syncing import Unsynced, sync_folders
 from sandd.wire import Update
 
@@ -249,6 +249,10 @@ class Writer:
                 self._one_less(file.folder)
                 self._release(file)
                 return wire.SkipRecord()
+            if self._update is Update.HASH and not file.size:
+                self._touch_up(target, file)
+                self._one_less(file.folder)
+                return wire.SkipRecord()
             if self._update is Update.HASH:
                 digest = self._hash_existing(target)
                 if digest is not None:
@@ -349,7 +353,9 @@ class Writer:
             with contextlib.suppress(OSError):
                 self._root.unlink(temporary)
             raise
-        self._add_written(_Written(temporary, target, step.folder, stays=False), descriptor, said.size)
+        self._add_written(
+            _Written(temporary, target, step.folder, stays=False), descriptor, said.size
+        )
         if step.folder is None:
             self.sha256 = said.sha256
 
@@ -434,7 +440,7 @@ class Writer:
             current.stays = False  # whatever is wrong with it, nobody shall go on with it
             raise damaged(current.target)
         if current.is_same:
-            self._touch_up(current)
+            self._touch_up(current.target, file)
             self._release(file)
         else:
             with naming(current.target):
@@ -448,12 +454,11 @@ class Writer:
             self.sha256 = sha256
         self._one_less(file.folder)
 
-    def _touch_up(self, current: _Open) -> None:
+    def _touch_up(self, target: bytes, file: Incoming) -> None:
         """What is the same has the same mode and time, too, where we may see to that."""
-        file = current.file
-        with contextlib.suppress(PermissionError), naming(current.target):
-            self._root.chmod(current.target, file.mode & _PERMISSIONS)
-            self._root.utime(current.target, (file.mtime, file.mtime))
+        with contextlib.suppress(PermissionError), naming(target):
+            self._root.chmod(target, file.mode & _PERMISSIONS)
+            self._root.utime(target, (file.mtime, file.mtime))
 
     def _release(self, file: Incoming) -> None:
         partial = self.partial(file)
