@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -164,7 +163,7 @@ async def copy(
                 update=update,
                 **options,
             )
-        except Exception as error:
+        except (Exception, Killed) as error:
             copied.sent = error
         lines.forth.close()
 
@@ -180,7 +179,7 @@ async def copy(
                 will_return=will_return,
                 progress=receiver_progress,
             )
-        except Exception as error:
+        except (Exception, Killed) as error:
             copied.received = error
         lines.back.close()
 
@@ -256,7 +255,3 @@ class FailingRoot:
 def system_error(number: int, path: bytes | None = None) -> OSError:
     """As a system call raises it."""
     return OSError(number, os.strerror(number), path)
-
-
-ENOSPC = errno.ENOSPC
-EIO = errno.EIO

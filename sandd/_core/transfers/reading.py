@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -49,6 +50,16 @@ def special_file_error(mode: int, path: bytes) -> OSError:
     return OSError(errno.EOPNOTSUPP, f"it is {what}, and only files are copied", path)
 
 
+@contextlib.contextmanager
+def naming(path: bytes) -> Iterator[None]:
+    """An OSError is about this path: system calls on descriptors name none, and a file in the making has another."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
+
+
 def open_source(root: Root, path: bytes, *, follow: bool) -> tuple[int, os.stat_result]:
     """A descriptor of a regular file; an OSError for anything else, and at once for a named pipe."""
     descriptor = root.open(path, _OPEN_FLAGS | (0 if follow else NOFOLLOW))
@@ -72,7 +83,8 @@ def read_small(root: Root, path: bytes, *, follow: bool) -> tuple[os.stat_result
         try:
             if status.st_size > wire.SMALL_FILE_BYTES:
                 return status, None
-            data = _read_all(descriptor, wire.SMALL_FILE_BYTES + 1)
+            with naming(path):
+                data = _read_all(descriptor, wire.SMALL_FILE_BYTES + 1)
             if _is_same(status, os.fstat(descriptor)) and len(data) <= wire.SMALL_FILE_BYTES:
                 return status, data
         finally:
@@ -129,7 +141,8 @@ class Source:
             yield message_bytes(wire.VanishedRecord(self.question.number))
             return
         try:
-            yield from self._records(descriptor, status)
+            with naming(self.path):
+                yield from self._records(descriptor, status)
         finally:
             os.close(descriptor)
 

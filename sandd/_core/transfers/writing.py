@@ -27,12 +27,12 @@ from sandd._core.transfers.partials import (
     partial_name,
     remove_old_in,
 )
-from sandd._core.transfers.reading import NOFOLLOW, hash_zeros, special_file_error
+from sandd._core.transfers.reading import NOFOLLOW, hash_zeros, naming, special_file_error
 from sandd._core.transfers.syncing import Unsynced, sync_folders
 from sandd.wire import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from sandd._core.files.roots import Root
     from sandd._core.transfers.arrivals import Folder, Incoming, Step
@@ -254,14 +254,16 @@ class Writer:
                 self._one_less(file.folder)
                 return wire.SkipRecord()
             if self._update is Update.HASH:
-                digest = self._hash_existing(target)
+                with naming(target):
+                    digest = self._hash_existing(target)
                 if digest is not None:
                     self._digests[file.number] = digest
                     return wire.WantRecord(file.size, digest.digest(), whole=True)
         partial = self.partial(file)
         if partial is None or file.number in unclaimed:
             return wire.WantRecord()
-        digest, size = self._hash_partial(partial, file.size)
+        with naming(target):
+            digest, size = self._hash_partial(partial, file.size)
         if not size:
             return wire.WantRecord()
         self._digests[file.number] = digest
@@ -543,16 +545,6 @@ class Writer:
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 _WRITE_FLAGS: Final = os.O_WRONLY | NOFOLLOW
 _ZERO_BLOCK: Final = bytes(BLOCK)
-
-
-@contextlib.contextmanager
-def naming(path: bytes) -> Iterator[None]:
-    """An OSError is about this path, and not about another name that the file has until it is complete."""
-    try:
-        yield
-    except OSError as error:
-        error.filename, error.filename2 = path, None
-        raise
 
 
 def damaged(target: bytes) -> Exception:
