@@ -163,16 +163,6 @@ class ControlFrame(NamedTuple):
 OutgoingFrame: TypeAlias = EncodedFrame | ControlFrame
 
 
-class Frame(NamedTuple):
-    """One frame of a received message; the payload still borrows the message's memory."""
-
-    type: FrameType
-    channel: int
-    payload: memoryview
-    message: Control | Unknown | None = None
-    """What the payload of a control frame says, where it was never bytes."""
-
-
 class Data(NamedTuple):
     """The payload of a DATA, FIN or GAP frame."""
 
@@ -181,6 +171,18 @@ class Data(NamedTuple):
     body: memoryview
     final: bool = False
     gap_end: int | None = None
+
+
+class Frame(NamedTuple):
+    """One frame of a received message; the payload still borrows the message's memory."""
+
+    type: FrameType
+    channel: int
+    payload: memoryview
+    message: Control | Unknown | None = None
+    """What the payload of a control frame says, where it was never bytes."""
+    data: Data | None = None
+    """What the payload of a data frame says, where it was never put together."""
 
 
 _FRAME_TYPES: Final = {int(kind): kind for kind in FrameType}
@@ -225,15 +227,20 @@ def as_frame(outgoing: OutgoingFrame) -> Frame:
     if isinstance(outgoing, ControlFrame):
         return Frame(FrameType.CONTROL, outgoing.channel, _NO_PAYLOAD, outgoing.message)
     head, body = outgoing
-    number, channel, length = _HEADER.unpack_from(head)
+    if len(head) == HEADER_BYTES:
+        number, channel, _ = _HEADER.unpack_from(head)
+        return Frame(_FRAME_TYPES[number], channel, memoryview(body))
     # The head of a data frame we encoded ourselves holds the beginning of the payload.
-    payload = body if len(head) == HEADER_BYTES else head[HEADER_BYTES:] + bytes(body)
-    assert len(payload) == length
-    return Frame(_FRAME_TYPES[number], channel, memoryview(payload))
+    number, channel, _, stream, offset = _DATA_HEADER.unpack_from(head)
+    kind = _FRAME_TYPES[number]
+    data = Data(_STREAMS[stream], offset, memoryview(body), kind is FrameType.FIN)
+    return Frame(kind, channel, _NO_PAYLOAD, data=data)
 
 
 def decode_data(frame: Frame) -> Data:
     """Read the payload of a DATA, FIN or GAP frame; RemoteProtocolError if it breaks a limit."""
+    if frame.data is not None:
+        return frame.data
     kind, payload = frame.type, frame.payload
     shape = _GAP if kind is FrameType.GAP else _DATA
     if len(payload) < shape.size:
@@ -306,6 +313,9 @@ def readdress(channel: int, frame: Frame) -> OutgoingFrame:
     """The same frame for another channel; the payload is passed on verbatim, uncopied."""
     if frame.message is not None and not isinstance(frame.message, Unknown):
         return ControlFrame(channel, frame.message)
+    if frame.data is not None:
+        stream, offset, body, final, _ = frame.data
+        return encode_data(channel, stream, offset, body, final=final)
     return _HEADER.pack(frame.type, channel, len(frame.payload)), frame.payload
 
 
