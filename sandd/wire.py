@@ -113,6 +113,8 @@ MAX_SCROLLBACK_BYTES: Final = 16 * MIB
 """What a session may keep of its past output: it is in the daemon's memory."""
 MAX_TERMINAL_SIZE: Final = 0xFFFF
 """Rows or columns of a terminal: an unsigned short in the kernel's winsize."""
+MAX_PATH_BYTES: Final = 4096
+"""A path, or a pattern of names: Linux's PATH_MAX, and more than other systems take."""
 MAX_SHOWN_BYTES: Final = 256
 """Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
@@ -350,6 +352,8 @@ def _at_most(length: int) -> Any:
 
 _id: Any = _at_most(MAX_ID_LENGTH)
 _offset = _within(0, MAX_OFFSET)
+_signed = _within(-MAX_OFFSET, MAX_OFFSET)
+_unsigned = _within(0, 2**64 - 1)
 _seconds = _within(0.0, MAX_SECONDS)
 
 
@@ -918,7 +922,40 @@ class JobRecord:
     )  # an output that isn't named has nothing yet
 
 
-Answer: TypeAlias = JobRecord
+class FileKind(enum.StrEnum):
+    """What a name in a directory stands for."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    CHARACTER_DEVICE = "character_device"
+    BLOCK_DEVICE = "block_device"
+    OTHER = "other"
+
+
+@frozen
+class FileInfo:
+    """What a system tells of a file, directory or link. On Windows some of it is 0."""
+
+    kind: FileKind
+    size: int = field(default=0, validator=_offset)  # bytes; of a link, those of its text
+    mode: int = field(default=0, validator=_within(0, 0o7777))  # permissions
+    mtime_ns: int = field(default=0, validator=_signed)  # nanoseconds since 1970: contents changed
+    atime_ns: int = field(default=0, validator=_signed)  # nanoseconds since 1970: was read
+    uid: int = field(default=0, validator=_unsigned)
+    gid: int = field(default=0, validator=_unsigned)
+    links: int = field(default=1, validator=_unsigned)  # names it has
+    inode: int = field(default=0, validator=_unsigned)  # with `device`: which file it is
+    device: int = field(default=0, validator=_unsigned)
+    path: bytes = field(default=b"", validator=_at_most(MAX_PATH_BYTES))  # from what was asked for
+    target: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_PATH_BYTES))
+    )  # what a link says
+
+
+Answer: TypeAlias = JobRecord | FileInfo
 
 
 # ---- codec --------------------------------------------------------------------------------------
@@ -933,10 +970,10 @@ EVENT_TAGS: Final[dict[type, str]] = {
     Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
-ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job"}
+ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job", FileInfo: "file"}
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull,
+    OnFull, FileKind,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,

@@ -414,7 +414,8 @@ class Daemon:
             DaemonGone: the daemon is gone for good, and its jobs with it.
             trio.ClosedResourceError: the controller is closed.
         """
-        return [JobInfo.from_record(record) for record in await self._ask(wire.JobsSpec())]
+        answers = await self._ask(wire.JobsSpec())
+        return [JobInfo.from_record(each) for each in answers if isinstance(each, wire.JobRecord)]
 
     async def kill(
         self, job_id: str, *, signal: str | Signals = "TERM", grace: float = KILL_GRACE
