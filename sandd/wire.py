@@ -44,6 +44,23 @@ Request
     list. Its OUTPUT is a run of answers, msgpack maps with the tag key ``t``, unless its spec says
     otherwise; it ends by ``Exited`` with code 0, or by ``Failed``.
 
+Transfer
+    A request that copies a file or a tree: ``upload`` to the daemon, ``download`` from it. INPUT and
+    OUTPUT are runs of *records*, and either end may be the sender. A record is ``kind: u8, length:
+    u32`` (big endian), then ``length`` bytes: with kind 1 one message, msgpack with the tag key ``t``;
+    with kind 2 bytes of the file that is being sent. Unknown messages are ignored.
+
+    The sender says, after ``total`` if the spec asks for that, exactly one thing without a name, as
+    the receiver chooses it: ``file`` or ``ask``, or ``enter``, what is in the directory, and ``leave``.
+    Then ``end``. A small file of a transfer that skips nothing follows its ``file`` at once. Any other
+    is a question, ``ask``; questions are numbered from 0, the receiver answers them in order by
+    ``skip`` or ``want``, and what it wants is sent in that order, too: ``content``, bytes and ``zeros``
+    that make up its size, ``complete``; or ``changed`` in place of the latter, and the bytes once more
+    from the beginning; or ``vanished`` in place of all. Nothing else stands among them. At most
+    ``TRANSFER_WINDOW`` files, and ``TRANSFER_WINDOW_BYTES`` of their paths, are asked about and not
+    complete. When all that was sent is safe on its disk, the receiver says ``settled``.
+    Whichever end fails says ``failed``; then nothing follows, and the other end needn't say any more.
+
 History
     sandd.2 / version 1: as written here.
 """
@@ -113,8 +130,26 @@ MAX_SCROLLBACK_BYTES: Final = 16 * MIB
 """What a session may keep of its past output: it is in the daemon's memory."""
 MAX_TERMINAL_SIZE: Final = 0xFFFF
 """Rows or columns of a terminal: an unsigned short in the kernel's winsize."""
-MAX_PATH_BYTES: Final = 4096
-"""A path, or a pattern of names: Linux's PATH_MAX, and more than other systems take."""
+MAX_RECORD_BYTES: Final = 64 * KIB
+"""One message of a transfer: a name or two, and a text for people."""
+MAX_PIECE_BYTES: Final = 1 * MIB
+"""Bytes of a file in one record; and in one system call of those that move them."""
+MAX_ZEROS: Final = 64 * MIB
+"""In one ``zeros``: a receiver hashes them, so no more than 50 ms of work come from a few bytes."""
+SMALL_FILE_BYTES: Final = 256 * KIB
+"""Up to here a file is sent unasked: sending it costs less than a round trip."""
+TRANSFER_WINDOW: Final = 1024
+"""Files that are asked about and not complete: 0.5 s of round trip at 2,000 files a second."""
+TRANSFER_WINDOW_BYTES: Final = 256 * KIB
+"""Of their paths: both ends keep them."""
+MAX_NAME_BYTES: Final = 1024
+"""One name in a directory: 255 characters of UTF-8 or UTF-16 are at most that."""
+MAX_PATH_BYTES: Final = 32 * KIB
+"""A path: what Windows allows; Linux stops at 4 KiB."""
+MAX_DEPTH: Final = 1024
+"""Directories within each other in a tree: a path has no room for many more."""
+MAX_UNSUPPORTED: Final = 64
+"""Names of what was left out, in ``end``: enough to see what it is about."""
 MAX_SHOWN_BYTES: Final = 256
 """Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
@@ -874,7 +909,38 @@ class ForgetSpec(Request):
     job_id: str = field(validator=_id)
 
 
-Spec: TypeAlias = ProgramSpec | JobsSpec | KillSpec | ForgetSpec
+class Update(enum.StrEnum):
+    """Which files a transfer skips, because the receiver has them."""
+
+    NONE = "none"  # it sends all
+    TIME = "time"  # those with equal size and time of modification
+    HASH = "hash"  # those with equal size and SHA-256
+
+
+@frozen
+class UploadSpec(Request):
+    """Request: take a file or a tree; see Transfer. OUTPUT is the receiver's records, INPUT the sender's."""
+
+    path: bytes = field(validator=_at_most(MAX_PATH_BYTES))  # what the copy is to be
+    update: Update = Update.NONE
+    stdin: ClassVar[bool] = True
+    window: ClassVar[int] = 1 * MIB
+
+
+@frozen
+class DownloadSpec(Request):
+    """Request: send a file or a tree; see Transfer. OUTPUT is the sender's records, INPUT the receiver's."""
+
+    path: bytes = field(validator=_at_most(MAX_PATH_BYTES))  # what is copied; a link there is followed
+    update: Update = Update.NONE
+    include: tuple[str, ...] = ()  # patterns as in a .gitignore; of a tree, only files that match one are sent
+    exclude: tuple[str, ...] = ()  # as above: what matches is left out; it outweighs `include`
+    total: bool = False  # say `total` first
+    stdin: ClassVar[bool] = True
+    window: ClassVar[int] = 1 * MIB
+
+
+Spec: TypeAlias = ProgramSpec | JobsSpec | KillSpec | ForgetSpec | UploadSpec | DownloadSpec
 
 
 class UnsupportedSpec(RemoteProtocolError):
@@ -957,6 +1023,149 @@ class FileInfo:
 
 Answer: TypeAlias = JobRecord | FileInfo
 
+# ---- records: what the two ends of a transfer tell each other -----------------------------------
+
+
+_name: Any = _at_most(MAX_NAME_BYTES)
+_mode = _within(0, 0o7777)
+_time = _within(-(2**63), 2**63 - 1)
+_digest: Any = _at_most(32)
+
+
+@frozen
+class TotalRecord:
+    """sender, first: what there is to send, as counted beforehand. It may have changed when it is sent."""
+
+    size: int = field(validator=_offset)  # bytes in all files
+    files: int = field(validator=_offset)
+
+
+@frozen
+class EnterRecord:
+    """sender: a directory; what follows until its LeaveRecord is in it."""
+
+    name: bytes = field(validator=_name)
+    mode: int = field(validator=_mode)  # permissions, as in st_mode
+    mtime: int = field(validator=_time)  # modified, nanoseconds since 1970
+
+
+@frozen
+class LeaveRecord:
+    """sender: that was all in this directory."""
+
+
+@frozen
+class LinkRecord:
+    """sender: a symbolic link."""
+
+    name: bytes = field(validator=_name)
+    target: bytes = field(validator=_at_most(MAX_PATH_BYTES))  # what it says
+    mtime: int = field(validator=_time)
+
+
+@frozen
+class FileRecord:
+    """sender: a file, and its bytes follow."""
+
+    name: bytes = field(validator=_name)
+    size: int = field(validator=_within(0, SMALL_FILE_BYTES))
+    mode: int = field(validator=_mode)
+    mtime: int = field(validator=_time)
+    sha256: bytes = field(validator=_digest)  # of its bytes
+
+
+@frozen
+class AskRecord:
+    """sender: a file. Does the receiver want it?"""
+
+    name: bytes = field(validator=_name)
+    size: int = field(validator=_offset)
+    mode: int = field(validator=_mode)
+    mtime: int = field(validator=_time)
+
+
+@frozen
+class SkipRecord:
+    """receiver, to an AskRecord: no, I have that file."""
+
+
+@frozen
+class WantRecord:
+    """receiver, to an AskRecord: yes; and I have bytes that may be its beginning."""
+
+    offset: int = field(default=0, validator=_offset)  # how many
+    sha256: bytes = field(default=b"", validator=_digest)  # their hash, unless there are none
+    whole: bool = False  # they are a file that was there before: with Update.HASH it is skipped if it is the same
+
+
+@frozen
+class ContentRecord:
+    """sender: the bytes follow of a file that is wanted."""
+
+    number: int = field(validator=_offset)  # which AskRecord it was
+    offset: int = field(default=0, validator=_offset)  # from here: 0, or as wanted, if the hash is right
+
+
+@frozen
+class ZerosRecord:
+    """sender: bytes of the file that are zero, for instance those of a hole."""
+
+    count: int = field(validator=_within(1, MAX_ZEROS))
+
+
+@frozen
+class CompleteRecord:
+    """sender: that were all bytes of the file."""
+
+    sha256: bytes = field(validator=_digest)  # of all of them, from 0
+
+
+@frozen
+class ChangedRecord:
+    """sender: the file was written to while it was read. Its bytes follow anew, from 0."""
+
+    size: int = field(validator=_offset)
+    mode: int = field(validator=_mode)
+    mtime: int = field(validator=_time)
+
+
+@frozen
+class VanishedRecord:
+    """sender: a file that is wanted isn't there any more."""
+
+    number: int = field(validator=_offset)  # which AskRecord it was
+
+
+@frozen
+class EndRecord:
+    """sender, last: that was all."""
+
+    unsupported: int = field(default=0, validator=_offset)  # devices, sockets, ... that were left out
+    names: tuple[bytes, ...] = field(
+        default=(), validator=_at_most(MAX_UNSUPPORTED)
+    )  # paths of some of them, in the tree
+
+
+@frozen
+class SettledRecord:
+    """receiver, last: everything is on the disk, under its name."""
+
+
+@frozen
+class FailedRecord:
+    """Either end, last: it can't go on."""
+
+    symbol: str = field(default="", validator=_at_most(32))  # the system's error: "ENOSPC", ...
+    message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
+    filename: bytes | None = field(default=None, validator=optional(_at_most(MAX_PATH_BYTES)))
+
+
+Record: TypeAlias = (
+    TotalRecord | EnterRecord | LeaveRecord | LinkRecord | FileRecord | AskRecord | SkipRecord
+    | WantRecord | ContentRecord | ZerosRecord | CompleteRecord | ChangedRecord | VanishedRecord
+    | EndRecord | SettledRecord | FailedRecord
+)  # fmt: skip
+
 
 # ---- codec --------------------------------------------------------------------------------------
 
@@ -971,13 +1180,21 @@ EVENT_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
 ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job", FileInfo: "file"}
+RECORD_TAGS: Final[dict[type, str]] = {
+    TotalRecord: "total", EnterRecord: "enter", LeaveRecord: "leave", LinkRecord: "link",
+    FileRecord: "file", AskRecord: "ask", SkipRecord: "skip", WantRecord: "want",
+    ContentRecord: "content", ZerosRecord: "zeros", CompleteRecord: "complete",
+    ChangedRecord: "changed", VanishedRecord: "vanished", EndRecord: "end",
+    SettledRecord: "settled", FailedRecord: "failed",
+}  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull, FileKind,
+    OnFull, FileKind, Update,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
     "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "upload": UploadSpec, "download": DownloadSpec,
 }  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 _SPEC_FIELDS: Final = {
@@ -1072,7 +1289,7 @@ class _Codec:
         self._to_wire = {c: (tag, _converter.get_unstructure_hook(c)) for c, tag in tags.items()}
         self._from_wire = {tag: (c, _converter.get_structure_hook(c)) for c, tag in tags.items()}
 
-    def encode(self, message: Control | Event | Op | Answer) -> bytes:
+    def encode(self, message: Control | Event | Op | Answer | Record) -> bytes:
         tag, unstructure = self._to_wire[type(message)]
         value = unstructure(message)
         value["t"] = tag
@@ -1178,6 +1395,7 @@ _CONTROL: Final = _Codec(CONTROL_TAGS, "control message")
 _EVENTS: Final = _Codec(EVENT_TAGS, "event")
 _OPS: Final = _Codec(OP_TAGS, "op")
 _ANSWERS: Final = _Codec(ANSWER_TAGS, "answer")
+_RECORDS: Final = _Codec(RECORD_TAGS, "record")
 
 
 def encode_event(event: Event) -> bytes:
@@ -1210,6 +1428,17 @@ def encode_answer(answer: Answer) -> bytes:
 def decode_answers(payload: Buffer) -> Iterator[Answer | Unknown]:
     """The answers in all of a request's OUTPUT, one by one; RemoteProtocolError where one is none."""
     return _ANSWERS.decode_all(payload, MAX_ANSWERS_BYTES)
+
+
+def encode_record(record: Record) -> bytes:
+    """One message of a transfer, without the head of its record."""
+    return _RECORDS.encode(record)
+
+
+def decode_record(payload: Buffer) -> Record | Unknown:
+    """One message of a transfer; RemoteProtocolError if it is none."""
+    record: Record | Unknown = _RECORDS.decode(payload)
+    return record
 
 
 def encode_spec(spec: Spec) -> bytes:

@@ -1,0 +1,54 @@
+"""What both ends of a transfer have: bytes each way, and how each tells the other that it failed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final, Protocol
+
+from sandd import wire
+from sandd._core._errors import TransferError, transfer_error
+from sandd._core.transfers.records import message_bytes
+
+FAREWELL_SECONDS: Final = 5.0
+"""For telling the other end what went wrong here: it would find out anyway that this end is gone."""
+
+
+class ByteChannel(Protocol):
+    """A stream of bytes each way. One task sends, and another one receives."""
+
+    async def send(self, data: bytes, /) -> None:
+        """Returns when they are on their way; only what is cancelled may be sent in part."""
+        ...
+
+    async def receive(self) -> bytes:
+        """What comes next; b"" at the end. Cancelled, it has taken nothing."""
+        ...
+
+
+class PeerGoneError(TransferError):
+    """The other end is gone, and didn't say why. What has come may be gone on with by another call."""
+
+
+def failure_bytes(error: Exception) -> bytes:
+    """The record that tells the other end."""
+    number = getattr(error, "errno", None)
+    name = getattr(error, "filename", None)
+    text = getattr(error, "strerror", None) or str(error)
+    return message_bytes(
+        wire.FailedRecord(
+            errno.errorcode.get(number, "") if isinstance(number, int) else "",
+            text[: wire.MAX_TEXT_LENGTH],
+            os.fsencode(name)[: wire.MAX_PATH_BYTES]
+            if isinstance(name, str | bytes | os.PathLike)
+            else None,
+        )
+    )
+
+
+def failure_error(record: wire.FailedRecord) -> TransferError:
+    """What the other end's failure is here."""
+    if not record.symbol:
+        return TransferError(record.message or "the other end failed")
+    name = None if record.filename is None else os.fsdecode(record.filename)
+    return transfer_error(record.symbol, record.message, name)

@@ -1,0 +1,285 @@
+"""The end of a transfer that gets the files: `receive`.
+
+One task takes in what comes, and another one has a thread write it: a megabyte at a time, or many small
+files, or what came within a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError, TransferError, transfer_error
+from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.transfers import arrivals
+from sandd._core.transfers.arrivals import Arrivals
+from sandd._core.transfers.disk_work import DiskWork
+from sandd._core.transfers.ends import (
+    FAREWELL_SECONDS,
+    PeerGoneError,
+    failure_bytes,
+    failure_error,
+)
+from sandd._core.transfers.partials import Holder
+from sandd._core.transfers.records import RecordReader, message_bytes
+from sandd._core.transfers.result import TransferResult
+from sandd._core.transfers.writing import SETTLE_SECONDS, Writer
+from sandd.wire import Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandd._core.files.roots import Root
+    from sandd._core.transfers.arrivals import Incoming, Step
+    from sandd._core.transfers.ends import ByteChannel
+    from sandd._core.transfers.partials import Partials
+
+BATCH_COST: Final = 1 * wire.MIB
+"""Bytes that are written in one go; a step counts as `STEP_COST`, so 256 small files are one go."""
+STEP_COST: Final = 4 * wire.KIB
+"""What a system call or two, and the memory for a step, are worth in bytes."""
+BACKLOG_COST: Final = 2 * BATCH_COST
+"""Taken in and not written: one batch while another one is on its way to the disk."""
+GATHER_SECONDS: Final = 0.003
+"""From the first step until a batch is begun that isn't full: a thread costs 0.3 ms, whatever it does."""
+
+
+@trio.lowlevel.enable_ki_protection
+async def receive(
+    channel: ByteChannel,
+    root: Root,
+    path: bytes,
+    *,
+    partials: Partials,
+    tenant: str = "",
+    update: Update = Update.NONE,
+    progress: Callable[[int, int], None] | None = None,
+    will_return: Callable[[], bool] = lambda: False,
+) -> TransferResult:
+    """Take what a sender sends, to be at `path`; returns when all of it is safe on the disk.
+
+    Every file that was there stays as it is until the new one is complete. What a transfer leaves that
+    ends without anybody's will, a later one goes on with; any other removes what isn't complete.
+
+    Args:
+        path: what the copy is to be. A link there is followed; those within a tree are replaced.
+        tenant: on whose behalf; nobody else goes on with what is left.
+        update: what is skipped, as the sender knows, too.
+        progress: called with bytes done and bytes in all (0 if the sender didn't count), in a task of ours.
+        will_return: asked when this is cancelled: whether somebody may go on with it later, all the same.
+
+    Raises:
+        OSError: something can't be written here; the sender was told.
+        TransferError: the sender failed, or is gone; what arrived is damaged; or another transfer goes on with a file
+            of this one.
+        RemoteProtocolError: the sender says what makes no sense.
+    """
+    receiver = _Receiver(
+        channel, root, path, partials, tenant=tenant, update=update, progress=progress
+    )
+    keep = False
+    try:
+        return await receiver.run()
+    except trio.Cancelled:
+        keep = will_return()
+        raise
+    finally:
+        await receiver.finish(keep=keep)
+
+
+class _Receiver:
+    def __init__(
+        self,
+        channel: ByteChannel,
+        root: Root,
+        path: bytes,
+        partials: Partials,
+        *,
+        tenant: str,
+        update: Update,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._channel = channel
+        self._partials = partials
+        self._progress = progress
+        self._path = path
+        self._disk = DiskWork()
+        self._journal = partials.open_journal()
+        self._writer = Writer(
+            root,
+            path,
+            tenant=tenant,
+            update=update,
+            journal=self._journal,
+            check=self._disk.check,
+        )
+        self._arrivals = Arrivals()
+        self._scope = trio.CancelScope()
+        self._was_taken = False
+        """Another transfer goes on with a file of this one."""
+        self._is_told = False
+        """The sender said itself that it failed."""
+        self._is_cut_off = False
+        """The sender is gone, and has not said why."""
+        self._holder = Holder(self._take)
+        self._unclaimed: set[int] = set()
+        """Files whose partials are somebody else's."""
+        self._steps: list[Step] = []
+        self._steps_cost = 0
+        self._backlog = 0
+        """The cost of all that was taken in and is not written."""
+        self._came = trio.Event()
+        self._is_urgent = trio.Event()
+        self._room = trio.Event()
+        self._began = trio.current_time()
+
+    def _take(self) -> None:
+        self._was_taken = True
+        self._scope.cancel()
+
+    async def run(self) -> TransferResult:
+        with self._scope:
+            try:
+                async with open_unwrapping_nursery() as nursery:
+                    nursery.start_soon(self._take_in)
+                    await self._write_all()
+                    nursery.cancel_scope.cancel()
+            except (OSError, TransferError, RemoteProtocolError) as error:
+                if not self._is_told and not self._is_cut_off:
+                    await self._say_farewell(error)
+                raise
+        if self._was_taken:
+            raise transfer_error(
+                "ECANCELED", "another transfer goes on with this one", os.fsdecode(self._path)
+            )
+        return self._result()
+
+    async def _say_farewell(self, error: Exception) -> None:
+        with trio.move_on_after(FAREWELL_SECONDS):
+            await self._channel.send(failure_bytes(error))
+
+    def _result(self) -> TransferResult:
+        arrived, end = self._arrivals, self._arrivals.end
+        assert end is not None
+        sha256 = None if arrived.is_tree else self._writer.sha256
+        return TransferResult(
+            bytes=arrived.moved,
+            size=arrived.size,
+            files=arrived.files,
+            skipped=arrived.skipped_files,
+            resumed=arrived.resumed,
+            sha256=None if sha256 is None else sha256.hex(),
+            seconds=trio.current_time() - self._began,
+            unsupported=end.unsupported,
+            unsupported_names=tuple(os.fsdecode(name) for name in end.names),
+        )
+
+    async def finish(self, *, keep: bool) -> None:
+        """Remove what isn't complete, but for what somebody may go on with if `keep`."""
+
+        def close() -> None:
+            stays = True
+            try:
+                stays = self._writer.close(keep=keep)
+            finally:
+                self._journal.close(keep=stays)
+
+        keep = keep or self._is_cut_off or self._was_taken
+        await self._disk.finish(close)
+        self._partials.release_all(self._holder)
+        self._partials.closed_journal(self._journal)
+
+    # -- what comes
+
+    async def _take_in(self) -> None:
+        reader = RecordReader()
+        while not self._arrivals.ended:
+            while self._backlog >= BACKLOG_COST:
+                self._room = trio.Event()
+                await self._room.wait()
+            chunk = await self._hear()
+            known = len(self._steps)
+            for record in reader.feed(chunk):
+                if isinstance(record, wire.FailedRecord):
+                    self._is_told = True
+                    raise failure_error(record)
+                self._arrivals.take(record, self._steps)
+            cost = len(chunk)
+            for step in self._steps[known:]:
+                is_long = isinstance(step, arrivals.AppendZeros)
+                cost += step.count // _ZEROS_A_BYTE if is_long else STEP_COST
+            self._backlog += cost
+            self._steps_cost += cost
+            self._came.set()
+            if self._steps_cost >= BATCH_COST or self._arrivals.ended:
+                self._is_urgent.set()
+            self._say_progress()
+
+    async def _hear(self) -> bytes:
+        try:
+            chunk = await self._channel.receive()
+        except Exception:
+            self._is_cut_off = True
+            raise
+        if not chunk:
+            self._is_cut_off = True
+            raise PeerGoneError("the sender is gone, and has not said that this is all")
+        return chunk
+
+    def _say_progress(self) -> None:
+        if self._progress is not None:
+            arrived = self._arrivals
+            total = arrived.size if arrived.total is None else arrived.total.size
+            self._progress(arrived.done, max(total, arrived.done))
+
+    # -- what is done with it
+
+    async def _write_all(self) -> None:
+        writer = self._writer
+        await self._disk.do(writer.resolve)
+        while not writer.is_done:
+            with trio.move_on_after(SETTLE_SECONDS if writer.has_unsettled else math.inf):
+                await self._came.wait()
+                with trio.move_on_after(GATHER_SECONDS):
+                    await self._is_urgent.wait()
+            if not self._steps:
+                await self._disk.do(writer.settle)
+                continue
+            steps, self._steps = self._steps, []
+            cost, self._steps_cost = self._steps_cost, 0
+            self._came, self._is_urgent = trio.Event(), trio.Event()
+            for step in steps:
+                if isinstance(step, arrivals.Ask):
+                    await self._claim(step.file)
+            answers = await self._disk.do(writer.do, steps, self._unclaimed)
+            self._backlog -= cost
+            self._room.set()
+            for path in writer.take_released():
+                self._partials.release(path, self._holder)
+            await self._answer(answers)
+        await self._channel.send(message_bytes(wire.SettledRecord()))
+
+    async def _claim(self, file: Incoming) -> None:
+        partial = self._writer.partial(file)
+        if partial is not None and not await self._partials.claim(partial, self._holder):
+            self._unclaimed.add(file.number)
+
+    async def _answer(
+        self, answers: list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]
+    ) -> None:
+        for file, answer in answers:
+            if isinstance(answer, wire.SkipRecord):
+                self._arrivals.skipped(file)
+            else:
+                self._arrivals.offered(file, answer.offset, is_whole=answer.whole)
+        if answers:
+            await self._channel.send(b"".join(message_bytes(answer) for _, answer in answers))
+            self._say_progress()
+
+
+_ZEROS_A_BYTE: Final = wire.MAX_ZEROS // BATCH_COST
+"""To hash so many zeros, and skip them, takes as long as to write one byte: no batch takes longer than others."""

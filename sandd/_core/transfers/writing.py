@@ -1,0 +1,587 @@
+"""From a receiver's steps to files: at every moment each one is what it was before, or the complete new one.
+
+Files are written under other names beside their targets. Every now and then all that are complete are
+synced, get their names, and the directories are synced. All of it blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+
+from sandd import wire
+from sandd._core._errors import transfer_error
+from sandd._core.transfers import arrivals
+from sandd._core.transfers.partials import (
+    beside,
+    open_partial,
+    partial_name,
+    remove_old_in,
+)
+from sandd._core.transfers.reading import NOFOLLOW, ZEROS, hash_zeros, special_file_error
+from sandd._core.transfers.syncing import Unsynced, sync_folders
+from sandd.wire import Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from sandd._core.files.roots import Root
+    from sandd._core.transfers.arrivals import Folder, Incoming, Step
+    from sandd._core.transfers.partials import Journal
+
+SETTLE_FILES: Final = 1024
+SETTLE_BYTES: Final = 64 * wire.MIB
+SETTLE_SECONDS: Final = 1.0
+"""After so much, files get their names: what is lost with a power failure is no more than that."""
+SAME_TIME: Final = 1000
+"""Nanoseconds between two times of modification that count as equal: not every file system keeps all digits."""
+BLOCK: Final = 4096
+"""Bytes, aligned, that make a hole if all are zero: a block of most file systems."""
+_SEPARATORS: Final = b"/\\" if sys.platform == "win32" else b"/"
+_MAX_LINKS: Final = 40
+"""Symbolic links one behind the other, as on Linux."""
+_PERMISSIONS: Final = 0o777
+"""What is taken over of a mode: no sender makes programs that run as somebody else."""
+
+
+@define
+class _Written:
+    """A file, or a link, that is complete but has not got its name."""
+
+    temporary: bytes
+    target: bytes
+    folder: Folder | None
+    stays: bool
+    """Another call may go on with it."""
+
+
+@define(eq=False)
+class _Open:
+    """The file whose bytes are coming."""
+
+    file: Incoming
+    target: bytes
+    temporary: bytes = b""
+    stays: bool = False
+    descriptor: int = -1
+    position: int = 0
+    is_same: bool = False
+    """It was there before, and nothing has to be written."""
+    digest: hashlib._Hash = field(factory=hashlib.sha256)
+
+
+class Writer:
+    """What one transfer writes. One thread at a time."""
+
+    def __init__(
+        self,
+        root: Root,
+        top: bytes,
+        *,
+        tenant: str,
+        update: Update,
+        journal: Journal,
+        check: Callable[[], None],
+    ) -> None:
+        self._root = root
+        self._top = top
+        self._tenant = tenant
+        self._update = update
+        self._journal = journal
+        self._check = check
+        """Raises where it is of no use to go on."""
+        self._digests: dict[int, hashlib._Hash] = {}
+        """Of what there is of files that were asked about."""
+        self._open: _Open | None = None
+        self._written: deque[_Written] = deque()
+        self._written_bytes = 0
+        self._written_since = 0.0
+        self._unsynced = Unsynced()
+        self._touched: set[bytes] = set()
+        """Directories with new names in them."""
+        self._finished: list[Folder] = []
+        """Directories in which all is written, in this order."""
+        self._released: list[bytes] = []
+        """Partials that another transfer may have now."""
+        self._is_folder = False
+        """The target was named as a directory is, with a slash behind it."""
+        self.sha256: bytes | None = None
+        """Of a single file."""
+        self.is_done = False
+
+    # -- from outside
+
+    def partial(self, file: Incoming) -> bytes | None:
+        """What the file in the making is called that another call may have left; None for a small one. Blocks not."""
+        if file.size <= wire.SMALL_FILE_BYTES:
+            return None
+        target = self._target(file.path)
+        return beside(target, partial_name(self._tenant, target, file.size, file.mtime))
+
+    def resolve(self) -> None:
+        """A link in place of what is to be written is followed, once and for all."""
+        if not self._top:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._top)
+        path = self._top.rstrip(_SEPARATORS)
+        if not os.path.basename(path):
+            path = self._top  # the root of a file system
+        self._is_folder = path != self._top
+        for _ in range(_MAX_LINKS):
+            try:
+                status = self._root.stat(path, follow_symlinks=False)
+            except FileNotFoundError:
+                break
+            if not stat.S_ISLNK(status.st_mode):
+                break
+            path = beside(path, self._root.readlink(path))
+        else:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._top)
+        self._top = path
+
+    def do(
+        self, steps: Iterable[Step], unclaimed: set[int]
+    ) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
+        """Take the steps. The answers to what is asked in them.
+
+        Args:
+            unclaimed: numbers of files whose partials somebody else writes.
+        """
+        answers = []
+        for step in steps:
+            match step:
+                case arrivals.Append():
+                    self._append(step.pieces)
+                case arrivals.PutFile():
+                    self._put(step)
+                case arrivals.Ask():
+                    self._check()
+                    answers.append((step.file, self._answer(step.file, unclaimed)))
+                case arrivals.Begin():
+                    self._begin(step, unclaimed)
+                case arrivals.AppendZeros():
+                    self._append_zeros(step.count)
+                case arrivals.Complete():
+                    self._complete(step.sha256)
+                case arrivals.StartAgain():
+                    self._start_again()
+                case arrivals.MakeFolder():
+                    self._make_folder(step.folder)
+                case arrivals.LeaveFolder():
+                    self._one_less(step.folder)
+                case arrivals.MakeLink():
+                    self._make_link(step)
+                case arrivals.Drop():
+                    self._drop(step.file)
+                case arrivals.Finish():
+                    self.settle()
+                    self.is_done = True
+        if (
+            len(self._written) >= SETTLE_FILES
+            or self._written_bytes >= SETTLE_BYTES
+            or (self._written and time.monotonic() - self._written_since >= SETTLE_SECONDS)
+        ):
+            self.settle()
+        return answers
+
+    @property
+    def has_unsettled(self) -> bool:
+        """Something is complete, and hasn't its name."""
+        return bool(self._written)
+
+    def take_released(self) -> list[bytes]:
+        """Partials that are none of this transfer's any more."""
+        released, self._released = self._released, []
+        return released
+
+    def settle(self) -> None:
+        """What is complete is on the disk, under its name."""
+        if self._written:
+            self._unsynced.sync()
+            while self._written:
+                each = self._written[0]
+                with naming(each.target):
+                    self._root.rename(each.temporary, each.target)
+                self._written.popleft()
+                if each.stays:
+                    self._released.append(each.temporary)
+            self._written_bytes = 0
+        if self._touched:
+            sync_folders(self._root, self._touched)
+            self._touched.clear()
+        for folder in self._finished:
+            self._set_folder(folder)
+        self._finished.clear()
+
+    def close(self, *, keep: bool) -> bool:
+        """Remove what is not complete; with `keep` what another call may go on with stays. Whether anything did."""
+        self._unsynced.close()
+        left = [(each.temporary, each.stays) for each in self._written]
+        self._written.clear()
+        if self._open is not None and self._open.descriptor >= 0:
+            os.close(self._open.descriptor)
+            left.append((self._open.temporary, self._open.stays))
+        self._open = None
+        stays = False
+        for path, may_stay in left:
+            if keep and may_stay:
+                stays = True
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    self._root.unlink(path)
+        return stays
+
+    # -- what is asked
+
+    def _answer(self, file: Incoming, unclaimed: set[int]) -> wire.SkipRecord | wire.WantRecord:
+        target = self._target(file.path)
+        status = self._look(target)
+        if status is not None and stat.S_ISREG(status.st_mode) and status.st_size == file.size:
+            if self._update is Update.TIME and abs(status.st_mtime_ns - file.mtime) < SAME_TIME:
+                self._one_less(file.folder)
+                self._release(file)
+                return wire.SkipRecord()
+            if self._update is Update.HASH:
+                digest = self._hash_existing(target)
+                if digest is not None:
+                    self._digests[file.number] = digest
+                    return wire.WantRecord(file.size, digest.digest(), whole=True)
+        partial = self.partial(file)
+        if partial is None or file.number in unclaimed:
+            return wire.WantRecord()
+        digest, size = self._hash_partial(partial, file.size)
+        if not size:
+            return wire.WantRecord()
+        self._digests[file.number] = digest
+        return wire.WantRecord(size, digest.digest())
+
+    def _hash_existing(self, target: bytes) -> hashlib._Hash | None:
+        """None if it can't be read: then it is written anew, for which it need not be readable."""
+        try:
+            descriptor = self._root.open(target, os.O_RDONLY | NOFOLLOW | _NONBLOCK)
+        except PermissionError:
+            return None
+        try:
+            return self._hash(descriptor, None)[0]
+        finally:
+            os.close(descriptor)
+
+    def _hash_partial(self, partial: bytes, bound: int) -> tuple[hashlib._Hash, int]:
+        try:
+            descriptor = open_partial(self._root, partial, create=False)
+        except FileNotFoundError:
+            descriptor = None
+        if descriptor is None:
+            return hashlib.sha256(), 0
+        try:
+            return self._hash(descriptor, bound)
+        finally:
+            os.close(descriptor)
+
+    def _hash(self, descriptor: int, bound: int | None) -> tuple[hashlib._Hash, int]:
+        digest, size = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(wire.MIB))
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            while bound is None or size < bound:
+                part = buffer if bound is None else buffer[: bound - size]
+                count = file.readinto(part)
+                if not count:
+                    break
+                digest.update(part[:count])
+                size += count
+                self._check()
+        return digest, size
+
+    # -- files
+
+    def _target(self, path: bytes) -> bytes:
+        return os.path.join(self._top, path) if path else self._top
+
+    def _look(self, target: bytes) -> os.stat_result | None:
+        """What is there, if anything; an OSError if it is nothing that a file may take the place of."""
+        if target is self._top and self._is_folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+        try:
+            status = self._root.stat(target, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+            raise special_file_error(status.st_mode, target)
+        return status
+
+    def _new(self, target: bytes) -> tuple[bytes, int]:
+        """A new file beside it, with a name of its own."""
+        path = self._new_name(target)
+        with naming(target):
+            descriptor = self._root.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        return path, descriptor
+
+    def _new_name(self, target: bytes) -> bytes:
+        path = beside(target, self._journal.new_name())
+        self._journal.note(b"d", os.path.dirname(path))
+        return path
+
+    def _put(self, step: arrivals.PutFile) -> None:
+        target = self._target(step.path)
+        self._look(target)
+        said = step.said
+        digest = hashlib.sha256()
+        for piece in step.pieces:
+            digest.update(piece)
+        if digest.digest() != said.sha256:
+            raise damaged(target)
+        temporary, descriptor = self._new(target)
+        try:
+            with naming(target):
+                for piece in step.pieces:
+                    write_all(descriptor, piece)
+                self._set_attributes(descriptor, temporary, said.mode, said.mtime)
+        except BaseException:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                self._root.unlink(temporary)
+            raise
+        self._add_written(_Written(temporary, target, step.folder, stays=False), descriptor, said.size)
+        if step.folder is None:
+            self.sha256 = said.sha256
+
+    def _add_written(self, written: _Written, descriptor: int, size: int) -> None:
+        if not self._written:
+            self._written_since = time.monotonic()
+        self._written.append(written)
+        self._written_bytes += size
+        self._touched.add(os.path.dirname(written.target))
+        with naming(written.target):
+            self._unsynced.add(descriptor)
+
+    def _begin(self, step: arrivals.Begin, unclaimed: set[int]) -> None:
+        file, offset = step.file, step.offset
+        target = self._target(file.path)
+        digest = self._digests.pop(file.number, None)
+        self._open = current = _Open(file, target)
+        if offset:
+            assert digest is not None
+            current.digest, current.position = digest, offset
+        if offset and file.is_whole:
+            current.is_same = True
+        else:
+            self._open_to_write(current, unclaimed)
+
+    def _open_to_write(self, current: _Open, unclaimed: set[int]) -> None:
+        """Open the file in the making, at its position."""
+        file = current.file
+        partial = None if file.number in unclaimed else self.partial(file)
+        if partial is not None:
+            self._journal.note(b"f", partial)
+            with naming(current.target):
+                descriptor = open_partial(self._root, partial, create=True)
+            if descriptor is not None:
+                current.temporary, current.descriptor, current.stays = partial, descriptor, True
+                self._check_size(descriptor, current)
+                os.ftruncate(descriptor, current.position)
+                os.lseek(descriptor, current.position, os.SEEK_SET)
+                return
+        if current.position:
+            raise _meddled(current.target)
+        current.temporary, current.descriptor = self._new(current.target)
+
+    def _check_size(self, descriptor: int, current: _Open) -> None:
+        if os.fstat(descriptor).st_size < current.position:
+            raise _meddled(current.target)
+
+    def _append(self, pieces: list[memoryview]) -> None:
+        current = self._opened
+        if current.is_same:
+            raise damaged(current.target)
+        with naming(current.target):
+            for piece in pieces:
+                current.digest.update(piece)
+                write_sparse(current.descriptor, current.position, piece)
+                current.position += len(piece)
+        self._check()
+
+    def _append_zeros(self, count: int) -> None:
+        current = self._opened
+        if current.is_same:
+            raise damaged(current.target)
+        hash_zeros(current.digest, count)
+        current.position += count
+        os.lseek(current.descriptor, current.position, os.SEEK_SET)
+        self._check()
+
+    def _start_again(self) -> None:
+        current = self._opened
+        current.digest, current.position = hashlib.sha256(), 0
+        if current.is_same:
+            current.is_same = False
+            self._open_to_write(current, set())
+        else:
+            os.ftruncate(current.descriptor, 0)
+            os.lseek(current.descriptor, 0, os.SEEK_SET)
+
+    def _complete(self, sha256: bytes) -> None:
+        current = self._opened
+        file = current.file
+        if current.digest.digest() != sha256:
+            current.stays = False  # whatever is wrong with it, nobody shall go on with it
+            raise damaged(current.target)
+        if current.is_same:
+            self._touch_up(current)
+            self._release(file)
+        else:
+            with naming(current.target):
+                os.ftruncate(current.descriptor, current.position)
+                self._set_attributes(current.descriptor, current.temporary, file.mode, file.mtime)
+            written = _Written(current.temporary, current.target, file.folder, current.stays)
+            self._open = None
+            self._add_written(written, current.descriptor, file.size)
+        self._open = None
+        if file.folder is None:
+            self.sha256 = sha256
+        self._one_less(file.folder)
+
+    def _touch_up(self, current: _Open) -> None:
+        """What is the same has the same mode and time, too, where we may see to that."""
+        file = current.file
+        with contextlib.suppress(PermissionError), naming(current.target):
+            self._root.chmod(current.target, file.mode & _PERMISSIONS)
+            self._root.utime(current.target, (file.mtime, file.mtime))
+
+    def _release(self, file: Incoming) -> None:
+        partial = self.partial(file)
+        if partial is not None:
+            self._released.append(partial)
+
+    def _drop(self, file: Incoming) -> None:
+        self._release(file)
+        if self._digests.pop(file.number, None) is not None and not file.is_whole:
+            partial = self.partial(file)
+            assert partial is not None
+            with contextlib.suppress(FileNotFoundError):
+                self._root.unlink(partial)  # nobody will ask for it again
+        self._one_less(file.folder)
+
+    @property
+    def _opened(self) -> _Open:
+        assert self._open is not None
+        return self._open
+
+    def _set_attributes(self, descriptor: int, path: bytes, mode: int, mtime: int) -> None:
+        if sys.platform == "win32":
+            self._root.utime(path, (mtime, mtime))
+            self._root.chmod(path, mode & _PERMISSIONS)
+        else:
+            os.fchmod(descriptor, mode & _PERMISSIONS)
+            os.utime(descriptor, ns=(mtime, mtime))
+
+    # -- directories and links
+
+    def _make_folder(self, folder: Folder) -> None:
+        path = self._target(folder.path)
+        try:
+            # For us it has to be writable until everything is in it.
+            self._root.mkdir(path, (folder.mode & _PERMISSIONS) | stat.S_IRWXU)
+        except FileExistsError:
+            folder.was_there = True
+            status = self._root.stat(path, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+            if not status.st_mode & stat.S_IWUSR and folder.parent is not None:
+                with contextlib.suppress(OSError):
+                    self._root.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+            if not self._journal.writes:
+                remove_old_in(self._root, path)
+        else:
+            self._touched.add(os.path.dirname(path))
+
+    def _one_less(self, folder: Folder | None) -> None:
+        """Something in it is finished; with the last it is, too."""
+        while folder is not None:
+            folder.waits_for -= 1
+            if folder.waits_for:
+                return
+            self._finished.append(folder)
+            folder = folder.parent
+
+    def _set_folder(self, folder: Folder) -> None:
+        if folder.parent is None and folder.was_there:
+            return  # it is whoever made it who decides: not all in it is ours
+        path = self._target(folder.path)
+        with naming(path):
+            self._root.chmod(path, folder.mode & _PERMISSIONS)
+            self._root.utime(path, (folder.mtime, folder.mtime))
+
+    def _make_link(self, step: arrivals.MakeLink) -> None:
+        target = self._target(step.path)
+        self._look(target)
+        temporary = self._new_name(target)
+        with naming(target):
+            self._root.symlink(step.target, temporary)
+        if not self._written:
+            self._written_since = time.monotonic()
+        self._written.append(_Written(temporary, target, step.folder, stays=False))
+        self._touched.add(os.path.dirname(target))
+        with contextlib.suppress(OSError, NotImplementedError):  # not every system can
+            self._root.utime(temporary, (step.mtime, step.mtime), follow_symlinks=False)
+
+
+# ---- bytes --------------------------------------------------------------------------------------
+
+_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
+_WRITE_FLAGS: Final = os.O_WRONLY | NOFOLLOW
+_ZERO_BLOCK: Final = bytes(BLOCK)
+
+
+@contextlib.contextmanager
+def naming(path: bytes) -> Iterator[None]:
+    """An OSError is about this path, and not about another name that the file has until it is complete."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
+
+
+def damaged(target: bytes) -> Exception:
+    """What arrived isn't what was sent, or the sender doesn't say the truth."""
+    return transfer_error(
+        "EBADMSG", "what arrived has another hash than what was sent", os.fsdecode(target)
+    )
+
+
+def _meddled(target: bytes) -> Exception:
+    return transfer_error("EBUSY", "somebody else took its first part", os.fsdecode(target))
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of it where the descriptor stands."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def write_sparse(descriptor: int, position: int, data: memoryview) -> None:
+    """Write it at `position`, where the descriptor stands; it moves behind blocks of zeros, and writes none.
+
+    Beyond the position the file has nothing.
+    """
+    first = -position % BLOCK
+    # Where a block's first byte isn't zero, the others needn't be looked at.
+    if 0 not in data[first::BLOCK]:
+        write_all(descriptor, data)
+        return
+    begin = 0
+    """Of what is to be written."""
+    for start in range(first, len(data) - BLOCK + 1, BLOCK):
+        if data[start] == 0 and data[start : start + BLOCK].tobytes() == _ZERO_BLOCK:
+            write_all(descriptor, data[begin:start])
+            begin = start + BLOCK
+            os.lseek(descriptor, position + begin, os.SEEK_SET)
+    write_all(descriptor, data[begin:])
