@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ async def measure_large(quick: bool) -> list[Row]:
                     result = await daemon.download(str(there), back)
                 note("download", result.seconds)
                 note("floor", floors.copy_file_tcp(source, plain))
-                note("cp", _seconds(lambda: shutil.copyfile(source, directory / "cp")))
+                note("cp", _seconds(partial(shutil.copyfile, source, directory / "cp")))
                 if ssh is not None:
                     note("scp", ssh.copy(source, directory / "scp"))
                 for path in (there, back, plain):
@@ -124,10 +125,8 @@ async def measure_small(quick: bool) -> list[Row]:
                 assert result.bytes == 0, f"{result.bytes} bytes went up again"
                 note("upload again, update=True", result.seconds)
                 note("floor", floors.write_files(source, plain))
-                note(
-                    "cp -r",
-                    _seconds(lambda n=number: shutil.copytree(source, directory / f"cp{n}")),
-                )  # type: ignore[misc]
+                copy = directory / f"cp{number}"
+                note("cp -r", _seconds(partial(shutil.copytree, source, copy)))
                 if ssh is not None:
                     note("sftp put -r", ssh.copy_tree(source, directory / f"sftp{number}"))
                     note("tar through ssh", ssh.pipe_tree(source, directory / f"tar{number}"))
