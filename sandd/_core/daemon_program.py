@@ -91,7 +91,9 @@ async def run_daemon(
                     Backoff(maximum=options.reconnect_max),
                 )
                 partials = Partials(state.path / "transfers")
-                runner.requests.offer(TransferRequests(AnyFile(), partials).doers)
+                transfers = TransferRequests(AnyFile(), partials)
+                runner.requests.offer(transfers.doers)
+                nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
                 async for number in signals:

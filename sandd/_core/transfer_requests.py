@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+import trio
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError, TransferError
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from sandd._core.files.roots import Root
     from sandd._core.requests import Doer, Doing
     from sandd._core.transfers.partials import Partials
+
+TIDY_SECONDS: Final = 3600.0
+"""Between two looks at what is kept for a day."""
 
 
 class _DaemonChannel:
@@ -38,6 +44,15 @@ class TransferRequests:
     def doers(self) -> Mapping[type[wire.Request], Doer]:
         """For `Requests.offer`."""
         return {wire.UploadSpec: self._receive, wire.DownloadSpec: self._send}
+
+    async def keep_tidy(self) -> None:
+        """Remove what transfers left that nobody went on with in time; as long as the daemon lives."""
+        while True:
+            with contextlib.suppress(OSError):  # a disk that fails now may not the next time
+                await trio.to_thread.run_sync(
+                    self._partials.purge, self._root, abandon_on_cancel=True
+                )
+            await trio.sleep(TIDY_SECONDS)
 
     async def _receive(self, doing: Doing, spec: wire.UploadSpec) -> None:
         try:
