@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from benchmarks import broadcast, bulk, exec_latency, keystrokes, throughput
+from benchmarks import broadcast, bulk, exec_latency, files, keystrokes, throughput
 from benchmarks.cpu import OthersMeter
 from benchmarks.fleet import Stopped
 from benchmarks.report import Machine, Section, print_table, write_json
@@ -53,6 +53,16 @@ BENCHMARKS = {
     ),
     "input": Benchmark(
         "20 MB of input for wc -c", "subprocess.run(input=...) of the same", bulk.measure_input
+    ),
+    "file": Benchmark(
+        "one file of 1 GiB, up and down",
+        "a file from another process through loopback TCP to a file, hashed at both ends, never synced",
+        files.measure_large,
+    ),
+    "files": Benchmark(
+        "10,000 files of 1 KiB, up and down",
+        "a loop here that makes each under another name, hashes it and renames it, never synced",
+        files.measure_small,
     ),
     "keystrokes": Benchmark(
         "a keystroke in a session, and its echo by a program",

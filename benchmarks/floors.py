@@ -7,12 +7,14 @@ Their processes are out of Ctrl-C's reach, in groups of their own: they end soon
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -34,6 +36,17 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
         left -= connection.send(block[:left])
 """
 
+_FILE_SENDER = """
+import hashlib, socket, sys
+digest, buffer = hashlib.sha256(), bytearray(1 << 20)
+with open(sys.argv[2], "rb", buffering=0) as file:
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+        while count := file.readinto(buffer):
+            part = memoryview(buffer)[:count]
+            digest.update(part)
+            connection.sendall(part)
+print(digest.hexdigest())
+"""
 
 READY = b"ready\r\n"
 ECHO = ["sh", "-c", "stty -echo -icanon min 1; echo ready; exec cat"]
@@ -136,3 +149,41 @@ def copy_tcp(size: int) -> float:
                 seconds = time.perf_counter() - started
     assert received == size, f"{received} bytes came through the connection, not {size}"
     return seconds
+
+
+def copy_file_tcp(source: Path, target: Path) -> float:
+    """Seconds for a file from another process through a loopback connection to another file, hashed at both ends."""
+    buffer, digest = bytearray(_BUFFER_BYTES), hashlib.sha256()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(_ACCEPT_SECONDS)
+        port = str(listener.getsockname()[1])
+        command = [sys.executable, "-c", _FILE_SENDER, port, str(source)]
+        with subprocess.Popen(command, process_group=0, stdout=subprocess.PIPE) as sender:
+            connection, _ = listener.accept()
+            with connection, target.open("wb", buffering=0) as file:
+                connection.settimeout(_ACCEPT_SECONDS)
+                started = time.perf_counter()
+                while count := connection.recv_into(buffer):
+                    part = memoryview(buffer)[:count]
+                    digest.update(part)
+                    file.write(part)
+                seconds = time.perf_counter() - started
+            assert sender.stdout is not None
+            sent = sender.stdout.read().decode().strip()
+    assert sent == digest.hexdigest(), "what came is not what was sent"
+    return seconds
+
+
+def write_files(source: Path, target: Path) -> float:
+    """Seconds to make every file of a tree anew: created under another name, hashed, and renamed."""
+    started = time.perf_counter()
+    for directory, _, names in os.walk(source):
+        there = target / Path(directory).relative_to(source)
+        there.mkdir(parents=True)
+        for name in names:
+            data = (Path(directory) / name).read_bytes()
+            hashlib.sha256(data).digest()
+            partial = there / f".{name}.part"
+            partial.write_bytes(data)
+            partial.rename(there / name)
+    return time.perf_counter() - started

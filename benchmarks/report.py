@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-Unit = Literal["ms", "MB/s", "commands/s"]
-_FORMATS: dict[Unit, str] = {"ms": "{:,.2f} ms", "MB/s": "{:,.0f} MB/s", "commands/s": "{:,.0f}/s"}
+Unit = Literal["ms", "MB/s", "commands/s", "files/s"]
+_FORMATS: dict[Unit, str] = {
+    "ms": "{:,.2f} ms",
+    "MB/s": "{:,.0f} MB/s",
+    "commands/s": "{:,.0f}/s",
+    "files/s": "{:,.0f}/s",
+}
 
 METHOD = """\
 ratio: how many times the floor's time ours takes (for rates: the floor's by ours), the median of the rounds

@@ -136,7 +136,10 @@ def bounds_of(validator: object) -> str:
 
 def number(value: float) -> str:
     """The number, for people."""
-    return "2\\ :sup:`63` - 1" if value == wire.MAX_OFFSET else f"{value:,.10g}"
+    powers = {wire.MAX_OFFSET: "2\\ :sup:`63` - 1", 2**64 - 1: "2\\ :sup:`64` - 1"}
+    if -value in powers:
+        return f"-({powers[-value]})"
+    return powers.get(value, f"{value:,.10g}")
 
 
 def code(text: object) -> str:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.results import CommandResult, ExitStatus, Outcome
     from sandd._core.spool import Stall
+    from sandd._core.transfers.result import TransferResult
     from sandd.controller import (
         Controller,
         ControllerStatistics,
@@ -103,6 +104,7 @@ __all__ = [
     "Stall",
     "StallReason",
     "TransferError",
+    "TransferResult",
     "__version__",
     "open_controller",
 ]
@@ -147,6 +149,7 @@ _HOMES = {
     "Stall": "sandd._core.spool",
     "StallReason": "sandd.wire",
     "TransferError": "sandd._core._errors",
+    "TransferResult": "sandd._core.transfers.result",
     "open_controller": "sandd.controller",
 }
 

@@ -200,16 +200,6 @@ class ControlFrame(NamedTuple):
 OutgoingFrame: TypeAlias = EncodedFrame | ControlFrame
 
 
-class Frame(NamedTuple):
-    """One frame of a received message; the payload still borrows the message's memory."""
-
-    type: FrameType
-    channel: int
-    payload: memoryview
-    message: Control | Unknown | None = None
-    """What the payload of a control frame says, where it was never bytes."""
-
-
 class Data(NamedTuple):
     """The payload of a DATA, FIN or GAP frame."""
 
@@ -218,6 +208,18 @@ class Data(NamedTuple):
     body: memoryview
     final: bool = False
     gap_end: int | None = None
+
+
+class Frame(NamedTuple):
+    """One frame of a received message; the payload still borrows the message's memory."""
+
+    type: FrameType
+    channel: int
+    payload: memoryview
+    message: Control | Unknown | None = None
+    """What the payload of a control frame says, where it was never bytes."""
+    data: Data | None = None
+    """What the payload of a data frame says, where it was never put together."""
 
 
 _FRAME_TYPES: Final = {int(kind): kind for kind in FrameType}
@@ -262,15 +264,20 @@ def as_frame(outgoing: OutgoingFrame) -> Frame:
     if isinstance(outgoing, ControlFrame):
         return Frame(FrameType.CONTROL, outgoing.channel, _NO_PAYLOAD, outgoing.message)
     head, body = outgoing
-    number, channel, length = _HEADER.unpack_from(head)
+    if len(head) == HEADER_BYTES:
+        number, channel, _ = _HEADER.unpack_from(head)
+        return Frame(_FRAME_TYPES[number], channel, memoryview(body))
     # The head of a data frame we encoded ourselves holds the beginning of the payload.
-    payload = body if len(head) == HEADER_BYTES else head[HEADER_BYTES:] + bytes(body)
-    assert len(payload) == length
-    return Frame(_FRAME_TYPES[number], channel, memoryview(payload))
+    number, channel, _, stream, offset = _DATA_HEADER.unpack_from(head)
+    kind = _FRAME_TYPES[number]
+    data = Data(_STREAMS[stream], offset, memoryview(body), kind is FrameType.FIN)
+    return Frame(kind, channel, _NO_PAYLOAD, data=data)
 
 
 def decode_data(frame: Frame) -> Data:
     """Read the payload of a DATA, FIN or GAP frame; RemoteProtocolError if it breaks a limit."""
+    if frame.data is not None:
+        return frame.data
     kind, payload = frame.type, frame.payload
     shape = _GAP if kind is FrameType.GAP else _DATA
     if len(payload) < shape.size:
@@ -343,6 +350,9 @@ def readdress(channel: int, frame: Frame) -> OutgoingFrame:
     """The same frame for another channel; the payload is passed on verbatim, uncopied."""
     if frame.message is not None and not isinstance(frame.message, Unknown):
         return ControlFrame(channel, frame.message)
+    if frame.data is not None:
+        stream, offset, body, final, _ = frame.data
+        return encode_data(channel, stream, offset, body, final=final)
     return _HEADER.pack(frame.type, channel, len(frame.payload)), frame.payload
 
 
@@ -377,6 +387,8 @@ def _at_most(length: int) -> Any:
 
 _id: Any = _at_most(MAX_ID_LENGTH)
 _offset = _within(0, MAX_OFFSET)
+_signed = _within(-MAX_OFFSET, MAX_OFFSET)
+_unsigned = _within(0, 2**64 - 1)
 _seconds = _within(0.0, MAX_SECONDS)
 
 
@@ -980,7 +992,40 @@ class JobRecord:
     )  # an output that isn't named has nothing yet
 
 
-Answer: TypeAlias = JobRecord
+class FileKind(enum.StrEnum):
+    """What a name in a directory stands for."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    CHARACTER_DEVICE = "character_device"
+    BLOCK_DEVICE = "block_device"
+    OTHER = "other"
+
+
+@frozen
+class FileInfo:
+    """What a system tells of a file, directory or link. On Windows some of it is 0."""
+
+    kind: FileKind
+    size: int = field(default=0, validator=_offset)  # bytes; of a link, those of its text
+    mode: int = field(default=0, validator=_within(0, 0o7777))  # permissions
+    mtime_ns: int = field(default=0, validator=_signed)  # nanoseconds since 1970: contents changed
+    atime_ns: int = field(default=0, validator=_signed)  # nanoseconds since 1970: was read
+    uid: int = field(default=0, validator=_unsigned)
+    gid: int = field(default=0, validator=_unsigned)
+    links: int = field(default=1, validator=_unsigned)  # names it has
+    inode: int = field(default=0, validator=_unsigned)  # with `device`: which file it is
+    device: int = field(default=0, validator=_unsigned)
+    path: bytes = field(default=b"", validator=_at_most(MAX_PATH_BYTES))  # from what was asked for
+    target: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_PATH_BYTES))
+    )  # what a link says
+
+
+Answer: TypeAlias = JobRecord | FileInfo
 
 # ---- records: what the two ends of a transfer tell each other -----------------------------------
 
@@ -1142,7 +1187,7 @@ EVENT_TAGS: Final[dict[type, str]] = {
     Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
-ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job"}
+ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job", FileInfo: "file"}
 RECORD_TAGS: Final[dict[type, str]] = {
     TotalRecord: "total", EnterRecord: "enter", LeaveRecord: "leave", LinkRecord: "link",
     FileRecord: "file", AskRecord: "ask", SkipRecord: "skip", WantRecord: "want",
@@ -1152,7 +1197,7 @@ RECORD_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull, Update,
+    OnFull, FileKind, Update,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,

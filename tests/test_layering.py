@@ -72,6 +72,7 @@ LAYERS = {
     "sans-IO": [
         "sandd._core.admission",
         "sandd._core.asciicast",
+        "sandd._core.byte_ring",
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",

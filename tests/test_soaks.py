@@ -49,6 +49,13 @@ def test_stalled(marker: Marker) -> None:
     assert "it is all there: 67,108,864 bytes" in said
 
 
+def test_files(marker: Marker) -> None:
+    """Files arrive whole over connections that are cut, nothing is sent twice, and memory is flat."""
+    said = soak("files", marker, "--seed", "42")
+    assert "upload: all 4 positions were reached" in said
+    assert "300 small files: " in said
+
+
 def test_restart(marker: Marker) -> None:
     """Daemons whose controller was killed come to the next one at a bounded rate, with their jobs."""
     said = soak("restart", marker)

@@ -183,7 +183,10 @@ def test_whole_messages_are_taken_as_wsproto_would(data: bytes, cuts: list[int])
 
 
 @pytest.mark.parametrize("role", [ConnectionType.CLIENT, ConnectionType.SERVER])
-@given(message=st.binary(max_size=1000) | st.sampled_from([b"x" * 125, b"x" * 126, b"y" * 0xFFFF]))
+@given(
+    message=st.binary(max_size=1000)
+    | st.sampled_from([b"x" * 125, b"x" * 126, b"y" * 0xFFFF, b"z" * 0x10000])
+)
 def test_encode_message_is_read_as_the_message_by_wsproto(
     role: ConnectionType, message: bytes
 ) -> None:
@@ -194,3 +197,65 @@ def test_encode_message_is_read_as_the_message_by_wsproto(
     (event,) = peer.events()
     assert isinstance(event, BytesMessage)
     assert (event.data, event.message_finished) == (message, True)
+
+
+LONG = [b"", b"x" * 125, b"y" * 126, b"z" * 0xFFFF, bytes(range(256)) * 256, b"end" * 90_000]
+
+
+@pytest.mark.parametrize("is_c", [True, False], ids=["C", "Python"])
+@pytest.mark.parametrize("role", [ConnectionType.CLIENT, ConnectionType.SERVER])
+@given(cuts=st.lists(st.integers(0, 420_000), max_size=12), near=st.integers(0, 20))
+def test_long_messages_come_whole_whatever_pieces_they_come_in(
+    role: ConnectionType, is_c: bool, cuts: list[int], near: int
+) -> None:
+    """Cut in their heads, too, and unmasked right by either masker."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_c:
+            patch.setattr(_protocol, "_c_masker", lambda: None)
+        theirs = ConnectionType.SERVER if role is ConnectionType.CLIENT else ConnectionType.CLIENT
+        peer = GuardedProtocol(theirs, max_message_bytes=MIB)
+        frames = [peer.encode_message(message) for message in LONG]
+        data = b"".join(frames)
+        if role is ConnectionType.SERVER:
+            protocol = open_server_protocol()
+        else:
+            protocol = GuardedProtocol(role, max_message_bytes=MIB)
+            protocol.connection = WSProtoConnection(role)
+            protocol.accepted = protocol._heard = True
+        assert not list(protocol.events())
+        head = sum(len(each) for each in frames[:4]) + near  # somewhere in or behind a head
+        edges = [0, *sorted(min(place, len(data)) for place in (*cuts, head)), len(data)]
+        messages: list[bytes] = []
+        for start, end in itertools.pairwise(edges):
+            protocol.receive_data(data[start:end])
+            messages += [bytes(e.data) for e in protocol.events() if isinstance(e, BytesMessage)]
+        assert messages == LONG
+        assert protocol.breach is None
+
+
+@pytest.mark.parametrize("kept", [1, 5, 12, 1000])
+def test_an_end_in_the_middle_of_a_long_message_is_an_end(kept: int) -> None:
+    """Nobody gets a part of it, and nothing waits for the rest."""
+    for kind in (GuardedProtocol, PlainProtocol):
+        protocol = open_server_protocol(kind=kind)
+        assert not list(protocol.events())
+        protocol.receive_data(frame(Op.BINARY, bytes(100_000))[:kept])
+        protocol.receive_data(None)
+        (event,) = protocol.events()
+        assert isinstance(event, CloseConnection)
+        assert protocol.breach is None
+
+
+def test_what_comes_behind_a_long_message_is_seen() -> None:
+    """Its goodbye, say, in the same read as its last byte."""
+    protocol = open_server_protocol()
+    assert not list(protocol.events())
+    data = frame(Op.BINARY, bytes(100_000)) + frame(Op.CLOSE, close_payload(1001))
+    protocol.receive_data(data[:50_000])
+    assert not list(protocol.events())
+    protocol.receive_data(data[50_000:])
+    message, close = protocol.events()
+    assert isinstance(message, BytesMessage)
+    assert isinstance(close, CloseConnection)
+    assert protocol.peer_close is not None
+    assert protocol.peer_close.code == 1001

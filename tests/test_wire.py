@@ -158,7 +158,20 @@ def test_readdress_changes_the_channel_alone() -> None:
     frame = one_frame(b"".join(wire.encode_data(3, Stream.OUTPUT, 70, b"verbatim", final=True)))
     head, body = wire.readdress(9, frame)
     assert body is frame.payload
-    assert one_frame(head + bytes(body)) == (FrameType.FIN, 9, frame.payload, None)
+    assert one_frame(head + bytes(body)) == (FrameType.FIN, 9, frame.payload, None, None)
+
+
+def test_the_bytes_of_a_data_frame_in_this_process_are_never_copied() -> None:
+    """Nor is its payload put together; the router's copy says the same, on the same bytes."""
+    content = b"verbatim"
+    near = wire.as_frame(wire.encode_data(3, Stream.OUTPUT, 70, content, final=True))
+    data = wire.decode_data(near)
+    assert data.body.obj is content
+    assert data == (Stream.OUTPUT, 70, content, True, None)
+    head, body = wire.encoded(wire.readdress(9, near))
+    assert isinstance(body, memoryview)
+    assert body.obj is content
+    assert wire.decode_data(one_frame(head + bytes(body))) == data
 
 
 def test_a_control_frame_in_this_process_is_never_bytes() -> None:

@@ -7,6 +7,7 @@ The exception tree (imports nothing of ours)
     _errors          whose fault it is, and whether the work may have run
 
 Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, decisions out)
+    byte_ring        bytes that grow at one end and go at the other
     streams          a byte log addressed by absolute offsets: base, floor, end, gaps
     spool            what the disk is asked to do, and the quotas
     read_ahead       what was read back from it, until it is sent

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from sandd import wire
-from sandd._core import commands, specs
+from sandd._core import commands, copying, specs
 from sandd._core._errors import DaemonGone
 from sandd._core.asking import ask
 from sandd._core.interrupts import protected_context
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from signal import Signals
 
+    from sandd._core.copying import Patterns, Progress
     from sandd._core.local_link import JobHandle, LocalLink
     from sandd._core.registry import DaemonInfo, DaemonRecord, Registry
     from sandd._core.specs import Command, Text
+    from sandd._core.transfers.result import TransferResult
 
 
 class Daemon:
@@ -404,6 +406,83 @@ class Daemon:
         ) as session:
             yield session
 
+    async def upload(
+        self,
+        local: Text,
+        remote: Text,
+        *,
+        progress: Progress | None = None,
+        update: bool | Literal["hash"] = False,
+        include: Patterns = None,
+        exclude: Patterns = None,
+    ) -> TransferResult:
+        """Copy a file or a directory tree of this machine to the daemon's.
+
+        It is exact: permissions, times of modification, symbolic links, empty directories and holes are
+        as they are here; every file is compared by its SHA-256. Each file at the target is the old one until
+        the new one is complete and safe on the disk. What else is in a directory there stays.
+
+        A lost connection interrupts nothing. If this program dies, or the daemon, the same call again goes on
+        where it was, also in the middle of a large file. Cancelled, or failing, it leaves no part of a file; those
+        that were complete by then stay.
+
+        Args:
+            local: a file or a directory; a link there is followed, and those within a tree are copied as links.
+            remote: what the copy is to be, its name included. Its directory must be there. A relative path
+                starts at the daemon's working directory, or at its ``--root``.
+            progress: called with the bytes done and the bytes in all, often, in this task.
+            update: True: skip what is there with the same size and time of modification. "hash": skip
+                what is there with the same content, whatever its time.
+            include: one or several patterns as in a .gitignore; of a tree, only files that match one are copied.
+            exclude: likewise; what matches is left out, whatever `include` says.
+
+        Raises:
+            TransferError: it could not be done, here or there; mostly the fitting OSError, too. What may not be
+                written over (a directory, a device, a named pipe), what lies outside the daemon's
+                ``--root``, a full disk, a source that keeps changing: nothing of the file is at the target.
+            DaemonGone: the daemon is gone for good.
+            RequestRefused: the daemon declined. Nothing was done.
+            ValueError, TypeError: an argument that makes no sense. Nothing was done.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        return await copying.upload(
+            self._link,
+            self.id,
+            local,
+            remote,
+            progress=progress,
+            update=update,
+            include=include,
+            exclude=exclude,
+        )
+
+    async def download(
+        self,
+        remote: Text,
+        local: Text,
+        *,
+        progress: Progress | None = None,
+        update: bool | Literal["hash"] = False,
+        include: Patterns = None,
+        exclude: Patterns = None,
+    ) -> TransferResult:
+        """Copy a file or a directory tree of the daemon's machine to this one.
+
+        Otherwise as `upload`, the other way round, arguments and errors included.
+        """
+        self._check_not_gone()
+        return await copying.download(
+            self._link,
+            self.id,
+            remote,
+            local,
+            progress=progress,
+            update=update,
+            include=include,
+            exclude=exclude,
+        )
+
     async def jobs(self) -> list[JobInfo]:
         """All jobs on the daemon, running and ended, in the order in which they were asked for.
 
@@ -414,7 +493,8 @@ class Daemon:
             DaemonGone: the daemon is gone for good, and its jobs with it.
             trio.ClosedResourceError: the controller is closed.
         """
-        return [JobInfo.from_record(record) for record in await self._ask(wire.JobsSpec())]
+        answers = await self._ask(wire.JobsSpec())
+        return [JobInfo.from_record(each) for each in answers if isinstance(each, wire.JobRecord)]
 
     async def kill(
         self, job_id: str, *, signal: str | Signals = "TERM", grace: float = KILL_GRACE

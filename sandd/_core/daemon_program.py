@@ -13,6 +13,7 @@ import trio
 
 from sandd._core.daemon_options import DaemonOptions, default_max_running
 from sandd._core.dialer import Dialer
+from sandd._core.files.roots import AnyFile
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
@@ -22,6 +23,8 @@ from sandd._core.runner import JobRunner
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
+from sandd._core.transfer_requests import TransferRequests
+from sandd._core.transfers.partials import Partials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +90,10 @@ async def run_daemon(
                     runner,
                     Backoff(maximum=options.reconnect_max),
                 )
+                partials = Partials(state.path / "transfers")
+                transfers = TransferRequests(AnyFile(), partials)
+                runner.requests.offer(transfers.doers)
+                nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
                 async for number in signals:

@@ -21,6 +21,7 @@ from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
 from sandd._core.router import DaemonLink, Router
+from sandd._core.transfers.partials import Partials
 from sandd.wire import FailedCode, Role, Stream
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ class LocalLink:
         self.client = Client()
         self.closed = False
         self.jobs_started = 0
+        self.partials = Partials()
+        """Files in the making, of transfers to this machine."""
         self._router = router
         self._link = router.add_client(principal="local")
         self._wake = wake

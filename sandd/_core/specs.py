@@ -162,6 +162,17 @@ def check_job_id(job_id: str) -> str:
     return job_id
 
 
+def encode_path(name: str, path: Text) -> bytes:
+    """A path on a daemon, as it has it; ValueError for what can't be one."""
+    encoded = _encode(path, f"{name} is {{!r}}")
+    if not encoded or b"\0" in encoded or len(encoded) > wire.MAX_PATH_BYTES:
+        raise ValueError(
+            f"{name} is {path!r}; it must be a path: not empty, without NUL, and of at most "
+            f"{wire.MAX_PATH_BYTES} bytes"
+        )
+    return encoded
+
+
 def _encode(text: Text, what: str = "{!r}") -> bytes:
     try:
         path = os.fspath(text)

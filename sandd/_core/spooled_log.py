@@ -197,7 +197,7 @@ class SpooledLog(ByteSendLog):
         """Add bytes at the end: at most as many as there was `room` for since the last time."""
         units = len(data)
         self._check_room(units, self._most)
-        self._bytes += data
+        self._bytes.append(data)
         self.end += units
         if self.dropping and self._is_owned and self.retain != EVERYTHING:
             # What piled up while the owner was away is not dropped at its return, but grows no more.
@@ -235,9 +235,7 @@ class SpooledLog(ByteSendLog):
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         disk = self._disk
         if disk is None or offset >= disk.end:
-            start = offset - self._memory_start
-            with memoryview(self._bytes) as view:
-                chunk = bytes(view[start : start + limit])
+            chunk = self._bytes.read(offset - self._memory_start, limit)
             return chunk, len(chunk)
         taken = disk.read_back.take(offset, limit)
         if taken is None:
@@ -281,7 +279,7 @@ class SpooledLog(ByteSendLog):
                 disk.failures = 0
                 start, disk.end = self._memory_start, task.start + len(task.data)
                 if disk.end > start:
-                    del self._bytes[: disk.end - start]
+                    self._bytes.discard(disk.end - start)
             case Fetch():
                 disk.read_back.add(task.start, data)
                 disk.read_back.free(self.base)
@@ -382,8 +380,7 @@ class SpooledLog(ByteSendLog):
             return self._next_delete(disk)
         disk.trouble = None
         disk.touched = start + size
-        with memoryview(self._bytes) as view:
-            data = bytes(view[:size])
+        data = self._bytes.copy(size)
         file, position = self._place(disk, start, spool)
         return Spill(file, position, start, data)
 
@@ -403,7 +400,7 @@ class SpooledLog(ByteSendLog):
         if offset > self.base:
             start = self._memory_start
             if offset > start:
-                del self._bytes[: offset - start]
+                self._bytes.discard(offset - start)
             self.base = offset
             disk = self._disk
             if disk is not None:

@@ -24,6 +24,7 @@ from attrs import define, frozen
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.byte_ring import LARGE_BYTES, ByteRing
 
 if TYPE_CHECKING:
     from sandd.wire import Buffer, Data, EncodedFrame, Stream
@@ -112,22 +113,20 @@ class ByteSendLog(SendLog):
 
     def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0) -> None:
         super().__init__(capacity=capacity, retain=retain)
-        self._bytes = bytearray()
+        self._bytes = ByteRing()
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end; at most `room` of them."""
         self._check_room(len(data), self.room)
-        self._bytes += data
+        self._bytes.append(data)
         self.end += len(data)
 
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
-        start = offset - self.base
-        with memoryview(self._bytes) as view:
-            chunk = bytes(view[start : start + limit])
+        chunk = self._bytes.read(offset - self.base, limit)
         return chunk, len(chunk)
 
     def _discard(self, units: int) -> None:
-        del self._bytes[:units]
+        self._bytes.discard(units)
 
 
 class MessageSendLog(SendLog):
@@ -293,7 +292,8 @@ class ByteReceiveLog(ReceiveLog):
 
     def __init__(self, start: int = 0) -> None:
         super().__init__(start)
-        self._segments: deque[bytearray | Gap] = deque()
+        self._segments: deque[bytearray | memoryview | Gap] = deque()
+        """What came in large pieces is a view of bytes that nobody changes; crumbs are gathered."""
 
     @property
     def readable(self) -> bool:
@@ -308,12 +308,22 @@ class ByteReceiveLog(ReceiveLog):
             self._segments.popleft()
             self.consumed = first.end
             return first
-        if len(first) <= limit:
-            self._segments.popleft()
-            chunk = bytes(first)
-        else:
-            chunk = bytes(memoryview(first)[:limit])
-            del first[:limit]
+        parts: list[bytes] = []
+        while limit and self._segments and not isinstance(first := self._segments[0], Gap):
+            if len(first) <= limit:
+                self._segments.popleft()
+                whole = first.obj if isinstance(first, memoryview) else None
+                # A view of all of it needs no copy.
+                covers = isinstance(whole, bytes) and len(whole) == len(first)
+                parts.append(whole if isinstance(whole, bytes) and covers else bytes(first))
+            else:
+                parts.append(bytes(memoryview(first)[:limit]))
+                if isinstance(first, memoryview):
+                    self._segments[0] = first[limit:]
+                else:
+                    del first[:limit]
+            limit -= len(parts[-1])
+        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
         self.consumed += len(chunk)
         return chunk
 
@@ -347,7 +357,10 @@ class ByteReceiveLog(ReceiveLog):
         self.consumed = self.received
 
     def _store(self, body: memoryview) -> int:
-        if self._segments and isinstance(last := self._segments[-1], bytearray):
+        if len(body) >= LARGE_BYTES:
+            # A copy: what it is a view of is a whole message, of any size.
+            self._segments.append(memoryview(bytes(body)))
+        elif self._segments and isinstance(last := self._segments[-1], bytearray):
             last += body
         elif len(body):
             self._segments.append(bytearray(body))

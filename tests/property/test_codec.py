@@ -153,8 +153,19 @@ def test_a_frame_is_the_same_without_a_wire(
         wire.encode_gap(channel, stream, offset, offset + 1),
     ):
         (sent,) = wire.decode_frames(b"".join(encoded))
-        assert wire.as_frame(encoded) == sent
-        assert wire.as_frame(wire.readdress(7, sent)) == sent._replace(channel=7)
+        near = wire.as_frame(encoded)
+        passed_on = wire.readdress(7, near)
+        for each, number in (
+            (near, channel),
+            (wire.as_frame(passed_on), 7),
+            (wire.as_frame(wire.readdress(7, sent)), 7),
+        ):
+            assert (each.type, each.channel) == (sent.type, number)
+            if sent.type is FrameType.CONTROL:
+                assert each == sent._replace(channel=number)
+            else:
+                assert wire.decode_data(each) == wire.decode_data(sent)
+        assert b"".join(wire.encoded(passed_on)) == b"".join(wire.encoded(wire.readdress(7, sent)))
 
 
 @given(EVENTS)
