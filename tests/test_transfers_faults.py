@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,21 +84,25 @@ def assert_equal(source: Path, target: Path) -> None:
 
 
 def a_directory(path: Path) -> type[Exception]:
+    """With something in it."""
     (path / "something").mkdir(parents=True)
     return IsADirectoryError
 
 
 def a_pipe(path: Path) -> type[Exception]:
+    """Nobody reads from it."""
     os.mkfifo(path)
     return OSError
 
 
 def a_loop(path: Path) -> type[Exception]:
+    """A link to itself."""
     path.symlink_to(path.name)
     return OSError
 
 
 def a_link_to_a_directory(path: Path) -> type[Exception]:
+    """Which is followed."""
     path.symlink_to(path.parent)
     return IsADirectoryError
 
@@ -341,7 +344,7 @@ async def test_killed_at_every_step(tmp_path: Path, no_syncing: None) -> None:
         journal = tmp_path / f"journal{step}"
         work = tmp_path / f"work{step}"
         work.mkdir()
-        subprocess.run(["cp", "-a", target, work / "target"], check=True)
+        shutil.copytree(target, work / "target")
 
         def fail(number: int, _name: str, _path: bytes, at: int = step) -> None:
             if number >= at:

@@ -112,6 +112,7 @@ class Writer:
         """Directories in which all is written, in this order."""
         self._released: list[bytes] = []
         """Partials that another transfer may have now."""
+        self._is_tree = False
         self._is_folder = False
         """The target was named as a directory is, with a slash behind it."""
         self.sha256: bytes | None = None
@@ -183,6 +184,8 @@ class Writer:
                     self._drop(step.file)
                 case arrivals.Finish():
                     self.settle()
+                    if not self._is_tree and not self._journal.writes:
+                        remove_old_in(self._root, os.path.dirname(self._top))
                     self.is_done = True
         if (
             len(self._written) >= SETTLE_FILES
@@ -493,6 +496,7 @@ class Writer:
 
     def _make_folder(self, folder: Folder) -> None:
         path = self._target(folder.path)
+        self._is_tree = True
         try:
             # For us it has to be writable until everything is in it.
             self._root.mkdir(path, (folder.mode & _PERMISSIONS) | stat.S_IRWXU)
