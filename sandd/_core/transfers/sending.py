@@ -20,8 +20,9 @@ from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.ends import (
     FAREWELL_SECONDS,
     PeerGoneError,
-    failure_bytes,
     failure_error,
+    say_farewell,
+    tell,
 )
 from sandd._core.transfers.filters import Filter
 from sandd._core.transfers.reading import Source
@@ -241,7 +242,7 @@ class _Sender:
         # It isn't closed on an error: that would be another error, in who produces.
         async for batch in inlet:
             for part in _joined(batch.records):
-                await self._channel.send(part)
+                await tell(self._channel, part)
             self._done += batch.done
             if batch.done:
                 self._say_progress()
@@ -255,7 +256,7 @@ class _Sender:
         # Behind what is being sent, as a record can't be left in its middle.
         with trio.move_on_after(FAREWELL_SECONDS):
             await sent.wait()
-            await self._channel.send(failure_bytes(error))
+            await say_farewell(self._channel, error)
 
     async def _count(self, outlet: trio.MemorySendChannel[_Batch], *, says_total: bool) -> None:
         self._counting = count(self._root, self._path, self._chosen)
