@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -45,7 +46,7 @@ def read_all(stream: bytes, cuts: list[int]) -> tuple[list[Any], str]:
     reader, found = RecordReader(), []
     places = [0, *sorted(each % (len(stream) + 1) for each in cuts), len(stream)]
     try:
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in itertools.pairwise(places):
             for each in reader.feed(stream[start:end]):
                 if not isinstance(each, memoryview):
                     found.append(each)
@@ -121,7 +122,8 @@ def test_any_records_are_steps_or_refused(records: list[Any]) -> None:
     except RemoteProtocolError:
         pass
     for step in steps:
-        path = getattr(step, "path", None) or getattr(getattr(step, "file", None), "path", b"")
+        about = getattr(step, "file", None) or getattr(step, "folder", None) or step
+        path = getattr(about, "path", b"")
         assert b".." not in path.split(b"/")
         assert not path.startswith(b"/")
 

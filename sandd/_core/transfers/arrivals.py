@@ -18,15 +18,15 @@ from sandd._core._errors import RemoteProtocolError
 
 OWN_NAMES: Final = re.compile(rb"\.sandd-[0-9a-f-]+\.part")
 """Files in the making, of this program and of others like it: no transfer sends them."""
-_FOREIGN: Final = b"/\\:" if sys.platform == "win32" else b"/"
-"""What is in no name on this system, because it would be part of a path."""
+_NAMES: Final = re.compile(rb"[^/\\:\0]+" if sys.platform == "win32" else rb"[^/\0]+")
+"""What is part of no path of several names on this system."""
 
 
 def check_name(name: bytes) -> None:
     """RemoteProtocolError unless it can be the name of something in a directory, and of nothing else."""
-    if name in (b"", b".", b"..") or b"\0" in name or any(each in name for each in _FOREIGN):
+    if not _NAMES.fullmatch(name) or name in (b".", b".."):
         raise RemoteProtocolError(f"{name[:64]!r} is no name")
-    if OWN_NAMES.fullmatch(name):
+    if name.startswith(b".sandd-") and OWN_NAMES.fullmatch(name):
         raise RemoteProtocolError(f"{name!r} is a name of files that are in the making")
 
 
@@ -44,8 +44,9 @@ class Folder:
     mtime: int
     waits_for: int = 1
     """Itself being left, and each thing in it that isn't finished; with the last it gets its time."""
+    place: bytes = b""
+    """Where it is on this machine; this and what follows is set by who makes it."""
     was_there: bool = False
-    """Set by who makes it."""
 
     def join(self, name: bytes) -> bytes:
         """The path of what has that name in it."""
@@ -95,7 +96,6 @@ class PutFile:
     """A small file, whole."""
 
     folder: Folder | None
-    path: bytes
     said: wire.FileRecord
     pieces: list[memoryview] = field(factory=list)
 
@@ -289,10 +289,10 @@ class Arrivals:
         return _Place.TOP_DONE if self._folder is None else _Place.TREE
 
     def _file(self, record: wire.FileRecord, steps: list[Step]) -> None:
-        path = self._path(record.name)
+        self._path(record.name)
         self.files += 1
         self.size += record.size
-        step = PutFile(self._folder, path, record)
+        step = PutFile(self._folder, record)
         if record.size:
             # It becomes a step when it is whole.
             self._small, self._missing = step, record.size

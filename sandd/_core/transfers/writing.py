@@ -59,7 +59,6 @@ class _Written:
 
     temporary: bytes
     target: bytes
-    folder: Folder | None
     stays: bool
     """Another call may go on with it."""
 
@@ -211,8 +210,11 @@ class Writer:
             self._unsynced.sync()
             while self._written:
                 each = self._written[0]
-                with naming(each.target):
+                try:
                     self._root.rename(each.temporary, each.target)
+                except OSError as error:
+                    error.filename, error.filename2 = each.target, None
+                    raise
                 self._written.popleft()
                 if each.stays:
                     self._released.append(each.temporary)
@@ -326,52 +328,53 @@ class Writer:
             raise special_file_error(status.st_mode, target)
         return status
 
-    def _new(self, target: bytes) -> tuple[bytes, int]:
-        """A new file beside it, with a name of its own."""
-        path = self._new_name(target)
-        with naming(target):
-            descriptor = self._root.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        return path, descriptor
+    def _new(self, place: bytes) -> tuple[bytes, int]:
+        """A new file in a directory, with a name of its own."""
+        path = self._new_name(place)
+        return path, self._root.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
 
-    def _new_name(self, target: bytes) -> bytes:
-        path = beside(target, self._journal.new_name())
-        self._journal.note(b"d", os.path.dirname(path))
-        return path
+    def _new_name(self, place: bytes) -> bytes:
+        self._journal.note(b"d", place)
+        return os.path.join(place, self._journal.new_name())
 
     def _put(self, step: arrivals.PutFile) -> None:
-        target = self._target(step.path)
-        self._look(target)
-        said = step.said
+        # Once for each of very many files: what need not be done here, isn't.
+        folder, said = step.folder, step.said
+        if folder is None:
+            target, place = self._top, os.path.dirname(self._top)
+            self._look(target)
+        else:
+            place = folder.place
+            target = place + b"/" + said.name
+            if folder.was_there:
+                self._look(target)
         digest = hashlib.sha256()
         for piece in step.pieces:
             digest.update(piece)
         if digest.digest() != said.sha256:
             raise damaged(target)
-        temporary, descriptor = self._new(target)
-        try:
-            with naming(target):
+        with naming(target):
+            temporary, descriptor = self._new(place)
+            try:
                 for piece in step.pieces:
                     write_all(descriptor, piece)
                 self._set_attributes(descriptor, temporary, said.mode, said.mtime)
-        except BaseException:
-            os.close(descriptor)
-            with contextlib.suppress(OSError):
-                self._root.unlink(temporary)
-            raise
-        self._add_written(
-            _Written(temporary, target, step.folder, stays=False), descriptor, said.size
-        )
-        if step.folder is None:
+            except BaseException:
+                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    self._root.unlink(temporary)
+                raise
+            self._add_written(_Written(temporary, target, stays=False), place, said.size)
+            self._unsynced.add(descriptor, place)
+        if folder is None:
             self.sha256 = said.sha256
 
-    def _add_written(self, written: _Written, descriptor: int, size: int) -> None:
+    def _add_written(self, written: _Written, place: bytes, size: int) -> None:
         if not self._written:
             self._written_since = time.monotonic()
         self._written.append(written)
         self._written_bytes += size
-        self._touched.add(os.path.dirname(written.target))
-        with naming(written.target):
-            self._unsynced.add(descriptor)
+        self._touched.add(place)
 
     def _begin(self, step: arrivals.Begin, unclaimed: set[int]) -> None:
         file, offset = step.file, step.offset
@@ -402,7 +405,9 @@ class Writer:
                 return
         if current.position:
             raise _meddled(current.target)
-        current.temporary, current.descriptor = self._new(current.target)
+        with naming(current.target):
+            place = os.path.dirname(current.target)
+            current.temporary, current.descriptor = self._new(place)
 
     def _check_size(self, descriptor: int, current: _Open) -> None:
         if os.fstat(descriptor).st_size < current.position:
@@ -451,9 +456,12 @@ class Writer:
             with naming(current.target):
                 os.ftruncate(current.descriptor, current.position)
                 self._set_attributes(current.descriptor, current.temporary, file.mode, file.mtime)
-            written = _Written(current.temporary, current.target, file.folder, current.stays)
+            written = _Written(current.temporary, current.target, current.stays)
+            place = os.path.dirname(current.target)
             self._open = None
-            self._add_written(written, current.descriptor, file.size)
+            self._add_written(written, place, file.size)
+            with naming(current.target):
+                self._unsynced.add(current.descriptor, place)
         self._open = None
         if file.folder is None:
             self.sha256 = sha256
@@ -495,7 +503,7 @@ class Writer:
     # -- directories and links
 
     def _make_folder(self, folder: Folder) -> None:
-        path = self._target(folder.path)
+        path = folder.place = self._target(folder.path)
         self._is_tree = True
         try:
             # For us it has to be writable until everything is in it.
@@ -525,21 +533,17 @@ class Writer:
     def _set_folder(self, folder: Folder) -> None:
         if folder.parent is None and folder.was_there:
             return  # it is whoever made it who decides: not all in it is ours
-        path = self._target(folder.path)
-        with naming(path):
-            self._root.chmod(path, folder.mode & _PERMISSIONS)
-            self._root.utime(path, (folder.mtime, folder.mtime))
+        path = folder.place
+        self._root.chmod(path, folder.mode & _PERMISSIONS)
+        self._root.utime(path, (folder.mtime, folder.mtime))
 
     def _make_link(self, step: arrivals.MakeLink) -> None:
-        target = self._target(step.path)
+        target, place = self._target(step.path), step.folder.place
         self._look(target)
-        temporary = self._new_name(target)
+        temporary = self._new_name(place)
         with naming(target):
             self._root.symlink(step.target, temporary)
-        if not self._written:
-            self._written_since = time.monotonic()
-        self._written.append(_Written(temporary, target, step.folder, stays=False))
-        self._touched.add(os.path.dirname(target))
+        self._add_written(_Written(temporary, target, stays=False), place, 0)
         with contextlib.suppress(OSError, NotImplementedError):  # not every system can
             self._root.utime(temporary, (step.mtime, step.mtime), follow_symlinks=False)
 
