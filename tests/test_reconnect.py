@@ -210,7 +210,7 @@ async def stuck(progress: Callable[[], int]) -> None:
     """Return once there has been no progress for a while."""
     seen = -1
     while seen != (seen := progress()):
-        await trio.sleep(0.2)
+        await trio.sleep(0.5)
 
 
 ONE_BYTE_AT_A_TIME = """
@@ -285,7 +285,6 @@ async def test_an_exit_while_away_is_told_with_all_the_output(daemon: StandingDa
         it.proxy.accept()
         status = await process.wait()
         assert status.exit_code == 6
-        assert status.duration < 5
         assert await read_line(process.stdout) == b"late"
 
 
@@ -379,17 +378,16 @@ async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
         @nursery.start_soon
         async def run() -> None:
             with pytest.raises(CommandTimeout) as caught:
-                await it.worker.run("echo hi; sleep 60", timeout=0.6, env=dict([marker]))
+                await it.worker.run("echo hi; sleep 60", timeout=2.5, env=dict([marker]))
             errors.append(caught.value)
 
         await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        assert marker.processes()
         await it.disconnect()
-        await until(marker.processes)
         await until(lambda: not marker.processes())
+        assert errors == []
         it.proxy.accept()
-        with trio.move_on_after(10):
-            while not errors:
-                await trio.sleep(0.01)
+        await until(lambda: errors)
         assert errors[0].started is True
         assert errors[0].result is not None
         assert errors[0].result.stdout == "hi\n"
@@ -406,7 +404,7 @@ async def test_a_run_whose_time_is_up_does_not_wait_for_an_absent_daemon(
         @nursery.start_soon
         async def run() -> None:
             with pytest.raises(CommandTimeout, match="away") as caught:
-                await it.worker.run("sleep 60", timeout=0.6, kill_grace=0.1, env=dict([marker]))
+                await it.worker.run("sleep 60", timeout=2.5, kill_grace=0.1, env=dict([marker]))
             errors.append(caught.value)
 
         await until(lambda: any(job.started for job in it.controller._local.client.jobs))
@@ -557,7 +555,7 @@ async def test_a_long_black_hole_is_noticed_by_both_sides(
             started, lost = trio.current_time(), it.process.log.count("link_lost")
             await it.away()
             await until(lambda: it.process.log.count("link_lost") > lost)
-            assert trio.current_time() - started < 3
+            assert trio.current_time() - started < LIMIT / 2
             it.proxy.cut()
             it.proxy.release()
             assert await read_line(process.stdout) == b"during"
@@ -567,10 +565,10 @@ async def test_a_long_black_hole_is_noticed_by_both_sides(
 async def test_an_idle_link_stays_up_on_heartbeats_alone(daemon: StandingDaemon) -> None:
     """Nobody says anything for many dead limits, and nobody is given up."""
     async with (
-        world(daemon, heartbeat=0.1, dead_after=0.5) as it,
+        world(daemon, heartbeat=0.1, dead_after=1.5) as it,
         it.controller.open_events() as events,
     ):
-        with trio.move_on_after(2.0):
+        with trio.move_on_after(5.0):
             pytest.fail(f"{await anext(events)!r}")
         assert it.proxy.accepted == 1
 
