@@ -303,9 +303,9 @@ async def test_timeout_kills_a_tree_that_ignores_sigterm(
 
 async def test_timeout_lets_the_command_clean_up(daemon: StandingDaemon) -> None:
     """SIGTERM comes first: what is printed in the grace is kept."""
+    script = "trap 'echo cleaned; exit 9' TERM; sleep 60 & wait"
     async with daemon.worker() as worker:
         with pytest.raises(CommandTimeout) as caught:
-            script = "trap 'echo cleaned; exit 9' TERM; sleep 60 & wait"
             await worker.run(script, timeout=GET_GOING)
 
     assert caught.value.result is not None
@@ -579,8 +579,9 @@ async def test_user_is_who_the_command_runs_as(daemon: StandingDaemon, marker: M
                 nobody.pw_name,
             ]
         with pytest.raises(CommandTimeout):
-            options = {"user": "nobody", "timeout": GET_GOING, "kill_grace": 0.1}
-            await worker.run(TREE, env=dict([marker]), **options)
+            await worker.run(
+                TREE, user="nobody", env=dict([marker]), timeout=GET_GOING, kill_grace=0.1
+            )
         assert marker.processes() == []
 
 
