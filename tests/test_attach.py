@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -385,6 +386,7 @@ async def test_leaving_while_the_job_is_being_taken_ends_nothing(
     """The loser hasn't heard of it yet, and has the winner's name: its End would be the winner's."""
     async with daemon.worker() as worker, contextlib.AsyncExitStack() as stack:
         entered = trio.Event()
+        jobs = worker._controller._local.client.jobs
 
         async def take_over(job_id: str) -> None:
             process = await stack.enter_async_context(worker.attach_process(job_id, takeover=True))
@@ -392,13 +394,20 @@ async def test_leaving_while_the_job_is_being_taken_ends_nothing(
             assert await process.stdout.receive_some() == b"x"
             entered.set()
 
-        async with trio.open_nursery() as nursery:
-            async with worker.open_process(["cat"], env=dict([marker])) as loser:
-                nursery.start_soon(take_over, loser.job_id)
-                while len(worker._controller._local.client.jobs) < 2:
-                    await trio.lowlevel.checkpoint()
-                assert not entered.is_set()  # it has asked, and has no answer yet
-            await entered.wait()
+        async def answer_later() -> None:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            daemon.process.signal(signal.SIGCONT)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                async with worker.open_process(["cat"], env=dict([marker])) as loser:
+                    daemon.process.signal(signal.SIGSTOP)
+                    nursery.start_soon(take_over, loser.job_id)
+                    await until(lambda: len(jobs) == 2)  # it has asked, and has no answer yet
+                    nursery.start_soon(answer_later)
+                await entered.wait()
+        finally:
+            daemon.process.signal(signal.SIGCONT)
         assert len(marker.processes()) == 1
 
 
