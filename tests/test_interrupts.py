@@ -158,10 +158,10 @@ async def busy_agent(port: int, marker: Marker, in_place: Callable[[], None]) ->
                 async with worker.open_session(["cat"], env=env, kill_grace=0.1) as session:
                     await session.wait_send_all_might_not_block()
                     await session.send_all(b"typed")
-                    assert await session.receive_some() == b"typed"
+                    await see(session, b"typed")
                     await session.resize(10, 20)
                     async with worker.attach_session(session.job_id, read_only=True) as onlooker:
-                        assert await onlooker.receive_some() == b"typed"
+                        await see(onlooker, b"typed")
                     await session.aclose()
                 async with controller.open_events() as events:
                     with trio.move_on_after(0.01):
@@ -187,6 +187,14 @@ async def talk(process: sandd.Process) -> None:
     left = 100_000
     while left:
         left -= len(await process.stdout.receive_some())
+
+
+async def see(session: sandd.Session, text: bytes) -> None:
+    """It shows that next, in however many pieces: a terminal echoes key by key."""
+    shown = b""
+    while len(shown) < len(text):
+        shown += await session.receive_some()
+    assert shown == text
 
 
 async def be_a_stranger(port: int) -> None:

@@ -617,25 +617,20 @@ async def test_commands_beyond_the_limit_wait_their_turn(marker: Marker) -> None
     """With room for two at once the third starts when they end; its time counts from its start."""
     with standing_daemon(arguments=["--max-running", "2"]) as daemon:
         async with daemon.worker() as worker, trio.open_nursery() as nursery:
-            holders = trio.CancelScope()
-
-            async def hold() -> None:
-                with holders:
-                    await worker.run("exec sleep 60", env=dict([marker]))
-
             results = []
 
             async def third() -> None:
                 results.append(await worker.run("echo third"))
 
-            for _ in range(2):
-                nursery.start_soon(hold)
-            await planted(marker, 2)
-            nursery.start_soon(third)
-            await trio.sleep(1.0)
-            assert results == []
-            let_go_at = trio.current_time()
-            holders.cancel()
+            async with trio.open_nursery() as holders:
+                for _ in range(2):
+                    holders.start_soon(lambda: worker.run("exec sleep 60", env=dict([marker])))
+                await planted(marker, 2)
+                nursery.start_soon(third)
+                await trio.sleep(1.0)
+                assert results == []
+                let_go_at = trio.current_time()
+                holders.cancel_scope.cancel()
             await until(lambda: results)
 
             assert results[0].stdout == "third\n"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 from another_agent import another_agent
-from process_tools import PATIENCE, until
+from process_tools import PATIENCE, read_line, until
 from screens import Person, in_foreground
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
@@ -431,7 +431,7 @@ async def test_a_job_without_a_terminal_is_no_session(daemon: StandingDaemon) ->
         async with worker.open_session("echo shown; read x", detach=True, job_id="terminal"):
             pass
         async with worker.attach_process("terminal") as process:
-            assert await process.stdout.receive_some() == b"shown\r\n"
+            assert await read_line(process.stdout) == b"shown\r"
         await worker.kill("terminal")
         await worker.forget("terminal")
 
