@@ -173,6 +173,25 @@ def test_a_detached_one_goes_on(server: Server) -> None:
     server.call(end)
 
 
+def test_what_was_not_read_when_it_was_closed_is_shown_to_the_next(server: Server) -> None:
+    """Of a session that goes on: closing it reads nothing, so `offset` says where to go on."""
+    script = "stty -echo; echo on; read x; echo read; read x; echo unread; read x"
+    with server.new_session("worker-1", command=script, job_id="left") as session:
+        read_until(session, b"on\r\n")
+        session.write(b"\n")
+        read_until(session, b"read\r\n")
+        session.detach()
+        session.write(b"\n")
+        until_sync(lambda: session._session.is_readable)
+    with server.attach_session("worker-1", "left", since=session.offset) as again:
+        assert read_until(again, b"\r\n") == b"unread\r\n"
+
+    async def end() -> None:
+        await server.controller.daemon("worker-1").forget("left")
+
+    server.call(end)
+
+
 def test_signals_and_recordings(server: Server, tmp_path: Path) -> None:
     """What else the trio API has."""
     with server.new_session(
