@@ -105,6 +105,10 @@ class HeldJob:
         await self._handle.flushed()
         if self._handle.job.result is None:
             self._handle.raise_if_failed()
+            if self._handle.closed:
+                raise trio.ClosedResourceError(
+                    f"the block of this {self._noun} was left before the daemon knew"
+                )
         self._handle.job.detached = True
 
     @property
@@ -163,6 +167,7 @@ async def attached(
     except BaseException:
         handle.give_up()  # it was there before us, and is none of ours yet
         raise
+    handle.is_held = True
     async with _held(handle, kill_grace):
         yield
 

@@ -45,10 +45,18 @@ class JobHandle:
     """One job of the local client, for tasks to wait on."""
 
     def __init__(
-        self, link: LocalLink, job: ClientJob, sinks: Mapping[Stream, Sink], kill_grace: float
+        self,
+        link: LocalLink,
+        job: ClientJob,
+        sinks: Mapping[Stream, Sink],
+        kill_grace: float,
+        *,
+        is_held: bool = True,
     ) -> None:
         self.link = link
         self.job = job
+        self.is_held = is_held
+        """It is ours to end. One that is attached to isn't before its block is entered."""
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
@@ -148,7 +156,7 @@ class JobHandle:
         if not self.closed:
             self._is_forgotten = True
             self.link.forget_later(self.job)
-        self.link.drop(self)
+        self._let_go()
 
     @trio.lowlevel.enable_ki_protection
     async def part(self) -> None:
@@ -184,7 +192,7 @@ class JobHandle:
         if not self.closed:
             self.link.client.close(self.job)
             self.link.flush()
-        self.link.drop(self)
+        self._let_go()
 
     @trio.lowlevel.enable_ki_protection
     def give_up(self) -> None:
@@ -192,7 +200,11 @@ class JobHandle:
         if not self.closed:
             self.link.client.give_up(self.job)
             self.link.flush()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.link.drop(self)
+        self.update()  # the last one: whoever still waits, in a task outside of the block, hears of it now
 
 
 def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
@@ -294,7 +306,7 @@ class LocalLink:
             raise trio.ClosedResourceError("this controller is closed")
         self.flush(late=True)  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
-        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace)
+        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_held=False)
         self.changed(job)
         return handle
 
@@ -312,9 +324,10 @@ class LocalLink:
         """The controller closes: end every job that doesn't outlive us; whoever waits for one learns of it."""
         self.closed = True
         for handle in list(self._handles.values()):
-            if handle.job.outlives_us:
+            if not handle.is_held:
+                handle.give_up()
+            elif handle.job.outlives_us:
                 handle.detach()
-                handle.update()
             else:
                 self.client.end(handle.job)
         self.flush(late=True)
