@@ -10,14 +10,16 @@ from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
 from sandd._core.client_job import AttachState
-from sandd._core.held_job import attached
+from sandd._core.held_job import attached, started
 from sandd._core.local_link import LATE_SECONDS, JobHandle, LocalLink
 from sandd._core.process_handle import Process
 from sandd._core.router import DaemonLink, Router
 from sandd._core.session_handle import Session
+from sandd._core.streams import WINDOW_BYTES
 from sandd.wire import Outcome, Role, Stream
 
 SPEC = wire.CommandSpec(argv=(b"true",), stdin=False)
+DETACHED = wire.CommandSpec(argv=(b"true",), stdin=False, detach=True)
 DETACHED_SESSION = wire.SessionSpec(detach=True)
 EXITED = wire.Exited(0, None, Outcome.EXITED, 1.0, pid=7)
 
@@ -212,6 +214,38 @@ async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) ->
         world.say(event(channel, 1, wire.Exited(None, 1, Outcome.SIGNALED, 1.0)))
 
 
+@pytest.mark.parametrize("role", list(Role))
+async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
+    world: World, role: Role
+) -> None:
+    """Where it begins may be far behind what others have still to read: cancelled, it leaves that as it was."""
+    far = 10 * WINDOW_BYTES
+    events = wire.StreamState(Stream.EVENTS, end=1)
+    output = wire.StreamState(Stream.OUTPUT, end=far + 9, start=far)
+
+    def answer(channel: int) -> None:
+        streams = (events, output)
+        world.say(control(channel, wire.Attached(role, detached=True, streams=streams)))
+
+    handle, channel = world.attach(role)
+    with trio.CancelScope() as scope:
+        answer(channel)
+        credit = wire.StreamWindow(Stream.OUTPUT, 0, far + WINDOW_BYTES)
+        assert world.heard() == [wire.Window((credit,))]
+        scope.cancel()
+        async with attached(handle, kill_grace=1.0):
+            raise AssertionError
+    assert world.heard() == [wire.Detach(for_good=False)]
+
+    handle, channel = world.attach(role)
+    answer(channel)
+    world.say(event(channel, 0, wire.Started(7)), data(channel, Stream.OUTPUT, far, b"x" * 9))
+    assert world.heard() == [wire.Window((credit,))]
+    async with attached(handle, kill_grace=1.0):
+        window = wire.StreamWindow(Stream.OUTPUT, far, far + WINDOW_BYTES)
+        assert world.heard() == [wire.Window((window,))]
+
+
 # ---- who waits is told that the block was left --------------------------------------------------
 
 
@@ -262,6 +296,32 @@ async def test_detach_that_comes_to_nothing_says_so(world: World) -> None:
 
 
 # ---- the controller closes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [DETACHED, DETACHED_SESSION])
+@pytest.mark.parametrize("is_answered", [False, True])
+async def test_a_detached_job_that_nobody_has_heard_of_is_ended(
+    world: World, spec: wire.Spec, is_answered: bool
+) -> None:
+    """When the controller closes before the block is entered: else it would run for ever, unknown."""
+    handle, channel = world.start(spec)
+    if is_answered:
+        world.say(control(channel, wire.Attached(detached=True)))
+        assert handle.job.outlives_us
+    world.link.close()
+    assert world.ends == [handle.job.id]
+
+
+async def test_a_detached_job_in_its_block_goes_on(world: World) -> None:
+    """When the controller closes: who has it is told, and knows its id."""
+    handle, channel = world.start(DETACHED)
+    world.say(
+        control(channel, wire.Attached(detached=True)), event(channel, 0, wire.Started(7))
+    )
+    async with started(handle, timeout=None, kill_grace=1.0):
+        world.link.close()
+        assert world.heard() == [wire.Detach(for_good=True)]
+        assert handle.closed
 
 
 @pytest.mark.parametrize("is_answered", [False, True])

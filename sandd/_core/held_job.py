@@ -167,13 +167,13 @@ async def attached(
     except BaseException:
         handle.give_up()  # it was there before us, and is none of ours yet
         raise
-    handle.is_held = True
     async with _held(handle, kill_grace):
         yield
 
 
 @protected_context
 async def _held(handle: JobHandle, kill_grace: float) -> AsyncIterator[None]:
+    handle.hold()
     try:
         yield
     finally:

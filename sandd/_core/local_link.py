@@ -51,12 +51,14 @@ class JobHandle:
         sinks: Mapping[Stream, Sink],
         kill_grace: float,
         *,
-        is_held: bool = True,
+        is_new: bool = True,
     ) -> None:
         self.link = link
         self.job = job
-        self.is_held = is_held
-        """It is ours to end. One that is attached to isn't before its block is entered."""
+        self.is_new = is_new
+        """We have started it; else it was there before us."""
+        self.is_held = False
+        """Its block was entered: somebody knows of it, and leaves it as its state has it."""
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
@@ -131,6 +133,13 @@ class JobHandle:
             raise self.job.error
         if isinstance(failed, wire.Failed):
             raise failure(failed, self.job)
+
+    @trio.lowlevel.enable_ki_protection
+    def hold(self) -> None:
+        """Its block is entered."""
+        self.is_held = True
+        self.job.acknowledge(True)
+        self.link.changed(self.job)
 
     @trio.lowlevel.enable_ki_protection
     async def leave(self, grace: float) -> None:
@@ -306,7 +315,8 @@ class LocalLink:
             raise trio.ClosedResourceError("this controller is closed")
         self.flush(late=True)  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
-        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_held=False)
+        job.acknowledge(False)
+        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_new=False)
         self.changed(job)
         return handle
 
@@ -321,13 +331,17 @@ class LocalLink:
         self._handles.pop(handle.job, None)
 
     def close(self) -> None:
-        """The controller closes: end every job that doesn't outlive us; whoever waits for one learns of it."""
+        """The controller closes: end what would be left to nobody; whoever waits for a job learns of it.
+
+        Left is what outlives us, and what was only going to be attached to. A detached job that nobody
+        has heard of yet ends.
+        """
         self.closed = True
         for handle in list(self._handles.values()):
-            if not handle.is_held:
-                handle.give_up()
-            elif handle.job.outlives_us:
+            if handle.is_held and handle.job.outlives_us:
                 handle.detach()
+            elif not (handle.is_held or handle.is_new):
+                handle.give_up()
             else:
                 self.client.end(handle.job)
         self.flush(late=True)
