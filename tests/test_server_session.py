@@ -14,9 +14,10 @@ from process_tools import PATIENCE, until_sync
 
 import sandd
 from sandd import DaemonNotFound, Outcome, Server, ServerSession, SpawnFailed
+from sandd._core.bridge import Promise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -171,6 +172,89 @@ def test_a_detached_one_goes_on(server: Server) -> None:
 
     async def end() -> None:
         await server.controller.daemon("worker-1").forget("cat")
+
+    server.call(end)
+
+
+def test_interrupting_a_read_loses_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it comes before there is something, or when that was received but is not yet returned."""
+    plain = Promise.wait
+
+    def interrupt(when: Callable[[Promise[object]], None]) -> None:
+        """Ctrl-C strikes in the next read, once `when` has returned."""
+
+        def wait(promise: Promise[object], seconds: float | None = None) -> bool:
+            monkeypatch.setattr(Promise, "wait", plain)
+            when(promise)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Promise, "wait", wait)
+        with pytest.raises(KeyboardInterrupt):
+            session.read()
+
+    def type_and_wait(promise: Promise[object]) -> None:
+        session.write(b"typed\n")
+        assert plain(promise, 10.0)
+
+    with server.new_session("worker-1", command="stty -echo; echo on; exec cat") as session:
+        read_until(session, b"on\r\n")
+        session.write(b"first\n")
+        assert read_until(session, b"\n") == b"first\r\n"
+        before = session.offset
+        interrupt(type_and_wait)
+        until_sync(lambda: session._unread)
+        assert session.offset == before
+        with pytest.raises(ValueError, match="at least 1"):
+            session.read(max_bytes=0)
+        assert session.read(max_bytes=3, timeout=0) == b"typ"
+        assert session.read(timeout=0) == b"ed\r\n"
+        assert session.offset == before + 7
+        assert session.read(timeout=0) is None
+        for _ in range(30):  # the one that was interrupted may be there still
+            interrupt(lambda _: until_sync(lambda: session._session._output._conflicts._held))
+            session.write(b"typed\n")
+            assert read_until(session, b"\n") == b"typed\r\n"
+        interrupt(type_and_wait)
+    with pytest.raises(trio.ClosedResourceError):
+        session.read(timeout=0)
+
+
+def test_who_reads_at_once_takes_turns(server: Server) -> None:
+    """So do those who write; nothing is received twice."""
+    shown: list[bytes | None] = []
+    with server.new_session("worker-1", command="stty -echo; echo on; exec cat") as session:
+        read_until(session, b"on\r\n")
+        readers = [
+            threading.Thread(target=lambda: shown.append(session.read(timeout=10, max_bytes=1)))
+            for _ in range(8)
+        ]
+        for reader in readers:
+            reader.start()
+        session.write(b"abcdef\n")
+        for reader in readers:
+            reader.join(10)
+    assert sorted(each or b"" for each in shown) == sorted(
+        bytes([each]) for each in b"abcdef\r\n"
+    )
+
+
+def test_what_was_not_read_when_it_was_closed_is_shown_to_the_next(server: Server) -> None:
+    """Of a session that goes on: closing it reads nothing, so `offset` says where to go on."""
+    script = "stty -echo; echo on; read x; echo read; read x; echo unread; read x"
+    with server.new_session("worker-1", command=script, job_id="left") as session:
+        read_until(session, b"on\r\n")
+        session.write(b"\n")
+        read_until(session, b"read\r\n")
+        session.detach()
+        session.write(b"\n")
+        until_sync(lambda: session._session.is_readable)
+    with server.attach_session("worker-1", "left", since=session.offset) as again:
+        assert read_until(again, b"\r\n") == b"unread\r\n"
+
+    async def end() -> None:
+        await server.controller.daemon("worker-1").forget("left")
 
     server.call(end)
 

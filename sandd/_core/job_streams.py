@@ -128,17 +128,27 @@ class OutputStream(trio.abc.ReceiveStream):
                 return chunk
             if self._log.at_end:
                 return b""
+            error = self._handle.job.error
             raise trio.BrokenResourceError(
-                "the job was lost before its output ended"
-            ) from self._handle.job.error
+                "the job was left before its output ended"
+                if error is None
+                else "the job was lost before its output ended"
+            ) from error
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Stop reading; what the process writes from now on is thrown away."""
+        self._close(discard=True)
+        await trio.lowlevel.checkpoint()
+
+    def _close(self, *, discard: bool) -> None:
+        """Let nobody receive any more; without `discard` what nobody has received stays unread."""
         if not self._closed:
             self._closed = True
-            self._handle.sink(self._stream, lambda _: None)
-        await trio.lowlevel.checkpoint()
+            if discard:
+                self._handle.sink(self._stream, lambda _: None)
+            else:
+                self._handle.update()
 
     def _check(self) -> None:
         if self._closed:
