@@ -105,6 +105,8 @@ CALLS: dict[str, Callable[[Root, bytes], object]] = {
     "symlink": lambda root, path: root.symlink(b"x", path),
     "rename_from": lambda root, path: root.rename(path, b"elsewhere"),
     "rename_to": lambda root, path: root.rename(b"here", path),
+    "link_from": lambda root, path: root.link(path, b"elsewhere"),
+    "link_to": lambda root, path: root.link(b"here", path),
     "unlink": lambda root, path: root.unlink(path),
     "rmdir": lambda root, path: root.rmdir(path),
     "chmod": lambda root, path: root.chmod(path, 0o600),
@@ -311,7 +313,16 @@ def test_what_a_directory_is_called_by_its_own_names_stays(root: Root, inside: P
     """Nobody removes or moves the root, or a directory by the names "." and ".."."""
     (inside / "a" / "b").mkdir(parents=True)
     for path in (b".", b"./", os.fsencode(inside), b"a/.", b"a/b/..", b"a/b/../.."):
-        for call in ("unlink", "rmdir", "rename_from", "rename_to", "mkdir", "symlink"):
+        for call in (
+            "unlink",
+            "rmdir",
+            "rename_from",
+            "rename_to",
+            "link_from",
+            "link_to",
+            "mkdir",
+            "symlink",
+        ):
             with pytest.raises(OSError, match=ANYTHING):
                 CALLS[call](root, path)
     assert (inside / "a" / "b").is_dir()

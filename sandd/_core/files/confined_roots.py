@@ -128,19 +128,22 @@ class ConfinedRoot:
         self._at(path, lambda directory, name: os.symlink(target, name, dir_fd=directory))
 
     def rename(self, source: bytes, target: bytes) -> None:
-        def act(old_directory: int, old_name: bytes) -> None:
-            self._at(
-                target,
-                lambda directory, name: os.replace(
-                    old_name, name, src_dir_fd=old_directory, dst_dir_fd=directory
-                ),
-            )
+        self._at_both(
+            source,
+            target,
+            lambda old_directory, old, directory, name: os.replace(
+                old, name, src_dir_fd=old_directory, dst_dir_fd=directory
+            ),
+        )
 
-        try:
-            self._at(source, act)
-        except OSError as error:
-            error.filename2 = target
-            raise
+    def link(self, source: bytes, target: bytes) -> None:
+        self._at_both(
+            source,
+            target,
+            lambda old_directory, old, directory, name: os.link(
+                old, name, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False
+            ),
+        )
 
     def unlink(self, path: bytes) -> None:
         self._at(
@@ -192,6 +195,20 @@ class ConfinedRoot:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         except OSError as error:
             error.filename = path  # not the component, nor what was left of the path
+            raise
+
+    def _at_both(
+        self, source: bytes, target: bytes, act: Callable[[int, bytes, int, bytes], None]
+    ) -> None:
+        try:
+            self._at(
+                source,
+                lambda old_directory, old: self._at(
+                    target, lambda directory, name: act(old_directory, old, directory, name)
+                ),
+            )
+        except OSError as error:
+            error.filename2 = target
             raise
 
     def _beneath(self, path: bytes) -> bytes:

@@ -45,6 +45,10 @@ class Root(Protocol):
         """As `os.replace`: atomic, and what was at the target is gone."""
         ...
 
+    def link(self, source: bytes, target: bytes) -> None:
+        """As `os.link`: another name for a file, which nothing may have; of a link, for the link."""
+        ...
+
     def unlink(self, path: bytes) -> None:
         """As `os.unlink`."""
         ...
@@ -91,6 +95,9 @@ class AnyFile:
 
     def rename(self, source: bytes, target: bytes) -> None:
         os.replace(source, target)
+
+    def link(self, source: bytes, target: bytes) -> None:
+        os.link(source, target, follow_symlinks=os.link not in os.supports_follow_symlinks)
 
     def unlink(self, path: bytes) -> None:
         os.unlink(path)
