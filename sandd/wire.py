@@ -935,7 +935,9 @@ class DownloadSpec(Request):
 
     path: bytes = field(validator=_path)  # what is copied; a link there is followed
     update: Update = Update.NONE
-    include: tuple[str, ...] = ()  # patterns as in a .gitignore; of a tree, only files that match one are sent
+    include: tuple[
+        str, ...
+    ] = ()  # patterns as in a .gitignore; of a tree, only files that match one are sent
     exclude: tuple[str, ...] = ()  # as above: what matches is left out; it outweighs `include`
     total: bool = False  # say `total` first
     stdin: ClassVar[bool] = True
@@ -1161,9 +1163,7 @@ class FileInfo:
     inode: int = field(default=0, validator=_unsigned)  # with `device`: which file it is
     device: int = field(default=0, validator=_unsigned)
     path: bytes = field(default=b"", validator=_path)  # from what was asked for
-    target: bytes | None = field(
-        default=None, validator=optional(_path)
-    )  # what a link says
+    target: bytes | None = field(default=None, validator=optional(_path))  # what a link says
 
 
 class ChangeKind(enum.StrEnum):
@@ -1265,7 +1265,9 @@ class ContentRecord:
     """sender: the bytes follow of a file that is wanted."""
 
     number: int = field(validator=_offset)  # which AskRecord it was
-    offset: int = field(default=0, validator=_offset)  # from here: 0, or as wanted, if the hash is right
+    offset: int = field(
+        default=0, validator=_offset
+    )  # from here: 0, or as wanted, if the hash is right
 
 
 @frozen
@@ -1302,7 +1304,9 @@ class VanishedRecord:
 class EndRecord:
     """sender, last: that was all."""
 
-    unsupported: int = field(default=0, validator=_offset)  # devices, sockets, ... that were left out
+    unsupported: int = field(
+        default=0, validator=_offset
+    )  # devices, sockets, ... that were left out
     names: tuple[bytes, ...] = field(
         default=(), validator=_at_most(MAX_UNSUPPORTED)
     )  # paths of some of them, in the tree

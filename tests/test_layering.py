@@ -99,7 +99,6 @@ LAYERS = {
         "sandd._core.logs",
         "sandd._core.nurseries",
         "sandd._core.pump",
-        "sandd._core.thread_work",
         "sandd._core.transport",
         "sandd._core.transport.*",
     ],

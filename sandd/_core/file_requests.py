@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,13 +16,14 @@ from sandd._core.files.globbing import glob
 from sandd._core.files.reading import BATCH_BYTES, Reading
 from sandd._core.files.removal import remove_tree
 from sandd._core.files.writing import open_writing
-from sandd._core.thread_work import open_thread_work
+from sandd._core.transfers.disk_work import DiskWork
 from sandd.wire import Removal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import AsyncIterator, Callable, Generator, Mapping
 
     from sandd._core.files.roots import Root
+    from sandd._core.files.writing import Writing
     from sandd._core.requests import Doer, Doing
 
 T = TypeVar("T")
@@ -119,48 +121,64 @@ class FileRequests:
     async def _tell_all(
         self, doing: Doing, begin: Callable[[], Generator[wire.FileInfo | None, None, None]]
     ) -> None:
-        async with open_thread_work(self._limiter) as work:
-            batch, more = await work.run(lambda: _next_batch(work.keep(begin())))
+        async with self._disk_work() as (work, opened):
+
+            def first_batch() -> tuple[bytes, Generator[wire.FileInfo | None, None, None] | None]:
+                return _next_batch(opened.enter_context(contextlib.closing(begin())))
+
+            batch, more = await work.do(first_batch)
             while True:
                 await doing.write(batch)
                 if more is None:
                     return
-                batch, more = await work.run(lambda more=more: _next_batch(more))  # type: ignore[misc]
+                batch, more = await work.do(_next_batch, more)
 
     # -- what is in a file
 
     async def _read(self, doing: Doing, spec: wire.ReadSpec) -> None:
-        async with open_thread_work(self._limiter) as work:
+        async with self._disk_work() as (work, opened):
 
             def begin() -> tuple[Reading, tuple[bytes, bool]]:
-                reading = work.keep(Reading(self._root, spec.path, spec.offset, spec.length))
+                reading = Reading(self._root, spec.path, spec.offset, spec.length)
+                opened.callback(reading.close)
                 return reading, reading.next_batch()
 
-            reading, (data, is_all) = await work.run(begin)
+            reading, (data, is_all) = await work.do(begin)
             while True:
                 await doing.write(data)
                 if is_all:
                     return
-                data, is_all = await work.run(reading.next_batch)
+                data, is_all = await work.do(reading.next_batch)
 
     async def _write(self, doing: Doing, spec: wire.WriteSpec) -> None:
         # A small file is all here by now, and done in one go.
         data, is_all = _at_hand(doing)
-        async with open_thread_work(self._limiter) as work:
+        async with self._disk_work() as (work, opened):
 
-            def begin() -> Any:
-                writing = work.keep(open_writing(self._root, spec.path, spec.how, spec.mode))
+            def begin() -> tuple[Writing, wire.FileInfo | None]:
+                writing = open_writing(self._root, spec.path, spec.how, spec.mode)
+                opened.callback(writing.close)
                 writing.write(data)
                 return writing, writing.commit() if is_all else None
 
-            writing, info = await work.run(begin)
+            writing, info = await work.do(begin)
             if info is None:
                 await doing.answer(wire.FileInfo(wire.FileKind.FILE))
                 doing.send()
                 while data := await doing.read(BATCH_BYTES):
-                    await work.run(lambda data=data: writing.write(data))  # type: ignore[misc]
-                info = await work.run(writing.commit)
+                    await work.do(writing.write, data)
+                info = await work.do(writing.commit)
             await doing.answer(info)
+
+    @contextlib.asynccontextmanager
+    async def _disk_work(self) -> AsyncIterator[tuple[DiskWork, contextlib.ExitStack]]:
+        """Steps in threads, and what they have opened: a last step closes that, unless it was done to its end."""
+        work, opened = DiskWork(self._limiter), contextlib.ExitStack()
+        try:
+            yield work, opened
+        except BaseException:
+            await work.finish(opened.close)
+            raise
 
 
 def _refusing_null_bytes(doer: Doer) -> Doer:

@@ -42,7 +42,10 @@ class Reading:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._left is not None:
             self._left -= len(data)
-        return data, room > 0 or self._left == 0
+        is_all = room > 0 or self._left == 0
+        if is_all:
+            self.close()
+        return data, is_all
 
     def close(self) -> None:
         """Idempotent."""

@@ -186,7 +186,9 @@ class _Appended:
 
     def commit(self) -> FileInfo:
         _sync(self._descriptor)
-        return describe(os.fstat(self._descriptor))
+        info = describe(os.fstat(self._descriptor))
+        self.close()
+        return info
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
