@@ -100,6 +100,7 @@ CALLS: dict[str, Callable[[Root, bytes], object]] = {
     "stat": lambda root, path: root.stat(path),
     "lstat": lambda root, path: root.stat(path, follow_symlinks=False),
     "scan": lambda root, path: list(root.scan(path)),
+    "locate": lambda root, path: root.locate(path),
     "readlink": lambda root, path: root.readlink(path),
     "mkdir": lambda root, path: root.mkdir(path),
     "symlink": lambda root, path: root.symlink(b"x", path),
@@ -114,7 +115,7 @@ CALLS: dict[str, Callable[[Root, bytes], object]] = {
     "lutime": lambda root, path: root.utime(path, (0, 0), follow_symlinks=False),
 }
 """Every method, as a call with one path."""
-FOLLOWING = ("open", "create", "stat", "scan", "chmod", "utime")
+FOLLOWING = ("open", "create", "stat", "locate", "scan", "chmod", "utime")
 """Those that follow a link at the end of the path."""
 
 

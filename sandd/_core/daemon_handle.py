@@ -13,6 +13,7 @@ from sandd._core.asking import ask
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo
 from sandd._core.process_handle import Process, hold_attached, hold_process
+from sandd._core.remote_path import RemotePath
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.session_handle import (
     Session,
@@ -483,6 +484,14 @@ class Daemon:
             exclude=exclude,
         )
 
+    def path(self, path: str | bytes | os.PathLike[str] | RemotePath) -> RemotePath:
+        """A path on the daemon's machine, to look at files there, read and write them.
+
+        A relative one starts at the daemon's working directory; with ``--root`` at that directory, beneath
+        which all paths have to stay.
+        """
+        return RemotePath._create(self, path)
+
     async def jobs(self) -> list[JobInfo]:
         """All jobs on the daemon, running and ended, in the order in which they were asked for.
 
@@ -561,6 +570,11 @@ class Daemon:
     async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
         self._check_not_gone()
         return await ask(self._link, self.id, request)
+
+    def _open_request(self, request: wire.Spec, input_data: bytes | None = None) -> JobHandle:
+        """Start a request, given all of its input or to be given more; whoever calls this lets go of it."""
+        self._check_not_gone()
+        return self._link.open(self.id, request, input_data=input_data)
 
     def _check_not_gone(self) -> None:
         if self.state is DaemonState.GONE:

@@ -17,6 +17,7 @@ from sandd._core.files.reading import BATCH_BYTES, Reading
 from sandd._core.files.removal import remove_tree
 from sandd._core.files.writing import open_writing
 from sandd._core.transfers.disk_work import DiskWork
+from sandd._core.watch_requests import watch
 from sandd.wire import Removal
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 MAX_THREADS: Final = 32
 """Calls to the file system at a time, of all clients together; more wait."""
+MAX_WATCHERS: Final = 64
+"""Directories that are watched at a time: each has a thread to itself, but for moments."""
 BATCH_ANSWERS: Final = 512
 """Answers that a thread makes before they are sent: 64 KiB, or so."""
 BATCH_SECONDS: Final = 0.05
@@ -42,6 +45,7 @@ class FileRequests:
     def __init__(self, root: Root, *, limiter: trio.CapacityLimiter | None = None) -> None:
         self._root = root
         self._limiter = limiter or trio.CapacityLimiter(MAX_THREADS)
+        self._watchers = trio.CapacityLimiter(MAX_WATCHERS)
 
     @property
     def doers(self) -> Mapping[type[wire.Request], Doer]:
@@ -58,6 +62,7 @@ class FileRequests:
             wire.ChangeSpec: self._change,
             wire.ReadSpec: self._read,
             wire.WriteSpec: self._write,
+            wire.WatchSpec: self._watch,
         }
         return {kind: _refusing_null_bytes(doer) for kind, doer in doers.items()}
 
@@ -169,6 +174,9 @@ class FileRequests:
                     await work.do(writing.write, data)
                 info = await work.do(writing.commit)
             await doing.answer(info)
+
+    async def _watch(self, doing: Doing, spec: wire.WatchSpec) -> None:
+        await watch(doing, spec, self._root, self._watchers)
 
     @contextlib.asynccontextmanager
     async def _disk_work(self) -> AsyncIterator[tuple[DiskWork, contextlib.ExitStack]]:

@@ -63,7 +63,8 @@ class ConfinedRoot:
 
     def __init__(self, directory: bytes, find_directory: Walk) -> None:
         # As it is called, and as it is: a peer has seen either. Relative names would change with the program's.
-        names = {os.path.abspath(directory), os.path.realpath(directory)}
+        self._real = os.path.realpath(directory)
+        names = {os.path.abspath(directory), self._real}
         self._names = [_components(name) for name in names]
         self._find_directory = find_directory
         self._descriptor = os.open(directory, SEARCH)
@@ -106,6 +107,13 @@ class ConfinedRoot:
             return status
 
         return self._at(path, act, follow=follow)
+
+    def locate(self, path: bytes) -> bytes:
+        self.stat(path)
+        found = os.path.realpath(os.path.join(self._real, self._beneath(path)))
+        if not os.path.join(found, b"").startswith(os.path.join(self._real, b"")):
+            raise outside(path)  # since we looked
+        return found
 
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         descriptor = self.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))

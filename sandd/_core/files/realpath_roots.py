@@ -43,6 +43,10 @@ class RealpathRoot:
         with self._found(path, follow=follow_symlinks) as found:
             return self._files.stat(found, follow_symlinks=follow_symlinks)
 
+    def locate(self, path: bytes) -> bytes:
+        self.stat(path)
+        return self._find(path, follow=True)
+
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         with self._found(path, follow=True) as found:
             yield from self._files.scan(found)

@@ -25,6 +25,10 @@ class Root(Protocol):
         """As `os.stat`."""
         ...
 
+    def locate(self, path: bytes) -> bytes:
+        """The absolute path, without links, for what can't be told by descriptors; by then it may lead elsewhere."""
+        ...
+
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         """What is in a directory, in no order: each name with its `lstat`. What vanishes meanwhile is left out."""
         ...
@@ -76,6 +80,9 @@ class AnyFile:
 
     def stat(self, path: bytes, *, follow_symlinks: bool = True) -> os.stat_result:
         return os.stat(path, follow_symlinks=follow_symlinks)
+
+    def locate(self, path: bytes) -> bytes:
+        return os.path.realpath(path, strict=True)
 
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         with os.scandir(path) as entries:
