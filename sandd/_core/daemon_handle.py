@@ -410,7 +410,7 @@ class Daemon:
     async def upload(
         self,
         local: Text,
-        remote: Text,
+        remote: Text | RemotePath,
         *,
         progress: Progress | None = None,
         update: bool | Literal["hash"] = False,
@@ -451,7 +451,7 @@ class Daemon:
             self._link,
             self.id,
             local,
-            remote,
+            self._plain(remote),
             progress=progress,
             update=update,
             include=include,
@@ -460,7 +460,7 @@ class Daemon:
 
     async def download(
         self,
-        remote: Text,
+        remote: Text | RemotePath,
         local: Text,
         *,
         progress: Progress | None = None,
@@ -476,7 +476,7 @@ class Daemon:
         return await copying.download(
             self._link,
             self.id,
-            remote,
+            self._plain(remote),
             local,
             progress=progress,
             update=update,
@@ -570,6 +570,9 @@ class Daemon:
     async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
         self._check_not_gone()
         return await ask(self._link, self.id, request)
+
+    def _plain(self, path: Text | RemotePath) -> Text:
+        return bytes(self.path(path)) if isinstance(path, RemotePath) else path
 
     def _open_request(self, request: wire.Spec, input_data: bytes | None = None) -> JobHandle:
         """Start a request, given all of its input or to be given more; whoever calls this lets go of it."""
