@@ -47,7 +47,10 @@ if TYPE_CHECKING:
         SpawnFailed,
         TransferError,
     )
+    from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
+    from sandd._core.remote_files import FileReader, FileWriter
+    from sandd._core.remote_path import FileChange, RemotePath
     from sandd._core.results import CommandResult, ExitStatus, Outcome
     from sandd._core.spool import Stall
     from sandd._core.transfers.result import TransferResult
@@ -64,10 +67,11 @@ if TYPE_CHECKING:
         open_controller,
     )
     from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
-    from sandd.wire import StallReason
+    from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
     "AuthenticationFailed",
+    "ChangeKind",
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
@@ -83,6 +87,11 @@ __all__ = [
     "DaemonSummary",
     "ExitStatus",
     "FailedResult",
+    "FileChange",
+    "FileKind",
+    "FileReader",
+    "FileStatus",
+    "FileWriter",
     "JobIdConflict",
     "JobInfo",
     "JobNotFound",
@@ -94,6 +103,7 @@ __all__ = [
     "OutputGap",
     "Process",
     "ProtocolError",
+    "RemotePath",
     "RemoteProtocolError",
     "RequestRefused",
     "SanddError",
@@ -113,6 +123,7 @@ __all__ = [
 # of the controller, and the spawner, which must start in milliseconds, free of trio.
 _HOMES = {
     "AuthenticationFailed": "sandd._core._errors",
+    "ChangeKind": "sandd.wire",
     "CommandFailed": "sandd._core._errors",
     "CommandResult": "sandd._core.results",
     "CommandTimeout": "sandd._core._errors",
@@ -128,6 +139,11 @@ _HOMES = {
     "DaemonSummary": "sandd.server",
     "ExitStatus": "sandd._core.results",
     "FailedResult": "sandd.server",
+    "FileChange": "sandd._core.remote_path",
+    "FileKind": "sandd.wire",
+    "FileReader": "sandd._core.remote_files",
+    "FileStatus": "sandd._core.file_status",
+    "FileWriter": "sandd._core.remote_files",
     "JobIdConflict": "sandd._core._errors",
     "JobInfo": "sandd._core.job_info",
     "JobNotFound": "sandd._core._errors",
@@ -139,6 +155,7 @@ _HOMES = {
     "OutputGap": "sandd._core._errors",
     "Process": "sandd.controller",
     "ProtocolError": "sandd._core._errors",
+    "RemotePath": "sandd._core.remote_path",
     "RemoteProtocolError": "sandd._core._errors",
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",

@@ -38,6 +38,11 @@ NARROWER: dict[tuple[type, str], st.SearchStrategy[Any]] = {
         for name in ("rows", "cols")
     },
     (wire.SessionSpec, "scrollback"): st.integers(0, wire.MAX_SCROLLBACK_BYTES),
+    **{
+        (cls, "mode"): st.integers(0, 0o7777)
+        for cls in (wire.FileInfo, wire.MakeDirectorySpec, wire.TouchSpec, wire.WriteSpec)
+    },
+    (wire.ChangeSpec, "mode"): st.none() | st.integers(0, 0o7777),
 }
 
 CONTROL_CLASSES = sorted(get_args(wire.Control), key=lambda cls: cls.__name__)

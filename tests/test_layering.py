@@ -34,6 +34,8 @@ CONTROLLER_END = [
     "sandd._core.local_link",
     "sandd._core.process_handle",
     "sandd._core.recorder",
+    "sandd._core.remote_files",
+    "sandd._core.remote_path",
     "sandd._core.registry",
     "sandd._core.session_handle",
     "sandd._core.specs",
@@ -43,6 +45,7 @@ DAEMON_END = [
     "sandd._core.daemon_options",
     "sandd._core.daemon_program",
     "sandd._core.dialer",
+    "sandd._core.file_requests",
     "sandd._core.job_requests",
     "sandd._core.processes",
     "sandd._core.processes.*",
@@ -52,6 +55,7 @@ DAEMON_END = [
     "sandd._core.spool_files",
     "sandd._core.spooler",
     "sandd._core.state_directory",
+    "sandd._core.watch_requests",
     "sandd.daemon",
 ]
 """What only one of the two programs is made of; they never import each other."""
@@ -77,6 +81,7 @@ LAYERS = {
         "sandd._core.client",
         "sandd._core.client_job",
         "sandd._core.fencing",
+        "sandd._core.file_status",
         "sandd._core.job",
         "sandd._core.job_info",
         "sandd._core.jobs",

@@ -94,8 +94,8 @@ def test_requests_are_specs_and_their_answers_follow_each_other() -> None:
 
 def test_every_message_has_one_tag_of_its_own() -> None:
     """No two messages of a union share a tag, and none is without."""
-    assert set(wire.ANSWER_TAGS) == {wire.Answer}
     for union, tags in [
+        (wire.Answer, wire.ANSWER_TAGS),
         (wire.Control, wire.CONTROL_TAGS),
         (wire.Event, wire.EVENT_TAGS),
         (wire.Op, wire.OP_TAGS),

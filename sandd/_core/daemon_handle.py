@@ -13,6 +13,7 @@ from sandd._core.asking import ask
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo
 from sandd._core.process_handle import Process, hold_attached, hold_process
+from sandd._core.remote_path import RemotePath
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.session_handle import (
     Session,
@@ -409,7 +410,7 @@ class Daemon:
     async def upload(
         self,
         local: Text,
-        remote: Text,
+        remote: Text | RemotePath,
         *,
         progress: Progress | None = None,
         update: bool | Literal["hash"] = False,
@@ -450,7 +451,7 @@ class Daemon:
             self._link,
             self.id,
             local,
-            remote,
+            self._plain(remote),
             progress=progress,
             update=update,
             include=include,
@@ -459,7 +460,7 @@ class Daemon:
 
     async def download(
         self,
-        remote: Text,
+        remote: Text | RemotePath,
         local: Text,
         *,
         progress: Progress | None = None,
@@ -475,13 +476,21 @@ class Daemon:
         return await copying.download(
             self._link,
             self.id,
-            remote,
+            self._plain(remote),
             local,
             progress=progress,
             update=update,
             include=include,
             exclude=exclude,
         )
+
+    def path(self, path: str | bytes | os.PathLike[str] | RemotePath) -> RemotePath:
+        """A path on the daemon's machine, to look at files there, read and write them.
+
+        A relative one starts at the daemon's working directory; with ``--root`` at that directory, beneath
+        which all paths have to stay.
+        """
+        return RemotePath._create(self, path)
 
     async def jobs(self) -> list[JobInfo]:
         """All jobs on the daemon, running and ended, in the order in which they were asked for.
@@ -561,6 +570,14 @@ class Daemon:
     async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
         self._check_not_gone()
         return await ask(self._link, self.id, request)
+
+    def _plain(self, path: Text | RemotePath) -> Text:
+        return bytes(self.path(path)) if isinstance(path, RemotePath) else path
+
+    def _open_request(self, request: wire.Spec, input_data: bytes | None = None) -> JobHandle:
+        """Start a request, given all of its input or to be given more; whoever calls this lets go of it."""
+        self._check_not_gone()
+        return self._link.open(self.id, request, input_data=input_data)
 
     def _check_not_gone(self) -> None:
         if self.state is DaemonState.GONE:

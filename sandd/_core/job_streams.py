@@ -24,7 +24,7 @@ class InputStream(trio.abc.SendStream):
 
     def __init__(self, handle: JobHandle) -> None:
         self._handle = handle
-        self._conflicts = _Exclusive("another task is sending to this stdin")
+        self._conflicts = Exclusive("another task is sending to this stdin")
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
@@ -94,7 +94,7 @@ class OutputStream(trio.abc.ReceiveStream):
         self._handle = handle
         self._stream = stream
         self._log = handle.job.outputs[stream]
-        self._conflicts = _Exclusive("another task is receiving from this stream")
+        self._conflicts = Exclusive("another task is receiving from this stream")
         self._closed = False
 
     @property
@@ -155,7 +155,7 @@ class OutputStream(trio.abc.ReceiveStream):
             raise trio.ClosedResourceError("this stream was closed")
 
 
-class _Exclusive:
+class Exclusive:
     """trio's rule that a stream has one task at a time per direction; the second gets BusyResourceError."""
 
     def __init__(self, message: str) -> None:
