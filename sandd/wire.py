@@ -1238,7 +1238,7 @@ class FileRecord:
 
 @frozen
 class AskRecord:
-    """sender: a file. Does the receiver want it?"""
+    """sender: there is a file, and does the receiver want it."""
 
     name: bytes = field(validator=_name)
     size: int = field(validator=_offset)

@@ -40,9 +40,18 @@ NARROWER: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     (wire.SessionSpec, "scrollback"): st.integers(0, wire.MAX_SCROLLBACK_BYTES),
     **{
         (cls, "mode"): st.integers(0, 0o7777)
-        for cls in (wire.FileInfo, wire.MakeDirectorySpec, wire.TouchSpec, wire.WriteSpec)
+        for cls in (
+            *(wire.FileInfo, wire.MakeDirectorySpec, wire.TouchSpec, wire.WriteSpec),
+            *(wire.EnterRecord, wire.FileRecord, wire.AskRecord, wire.ChangedRecord),
+        )
     },
     (wire.ChangeSpec, "mode"): st.none() | st.integers(0, 0o7777),
+    **{
+        (cls, "sha256"): st.binary(max_size=32)
+        for cls in (wire.FileRecord, wire.WantRecord, wire.CompleteRecord)
+    },
+    (wire.FileRecord, "size"): st.integers(0, wire.SMALL_FILE_BYTES),
+    (wire.ZerosRecord, "count"): st.integers(1, wire.MAX_ZEROS),
 }
 
 CONTROL_CLASSES = sorted(get_args(wire.Control), key=lambda cls: cls.__name__)
@@ -50,7 +59,11 @@ EVENT_CLASSES = sorted(get_args(wire.Event), key=lambda cls: cls.__name__)
 OP_CLASSES = sorted(get_args(wire.Op), key=lambda cls: cls.__name__)
 SPEC_CLASSES = sorted(wire.SPEC_KINDS.values(), key=lambda cls: cls.__name__)
 ANSWER_CLASSES = sorted(wire.ANSWER_TAGS, key=lambda cls: cls.__name__)
-MESSAGE_CLASSES = [*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, *ANSWER_CLASSES, *SPEC_CLASSES]
+RECORD_CLASSES = sorted(wire.RECORD_TAGS, key=lambda cls: cls.__name__)
+MESSAGE_CLASSES = [
+    *(*CONTROL_CLASSES, *EVENT_CLASSES, *OP_CLASSES, *ANSWER_CLASSES, *RECORD_CLASSES),
+    *SPEC_CLASSES,
+]
 
 
 @functools.cache
@@ -96,6 +109,7 @@ EVENTS = st.one_of([messages(cls) for cls in EVENT_CLASSES])
 OPS = st.one_of([messages(cls) for cls in OP_CLASSES])
 SPECS = st.one_of([messages(cls) for cls in SPEC_CLASSES])
 ANSWERS = st.one_of([messages(cls) for cls in ANSWER_CLASSES])
+RECORDS = st.one_of([messages(cls) for cls in RECORD_CLASSES])
 
 PACKABLE = st.recursive(
     st.none()
@@ -118,6 +132,7 @@ TAGS = st.sampled_from(
         *wire.EVENT_TAGS.values(),
         *wire.OP_TAGS.values(),
         *wire.ANSWER_TAGS.values(),
+        *wire.RECORD_TAGS.values(),
         "",
         "newer",
     ]

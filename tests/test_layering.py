@@ -95,6 +95,10 @@ LAYERS = {
         "sandd._core.spooled_log",
         "sandd._core.streams",
         "sandd._core.tombstones",
+        "sandd._core.transfers.agenda",
+        "sandd._core.transfers.arrivals",
+        "sandd._core.transfers.records",
+        "sandd._core.transfers.result",
     ],
     "shells": [
         "sandd._core.files",
@@ -103,6 +107,7 @@ LAYERS = {
         "sandd._core.logs",
         "sandd._core.nurseries",
         "sandd._core.pump",
+        "sandd._core.transfers.*",
         "sandd._core.transport",
         "sandd._core.transport.*",
     ],
@@ -128,7 +133,7 @@ LAYERS = {
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
         "sandd.terminal.*",
     ],
-    "package": ["sandd", "sandd._core", "sandd.terminal", "sandd.testing"],
+    "package": ["sandd", "sandd._core", "sandd._core.transfers", "sandd.terminal", "sandd.testing"],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 

@@ -24,6 +24,8 @@ from strategies import (
     OP_CLASSES,
     OPS,
     PACKABLE,
+    RECORD_CLASSES,
+    RECORDS,
     SPEC_CLASSES,
     SPECS,
     annotations,
@@ -184,6 +186,12 @@ def test_specs_survive_the_wire(spec: wire.Spec) -> None:
     assert_same(wire.decode_spec(wire.encode_spec(spec)), spec)
 
 
+@given(RECORDS)
+def test_records_survive_the_wire(record: wire.Record) -> None:
+    """What decode gives equals what encode was given, in value and in type."""
+    assert_same(wire.decode_record(wire.encode_record(record)), record)
+
+
 @given(st.lists(ANSWERS, max_size=4))
 def test_answers_survive_the_wire(answers: list[wire.Answer]) -> None:
     """However many follow each other, what decode gives equals what encode was given."""
@@ -288,6 +296,8 @@ def fields_on_the_wire(message: Any) -> dict[str, Any]:
         payload = wire.encode_op(message)
     elif type(message) in ANSWER_CLASSES:
         payload = wire.encode_answer(message)
+    elif type(message) in RECORD_CLASSES:
+        payload = wire.encode_record(message)
     else:
         payload = wire.encode_control(1, message)[1]
     unpacked: dict[str, Any] = msgpack.unpackb(payload, strict_map_key=False)
@@ -306,6 +316,8 @@ def decode_as(cls: type, fields: dict[str, Any]) -> Any:
     if cls in ANSWER_CLASSES:
         (answer,) = wire.decode_answers(payload)
         return answer
+    if cls in RECORD_CLASSES:
+        return wire.decode_record(payload)
     return wire.decode_control(wire.Frame(FrameType.CONTROL, 1, memoryview(payload)))
 
 

@@ -39,7 +39,7 @@ def _limiter() -> trio.CapacityLimiter:
         return _limiters.get()
 
 
-class GivenUp(Exception):  # noqa: N818 - no error: nobody sees it
+class GivenUp(Exception):
     """Work stops here, as nobody waits for it."""
 
 

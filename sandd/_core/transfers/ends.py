@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import Final, Protocol
+
+import trio
 
 from sandd import wire
 from sandd._core._errors import TransferError, transfer_error
@@ -24,6 +27,24 @@ class ByteChannel(Protocol):
     async def receive(self) -> bytes:
         """What comes next; b"" at the end. Cancelled, it has taken nothing."""
         ...
+
+
+async def tell(channel: ByteChannel, data: bytes) -> None:
+    """Send it, while another task listens.
+
+    Where that is not possible any more, the other end has mostly said why, and who listens raises that.
+    """
+    try:
+        await channel.send(data)
+    except Exception:
+        await trio.sleep(FAREWELL_SECONDS)
+        raise
+
+
+async def say_farewell(channel: ByteChannel, error: Exception) -> None:
+    """Tell the other end what went wrong here, if it is there to hear it."""
+    with trio.move_on_after(FAREWELL_SECONDS), contextlib.suppress(Exception):
+        await channel.send(failure_bytes(error))
 
 
 class PeerGoneError(TransferError):

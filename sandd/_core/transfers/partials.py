@@ -89,9 +89,7 @@ def _is_ours(descriptor: int) -> bool:
     status = os.fstat(descriptor)
     if sys.platform == "win32":
         return stat.S_ISREG(status.st_mode)
-    return (
-        stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
-    )
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
 
 
 def _lock(descriptor: int) -> bool:
@@ -120,7 +118,7 @@ def remove_old(root: Root, path: bytes, *, older_than: float = KEEP_SECONDS) -> 
     if descriptor is None:
         return not _exists(root, path)
     try:
-        if time.time() - os.fstat(descriptor).st_mtime < older_than:
+        if not _is_old(os.fstat(descriptor), older_than):
             return False
         if sys.platform != "win32":
             root.unlink(path)
@@ -138,15 +136,22 @@ def remove_old_in(
     all_gone = True
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         for name, status in islice(root.scan(folder or b"."), LOOKED_AT):
-            if (
-                name.startswith(prefix)
-                and OWN_NAMES.fullmatch(name)
-                and stat.S_ISREG(status.st_mode)
-            ):
+            if name.startswith(prefix) and OWN_NAMES.fullmatch(name):
+                path = os.path.join(folder, name)
+                gone = False
                 with contextlib.suppress(OSError):
-                    gone = remove_old(root, os.path.join(folder, name), older_than=older_than)
-                    all_gone = all_gone and gone
+                    if not stat.S_ISLNK(status.st_mode):
+                        gone = remove_old(root, path, older_than=older_than)
+                    elif _is_old(status, older_than):
+                        root.unlink(path)
+                        gone = True
+                all_gone = all_gone and gone
     return all_gone
+
+
+def _is_old(status: os.stat_result, older_than: float) -> bool:
+    # Not the time of modification: just before it gets its name, that is the source's.
+    return time.time() - status.st_ctime >= older_than
 
 
 # ---- what is written down -----------------------------------------------------------------------

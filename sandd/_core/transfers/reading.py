@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -49,6 +50,16 @@ def special_file_error(mode: int, path: bytes) -> OSError:
     return OSError(errno.EOPNOTSUPP, f"it is {what}, and only files are copied", path)
 
 
+@contextlib.contextmanager
+def naming(path: bytes) -> Iterator[None]:
+    """An OSError is about this path: system calls on descriptors name none, and a file in the making has another."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
+
+
 def open_source(root: Root, path: bytes, *, follow: bool) -> tuple[int, os.stat_result]:
     """A descriptor of a regular file; an OSError for anything else, and at once for a named pipe."""
     descriptor = root.open(path, _OPEN_FLAGS | (0 if follow else NOFOLLOW))
@@ -72,7 +83,8 @@ def read_small(root: Root, path: bytes, *, follow: bool) -> tuple[os.stat_result
         try:
             if status.st_size > wire.SMALL_FILE_BYTES:
                 return status, None
-            data = _read_all(descriptor, wire.SMALL_FILE_BYTES + 1)
+            with naming(path):
+                data = _read_all(descriptor, wire.SMALL_FILE_BYTES + 1)
             if _is_same(status, os.fstat(descriptor)) and len(data) <= wire.SMALL_FILE_BYTES:
                 return status, data
         finally:
@@ -121,9 +133,7 @@ class Source:
         """Its records, in pieces of a megabyte at most. What was begun has to be iterated to its end, or closed."""
         self.size = self.question.size
         try:
-            descriptor, status = open_source(
-                self.root, self.path, follow=not self.question.path
-            )
+            descriptor, status = open_source(self.root, self.path, follow=not self.question.path)
         except OSError as error:
             if not self.question.path or error.errno not in _NOT_A_FILE_NOW:
                 raise
@@ -131,7 +141,8 @@ class Source:
             yield message_bytes(wire.VanishedRecord(self.question.number))
             return
         try:
-            yield from self._records(descriptor, status)
+            with naming(self.path):
+                yield from self._records(descriptor, status)
         finally:
             os.close(descriptor)
 
@@ -161,9 +172,7 @@ class Source:
                 return
         raise _restless(self.path)
 
-    def _check_prefix(
-        self, descriptor: int, status: os.stat_result
-    ) -> tuple[hashlib._Hash, int]:
+    def _check_prefix(self, descriptor: int, status: os.stat_result) -> tuple[hashlib._Hash, int]:
         """What the receiver has is the beginning of this file, or it begins anew."""
         answer = self.question.answer
         assert answer is not None

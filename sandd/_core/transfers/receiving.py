@@ -19,10 +19,10 @@ from sandd._core.transfers import arrivals
 from sandd._core.transfers.arrivals import Arrivals
 from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.ends import (
-    FAREWELL_SECONDS,
     PeerGoneError,
-    failure_bytes,
     failure_error,
+    say_farewell,
+    tell,
 )
 from sandd._core.transfers.partials import Holder
 from sandd._core.transfers.records import RecordReader, message_bytes
@@ -150,17 +150,13 @@ class _Receiver:
                     nursery.cancel_scope.cancel()
             except (OSError, TransferError, RemoteProtocolError) as error:
                 if not self._is_told and not self._is_cut_off:
-                    await self._say_farewell(error)
+                    await say_farewell(self._channel, error)
                 raise
         if self._was_taken:
             raise transfer_error(
                 "ECANCELED", "another transfer goes on with this one", os.fsdecode(self._path)
             )
         return self._result()
-
-    async def _say_farewell(self, error: Exception) -> None:
-        with trio.move_on_after(FAREWELL_SECONDS):
-            await self._channel.send(failure_bytes(error))
 
     def _result(self) -> TransferResult:
         arrived, end = self._arrivals, self._arrivals.end
@@ -210,8 +206,9 @@ class _Receiver:
                 self._arrivals.take(record, self._steps)
             cost = len(chunk)
             for step in self._steps[known:]:
-                is_long = isinstance(step, arrivals.AppendZeros)
-                cost += step.count // _ZEROS_A_BYTE if is_long else STEP_COST
+                cost += STEP_COST
+                if isinstance(step, arrivals.AppendZeros):
+                    cost += step.count // _ZEROS_A_BYTE
             self._backlog += cost
             self._steps_cost += cost
             self._came.set()
@@ -229,6 +226,13 @@ class _Receiver:
             self._is_cut_off = True
             raise PeerGoneError("the sender is gone, and has not said that this is all")
         return chunk
+
+    async def _tell(self, data: bytes) -> None:
+        try:
+            await tell(self._channel, data)
+        except Exception:
+            self._is_cut_off = True
+            raise
 
     def _say_progress(self) -> None:
         if self._progress is not None:
@@ -261,7 +265,7 @@ class _Receiver:
             for path in writer.take_released():
                 self._partials.release(path, self._holder)
             await self._answer(answers)
-        await self._channel.send(message_bytes(wire.SettledRecord()))
+        await self._tell(message_bytes(wire.SettledRecord()))
 
     async def _claim(self, file: Incoming) -> None:
         partial = self._writer.partial(file)
@@ -277,7 +281,7 @@ class _Receiver:
             else:
                 self._arrivals.offered(file, answer.offset, is_whole=answer.whole)
         if answers:
-            await self._channel.send(b"".join(message_bytes(answer) for _, answer in answers))
+            await self._tell(b"".join(message_bytes(answer) for _, answer in answers))
             self._say_progress()
 
 

@@ -7,7 +7,6 @@ receiver answers.
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,8 +20,9 @@ from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.ends import (
     FAREWELL_SECONDS,
     PeerGoneError,
-    failure_bytes,
     failure_error,
+    say_farewell,
+    tell,
 )
 from sandd._core.transfers.filters import Filter
 from sandd._core.transfers.reading import Source
@@ -160,6 +160,7 @@ class _Sender:
                 skipped = self._agenda.skipped.popleft()
                 self._skipped += 1
                 self._done += skipped.size
+                self._say_progress()
             match self._agenda.next():
                 case Turn.WALK:
                     batch = await self._find()
@@ -237,27 +238,27 @@ class _Sender:
         if not self._walk.is_tree:
             self._sha256 = source.sha256
 
-    async def _transmit(
-        self, inlet: trio.MemoryReceiveChannel[_Batch], sent: trio.Event
-    ) -> None:
+    async def _transmit(self, inlet: trio.MemoryReceiveChannel[_Batch], sent: trio.Event) -> None:
         # It isn't closed on an error: that would be another error, in who produces.
         async for batch in inlet:
             for part in _joined(batch.records):
-                await self._channel.send(part)
+                await tell(self._channel, part)
             self._done += batch.done
-            if self._progress is not None and batch.done:
-                self._progress(self._done, max(self._total, self._done))
+            if batch.done:
+                self._say_progress()
         sent.set()
+
+    def _say_progress(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done))
 
     async def _say_farewell(self, error: Exception, sent: trio.Event) -> None:
         # Behind what is being sent, as a record can't be left in its middle.
         with trio.move_on_after(FAREWELL_SECONDS):
             await sent.wait()
-            await self._channel.send(failure_bytes(error))
+            await say_farewell(self._channel, error)
 
-    async def _count(
-        self, outlet: trio.MemorySendChannel[_Batch], *, says_total: bool
-    ) -> None:
+    async def _count(self, outlet: trio.MemorySendChannel[_Batch], *, says_total: bool) -> None:
         self._counting = count(self._root, self._path, self._chosen)
         size = files = 0
         while (now := await self.disk.do(next, self._counting, None)) is not None:

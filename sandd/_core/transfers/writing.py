@@ -27,12 +27,12 @@ from sandd._core.transfers.partials import (
     partial_name,
     remove_old_in,
 )
-from sandd._core.transfers.reading import NOFOLLOW, ZEROS, hash_zeros, special_file_error
+from sandd._core.transfers.reading import NOFOLLOW, hash_zeros, naming, special_file_error
 from sandd._core.transfers.syncing import Unsynced, sync_folders
 from sandd.wire import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from sandd._core.files.roots import Root
     from sandd._core.transfers.arrivals import Folder, Incoming, Step
@@ -112,6 +112,7 @@ class Writer:
         """Directories in which all is written, in this order."""
         self._released: list[bytes] = []
         """Partials that another transfer may have now."""
+        self._is_tree = False
         self._is_folder = False
         """The target was named as a directory is, with a slash behind it."""
         self.sha256: bytes | None = None
@@ -183,6 +184,8 @@ class Writer:
                     self._drop(step.file)
                 case arrivals.Finish():
                     self.settle()
+                    if not self._is_tree and not self._journal.writes:
+                        remove_old_in(self._root, os.path.dirname(self._top))
                     self.is_done = True
         if (
             len(self._written) >= SETTLE_FILES
@@ -249,15 +252,21 @@ class Writer:
                 self._one_less(file.folder)
                 self._release(file)
                 return wire.SkipRecord()
+            if self._update is Update.HASH and not file.size:
+                self._touch_up(target, file)
+                self._one_less(file.folder)
+                return wire.SkipRecord()
             if self._update is Update.HASH:
-                digest = self._hash_existing(target)
+                with naming(target):
+                    digest = self._hash_existing(target)
                 if digest is not None:
                     self._digests[file.number] = digest
                     return wire.WantRecord(file.size, digest.digest(), whole=True)
         partial = self.partial(file)
         if partial is None or file.number in unclaimed:
             return wire.WantRecord()
-        digest, size = self._hash_partial(partial, file.size)
+        with naming(target):
+            digest, size = self._hash_partial(partial, file.size)
         if not size:
             return wire.WantRecord()
         self._digests[file.number] = digest
@@ -349,7 +358,9 @@ class Writer:
             with contextlib.suppress(OSError):
                 self._root.unlink(temporary)
             raise
-        self._add_written(_Written(temporary, target, step.folder, stays=False), descriptor, said.size)
+        self._add_written(
+            _Written(temporary, target, step.folder, stays=False), descriptor, said.size
+        )
         if step.folder is None:
             self.sha256 = said.sha256
 
@@ -434,7 +445,7 @@ class Writer:
             current.stays = False  # whatever is wrong with it, nobody shall go on with it
             raise damaged(current.target)
         if current.is_same:
-            self._touch_up(current)
+            self._touch_up(current.target, file)
             self._release(file)
         else:
             with naming(current.target):
@@ -448,12 +459,11 @@ class Writer:
             self.sha256 = sha256
         self._one_less(file.folder)
 
-    def _touch_up(self, current: _Open) -> None:
+    def _touch_up(self, target: bytes, file: Incoming) -> None:
         """What is the same has the same mode and time, too, where we may see to that."""
-        file = current.file
-        with contextlib.suppress(PermissionError), naming(current.target):
-            self._root.chmod(current.target, file.mode & _PERMISSIONS)
-            self._root.utime(current.target, (file.mtime, file.mtime))
+        with contextlib.suppress(PermissionError), naming(target):
+            self._root.chmod(target, file.mode & _PERMISSIONS)
+            self._root.utime(target, (file.mtime, file.mtime))
 
     def _release(self, file: Incoming) -> None:
         partial = self.partial(file)
@@ -486,6 +496,7 @@ class Writer:
 
     def _make_folder(self, folder: Folder) -> None:
         path = self._target(folder.path)
+        self._is_tree = True
         try:
             # For us it has to be writable until everything is in it.
             self._root.mkdir(path, (folder.mode & _PERMISSIONS) | stat.S_IRWXU)
@@ -538,16 +549,6 @@ class Writer:
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 _WRITE_FLAGS: Final = os.O_WRONLY | NOFOLLOW
 _ZERO_BLOCK: Final = bytes(BLOCK)
-
-
-@contextlib.contextmanager
-def naming(path: bytes) -> Iterator[None]:
-    """An OSError is about this path, and not about another name that the file has until it is complete."""
-    try:
-        yield
-    except OSError as error:
-        error.filename, error.filename2 = path, None
-        raise
 
 
 def damaged(target: bytes) -> Exception:
