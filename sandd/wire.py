@@ -44,6 +44,16 @@ Request
     list. Its OUTPUT is a run of answers, msgpack maps with the tag key ``t``, unless its spec says
     otherwise; it ends by ``Exited`` with code 0, or by ``Failed``.
 
+Connection
+    A request that is a socket on the daemon's side. INPUT goes into it, and the end of INPUT ends that
+    direction alone; OUTPUT is what comes out of it, and its FIN is the peer's. ``Started`` says that it
+    stands. When both directions have ended it has ``Exited``; one that broke has ``Failed``, and then
+    the end of OUTPUT is no end of what the peer said. Who is done with it sends ``End``: what arrived
+    of INPUT is still delivered if all of it did, else the connection is reset.
+
+    A ``connect`` spec makes one. Others come to a listener, a request of a ``listen`` spec: of each an
+    answer of the listener tells the id, and its client, nobody else, attaches to it without a spec.
+
 History
     sandd.2 / version 1: as written here.
 """
@@ -113,6 +123,10 @@ MAX_SCROLLBACK_BYTES: Final = 16 * MIB
 """What a session may keep of its past output: it is in the daemon's memory."""
 MAX_TERMINAL_SIZE: Final = 0xFFFF
 """Rows or columns of a terminal: an unsigned short in the kernel's winsize."""
+MAX_HOST_LENGTH: Final = 255
+"""Characters in a host's name: what the DNS allows."""
+MAX_SOCKET_PATH: Final = 4096
+"""Bytes in the path of a Unix socket; systems allow about a hundred, and say so themselves."""
 MAX_SHOWN_BYTES: Final = 256
 """Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
@@ -860,7 +874,39 @@ class ForgetSpec(Request):
     job_id: str = field(validator=_id)
 
 
-Spec: TypeAlias = ProgramSpec | JobsSpec | KillSpec | ForgetSpec
+@frozen
+class ConnectSpec(Request):
+    """Request: a connection from the daemon's side to a host's port, or to a Unix socket there."""
+
+    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # name or address
+    port: int = field(default=0, validator=_within(0, 65535))
+    path: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+    )  # of a Unix socket, instead of the two
+    stdin: ClassVar[bool] = True
+    window: ClassVar[int] = MIB
+    kill_grace: ClassVar[float] = 10.0  # seconds for what arrived of INPUT, once its client left
+    lease: ClassVar[float | None] = 3600.0  # seconds without its client; hardly a peer waits longer
+
+
+@frozen
+class ListenSpec(Request):
+    """Request: listen on the daemon's side. One `Listening` answers it, then `Accepted` for each connection."""
+
+    host: str = field(
+        default="", validator=_at_most(MAX_HOST_LENGTH)
+    )  # address to bind, or a name of one
+    port: int = field(default=0, validator=_within(0, 65535))  # 0: any that is free
+    path: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+    )  # of a Unix socket, instead of the two
+    window: ClassVar[int] = 64 * KIB
+    lease: ClassVar[float | None] = (
+        3600.0  # seconds without its client, then the port is free again
+    )
+
+
+Spec: TypeAlias = ProgramSpec | JobsSpec | KillSpec | ForgetSpec | ConnectSpec | ListenSpec
 
 
 class UnsupportedSpec(RemoteProtocolError):
@@ -908,7 +954,24 @@ class JobRecord:
     )  # an output that isn't named has nothing yet
 
 
-Answer: TypeAlias = JobRecord
+@frozen
+class Listening:
+    """The first answer to ListenSpec: whoever connects there from now on is accepted."""
+
+    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # the address that was bound
+    port: int = field(default=0, validator=_within(0, 65535))
+    path: bytes | None = field(default=None, validator=optional(_at_most(MAX_SOCKET_PATH)))
+
+
+@frozen
+class Accepted:
+    """An answer to ListenSpec: somebody connected, and the connection is a job; attach to it soon."""
+
+    job_id: str = field(validator=_id)
+    peer: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # its address, for people
+
+
+Answer: TypeAlias = JobRecord | Listening | Accepted
 
 
 # ---- codec --------------------------------------------------------------------------------------
@@ -923,7 +986,9 @@ EVENT_TAGS: Final[dict[type, str]] = {
     Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
-ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job"}
+ANSWER_TAGS: Final[dict[type, str]] = {
+    JobRecord: "job", Listening: "listening", Accepted: "accepted",
+}  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
     OnFull,
@@ -931,6 +996,7 @@ ENUMERATIONS: Final = (
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
     "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "connect": ConnectSpec, "listen": ListenSpec,
 }  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 _SPEC_FIELDS: Final = {
@@ -1064,6 +1130,15 @@ class _Codec:
                 raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
             yield message
 
+    def decode_next(self, unpacker: msgpack.Unpacker) -> Any:
+        """The next message that the unpacker holds whole; None if there is none."""
+        try:
+            return self._structure(unpacker.unpack())
+        except msgpack.OutOfData:
+            return None
+        except Exception as error:
+            raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+
     def _structure(self, value: Any) -> Any:
         if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")
@@ -1165,6 +1240,29 @@ def decode_answers(payload: Buffer) -> Iterator[Answer | Unknown]:
     return _ANSWERS.decode_all(payload, MAX_ANSWERS_BYTES)
 
 
+class AnswerReader:
+    """The answers of a request that go on coming, from pieces of its OUTPUT that end anywhere."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            raw=False,
+            strict_map_key=False,
+            max_buffer_size=2 * MAX_CONTROL_BYTES,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+
+    def feed(self, piece: Buffer) -> Iterator[Answer | Unknown]:
+        """The answers that are whole with this piece; RemoteProtocolError where one is none."""
+        try:
+            self._unpacker.feed(piece)
+        except msgpack.BufferFull as error:
+            raise RemoteProtocolError("an answer larger than any may be") from error
+        while (answer := _ANSWERS.decode_next(self._unpacker)) is not None:
+            yield answer
+
+
 def encode_spec(spec: Spec) -> bytes:
     """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
     return _pack({"kind": _SPEC_TAGS[type(spec)], **_spec_converter.unstructure(spec)})
@@ -1192,4 +1290,6 @@ def decode_spec(payload: Buffer) -> Spec:
         raise UnsupportedSpec("argv needs a program")
     if isinstance(spec, ProgramSpec) and spec.shell and len(spec.argv) != 1:
         raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
+    if isinstance(spec, ConnectSpec | ListenSpec) and bool(spec.host) is bool(spec.path):
+        raise UnsupportedSpec("an address is either a host and a port, or the path of a socket")
     return spec
