@@ -528,8 +528,8 @@ class Daemon:
             trio.ClosedResourceError: the controller is closed.
         """
         self._check_not_gone()
-        target = specs.address(remote_port, remote_host, remote_path, what="remote", lowest=1)
-        address = specs.address(local_port, local_host, local_path, what="local", lowest=0)
+        target = specs.address(remote_port, remote_host, remote_path, what="remote_", lowest=1)
+        address = specs.address(local_port, local_host, local_path, what="local_", lowest=0)
         async with port_forwards.forward(
             self._link, self.id, wire.ConnectSpec(*target), wire.ListenSpec(*address)
         ) as bound:
@@ -566,8 +566,8 @@ class Daemon:
             RequestRefused, ValueError, trio.ClosedResourceError: as for `forward_port`.
         """
         self._check_not_gone()
-        target = specs.address(local_port, local_host, local_path, what="local", lowest=1)
-        address = specs.address(remote_port, remote_host, remote_path, what="remote", lowest=0)
+        target = specs.address(local_port, local_host, local_path, what="local_", lowest=1)
+        address = specs.address(remote_port, remote_host, remote_path, what="remote_", lowest=0)
         async with port_forwards.reverse(
             self._link, self.id, wire.ConnectSpec(*target), wire.ListenSpec(*address)
         ) as bound:

@@ -63,6 +63,7 @@ class InputStream(trio.abc.SendStream):
             await self._handle.until(
                 lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
             )
+            self._check()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:

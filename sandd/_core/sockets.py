@@ -37,6 +37,8 @@ SHORT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, e
 """What accept(2) says while descriptors or memory are short: the connection waits, and is there later."""
 SHORT_SECONDS: Final = 0.1
 """Before the next try; as trio's own `serve_listeners`."""
+DRAIN_SECONDS: Final = 1.0
+"""After sending has found the connection broken: for what came before, which may have nobody who takes it."""
 SOCKET_MODE: Final = 0o600
 """Of a Unix socket that we make: what is at its other end is reached with our rights."""
 HAS_UNIX_SOCKETS: Final = sys.platform != "win32"
@@ -183,6 +185,7 @@ async def carry(
     """
     failures: list[Exception] = []
     refusals: list[Exception] = []
+    receiving = trio.CancelScope()
 
     @trio.lowlevel.enable_ki_protection
     async def send_all() -> None:
@@ -198,6 +201,7 @@ async def carry(
             # system tells a break once, so an end that is found behind it is not to be believed.
             if error.errno not in _HEARS_NO_MORE:
                 failures.append(error)
+                receiving.deadline = trio.current_time() + DRAIN_SECONDS
         except Exception as error:
             failures.append(error)
             nursery.cancel_scope.cancel()
@@ -205,8 +209,9 @@ async def carry(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_all)
         try:
-            while piece := await socket.recv(PIECE_BYTES):
-                await write(piece)
+            with receiving:
+                while piece := await socket.recv(PIECE_BYTES):
+                    await write(piece)
             if not failures:
                 await finish()
         except trio.BrokenResourceError as error:
