@@ -171,7 +171,8 @@ class Connections:
         try:
             await serve(end)
         except Exception as error:  # whatever it is, the others go on
-            log.warning("connection_broke", reason=str(error.__cause__ or error), **names)
+            cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
+            log.warning("connection_broke", reason=str(cause or error), **names)
         finally:
             self._places.release()
 
