@@ -6,7 +6,7 @@
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
-#   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session: the agent's end
+#   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session, ...: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
 #     ---- controller and daemon never import each other ----
 #   sandd/_core/              trio shells: logs, transport, processes: they do the I/O
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         DaemonState,
         JobState,
         Process,
+        RemoteStream,
         Session,
         open_controller,
     )
@@ -105,6 +106,7 @@ __all__ = [
     "ProtocolError",
     "RemotePath",
     "RemoteProtocolError",
+    "RemoteStream",
     "RequestRefused",
     "SanddError",
     "Server",
@@ -157,6 +159,7 @@ _HOMES = {
     "ProtocolError": "sandd._core._errors",
     "RemotePath": "sandd._core.remote_path",
     "RemoteProtocolError": "sandd._core._errors",
+    "RemoteStream": "sandd.controller",
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",

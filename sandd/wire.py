@@ -61,6 +61,16 @@ Transfer
     complete. When all that was sent is safe on its disk, the receiver says ``settled``.
     Whichever end fails says ``failed``; then nothing follows, and the other end needn't say any more.
 
+Connection
+    A request that is a socket on the daemon's side. INPUT goes into it, and the end of INPUT ends that
+    direction alone; OUTPUT is what comes out of it, and its FIN is the peer's. ``Started`` says that it
+    stands. When both directions have ended it has ``Exited``; one that broke has ``Failed``, and then
+    the end of OUTPUT is no end of what the peer said. Who is done with it sends ``End``: what arrived
+    of INPUT is still delivered if all of it did, else the connection is reset.
+
+    A ``connect`` spec makes one. Others come to a listener, a request of a ``listen`` spec: of each an
+    answer of the listener tells the id, and its client, nobody else, attaches to it without a spec.
+
 History
     sandd.2 / version 1: as written here.
 """
@@ -150,6 +160,10 @@ MAX_DEPTH: Final = 1024
 """Directories within each other in a tree: a path has no room for many more."""
 MAX_UNSUPPORTED: Final = 64
 """Names of what was left out, in ``end``: enough to see what it is about."""
+MAX_HOST_LENGTH: Final = 255
+"""Characters in a host's name: what the DNS allows."""
+MAX_SOCKET_PATH: Final = 4096
+"""Bytes in the path of a Unix socket; systems allow about a hundred, and say so themselves."""
 MAX_SHOWN_BYTES: Final = 256
 """Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
@@ -1085,8 +1099,43 @@ FileSpec: TypeAlias = (
     StatSpec | ListSpec | GlobSpec | MakeDirectorySpec | RemoveSpec | RenameSpec | LinkSpec
     | TouchSpec | ChangeSpec | ReadSpec | WriteSpec | WatchSpec
 )  # fmt: skip
+
+
+@frozen
+class ConnectSpec(Request):
+    """Request: a connection from the daemon's side to a host's port, or to a Unix socket there."""
+
+    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # name or address
+    port: int = field(default=0, validator=_within(0, 65535))
+    path: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+    )  # of a Unix socket, instead of the two
+    stdin: ClassVar[bool] = True
+    window: ClassVar[int] = MIB
+    kill_grace: ClassVar[float] = 10.0  # seconds for what arrived of INPUT, once its client left
+    lease: ClassVar[float | None] = 3600.0  # seconds without its client; hardly a peer waits longer
+
+
+@frozen
+class ListenSpec(Request):
+    """Request: listen on the daemon's side. One `Listening` answers it, then `Accepted` for each connection."""
+
+    host: str = field(
+        default="", validator=_at_most(MAX_HOST_LENGTH)
+    )  # address to bind, or a name of one
+    port: int = field(default=0, validator=_within(0, 65535))  # 0: any that is free
+    path: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+    )  # of a Unix socket, instead of the two
+    window: ClassVar[int] = 64 * KIB
+    lease: ClassVar[float | None] = (
+        3600.0  # seconds without its client, then the port is free again
+    )
+
+
 Spec: TypeAlias = (
     ProgramSpec | JobsSpec | KillSpec | ForgetSpec | FileSpec | UploadSpec | DownloadSpec
+    | ConnectSpec | ListenSpec
 )  # fmt: skip
 
 
@@ -1133,6 +1182,23 @@ class JobRecord:
     kept: tuple[KeptOutput, ...] = field(
         default=(), validator=_at_most(len(Stream))
     )  # an output that isn't named has nothing yet
+
+
+@frozen
+class Listening:
+    """The first answer to ListenSpec: whoever connects there from now on is accepted."""
+
+    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # the address that was bound
+    port: int = field(default=0, validator=_within(0, 65535))
+    path: bytes | None = field(default=None, validator=optional(_at_most(MAX_SOCKET_PATH)))
+
+
+@frozen
+class Accepted:
+    """An answer to ListenSpec: somebody connected, and the connection is a job; attach to it soon."""
+
+    job_id: str = field(validator=_id)
+    peer: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # its address, for people
 
 
 class FileKind(enum.StrEnum):
@@ -1183,7 +1249,7 @@ class FileChange:
     path: bytes = field(default=b"", validator=_path)  # from what is watched; "": that itself
 
 
-Answer: TypeAlias = JobRecord | FileInfo | FileChange
+Answer: TypeAlias = JobRecord | Listening | Accepted | FileInfo | FileChange
 
 # ---- records: what the two ends of a transfer tell each other -----------------------------------
 
@@ -1345,7 +1411,10 @@ EVENT_TAGS: Final[dict[type, str]] = {
     Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
-ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job", FileInfo: "file", FileChange: "change"}
+ANSWER_TAGS: Final[dict[type, str]] = {
+    JobRecord: "job", FileInfo: "file", FileChange: "change",
+    Listening: "listening", Accepted: "accepted",
+}  # fmt: skip
 RECORD_TAGS: Final[dict[type, str]] = {
     TotalRecord: "total", EnterRecord: "enter", LeaveRecord: "leave", LinkRecord: "link",
     FileRecord: "file", AskRecord: "ask", SkipRecord: "skip", WantRecord: "want",
@@ -1364,6 +1433,7 @@ SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "remove": RemoveSpec, "rename": RenameSpec, "symlink": LinkSpec, "touch": TouchSpec,
     "change": ChangeSpec, "read": ReadSpec, "write": WriteSpec, "watch": WatchSpec,
     "upload": UploadSpec, "download": DownloadSpec,
+    "connect": ConnectSpec, "listen": ListenSpec,
 }  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 _SPEC_FIELDS: Final = {
@@ -1497,6 +1567,15 @@ class _Codec:
                 raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
             yield message
 
+    def decode_next(self, unpacker: msgpack.Unpacker) -> Any:
+        """The next message that the unpacker holds whole; None if there is none."""
+        try:
+            return self._structure(unpacker.unpack())
+        except msgpack.OutOfData:
+            return None
+        except Exception as error:
+            raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+
     def _structure(self, value: Any) -> Any:
         if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")
@@ -1617,7 +1696,7 @@ class AnswerReader:
         self._unpacker = msgpack.Unpacker(
             raw=False,
             strict_map_key=False,
-            max_buffer_size=MAX_CONTROL_BYTES,
+            max_buffer_size=2 * MAX_CONTROL_BYTES,
             read_size=16 * KIB,
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
@@ -1663,4 +1742,6 @@ def decode_spec(payload: Buffer) -> Spec:
         raise UnsupportedSpec("argv needs a program")
     if isinstance(spec, ProgramSpec) and spec.shell and len(spec.argv) != 1:
         raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
+    if isinstance(spec, ConnectSpec | ListenSpec) and bool(spec.host) is bool(spec.path):
+        raise UnsupportedSpec("an address is either a host and a port, or the path of a socket")
     return spec

@@ -123,7 +123,7 @@ class Session(HeldJob, trio.abc.Stream):
         """
         # Who reads here is told. What goes on without us keeps what nobody has read: thrown away, it would
         # be acknowledged, and counted by `offset`, and whoever attaches there would never see it.
-        self._output._close(discard=not self._handle.job.outlives_us)
+        self._output.close(discard=not self._handle.job.outlives_us)
         try:
             await trio.lowlevel.checkpoint()
         finally:

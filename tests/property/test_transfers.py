@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -45,7 +46,7 @@ def read_all(stream: bytes, cuts: list[int]) -> tuple[list[Any], str]:
     reader, found = RecordReader(), []
     places = [0, *sorted(each % (len(stream) + 1) for each in cuts), len(stream)]
     try:
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in itertools.pairwise(places):
             for each in reader.feed(stream[start:end]):
                 if not isinstance(each, memoryview):
                     found.append(each)
