@@ -30,7 +30,7 @@ async def work(worker: sandd.Daemon) -> None:
     print(f"success {result.success}, output {result.stdout.split()}")
 
     try:
-        await worker.run("echo begun; sleep 60", timeout=0.5)
+        await worker.run("echo begun; sleep 60", timeout=2.0)
     except sandd.CommandTimeout as error:
         print(f"{error}; until then it wrote {error.result and error.result.stdout!r}")
 

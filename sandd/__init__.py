@@ -6,7 +6,7 @@
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
-#   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session: the agent's end
+#   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session, ...: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
 #     ---- controller and daemon never import each other ----
 #   sandd/_core/              trio shells: logs, transport, processes: they do the I/O
@@ -47,7 +47,10 @@ if TYPE_CHECKING:
         SpawnFailed,
         TransferError,
     )
+    from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
+    from sandd._core.remote_files import FileReader, FileWriter
+    from sandd._core.remote_path import FileChange, RemotePath
     from sandd._core.results import CommandResult, ExitStatus, Outcome
     from sandd._core.spool import Stall
     from sandd._core.transfers.result import TransferResult
@@ -60,14 +63,16 @@ if TYPE_CHECKING:
         DaemonState,
         JobState,
         Process,
+        RemoteStream,
         Session,
         open_controller,
     )
     from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
-    from sandd.wire import StallReason
+    from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
     "AuthenticationFailed",
+    "ChangeKind",
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
@@ -83,6 +88,11 @@ __all__ = [
     "DaemonSummary",
     "ExitStatus",
     "FailedResult",
+    "FileChange",
+    "FileKind",
+    "FileReader",
+    "FileStatus",
+    "FileWriter",
     "JobIdConflict",
     "JobInfo",
     "JobNotFound",
@@ -94,7 +104,9 @@ __all__ = [
     "OutputGap",
     "Process",
     "ProtocolError",
+    "RemotePath",
     "RemoteProtocolError",
+    "RemoteStream",
     "RequestRefused",
     "SanddError",
     "Server",
@@ -113,6 +125,7 @@ __all__ = [
 # of the controller, and the spawner, which must start in milliseconds, free of trio.
 _HOMES = {
     "AuthenticationFailed": "sandd._core._errors",
+    "ChangeKind": "sandd.wire",
     "CommandFailed": "sandd._core._errors",
     "CommandResult": "sandd._core.results",
     "CommandTimeout": "sandd._core._errors",
@@ -128,6 +141,11 @@ _HOMES = {
     "DaemonSummary": "sandd.server",
     "ExitStatus": "sandd._core.results",
     "FailedResult": "sandd.server",
+    "FileChange": "sandd._core.remote_path",
+    "FileKind": "sandd.wire",
+    "FileReader": "sandd._core.remote_files",
+    "FileStatus": "sandd._core.file_status",
+    "FileWriter": "sandd._core.remote_files",
     "JobIdConflict": "sandd._core._errors",
     "JobInfo": "sandd._core.job_info",
     "JobNotFound": "sandd._core._errors",
@@ -139,7 +157,9 @@ _HOMES = {
     "OutputGap": "sandd._core._errors",
     "Process": "sandd.controller",
     "ProtocolError": "sandd._core._errors",
+    "RemotePath": "sandd._core.remote_path",
     "RemoteProtocolError": "sandd._core._errors",
+    "RemoteStream": "sandd.controller",
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",

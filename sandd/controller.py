@@ -24,6 +24,7 @@ from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
 from sandd._core.registry import DaemonEvent, DaemonInfo, DaemonRecord, Registry
 from sandd._core.router import DaemonLink, Router
@@ -52,6 +53,7 @@ __all__ = [
     "JobState",
     "KeptOutput",
     "Process",
+    "RemoteStream",
     "Session",
     "open_controller",
 ]

@@ -61,6 +61,16 @@ Transfer
     complete. When all that was sent is safe on its disk, the receiver says ``settled``.
     Whichever end fails says ``failed``; then nothing follows, and the other end needn't say any more.
 
+Connection
+    A request that is a socket on the daemon's side. INPUT goes into it, and the end of INPUT ends that
+    direction alone; OUTPUT is what comes out of it, and its FIN is the peer's. ``Started`` says that it
+    stands. When both directions have ended it has ``Exited``; one that broke has ``Failed``, and then
+    the end of OUTPUT is no end of what the peer said. Who is done with it sends ``End``: what arrived
+    of INPUT is still delivered if all of it did, else the connection is reset.
+
+    A ``connect`` spec makes one. Others come to a listener, a request of a ``listen`` spec: of each an
+    answer of the listener tells the id, and its client, nobody else, attaches to it without a spec.
+
 History
     sandd.2 / version 1: as written here.
 """
@@ -150,6 +160,10 @@ MAX_DEPTH: Final = 1024
 """Directories within each other in a tree: a path has no room for many more."""
 MAX_UNSUPPORTED: Final = 64
 """Names of what was left out, in ``end``: enough to see what it is about."""
+MAX_HOST_LENGTH: Final = 255
+"""Characters in a host's name: what the DNS allows."""
+MAX_SOCKET_PATH: Final = 4096
+"""Bytes in the path of a Unix socket; systems allow about a hundred, and say so themselves."""
 MAX_SHOWN_BYTES: Final = 256
 """Of a command, or of a failure, in the answer that describes a job: enough to know it again."""
 
@@ -387,6 +401,8 @@ def _at_most(length: int) -> Any:
 
 _id: Any = _at_most(MAX_ID_LENGTH)
 _offset = _within(0, MAX_OFFSET)
+_path: Any = _at_most(MAX_PATH_BYTES)
+_mode = _within(0, 0o7777)
 _signed = _within(-MAX_OFFSET, MAX_OFFSET)
 _unsigned = _within(0, 2**64 - 1)
 _seconds = _within(0.0, MAX_SECONDS)
@@ -921,7 +937,7 @@ class Update(enum.StrEnum):
 class UploadSpec(Request):
     """Request: take a file or a tree; see Transfer. OUTPUT is the receiver's records, INPUT the sender's."""
 
-    path: bytes = field(validator=_at_most(MAX_PATH_BYTES))  # what the copy is to be
+    path: bytes = field(validator=_path)  # what the copy is to be
     update: Update = Update.NONE
     stdin: ClassVar[bool] = True
     window: ClassVar[int] = 1 * MIB
@@ -931,9 +947,7 @@ class UploadSpec(Request):
 class DownloadSpec(Request):
     """Request: send a file or a tree; see Transfer. OUTPUT is the sender's records, INPUT the receiver's."""
 
-    path: bytes = field(
-        validator=_at_most(MAX_PATH_BYTES)
-    )  # what is copied; a link there is followed
+    path: bytes = field(validator=_path)  # what is copied; a link there is followed
     update: Update = Update.NONE
     include: tuple[
         str, ...
@@ -944,7 +958,185 @@ class DownloadSpec(Request):
     window: ClassVar[int] = 1 * MIB
 
 
-Spec: TypeAlias = ProgramSpec | JobsSpec | KillSpec | ForgetSpec | UploadSpec | DownloadSpec
+# Paths are bytes, as the daemon's system has them; a relative one starts at the daemon's working directory, or
+# at its --root. What its system refuses is `Failed` with SYSTEM.
+
+
+@frozen
+class StatSpec(Request):
+    """Request: one FileInfo, without `path`."""
+
+    path: bytes = field(validator=_path)
+    follow: bool = True  # what a link leads to, instead of the link
+
+
+@frozen
+class ListSpec(Request):
+    """Request: a FileInfo for each entry of a directory, in no order; `path` is its name there."""
+
+    path: bytes = field(validator=_path)
+
+
+@frozen
+class GlobSpec(Request):
+    """Request: a FileInfo for whatever matches a pattern, in no order; `path` begins at that of the spec.
+
+    Patterns are those of Python's pathlib, as of 3.13. What can't be read is passed over.
+    """
+
+    path: bytes = field(validator=_path)
+    pattern: bytes = field(validator=_path)
+
+
+@frozen
+class MakeDirectorySpec(Request):
+    """Request: make a directory."""
+
+    path: bytes = field(validator=_path)
+    mode: int = field(default=0o777, validator=_mode)  # less the daemon's umask
+    parents: bool = False  # make those that are missing, too
+    exist_ok: bool = False
+
+
+class Removal(enum.StrEnum):
+    """What is to be removed."""
+
+    FILE = "file"  # or anything else that is no directory; of a link, the link
+    DIRECTORY = "directory"  # an empty one
+    TREE = "tree"  # a directory with all that is in it; links in it are not followed
+
+
+@frozen
+class RemoveSpec(Request):
+    """Request: remove a file or a directory. A tree may be gone in part when this fails, or is taken back."""
+
+    path: bytes = field(validator=_path)
+    what: Removal
+    missing_ok: bool = False  # of a file
+
+
+@frozen
+class RenameSpec(Request):
+    """Request: give a file or directory another name; what has that name is replaced, as rename(2) does."""
+
+    path: bytes = field(validator=_path)
+    target: bytes = field(validator=_path)
+    replace: bool = (
+        True  # False: Windows refuses where the name is taken, others replace all the same
+    )
+
+
+@frozen
+class LinkSpec(Request):
+    """Request: make a symbolic link."""
+
+    path: bytes = field(validator=_path)
+    target: bytes = field(validator=_path)  # what it says; not looked at
+
+
+@frozen
+class TouchSpec(Request):
+    """Request: make an empty file, or set the times of what is there to now."""
+
+    path: bytes = field(validator=_path)
+    mode: int = field(default=0o666, validator=_mode)  # of a new file, less the daemon's umask
+    exist_ok: bool = True
+
+
+@frozen
+class ChangeSpec(Request):
+    """Request: change what isn't None; a link is followed."""
+
+    path: bytes = field(validator=_path)
+    mode: int | None = field(default=None, validator=optional(_mode))
+    size: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # bytes; cut, or zeros added
+
+
+@frozen
+class ReadSpec(Request):
+    """Request: OUTPUT is what is in a file, raw. What is no regular file is refused."""
+
+    path: bytes = field(validator=_path)
+    offset: int = field(default=0, validator=_offset)
+    length: int | None = field(default=None, validator=optional(_offset))  # None: to its end
+    window: ClassVar[int] = 1 * MIB
+
+
+class WriteMode(enum.StrEnum):
+    """What becomes of the file that is there."""
+
+    REPLACE = "replace"  # it keeps its mode; it is as it was until the new one is whole
+    EXCLUSIVE = "exclusive"  # there must be none
+    APPEND = "append"  # INPUT is written at its end, as it comes; what was written stays
+
+
+@frozen
+class WriteSpec(Request):
+    """Request: INPUT is written to a file. It is done at the end of INPUT, and without that nothing is changed.
+
+    OUTPUT is a FileInfo of the file when it is done. If INPUT hasn't ended when that is to be written, another goes
+    ahead: nothing stands in the way so far.
+    """
+
+    path: bytes = field(validator=_path)
+    how: WriteMode = WriteMode.REPLACE
+    mode: int = field(default=0o666, validator=_mode)  # of a new file, less the daemon's umask
+    stdin: ClassVar[bool] = True
+    window: ClassVar[int] = 1 * MIB
+
+
+@frozen
+class WatchSpec(Request):
+    """Request: a FileInfo of what is watched, then FileChanges until it is taken back."""
+
+    path: bytes = field(validator=_path)
+    recursive: bool = True  # all that is below, too
+
+
+FileSpec: TypeAlias = (
+    StatSpec | ListSpec | GlobSpec | MakeDirectorySpec | RemoveSpec | RenameSpec | LinkSpec
+    | TouchSpec | ChangeSpec | ReadSpec | WriteSpec | WatchSpec
+)  # fmt: skip
+
+
+@frozen
+class ConnectSpec(Request):
+    """Request: a connection from the daemon's side to a host's port, or to a Unix socket there."""
+
+    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # name or address
+    port: int = field(default=0, validator=_within(0, 65535))
+    path: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+    )  # of a Unix socket, instead of the two
+    stdin: ClassVar[bool] = True
+    window: ClassVar[int] = MIB
+    kill_grace: ClassVar[float] = 10.0  # seconds for what arrived of INPUT, once its client left
+    lease: ClassVar[float | None] = 3600.0  # seconds without its client; hardly a peer waits longer
+
+
+@frozen
+class ListenSpec(Request):
+    """Request: listen on the daemon's side. One `Listening` answers it, then `Accepted` for each connection."""
+
+    host: str = field(
+        default="", validator=_at_most(MAX_HOST_LENGTH)
+    )  # address to bind, or a name of one
+    port: int = field(default=0, validator=_within(0, 65535))  # 0: any that is free
+    path: bytes | None = field(
+        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+    )  # of a Unix socket, instead of the two
+    window: ClassVar[int] = 64 * KIB
+    lease: ClassVar[float | None] = (
+        3600.0  # seconds without its client, then the port is free again
+    )
+
+
+Spec: TypeAlias = (
+    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | FileSpec | UploadSpec | DownloadSpec
+    | ConnectSpec | ListenSpec
+)  # fmt: skip
 
 
 class UnsupportedSpec(RemoteProtocolError):
@@ -992,6 +1184,23 @@ class JobRecord:
     )  # an output that isn't named has nothing yet
 
 
+@frozen
+class Listening:
+    """The first answer to ListenSpec: whoever connects there from now on is accepted."""
+
+    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # the address that was bound
+    port: int = field(default=0, validator=_within(0, 65535))
+    path: bytes | None = field(default=None, validator=optional(_at_most(MAX_SOCKET_PATH)))
+
+
+@frozen
+class Accepted:
+    """An answer to ListenSpec: somebody connected, and the connection is a job; attach to it soon."""
+
+    job_id: str = field(validator=_id)
+    peer: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))  # its address, for people
+
+
 class FileKind(enum.StrEnum):
     """What a name in a directory stands for."""
 
@@ -1019,13 +1228,28 @@ class FileInfo:
     links: int = field(default=1, validator=_unsigned)  # names it has
     inode: int = field(default=0, validator=_unsigned)  # with `device`: which file it is
     device: int = field(default=0, validator=_unsigned)
-    path: bytes = field(default=b"", validator=_at_most(MAX_PATH_BYTES))  # from what was asked for
-    target: bytes | None = field(
-        default=None, validator=optional(_at_most(MAX_PATH_BYTES))
-    )  # what a link says
+    path: bytes = field(default=b"", validator=_path)  # from what was asked for
+    target: bytes | None = field(default=None, validator=optional(_path))  # what a link says
 
 
-Answer: TypeAlias = JobRecord | FileInfo
+class ChangeKind(enum.StrEnum):
+    """What happened to a file or directory."""
+
+    ADDED = "added"
+    MODIFIED = "modified"
+    REMOVED = "removed"
+    MISSED = "missed"  # more happened than could be told: look for yourself
+
+
+@frozen
+class FileChange:
+    """An answer to WatchSpec. What happens to a file several times at once is told once."""
+
+    kind: ChangeKind
+    path: bytes = field(default=b"", validator=_path)  # from what is watched; "": that itself
+
+
+Answer: TypeAlias = JobRecord | Listening | Accepted | FileInfo | FileChange
 
 # ---- records: what the two ends of a transfer tell each other -----------------------------------
 
@@ -1063,7 +1287,7 @@ class LinkRecord:
     """sender: a symbolic link."""
 
     name: bytes = field(validator=_name)
-    target: bytes = field(validator=_at_most(MAX_PATH_BYTES))  # what it says
+    target: bytes = field(validator=_path)  # what it says
     mtime: int = field(validator=_time)
 
 
@@ -1165,7 +1389,7 @@ class FailedRecord:
 
     symbol: str = field(default="", validator=_at_most(32))  # the system's error: "ENOSPC", ...
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
-    filename: bytes | None = field(default=None, validator=optional(_at_most(MAX_PATH_BYTES)))
+    filename: bytes | None = field(default=None, validator=optional(_path))
 
 
 Record: TypeAlias = (
@@ -1187,7 +1411,10 @@ EVENT_TAGS: Final[dict[type, str]] = {
     Started: "started", Stalled: "stalled", Flowing: "flowing", Exited: "exited", Failed: "failed",
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
-ANSWER_TAGS: Final[dict[type, str]] = {JobRecord: "job", FileInfo: "file"}
+ANSWER_TAGS: Final[dict[type, str]] = {
+    JobRecord: "job", FileInfo: "file", FileChange: "change",
+    Listening: "listening", Accepted: "accepted",
+}  # fmt: skip
 RECORD_TAGS: Final[dict[type, str]] = {
     TotalRecord: "total", EnterRecord: "enter", LeaveRecord: "leave", LinkRecord: "link",
     FileRecord: "file", AskRecord: "ask", SkipRecord: "skip", WantRecord: "want",
@@ -1197,12 +1424,16 @@ RECORD_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull, FileKind, Update,
+    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
     "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "stat": StatSpec, "list": ListSpec, "glob": GlobSpec, "mkdir": MakeDirectorySpec,
+    "remove": RemoveSpec, "rename": RenameSpec, "symlink": LinkSpec, "touch": TouchSpec,
+    "change": ChangeSpec, "read": ReadSpec, "write": WriteSpec, "watch": WatchSpec,
     "upload": UploadSpec, "download": DownloadSpec,
+    "connect": ConnectSpec, "listen": ListenSpec,
 }  # fmt: skip
 _SPEC_TAGS: Final = {cls: kind for kind, cls in SPEC_KINDS.items()}
 _SPEC_FIELDS: Final = {
@@ -1336,6 +1567,15 @@ class _Codec:
                 raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
             yield message
 
+    def decode_next(self, unpacker: msgpack.Unpacker) -> Any:
+        """The next message that the unpacker holds whole; None if there is none."""
+        try:
+            return self._structure(unpacker.unpack())
+        except msgpack.OutOfData:
+            return None
+        except Exception as error:
+            raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
+
     def _structure(self, value: Any) -> Any:
         if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")
@@ -1449,6 +1689,32 @@ def decode_record(payload: Buffer) -> Record | Unknown:
     return record
 
 
+class AnswerReader:
+    """Answers as they arrive, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._unpacker = msgpack.Unpacker(
+            raw=False,
+            strict_map_key=False,
+            max_buffer_size=2 * MAX_CONTROL_BYTES,
+            read_size=16 * KIB,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+        )
+
+    def feed(self, data: Buffer) -> Iterator[Answer | Unknown]:
+        """Those that are whole by now; RemoteProtocolError where one is none. To be read to its end."""
+        try:
+            self._unpacker.feed(data)
+            while True:
+                yield _ANSWERS._structure(self._unpacker.unpack())
+        except msgpack.OutOfData:
+            return
+        except Exception as error:
+            raise RemoteProtocolError(f"bad answer: {error!r:.200}") from error
+
+
 def encode_spec(spec: Spec) -> bytes:
     """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
     return _pack({"kind": _SPEC_TAGS[type(spec)], **_spec_converter.unstructure(spec)})
@@ -1476,4 +1742,6 @@ def decode_spec(payload: Buffer) -> Spec:
         raise UnsupportedSpec("argv needs a program")
     if isinstance(spec, ProgramSpec) and spec.shell and len(spec.argv) != 1:
         raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
+    if isinstance(spec, ConnectSpec | ListenSpec) and bool(spec.host) is bool(spec.path):
+        raise UnsupportedSpec("an address is either a host and a port, or the path of a socket")
     return spec

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 STOP_SECONDS: Final = 15.0
 """For a daemon to end after SIGTERM: it gives itself 8, and the machine may be busy."""
+LOG_SECONDS: Final = 20.0
+"""For a daemon to have logged what it is about to do: mostly milliseconds, but the machine may be busy."""
 _POLL_SECONDS: Final = 0.005
 """Between two looks at whether a child has ended; there is nothing else to wait on everywhere."""
 
@@ -114,14 +116,14 @@ class DaemonProcess:
         self.terminate()
         return await self.wait()
 
-    async def wait_for_log(self, text: str, seconds: float = 10.0) -> str:
+    async def wait_for_log(self, text: str, seconds: float = LOG_SECONDS) -> str:
         """Its log, once it has `text` in it; AssertionError with the log if that takes longer."""
         with trio.move_on_after(seconds):
             while text not in self.log:
                 await trio.sleep(_POLL_SECONDS)
         return self._logged(text, seconds)
 
-    def wait_for_log_sync(self, text: str, seconds: float = 10.0) -> str:
+    def wait_for_log_sync(self, text: str, seconds: float = LOG_SECONDS) -> str:
         """`wait_for_log` for tests without trio."""
         give_up = time.monotonic() + seconds
         while text not in self.log and time.monotonic() < give_up:

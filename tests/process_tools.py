@@ -28,6 +28,8 @@ root_only = pytest.mark.skipif(
 PYTHON = sys.executable
 WITHIN = 1.0
 """Seconds within which DESIGN's process rule 6 wants everything dead."""
+PATIENCE = 20.0
+"""Seconds for what takes milliseconds, where only that it happens matters: the machine may be busy."""
 
 
 # The spawner runs isolated (-I -S), so coverage's own hook for child processes does not reach it.
@@ -155,7 +157,7 @@ async def the_spawner() -> int:
     return spawner_pids()[0]
 
 
-async def until(is_so: Callable[[], object], *, within: float = 5.0) -> None:
+async def until(is_so: Callable[[], object], *, within: float = PATIENCE) -> None:
     """Wait for something that only polling can tell; fail after ``within`` seconds."""
     with trio.move_on_after(within):
         while not is_so():
@@ -164,7 +166,7 @@ async def until(is_so: Callable[[], object], *, within: float = 5.0) -> None:
     raise AssertionError(f"not so within {within} s")
 
 
-def until_sync(is_so: Callable[[], object], *, within: float = 5.0) -> None:
+def until_sync(is_so: Callable[[], object], *, within: float = PATIENCE) -> None:
     """`until`, where no trio runs."""
     end = time.monotonic() + within
     while not is_so():

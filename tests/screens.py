@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import sandd
 
-LIMIT: Final = 10.0
-"""Seconds to wait for something to appear: mostly it takes some milliseconds."""
+LIMIT: Final = 20.0
+"""Seconds to wait for something to appear: mostly it takes some milliseconds, but the machine may be busy."""
 
 
 class Screen(pyte.Screen):

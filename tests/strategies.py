@@ -37,11 +37,24 @@ NARROWER: dict[tuple[type, str], st.SearchStrategy[Any]] = {
         for cls in (wire.SessionSpec, wire.Resize)
         for name in ("rows", "cols")
     },
+    **{
+        (cls, "port"): st.integers(0, 65535)
+        for cls in (wire.ConnectSpec, wire.ListenSpec, wire.Listening)
+    },
+    **{
+        (cls, name): strategy
+        for cls in (wire.ConnectSpec, wire.ListenSpec)
+        for name, strategy in (("host", st.text(min_size=1, max_size=8)), ("path", st.none()))
+    },  # else it is a path, and no host
     (wire.SessionSpec, "scrollback"): st.integers(0, wire.MAX_SCROLLBACK_BYTES),
     **{
         (cls, "mode"): st.integers(0, 0o7777)
-        for cls in (wire.EnterRecord, wire.FileRecord, wire.AskRecord, wire.ChangedRecord)
+        for cls in (
+            *(wire.FileInfo, wire.MakeDirectorySpec, wire.TouchSpec, wire.WriteSpec),
+            *(wire.EnterRecord, wire.FileRecord, wire.AskRecord, wire.ChangedRecord),
+        )
     },
+    (wire.ChangeSpec, "mode"): st.none() | st.integers(0, 0o7777),
     **{
         (cls, "sha256"): st.binary(max_size=32)
         for cls in (wire.FileRecord, wire.WantRecord, wire.CompleteRecord)

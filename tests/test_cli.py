@@ -236,7 +236,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_daemon(marker: Marker) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=5)
+        _, errors = process.communicate(timeout=20)
 
     assert (process.returncode, errors) == (130, "")
 

@@ -26,7 +26,7 @@ SHOWN: Final = {
         worker-1 is online, on ...
         exit code 0, output ['1', 'a', '2', 'b']
         success True, output ['8', '9', '10']
-        the command did not finish within 0.5 s and was killed; until then it wrote 'begun\\n'
+        the command did not finish within 2.0 s and was killed; until then it wrote 'begun\\n'
         nothing ran: [ENOENT] No such file or directory: 'no-such-program'
         it ran and failed: exit code 3, 'wrong\\n'
         cancelled; processes left of it: 0

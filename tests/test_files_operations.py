@@ -366,7 +366,7 @@ def test_a_search_goes_no_deeper_than_its_bound(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever somebody has built there."""
-    monkeypatch.setattr(globbing, "MAX_DEPTH", 2)
+    monkeypatch.setattr(globbing, "MAX_PATH_BYTES", 5)
     (tmp_path / "1/2/3/4").mkdir(parents=True)
     assert found(root, tmp_path, "**") == ["", "1", "1/2", "1/2/3"]
 

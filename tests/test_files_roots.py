@@ -100,11 +100,14 @@ CALLS: dict[str, Callable[[Root, bytes], object]] = {
     "stat": lambda root, path: root.stat(path),
     "lstat": lambda root, path: root.stat(path, follow_symlinks=False),
     "scan": lambda root, path: list(root.scan(path)),
+    "locate": lambda root, path: root.locate(path),
     "readlink": lambda root, path: root.readlink(path),
     "mkdir": lambda root, path: root.mkdir(path),
     "symlink": lambda root, path: root.symlink(b"x", path),
     "rename_from": lambda root, path: root.rename(path, b"elsewhere"),
     "rename_to": lambda root, path: root.rename(b"here", path),
+    "link_from": lambda root, path: root.link(path, b"elsewhere"),
+    "link_to": lambda root, path: root.link(b"here", path),
     "unlink": lambda root, path: root.unlink(path),
     "rmdir": lambda root, path: root.rmdir(path),
     "chmod": lambda root, path: root.chmod(path, 0o600),
@@ -112,7 +115,7 @@ CALLS: dict[str, Callable[[Root, bytes], object]] = {
     "lutime": lambda root, path: root.utime(path, (0, 0), follow_symlinks=False),
 }
 """Every method, as a call with one path."""
-FOLLOWING = ("open", "create", "stat", "scan", "chmod", "utime")
+FOLLOWING = ("open", "create", "stat", "locate", "scan", "chmod", "utime")
 """Those that follow a link at the end of the path."""
 
 
@@ -311,7 +314,16 @@ def test_what_a_directory_is_called_by_its_own_names_stays(root: Root, inside: P
     """Nobody removes or moves the root, or a directory by the names "." and ".."."""
     (inside / "a" / "b").mkdir(parents=True)
     for path in (b".", b"./", os.fsencode(inside), b"a/.", b"a/b/..", b"a/b/../.."):
-        for call in ("unlink", "rmdir", "rename_from", "rename_to", "mkdir", "symlink"):
+        for call in (
+            "unlink",
+            "rmdir",
+            "rename_from",
+            "rename_to",
+            "link_from",
+            "link_to",
+            "mkdir",
+            "symlink",
+        ):
             with pytest.raises(OSError, match=ANYTHING):
                 CALLS[call](root, path)
     assert (inside / "a" / "b").is_dir()

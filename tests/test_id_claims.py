@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-import trio.testing
 from daemons import open_daemon
 from process_tools import posix_only, until
 from raw_daemon import RawDaemon, raw_daemon
@@ -258,7 +257,7 @@ async def test_a_rival_gets_the_id_of_one_that_stays_away(monkeypatch: pytest.Mo
                     if isinstance(rival.answer, wire.Welcome):
                         break
                 await trio.sleep(0.01)
-            assert 0.3 < trio.current_time() - went_at < 5
+            assert trio.current_time() - went_at > 0.3
 
 
 @pytest.mark.parametrize("says_goodbye", [True, False])
@@ -292,9 +291,10 @@ async def test_the_answer_of_one_that_has_left_since_counts_for_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the very turn of its answer another took its place: who asked is judged beside that one, not refused."""
-    answered = trio.Event()
+    asked, answered = trio.Event(), trio.Event()
 
     async def ping(pump: pump_module.Pump) -> None:
+        asked.set()
         await answered.wait()
 
     monkeypatch.setattr(pump_module.Pump, "ping", ping)
@@ -310,7 +310,7 @@ async def test_the_answer_of_one_that_has_left_since_counts_for_nobody(
             async with trio.open_nursery() as nursery:
                 async with make(**A) as holder:
                     nursery.start_soon(ask)
-                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    await asked.wait()
                     await holder.control(0, wire.Goodbye("stopped"))
                     assert [await kind_of(events) for _ in range(2)] == ["connected", "lost"]
                 async with make(**RESTARTED, connection_number=2) as second_dial:
@@ -378,7 +378,7 @@ async def test_restarts_in_one_state_directory_raise_no_alarm(
     """Killed, stopped in good order, unheard of by the controller, or with the directory lost."""
     arguments = ["--state-dir", str(tmp_path / "state")]
     kinds: list[str] = []
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(2 * LIMIT):  # six starts, one after the other
         async with sandd.open_controller(port=0) as controller, controller.open_events() as events:
             for end in ("kill", "stop", "unheard", "kill", "lose", "kill"):
                 url = controller.url if end != "unheard" else "ws://127.0.0.1:9/ws"

@@ -140,6 +140,9 @@ async def busy_agent(port: int, marker: Marker, in_place: Callable[[], None]) ->
                 "setsid sleep 60 & cat", env=env, kill_grace=0.1
             ) as process:
                 await talk(process)
+                await until(
+                    lambda: len(marker.processes()) >= 3
+                )  # so that there is something to end
                 in_place()
                 for _ in range(4):
                     await talk(process)
@@ -155,10 +158,10 @@ async def busy_agent(port: int, marker: Marker, in_place: Callable[[], None]) ->
                 async with worker.open_session(["cat"], env=env, kill_grace=0.1) as session:
                     await session.wait_send_all_might_not_block()
                     await session.send_all(b"typed")
-                    assert await session.receive_some() == b"typed"
+                    await see(session, b"typed")
                     await session.resize(10, 20)
                     async with worker.attach_session(session.job_id, read_only=True) as onlooker:
-                        assert await onlooker.receive_some() == b"typed"
+                        await see(onlooker, b"typed")
                     await session.aclose()
                 async with controller.open_events() as events:
                     with trio.move_on_after(0.01):
@@ -184,6 +187,14 @@ async def talk(process: sandd.Process) -> None:
     left = 100_000
     while left:
         left -= len(await process.stdout.receive_some())
+
+
+async def see(session: sandd.Session, text: bytes) -> None:
+    """It shows that next, in however many pieces: a terminal echoes key by key."""
+    shown = b""
+    while len(shown) < len(text):
+        shown += await session.receive_some()
+    assert shown == text
 
 
 async def be_a_stranger(port: int) -> None:
@@ -366,7 +377,7 @@ def test_ctrl_c_ends_the_remote_trees_wherever_it_strikes(
         trio.run(busy_agent, daemon.port, marker, lambda: armed.append(True))
     assert marker.processes() == []
     assert struck
-    assert struck[0] >= 3  # there was something to end
+    assert struck[0] >= 3
     assert time.monotonic() - began < LIMIT
 
 
@@ -462,7 +473,7 @@ def test_a_second_ctrl_c_saves_the_waiting_and_nothing_else(
     async def agent() -> None:
         async with sandd.open_controller(port=daemon.port) as controller:
             worker = await controller.wait_for_daemon("worker-1")
-            async with worker.open_process(stubborn, env=dict([marker]), kill_grace=1.5):
+            async with worker.open_process(stubborn, env=dict([marker]), kill_grace=4.0):
                 await until(lambda: len(marker.processes()) >= 3)
                 trio.lowlevel.spawn_system_task(be_impatient)
                 await trio.sleep_forever()
@@ -477,7 +488,7 @@ def test_a_second_ctrl_c_saves_the_waiting_and_nothing_else(
         trio.run(agent)
     assert len(marker.processes()) >= 2
     wait_until(lambda: not marker.processes())
-    assert time.monotonic() - began >= 1.5
+    assert time.monotonic() - began >= 4.0
 
 
 # ---- the context managers -----------------------------------------------------------------------

@@ -6,15 +6,21 @@ from typing import Any
 
 import pytest
 import trio
-from scripted import control, drain, event
+from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
 from sandd._core.client_job import AttachState
+from sandd._core.held_job import attached, started
 from sandd._core.local_link import LATE_SECONDS, JobHandle, LocalLink
+from sandd._core.process_handle import Process
 from sandd._core.router import DaemonLink, Router
-from sandd.wire import Outcome
+from sandd._core.session_handle import Session
+from sandd._core.streams import WINDOW_BYTES
+from sandd.wire import Outcome, Role, Stream
 
 SPEC = wire.CommandSpec(argv=(b"true",), stdin=False)
+DETACHED = wire.CommandSpec(argv=(b"true",), stdin=False, detach=True)
+DETACHED_SESSION = wire.SessionSpec(detach=True)
 EXITED = wire.Exited(0, None, Outcome.EXITED, 1.0, pid=7)
 
 
@@ -27,9 +33,9 @@ class World:
         self.daemon: DaemonLink = self.router.add_daemon("d", "here")
         self.link.flush()
 
-    def start(self, **options: Any) -> tuple[JobHandle, int]:
+    def start(self, spec: wire.Spec = SPEC, **options: Any) -> tuple[JobHandle, int]:
         """A job, and the channel that the daemon has of it."""
-        handle = self.link.open("d", SPEC, **options)
+        handle = self.link.open("d", spec, **options)
         *_, (channel, message) = drain(self.daemon.scheduler)
         assert isinstance(message, wire.Attach)
         return handle, channel
@@ -39,6 +45,25 @@ class World:
         self.router.receive(self.daemon, control(channel, wire.Attached()))
         self.router.receive(self.daemon, event(channel, 0, EXITED))
         self.link.flush()
+
+    def say(self, *frames: wire.Frame) -> None:
+        """The daemon says that."""
+        for frame in frames:
+            self.router.receive(self.daemon, frame)
+        self.link.flush()
+
+    def attach(self, role: Role = Role.OWNER) -> tuple[JobHandle, int]:
+        """A job of somebody else, and the channel that the daemon has of our asking for it."""
+        handle = self.link.attach(
+            "d", "theirs", role=role, takeover=False, since={}, kill_grace=1.0
+        )
+        ((channel, message),) = drain(self.daemon.scheduler)
+        assert isinstance(message, wire.Attach)
+        return handle, channel
+
+    def heard(self) -> list[Any]:
+        """What the daemon is told."""
+        return [message for _, message in drain(self.daemon.scheduler)]
 
     @property
     def ends(self) -> list[str]:
@@ -135,3 +160,190 @@ def test_a_request_comes_behind_the_farewells_before_it(world: World) -> None:
     world.link.open("d", wire.JobsSpec())
     said = [message for _, message in drain(world.daemon.scheduler)]
     assert [type(message) for message in said] == [*[wire.End] * 300, wire.Attach]
+
+
+# ---- what nobody has read is not acknowledged ---------------------------------------------------
+
+
+def running_session(world: World) -> tuple[Session, int]:
+    """One that is detached, and the channel that the daemon has of it."""
+    handle, channel = world.start(DETACHED_SESSION)
+    world.say(
+        control(channel, wire.Attached(detached=True, terminal=True)),
+        event(channel, 0, wire.Started(7)),
+    )
+    return Session(handle, kill_grace=1.0), channel
+
+
+async def test_closing_a_session_that_goes_on_acknowledges_nothing_unread(world: World) -> None:
+    """Neither what had arrived, nor what arrives while what was typed is on its way: it is the next one's."""
+    session, channel = running_session(world)
+    world.say(data(channel, Stream.OUTPUT, 0, b"x" * 100_000))
+    assert await session.receive_some(10) == b"x" * 10
+    await session.send_all(b"typed")
+    assert world.heard() == [Bytes(Stream.INPUT, 0, b"typed")]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.aclose)
+        await trio.testing.wait_all_tasks_blocked()
+        (flush,) = world.heard()
+        assert flush == wire.Flush(0, 5)
+        world.say(data(channel, Stream.OUTPUT, 100_000, b"y" * 100_000))
+        assert world.heard() == []
+        world.say(control(channel, flush))
+    assert world.heard() == [wire.Detach(for_good=True)]
+    assert session.offset == 10
+    with pytest.raises(trio.ClosedResourceError):
+        await session.receive_some()
+    assert session.offset == 10
+    await session.aclose()
+    assert world.heard() == []
+
+
+async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) -> None:
+    """Its program may have much to say to the hang-up, and nobody is going to read it."""
+    handle, channel = world.start(wire.SessionSpec())
+    world.say(control(channel, wire.Attached(terminal=True)), event(channel, 0, wire.Started(7)))
+    session = Session(handle, kill_grace=1.0)
+    world.say(data(channel, Stream.OUTPUT, 0, b"x" * 100_000))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.aclose)
+        await trio.testing.wait_all_tasks_blocked()
+        acknowledged, end = world.heard()
+        assert [(w.stream, w.ack) for w in acknowledged.streams] == [(Stream.OUTPUT, 100_000)]
+        assert isinstance(end, wire.End)
+        world.say(event(channel, 1, wire.Exited(None, 1, Outcome.SIGNALED, 1.0)))
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
+    world: World, role: Role
+) -> None:
+    """Where it begins may be far behind what others have still to read: cancelled, it leaves that as it was."""
+    far = 10 * WINDOW_BYTES
+    events = wire.StreamState(Stream.EVENTS, end=1)
+    output = wire.StreamState(Stream.OUTPUT, end=far + 9, start=far)
+
+    def answer(channel: int) -> None:
+        streams = (events, output)
+        world.say(control(channel, wire.Attached(role, detached=True, streams=streams)))
+
+    handle, channel = world.attach(role)
+    with trio.CancelScope() as scope:
+        answer(channel)
+        credit = wire.StreamWindow(Stream.OUTPUT, 0, far + WINDOW_BYTES)
+        assert world.heard() == [wire.Window((credit,))]
+        scope.cancel()
+        async with attached(handle, kill_grace=1.0):
+            raise AssertionError
+    assert world.heard() == [wire.Detach(for_good=False)]
+
+    handle, channel = world.attach(role)
+    answer(channel)
+    world.say(event(channel, 0, wire.Started(7)), data(channel, Stream.OUTPUT, far, b"x" * 9))
+    assert world.heard() == [wire.Window((credit,))]
+    async with attached(handle, kill_grace=1.0):
+        window = wire.StreamWindow(Stream.OUTPUT, far, far + WINDOW_BYTES)
+        assert world.heard() == [wire.Window((window,))]
+
+
+# ---- who waits is told that the block was left --------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["forget", "detach", "give_up"])
+async def test_whoever_waits_for_a_job_that_is_let_go_of_is_told(world: World, how: str) -> None:
+    """In another task than that of the block: else it would wait for ever, as nothing comes any more."""
+    handle, channel = world.start(wire.CommandSpec(argv=(b"cat",)))
+    world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
+    process = Process(handle, stdin=True, stderr=True)
+    room = handle.job.input.room
+
+    async def receive() -> None:
+        with pytest.raises(trio.BrokenResourceError, match="was left"):
+            await process.stdout.receive_some()
+
+    async def send() -> None:
+        with pytest.raises(trio.BrokenResourceError):
+            await process.stdin.send_all(bytes(room + 1))
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError, match="was left"):
+            await process.wait()
+
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            for task in (receive, send, wait):
+                nursery.start_soon(task)
+            await trio.testing.wait_all_tasks_blocked()
+            getattr(handle, how)()
+
+
+async def test_detach_that_comes_to_nothing_says_so(world: World) -> None:
+    """The block was left before the daemon could have known."""
+    handle, channel = world.start()
+    world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
+    process = Process(handle, stdin=False, stderr=True)
+
+    async def detach() -> None:
+        with pytest.raises(trio.ClosedResourceError, match="was left"):
+            await process.detach()
+
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(detach)
+            await trio.testing.wait_all_tasks_blocked()
+            handle.forget()
+    assert not handle.job.detached
+
+
+# ---- the controller closes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [DETACHED, DETACHED_SESSION])
+@pytest.mark.parametrize("is_answered", [False, True])
+async def test_a_detached_job_that_nobody_has_heard_of_is_ended(
+    world: World, spec: wire.Spec, is_answered: bool
+) -> None:
+    """When the controller closes before the block is entered: else it would run for ever, unknown."""
+    handle, channel = world.start(spec)
+    if is_answered:
+        world.say(control(channel, wire.Attached(detached=True)))
+        assert handle.job.outlives_us
+    world.link.close()
+    assert world.ends == [handle.job.id]
+
+
+async def test_a_detached_job_in_its_block_goes_on(world: World) -> None:
+    """When the controller closes: who has it is told, and knows its id."""
+    handle, channel = world.start(DETACHED)
+    world.say(control(channel, wire.Attached(detached=True)), event(channel, 0, wire.Started(7)))
+    async with started(handle, timeout=None, kill_grace=1.0):
+        world.link.close()
+        assert world.heard() == [wire.Detach(for_good=True)]
+        assert handle.closed
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+async def test_a_job_that_is_being_attached_to_is_left_as_it_is(
+    world: World, is_answered: bool
+) -> None:
+    """When the controller closes: it is none of ours yet, and may be detached for all we know."""
+    handle, channel = world.attach()
+    if is_answered:
+        states = (wire.StreamState(Stream.EVENTS, end=1),)
+        world.say(control(channel, wire.Attached(detached=True, streams=states)))
+        assert not handle.job.caught_up
+    waited = False
+
+    async def enter() -> None:
+        nonlocal waited
+        with pytest.raises(trio.ClosedResourceError):
+            async with attached(handle, kill_grace=1.0):
+                raise AssertionError
+        waited = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enter)
+        await trio.testing.wait_all_tasks_blocked()
+        world.link.close()
+    assert waited
+    assert world.heard() == [wire.Detach(for_good=False)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from process_tools import read_line, until
-from proxied_world import core_world, world
+from proxied_world import LIMIT, core_world, world
 from raw_peer import Op, RawPeer, frame, raw_client, raw_server, shake_hands
 from standing_daemon import StandingDaemon, standing_daemon
 
@@ -64,7 +64,7 @@ async def test_a_new_dial_takes_the_place_of_a_link_that_is_not_yet_known_to_be_
     daemon: StandingDaemon, tmp_path: Path
 ) -> None:
     """The old one is superseded at once, and what it still carries has no effect when it comes out."""
-    async with world(daemon, heartbeat=0.1, dead_after=1.0) as it:
+    async with world(daemon, heartbeat=0.1, dead_after=4.0) as it:
         script = f"echo x >> {tmp_path}/ran; cat"
         async with (
             it.controller.open_events() as events,
@@ -73,8 +73,8 @@ async def test_a_new_dial_takes_the_place_of_a_link_that_is_not_yet_known_to_be_
             await process.stdin.send_all(b"before\n")
             assert await read_line(process.stdout) == b"before"
             it.proxy.blackhole(DOWN, spare_new=True)
-            # The daemon hears nothing from here on; its controller will half a second longer.
-            await trio.sleep(0.5)
+            # The daemon hears nothing from here on; its controller will three seconds longer.
+            await trio.sleep(3.0)
             it.proxy.blackhole(UP, spare_new=True)
             await process.stdin.send_all(b"during\n")
             assert await read_line(process.stdout) == b"during"
@@ -95,8 +95,8 @@ async def test_heartbeats_carry_a_connection_through_a_proxy_that_cuts_idle_ones
     daemon: StandingDaemon,
 ) -> None:
     """With a word more often than the proxy's patience it stays up; with fewer it doesn't, and comes back."""
-    async with world(daemon, heartbeat=0.1, dead_after=5.0, faults={"idle_limit": 0.5}) as it:
-        await trio.sleep(1.2)
+    async with world(daemon, heartbeat=0.1, dead_after=5.0, faults={"idle_limit": 1.5}) as it:
+        await trio.sleep(4.0)
         assert (it.proxy.accepted, it.proxy.cuts) == (1, 0)
     async with world(daemon, heartbeat=2.0, dead_after=5.0, faults={"idle_limit": 0.3}) as it:
         await it.proxy.wait_accepted(2)
@@ -125,7 +125,7 @@ async def test_heartbeats_are_messages_and_no_websocket_pings() -> None:
         done.set()
         await peer.is_closed()
 
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         async with raw_server(controller) as url, open_daemon_cores(url, 1):
             await done.wait()
     assert seen == [(Op.BINARY, wire.Ping(number)) for number in range(1, 6)]
@@ -212,7 +212,7 @@ async def test_a_window_of_zero_is_ended_by_the_writers_watchdog(
             await it.proxy.wait_accepted(2)
             took = trio.current_time() - started
         assert outputs == [data] * 12
-        assert 0.4 <= took < 5.0, "long before anybody has been silent for too long"
+        assert 0.4 <= took < 15.0, "before anybody has been silent for too long"
         assert it.core.host.started == 12
 
 
@@ -244,7 +244,7 @@ async def test_a_controller_that_never_answers_is_dialled_again(
             with contextlib.suppress(EOFError):  # at the end of the test it may be in mid-handshake
                 await peer.read_close()
 
-    with trio.fail_after(10):
+    with trio.fail_after(LIMIT):
         async with raw_server(mute) as url, open_daemon_cores(url, 1, reconnect_max=0.01) as cores:
             await until(lambda: dials >= 3)
             assert not cores[0].is_live

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 import trio
 from process_tools import (
+    PATIENCE,
     PYTHON,
     alive,
     close_pipes,
@@ -55,7 +56,7 @@ async def test_kill_leaves_nothing_of_the_tree(script: str) -> None:
     async with open_process_host() as host:
         child = await host.spawn(wanted)
         assert await read_line(child.stdout) == b"ready"
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=0.1)
         assert alive(wanted.marker) == []
         status = await child.wait_exited()
@@ -71,7 +72,7 @@ async def test_kill_asks_first() -> None:
     async with open_process_host() as host:
         child = await host.spawn(shell("trap 'echo bye; exit 9' TERM; echo ready; read line"))
         assert await read_line(child.stdout) == b"ready"
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=60)
         assert await child.stdout.receive_some() == b"bye\n"
         assert await child.wait_exited() == ExitStatus(9, None)
@@ -87,7 +88,7 @@ async def test_kill_asks_those_who_left_the_group_too() -> None:
     async with open_process_host() as host:
         child = await host.spawn(shell(f'setsid {PYTHON} -c "{program}" & wait; true'))
         assert await read_line(child.stdout) == b"ready"
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=60)
         assert await child.stdout.receive_some() == b"bye\n"
         await close_pipes(child)
@@ -98,7 +99,7 @@ async def test_kill_reaches_a_stopped_tree_gracefully() -> None:
     async with open_process_host() as host:
         child = await host.spawn(shell("trap 'exit 4' TERM; kill -STOP $$; true"))
         await until(lambda: b"T (stopped)" in _status(child.pid))
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=60)
         assert await child.wait_exited() == ExitStatus(4, None)
         await close_pipes(child)
@@ -124,7 +125,7 @@ async def test_kill_waits_the_grace_for_the_whole_tree() -> None:
             )
         )
         assert await read_line(child.stdout) == b"ready"
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=60)
         assert await child.stdout.receive_some() == b"late\n"
         await close_pipes(child)
@@ -135,7 +136,7 @@ async def test_kill_again_with_a_shorter_grace_shortens_it() -> None:
     async with open_process_host() as host:
         child = await host.spawn(shell("trap '' TERM; echo ready; read line; read line"))
         assert await read_line(child.stdout) == b"ready"
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_kill, child, 1000.0)
                 nursery.start_soon(_kill, child, 2000.0)
@@ -154,7 +155,7 @@ async def test_kill_with_a_grace_beyond_any_timer_ends_nobody_else() -> None:
         for child in (stubborn, other):
             assert await read_line(child.stdout) == b"ready"
         before = spawner_pids()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_kill, stubborn, 1e9)
                 await trio.sleep(0.05)
@@ -180,7 +181,7 @@ async def test_kill_goes_on_when_it_is_cancelled() -> None:
         with trio.move_on_after(0.02) as scope:
             await child.kill(grace=0.1)
         assert scope.cancelled_caught
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await child.wait_exited() == ExitStatus(None, signal.SIGKILL)
             await child.release()
         await close_pipes(child)
@@ -191,7 +192,7 @@ async def test_kill_is_idempotent_and_harmless_after_the_end() -> None:
     async with open_process_host() as host:
         child = await host.spawn(shell("exit 2"))
         await child.wait_exited()
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE):
             await child.release()
             await child.kill(grace=60)
             await child.kill(grace=0)
@@ -222,7 +223,7 @@ while True:
         assert await read_line(child.stdout) == b"ready"
         await until(lambda: len(alive(wanted.marker)) > 10)
         await trio.sleep(0.1)  # let it storm
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=0.05)
         assert alive(wanted.marker) == []
         await close_pipes(child)
@@ -249,13 +250,13 @@ async def test_tree_that_outruns_us_is_killed_and_its_neighbours_go_on(
     async with open_process_host() as host:
         child, neighbour = await host.spawn(wanted), await host.spawn(shell("read l; echo $l"))
         assert await read_line(child.stdout) == b"ready"
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.kill(grace=0)
         assert await child.stdout.receive_some() == b""
         assert alive(wanted.marker) == []
         assert neighbour.stdin is not None
         await neighbour.stdin.send_all(b"on\n")
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert (await finish(neighbour)).stdout == b"on\n"
             assert (await run(host, shell("echo next"))).stdout == b"next\n"
         await close_pipes(child)
@@ -272,7 +273,8 @@ async def test_kill_touches_no_other_job() -> None:
         await read_line(neighbour.stdout)
         await victim.kill(grace=0)
         assert alive(victim_request.marker) == []
-        assert len(alive(neighbour_request.marker)) == 3
+        # Not `==` at once: the first may be in the middle of execve(2), where it has no environment.
+        await until(lambda: len(alive(neighbour_request.marker)) == 3)
         await neighbour.kill(grace=0)
         assert alive(neighbour_request.marker) == []
         for child in victim, neighbour:
@@ -292,15 +294,15 @@ async def test_who_hides_among_several_jobs_is_found(is_asked: bool) -> None:
         for child in before, victim, after:
             assert await read_line(child.stdout) == b"ready"
         if is_asked:
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 await victim.kill(grace=0)
         else:
             assert victim.stdin is not None
             await victim.stdin.aclose()
             await victim.wait_exited()
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 await victim.release()
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE):
             assert await victim.stdout.receive_some() == b""
         for child in before, after:
             with trio.move_on_after(0.05) as scope:
@@ -312,7 +314,7 @@ async def test_who_hides_among_several_jobs_is_found(is_asked: bool) -> None:
 
 
 async def test_kill_of_many_at_once_delays_no_other_spawn() -> None:
-    """While 30 trees wait out their grace, a new job starts and ends as usual."""
+    """While 30 trees wait out their grace, which is long, a new job starts and ends as usual."""
     async with open_process_host() as host:
         children = [
             await host.spawn(shell("trap '' TERM; setsid sleep 1000 & echo ready; read l; read l"))
@@ -320,12 +322,15 @@ async def test_kill_of_many_at_once_delays_no_other_spawn() -> None:
         ]
         for child in children:
             await read_line(child.stdout)
-        with trio.fail_after(10):
+        with trio.fail_after(2 * PATIENCE):
             async with trio.open_nursery() as nursery:
                 for child in children:
-                    nursery.start_soon(_kill, child, 1.0)
-                with trio.fail_after(0.9):
+                    nursery.start_soon(_kill, child, 1000.0)
+                with trio.fail_after(PATIENCE):
                     assert (await run(host, shell("echo quick"))).stdout == b"quick\n"
+                assert all(is_alive(child.pid) for child in children)
+                for child in children:
+                    nursery.start_soon(_kill, child, 0.0)
         for child in children:
             await close_pipes(child)
 
@@ -373,7 +378,7 @@ async def test_release_with_sweep_leaves_nothing_of_the_tree(script: str) -> Non
         with suppress(trio.BrokenResourceError):  # the leader may be gone already
             await child.stdin.send_all(b"\n\n")
         assert await child.wait_exited() == ExitStatus(0, None)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.release(sweep=True)
         assert alive(wanted.marker) == []
         assert await child.stdout.receive_some() == b""
@@ -386,7 +391,7 @@ async def test_release_without_sweep_leaves_the_others_alone_until_the_host_ends
     async with open_process_host() as host:
         child = await host.spawn(wanted)
         await child.wait_exited()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.release(sweep=False)
         assert not is_alive(child.pid)
         # ... also when other jobs come, are swept, and go.

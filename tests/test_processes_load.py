@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 from process_tools import (
+    PATIENCE,
     Outcome,
     alive,
     close_pipes,
@@ -44,7 +45,11 @@ def open_files(pid: int | str = "self") -> int:
 
 
 async def settled_files(pid: int) -> int:
-    """How many it has while it does nothing: the least of several looks."""
+    """How many it has while it does nothing: the least of several looks.
+
+    One more, if somebody else had the processor all the time while it had a file of /proc open; so it is
+    compared with ``<=``.
+    """
     counts = []
     for _ in range(5):
         counts.append(open_files(pid))
@@ -63,7 +68,7 @@ async def test_no_descriptor_is_kept_for_a_job() -> None:
             with pytest.raises(SpawnFailed):
                 await host.spawn(request("/no/such/program"))
         assert open_files() == before[0]
-        await until(lambda: open_files(spawner) == before[1])
+        await until(lambda: open_files(spawner) <= before[1])
 
 
 async def test_three_hundred_jobs_at_once_get_their_own_results() -> None:
@@ -82,7 +87,7 @@ async def test_three_hundred_jobs_at_once_get_their_own_results() -> None:
             for number in range(300):
                 nursery.start_soon(run_one, number)
         assert open_files() == before[0]
-        await until(lambda: open_files(spawner) == before[1])
+        await until(lambda: open_files(spawner) <= before[1])
     assert results == {n: (b"%d\n" % n, ExitStatus(n % 200, None)) for n in range(300)}
 
 
@@ -101,7 +106,7 @@ async def test_three_hundred_jobs_alive_at_once_are_killed_together() -> None:
         spawner = await the_spawner()
         assert len(children_of(spawner, threads=1)) == 300
         assert open_files(spawner) < 330
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 for child in children:
                     nursery.start_soon(_kill, child)
@@ -210,7 +215,7 @@ async def test_cancelled_spawn_leaves_no_process_and_no_descriptor() -> None:
             assert alive(wanted.marker) == []
             assert open_files() == before[0]
             # The spawner may have a file of /proc open just now.
-            await until(lambda: open_files(spawner) == before[1])
+            await until(lambda: open_files(spawner) <= before[1])
 
 
 async def test_spawn_cancelled_before_it_starts_starts_nothing(
@@ -235,14 +240,21 @@ async def test_spawn_cancelled_before_it_starts_starts_nothing(
 
 async def test_cancelled_user_lookup_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user database that does not answer holds up nobody who gives up on it."""
-    monkeypatch.setattr("sandd._core.processes.posix.resolve_user", lambda _: time.sleep(1.0))
+    answer, answered = threading.Event(), threading.Event()
+
+    def hang(user: str) -> None:
+        answer.wait(30)
+        answered.set()
+
+    monkeypatch.setattr("sandd._core.processes.posix.resolve_user", hang)
     async with open_process_host() as host:
-        started = time.monotonic()
-        with trio.move_on_after(0.05):
+        with trio.move_on_after(0.05) as scope:
             await host.spawn(shell("echo ran", user="somebody"))
-        assert time.monotonic() - started < 0.8
-        # The thread ends by itself; the leak check would see it.
-        await trio.sleep(1.0)
+        assert scope.cancelled_caught
+        assert not answered.is_set()
+        assert host._children == {}  # type: ignore[attr-defined]
+        answer.set()
+        await until(answered.is_set)
 
 
 async def test_waiting_can_be_cancelled_everywhere() -> None:
@@ -261,26 +273,25 @@ async def test_waiting_can_be_cancelled_everywhere() -> None:
             scope.cancel()
             await child.release()
         assert scope.cancelled_caught
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await child.release()
         await close_pipes(child)
 
 
 async def test_neighbours_are_served_while_a_tree_is_killed_slowly() -> None:
-    """Twenty commands run in the time one tree takes for its grace."""
+    """Twenty commands run while one tree waits out its grace, which would last for a quarter of an hour."""
     async with open_process_host() as host:
         stubborn = await host.spawn(shell("trap '' TERM; echo ready; read line; read line"))
         await read_line(stubborn.stdout)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_kill, stubborn)
+            nursery.start_soon(lambda: stubborn.kill(grace=1000))
             await _run_many(host, 20)
-            assert stubborn.stdin is not None
             nursery.cancel_scope.cancel()
         await stubborn.kill(grace=0)
         assert (await finish(stubborn)).status.signal == signal.SIGKILL
 
 
 async def _run_many(host: ProcessHost, count: int) -> None:
-    with trio.fail_after(0.9):
+    with trio.fail_after(PATIENCE):
         for number in range(count):
             assert (await run(host, shell(f"echo {number}"))).stdout == b"%d\n" % number

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 from process_tools import (
+    PATIENCE,
     PYTHON,
     close_pipes,
     finish,
@@ -84,7 +85,7 @@ async def test_exit_is_told_while_a_grandchild_holds_the_pipe() -> None:
     """The direct child's exit and the end of its pipes are two things."""
     async with open_process_host() as host:
         child = await host.spawn(shell("sleep 1000 & echo started"))
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await child.wait_exited() == ExitStatus(0, None)
         assert await child.stdout.receive_some() == b"started\n"
         with trio.move_on_after(0.05) as scope:
@@ -324,7 +325,7 @@ async def test_users_that_cannot_be_looked_up_keep_no_threads_from_others(
             nursery.start_soon(host.spawn, shell("true", user="somebody"))
         await trio.testing.wait_all_tasks_blocked()
         try:
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE):
                 assert await trio.to_thread.run_sync(os.getpid) == os.getpid()
         finally:
             nursery.cancel_scope.cancel()

@@ -319,7 +319,8 @@ def test_report_of_a_start_waits_for_more_but_nothing_else_does(
     before = time.monotonic()
     one._say(Started(1, 4711))
     assert before <= one._held_until - spawner_module.START_REPORT_SECONDS <= time.monotonic()
-    assert one._seconds_to_next_step(time.monotonic()) == pytest.approx(0.0005, abs=0.0005)
+    assert one._seconds_to_next_step(one._held_until - 0.0004) == pytest.approx(0.0004)
+    assert one._seconds_to_next_step(one._held_until) is None
     one._say(Started(2, 4712))
     one._say(Failed(3, 2, "no such file", None))
     assert one._held_until == 0

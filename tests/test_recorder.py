@@ -145,7 +145,7 @@ async def test_what_came_is_soon_in_the_file(tmp_path: Path) -> None:
             recorder.output(b"%d" % number)
             began = trio.current_time()
             await until(lambda number=number: len(events(path)) == number + 1)
-            assert trio.current_time() - began < 0.5 + 1.0  # the second is the machine's, not ours
+            assert trio.current_time() - began < 0.5 + 10.0  # the ten are the machine's, not ours
 
 
 async def test_where_nothing_happens_nothing_is_done(
@@ -547,7 +547,7 @@ async def test_a_disk_that_hangs_at_the_end_is_given_up(
             recorder.output(b"x")
             if is_cancelled:
                 scope.cancel()
-    assert 0.2 <= trio.current_time() - began < 5
+    assert 0.2 <= trio.current_time() - began < 20
     assert isinstance(recorder.failure, TimeoutError)
     assert "failed: TimeoutError" in repr(recorder)
     assert messages(caplog) == ["recording_failed"]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
 
 MB = 1_000_000
+GET_GOING = 2.0
+"""Seconds for a command to come to its first words before its time is up: mostly it takes some milliseconds."""
 
 # A shell that ignores TERM, with a child, a grandchild, one in a session of its own and one that
 # forked twice. It says "planted" when all are there.
@@ -286,8 +288,8 @@ async def test_timeout_kills_a_tree_that_ignores_sigterm(
 ) -> None:
     """CommandTimeout has what was printed, tells that it ran, and nothing of the tree is left."""
     async with daemon.worker() as worker:
-        with pytest.raises(CommandTimeout, match=r"within 0\.5 s") as caught:
-            await worker.run(TREE, env=dict([marker]), timeout=0.5, kill_grace=0.3)
+        with pytest.raises(CommandTimeout, match=r"within 2\.0 s") as caught:
+            await worker.run(TREE, env=dict([marker]), timeout=GET_GOING, kill_grace=0.3)
 
         assert marker.processes() == []
     assert isinstance(caught.value, TimeoutError)
@@ -296,14 +298,15 @@ async def test_timeout_kills_a_tree_that_ignores_sigterm(
     assert result is not None
     assert result.stdout == "planted\n"
     assert (result.outcome, result.signal) == (Outcome.TIMED_OUT, "SIGKILL")
-    assert 0.5 <= result.duration < 10
+    assert result.duration >= GET_GOING
 
 
 async def test_timeout_lets_the_command_clean_up(daemon: StandingDaemon) -> None:
     """SIGTERM comes first: what is printed in the grace is kept."""
+    script = "trap 'echo cleaned; exit 9' TERM; sleep 60 & wait"
     async with daemon.worker() as worker:
         with pytest.raises(CommandTimeout) as caught:
-            await worker.run("trap 'echo cleaned; exit 9' TERM; sleep 60 & wait", timeout=0.3)
+            await worker.run(script, timeout=GET_GOING)
 
     assert caught.value.result is not None
     assert (caught.value.result.stdout, caught.value.result.exit_code) == ("cleaned\n", 9)
@@ -317,7 +320,7 @@ async def test_no_grace_is_sigkill_at_once(daemon: StandingDaemon) -> None:
 
     assert caught.value.result is not None
     assert caught.value.result.signal == "SIGKILL"
-    assert caught.value.result.duration < 3
+    assert caught.value.result.duration < 30  # it didn't sleep to its end
 
 
 @pytest.mark.parametrize("grace", [math.inf, 3601, -1, math.nan])
@@ -331,23 +334,23 @@ async def test_a_grace_is_bounded(daemon: StandingDaemon, grace: float) -> None:
 async def test_a_command_within_its_timeout_is_not_disturbed(daemon: StandingDaemon) -> None:
     """A time-out that doesn't strike changes nothing; infinity is none."""
     async with daemon.worker() as worker:
-        for timeout in (5, math.inf, None):
+        for timeout in (20, math.inf, None):
             assert (await worker.run("echo hi", timeout=timeout)).stdout == "hi\n"
 
 
 async def test_idle_timeout_strikes_only_in_silence(daemon: StandingDaemon) -> None:
     """Each byte of either stream gives the command its full idle time again."""
     script = (
-        "for i in 1 2 3 4 5 6; do sleep 0.2; echo $i >&$((i % 2 + 1)); done; echo quiet; sleep 60"
+        "for i in 1 2 3 4 5 6; do sleep 0.5; echo $i >&$((i % 2 + 1)); done; echo quiet; sleep 60"
     )
     async with daemon.worker() as worker:
         with pytest.raises(CommandTimeout) as caught:
-            await worker.run(script, idle_timeout=0.8)
+            await worker.run(script, idle_timeout=2.0)
 
     result = caught.value.result
     assert result is not None
     assert (result.stdout, result.stderr) == ("2\n4\n6\nquiet\n", "1\n3\n5\n")
-    assert result.duration >= 2.0
+    assert result.duration >= 5.0
 
 
 async def test_output_that_waits_for_its_reader_is_no_silence_of_the_command(
@@ -576,7 +579,9 @@ async def test_user_is_who_the_command_runs_as(daemon: StandingDaemon, marker: M
                 nobody.pw_name,
             ]
         with pytest.raises(CommandTimeout):
-            await worker.run(TREE, user="nobody", env=dict([marker]), timeout=0.4, kill_grace=0.1)
+            await worker.run(
+                TREE, user="nobody", env=dict([marker]), timeout=GET_GOING, kill_grace=0.1
+            )
         assert marker.processes() == []
 
 
@@ -609,19 +614,27 @@ async def test_a_thousand_at_once_all_succeed_and_leave_no_descriptor(
 
 
 async def test_commands_beyond_the_limit_wait_their_turn(marker: Marker) -> None:
-    """With room for two at once the third starts when one of them ends; a time-out counts from its start."""
+    """With room for two at once the third starts when they end; its time counts from its start."""
     with standing_daemon(arguments=["--max-running", "2"]) as daemon:
         async with daemon.worker() as worker, trio.open_nursery() as nursery:
-            for _ in range(2):
-                nursery.start_soon(lambda: worker.run("sleep 1.2", env=dict([marker])))
-            await planted(marker, 2)
-            started = trio.current_time()
-            result = await worker.run("echo third")
+            results = []
 
-            assert result.stdout == "third\n"
-            waited = trio.current_time() - started
-            assert waited > 0.2
-            assert result.duration < waited / 2
+            async def third() -> None:
+                results.append(await worker.run("echo third"))
+
+            async with trio.open_nursery() as holders:
+                for _ in range(2):
+                    holders.start_soon(lambda: worker.run("exec sleep 60", env=dict([marker])))
+                await planted(marker, 2)
+                nursery.start_soon(third)
+                await trio.sleep(1.0)
+                assert results == []
+                let_go_at = trio.current_time()
+                holders.cancel_scope.cancel()
+            await until(lambda: results)
+
+            assert results[0].stdout == "third\n"
+            assert results[0].duration <= trio.current_time() - let_go_at
 
 
 async def test_a_timeout_in_the_queue_means_not_started(marker: Marker) -> None:
@@ -629,12 +642,13 @@ async def test_a_timeout_in_the_queue_means_not_started(marker: Marker) -> None:
     with standing_daemon(arguments=["--max-running", "1"]) as daemon:
         async with daemon.worker() as worker:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(lambda: worker.run("sleep 1.2", env=dict([marker])))
+                nursery.start_soon(lambda: worker.run("sleep 60", env=dict([marker])))
                 await planted(marker)
                 ran = daemon.process.home / "ran"
                 with pytest.raises(CommandTimeout) as caught:
                     await worker.run(f"touch {ran}", timeout=0.2)
                 assert caught.value.started is False
+                nursery.cancel_scope.cancel()
             assert (await worker.run("echo next")).stdout == "next\n"
             assert not ran.exists()
 

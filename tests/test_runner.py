@@ -74,8 +74,8 @@ async def test_a_process_that_we_hold_back_is_not_idle(daemon: StandingDaemon) -
     """Output that its reader doesn't fetch, for longer than idle_timeout, is no idleness of the process."""
     async with daemon.worker() as worker:
         script = "head -c 8000000 /dev/zero"
-        async with worker.open_process(script, idle_timeout=0.3) as process:
-            with pytest.raises(trio.TooSlowError), trio.fail_after(1.0):
+        async with worker.open_process(script, idle_timeout=1.5) as process:
+            with pytest.raises(trio.TooSlowError), trio.fail_after(4.0):
                 await process.wait()
             total = 0
             async for chunk in process.stdout:
@@ -90,11 +90,11 @@ async def test_a_daemon_that_stood_still_does_not_call_its_jobs_idle(
 ) -> None:
     """After SIGSTOP and SIGCONT, what was written meanwhile counts before idle_timeout does."""
     async with daemon.worker() as worker:
-        script = "for i in $(seq 20); do echo $i; sleep 0.1; done"
-        async with worker.open_process(script, idle_timeout=1.0) as process:
+        script = "for i in $(seq 30); do echo $i; sleep 0.1; done"
+        async with worker.open_process(script, idle_timeout=1.5) as process:
             assert await process.stdout.receive_some()
             daemon.process.signal(signal.SIGSTOP)
-            await trio.sleep(1.3)
+            await trio.sleep(1.8)
             daemon.process.signal(signal.SIGCONT)
             status = await process.wait()
     assert status.outcome is sandd.Outcome.EXITED

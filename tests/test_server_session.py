@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from daemons import running_daemon
-from process_tools import until_sync
+from process_tools import PATIENCE, until_sync
 
 import sandd
 from sandd import DaemonNotFound, Outcome, Server, ServerSession, SpawnFailed
+from sandd._core.bridge import Promise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -32,7 +33,7 @@ def server(_own_temporary_directory: None) -> Iterator[Server]:
         yield server
 
 
-def read_until(session: ServerSession, text: bytes, within: float = 10.0) -> bytes:
+def read_until(session: ServerSession, text: bytes, within: float = PATIENCE) -> bytes:
     """What it shows up to that text, which must come."""
     shown, end = b"", time.monotonic() + within
     while text not in shown:
@@ -54,10 +55,10 @@ def test_the_original_quick_start_works(server: Server) -> None:
     session.resize(10, 20)
     assert session.exit_code is None
     session.write(b"\n exit 3\n")
-    while session.read(timeout=5.0):
+    while session.read(timeout=PATIENCE):
         pass
-    assert session.read(timeout=5.0) == b""
-    assert session.wait(timeout=5.0) is not None
+    assert session.read(timeout=PATIENCE) == b""
+    assert session.wait(timeout=PATIENCE) is not None
     assert session.exit_code == 3
     session.close()
     session.close()
@@ -66,15 +67,17 @@ def test_the_original_quick_start_works(server: Server) -> None:
 def test_reading_waits_as_long_as_it_is_told_to(server: Server) -> None:
     """Not at all with 0, and what is there comes then all the same."""
     with server.new_session(
-        "worker-1", command="stty -echo; read x; echo got $x; read x"
+        "worker-1", command="stty -echo; echo silent; read x; echo got $x; read x"
     ) as session:
+        read_until(session, b"silent\r\n")
         began = time.monotonic()
         assert session.read(timeout=0) is None
         assert session.read(timeout=0.2) is None
-        assert 0.2 <= time.monotonic() - began < 5
+        assert time.monotonic() - began >= 0.2
         session.write(b"it\n")
         assert session.read(max_bytes=3) == b"got"
-        until_sync(lambda: session.read(timeout=0) == b" it\r\n")
+        assert read_until(session, b"\r\n") == b" it\r\n"  # perhaps in pieces
+        assert session.read(timeout=0) is None
         assert session.wait(timeout=0.05) is None
     assert session.wait() is not None
     assert session.exit_code == -1  # the hang-up
@@ -109,7 +112,7 @@ def test_closing_ends_the_tree(server: Server, marker: Marker) -> None:
         )
         waiting.start()
         other.close()
-        waiting.join(5)
+        waiting.join(PATIENCE)
         assert not waiting.is_alive()
         assert not marker.processes()
         session.close()
@@ -124,7 +127,7 @@ def test_closing_tells_who_reads(server: Server) -> None:
     reading.start()
     until_sync(lambda: session._session._output._conflicts._held)
     session.close()
-    reading.join(5)
+    reading.join(PATIENCE)
     assert not reading.is_alive()
     with pytest.raises(trio.ClosedResourceError):
         session.read(timeout=0)
@@ -173,13 +176,92 @@ def test_a_detached_one_goes_on(server: Server) -> None:
     server.call(end)
 
 
+def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it comes before there is something, or when that was received but is not yet returned."""
+    plain = Promise.wait
+
+    def interrupt(when: Callable[[Promise[object]], None]) -> None:
+        """Ctrl-C strikes in the next read, once `when` has returned."""
+
+        def wait(promise: Promise[object], seconds: float | None = None) -> bool:
+            monkeypatch.setattr(Promise, "wait", plain)
+            when(promise)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Promise, "wait", wait)
+        with pytest.raises(KeyboardInterrupt):
+            session.read()
+
+    def type_and_wait(promise: Promise[object]) -> None:
+        session.write(b"typed\n")
+        assert plain(promise, 10.0)
+
+    with server.new_session("worker-1", command="stty -echo; echo on; exec cat") as session:
+        read_until(session, b"on\r\n")
+        session.write(b"first\n")
+        assert read_until(session, b"\n") == b"first\r\n"
+        before = session.offset
+        interrupt(type_and_wait)
+        until_sync(lambda: session._unread)
+        assert session.offset == before
+        with pytest.raises(ValueError, match="at least 1"):
+            session.read(max_bytes=0)
+        assert session.read(max_bytes=3, timeout=0) == b"typ"
+        assert session.read(timeout=0) == b"ed\r\n"
+        assert session.offset == before + 7
+        assert session.read(timeout=0) is None
+        for _ in range(30):  # the one that was interrupted may be there still
+            interrupt(lambda _: until_sync(lambda: session._session._output._conflicts._held))
+            session.write(b"typed\n")
+            assert read_until(session, b"\n") == b"typed\r\n"
+        interrupt(type_and_wait)
+    with pytest.raises(trio.ClosedResourceError):
+        session.read(timeout=0)
+
+
+def test_who_reads_at_once_takes_turns(server: Server) -> None:
+    """So do those who write; nothing is received twice."""
+    shown: list[bytes | None] = []
+    with server.new_session("worker-1", command="stty -echo; echo on; exec cat") as session:
+        read_until(session, b"on\r\n")
+        readers = [
+            threading.Thread(target=lambda: shown.append(session.read(timeout=10, max_bytes=1)))
+            for _ in range(8)
+        ]
+        for reader in readers:
+            reader.start()
+        session.write(b"abcdef\n")
+        for reader in readers:
+            reader.join(10)
+    assert sorted(each or b"" for each in shown) == sorted(bytes([each]) for each in b"abcdef\r\n")
+
+
+def test_what_was_not_read_when_it_was_closed_is_shown_to_the_next(server: Server) -> None:
+    """Of a session that goes on: closing it reads nothing, so `offset` says where to go on."""
+    script = "stty -echo; echo on; read x; echo read; read x; echo unread; read x"
+    with server.new_session("worker-1", command=script, job_id="left") as session:
+        read_until(session, b"on\r\n")
+        session.write(b"\n")
+        read_until(session, b"read\r\n")
+        session.detach()
+        session.write(b"\n")
+        until_sync(lambda: session._session.is_readable)
+    with server.attach_session("worker-1", "left", since=session.offset) as again:
+        assert read_until(again, b"\r\n") == b"unread\r\n"
+
+    async def end() -> None:
+        await server.controller.daemon("worker-1").forget("left")
+
+    server.call(end)
+
+
 def test_signals_and_recordings(server: Server, tmp_path: Path) -> None:
     """What else the trio API has."""
     with server.new_session(
         "worker-1", command=["sleep", "60"], record=tmp_path / "cast"
     ) as session:
         session.signal("INT")
-        status = session.wait(timeout=10)
+        status = session.wait(timeout=PATIENCE)
         assert status is not None
         assert status.signal == "SIGINT"
     assert '"x","130"' in (tmp_path / "cast").read_text()

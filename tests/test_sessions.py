@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 from another_agent import another_agent
-from process_tools import until
+from process_tools import PATIENCE, read_line, until
 from screens import Person, in_foreground
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
@@ -152,7 +152,7 @@ async def test_keys_reach_whoever_they_are_meant_for(daemon: StandingDaemon) -> 
             await person.types("sleep 1000; echo status=$?\r")
             await until(lambda: in_foreground(session.pid) == "sleep")
             await person.types("\x03")
-            await person.sees("^C")
+            await until(lambda: in_foreground(session.pid) == "bash")
             await person.types("sleep 1001\r")
             await until(lambda: in_foreground(session.pid) == "sleep")
             await person.types("\x1a")
@@ -252,7 +252,7 @@ async def test_leaving_ends_background_and_foreground(
             await person.sees("Stopped")
             await person.types("sleep 1004\r")
             await until(lambda: in_foreground(session.pid) == "sleep")
-            assert len(marker.processes()) >= 7
+            await until(lambda: len(marker.processes()) >= 7)
         assert marker.processes() == []
         assert (await session.wait()).outcome is sandd.Outcome.CANCELLED
         with pytest.raises(trio.BrokenResourceError):
@@ -282,7 +282,7 @@ async def test_the_exit_of_the_shell_ends_what_it_left(
         async with worker.open_session(
             "set -m; sleep 1000 & exit 4", env=dict([marker])
         ) as session:
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 await read_to_end(session)
                 status = await session.wait()
             assert (status.exit_code, status.pipes_held) == (4, True)
@@ -431,7 +431,7 @@ async def test_a_job_without_a_terminal_is_no_session(daemon: StandingDaemon) ->
         async with worker.open_session("echo shown; read x", detach=True, job_id="terminal"):
             pass
         async with worker.attach_process("terminal") as process:
-            assert await process.stdout.receive_some() == b"shown\r\n"
+            assert await read_line(process.stdout) == b"shown\r"
         await worker.kill("terminal")
         await worker.forget("terminal")
 

@@ -405,15 +405,15 @@ async def test_redirected_it_goes_elsewhere() -> None:
 
 async def test_latency_delays_each_byte_once_and_keeps_the_order() -> None:
     """A second piece right behind the first is not delayed twice; drawn by lot, none overtakes another."""
-    async with proxied(latency=0.5) as (proxy, target), await target.dial(proxy) as ends:
+    async with proxied(latency=2.0) as (proxy, target), await target.dial(proxy) as ends:
         started = trio.current_time()
         await ends.near.send_all(b"first")
         await trio.sleep(0.05)
         await ends.near.send_all(b"second")
         assert await read_exactly(ends.far, 5) == b"first"
-        assert trio.current_time() - started >= 0.5
+        assert trio.current_time() - started >= 2.0
         assert await read_exactly(ends.far, 6) == b"second"
-        assert 0.55 <= trio.current_time() - started < 1.0
+        assert 2.05 <= trio.current_time() - started < 4.0
         proxy.latency = (0.0, 0.02)
         for number in range(50):
             await ends.near.send_all(bytes([number]))
@@ -430,7 +430,7 @@ async def test_bandwidth_is_shared_by_all_connections() -> None:
                 await ends.near.send_all(DATA[:5000])
             for ends in (one, two):
                 assert await read_exactly(ends.far, 5000) == DATA[:5000]
-            assert 0.18 <= trio.current_time() - started < 1.0
+            assert 0.18 <= trio.current_time() - started < 10.0
             proxy.bandwidth = None
             await one.near.send_all(DATA[:50_000])
             assert await read_exactly(one.far, 50_000) == DATA[:50_000]
@@ -451,16 +451,16 @@ async def test_slices_go_out_one_by_one(size: int | tuple[int, int]) -> None:
 
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
     """As by a load balancer: a word either way keeps it."""
-    async with proxied(idle_limit=0.2) as (proxy, target):
+    async with proxied(idle_limit=1.2) as (proxy, target):
         async with await target.dial(proxy) as ends:
             for number in range(6):
                 sender, receiver = ends.ends_of(UP if number % 2 else DOWN)
-                await trio.sleep(0.1)
+                await trio.sleep(0.3)
                 await sender.send_all(b"x")
                 assert await read_exactly(receiver, 1) == b"x"
             silent_since = trio.current_time()
             assert await read_out(ends.near) == (b"", "end")
-            assert trio.current_time() - silent_since >= 0.15
+            assert trio.current_time() - silent_since >= 1.0
         assert proxy.cuts == 1
 
 

@@ -310,8 +310,8 @@ async def test_a_send_that_was_cancelled_is_the_last() -> None:
                     with pytest.raises(ConnectionLost, match="cut short"):
                         await connection.send_message(b"lost otherwise")
                 started = trio.current_time()
-                await connection.aclose(timeout=5)
-                assert trio.current_time() - started < 1  # it waits for no answer
+                await connection.aclose(timeout=1000)
+                assert trio.current_time() - started < 20  # it waits for no answer
 
 
 async def test_body_exceptions_come_out_as_themselves() -> None:

@@ -94,7 +94,7 @@ async def test_connect_tells_what_answered_instead(response: bytes, message: str
                     pass
             assert url in str(caught.value)
             assert caught.value.__cause__ is not None
-            assert trio.current_time() - started < 1
+            assert trio.current_time() - started < 20
 
 
 @pytest.mark.parametrize(
@@ -345,9 +345,9 @@ async def test_connections_beyond_the_limit_are_told(caplog: pytest.LogCaptureFi
 
 
 async def test_handshakes_come_in_at_a_bounded_rate() -> None:
-    """Twelve at once, at 40 a second with 10 at once: the last waits, nobody is refused, who is in is served."""
+    """Six, at four a second and one at once: the last waits, nobody is refused, who is in is served."""
     with trio.fail_after(30):
-        async with serving(admission=Admission(40.0)) as address, dial(address) as other:
+        async with serving(admission=Admission(4.0)) as address, dial(address) as other:
             came: list[float] = []
 
             async def come() -> None:
@@ -356,14 +356,13 @@ async def test_handshakes_come_in_at_a_bounded_rate() -> None:
 
             started = trio.current_time()
             async with trio.open_nursery() as nursery:
-                for _ in range(12):
+                for _ in range(6):
                     nursery.start_soon(come)
                 await other.send_message(b"well?")
                 assert await other.receive_message() == b"well?"
-                assert len(came) < 12
-            # One place of the ten went to the other.
-            assert came[-1] - started >= 3 / 40
-            assert len(came) == 12
+                assert len(came) < 6
+            assert came[-1] - started >= 5 / 4
+            assert len(came) == 6
 
 
 async def test_who_waits_for_a_place_keeps_none_from_being_heard(

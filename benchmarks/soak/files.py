@@ -55,7 +55,7 @@ async def soak(plan: Plan, seed: int, findings: Findings) -> None:
         expected = await trio.to_thread.run_sync(_sha256, source)
         async with (
             sandd.open_controller(port=0) as controller,
-            open_fault_proxy(controller.address, seed=seed) as proxy,
+            open_fault_proxy(controller.address, seed=seed, buffer_bytes=MIB) as proxy,
             open_keeper(proxy.url, "--reconnect-max", "0.5") as keeper,
             until_signal(),
         ):

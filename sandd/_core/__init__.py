@@ -34,6 +34,7 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
+    sockets          connect, listen, and carry bytes both ways
     pump             moves frames between one connection and one state machine
 
 Trio shells of the controller alone
@@ -44,6 +45,8 @@ Trio shells of the controller alone
     recorder         writes a terminal session's recording, in threads
     process_handle   Process: a command, as who opened it or attached to it holds it
     session_handle   Session: a terminal, likewise
+    port_streams     RemoteStream: a connection on the daemon's side, as the agent holds it
+    port_forwards    ports here that lead there, and the other way round
     asking           a request to a daemon, and its answers
     daemon_handle    Daemon: what can be run, held and asked for there
     bridge           calls from other threads into a trio program in a thread of its own
@@ -53,6 +56,7 @@ Trio shells of the daemon alone
     spawn_requests   from a job's spec to what is started
     requests         jobs without a process: what the daemon does itself
     job_requests     of these, what is asked about its jobs
+    port_requests    and what is a connection: made there, or accepted
     spool_files      output on disk: the files, and their removal
     spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes

@@ -145,6 +145,11 @@ class ClientJob:
         """What flows to us."""
         return {Stream.EVENTS: self.events, **self.outputs}
 
+    def acknowledge(self, yes: bool) -> None:
+        """Whether what was handed on counts as read: not before somebody holds a job that was there before."""
+        for log in self.outputs.values():
+            log.acknowledges = yes
+
     def cursor(self, stream: Stream, log: ReceiveLog) -> int | None:
         """Where a new channel continues the stream."""
         return log.received if self._placed else self._since.get(stream)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from sandd import wire
-from sandd._core import commands, copying, specs
+from sandd._core import commands, copying, port_forwards, port_streams, specs
 from sandd._core._errors import DaemonGone
 from sandd._core.asking import ask
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo
 from sandd._core.process_handle import Process, hold_attached, hold_process
+from sandd._core.remote_path import RemotePath
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.session_handle import (
     Session,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from sandd._core.copying import Patterns, Progress
     from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.port_streams import RemoteStream
     from sandd._core.registry import DaemonInfo, DaemonRecord, Registry
     from sandd._core.specs import Command, Text
     from sandd._core.transfers.result import TransferResult
@@ -409,7 +411,7 @@ class Daemon:
     async def upload(
         self,
         local: Text,
-        remote: Text,
+        remote: Text | RemotePath,
         *,
         progress: Progress | None = None,
         update: bool | Literal["hash"] = False,
@@ -450,7 +452,7 @@ class Daemon:
             self._link,
             self.id,
             local,
-            remote,
+            self._plain(remote),
             progress=progress,
             update=update,
             include=include,
@@ -459,7 +461,7 @@ class Daemon:
 
     async def download(
         self,
-        remote: Text,
+        remote: Text | RemotePath,
         local: Text,
         *,
         progress: Progress | None = None,
@@ -475,13 +477,21 @@ class Daemon:
         return await copying.download(
             self._link,
             self.id,
-            remote,
+            self._plain(remote),
             local,
             progress=progress,
             update=update,
             include=include,
             exclude=exclude,
         )
+
+    def path(self, path: str | bytes | os.PathLike[str] | RemotePath) -> RemotePath:
+        """A path on the daemon's machine, to look at files there, read and write them.
+
+        A relative one starts at the daemon's working directory; with ``--root`` at that directory, beneath
+        which all paths have to stay.
+        """
+        return RemotePath._create(self, path)
 
     async def jobs(self) -> list[JobInfo]:
         """All jobs on the daemon, running and ended, in the order in which they were asked for.
@@ -535,6 +545,122 @@ class Daemon:
         """
         await self._ask(wire.ForgetSpec(specs.check_job_id(job_id)))
 
+    async def open_tcp_stream(self, host: str, port: int) -> RemoteStream:
+        """A connection made from the daemon's side, to whatever its machine reaches.
+
+        It survives every cut between the controller and the daemon; close it, as any stream. While the
+        daemon is away this waits; cancel it to stop waiting.
+
+        Args:
+            host: name or address, as the daemon's machine knows it.
+            port: 1 to 65,535.
+
+        Raises:
+            TransferError: there is no connection; it is ConnectionRefusedError, TimeoutError (after 30 s), or
+                another OSError, with EHOSTUNREACH where the name means nothing there.
+            RequestRefused: the daemon has too many connections (1,024), or knows no connections.
+            DaemonGone: the daemon is gone for good.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        target = specs.address(port, host, None, what="", lowest=1)
+        return await port_streams.connect(self._link, self.id, wire.ConnectSpec(*target))
+
+    async def open_unix_stream(self, path: Text) -> RemoteStream:
+        """A connection to a Unix socket on the daemon's side; otherwise as `open_tcp_stream`.
+
+        Raises:
+            TransferError: there is no connection: FileNotFoundError, PermissionError, ConnectionRefusedError.
+            RequestRefused: its machine has no Unix sockets; or as for `open_tcp_stream`.
+        """
+        self._check_not_gone()
+        target = specs.address(None, "", path, what="", lowest=1)
+        return await port_streams.connect(self._link, self.id, wire.ConnectSpec(*target))
+
+    @protected_context
+    async def forward_port(
+        self,
+        remote_port: int | None = None,
+        *,
+        remote_host: str = "127.0.0.1",
+        remote_path: Text | None = None,
+        local_host: str = "127.0.0.1",
+        local_port: int = 0,
+        local_path: Text | None = None,
+    ) -> AsyncIterator[tuple[str, int]]:
+        """Listen here for a port on the daemon's side; an async context manager for ``(host, port)``.
+
+        Whoever connects there talks to `remote_port` of `remote_host`, as if from the daemon's machine.
+        Connections survive every cut between the controller and the daemon. One that is refused there, or
+        breaks, is reset here and logged; it harms no other. There may be 256 at once: more wait until one
+        has ended. Leaving the block resets those that are still there.
+
+        Whoever reaches the listening port reaches the daemon's side: keep it on loopback, or on a
+        `local_path`, unless you mean it.
+
+        Args:
+            remote_port: 1 to 65,535.
+            remote_host: name or address, as the daemon's machine knows it.
+            remote_path: of a Unix socket on the daemon's side, instead of a port.
+            local_host: the address to listen at.
+            local_port: 0: any that is free.
+            local_path: of a Unix socket to be made here, for this user alone, instead of a port; then
+                what the block gets is ``(path, 0)``.
+
+        Raises:
+            OSError: there can't be such a listener here.
+            RequestRefused: a path, and this machine has no Unix sockets.
+            DaemonGone: the daemon is gone for good.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        self._check_not_gone()
+        target = specs.address(remote_port, remote_host, remote_path, what="remote_", lowest=1)
+        address = specs.address(local_port, local_host, local_path, what="local_", lowest=0)
+        async with port_forwards.forward(
+            self._link, self.id, wire.ConnectSpec(*target), wire.ListenSpec(*address)
+        ) as bound:
+            yield bound
+
+    @protected_context
+    async def reverse_port(
+        self,
+        local_port: int | None = None,
+        *,
+        local_host: str = "127.0.0.1",
+        local_path: Text | None = None,
+        remote_host: str = "127.0.0.1",
+        remote_port: int = 0,
+        remote_path: Text | None = None,
+    ) -> AsyncIterator[tuple[str, int]]:
+        """Listen on the daemon's side for a port here; an async context manager for ``(host, port)``.
+
+        As `forward_port`, the other way round: whoever connects to the daemon's side talks to `local_port`
+        of `local_host`. Nothing listens there any more once the block is left; if the daemon is away
+        by then, when it returns.
+
+        Args:
+            local_port: 1 to 65,535.
+            local_host: name or address, as this machine knows it.
+            local_path: of a Unix socket here, instead of a port.
+            remote_host: the address to listen at, on the daemon's machine.
+            remote_port: 0: any that is free there.
+            remote_path: of a Unix socket to be made there, instead of a port.
+
+        Raises:
+            TransferError: there can't be such a listener there; it is the fitting OSError, too.
+            DaemonGone: the daemon is gone for good; also in the block, once that is so.
+            RequestRefused, ValueError, trio.ClosedResourceError: as for `forward_port`.
+        """
+        self._check_not_gone()
+        target = specs.address(local_port, local_host, local_path, what="local_", lowest=1)
+        address = specs.address(remote_port, remote_host, remote_path, what="remote_", lowest=0)
+        async with port_forwards.reverse(
+            self._link, self.id, wire.ConnectSpec(*target), wire.ListenSpec(*address)
+        ) as bound:
+            yield bound
+
     async def _attach(
         self,
         job_id: str,
@@ -561,6 +687,14 @@ class Daemon:
     async def _ask(self, request: wire.Spec) -> list[wire.Answer]:
         self._check_not_gone()
         return await ask(self._link, self.id, request)
+
+    def _plain(self, path: Text | RemotePath) -> Text:
+        return bytes(self.path(path)) if isinstance(path, RemotePath) else path
+
+    def _open_request(self, request: wire.Spec, input_data: bytes | None = None) -> JobHandle:
+        """Start a request, given all of its input or to be given more; whoever calls this lets go of it."""
+        self._check_not_gone()
+        return self._link.open(self.id, request, input_data=input_data)
 
     def _check_not_gone(self) -> None:
         if self.state is DaemonState.GONE:

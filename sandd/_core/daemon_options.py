@@ -37,6 +37,8 @@ class DaemonOptions:
     labels: Mapping[str, str] = field(default=Factory(dict))
     token: bytes | None = field(default=None, repr=False)
     state_dir: Path | None = None
+    root: Path | None = None
+    """The directory that a client's paths are confined to; None: whatever the daemon's user may reach."""
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
     reconnect_max: float = 30.0
@@ -56,6 +58,7 @@ _VARIABLES: Final = {
     "labels": ("SANDD_LABELS",),
     "token_file": ("SANDD_TOKEN_FILE",),
     "state_dir": ("SANDD_STATE_DIR",),
+    "root": ("SANDD_ROOT",),
     "log_level": ("SANDD_LOG_LEVEL",),
     "log_format": ("SANDD_LOG_FORMAT",),
     "reconnect_max": ("SANDD_RECONNECT_MAX",),
@@ -102,6 +105,11 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         "--token-file", metavar="FILE", help="file that holds the token the controller asks for"
     )
     parser.add_argument("--state-dir", metavar="DIR", help="directory of this daemon's own")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="reach files beneath this directory only (commands are not confined by this)",
+    )
     parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
     parser.add_argument(
         "--log-level", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (default: info)"
@@ -192,6 +200,7 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         labels=labels,
         token=None if token_file is None else read_token(Path(str(token_file))),
         state_dir=None if state_dir is None else Path(str(state_dir)),
+        root=_root(given.get("root")),
         log_level=_one_of("--log-level", str(given.get("log_level", "info")).lower(), LOG_LEVELS),
         log_format="json" if log_format == "json" else "text",
         reconnect_max=_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),
@@ -214,6 +223,15 @@ def read_token(path: Path) -> bytes:
             f"the token file {path} is empty, or larger than {MAX_TOKEN_BYTES} bytes"
         )
     return token
+
+
+def _root(given: object) -> Path | None:
+    if given is None:
+        return None
+    path = Path(str(given))
+    if not path.is_dir():
+        raise ConfigurationError(f"--root {str(path)!r} is not a directory")
+    return path.absolute()
 
 
 def _labels(given: object) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import secrets
 import signal
@@ -11,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from sandd._core._errors import ConfigurationError
 from sandd._core.daemon_options import DaemonOptions, default_max_running
 from sandd._core.dialer import Dialer
-from sandd._core.files.roots import AnyFile
+from sandd._core.file_requests import FileRequests
+from sandd._core.files.confined_roots import open_root
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
@@ -27,7 +31,10 @@ from sandd._core.transfer_requests import TransferRequests
 from sandd._core.transfers.partials import Partials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sandd._core.files.roots import Root
 
 log = get_logger("daemon")
 
@@ -45,7 +52,7 @@ async def run_daemon(
     """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
 
     Raises:
-        ConfigurationError: the state directory can't be used. Nothing was started.
+        ConfigurationError: the state directory, or the root, can't be used. Nothing was started.
         AuthenticationFailed: the controller refused our credentials.
         RequestRefused: the controller will never take this daemon as it is.
     """
@@ -53,6 +60,7 @@ async def run_daemon(
     with (
         open_state_directory(options.state_dir, daemon_id) as state,
         open_spool_files(state.path) as files,
+        _open_root(options.root) as root,
     ):
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
@@ -73,6 +81,7 @@ async def run_daemon(
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
                 )
+                runner.requests.offer(FileRequests(root).doers)
                 identity = Identity(
                     daemon_id=daemon_id,
                     instance=instance,
@@ -91,7 +100,7 @@ async def run_daemon(
                     Backoff(maximum=options.reconnect_max),
                 )
                 partials = Partials(state.path / "transfers")
-                transfers = TransferRequests(AnyFile(), partials)
+                transfers = TransferRequests(root, partials)
                 runner.requests.offer(transfers.doers)
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
@@ -107,6 +116,18 @@ async def run_daemon(
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()
         log.info("stopped", daemon_id=daemon_id)
+
+
+@contextlib.contextmanager
+def _open_root(directory: Path | None) -> Iterator[Root]:
+    with contextlib.ExitStack() as stack:
+        try:
+            root = stack.enter_context(
+                open_root(None if directory is None else os.fsencode(directory))
+            )
+        except OSError as error:
+            raise ConfigurationError(f"can't use --root {directory}: {error.strerror}") from error
+        yield root
 
 
 def open_files_limit() -> int:

@@ -105,6 +105,10 @@ class HeldJob:
         await self._handle.flushed()
         if self._handle.job.result is None:
             self._handle.raise_if_failed()
+            if self._handle.closed:
+                raise trio.ClosedResourceError(
+                    f"the block of this {self._noun} was left before the daemon knew"
+                )
         self._handle.job.detached = True
 
     @property
@@ -169,6 +173,7 @@ async def attached(
 
 @protected_context
 async def _held(handle: JobHandle, kill_grace: float) -> AsyncIterator[None]:
+    handle.hold()
     try:
         yield
     finally:

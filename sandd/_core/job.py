@@ -71,7 +71,8 @@ class Job:
         self.started_at: float | None = None
         self.ended_at: float | None = None
         self.result: wire.Exited | wire.Failed | None = None
-        self.lease = DEFAULT_LEASE if spec.lease is None else spec.lease
+        self.claim_within: float | None = None
+        """The daemon began it, and nobody owns it yet: seconds in which its client has to come."""
         self._stalls_told = 0
         self.terminal = isinstance(spec, wire.SessionSpec)
         """It is a session: it keeps its scrollback, whoever has read it, and mostly no more."""
@@ -98,6 +99,13 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.key[1]} {self.state.value}, {len(self.viewers)} viewers>"
+
+    @property
+    def lease(self) -> float:
+        """Seconds that it runs without an owner."""
+        if self.claim_within is not None:
+            return self.claim_within
+        return DEFAULT_LEASE if self.spec.lease is None else self.spec.lease
 
     # -- what the process does
 

@@ -20,11 +20,13 @@ RECEIVE_BYTES = 64 * wire.KIB
 
 
 class InputStream(trio.abc.SendStream):
-    """The job's stdin. What was sent is in order and once, whatever happens to the connection."""
+    """What a job reads. What was sent is in order and once, whatever happens to the connection."""
 
-    def __init__(self, handle: JobHandle) -> None:
+    def __init__(self, handle: JobHandle, *, name: str = "stdin", owner: str = "process") -> None:
         self._handle = handle
-        self._conflicts = _Exclusive("another task is sending to this stdin")
+        self._name = name
+        self._owner = owner
+        self._conflicts = Exclusive(f"another task is sending to this {name}")
         self._closed = False
 
     @trio.lowlevel.enable_ki_protection
@@ -61,14 +63,22 @@ class InputStream(trio.abc.SendStream):
             await self._handle.until(
                 lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
             )
+            self._check()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """End of file for the process; idempotent, never blocks."""
-        self._close()
+        self.close()
         await trio.lowlevel.checkpoint()
 
-    def _close(self) -> None:
+    @trio.lowlevel.enable_ki_protection
+    async def send_eof(self) -> None:
+        """As `aclose`, but not beside a `send_all`: trio.BusyResourceError."""
+        with self._conflicts:
+            await self.aclose()
+
+    def close(self) -> None:
+        """As `aclose`, in no time."""
         if not self._closed:
             self._closed = True
             if not self._handle.job.input.final:
@@ -78,10 +88,10 @@ class InputStream(trio.abc.SendStream):
 
     def _check(self) -> None:
         if self._closed:
-            raise trio.ClosedResourceError("this stdin was closed")
+            raise trio.ClosedResourceError(f"this {self._name} was closed")
         if self._handle.ended:
             raise trio.BrokenResourceError(
-                "the process has ended"
+                f"the {self._owner} has ended"
                 if self._handle.job.result is not None
                 else "the job was lost, or is not ours any more"
             ) from self._handle.job.error
@@ -94,7 +104,7 @@ class OutputStream(trio.abc.ReceiveStream):
         self._handle = handle
         self._stream = stream
         self._log = handle.job.outputs[stream]
-        self._conflicts = _Exclusive("another task is receiving from this stream")
+        self._conflicts = Exclusive("another task is receiving from this stream")
         self._closed = False
 
     @property
@@ -128,24 +138,34 @@ class OutputStream(trio.abc.ReceiveStream):
                 return chunk
             if self._log.at_end:
                 return b""
+            error = self._handle.job.error
             raise trio.BrokenResourceError(
-                "the job was lost before its output ended"
-            ) from self._handle.job.error
+                "the job was left before its output ended"
+                if error is None
+                else "the job was lost before its output ended"
+            ) from error
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Stop reading; what the process writes from now on is thrown away."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self, *, discard: bool = True) -> None:
+        """As `aclose`, in no time; without `discard` what nobody has received stays unread."""
         if not self._closed:
             self._closed = True
-            self._handle.sink(self._stream, lambda _: None)
-        await trio.lowlevel.checkpoint()
+            if discard:
+                self._handle.sink(self._stream, lambda _: None)
+            else:
+                self._handle.update()
 
     def _check(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed")
 
 
-class _Exclusive:
+class Exclusive:
     """trio's rule that a stream has one task at a time per direction; the second gets BusyResourceError."""
 
     def __init__(self, message: str) -> None:

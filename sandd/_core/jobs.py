@@ -10,6 +10,7 @@ the clock (`JobTable.tick`), and acts on the `Effect`s it is handed back.
 from __future__ import annotations
 
 import enum
+import secrets
 from typing import TYPE_CHECKING, Final
 
 from sandd import wire
@@ -20,7 +21,7 @@ from sandd._core.streams import (
     ReceiveWindow,
     SendCursor,
 )
-from sandd._core.tombstones import JobKey, Tombstones, parse
+from sandd._core.tombstones import JobKey, Tombstones, generate, parse
 from sandd.wire import JobState, RefusedCode, Role, Stream
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Effect(enum.Enum):
     OPS = enum.auto()  # ops wait in Job.next_op
     INPUT = enum.auto()  # input (or its end) waits in Job.take_input
     ROOM = enum.auto()  # output was acknowledged, or the owner left: Job.room may have grown
+    CLAIMED = enum.auto()  # a job that the daemon began has an owner now
     END = enum.auto()  # kill it: Job.end_outcome, Job.end_signal and Job.end_grace say how
     FORGOTTEN = enum.auto()  # the job left the table
 
@@ -104,6 +106,9 @@ class JobTable:
         """The daemon is stopping: nothing new is started."""
         self._requests = 0
         """How many of the jobs are requests."""
+        self._own_name = secrets.token_hex(8)
+        """In which the ids of jobs are generated that the daemon begins itself, as if it were a client."""
+        self._own_sequence = 0
         self._last_tick: float | None = None
         self._more_is_unclaimed = False
         """Since the last tick a job has ended, or was left by its owner."""
@@ -228,6 +233,9 @@ class JobTable:
         link.attachments[number] = attachment
         if message.role is Role.OWNER:
             self._own(job, attachment, message)
+            if job.claim_within is not None:
+                job.claim_within = None
+                yield job, Effect.CLAIMED
         else:
             job.viewers[attachment] = None
         answer = self._attached(job, attachment)
@@ -262,16 +270,40 @@ class JobTable:
             spec = wire.decode_spec(message.spec)
         except wire.UnsupportedSpec as error:
             return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
-        if isinstance(spec, wire.Request):
-            full = self._requests >= MAX_REQUESTS
-            self._requests += not full
-        else:
-            full = len(self.jobs) - self._requests >= MAX_JOBS
-        if full or (self.tombstones.full and parse(key[1]) is None):
+        if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
-        job = self.jobs[key] = Job(key, message.spec, spec, self.spool)
+        return self._add(key, message.spec, spec, now)
+
+    def _is_full(self, spec: wire.Spec) -> bool:
+        if isinstance(spec, wire.Request):
+            return self._requests >= MAX_REQUESTS
+        return len(self.jobs) - self._requests >= MAX_JOBS
+
+    def _add(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, now: float) -> Job:
+        job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool)
         job.asked_at = now
+        self._requests += isinstance(spec, wire.Request)
         return job
+
+    def begin(
+        self, parent: Job, spec: wire.Spec, now: float, *, claim_within: float
+    ) -> tuple[Job, Effects] | None:
+        """A request that nobody sent, for the client of `parent`: it learns the id by it, and attaches.
+
+        From then on it is like any other; if that takes more than `claim_within` seconds, it is ended.
+        None if there is no room for it.
+        """
+        if self.draining or self._is_full(spec):
+            return None
+        tenant = parent.key[0]
+        self._own_sequence += 1
+        key = (tenant, generate(self._own_name, self._own_sequence))
+        # Of such an id nobody ever starts anything, and no tombstone is needed for it.
+        self.tombstones.settle(tenant, self._own_name, self._own_sequence + 1)
+        job = self._add(key, b"", spec, now)
+        job.client = parent.client
+        job.claim_within = claim_within
+        return job, [(job, Effect.START)]
 
     def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
         if message.spec is not None and message.spec != job.spec_bytes:
@@ -492,6 +524,8 @@ class JobTable:
                 if job.unowned_seconds >= self.retention:
                     effects += self._forget(job, now)
             elif not job.detached and job.unowned_seconds >= job.lease and job.end_outcome is None:
+                # What nobody ever claimed has no results for anybody.
+                job.end_requested = job.end_requested or job.claim_within is not None
                 effects += self.stop(job, wire.Outcome.LEASE_EXPIRED)
         # To count 20,000 results takes 0.1 s: not each second, for nothing.
         if self._more_is_unclaimed:

@@ -50,10 +50,20 @@ class JobHandle:
     """One job of the local client, for tasks to wait on."""
 
     def __init__(
-        self, link: LocalLink, job: ClientJob, sinks: Mapping[Stream, Sink], kill_grace: float
+        self,
+        link: LocalLink,
+        job: ClientJob,
+        sinks: Mapping[Stream, Sink],
+        kill_grace: float,
+        *,
+        is_new: bool = True,
     ) -> None:
         self.link = link
         self.job = job
+        self.is_new = is_new
+        """We have started it; else it was there before us."""
+        self.is_held = False
+        """Its block was entered: somebody knows of it, and leaves it as its state has it."""
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
         self._sinks = dict(sinks)
@@ -130,6 +140,13 @@ class JobHandle:
             raise failure(failed, self.job)
 
     @trio.lowlevel.enable_ki_protection
+    def hold(self) -> None:
+        """Its block is entered."""
+        self.is_held = True
+        self.job.acknowledge(True)
+        self.link.changed(self.job)
+
+    @trio.lowlevel.enable_ki_protection
     async def leave(self, grace: float) -> None:
         """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
 
@@ -153,7 +170,7 @@ class JobHandle:
         if not self.closed:
             self._is_forgotten = True
             self.link.forget_later(self.job)
-        self.link.drop(self)
+        self._let_go()
 
     @trio.lowlevel.enable_ki_protection
     async def part(self) -> None:
@@ -189,7 +206,7 @@ class JobHandle:
         if not self.closed:
             self.link.client.close(self.job)
             self.link.flush()
-        self.link.drop(self)
+        self._let_go()
 
     @trio.lowlevel.enable_ki_protection
     def give_up(self) -> None:
@@ -197,7 +214,11 @@ class JobHandle:
         if not self.closed:
             self.link.client.give_up(self.job)
             self.link.flush()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.link.drop(self)
+        self.update()  # the last one: whoever still waits, in a task outside of the block, hears of it now
 
 
 def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
@@ -307,7 +328,8 @@ class LocalLink:
             raise trio.ClosedResourceError("this controller is closed")
         self.flush(late=True)  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
-        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace)
+        job.acknowledge(False)
+        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_new=False)
         self.changed(job)
         return handle
 
@@ -322,12 +344,17 @@ class LocalLink:
         self._handles.pop(handle.job, None)
 
     def close(self) -> None:
-        """The controller closes: end every job that doesn't outlive us; whoever waits for one learns of it."""
+        """The controller closes: end what would be left to nobody; whoever waits for a job learns of it.
+
+        Left is what outlives us, and what was only going to be attached to. A detached job that nobody
+        has heard of yet ends.
+        """
         self.closed = True
         for handle in list(self._handles.values()):
-            if handle.job.outlives_us:
+            if handle.is_held and handle.job.outlives_us:
                 handle.detach()
-                handle.update()
+            elif not (handle.is_held or handle.is_new):
+                handle.give_up()
             else:
                 self.client.end(handle.job)
         self.flush(late=True)

@@ -60,10 +60,24 @@ class Doing:
         """Its client has taken it back, and will not ask for the same again. False while it is done."""
         return self.job.end_requested
 
+    @property
+    def is_ending(self) -> bool:
+        """Its client left, or didn't come back: what it still does has a bound, and nobody reads."""
+        return self.job.end_outcome is not None
+
+    def started(self) -> None:
+        """Tell its client that it stands: for those that go on, such as connections."""
+        self.job.started(0, trio.current_time())
+        self.job.tell_started()
+        self._act([])
+
     async def write(self, data: wire.Buffer) -> None:
-        """Put out all of `data`; returns when it is on its way within the bounds of the ring."""
+        """Put out all of `data`; returns when it is on its way within the bounds of the ring.
+
+        Of one that is ending nobody reads any more, so it is dropped.
+        """
         view = memoryview(data)
-        while len(view):
+        while len(view) and not self.is_ending:
             room = self.job.room(Stream.OUTPUT)
             if room:
                 count = min(room, PIECE_BYTES)
@@ -86,8 +100,23 @@ class Doing:
         """Let the answers go; the end of the request does that, too."""
         self._act([])
 
-    async def read(self, max_bytes: int = wire.MIB) -> bytes:
-        """What comes next on INPUT, at most `max_bytes`; b"" at its end."""
+    async def finish(self) -> None:
+        """Nothing more will be put out, whatever is still read."""
+        self.job.finish(Stream.OUTPUT)
+        self._act([])
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; it is looked at whenever something happens to the job."""
+        while not condition():
+            await self._changed.wait()
+
+    async def read(self, max_bytes: int = PIECE_BYTES) -> bytes:
+        """What comes next on INPUT, at most `max_bytes`; b"" at its end.
+
+        Each piece of one that is ending prolongs its grace: it has taken the one before.
+        """
+        if self.is_ending:
+            self.scope.deadline = trio.current_time() + self.job.end_grace
         while True:
             chunk = self.job.take_input(max_bytes)
             if chunk:
@@ -130,9 +159,12 @@ class Requests:
         if doing is None:
             return
         if effect is Effect.END:
-            doing.scope.cancel()
-        else:
-            doing.wake()
+            # What it was given may still be seen to, if that is whole: nothing is added from now on.
+            if job.end_grace and job.input.final is not None:
+                doing.scope.deadline = trio.current_time() + job.end_grace
+            else:
+                doing.scope.cancel()
+        doing.wake()
 
     async def _run(self, doing: Doing) -> None:
         job = doing.job
@@ -179,6 +211,6 @@ def _tell_system_error(job: Job, error: OSError) -> None:
         FailedCode.SYSTEM,
         error.strerror or str(error) or os.strerror(number),
         errno=number,
-        symbol=errno.errorcode.get(number, ""),
+        symbol=errno.errorcode.get(number, "").removeprefix("WSA"),  # Windows' own, of sockets
         filename=os.fsencode(name) if isinstance(name, str | bytes | os.PathLike) else None,
     )

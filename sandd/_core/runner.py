@@ -23,6 +23,7 @@ from sandd._core._errors import SpawnFailed
 from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
+from sandd._core.port_requests import PortRequests
 from sandd._core.processes import (
     Child,
     ChildLost,
@@ -133,6 +134,7 @@ class JobRunner:
         self.requests = Requests(table, nursery, act=self.act)
         """What is done without a process; who can do more offers it here."""
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
+        self.requests.offer(PortRequests(table, act=self.act).doers)
 
     # -- links
 
@@ -193,6 +195,7 @@ class JobRunner:
         """Do what the job table asks for, and send what it has to say."""
         self._dispatch(effects)
         self.flush()
+        self._starting = False  # all answers are on their way
 
     def _dispatch(self, effects: Iterable[tuple[Job, Effect]]) -> None:
         for job, effect in effects:
@@ -210,7 +213,7 @@ class JobRunner:
                     running.room_ready.set()
                 case Effect.END:
                     self._end(running)
-                case Effect.FORGOTTEN:
+                case Effect.FORGOTTEN | Effect.CLAIMED:
                     pass
 
     def _start(self, job: Job) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
+from attrs import define
 
 from sandd._core.bridge import Promise
 
@@ -30,8 +32,8 @@ T = TypeVar("T")
 class ServerSession:
     """A terminal on a daemon, for synchronous code; made by `Server.new_session` and `Server.attach_session`.
 
-    Any number of threads may call its methods; one at a time reads, and one at a time writes. Use it in a
-    ``with`` block or call `close`; closing the server ends it, too.
+    Any number of threads may call its methods; one at a time reads, one at a time writes, and others wait
+    for their turn. Use it in a ``with`` block or call `close`; closing the server ends it, too.
     """
 
     def __init__(
@@ -42,6 +44,10 @@ class ServerSession:
         self._thread = thread
         self._opened: Promise[Session] = Promise()
         self._leave = trio.Event()
+        # A call that was interrupted goes on in the background for a moment, when the next one may be there.
+        self._reading, self._writing = trio.Lock(), trio.Lock()
+        self._unread = b""
+        """Received for a thread that was interrupted before it had it; of the trio thread alone."""
         self._hold = thread.call(self._hold_open, open_session, on_done=self._is_over)
         self._session = self._open()
 
@@ -69,7 +75,7 @@ class ServerSession:
     @property
     def offset(self) -> int:
         """How many bytes of what it shows have been read, from its beginning."""
-        return self._session.offset
+        return self._session.offset - len(self._unread)
 
     @property
     def exit_code(self) -> int | None:
@@ -84,10 +90,18 @@ class ServerSession:
             trio.BrokenResourceError: the session has ended; the cause says so if it was lost or taken over.
             trio.ClosedResourceError: it was closed, or the server was.
         """
-        self._run(self._session.send_all, data.encode() if isinstance(data, str) else data)
+        typed = data.encode() if isinstance(data, str) else data
+
+        async def send() -> None:
+            async with self._writing:
+                await self._session.send_all(typed)
+
+        self._run(send)
 
     def read(self, timeout: float | None = None, max_bytes: int | None = None) -> bytes | None:
         """What it shows next: as soon as there is something, and all of it, in pieces that end anywhere.
+
+        Interrupting it, by Ctrl-C say, loses nothing.
 
         Args:
             timeout: seconds to wait for something; 0 doesn't wait; None waits for as long as it takes.
@@ -101,15 +115,21 @@ class ServerSession:
             trio.ClosedResourceError: it was closed, or the server was.
         """
 
-        async def receive() -> bytes | None:
-            session = self._session
-            if timeout is None or session.is_readable:
-                return await session.receive_some(max_bytes)
-            with trio.move_on_after(max(0.0, timeout)):
-                return await session.receive_some(max_bytes)
-            return None
+        taken = _Taken()
 
-        return self._run(receive)
+        async def receive() -> None:
+            if self._is_readable:
+                await self._receive(taken, max_bytes)
+                return
+            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+                await self._receive(taken, max_bytes)
+
+        try:
+            self._run(receive)
+            return taken.data
+        except BaseException:
+            self._thread._soon(partial(self._put_back, taken))
+            raise
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell the program that its window has another size now."""
@@ -157,6 +177,28 @@ class ServerSession:
             self._hold.cancel()
             raise
 
+    # The three below are in the trio thread, and between two awaits each: what was received is the thread's
+    # that asked for it, or goes to the next one, and never to neither or both.
+
+    @property
+    def _is_readable(self) -> bool:
+        return not self._reading.locked() and bool(self._unread or self._session.is_readable)
+
+    async def _receive(self, taken: _Taken, max_bytes: int | None) -> None:
+        async with self._reading:
+            if self._unread and (max_bytes is None or max_bytes > 0) and not self._leave.is_set():
+                end = len(self._unread) if max_bytes is None else max_bytes
+                taken.data, self._unread = self._unread[:end], self._unread[end:]
+            else:
+                taken.data = await self._session.receive_some(max_bytes)
+        if taken.by_nobody:
+            self._put_back(taken)
+
+    def _put_back(self, taken: _Taken) -> None:
+        taken.by_nobody = True
+        self._unread += taken.data or b""
+        taken.data = None
+
     def _run(self, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         return self._thread.run(async_fn, *args)
 
@@ -177,3 +219,12 @@ class ServerSession:
                 self._hold.promise.result()
             except BaseException as error:
                 self._opened.fail(error)
+
+
+@define
+class _Taken:
+    """What a call of `ServerSession.read` has received."""
+
+    data: bytes | None = None
+    by_nobody: bool = False
+    """The thread that called was interrupted."""

@@ -118,10 +118,14 @@ class Session(HeldJob, trio.abc.Stream):
     async def aclose(self) -> None:
         """End the session, as leaving its block does: hang up, and see its whole tree gone.
 
-        One that is detached, or was attached with ``read_only=True``, is left as it is.
+        One that is detached, or was attached with ``read_only=True``, is left as it is: what was not
+        received is there for who attaches next.
         """
+        # Who reads here is told. What goes on without us keeps what nobody has read: thrown away, it would
+        # be acknowledged, and counted by `offset`, and whoever attaches there would never see it.
+        self._output.close(discard=not self._handle.job.outlives_us)
         try:
-            await self._output.aclose()
+            await trio.lowlevel.checkpoint()
         finally:
             await part_or_end(self._handle, self._kill_grace)
 

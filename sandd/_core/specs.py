@@ -215,6 +215,30 @@ def check_grace(name: str, value: float) -> float:
     return float(value)
 
 
+def address(
+    port: int | None, host: str, path: Text | None, *, what: str, lowest: int
+) -> tuple[str, int, bytes | None]:
+    """Host, port and path for a spec: either the first two or the last; ValueError for anything else."""
+    if path is not None:
+        if port:
+            raise ValueError(f"{what}port and {what}path: it is either the one or the other")
+        name = _encode(path, f"{what}path is {{!r}}")
+        if not 0 < len(name) <= wire.MAX_SOCKET_PATH or b"\0" in name:
+            raise ValueError(f"{what}path is {path!r}; it must be the path of a Unix socket")
+        return "", 0, name
+    if not isinstance(port, int):
+        raise TypeError(f"{what}port is {port!r}; it must be a whole number")
+    if not lowest <= port <= 65535:
+        raise ValueError(f"{what}port is {port}; it must be from {lowest} to 65535")
+    if not isinstance(host, str):
+        raise TypeError(f"{what}host is {host!r}; it must be a text")
+    if not 0 < len(host) <= wire.MAX_HOST_LENGTH:
+        raise ValueError(
+            f"{what}host has {len(host)} characters; it must have 1 to {wire.MAX_HOST_LENGTH}"
+        )
+    return host, port, None
+
+
 def _on_full(value: str) -> wire.OnFull:
     try:
         return wire.OnFull(value)

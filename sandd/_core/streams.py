@@ -238,6 +238,9 @@ class ReceiveLog(ABC):
         self.consumed = start
         self.final: int | None = None
         """Offset at which the stream ends, once known."""
+        self.acknowledges = True
+        """What was handed on counts as read; not yet where nobody has taken hold of the stream, and where we
+        begin is merely where we would."""
 
     @property
     def at_end(self) -> bool:
@@ -437,7 +440,10 @@ class ReceiveWindow:
         """Whether enough was consumed to tell the sender."""
         if self.log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
-        unacked = self.log.consumed - self.acked
+        if self.log.acknowledges:
+            unacked = self.log.consumed - self.acked
+        else:  # credit alone
+            unacked = self.log.consumed + self.window - self.max_offset
         threshold = (
             (self.window + 3) // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
         )
@@ -445,6 +451,7 @@ class ReceiveWindow:
 
     def update(self) -> wire.StreamWindow:
         """The ack and credit to send now."""
-        self.acked = self.log.consumed
+        if self.log.acknowledges:
+            self.acked = self.log.consumed
         self.max_offset = max(self.max_offset, self.log.consumed + self.window)
         return wire.StreamWindow(self.stream, self.acked, self.max_offset)

@@ -62,8 +62,12 @@ class Lane:
     _changed: trio.Event = field(factory=trio.Event)
 
     async def wait_room(self, most: int) -> int:
-        """How many bytes may be read, once there is room for any."""
-        while self._held >= most and not self.is_closed:
+        """How many bytes may be read, once there is room for half of what there may be.
+
+        Not as soon as there is any: then each would come in smaller and smaller pieces, for ever (the "silly
+        window", RFC 813).
+        """
+        while self._held > most // 2 and not self.is_closed:
             await self._changed.wait()
         return most if self.is_closed else most - self._held
 

@@ -63,7 +63,8 @@ class ConfinedRoot:
 
     def __init__(self, directory: bytes, find_directory: Walk) -> None:
         # As it is called, and as it is: a peer has seen either. Relative names would change with the program's.
-        names = {os.path.abspath(directory), os.path.realpath(directory)}
+        self._real = os.path.realpath(directory)
+        names = {os.path.abspath(directory), self._real}
         self._names = [_components(name) for name in names]
         self._find_directory = find_directory
         self._descriptor = os.open(directory, SEARCH)
@@ -107,6 +108,13 @@ class ConfinedRoot:
 
         return self._at(path, act, follow=follow)
 
+    def locate(self, path: bytes) -> bytes:
+        self.stat(path)
+        found = os.path.realpath(os.path.join(self._real, self._beneath(path)))
+        if not os.path.join(found, b"").startswith(os.path.join(self._real, b"")):
+            raise outside(path)  # since we looked
+        return found
+
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         descriptor = self.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
@@ -128,19 +136,22 @@ class ConfinedRoot:
         self._at(path, lambda directory, name: os.symlink(target, name, dir_fd=directory))
 
     def rename(self, source: bytes, target: bytes) -> None:
-        def act(old_directory: int, old_name: bytes) -> None:
-            self._at(
-                target,
-                lambda directory, name: os.replace(
-                    old_name, name, src_dir_fd=old_directory, dst_dir_fd=directory
-                ),
-            )
+        self._at_both(
+            source,
+            target,
+            lambda old_directory, old, directory, name: os.replace(
+                old, name, src_dir_fd=old_directory, dst_dir_fd=directory
+            ),
+        )
 
-        try:
-            self._at(source, act)
-        except OSError as error:
-            error.filename2 = target
-            raise
+    def link(self, source: bytes, target: bytes) -> None:
+        self._at_both(
+            source,
+            target,
+            lambda old_directory, old, directory, name: os.link(
+                old, name, src_dir_fd=old_directory, dst_dir_fd=directory, follow_symlinks=False
+            ),
+        )
 
     def unlink(self, path: bytes) -> None:
         self._at(
@@ -192,6 +203,20 @@ class ConfinedRoot:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         except OSError as error:
             error.filename = path  # not the component, nor what was left of the path
+            raise
+
+    def _at_both(
+        self, source: bytes, target: bytes, act: Callable[[int, bytes, int, bytes], None]
+    ) -> None:
+        try:
+            self._at(
+                source,
+                lambda old_directory, old: self._at(
+                    target, lambda directory, name: act(old_directory, old, directory, name)
+                ),
+            )
+        except OSError as error:
+            error.filename2 = target
             raise
 
     def _beneath(self, path: bytes) -> bytes:

@@ -15,9 +15,10 @@ import stat
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sandd._core.files.operations import describe, inspect, read_link
+from sandd.wire import MAX_PATH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from sandd._core.files.roots import Root
     from sandd.wire import FileInfo
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
     Part: TypeAlias = "bytes | Callable[[str], object] | None"
     """A component of a pattern: a name, a test of names, or None for ``**``."""
 
-MAX_DEPTH: Final = 1024
-"""Directories within one another that are looked into: what lies deeper has longer names than systems take."""
-
 _WILD: Final = re.compile(rb"[*?\[]")
 
 
-def glob(root: Root, path: bytes, pattern: bytes) -> Iterator[FileInfo | None]:
+def glob(root: Root, path: bytes, pattern: bytes) -> Generator[FileInfo | None, None, None]:
     """What matches below a directory, by its path from there; each once, in no order. None for what doesn't.
 
     Every directory is read once, whatever the pattern; what can't be read is passed over. Memory is
@@ -58,25 +56,27 @@ class _Search:
         self._end = len(names)
         self._directories_only = directories_only
 
-    def run(self) -> Iterator[FileInfo | None]:
+    def run(self) -> Generator[FileInfo | None, None, None]:
         """See `glob`."""
         start = self._with_following({0})
         if self._end in start and self._leads_to_directory(b""):
             yield inspect(self._root, self._path)
-        todo = [(b"", start, 0)]
+        todo = [(b"", start)]
         while todo:
-            here, positions, depth = todo.pop()
+            here, positions = todo.pop()
             entries = self._entries(here, positions)
             while (entry := _next(entries)) is not None:
                 name, status = entry
                 below = os.path.join(here, name)
+                if len(below) > MAX_PATH_BYTES:
+                    continue  # no call takes such a path
                 is_match, onward = self._look_at(below, name, status, positions)
                 if is_match and (not self._directories_only or self._leads_to_directory(below)):
                     yield describe(status, below, self._link(below, status))
                 else:
                     yield None
-                if onward and depth < MAX_DEPTH:
-                    todo.append((below, onward, depth + 1))
+                if onward:
+                    todo.append((below, onward))
 
     def _entries(self, here: bytes, positions: set[int]) -> Iterator[tuple[bytes, os.stat_result]]:
         """Those of a directory that may match. If only names are looked for, it need not be readable."""

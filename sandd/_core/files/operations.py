@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from sandd.wire import FileInfo, FileKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from sandd._core.files.roots import Root
 
@@ -68,7 +68,7 @@ def read_link(root: Root, path: bytes, status: os.stat_result) -> bytes | None:
         return None
 
 
-def list_directory(root: Root, path: bytes) -> Iterator[FileInfo]:
+def list_directory(root: Root, path: bytes) -> Generator[FileInfo, None, None]:
     """What is in a directory, by its name there, in no order; links are not followed."""
     for name, status in root.scan(path):
         yield describe(status, name, read_link(root, os.path.join(path, name), status))
@@ -99,6 +99,26 @@ def remove_file(root: Root, path: bytes, *, missing_ok: bool = False) -> None:
     except FileNotFoundError:
         if not missing_ok:
             raise
+
+
+def rename(root: Root, source: bytes, target: bytes, *, replace: bool = True) -> None:
+    """Another name. Without `replace`, on Windows, the name must be free (which somebody may change meanwhile)."""
+    if not replace and sys.platform == "win32":
+        try:
+            root.stat(target, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        else:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    root.rename(source, target)
+
+
+def change(root: Root, path: bytes, *, mode: int | None = None, size: int | None = None) -> None:
+    """Change what isn't None."""
+    if size is not None:
+        truncate(root, path, size)
+    if mode is not None:
+        root.chmod(path, mode)
 
 
 def touch(root: Root, path: bytes, mode: int = 0o666, *, exist_ok: bool = True) -> None:

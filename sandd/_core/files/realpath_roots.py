@@ -43,6 +43,10 @@ class RealpathRoot:
         with self._found(path, follow=follow_symlinks) as found:
             return self._files.stat(found, follow_symlinks=follow_symlinks)
 
+    def locate(self, path: bytes) -> bytes:
+        self.stat(path)
+        return self._find(path, follow=True)
+
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         with self._found(path, follow=True) as found:
             yield from self._files.scan(found)
@@ -60,12 +64,12 @@ class RealpathRoot:
             self._files.symlink(target, found)
 
     def rename(self, source: bytes, target: bytes) -> None:
-        try:
-            with self._entry(source) as old, self._entry(target) as new:
-                self._files.rename(old, new)
-        except OSError as error:
-            error.filename, error.filename2 = source, target
-            raise
+        with self._both(source, target) as (old, new):
+            self._files.rename(old, new)
+
+    def link(self, source: bytes, target: bytes) -> None:
+        with self._both(source, target) as (old, new):
+            self._files.link(old, new)
 
     def unlink(self, path: bytes) -> None:
         with self._entry(path) as found:
@@ -105,6 +109,15 @@ class RealpathRoot:
             if name in (b".", b"..") or os.path.normcase(found) == os.path.normcase(self._real):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
             yield found
+
+    @contextlib.contextmanager
+    def _both(self, source: bytes, target: bytes) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            with self._entry(source) as old, self._entry(target) as new:
+                yield old, new
+        except OSError as error:
+            error.filename, error.filename2 = source, target
+            raise
 
     def _find(self, path: bytes, *, follow: bool) -> bytes:
         if b"\0" in path:

@@ -12,7 +12,7 @@ from attrs import define, field
 from sandd._core.files.beneath import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
     from sandd._core.files.roots import Root
 
@@ -27,7 +27,7 @@ _JUNCTION: Final[int | None] = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", None)
 """On Windows: it leads elsewhere as a link does, and calls itself a directory."""
 
 
-def remove_tree(root: Root, path: bytes) -> Iterator[None]:
+def remove_tree(root: Root, path: bytes) -> Generator[None, None, None]:
     """Remove a directory and everything below; yields after each entry, that whoever waits can stop there.
 
     What vanishes meanwhile is as good as removed. A link is removed, never followed, also where it takes the
@@ -51,7 +51,7 @@ class _Level:
     tries: int = 1
 
 
-def _by_descriptors(root: Root, path: bytes) -> Iterator[None]:
+def _by_descriptors(root: Root, path: bytes) -> Generator[None, None, None]:
     """Holds two descriptors, however deep it goes: the way up is looked up, and has to be where we came from."""
     here = root.open(path, _DIRECTORY)
     above: list[_Level] = []
@@ -155,7 +155,7 @@ def _again(level: _Level, error: OSError) -> None:
     level.tries += 1
 
 
-def _by_paths(root: Root, path: bytes) -> Iterator[None]:
+def _by_paths(root: Root, path: bytes) -> Generator[None, None, None]:
     """Where descriptors are no way to name a file: Windows."""
     if not _is_plain_directory(root.stat(path, follow_symlinks=False)):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)

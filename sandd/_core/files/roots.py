@@ -25,6 +25,10 @@ class Root(Protocol):
         """As `os.stat`."""
         ...
 
+    def locate(self, path: bytes) -> bytes:
+        """The absolute path, without links, for what can't be told by descriptors; by then it may lead elsewhere."""
+        ...
+
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         """What is in a directory, in no order: each name with its `lstat`. What vanishes meanwhile is left out."""
         ...
@@ -43,6 +47,10 @@ class Root(Protocol):
 
     def rename(self, source: bytes, target: bytes) -> None:
         """As `os.replace`: atomic, and what was at the target is gone."""
+        ...
+
+    def link(self, source: bytes, target: bytes) -> None:
+        """As `os.link`: another name for a file, which nothing may have; of a link, for the link."""
         ...
 
     def unlink(self, path: bytes) -> None:
@@ -73,6 +81,9 @@ class AnyFile:
     def stat(self, path: bytes, *, follow_symlinks: bool = True) -> os.stat_result:
         return os.stat(path, follow_symlinks=follow_symlinks)
 
+    def locate(self, path: bytes) -> bytes:
+        return os.path.realpath(path, strict=True)
+
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         with os.scandir(path) as entries:
             for entry in entries:
@@ -91,6 +102,9 @@ class AnyFile:
 
     def rename(self, source: bytes, target: bytes) -> None:
         os.replace(source, target)
+
+    def link(self, source: bytes, target: bytes) -> None:
+        os.link(source, target, follow_symlinks=os.link not in os.supports_follow_symlinks)
 
     def unlink(self, path: bytes) -> None:
         os.unlink(path)

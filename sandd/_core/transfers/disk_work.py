@@ -44,10 +44,10 @@ class GivenUp(Exception):
 
 
 class DiskWork:
-    """What one transfer does on a disk."""
+    """What one transfer, or one request, does on a disk; in threads of `limiter`, or of all transfers."""
 
-    def __init__(self) -> None:
-        self._limiter = _limiter()
+    def __init__(self, limiter: trio.CapacityLimiter | None = None) -> None:
+        self._limiter = limiter or _limiter()
         self._in_use = threading.Lock()
         self._is_given_up = False
 
