@@ -20,7 +20,7 @@ from sandd._core.transfers import disk_work, syncing
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.sending import send
-from sandd.wire import KIB, MIB, SMALL_FILE_BYTES
+from sandd.wire import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ that the receiver has chosen, and directories only by entering and leaving them.
 from __future__ import annotations
 
 import enum
+import errno
 import re
 import sys
 from typing import Final, TypeAlias
@@ -18,16 +19,21 @@ from sandd._core._errors import RemoteProtocolError
 
 OWN_NAMES: Final = re.compile(rb"\.sandd-[0-9a-f-]+\.part")
 """Files in the making, of this program and of others like it: no transfer sends them."""
-_NAMES: Final = re.compile(rb"[^/\\:\0]+" if sys.platform == "win32" else rb"[^/\0]+")
-"""What is part of no path of several names on this system."""
+_NAMES: Final = re.compile(rb"[^/\0]+")
+_NOT_ON_WINDOWS: Final = re.compile(rb"[\\:]")
 
 
 def check_name(name: bytes) -> None:
-    """RemoteProtocolError unless it can be the name of something in a directory, and of nothing else."""
+    """RemoteProtocolError unless it can be the name of something in a directory, and of nothing else.
+
+    OSError if that is so on other systems, while on this one it is part of a path.
+    """
     if not _NAMES.fullmatch(name) or name in (b".", b".."):
         raise RemoteProtocolError(f"{name[:64]!r} is no name")
     if name.startswith(b".sandd-") and OWN_NAMES.fullmatch(name):
         raise RemoteProtocolError(f"{name!r} is a name of files that are in the making")
+    if sys.platform == "win32" and _NOT_ON_WINDOWS.search(name):
+        raise OSError(errno.EINVAL, "Windows has no such names", name)
 
 
 # ---- where things go ----------------------------------------------------------------------------
