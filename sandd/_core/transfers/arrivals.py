@@ -48,10 +48,11 @@ class Folder:
     """From the top of the tree, which is b""."""
     mode: int
     mtime: int
+    # What follows belongs to who makes it.
+    place: bytes = b""
+    """Where it is on this machine."""
     waits_for: int = 1
     """Itself being left, and each thing in it that isn't finished; with the last it gets its time."""
-    place: bytes = b""
-    """Where it is on this machine; this and what follows is set by who makes it."""
     was_there: bool = False
 
     def join(self, name: bytes) -> bytes:
@@ -74,6 +75,8 @@ class Incoming:
     """Bytes that the sender was told are here; None until it was told, or if it isn't wanted."""
     is_whole: bool = False
     """They are the file that was there before."""
+    partial: bytes | None = None
+    """The file in the making that another call may have left, or may go on with; set by who has claimed it."""
 
 
 # ---- steps --------------------------------------------------------------------------------------
@@ -321,8 +324,6 @@ class Arrivals:
         self.files += 1
         self.size += record.size
         self._place = self._between()
-        if self._folder is not None:
-            self._folder.waits_for += 1
         steps.append(Ask(file))
 
     def _enter(self, record: wire.EnterRecord, steps: list[Step]) -> None:
@@ -330,8 +331,6 @@ class Arrivals:
         self._depth += 1
         if self._depth > wire.MAX_DEPTH:
             raise RemoteProtocolError(f"directories {self._depth} deep")
-        if self._folder is not None:
-            self._folder.waits_for += 1
         self._folder = Folder(self._folder, path, record.mode, record.mtime)
         self._place = _Place.TREE
         self.is_tree = True

@@ -236,9 +236,8 @@ def _next_extent(descriptor: int, position: int, size: int) -> tuple[int, int]:
         start = min(os.lseek(descriptor, position, os.SEEK_DATA), size)
         end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
     except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        start = end = size  # nothing but a hole
+        # Nothing but a hole; or a file system that doesn't tell, and then all of it is data.
+        start, end = (size, size) if error.errno == errno.ENXIO else (position, size)
     os.lseek(descriptor, start, os.SEEK_SET)
     return start, end
 

@@ -147,14 +147,8 @@ class Writer:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._top)
         self._top = path
 
-    def do(
-        self, steps: Iterable[Step], unclaimed: set[int]
-    ) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
-        """Take the steps. The answers to what is asked in them.
-
-        Args:
-            unclaimed: numbers of files whose partials somebody else writes.
-        """
+    def do(self, steps: Iterable[Step]) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
+        """Take the steps. The answers to what is asked in them."""
         answers = []
         for step in steps:
             match step:
@@ -164,9 +158,10 @@ class Writer:
                     self._put(step)
                 case arrivals.Ask():
                     self._check()
-                    answers.append((step.file, self._answer(step.file, unclaimed)))
+                    self._one_more(step.file.folder)
+                    answers.append((step.file, self._answer(step.file)))
                 case arrivals.Begin():
-                    self._begin(step, unclaimed)
+                    self._begin(step)
                 case arrivals.AppendZeros():
                     self._append_zeros(step.count)
                 case arrivals.Complete():
@@ -246,7 +241,7 @@ class Writer:
 
     # -- what is asked
 
-    def _answer(self, file: Incoming, unclaimed: set[int]) -> wire.SkipRecord | wire.WantRecord:
+    def _answer(self, file: Incoming) -> wire.SkipRecord | wire.WantRecord:
         target = self._target(file.path)
         status = self._look(target)
         if status is not None and stat.S_ISREG(status.st_mode) and status.st_size == file.size:
@@ -260,28 +255,28 @@ class Writer:
                 return wire.SkipRecord()
             if self._update is Update.HASH:
                 with naming(target):
-                    digest = self._hash_existing(target)
+                    digest = self._hash_existing(target, file.size)
                 if digest is not None:
                     self._digests[file.number] = digest
                     return wire.WantRecord(file.size, digest.digest(), whole=True)
-        partial = self.partial(file)
-        if partial is None or file.number in unclaimed:
+        if file.partial is None:
             return wire.WantRecord()
         with naming(target):
-            digest, size = self._hash_partial(partial, file.size)
+            digest, size = self._hash_partial(file.partial, file.size)
         if not size:
             return wire.WantRecord()
         self._digests[file.number] = digest
         return wire.WantRecord(size, digest.digest())
 
-    def _hash_existing(self, target: bytes) -> hashlib._Hash | None:
+    def _hash_existing(self, target: bytes, size: int) -> hashlib._Hash | None:
         """None if it can't be read: then it is written anew, for which it need not be readable."""
         try:
             descriptor = self._root.open(target, os.O_RDONLY | NOFOLLOW | _NONBLOCK)
         except PermissionError:
             return None
         try:
-            return self._hash(descriptor, None)[0]
+            digest, count = self._hash(descriptor, size)
+            return digest if count == size else None
         finally:
             os.close(descriptor)
 
@@ -297,16 +292,13 @@ class Writer:
         finally:
             os.close(descriptor)
 
-    def _hash(self, descriptor: int, bound: int | None) -> tuple[hashlib._Hash, int]:
+    def _hash(self, descriptor: int, bound: int) -> tuple[hashlib._Hash, int]:
+        """The hash of its first bytes, and how many they are."""
         digest, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(wire.MIB))
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            while bound is None or size < bound:
-                part = buffer if bound is None else buffer[: bound - size]
-                count = file.readinto(part)
-                if not count:
-                    break
-                digest.update(part[:count])
+            while size < bound and (count := file.readinto(buffer[: bound - size])):
+                digest.update(buffer[:count])
                 size += count
                 self._check()
         return digest, size
@@ -376,7 +368,7 @@ class Writer:
         self._written_bytes += size
         self._touched.add(place)
 
-    def _begin(self, step: arrivals.Begin, unclaimed: set[int]) -> None:
+    def _begin(self, step: arrivals.Begin) -> None:
         file, offset = step.file, step.offset
         target = self._target(file.path)
         digest = self._digests.pop(file.number, None)
@@ -387,12 +379,11 @@ class Writer:
         if offset and file.is_whole:
             current.is_same = True
         else:
-            self._open_to_write(current, unclaimed)
+            self._open_to_write(current)
 
-    def _open_to_write(self, current: _Open, unclaimed: set[int]) -> None:
+    def _open_to_write(self, current: _Open) -> None:
         """Open the file in the making, at its position."""
-        file = current.file
-        partial = None if file.number in unclaimed else self.partial(file)
+        partial = current.file.partial
         if partial is not None:
             self._journal.note(b"f", partial)
             with naming(current.target):
@@ -438,7 +429,7 @@ class Writer:
         current.digest, current.position = hashlib.sha256(), 0
         if current.is_same:
             current.is_same = False
-            self._open_to_write(current, set())
+            self._open_to_write(current)
         else:
             os.ftruncate(current.descriptor, 0)
             os.lseek(current.descriptor, 0, os.SEEK_SET)
@@ -474,17 +465,15 @@ class Writer:
             self._root.utime(target, (file.mtime, file.mtime))
 
     def _release(self, file: Incoming) -> None:
-        partial = self.partial(file)
-        if partial is not None:
-            self._released.append(partial)
+        if file.partial is not None:
+            self._released.append(file.partial)
 
     def _drop(self, file: Incoming) -> None:
         self._release(file)
         if self._digests.pop(file.number, None) is not None and not file.is_whole:
-            partial = self.partial(file)
-            assert partial is not None
+            assert file.partial is not None
             with contextlib.suppress(FileNotFoundError):
-                self._root.unlink(partial)  # nobody will ask for it again
+                self._root.unlink(file.partial)  # nobody will ask for it again
         self._one_less(file.folder)
 
     @property
@@ -503,6 +492,7 @@ class Writer:
     # -- directories and links
 
     def _make_folder(self, folder: Folder) -> None:
+        self._one_more(folder.parent)
         path = folder.place = self._target(folder.path)
         self._is_tree = True
         try:
@@ -513,13 +503,20 @@ class Writer:
             status = self._root.stat(path, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
-            if not status.st_mode & stat.S_IWUSR and folder.parent is not None:
+            is_open = status.st_mode & stat.S_IRWXU == stat.S_IRWXU
+            if not is_open and folder.parent is not None:
                 with contextlib.suppress(OSError):
                     self._root.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
             if not self._journal.writes:
                 remove_old_in(self._root, path)
         else:
             self._touched.add(os.path.dirname(path))
+
+    @staticmethod
+    def _one_more(folder: Folder | None) -> None:
+        """Something is in it that will be finished later."""
+        if folder is not None:
+            folder.waits_for += 1
 
     def _one_less(self, folder: Folder | None) -> None:
         """Something in it is finished; with the last it is, too."""
@@ -534,8 +531,13 @@ class Writer:
         if folder.parent is None and folder.was_there:
             return  # it is whoever made it who decides: not all in it is ours
         path = folder.place
-        self._root.chmod(path, folder.mode & _PERMISSIONS)
-        self._root.utime(path, (folder.mtime, folder.mtime))
+        try:
+            self._root.chmod(path, folder.mode & _PERMISSIONS)
+            self._root.utime(path, (folder.mtime, folder.mtime))
+        except PermissionError:
+            if not folder.was_there:
+                raise
+            # Somebody else's, who lets us write in it: that is all we need.
 
     def _make_link(self, step: arrivals.MakeLink) -> None:
         target, place = self._target(step.path), step.folder.place
