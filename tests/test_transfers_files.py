@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -25,6 +25,9 @@ from sandd._core.transfers.writing import BLOCK, write_sparse
 from sandd.wire import KIB, MIB, FailedRecord, Update
 
 LARGE = os.urandom(64 * KIB) * 20
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # ---- holes --------------------------------------------------------------------------------------
 
