@@ -315,9 +315,7 @@ async def test_a_detached_job_that_nobody_has_heard_of_is_ended(
 async def test_a_detached_job_in_its_block_goes_on(world: World) -> None:
     """When the controller closes: who has it is told, and knows its id."""
     handle, channel = world.start(DETACHED)
-    world.say(
-        control(channel, wire.Attached(detached=True)), event(channel, 0, wire.Started(7))
-    )
+    world.say(control(channel, wire.Attached(detached=True)), event(channel, 0, wire.Started(7)))
     async with started(handle, timeout=None, kill_grace=1.0):
         world.link.close()
         assert world.heard() == [wire.Detach(for_good=True)]

@@ -174,9 +174,7 @@ def test_a_detached_one_goes_on(server: Server) -> None:
     server.call(end)
 
 
-def test_interrupting_a_read_loses_nothing(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it comes before there is something, or when that was received but is not yet returned."""
     plain = Promise.wait
 
@@ -233,9 +231,7 @@ def test_who_reads_at_once_takes_turns(server: Server) -> None:
         session.write(b"abcdef\n")
         for reader in readers:
             reader.join(10)
-    assert sorted(each or b"" for each in shown) == sorted(
-        bytes([each]) for each in b"abcdef\r\n"
-    )
+    assert sorted(each or b"" for each in shown) == sorted(bytes([each]) for each in b"abcdef\r\n")
 
 
 def test_what_was_not_read_when_it_was_closed_is_shown_to_the_next(server: Server) -> None:
