@@ -184,7 +184,8 @@ async def test_cancelled_at_every_await_nothing_is_left(
     daemon: StandingDaemon, marker: Marker, name: str
 ) -> None:
     """No process, job or task; what is asked for next is answered, over the same connection."""
-    async with daemon.controller() as controller:
+    # Up to fifty lives of a call, one after the other: ten seconds, and more on a machine that is busy.
+    async with daemon.controller(within=55.0) as controller:
         worker = await controller.wait_for_daemon("worker-1")
         call = getattr(Calls(controller, worker, marker), name)
         await worker.run("true")
