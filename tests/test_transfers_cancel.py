@@ -20,7 +20,7 @@ from sandd._core.transfers import disk_work, syncing
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.sending import send
-from sandd.wire import KIB, MIB, SMALL_FILE_BYTES
+from sandd.wire import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +159,7 @@ def changing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None], *, tim
     def tell(descriptor: int, size: int) -> bytes:
         nonlocal count
         data = read(descriptor, size)
-        if size in (MIB, SMALL_FILE_BYTES + 1) and data and count < times:
+        if size > 500 and data and count < times:
             count += 1
             change()
         return data

@@ -122,7 +122,8 @@ def test_any_records_are_steps_or_refused(records: list[Any]) -> None:
     except RemoteProtocolError:
         pass
     for step in steps:
-        path = getattr(step, "path", None) or getattr(getattr(step, "file", None), "path", b"")
+        about = getattr(step, "file", None) or getattr(step, "folder", None) or step
+        path = getattr(about, "path", b"")
         assert b".." not in path.split(b"/")
         assert not path.startswith(b"/")
 

@@ -7,6 +7,7 @@ that the receiver has chosen, and directories only by entering and leaving them.
 from __future__ import annotations
 
 import enum
+import errno
 import re
 import sys
 from typing import Final, TypeAlias
@@ -18,16 +19,21 @@ from sandd._core._errors import RemoteProtocolError
 
 OWN_NAMES: Final = re.compile(rb"\.sandd-[0-9a-f-]+\.part")
 """Files in the making, of this program and of others like it: no transfer sends them."""
-_FOREIGN: Final = b"/\\:" if sys.platform == "win32" else b"/"
-"""What is in no name on this system, because it would be part of a path."""
+_NAMES: Final = re.compile(rb"[^/\0]+")
+_NOT_ON_WINDOWS: Final = re.compile(rb"[\\:]")
 
 
 def check_name(name: bytes) -> None:
-    """RemoteProtocolError unless it can be the name of something in a directory, and of nothing else."""
-    if name in (b"", b".", b"..") or b"\0" in name or any(each in name for each in _FOREIGN):
+    """RemoteProtocolError unless it can be the name of something in a directory, and of nothing else.
+
+    OSError if that is so on other systems, while on this one it is part of a path.
+    """
+    if not _NAMES.fullmatch(name) or name in (b".", b".."):
         raise RemoteProtocolError(f"{name[:64]!r} is no name")
-    if OWN_NAMES.fullmatch(name):
+    if name.startswith(b".sandd-") and OWN_NAMES.fullmatch(name):
         raise RemoteProtocolError(f"{name!r} is a name of files that are in the making")
+    if sys.platform == "win32" and _NOT_ON_WINDOWS.search(name):
+        raise OSError(errno.EINVAL, "Windows has no such names", name)
 
 
 # ---- where things go ----------------------------------------------------------------------------
@@ -42,10 +48,12 @@ class Folder:
     """From the top of the tree, which is b""."""
     mode: int
     mtime: int
+    # What follows belongs to who makes it.
+    place: bytes = b""
+    """Where it is on this machine."""
     waits_for: int = 1
     """Itself being left, and each thing in it that isn't finished; with the last it gets its time."""
     was_there: bool = False
-    """Set by who makes it."""
 
     def join(self, name: bytes) -> bytes:
         """The path of what has that name in it."""
@@ -67,6 +75,8 @@ class Incoming:
     """Bytes that the sender was told are here; None until it was told, or if it isn't wanted."""
     is_whole: bool = False
     """They are the file that was there before."""
+    partial: bytes | None = None
+    """The file in the making that another call may have left, or may go on with; set by who has claimed it."""
 
 
 # ---- steps --------------------------------------------------------------------------------------
@@ -95,7 +105,6 @@ class PutFile:
     """A small file, whole."""
 
     folder: Folder | None
-    path: bytes
     said: wire.FileRecord
     pieces: list[memoryview] = field(factory=list)
 
@@ -289,10 +298,10 @@ class Arrivals:
         return _Place.TOP_DONE if self._folder is None else _Place.TREE
 
     def _file(self, record: wire.FileRecord, steps: list[Step]) -> None:
-        path = self._path(record.name)
+        self._path(record.name)
         self.files += 1
         self.size += record.size
-        step = PutFile(self._folder, path, record)
+        step = PutFile(self._folder, record)
         if record.size:
             # It becomes a step when it is whole.
             self._small, self._missing = step, record.size
@@ -315,8 +324,6 @@ class Arrivals:
         self.files += 1
         self.size += record.size
         self._place = self._between()
-        if self._folder is not None:
-            self._folder.waits_for += 1
         steps.append(Ask(file))
 
     def _enter(self, record: wire.EnterRecord, steps: list[Step]) -> None:
@@ -324,8 +331,6 @@ class Arrivals:
         self._depth += 1
         if self._depth > wire.MAX_DEPTH:
             raise RemoteProtocolError(f"directories {self._depth} deep")
-        if self._folder is not None:
-            self._folder.waits_for += 1
         self._folder = Folder(self._folder, path, record.mode, record.mtime)
         self._place = _Place.TREE
         self.is_tree = True

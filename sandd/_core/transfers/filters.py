@@ -25,14 +25,14 @@ class Filter:
 
     def takes_file(self, path: bytes) -> bool:
         """Whether something that is no directory is sent; `path` is from the top of the tree."""
-        text = os.fsdecode(path)
+        text = _as_text(path)
         if self._exclude is not None and self._exclude.match_file(text):
             return False
         return self._include is None or self._include.match_file(text)
 
     def enters(self, path: bytes) -> bool:
         """Whether it is worth to look into a directory."""
-        return self._exclude is None or not self._exclude.match_file(os.fsdecode(path) + "/")
+        return self._exclude is None or not self._exclude.match_file(_as_text(path) + "/")
 
 
 def _patterns(patterns: Sequence[str]) -> GitIgnoreSpec | None:
@@ -40,4 +40,13 @@ def _patterns(patterns: Sequence[str]) -> GitIgnoreSpec | None:
         return None
     from pathspec import GitIgnoreSpec  # only where it is needed: 30 ms
 
-    return GitIgnoreSpec.from_lines(patterns)
+    return GitIgnoreSpec.from_lines([_without_newlines(each) for each in patterns])
+
+
+def _as_text(path: bytes) -> str:
+    return _without_newlines(os.fsdecode(path))
+
+
+def _without_newlines(text: str) -> str:
+    # At the end of a name, pathspec's expressions take one for the end of a line. No name has a zero.
+    return text.replace("\n", "\0")

@@ -61,14 +61,19 @@ def open_partial(root: Root, path: bytes, *, create: bool) -> int | None:
     Raises:
         FileNotFoundError: there is none, and `create` is false.
     """
-    flags = os.O_RDWR | _OPEN_FLAGS | (os.O_CREAT if create else 0)
+    flags = os.O_RDWR | _OPEN_FLAGS
+    if create:
+        with contextlib.suppress(FileExistsError):
+            descriptor = root.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            _lock(descriptor)
+            return descriptor
     try:
-        descriptor = root.open(path, flags, 0o600)
+        descriptor = root.open(path, flags)
     except FileNotFoundError:
         raise
     except OSError:
         if not _exists(root, path):
-            raise  # it can't be made
+            raise
         return None  # whatever it is, we have no business with it
     if _is_ours(descriptor) and _lock(descriptor):
         return descriptor
@@ -130,12 +135,17 @@ def remove_old(root: Root, path: bytes, *, older_than: float = KEEP_SECONDS) -> 
 
 
 def remove_old_in(
-    root: Root, folder: bytes, *, prefix: bytes = b"", older_than: float = KEEP_SECONDS
+    root: Root,
+    folder: bytes,
+    *,
+    prefix: bytes = b"",
+    older_than: float = KEEP_SECONDS,
+    look_at: int | None = LOOKED_AT,
 ) -> bool:
     """Remove what is in the making in a directory and was left; whether all that was looked at is gone."""
     all_gone = True
     with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-        for name, status in islice(root.scan(folder or b"."), LOOKED_AT):
+        for name, status in islice(root.scan(folder or b"."), look_at):
             if name.startswith(prefix) and OWN_NAMES.fullmatch(name):
                 path = os.path.join(folder, name)
                 gone = False
@@ -296,7 +306,8 @@ class Partials:
             if kind == b"f":
                 gone = path not in self._holders and remove_old(root, path)
             else:
-                gone = remove_old_in(root, path, prefix=own_prefix(journal.stem), older_than=0.0)
+                prefix = own_prefix(journal.stem)
+                gone = remove_old_in(root, path, prefix=prefix, older_than=0.0, look_at=None)
             all_gone = all_gone and gone
         if all_gone:
             journal.unlink()

@@ -84,7 +84,7 @@ def read_small(root: Root, path: bytes, *, follow: bool) -> tuple[os.stat_result
             if status.st_size > wire.SMALL_FILE_BYTES:
                 return status, None
             with naming(path):
-                data = _read_all(descriptor, wire.SMALL_FILE_BYTES + 1)
+                data = _read_all(descriptor, status.st_size, wire.SMALL_FILE_BYTES + 1)
             if _is_same(status, os.fstat(descriptor)) and len(data) <= wire.SMALL_FILE_BYTES:
                 return status, data
         finally:
@@ -92,9 +92,12 @@ def read_small(root: Root, path: bytes, *, follow: bool) -> tuple[os.stat_result
     raise _restless(path)
 
 
-def _read_all(descriptor: int, bound: int) -> bytes:
-    data = os.read(descriptor, bound)
-    while 0 < len(data) < bound and (more := os.read(descriptor, bound - len(data))):
+def _read_all(descriptor: int, size: int, bound: int) -> bytes:
+    """What there is, `bound` bytes at most; mostly `size`, which takes a single call."""
+    data = os.read(descriptor, size + 1)
+    if len(data) == size:
+        return data  # there would have been more, if it didn't end here
+    while data and len(data) < bound and (more := os.read(descriptor, bound - len(data))):
         data += more
     return data
 
@@ -233,9 +236,8 @@ def _next_extent(descriptor: int, position: int, size: int) -> tuple[int, int]:
         start = min(os.lseek(descriptor, position, os.SEEK_DATA), size)
         end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
     except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        start = end = size  # nothing but a hole
+        # Nothing but a hole; or a file system that doesn't tell, and then all of it is data.
+        start, end = (size, size) if error.errno == errno.ENXIO else (position, size)
     os.lseek(descriptor, start, os.SEEK_SET)
     return start, end
 

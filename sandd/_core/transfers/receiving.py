@@ -126,8 +126,6 @@ class _Receiver:
         self._is_cut_off = False
         """The sender is gone, and has not said why."""
         self._holder = Holder(self._take)
-        self._unclaimed: set[int] = set()
-        """Files whose partials are somebody else's."""
         self._steps: list[Step] = []
         self._steps_cost = 0
         self._backlog = 0
@@ -191,6 +189,7 @@ class _Receiver:
 
     # -- what comes
 
+    @trio.lowlevel.enable_ki_protection
     async def _take_in(self) -> None:
         reader = RecordReader()
         while not self._arrivals.ended:
@@ -259,7 +258,7 @@ class _Receiver:
             for step in steps:
                 if isinstance(step, arrivals.Ask):
                     await self._claim(step.file)
-            answers = await self._disk.do(writer.do, steps, self._unclaimed)
+            answers = await self._disk.do(writer.do, steps)
             self._backlog -= cost
             self._room.set()
             for path in writer.take_released():
@@ -269,8 +268,8 @@ class _Receiver:
 
     async def _claim(self, file: Incoming) -> None:
         partial = self._writer.partial(file)
-        if partial is not None and not await self._partials.claim(partial, self._holder):
-            self._unclaimed.add(file.number)
+        if partial is not None and await self._partials.claim(partial, self._holder):
+            file.partial = partial
 
     async def _answer(
         self, answers: list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]

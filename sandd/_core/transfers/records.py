@@ -98,8 +98,11 @@ class RecordReader:
 
 
 def _checked(kind: int, length: int) -> tuple[int, int]:
-    bound = {_MESSAGE: wire.MAX_RECORD_BYTES, _PIECE: wire.MAX_PIECE_BYTES}.get(kind)
-    if bound is None:
+    if kind == _MESSAGE:
+        bound = wire.MAX_RECORD_BYTES
+    elif kind == _PIECE:
+        bound = wire.MAX_PIECE_BYTES
+    else:
         raise RemoteProtocolError(f"unknown kind of record {kind}")
     if length > bound:
         raise RemoteProtocolError(f"record of {length} bytes; at most {bound} are allowed")

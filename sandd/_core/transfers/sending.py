@@ -238,6 +238,7 @@ class _Sender:
         if not self._walk.is_tree:
             self._sha256 = source.sha256
 
+    @trio.lowlevel.enable_ki_protection
     async def _transmit(self, inlet: trio.MemoryReceiveChannel[_Batch], sent: trio.Event) -> None:
         # It isn't closed on an error: that would be another error, in who produces.
         async for batch in inlet:
@@ -269,6 +270,7 @@ class _Sender:
 
     # -- from the receiver
 
+    @trio.lowlevel.enable_ki_protection
     async def _listen(self) -> None:
         reader = RecordReader()
         while not self._settled.is_set():

@@ -36,13 +36,18 @@ class Unsynced:
         self._few: list[int] = []
         self._devices: dict[int, int] = {}
         """One descriptor for each file system, once there are more than a few files."""
+        self._latest_folder: bytes | None = None
 
-    def add(self, descriptor: int) -> None:
-        """A file is complete. The descriptor is ours from now on."""
+    def add(self, descriptor: int, folder: bytes) -> None:
+        """A file in that directory is complete. The descriptor is ours from now on."""
         if _syncfs is None:
             _sync_and_close(descriptor)
         elif self._devices:
-            self._keep_one(descriptor)
+            if folder == self._latest_folder:
+                os.close(descriptor)  # of the same file system as the one before
+            else:
+                self._keep_one(descriptor)
+                self._latest_folder = folder
         else:
             self._few.append(descriptor)
             if len(self._few) > ONE_BY_ONE:
@@ -65,6 +70,7 @@ class Unsynced:
         for each in (*self._few, *self._devices.values()):
             os.close(each)
         self._few, self._devices = [], {}
+        self._latest_folder = None
 
     def _keep_one(self, descriptor: int) -> None:
         kept = self._devices.setdefault(os.fstat(descriptor).st_dev, descriptor)

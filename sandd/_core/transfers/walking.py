@@ -248,22 +248,35 @@ def count(root: Root, top: bytes, chosen: Filter) -> Generator[tuple[int, int], 
         yield status.st_size, 1
         return
     size = files = seen = 0
-    folders = [b""]
-    while folders:
-        folder = folders.pop()
-        try:
-            for name, status in root.scan(os.path.join(top, folder) if folder else top):
-                seen += 1
-                path = folder + b"/" + name if folder else name
-                if stat.S_ISDIR(status.st_mode):
-                    if chosen.enters(path):
-                        folders.append(path)
-                elif stat.S_ISREG(status.st_mode) and chosen.takes_file(path):
-                    size += status.st_size
-                    files += not OWN_NAMES.fullmatch(name)
-                if seen % COUNTED_AT_ONCE == 0:
-                    yield size, files
-        except (FileNotFoundError, NotADirectoryError):
-            if not folder:
-                raise
+    levels = [(b"", root.scan(top))]
+    try:
+        while levels:
+            folder, entries = levels[-1]
+            try:
+                name, status = next(entries)
+            except (StopIteration, FileNotFoundError, NotADirectoryError) as error:
+                if len(levels) == 1 and isinstance(error, OSError):
+                    raise
+                levels.pop()
+                continue
+            path = folder + b"/" + name if folder else name
+            if stat.S_ISDIR(status.st_mode):
+                if chosen.enters(path):
+                    entries = root.scan(os.path.join(top, path))
+                    levels.append(
+                        (path, _listed(entries) if len(levels) >= OPEN_SCANS else entries)
+                    )
+            elif (
+                stat.S_ISREG(status.st_mode)
+                and not OWN_NAMES.fullmatch(name)
+                and chosen.takes_file(path)
+            ):
+                size += status.st_size
+                files += 1
+            seen += 1
+            if seen % COUNTED_AT_ONCE == 0:
+                yield size, files
+    finally:
+        for _, entries in levels:
+            _close(entries)
     yield size, files

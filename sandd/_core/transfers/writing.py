@@ -59,7 +59,6 @@ class _Written:
 
     temporary: bytes
     target: bytes
-    folder: Folder | None
     stays: bool
     """Another call may go on with it."""
 
@@ -148,14 +147,8 @@ class Writer:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._top)
         self._top = path
 
-    def do(
-        self, steps: Iterable[Step], unclaimed: set[int]
-    ) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
-        """Take the steps. The answers to what is asked in them.
-
-        Args:
-            unclaimed: numbers of files whose partials somebody else writes.
-        """
+    def do(self, steps: Iterable[Step]) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
+        """Take the steps. The answers to what is asked in them."""
         answers = []
         for step in steps:
             match step:
@@ -165,9 +158,10 @@ class Writer:
                     self._put(step)
                 case arrivals.Ask():
                     self._check()
-                    answers.append((step.file, self._answer(step.file, unclaimed)))
+                    self._one_more(step.file.folder)
+                    answers.append((step.file, self._answer(step.file)))
                 case arrivals.Begin():
-                    self._begin(step, unclaimed)
+                    self._begin(step)
                 case arrivals.AppendZeros():
                     self._append_zeros(step.count)
                 case arrivals.Complete():
@@ -211,8 +205,11 @@ class Writer:
             self._unsynced.sync()
             while self._written:
                 each = self._written[0]
-                with naming(each.target):
+                try:
                     self._root.rename(each.temporary, each.target)
+                except OSError as error:
+                    error.filename, error.filename2 = each.target, None
+                    raise
                 self._written.popleft()
                 if each.stays:
                     self._released.append(each.temporary)
@@ -244,7 +241,7 @@ class Writer:
 
     # -- what is asked
 
-    def _answer(self, file: Incoming, unclaimed: set[int]) -> wire.SkipRecord | wire.WantRecord:
+    def _answer(self, file: Incoming) -> wire.SkipRecord | wire.WantRecord:
         target = self._target(file.path)
         status = self._look(target)
         if status is not None and stat.S_ISREG(status.st_mode) and status.st_size == file.size:
@@ -258,28 +255,28 @@ class Writer:
                 return wire.SkipRecord()
             if self._update is Update.HASH:
                 with naming(target):
-                    digest = self._hash_existing(target)
+                    digest = self._hash_existing(target, file.size)
                 if digest is not None:
                     self._digests[file.number] = digest
                     return wire.WantRecord(file.size, digest.digest(), whole=True)
-        partial = self.partial(file)
-        if partial is None or file.number in unclaimed:
+        if file.partial is None:
             return wire.WantRecord()
         with naming(target):
-            digest, size = self._hash_partial(partial, file.size)
+            digest, size = self._hash_partial(file.partial, file.size)
         if not size:
             return wire.WantRecord()
         self._digests[file.number] = digest
         return wire.WantRecord(size, digest.digest())
 
-    def _hash_existing(self, target: bytes) -> hashlib._Hash | None:
+    def _hash_existing(self, target: bytes, size: int) -> hashlib._Hash | None:
         """None if it can't be read: then it is written anew, for which it need not be readable."""
         try:
             descriptor = self._root.open(target, os.O_RDONLY | NOFOLLOW | _NONBLOCK)
         except PermissionError:
             return None
         try:
-            return self._hash(descriptor, None)[0]
+            digest, count = self._hash(descriptor, size)
+            return digest if count == size else None
         finally:
             os.close(descriptor)
 
@@ -295,16 +292,13 @@ class Writer:
         finally:
             os.close(descriptor)
 
-    def _hash(self, descriptor: int, bound: int | None) -> tuple[hashlib._Hash, int]:
+    def _hash(self, descriptor: int, bound: int) -> tuple[hashlib._Hash, int]:
+        """The hash of its first bytes, and how many they are."""
         digest, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(wire.MIB))
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            while bound is None or size < bound:
-                part = buffer if bound is None else buffer[: bound - size]
-                count = file.readinto(part)
-                if not count:
-                    break
-                digest.update(part[:count])
+            while size < bound and (count := file.readinto(buffer[: bound - size])):
+                digest.update(buffer[:count])
                 size += count
                 self._check()
         return digest, size
@@ -326,54 +320,55 @@ class Writer:
             raise special_file_error(status.st_mode, target)
         return status
 
-    def _new(self, target: bytes) -> tuple[bytes, int]:
-        """A new file beside it, with a name of its own."""
-        path = self._new_name(target)
-        with naming(target):
-            descriptor = self._root.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        return path, descriptor
+    def _new(self, place: bytes) -> tuple[bytes, int]:
+        """A new file in a directory, with a name of its own."""
+        path = self._new_name(place)
+        return path, self._root.open(path, _WRITE_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
 
-    def _new_name(self, target: bytes) -> bytes:
-        path = beside(target, self._journal.new_name())
-        self._journal.note(b"d", os.path.dirname(path))
-        return path
+    def _new_name(self, place: bytes) -> bytes:
+        self._journal.note(b"d", place)
+        return os.path.join(place, self._journal.new_name())
 
     def _put(self, step: arrivals.PutFile) -> None:
-        target = self._target(step.path)
-        self._look(target)
-        said = step.said
+        # Once for each of very many files: what need not be done here, isn't.
+        folder, said = step.folder, step.said
+        if folder is None:
+            target, place = self._top, os.path.dirname(self._top)
+            self._look(target)
+        else:
+            place = folder.place
+            target = place + b"/" + said.name
+            if folder.was_there:
+                self._look(target)
         digest = hashlib.sha256()
         for piece in step.pieces:
             digest.update(piece)
         if digest.digest() != said.sha256:
             raise damaged(target)
-        temporary, descriptor = self._new(target)
-        try:
-            with naming(target):
+        with naming(target):
+            temporary, descriptor = self._new(place)
+            try:
                 for piece in step.pieces:
                     write_all(descriptor, piece)
                 self._set_attributes(descriptor, temporary, said.mode, said.mtime)
-        except BaseException:
-            os.close(descriptor)
-            with contextlib.suppress(OSError):
-                self._root.unlink(temporary)
-            raise
-        self._add_written(
-            _Written(temporary, target, step.folder, stays=False), descriptor, said.size
-        )
-        if step.folder is None:
+            except BaseException:
+                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    self._root.unlink(temporary)
+                raise
+            self._add_written(_Written(temporary, target, stays=False), place, said.size)
+            self._unsynced.add(descriptor, place)
+        if folder is None:
             self.sha256 = said.sha256
 
-    def _add_written(self, written: _Written, descriptor: int, size: int) -> None:
+    def _add_written(self, written: _Written, place: bytes, size: int) -> None:
         if not self._written:
             self._written_since = time.monotonic()
         self._written.append(written)
         self._written_bytes += size
-        self._touched.add(os.path.dirname(written.target))
-        with naming(written.target):
-            self._unsynced.add(descriptor)
+        self._touched.add(place)
 
-    def _begin(self, step: arrivals.Begin, unclaimed: set[int]) -> None:
+    def _begin(self, step: arrivals.Begin) -> None:
         file, offset = step.file, step.offset
         target = self._target(file.path)
         digest = self._digests.pop(file.number, None)
@@ -384,12 +379,11 @@ class Writer:
         if offset and file.is_whole:
             current.is_same = True
         else:
-            self._open_to_write(current, unclaimed)
+            self._open_to_write(current)
 
-    def _open_to_write(self, current: _Open, unclaimed: set[int]) -> None:
+    def _open_to_write(self, current: _Open) -> None:
         """Open the file in the making, at its position."""
-        file = current.file
-        partial = None if file.number in unclaimed else self.partial(file)
+        partial = current.file.partial
         if partial is not None:
             self._journal.note(b"f", partial)
             with naming(current.target):
@@ -402,7 +396,9 @@ class Writer:
                 return
         if current.position:
             raise _meddled(current.target)
-        current.temporary, current.descriptor = self._new(current.target)
+        with naming(current.target):
+            place = os.path.dirname(current.target)
+            current.temporary, current.descriptor = self._new(place)
 
     def _check_size(self, descriptor: int, current: _Open) -> None:
         if os.fstat(descriptor).st_size < current.position:
@@ -433,7 +429,7 @@ class Writer:
         current.digest, current.position = hashlib.sha256(), 0
         if current.is_same:
             current.is_same = False
-            self._open_to_write(current, set())
+            self._open_to_write(current)
         else:
             os.ftruncate(current.descriptor, 0)
             os.lseek(current.descriptor, 0, os.SEEK_SET)
@@ -451,9 +447,12 @@ class Writer:
             with naming(current.target):
                 os.ftruncate(current.descriptor, current.position)
                 self._set_attributes(current.descriptor, current.temporary, file.mode, file.mtime)
-            written = _Written(current.temporary, current.target, file.folder, current.stays)
+            written = _Written(current.temporary, current.target, current.stays)
+            place = os.path.dirname(current.target)
             self._open = None
-            self._add_written(written, current.descriptor, file.size)
+            self._add_written(written, place, file.size)
+            with naming(current.target):
+                self._unsynced.add(current.descriptor, place)
         self._open = None
         if file.folder is None:
             self.sha256 = sha256
@@ -466,17 +465,15 @@ class Writer:
             self._root.utime(target, (file.mtime, file.mtime))
 
     def _release(self, file: Incoming) -> None:
-        partial = self.partial(file)
-        if partial is not None:
-            self._released.append(partial)
+        if file.partial is not None:
+            self._released.append(file.partial)
 
     def _drop(self, file: Incoming) -> None:
         self._release(file)
         if self._digests.pop(file.number, None) is not None and not file.is_whole:
-            partial = self.partial(file)
-            assert partial is not None
+            assert file.partial is not None
             with contextlib.suppress(FileNotFoundError):
-                self._root.unlink(partial)  # nobody will ask for it again
+                self._root.unlink(file.partial)  # nobody will ask for it again
         self._one_less(file.folder)
 
     @property
@@ -495,7 +492,8 @@ class Writer:
     # -- directories and links
 
     def _make_folder(self, folder: Folder) -> None:
-        path = self._target(folder.path)
+        self._one_more(folder.parent)
+        path = folder.place = self._target(folder.path)
         self._is_tree = True
         try:
             # For us it has to be writable until everything is in it.
@@ -505,13 +503,20 @@ class Writer:
             status = self._root.stat(path, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
-            if not status.st_mode & stat.S_IWUSR and folder.parent is not None:
+            is_open = status.st_mode & stat.S_IRWXU == stat.S_IRWXU
+            if not is_open and folder.parent is not None:
                 with contextlib.suppress(OSError):
                     self._root.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
             if not self._journal.writes:
                 remove_old_in(self._root, path)
         else:
             self._touched.add(os.path.dirname(path))
+
+    @staticmethod
+    def _one_more(folder: Folder | None) -> None:
+        """Something is in it that will be finished later."""
+        if folder is not None:
+            folder.waits_for += 1
 
     def _one_less(self, folder: Folder | None) -> None:
         """Something in it is finished; with the last it is, too."""
@@ -525,21 +530,22 @@ class Writer:
     def _set_folder(self, folder: Folder) -> None:
         if folder.parent is None and folder.was_there:
             return  # it is whoever made it who decides: not all in it is ours
-        path = self._target(folder.path)
-        with naming(path):
+        path = folder.place
+        try:
             self._root.chmod(path, folder.mode & _PERMISSIONS)
             self._root.utime(path, (folder.mtime, folder.mtime))
+        except PermissionError:
+            if not folder.was_there:
+                raise
+            # Somebody else's, who lets us write in it: that is all we need.
 
     def _make_link(self, step: arrivals.MakeLink) -> None:
-        target = self._target(step.path)
+        target, place = self._target(step.path), step.folder.place
         self._look(target)
-        temporary = self._new_name(target)
+        temporary = self._new_name(place)
         with naming(target):
             self._root.symlink(step.target, temporary)
-        if not self._written:
-            self._written_since = time.monotonic()
-        self._written.append(_Written(temporary, target, step.folder, stays=False))
-        self._touched.add(os.path.dirname(target))
+        self._add_written(_Written(temporary, target, stays=False), place, 0)
         with contextlib.suppress(OSError, NotImplementedError):  # not every system can
             self._root.utime(temporary, (step.mtime, step.mtime), follow_symlinks=False)
 
