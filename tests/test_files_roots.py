@@ -606,6 +606,43 @@ def test_a_mode_can_be_changed_without_proc(
     assert stat.S_IMODE((inside / "file").stat().st_mode) == 0o604
 
 
+def test_without_descriptors_of_anything_a_mode_is_changed_by_name(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, which can do so without following a link."""
+    asked: list[tuple[object, ...]] = []
+
+    def chmod(name: bytes, mode: int, *, dir_fd: int, follow_symlinks: bool) -> None:
+        asked.append((name, mode, os.fstat(dir_fd).st_ino, follow_symlinks))
+
+    monkeypatch.setattr("sandd._core.files.confined_roots._O_PATH", None)
+    monkeypatch.setattr(os, "chmod", chmod)
+    (inside / "a").mkdir()
+    (inside / "a" / "file").write_bytes(b"")
+    (inside / "link").symlink_to("a/file")
+    with root_of("walk", inside) as root:
+        root.chmod(b"link", 0o600)
+    assert asked == [(b"file", 0o600, (inside / "a").stat().st_ino, False)]
+
+
+def test_a_directory_that_is_swapped_for_a_link_while_it_is_located(
+    tight: Root, inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told by name may lead elsewhere by then; what is seen to do so is refused."""
+    (inside / "spot").mkdir()
+    assert tight.locate(b"spot") == os.fsencode(inside / "spot")
+    stat = tight.stat
+
+    def swap(path: bytes) -> os.stat_result:
+        status = stat(path)
+        (inside / "spot").rmdir()
+        (inside / "spot").symlink_to(tmp_path / "outer")
+        return status
+
+    monkeypatch.setattr(tight, "stat", swap)
+    assert refused("locate", tight, b"spot")
+
+
 def test_a_move_to_another_file_system_is_told_as_such(
     tight: Root, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
