@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from cancelling import cancel_at_each_await
 from daemons import open_daemon
 from peers import echo, free_port, hash_all, listening, receive_all, receive_exactly, reset, serving
 from process_tools import until
@@ -418,6 +419,39 @@ async def test_a_listener_that_ends_resets_what_nobody_came_for() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
         await no_jobs(world)
+
+
+# ---- cancelled -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [*WAYS, "connection"])
+async def test_cancelled_at_every_await_nothing_is_left(way: str) -> None:
+    """No job, task or socket, at either end; and what is asked for next is served."""
+    async with core_world(within=55) as world, serving(echo) as port:
+
+        async def converse(stream: trio.abc.HalfCloseableStream) -> None:
+            async with stream:
+                await stream.send_all(b"said")
+                assert await receive_exactly(stream, 4) == b"said"
+                await stream.send_eof()
+                assert await receive_all(stream) == b""
+
+        async def call() -> None:
+            if way == "connection":
+                await converse(await world.worker.open_tcp_stream("127.0.0.1", port))
+                return
+            async with open_port(way, world.worker, port) as (host, bound):
+                await converse(await trio.open_tcp_stream(host, bound))
+
+        async def check() -> None:
+            await no_jobs(world)
+            await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
+            assert world.controller.statistics().jobs == 0
+
+        await call()
+        await no_jobs(world)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        assert await cancel_at_each_await(call, check) > 5
 
 
 # ---- beside others -------------------------------------------------------------------------------
