@@ -369,6 +369,23 @@ async def test_a_daemon_that_leaves_ends_a_reverse_port() -> None:
                 await trio.sleep_forever()
 
 
+async def test_a_new_agent_gets_the_port_of_one_that_died() -> None:
+    """What that one left listening is ended for it; one whose agent is there is not."""
+    port = free_port()
+    async with core_world() as world, serving(echo) as echoing:
+        async with world.worker.reverse_port(1, remote_port=port):
+            async with sandd.open_controller(port=0) as another:
+                world.proxy.redirect(another.address)
+                world.proxy.cut()
+                worker = await another.wait_for_daemon(world.worker.id)
+                async with worker.reverse_port(echoing, remote_port=port) as (host, bound):
+                    async with await trio.open_tcp_stream(host, bound) as stream:
+                        await stream.send_all(b"said")
+                        assert await receive_exactly(stream, 4) == b"said"
+                    with pytest.raises(TransferError, match="in use"):
+                        await worker.reverse_port(1, remote_port=port).__aenter__()
+
+
 async def test_a_connection_that_nobody_comes_for_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client is away for too long; then it is, and the listener is still there."""
     monkeypatch.setattr(port_requests, "CLAIM_SECONDS", 0.0)
