@@ -70,6 +70,8 @@ class PortRequests:
         self._table = table
         self._act = act
         self._places = trio.Semaphore(MAX_CONNECTIONS, max_value=MAX_CONNECTIONS)
+        self._listening: dict[tuple[str, wire.ListenSpec], tuple[Job, trio.Event]] = {}
+        """By tenant and address: whose it is, and what is set when nobody listens there any more."""
 
     @property
     def doers(self) -> Mapping[type[wire.Request], Doer]:
@@ -94,9 +96,17 @@ class PortRequests:
 
     async def _listen(self, doing: Doing, spec: wire.ListenSpec) -> None:
         _check_path(spec)
-        unclaimed = Unclaimed()
+        key = (doing.tenant, spec)
+        while key in self._listening and self._listening[key][0].owner is None:
+            # Left by a client that is gone, or cut off; whoever asks for it now is there.
+            orphan, is_closed = self._listening[key]
+            self._act(self._table.stop(orphan, Outcome.CANCELLED))
+            await is_closed.wait()
+        unclaimed, is_closed = Unclaimed(), trio.Event()
         try:
             async with sockets.listen(spec) as listener:
+                if spec.port or spec.path:
+                    self._listening[key] = doing.job, is_closed
                 doing.started()
                 await doing.answer(_bound(spec, listener))
                 doing.send()
@@ -104,6 +114,9 @@ class PortRequests:
                     await unclaimed.wait_room()
                     await self._begin(doing, await sockets.accept(listener), unclaimed)
         finally:
+            if self._listening.get(key) == (doing.job, is_closed):
+                del self._listening[key]
+            is_closed.set()
             # Those that somebody has come for are jobs of their own, and stay. For these nobody will.
             for job in list(unclaimed.jobs):
                 job.end_requested = True
