@@ -66,8 +66,12 @@ class AcceptedSpec(wire.ConnectSpec):
 class PortRequests:
     """Does requests for connections and for listeners."""
 
-    def __init__(self, table: JobTable, *, act: Callable[[Effects], None]) -> None:
+    def __init__(
+        self, table: JobTable, *, act: Callable[[Effects], None], is_confined: bool = False
+    ) -> None:
+        """With `is_confined`, no path of a Unix socket is taken: we could not keep it beneath a root."""
         self._table = table
+        self._is_confined = is_confined
         self._act = act
         self._places = trio.Semaphore(MAX_CONNECTIONS, max_value=MAX_CONNECTIONS)
         self._listening: dict[tuple[str, wire.ListenSpec], tuple[Job, trio.Event]] = {}
@@ -82,8 +86,16 @@ class PortRequests:
             AcceptedSpec: self._serve,
         }
 
+    def _check_path(self, spec: wire.ConnectSpec | wire.ListenSpec) -> None:
+        if spec.path and not sockets.HAS_UNIX_SOCKETS:
+            raise RequestFailedError(FailedCode.DECLINED, "its machine has no Unix sockets")
+        if spec.path and self._is_confined:
+            raise RequestFailedError(
+                FailedCode.DECLINED, "it was started with --root, and reaches no Unix sockets"
+            )
+
     async def _connect(self, doing: Doing, spec: wire.ConnectSpec) -> None:
-        _check_path(spec)
+        self._check_path(spec)
         try:
             self._places.acquire_nowait()
         except trio.WouldBlock:
@@ -95,7 +107,7 @@ class PortRequests:
             self._places.release()
 
     async def _listen(self, doing: Doing, spec: wire.ListenSpec) -> None:
-        _check_path(spec)
+        self._check_path(spec)
         key = (doing.tenant, spec)
         while key in self._listening and self._listening[key][0].owner is None:
             # Left by a client that is gone, or cut off; whoever asks for it now is there.
@@ -165,11 +177,6 @@ async def _wait_claimed(doing: Doing, unclaimed: Unclaimed) -> None:
         await doing.until(lambda: doing.job.claim_within is None)
     finally:
         unclaimed.discard(doing.job)
-
-
-def _check_path(spec: wire.ConnectSpec | wire.ListenSpec) -> None:
-    if spec.path and not sockets.HAS_UNIX_SOCKETS:
-        raise RequestFailedError(FailedCode.DECLINED, "its machine has no Unix sockets")
 
 
 def _bound(spec: wire.ListenSpec, listener: trio.SocketListener) -> wire.Listening:
