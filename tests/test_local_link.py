@@ -199,6 +199,28 @@ async def test_closing_a_session_that_goes_on_acknowledges_nothing_unread(world:
     assert world.heard() == []
 
 
+async def test_closing_a_session_tells_who_reads_at_once(world: World) -> None:
+    """However long it takes until what was typed is there."""
+    session, _ = running_session(world)
+    await session.send_all(b"typed")
+    told = trio.Event()
+
+    async def receive() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await session.receive_some()
+        told.set()
+
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(session.aclose)
+            await told.wait()
+            assert not session._handle.closed
+            (flush,) = [m for m in world.heard() if isinstance(m, wire.Flush)]
+            world.say(control(1, flush))
+
+
 async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) -> None:
     """Its program may have much to say to the hang-up, and nobody is going to read it."""
     handle, channel = world.start(wire.SessionSpec())
