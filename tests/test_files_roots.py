@@ -489,6 +489,33 @@ def test_a_link_that_comes_in_between_is_looked_at(
     assert stat.S_IMODE((inside / "target").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("call", FOLLOWING)
+def test_a_link_out_that_comes_in_between_is_not_followed(
+    call: str, tight: Root, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was a file when it was looked at, and leads out when it is opened: at that very moment, not by chance."""
+    secret = inside.parent / "secret"
+    os.utime(secret, (0, 0))
+    before = secret.stat()
+    (inside / "spot").write_bytes(b"")
+
+    def look(directory: int, name: bytes) -> bytes | None:
+        link = beneath.link_at(directory, name)
+        if link is None and name == b"spot":
+            (inside / "spot").unlink()
+            (inside / "spot").symlink_to(secret)
+        return link
+
+    monkeypatch.setattr("sandd._core.files.confined_roots.link_at", look)
+    with contextlib.suppress(PermissionError, NotADirectoryError):
+        assert CALLS[call](tight, b"spot") is None  # it has set the times of the link itself
+        assert call == "utime"
+    after = secret.stat()
+    assert (after.st_mode, after.st_mtime, after.st_size) == (
+        *(before.st_mode, before.st_mtime, before.st_size),
+    )
+
+
 def test_the_walk_climbs_only_to_where_it_came_from(inside: Path, tmp_path: Path) -> None:
     """A directory that is moved out while the walk is in it: what is above it then is no part of the root."""
     (inside / "a" / "b").mkdir(parents=True)
