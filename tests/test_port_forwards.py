@@ -19,7 +19,7 @@ from proxied_world import CoreWorld, core_world
 
 import sandd
 from sandd import DaemonGone, RequestRefused, TransferError, wire
-from sandd._core import port_forwards, port_requests, sockets
+from sandd._core import jobs, port_forwards, port_requests, sockets
 from sandd.testing import DOWN, UP
 
 if TYPE_CHECKING:
@@ -420,6 +420,45 @@ async def test_connections_that_nobody_comes_for_are_few(monkeypatch: pytest.Mon
                 async with stream:
                     await stream.send_all(b"said")
                     assert await receive_exactly(stream, 4) == b"said"
+        await no_jobs(world)
+
+
+async def test_a_connection_that_there_is_no_room_for_is_reset(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The daemon holds as many jobs as it can: that costs this connection, and not the listener."""
+    async with core_world() as world, serving(echo) as port:
+        async with world.worker.reverse_port(port) as (host, bound):
+            with monkeypatch.context() as patch:
+                patch.setattr(jobs, "MAX_REQUESTS", 1)
+                async with await trio.open_tcp_stream(host, bound) as stream:
+                    with pytest.raises(trio.BrokenResourceError):
+                        await stream.receive_some()
+                assert "connection_turned_away" in caplog.text
+            async with await trio.open_tcp_stream(host, bound) as stream:
+                await stream.send_all(b"said")
+                assert await receive_exactly(stream, 4) == b"said"
+
+
+async def test_connections_wait_for_room_on_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is cut off meanwhile, with its listener, is reset."""
+    monkeypatch.setattr(port_requests, "MAX_CONNECTIONS", 1)
+    async with core_world() as world, serving(echo) as port:
+        async with world.worker.reverse_port(port) as (host, bound):
+            first = await trio.open_tcp_stream(host, bound)
+            await first.send_all(b"said")
+            assert await receive_exactly(first, 4) == b"said"
+            second, third = [await trio.open_tcp_stream(host, bound) for _ in range(2)]
+            await second.send_all(b"said")
+            with trio.move_on_after(0.2) as patience:
+                await second.receive_some()
+            assert patience.cancelled_caught
+            await first.aclose()
+            assert await receive_exactly(second, 4) == b"said"
+        for stream in (second, third):
+            async with stream:
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
         await no_jobs(world)
 
 

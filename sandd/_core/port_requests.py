@@ -138,7 +138,7 @@ class PortRequests:
         """Make a job of a connection that came, and tell its client."""
         try:
             await self._places.acquire()
-            spec = AcceptedSpec(stream=stream, unclaimed=unclaimed)
+            spec = AcceptedSpec("", stream=stream, unclaimed=unclaimed)
             begun = self._table.begin(
                 doing.job, spec, trio.current_time(), claim_within=CLAIM_SECONDS
             )
