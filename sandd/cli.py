@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
     from sandd.copying.options import add_copy_command
+    from sandd.forwarding.options import add_forward_command
     from sandd.terminal.options import add_commands
 
     parser = argparse.ArgumentParser(
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     add_commands(commands)
     add_copy_command(commands)
+    add_forward_command(commands)
     commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )

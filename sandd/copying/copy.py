@@ -11,7 +11,7 @@ import stat
 import sys
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import asdict, define, field
@@ -20,6 +20,7 @@ from sandd._core._errors import RequestRefused, SanddError, TransferError
 from sandd._core.logs import printable
 from sandd.command_line.own_controller import open_daemon, open_own_controller
 from sandd.command_line.stopping import Failure, fail, run_until_stopped
+from sandd.command_line.telling import put_out, say, say_nothing
 from sandd.copying.places import BadUse, Kind, Order, Refused, System, Targets
 from sandd.copying.progress import showing_progress
 from sandd.local_daemon import DaemonDidNotCome
@@ -70,8 +71,8 @@ def run_copy(options: argparse.Namespace) -> int:
 
 async def _copy(options: argparse.Namespace, order: Order, stop: Stop) -> int:
     async with open_own_controller(options) as controller:
-        say = _say_nothing if options.quiet else _say
-        async with open_daemon(options, order.daemon_id, controller, say, stop) as daemon:
+        notify = say_nothing if options.quiet else say
+        async with open_daemon(options, order.daemon_id, controller, notify, stop) as daemon:
             return await _Copies(options, order, daemon).run()
 
 
@@ -153,14 +154,14 @@ class _Copies:
     async def _tell_result(self, source: str, target: str, result: TransferResult) -> None:
         order = self._order
         if self._options.json:
-            await _print(
+            await _put_json(
                 {"source": order.source(source), "target": order.target(target), "error": None}
                 | asdict(result)
             )
         if result.unsupported and not self._options.quiet:
             names = ", ".join(result.unsupported_names[:MOST_NAMED])
             more = "" if result.unsupported <= MOST_NAMED else ", ..."
-            await _say(
+            await say(
                 f"sandd: {order.source(source)}: left out {result.unsupported} that are neither files, "
                 f"directories nor links: {names}{more}"
             )
@@ -170,7 +171,7 @@ class _Copies:
         order = self._order
         if self._options.json:
             number = error.errno if isinstance(error, OSError) else None
-            await _print(
+            await _put_json(
                 {
                     "source": order.source(source),
                     "target": order.target(target),
@@ -178,7 +179,7 @@ class _Copies:
                     "errno": errno.errorcode.get(number) if number else None,
                 }
             )
-        await _say(f"sandd: {order.source(source)} -> {order.target(target)}: {_reason(error)}")
+        await say(f"sandd: {order.source(source)} -> {order.target(target)}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
@@ -190,20 +191,5 @@ def _reason(error: Exception) -> str:
     return f"{error.strerror}{where}" + (f" ({advice})" if advice else "")
 
 
-async def _say(text: str) -> None:
-    lines = "".join(f"{printable(line)}\n" for line in text.splitlines())
-    await trio.to_thread.run_sync(_write, sys.stderr, lines)
-
-
-async def _say_nothing(_: str) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-async def _print(fields: dict[str, object]) -> None:
-    await trio.to_thread.run_sync(_write, sys.stdout, f"{json.dumps(fields)}\n")
-
-
-def _write(file: TextIO, text: str) -> None:
-    """Call it in a thread: a terminal may have been stopped."""
-    file.write(text)
-    file.flush()
+async def _put_json(fields: dict[str, object]) -> None:
+    await put_out(json.dumps(fields))
