@@ -135,9 +135,15 @@ LAYERS = {
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
+        "sandd.command_line.*",
+        "sandd.copying.*",
+        "sandd.forwarding.*",
         "sandd.terminal.*",
     ],
-    "package": ["sandd", "sandd._core", "sandd._core.transfers", "sandd.terminal", "sandd.testing"],
+    "package": [
+        *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
+        *("sandd.command_line", "sandd.copying", "sandd.forwarding", "sandd.terminal"),
+    ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 
