@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -23,6 +23,9 @@ from sandd._core.transfers.records import RecordReader, message_bytes
 from sandd._core.transfers.sending import send
 from sandd._core.transfers.writing import BLOCK, write_sparse
 from sandd.wire import KIB, MIB, FailedRecord, Update
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LARGE = os.urandom(64 * KIB) * 20
 
