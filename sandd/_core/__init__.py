@@ -32,6 +32,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
 Trio shells of both ends (do the I/O, and ask the state machines what to do)
     logs             structured log lines, quiet unless a program asks for them
     files/           which files a peer may reach, and what is done to them
+    transfers/       files and trees between two ends, the same code at either
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
@@ -48,6 +49,7 @@ Trio shells of the controller alone
     session_handle   Session: a terminal, likewise
     port_streams     RemoteStream: a connection on the daemon's side, as the agent holds it
     port_forwards    ports here that lead there, and the other way round
+    copying          Daemon.upload and Daemon.download
     asking           a request to a daemon, and its answers
     remote_files     files that are open there: streams to read and to write
     remote_path      RemotePath: a path there, and all that can be done with it
@@ -61,6 +63,7 @@ Trio shells of the daemon alone
     job_requests     of these, what is asked about its jobs
     file_requests    of these, too, what is asked about files
     watch_requests   and what happens to them
+    transfer_requests  and what is copied, there or from there
     port_requests    and what is a connection: made there, or accepted
     spool_files      output on disk: the files, and their removal
     spooler          does in threads what the logs want of the disk
