@@ -28,6 +28,7 @@ CONTROLLER_END = [
     "sandd._core.acceptor",
     "sandd._core.asking",
     "sandd._core.commands",
+    "sandd._core.copying",
     "sandd._core.daemon_handle",
     "sandd._core.held_job",
     "sandd._core.job_streams",
@@ -58,6 +59,7 @@ DAEMON_END = [
     "sandd._core.spool_files",
     "sandd._core.spooler",
     "sandd._core.state_directory",
+    "sandd._core.transfer_requests",
     "sandd._core.watch_requests",
     "sandd.daemon",
 ]
