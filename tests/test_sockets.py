@@ -13,6 +13,7 @@ from peers import receive_all, reset
 
 from sandd import wire
 from sandd._core import sockets
+from sandd._core.nurseries import open_unwrapping_nursery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,12 +77,35 @@ async def test_a_break_that_receiving_meets() -> None:
     """What came before is written; it is no end, and nothing more is read."""
     near, far = await connected()
     side = Side()
-    with pytest.raises(ConnectionResetError):  # noqa: PT012 - the nursery is what raises
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+    with pytest.raises(ConnectionResetError):  # noqa: PT012 - the nursery raises
+        async with open_unwrapping_nursery() as nursery:
             nursery.start_soon(side.carry, near)
             await far.send_all(b"before")
             await trio.testing.wait_all_tasks_blocked(0.01)
             await reset(far)
+    assert side.written == b"before"
+    assert not side.ended
+
+
+async def test_a_break_that_sending_meets_first() -> None:
+    """The system tells it once: the end that receiving finds behind it is not believed."""
+    near, far = await connected()
+    side, may_go_on = Side(), trio.Event()
+
+    async def write(piece: bytes) -> None:
+        side.written += piece
+        await may_go_on.wait()
+
+    side.write = write  # type: ignore[method-assign]
+    with pytest.raises(ConnectionResetError):  # noqa: PT012 - the nursery raises
+        async with open_unwrapping_nursery() as nursery:
+            nursery.start_soon(side.carry, near)
+            await far.send_all(b"before")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await reset(far)
+            await side.give.send(b"unheard")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            may_go_on.set()
     assert side.written == b"before"
     assert not side.ended
 
@@ -92,8 +116,8 @@ async def test_who_takes_no_more_is_still_read_from() -> None:
     side = Side()
     side.refuses = trio.BrokenResourceError("it takes no more")
     async with far:
-        with pytest.raises(trio.BrokenResourceError, match="takes no more"):  # noqa: PT012 - the nursery is what raises
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        with pytest.raises(trio.BrokenResourceError, match="takes no more"):  # noqa: PT012 - the nursery raises
+            async with open_unwrapping_nursery() as nursery:
                 nursery.start_soon(side.carry, near)
                 await far.send_all(b"unheard")
                 await trio.testing.wait_all_tasks_blocked(0.01)
