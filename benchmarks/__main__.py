@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from benchmarks import broadcast, bulk, exec_latency, files, keystrokes, throughput
+from benchmarks import broadcast, bulk, exec_latency, files, keystrokes, ports, throughput
 from benchmarks.cpu import OthersMeter
 from benchmarks.fleet import Stopped
 from benchmarks.report import Machine, Section, print_table, write_json
@@ -68,6 +68,11 @@ BENCHMARKS = {
         "a keystroke in a session, and its echo by a program",
         "the same program in a local pseudo-terminal",
         keystrokes.measure,
+    ),
+    "ports": Benchmark(
+        "connections through a forwarded port to a server on the daemon's side",
+        "the same client and server, without anything between them",
+        ports.measure,
     ),
     "broadcast": Benchmark(
         '"true" on many daemons at once',

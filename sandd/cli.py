@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
+    from sandd.copying.options import add_copy_command
+    from sandd.forwarding.options import add_forward_command
     from sandd.terminal.options import add_commands
 
     parser = argparse.ArgumentParser(
@@ -73,6 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
     add_commands(commands)
+    add_copy_command(commands)
+    add_forward_command(commands)
     commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )

@@ -1105,7 +1105,7 @@ FileSpec: TypeAlias = (
 class ConnectSpec(Request):
     """Request: a connection from the daemon's side to a host's port, or to a Unix socket there."""
 
-    host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # name or address
+    host: str = field(validator=_at_most(MAX_HOST_LENGTH))  # name or address; "": there is a path
     port: int = field(default=0, validator=_within(0, 65535))
     path: bytes | None = field(
         default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
@@ -1121,8 +1121,8 @@ class ListenSpec(Request):
     """Request: listen on the daemon's side. One `Listening` answers it, then `Accepted` for each connection."""
 
     host: str = field(
-        default="", validator=_at_most(MAX_HOST_LENGTH)
-    )  # address to bind, or a name of one
+        validator=_at_most(MAX_HOST_LENGTH)
+    )  # address to bind, or a name of one; "": there is a path
     port: int = field(default=0, validator=_within(0, 65535))  # 0: any that is free
     path: bytes | None = field(
         default=None, validator=optional(_at_most(MAX_SOCKET_PATH))

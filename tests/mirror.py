@@ -19,8 +19,8 @@ from sandd.terminal.conversation import Conversation, Ended, Ending
 from sandd.terminal.program import run_at_terminal
 
 if TYPE_CHECKING:
+    from sandd.command_line.stopping import Stop
     from sandd.terminal.local import LocalTerminal
-    from sandd.terminal.program import Stop
 
 
 class Mirror:

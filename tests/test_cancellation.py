@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import os
 import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
+from cancelling import cancel_at_each_await
 from process_tools import read_line, until
 from standing_daemon import StandingDaemon, standing_daemon
 
@@ -16,7 +17,8 @@ import sandd
 from sandd import DaemonState, JobNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from conftest import Marker
 
@@ -24,6 +26,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands 
 
 MOST_AWAITS: Final = 300
 """No call takes so many; one that does would never be seen to its end."""
+NEW: Final = bytes(range(256)) * 2000
+"""What a file is to be."""
 TREE: Final = "trap '' TERM; setsid sleep 60 & echo on; cat; sleep 60"
 
 
@@ -34,63 +38,20 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
         yield daemon
 
 
-class CancelAt(trio.abc.Instrument):
-    """Cancels what the current task does, at one of its awaits."""
-
-    def __init__(self, number: int, *, going_on: bool) -> None:
-        self.scope = trio.CancelScope()
-        self.awaits = 0
-        self._number = number
-        self._going_on = going_on
-        """Not while it waits, but when what it waited for is there already."""
-        self._task = trio.lowlevel.current_task()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """It waits now."""
-        if not self._going_on:
-            self._count(task)
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """It waits no more."""
-        if self._going_on:
-            self._count(task)
-
-    def _count(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self.awaits += 1
-            if self.awaits == self._number:
-                self.scope.cancel()
-
-
-async def cancel_at_each_await(
-    call: Callable[[], Awaitable[object]], check: Callable[[], Awaitable[object]]
-) -> int:
-    """Cancel it at its first await, then at its second, ... until it ends before; the number of awaits."""
-    most = 0
-    for going_on in (False, True):
-        for number in itertools.count(1):
-            assert number < MOST_AWAITS
-            cancel = CancelAt(number, going_on=going_on)
-            trio.lowlevel.add_instrument(cancel)
-            try:
-                with cancel.scope:
-                    await call()
-            finally:
-                trio.lowlevel.remove_instrument(cancel)
-            await check()
-            if cancel.awaits < number:
-                most = max(most, cancel.awaits)
-                break
-    return most
-
-
 class Calls:
     """What an agent can ask for, each with the awaits of its whole life."""
 
-    def __init__(self, controller: sandd.Controller, worker: sandd.Daemon, marker: Marker) -> None:
+    def __init__(
+        self,
+        controller: sandd.Controller,
+        worker: sandd.Daemon,
+        marker: Marker,
+        directory: Path,
+    ) -> None:
         self.controller = controller
         self.worker = worker
         self.env = dict([marker])
+        self.here = worker.path(directory)
 
     async def run(self) -> None:
         """Input, output and an end of its own."""
@@ -172,6 +133,38 @@ class Calls:
         (result,) = (await self.controller.broadcast("echo on", env=self.env)).values()
         assert isinstance(result, sandd.CommandResult)
 
+    async def look_at_files(self) -> None:
+        """Each in one question, and one with many answers."""
+        assert await (self.here / "file").exists()
+        assert await self.here.glob("fi*") == [self.here / "file"]
+        assert len(await (self.here / "file").read_bytes(length=3)) == 3
+
+    async def change_files(self) -> None:
+        """A tree is made, and removed."""
+        await (self.here / "tree/deep").mkdir(parents=True, exist_ok=True)
+        await (self.here / "tree/file").touch()
+        await (self.here / "tree").rmtree()
+
+    async def write_a_small_file(self) -> None:
+        """In one question."""
+        await (self.here / "file").write_bytes(NEW[:1000])
+
+    async def write_a_file(self) -> None:
+        """More than all buffers hold."""
+        await (self.here / "file").write_bytes(NEW)
+
+    async def open_write(self) -> None:
+        """Piece by piece, to an end of its own."""
+        async with (self.here / "file").open_write() as stream:
+            await stream.wait_send_all_might_not_block()
+            await stream.send_all(NEW[:10])
+            await stream.send_all(NEW[10:])
+
+    async def open_read(self) -> None:
+        """Not to its end."""
+        async with (self.here / "file").open_read() as stream:
+            await stream.receive_some(3)
+
     async def open_events(self) -> None:
         """Until the next of them."""
         async with self.controller.open_events() as events:
@@ -181,12 +174,15 @@ class Calls:
 
 @pytest.mark.parametrize("name", [name for name in vars(Calls) if not name.startswith("_")])
 async def test_cancelled_at_every_await_nothing_is_left(
-    daemon: StandingDaemon, marker: Marker, name: str
+    daemon: StandingDaemon, marker: Marker, name: str, tmp_path: Path
 ) -> None:
-    """No process, job or task; what is asked for next is answered, over the same connection."""
-    async with daemon.controller() as controller:
+    """No process, job, task or half a file; what is asked for next is answered, over the same connection."""
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    # Up to fifty lives of a call, one after the other: ten seconds, and more on a machine that is busy.
+    async with daemon.controller(within=55.0) as controller:
         worker = await controller.wait_for_daemon("worker-1")
-        call = getattr(Calls(controller, worker, marker), name)
+        call = getattr(Calls(controller, worker, marker, tmp_path), name)
         await worker.run("true")
         connected_at = worker.info.connected_at
         tasks = trio.lowlevel.current_statistics().tasks_living
@@ -198,6 +194,8 @@ async def test_cancelled_at_every_await_nothing_is_left(
                 assert name in ("detach", "take_over")
                 with contextlib.suppress(JobNotFound):
                     await worker.forget(job.job_id)
+            await until(lambda: not [each for each in os.listdir(tmp_path) if each[0] == "."])
+            assert file.read_bytes() in (b"old", NEW[:1000], NEW)
             assert marker.processes() == []
             assert controller.statistics().jobs == 0
             assert (await worker.run("echo well")).stdout == "well\n"

@@ -66,6 +66,8 @@ def test_options_are_taken(tmp_path: Path) -> None:
             "2.5",
             "--max-running",
             "7",
+            "--root",
+            str(tmp_path),
         ),
     )
     assert options == DaemonOptions(
@@ -78,6 +80,7 @@ def test_options_are_taken(tmp_path: Path) -> None:
         log_format="json",
         reconnect_max=2.5,
         max_running=7,
+        root=tmp_path,
     )
     assert "s3cret" not in repr(options)
 
@@ -105,12 +108,13 @@ def test_every_option_is_also_a_variable(tmp_path: Path) -> None:
             "SANDD_LOG_FORMAT": "json",
             "SANDD_RECONNECT_MAX": "9",
             "SANDD_MAX_RUNNING": "3",
+            "SANDD_ROOT": str(tmp_path),
         },
         prog="p",
         version="v",
     )
     assert options == DaemonOptions(
-        URL, "d", {"a": "1", "b": "2"}, b"t", tmp_path, "error", "json", 9.0, 3
+        URL, "d", {"a": "1", "b": "2"}, b"t", tmp_path, "error", "json", 9.0, 3, root=tmp_path
     )
 
 
@@ -214,7 +218,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{name}" in text
     for name in ("log-level", "log-format", "reconnect-max", "max-running", "version"):
         assert f"--{name}" in text
-    for name in ("spool-quota", "job-spool-quota"):
+    for name in ("spool-quota", "job-spool-quota", "root"):
         assert f"--{name}" in text
     assert "SANDD_SERVER_URL" in text
 
@@ -337,3 +341,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, wor
 def test_a_missing_file_is_named() -> None:
     """A path that was given must be there."""
     assert "/no/such.toml" in complaint("--config", "/no/such.toml")
+
+
+def test_a_root_has_to_be_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that isn't there would let nobody in, or everybody; a relative one is that of the start."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "root").mkdir()
+    for name in ("missing", "file"):
+        with pytest.raises(ConfigurationError, match=f"--root .*{name}.* is not a directory"):
+            parse("-s", URL, "--root", str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    assert parse("-s", URL, "--root", "root").root == tmp_path / "root"
+    (tmp_path / "config").write_text(f'server_url = "{URL}"\nroot = "root"\n')
+    assert parse("--config", "config").root == tmp_path / "root"

@@ -20,7 +20,7 @@ import pytest
 import trio
 from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
-from process_tools import linux_only, posix_only, root_only, until, until_sync
+from process_tools import WITHIN, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
 import sandd
@@ -468,7 +468,7 @@ async def test_killed_it_leaves_nothing(marker: Marker) -> None:
                 await until(lambda: len(marker.processes()) >= 6)
                 spawner = children_of(daemon.pid)
                 daemon.kill()
-                await until(lambda: not marker.processes(), within=1.0)
+                await until(lambda: not marker.processes(), within=WITHIN)
                 await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in spawner))
             nursery.cancel_scope.cancel()
 

@@ -641,6 +641,56 @@ def test_a_directory_that_is_moved_while_it_is_emptied_leads_nowhere(
     ]
 
 
+def test_what_is_gone_at_the_last_moment_is_as_good_as_removed(
+    here: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the removal: a file, a directory, a link in its place, a directory that was emptied."""
+    rmdir = os.rmdir
+    for name in ("file", "directory", "linked", "emptied"):
+        tree = tmp_path / "tree"
+        (tree / "deep" / "below").mkdir(parents=True)
+        (tree / "spot").write_bytes(b"") if name == "file" else (tree / "spot").mkdir()
+        calls = {"file": "unlink", "directory": "open", "linked": "open", "emptied": "rmdir"}
+        real = getattr(os, calls[name])
+
+        def interfere(
+            path: bytes, *args: int, name: str = name, real: object = real, **options: int
+        ) -> object:
+            spot = tmp_path / "tree" / "spot"
+            if path == b"spot" and os.path.lexists(spot):
+                spot.unlink() if spot.is_file() else rmdir(spot)
+                if name == "linked":
+                    spot.symlink_to(tmp_path)
+            return real(path, *args, **options)  # type: ignore[operator]
+
+        removing = remove_tree(AnyFile(), here + b"/tree")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, calls[name], interfere)
+            list(removing)
+        assert os.listdir(tmp_path) == []
+
+
+def test_without_descriptors_trees_are_removed_by_paths(
+    here: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows; one that is gone by the time it is looked at is as good as removed."""
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    list(remove_tree(AnyFile(), here + b"/tree"))
+    assert os.listdir(tmp_path) == []
+
+    class Gone(AnyFile):
+        def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+            """It is gone by the time it is looked at."""
+            os.rmdir(path)
+            yield from super().scan(path)
+
+    (tmp_path / "tree").mkdir()
+    list(remove_tree(Gone(), here + b"/tree"))
+    with pytest.raises(FileNotFoundError):
+        list(remove_tree(Gone(), here + b"/tree"))
+
+
 def test_a_file_that_becomes_a_directory_is_removed_as_one(here: bytes, tmp_path: Path) -> None:
     """Between the look at it and its removal."""
     (tmp_path / "tree").mkdir()

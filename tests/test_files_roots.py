@@ -489,6 +489,33 @@ def test_a_link_that_comes_in_between_is_looked_at(
     assert stat.S_IMODE((inside / "target").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("call", FOLLOWING)
+def test_a_link_out_that_comes_in_between_is_not_followed(
+    call: str, tight: Root, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was a file when it was looked at, and leads out when it is opened: at that very moment, not by chance."""
+    secret = inside.parent / "secret"
+    os.utime(secret, (0, 0))
+    before = secret.stat()
+    (inside / "spot").write_bytes(b"")
+
+    def look(directory: int, name: bytes) -> bytes | None:
+        link = beneath.link_at(directory, name)
+        if link is None and name == b"spot":
+            (inside / "spot").unlink()
+            (inside / "spot").symlink_to(secret)
+        return link
+
+    monkeypatch.setattr("sandd._core.files.confined_roots.link_at", look)
+    with contextlib.suppress(PermissionError, NotADirectoryError):
+        assert CALLS[call](tight, b"spot") is None  # it has set the times of the link itself
+        assert call == "utime"
+    after = secret.stat()
+    assert (after.st_mode, after.st_mtime, after.st_size) == (
+        *(before.st_mode, before.st_mtime, before.st_size),
+    )
+
+
 def test_the_walk_climbs_only_to_where_it_came_from(inside: Path, tmp_path: Path) -> None:
     """A directory that is moved out while the walk is in it: what is above it then is no part of the root."""
     (inside / "a" / "b").mkdir(parents=True)
@@ -604,6 +631,43 @@ def test_a_mode_can_be_changed_without_proc(
     monkeypatch.setattr(os, "chmod", without_proc)
     tight.chmod(b"file", 0o604)
     assert stat.S_IMODE((inside / "file").stat().st_mode) == 0o604
+
+
+def test_without_descriptors_of_anything_a_mode_is_changed_by_name(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, which can do so without following a link."""
+    asked: list[tuple[object, ...]] = []
+
+    def chmod(name: bytes, mode: int, *, dir_fd: int, follow_symlinks: bool) -> None:
+        asked.append((name, mode, os.fstat(dir_fd).st_ino, follow_symlinks))
+
+    monkeypatch.setattr("sandd._core.files.confined_roots._O_PATH", None)
+    monkeypatch.setattr(os, "chmod", chmod)
+    (inside / "a").mkdir()
+    (inside / "a" / "file").write_bytes(b"")
+    (inside / "link").symlink_to("a/file")
+    with root_of("walk", inside) as root:
+        root.chmod(b"link", 0o600)
+    assert asked == [(b"file", 0o600, (inside / "a").stat().st_ino, False)]
+
+
+def test_a_directory_that_is_swapped_for_a_link_while_it_is_located(
+    tight: Root, inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told by name may lead elsewhere by then; what is seen to do so is refused."""
+    (inside / "spot").mkdir()
+    assert tight.locate(b"spot") == os.fsencode(inside / "spot")
+    stat = tight.stat
+
+    def swap(path: bytes) -> os.stat_result:
+        status = stat(path)
+        (inside / "spot").rmdir()
+        (inside / "spot").symlink_to(tmp_path / "outer")
+        return status
+
+    monkeypatch.setattr(tight, "stat", swap)
+    assert refused("locate", tight, b"spot")
 
 
 def test_a_move_to_another_file_system_is_told_as_such(

@@ -163,6 +163,7 @@ async def busy_agent(port: int, marker: Marker, in_place: Callable[[], None]) ->
                     async with worker.attach_session(session.job_id, read_only=True) as onlooker:
                         await see(onlooker, b"typed")
                     await session.aclose()
+                await use_files(worker)
                 async with controller.open_events() as events:
                     with trio.move_on_after(0.01):
                         await controller.wait_for_daemon("nobody")
@@ -197,6 +198,24 @@ async def see(session: sandd.Session, text: bytes) -> None:
     assert shown == text
 
 
+async def use_files(worker: sandd.Daemon) -> None:
+    """In one question each, and piece by piece."""
+    path = worker.path("directory") / "file"
+    await path.parent.mkdir(exist_ok=True)
+    await path.write_bytes(b"text")
+    await path.write_bytes(bytes(100_000))
+    async with path.open_write(append=True) as writer:
+        await writer.send_all(b"tail")
+    async with path.open_read(offset=99_999) as reader:
+        assert await reader.receive_some() == b"\0tail"
+    writer = await path.open_write()
+    await writer.send_all(b"never")
+    await writer.abandon()
+    assert await path.parent.glob("*") == [path]
+    assert (await path.stat()).size == 100_004
+    await path.parent.rmtree()
+
+
 async def be_a_stranger(port: int) -> None:
     """Be answered a ping, and sent away for what is no Hello."""
     breach = close_payload(1002)
@@ -216,13 +235,38 @@ READERS: Final = [
     "sandd.controller.Controller.broadcast*",
     *(
         f"sandd.controller.Controller.{name}"
-        for name in ("daemons*", "open_events", "wait_for_daemon")
+        for name in ("_handle", "daemons*", "open_events", "wait_for_daemon")
     ),
-    *(f"sandd.controller.Daemon.{name}" for name in ("_create", "id", "run", "state")),
-    "sandd.controller.Daemon._check_not_gone",
+    *(
+        f"sandd._core.daemon_handle.Daemon.{name}"
+        for name in ("_create", "_ask", "id", "info", "path", "run", "state")
+    ),
+    "sandd._core.daemon_handle.Daemon._check_not_gone",
     *(f"sandd._core.registry.Registry.{name}" for name in ("get", "select*", "__iter__")),
     *(f"sandd._core.process_handle.Process.{name}" for name in ("stdin", "stdout", "stderr")),
     "sandd._core.held_job.HeldJob.job_id",
+    *(
+        f"sandd._core.remote_path.RemotePath.{name}"
+        for name in (
+            *(
+                "_create",
+                "_wrap",
+                "_like",
+                "_text",
+                "_encoded",
+                "_wire",
+                "_ask",
+                "_find*",
+                "daemon_id",
+                "__*",
+            ),
+            *("parent", "joinpath", "stat", "glob*", "mkdir", "rmtree", "write_bytes"),
+            *("open_read*", "open_write*"),
+        )
+    ),
+    *(f"sandd._core.remote_files.Opening.{name}" for name in ("__init__", "__await__")),
+    "sandd.wire._*.<locals>.check",  # looks at what is asked for
+    "sandd._core.file_status.*",
     # Making a context manager, which nobody has entered yet.
     "sandd._core.interrupts.protected_context.<locals>.opened",
     "sandd._core.interrupts._ProtectedContext.__init__",

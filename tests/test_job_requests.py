@@ -176,7 +176,7 @@ async def test_kill_ends_the_tree_and_leaves_the_results(
     async with daemon.worker() as worker:
         async with worker.open_process(STUBBORN, env=dict([marker])) as process:
             assert await read_line(process.stdout) == b"planted"
-            assert len(marker.processes()) >= 3
+            await until(lambda: len(marker.processes()) >= 3)  # one may be in mid-execve(2)
             await worker.kill(process.job_id, grace=0.1)
             assert marker.processes() == []
             status = await process.wait()
@@ -419,7 +419,7 @@ async def test_a_kill_that_is_cancelled_goes_on_without_us(
         async with worker.open_process(script, env=dict([marker]), detach=True) as process:
             assert await read_line(process.stdout) == b"on"
             with trio.move_on_after(0.2) as scope:
-                await worker.kill(process.job_id, grace=1.0)
+                await worker.kill(process.job_id, grace=3.0)
             assert scope.cancelled_caught
             assert marker.processes()
             assert (await process.wait()).signal == "SIGKILL"

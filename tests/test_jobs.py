@@ -1267,6 +1267,89 @@ def test_jobs_print_as_what_they_are(daemon: Daemon) -> None:
 
 # ---- time ----------------------------------------------------------------------------------------
 
+# ---- what the daemon begins itself -----------------------------------------------------------------
+
+
+def begun(daemon: Daemon, *, claim_within: float = 60.0) -> Job:
+    """A connection that came to Alice's listener, which is her first job."""
+    if ("t", FIRST) not in daemon.table.jobs:
+        daemon.attach(spec=wire.encode_spec(wire.ListenSpec("127.0.0.1")))
+    spec = wire.ConnectSpec("whoever", 1)
+    made = daemon.table.begin(daemon.job(), spec, daemon.now, claim_within=claim_within)
+    assert made is not None
+    job, effects = made
+    assert effects == [(job, Effect.START)]
+    return job
+
+
+def test_what_the_daemon_begins_is_claimed_by_the_client_it_is_for(daemon: Daemon) -> None:
+    """By the same Attach as ever; the shell hears of it once, and what had come is there."""
+    job = begun(daemon)
+    assert job.key[1] != begun(daemon).key[1]
+    job.started(0)
+    job.write(Stream.OUTPUT, b"came before")
+    daemon.heard()
+    assert daemon.resume(2, job.key[1]) == [(job, Effect.CLAIMED)]
+    (_, attached), *said = daemon.heard()
+    assert attached.state is JobState.RUNNING
+    assert (2, Bytes(Stream.OUTPUT, 0, b"came before")) in said
+    daemon.receive(control(2, wire.Detach()))
+    assert daemon.resume(3, job.key[1], generation=attached.generation) == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"client": BOB}, {"client": BOB, "takeover": True}, {"tenant": "other"}]
+)
+def test_nobody_else_claims_it(daemon: Daemon, changes: dict[str, Any]) -> None:
+    """To another client of the tenant, and to another tenant, it is not there."""
+    job = begun(daemon)
+    daemon.heard()
+    assert daemon.resume(2, job.key[1], **changes) == []
+    assert refusal(daemon.heard(), 2) is RefusedCode.JOB_NOT_FOUND
+    assert job.claim_within is not None
+
+
+def test_nobody_starts_a_job_of_an_id_that_the_daemon_generates(daemon: Daemon) -> None:
+    """Neither of one that was, nor of the next: it would be in the way of what the daemon begins."""
+    job = begun(daemon)
+    name, _, number = job.key[1].rpartition(".")
+    assert daemon.end(job.key[1]) == [(job, Effect.END)]
+    job.failed(FailedCode.CANCELLED, "")
+    assert daemon.table.ended(job, daemon.now) == [(job, Effect.FORGOTTEN)]
+    daemon.heard()
+    for channel, sequence in enumerate((int(number), int(number) + 1), 2):
+        assert daemon.attach(channel, f"{name}.{sequence}") == []
+        assert refusal(daemon.heard(), channel) is RefusedCode.ENDED
+    assert begun(daemon).key == ("t", f"{name}.{int(number) + 1}")
+
+
+def test_what_nobody_claims_is_ended_and_forgotten(daemon: Daemon) -> None:
+    """After the time for that and not before; what was claimed has its lease."""
+    job, claimed = begun(daemon), begun(daemon)
+    daemon.resume(2, claimed.key[1])
+    daemon.receive(control(2, wire.Detach()))
+    assert daemon.tick(55.0) == []
+    assert daemon.tick(10.0) == [(job, Effect.END)]
+    job.failed(FailedCode.CANCELLED, "")
+    assert daemon.table.ended(job, daemon.now) == [(job, Effect.FORGOTTEN)]
+    assert daemon.tick(3500.0) == []
+    assert (claimed, Effect.END) in daemon.tick(200.0)
+
+
+def test_the_daemon_begins_nothing_that_there_is_no_room_for(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor when it is about to stop."""
+    begun(daemon)
+    spec = wire.ConnectSpec("whoever", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs_module, "MAX_REQUESTS", 2)
+        assert daemon.table.begin(daemon.job(), spec, 0.0, claim_within=60.0) is None
+    daemon.table.draining = True
+    assert daemon.table.begin(daemon.job(), spec, 0.0, claim_within=60.0) is None
+    assert len(daemon.table.jobs) == 2
+
+
 LEASED = wire.encode_spec(wire.CommandSpec(argv=(b"x",), lease=60.0))
 DETACHED = wire.encode_spec(wire.CommandSpec(argv=(b"x",), lease=60.0, detach=True))
 

@@ -28,6 +28,7 @@ CONTROLLER_END = [
     "sandd._core.acceptor",
     "sandd._core.asking",
     "sandd._core.commands",
+    "sandd._core.copying",
     "sandd._core.daemon_handle",
     "sandd._core.held_job",
     "sandd._core.job_streams",
@@ -58,6 +59,7 @@ DAEMON_END = [
     "sandd._core.spool_files",
     "sandd._core.spooler",
     "sandd._core.state_directory",
+    "sandd._core.transfer_requests",
     "sandd._core.watch_requests",
     "sandd.daemon",
 ]
@@ -135,9 +137,15 @@ LAYERS = {
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
+        "sandd.command_line.*",
+        "sandd.copying.*",
+        "sandd.forwarding.*",
         "sandd.terminal.*",
     ],
-    "package": ["sandd", "sandd._core", "sandd._core.transfers", "sandd.terminal", "sandd.testing"],
+    "package": [
+        *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
+        *("sandd.command_line", "sandd.copying", "sandd.forwarding", "sandd.terminal"),
+    ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 

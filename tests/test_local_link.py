@@ -11,11 +11,11 @@ from scripted import Bytes, control, data, drain, event
 from sandd import wire
 from sandd._core.client_job import AttachState
 from sandd._core.held_job import attached, started
-from sandd._core.local_link import LATE_SECONDS, JobHandle, LocalLink
+from sandd._core.local_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle, LocalLink
 from sandd._core.process_handle import Process
 from sandd._core.router import DaemonLink, Router
 from sandd._core.session_handle import Session
-from sandd._core.streams import WINDOW_BYTES
+from sandd._core.streams import WINDOW_BYTES, Gap
 from sandd.wire import Outcome, Role, Stream
 
 SPEC = wire.CommandSpec(argv=(b"true",), stdin=False)
@@ -199,6 +199,28 @@ async def test_closing_a_session_that_goes_on_acknowledges_nothing_unread(world:
     assert world.heard() == []
 
 
+async def test_closing_a_session_tells_who_reads_at_once(world: World) -> None:
+    """However long it takes until what was typed is there."""
+    session, _ = running_session(world)
+    await session.send_all(b"typed")
+    told = trio.Event()
+
+    async def receive() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await session.receive_some()
+        told.set()
+
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(session.aclose)
+            await told.wait()
+            assert not session._handle.closed
+            (flush,) = [m for m in world.heard() if isinstance(m, wire.Flush)]
+            world.say(control(1, flush))
+
+
 async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) -> None:
     """Its program may have much to say to the hang-up, and nobody is going to read it."""
     handle, channel = world.start(wire.SessionSpec())
@@ -244,6 +266,69 @@ async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
     async with attached(handle, kill_grace=1.0):
         window = wire.StreamWindow(Stream.OUTPUT, far, far + WINDOW_BYTES)
         assert world.heard() == [wire.Window((window,))]
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_leaving_waits_for_what_a_tap_has_yet_to_see(world: World, has_ended: bool) -> None:
+    """A recording has the last words, too: news of the end overtakes them, and nobody reads any more."""
+    handle, channel = world.start(wire.SessionSpec())
+    seen: list[bytes | Gap] = []
+    handle.tap(Stream.OUTPUT, seen.append)
+    world.say(control(channel, wire.Attached(terminal=True)), event(channel, 0, wire.Started(7)))
+    size = wire.MAX_DATA_BYTES
+    for offset in range(0, WINDOW_BYTES, size):  # all that was granted
+        world.say(data(channel, Stream.OUTPUT, offset, b"x" * size))
+    end = event(
+        channel,
+        1,
+        wire.Exited(0, None, Outcome.EXITED, 1.0, finals={Stream.OUTPUT: WINDOW_BYTES + 4}),
+    )
+    if has_ended:
+        world.say(end)
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handle.leave, 1.0)
+            await trio.testing.wait_all_tasks_blocked()
+            said = world.heard()
+            assert any(isinstance(message, wire.End) for message in said) is not has_ended
+            assert [m.streams[0].ack for m in said if isinstance(m, wire.Window)] == [WINDOW_BYTES]
+            if not has_ended:
+                world.say(end)
+                await trio.testing.wait_all_tasks_blocked()
+            world.say(data(channel, Stream.OUTPUT, WINDOW_BYTES, b"last"))
+    assert seen[-1] == b"last"
+    assert handle.closed
+
+
+async def test_leaving_twice_waits_once(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """For what a tap has yet to see, if that never comes."""
+    handle, channel = world.start(wire.SessionSpec())
+    handle.tap(Stream.OUTPUT, lambda _: None)
+    world.say(
+        control(channel, wire.Attached(terminal=True)),
+        event(channel, 0, wire.Exited(0, None, Outcome.EXITED, 1.0, finals={Stream.OUTPUT: 4})),
+    )
+    await handle.leave(1.0)
+    assert trio.current_time() == 1.0 + LEAVE_MARGIN
+    await handle.leave(1.0)
+    assert trio.current_time() == 1.0 + LEAVE_MARGIN
+
+
+async def test_leaving_waits_for_no_tap_of_a_daemon_that_is_away(world: World) -> None:
+    """Leaving returns at once, whatever a recording misses by that."""
+    handle, channel = world.start(wire.SessionSpec())
+    handle.tap(Stream.OUTPUT, lambda _: None)
+    world.say(
+        control(channel, wire.Attached(terminal=True)),
+        event(channel, 0, wire.Exited(0, None, Outcome.EXITED, 1.0, finals={Stream.OUTPUT: 4})),
+    )
+    world.router.remove_daemon(world.daemon, wire.DaemonState.AWAY)
+    world.link.flush()
+    with trio.fail_after(1):
+        await handle.leave(1.0)
+    assert handle.closed
 
 
 # ---- who waits is told that the block was left --------------------------------------------------

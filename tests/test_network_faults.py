@@ -283,7 +283,9 @@ async def test_a_daemon_that_never_reads_is_given_up_and_delays_nobody(
             for _ in range(40):
                 nursery.start_soon(lambda: deaf.run("cat", input=DATA))
             took = await time_runs_while(it.worker, lambda: deaf.state is DaemonState.ONLINE)
-            assert took < 0.5
+            assert (
+                took < 5.0
+            )  # the rest of a machine that is busy; behind the deaf one it would be for ever
         nursery.cancel_scope.cancel()
 
 
@@ -303,9 +305,13 @@ async def test_a_daemon_that_floods_delays_nobody() -> None:
                     sent += 1
 
             await until(lambda: sent)
-            end = trio.current_time() + 1.0
-            took = await time_runs_while(it.worker, lambda: trio.current_time() < end)
-            assert took < 0.5
+            meanwhile = []
+            for _ in range(10):
+                before = sent
+                assert (await it.worker.run("echo on")).stdout == "on\n"
+                meanwhile.append(sent - before)
+            # Counted in what floods, not in seconds: those are the machine's.
+            assert statistics.median(meanwhile) < 10
             nursery.cancel_scope.cancel()
 
 
@@ -352,7 +358,7 @@ async def test_bulk_on_a_slow_line_leaves_it_to_others_and_alive(direction: Dire
     line = {"bandwidth": 40_000, "buffer_bytes": 4_000}
     options = {"heartbeat": 0.4, "dead_after": 2.0}
     async with core_world(faults=line, program=play_bulk, **options) as it:
-        took = []
+        meanwhile = []
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -367,8 +373,9 @@ async def test_bulk_on_a_slow_line_leaves_it_to_others_and_alive(direction: Dire
 
             await it.proxy.wait_passed(it.proxy.passed[direction] + 15_000, direction)
             while True:
-                started = trio.current_time()
+                before = it.proxy.passed[direction]
                 assert (await it.worker.run("echo on")).stdout == "on\n"
-                took.append(trio.current_time() - started)
+                meanwhile.append(it.proxy.passed[direction] - before)
         assert it.proxy.accepted == 1, "it was never taken for dead"
-        assert statistics.median(took) < 1.0
+        # A second's worth of the line, counted in bytes: a second may be the machine's.
+        assert statistics.median(meanwhile) < line["bandwidth"]

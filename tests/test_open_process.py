@@ -176,7 +176,7 @@ async def test_a_reader_that_stops_stops_the_command_and_nobody_else(
                 started = trio.current_time()
                 assert (await worker.run("echo hi")).stdout == "hi\n"
                 took.append(trio.current_time() - started)
-            assert sorted(took)[10] < 0.5
+            assert sorted(took)[10] < 5.0  # behind the one that is stuck it would be for ever
             assert (await worker.run("head -c 5000000 /dev/zero")).stdout_total == 5 * MB
             assert progress() == seen
 

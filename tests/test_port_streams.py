@@ -22,7 +22,7 @@ from proxied_world import CoreWorld, core_world
 
 import sandd
 from sandd import RemoteStream, RequestRefused, TransferError, wire
-from sandd._core import port_streams, sockets
+from sandd._core import port_requests, port_streams, sockets
 from sandd.testing import DOWN, UP
 
 if TYPE_CHECKING:
@@ -210,6 +210,19 @@ async def test_a_machine_without_unix_sockets_declines(monkeypatch: pytest.Monke
     async with core_world() as world:
         with pytest.raises(RequestRefused, match="no Unix sockets"):
             await world.worker.open_unix_stream("/there")
+
+
+async def test_a_daemon_has_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is refused; once another has ended there is room again."""
+    monkeypatch.setattr(port_requests, "MAX_CONNECTIONS", 1)
+    async with core_world() as world, serving(echo) as port:
+        stream = await world.worker.open_tcp_stream("127.0.0.1", port)
+        with pytest.raises(RequestRefused, match="1 connections, and takes no more"):
+            await world.worker.open_tcp_stream("127.0.0.1", port)
+        await stream.aclose()
+        await no_jobs(world)
+        async with await world.worker.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.wait_send_all_might_not_block()
 
 
 async def test_arguments_that_make_no_sense() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -114,6 +115,31 @@ async def test_death_of_the_spawner_kills_every_job_and_loses_each_child() -> No
         for child in children:
             assert await child.stdout.receive_some() == b""
             await close_pipes(child)
+
+
+async def test_death_of_the_spawner_is_logged_when_everything_is_dead() -> None:
+    """A line may take its time, such as the first one, or one into a pipe that is full: no kill waits for it."""
+    told: list[tuple[str, list[int], set[bool]]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            alive = [pid for pid in pids if is_alive(pid)]
+            told.append((record.msg["event"], alive, {child.has_exited for child in children}))
+
+    handler, logger = Handler(), logging.getLogger("sandd.processes")
+    logger.addHandler(handler)
+    try:
+        async with open_process_host() as host:
+            children, _, pids = await start_trees(host)
+            os.kill(await the_spawner(), signal.SIGKILL)
+            for child in children:
+                with pytest.raises(ChildLost):
+                    await child.wait_exited()
+                await close_pipes(child)
+            await until(lambda: len(told) == 2)
+    finally:
+        logger.removeHandler(handler)
+    assert told == [("jobs_lost", [], {True}), ("spawner_died", [], {True})]
 
 
 async def test_next_spawner_takes_over() -> None:

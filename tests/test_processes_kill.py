@@ -397,7 +397,7 @@ async def test_release_without_sweep_leaves_the_others_alone_until_the_host_ends
         # ... also when other jobs come, are swept, and go.
         for _ in range(3):
             await run(host, shell("setsid sleep 1000 <&- >&- 2>&- &"))
-        assert len(alive(wanted.marker)) == 2
+        await until(lambda: len(alive(wanted.marker)) == 2)
         await close_pipes(child)
     assert alive(wanted.marker) == []
 

@@ -723,7 +723,7 @@ async def test_the_methods_cost_no_disk_and_no_wait(tmp_path: Path, slow_disk: S
             recorder.gap(0, 1)
             recorder.resized(1, 1)
             recorder.ended(0, None)
-        with trio.fail_after(1):
+        with trio.fail_after(20):
             await trio.sleep(0.01)
         assert slow_disk.waiting
         slow_disk.open.set()

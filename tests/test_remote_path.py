@@ -10,6 +10,7 @@ import socket
 import stat
 import sys
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,7 @@ from process_tools import read_all, until
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
-from sandd import ChangeKind, FileKind, RemotePath, TransferError
+from sandd import ChangeKind, FileKind, RemotePath, TransferError, wire
 from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
@@ -118,6 +119,44 @@ async def test_a_path_of_another_daemon_is_refused() -> None:
             path / b.path("y")
         with pytest.raises(ValueError, match="another daemon"):
             b.path(path)
+
+
+class Away:
+    """A daemon of another system, as far as a path needs one."""
+
+    def __init__(self, platform: str) -> None:
+        self.id = "far"
+        self.info = SimpleNamespace(platform=platform)
+        self.asked: list[object] = []
+
+    async def _ask(self, request: object) -> list[object]:
+        self.asked.append(request)
+        return []
+
+
+async def test_a_daemon_on_windows_has_windows_paths() -> None:
+    """Whatever system this is: drives, either slash, and names that don't differ by their case alone."""
+    away = Away("win32")
+    path = RemotePath._create(away, "C:\\Users/me")  # type: ignore[arg-type]
+    assert str(path / "x.txt") == "C:\\Users\\me\\x.txt"
+    assert (path.drive, path.root, path.anchor) == ("C:", "\\", "C:\\")
+    assert path.as_posix() == "C:/Users/me"
+    assert path == RemotePath._create(away, "c:\\users\\ME")  # type: ignore[arg-type]
+    assert await path.glob("a\\*.txt") == []
+    await path.rename("D:\\x")
+    with pytest.raises(NotImplementedError):
+        await path.glob("C:\\*")
+    assert away.asked == [
+        wire.GlobSpec(b"C:\\Users\\me", b"a/*.txt"),
+        wire.RenameSpec(b"C:\\Users\\me", b"D:\\x", replace=False),
+    ]
+
+
+async def test_a_daemon_that_gives_no_answer_breaks_the_rules() -> None:
+    """It is said by whom and about what."""
+    path = RemotePath._create(Away("linux"), "/x")  # type: ignore[arg-type]
+    with pytest.raises(sandd.RemoteProtocolError, match="'far' gave no answer about /x"):
+        await path.stat()
 
 
 # ---- looking --------------------------------------------------------------------------------------
@@ -669,6 +708,9 @@ async def test_a_daemons_root_keeps_everything_in(tmp_path: Path) -> None:
                     await call()
         await worker.path("tree").mkdir()
         await worker.path("tree").rmtree()
+        # What a Unix socket's path leads to could not be told in time.
+        with pytest.raises(sandd.RequestRefused, match="--root"):
+            await worker.open_unix_stream(str(root / "socket"))
     assert (tmp_path / "secret").read_bytes() == b"secret"
     assert sorted(os.listdir(tmp_path)) == ["root", "secret"]
 

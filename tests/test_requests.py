@@ -302,6 +302,57 @@ def give(daemon: Daemon, channel: int, offset: int, body: bytes, *, final: bool 
     daemon.act(daemon.table.receive(daemon.link, frame, trio.current_time()))
 
 
+async def test_a_request_that_is_left_sees_to_what_it_was_given(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If that is whole, within its grace, which each piece prolongs; what it puts out is dropped."""
+    monkeypatch.setattr(wire.Request, "kill_grace", 10.0)
+    taken: list[float] = []
+
+    async def do(doing: Doing, _spec: object) -> None:
+        while await doing.read(1):
+            taken.append(trio.current_time() - began)
+            await trio.sleep(6)
+            await doing.write(bytes(1_000_000))
+
+    async with running() as daemon:
+        began = trio.current_time()
+        channel = talk(daemon, do, credit=0)
+        give(daemon, channel, 0, b"abcd", final=True)
+        await trio.testing.wait_all_tasks_blocked()
+        request = daemon.job(channel)
+        daemon.receive(channel, wire.End("d", request.key[1], client=ALICE, tenant="t"))
+        with trio.fail_after(100):
+            while daemon.table.jobs:
+                await trio.sleep(1)
+        assert taken == [0.0, 6.0, 12.0, 18.0]
+        assert isinstance(request.result, wire.Exited)
+
+
+@pytest.mark.parametrize(("final", "seconds"), [(False, 0.0), (True, 10.0)])
+async def test_the_grace_of_a_request_has_an_end(
+    final: bool, seconds: float, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none where something of what it was given is missing: it would be waited for in vain."""
+    monkeypatch.setattr(wire.Request, "kill_grace", 10.0)
+
+    async def do(doing: Doing, _spec: object) -> None:
+        await doing.read(1)
+        await trio.sleep_forever()
+
+    async with running() as daemon:
+        channel = talk(daemon, do)
+        give(daemon, channel, 0, b"abcd", final=final)
+        await trio.testing.wait_all_tasks_blocked()
+        request, began = daemon.job(channel), trio.current_time()
+        daemon.receive(channel, wire.End("d", request.key[1], client=ALICE, tenant="t"))
+        while daemon.table.jobs:
+            await trio.sleep(0.5)
+        assert trio.current_time() - began == pytest.approx(seconds, abs=1.0)
+        assert request.result is not None
+        assert request.result.code is FailedCode.CANCELLED
+
+
 async def test_a_request_reads_its_input_to_the_end() -> None:
     """Each piece once, in order, waiting for what has not come; then b"", again and again."""
     read: list[bytes] = []

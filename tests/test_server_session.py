@@ -13,7 +13,7 @@ from daemons import running_daemon
 from process_tools import PATIENCE, until_sync
 
 import sandd
-from sandd import DaemonNotFound, Outcome, Server, ServerSession, SpawnFailed
+from sandd import DaemonNotFound, Outcome, Server, ServerSession, Session, SpawnFailed
 from sandd._core.bridge import Promise
 
 if TYPE_CHECKING:
@@ -217,6 +217,43 @@ def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.M
         interrupt(type_and_wait)
     with pytest.raises(trio.ClosedResourceError):
         session.read(timeout=0)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_interrupted_before_anybody_has_it_a_session_is_as_it_was(
+    server: Server, marker: Marker, monkeypatch: pytest.MonkeyPatch, detach: bool
+) -> None:
+    """A new one isn't there, detached or not, for nobody knows of it; one that is attached to goes on."""
+    plain = Promise.wait
+
+    def interrupt_when_open(promise: Promise[object], seconds: float | None = None) -> bool:
+        plain(promise, seconds)
+        if not isinstance(promise._value, Session):
+            return True
+        monkeypatch.setattr(Promise, "wait", plain)
+        raise KeyboardInterrupt
+
+    def holding() -> list[str]:
+        return [job.state.value for job in server.call(jobs, server) if job.owned]
+
+    monkeypatch.setattr(Promise, "wait", interrupt_when_open)
+    with pytest.raises(KeyboardInterrupt):
+        server.new_session("worker-1", command=["cat"], env=dict([marker]), detach=detach)
+    until_sync(lambda: not server.call(jobs, server))
+    assert not marker.processes()
+    job_id = f"known-{detach}"
+    with server.new_session("worker-1", command=["cat"], job_id=job_id, detach=detach) as session:
+        monkeypatch.setattr(Promise, "wait", interrupt_when_open)
+        with pytest.raises(KeyboardInterrupt):
+            server.attach_session("worker-1", job_id, takeover=True)
+        until_sync(lambda: not holding())
+        assert session.exit_code is None
+        assert [job.state.value for job in server.call(jobs, server)] == ["running"]
+
+    async def forget() -> None:
+        await server.controller.daemon("worker-1").forget(job_id)
+
+    server.call(forget)
 
 
 def test_who_reads_at_once_takes_turns(server: Server) -> None:

@@ -556,6 +556,18 @@ async def test_a_recording_has_all_that_was_shown(
     assert events[-1] == ("x", "0")
 
 
+async def test_a_recording_has_what_nobody_read(daemon: StandingDaemon, tmp_path: Path) -> None:
+    """All of it, although the news of the end overtakes it."""
+    count = 240_000  # within the ring: more would wait for a reader
+    script = f"stty -opost; head -c {count} /dev/zero | tr '\\0' x; exit 4"
+    async with daemon.worker() as worker:
+        async with worker.open_session(script, record=tmp_path / "cast") as session:
+            assert (await session.wait()).exit_code == 4
+    events = events_of(tmp_path / "cast")
+    assert sum(len(data) for code, data in events if code == "o") == count
+    assert events[-1] == ("x", "4")
+
+
 async def test_a_recording_of_a_session_that_is_ended_has_its_last_words(
     daemon: StandingDaemon, tmp_path: Path
 ) -> None:

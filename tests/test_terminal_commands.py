@@ -22,6 +22,7 @@ from sandd import (
     SpawnFailed,
 )
 from sandd.cli import build_parser
+from sandd.command_line.stopping import STOP_SIGNALS, Failure, Stop
 from sandd.terminal import program
 from sandd.terminal.conversation import Ended, Ending
 from sandd.terminal.local import LocalTerminal, NoTerminal
@@ -85,7 +86,7 @@ def test_options_of_shell() -> None:
         pytest.param(RequestRefused("no"), 125, "sandd: no", id="refused"),
         pytest.param(NoTerminal("none"), 125, "sandd: none", id="no-terminal"),
         pytest.param(ValueError("no size"), 125, "sandd: no size", id="misuse"),
-        pytest.param(program.Failure("one\ntwo"), 125, "sandd: one\ntwo\n", id="failure"),
+        pytest.param(Failure("one\ntwo"), 125, "sandd: one\ntwo\n", id="failure"),
     ],
 )
 def test_what_goes_wrong_is_told_after_the_terminal_is_put_back(
@@ -93,7 +94,7 @@ def test_what_goes_wrong_is_told_after_the_terminal_is_put_back(
 ) -> None:
     """In a line that can't be a sequence for the terminal, and with an exit code of its own."""
 
-    async def fail(terminal: LocalTerminal, _: program.Stop) -> int:
+    async def fail(terminal: LocalTerminal, _: Stop) -> int:
         async with terminal.raw_mode():
             raise error
 
@@ -105,7 +106,7 @@ def test_what_goes_wrong_is_told_after_the_terminal_is_put_back(
 def test_a_mistake_of_ours_is_not_hidden(device: FakeDevice) -> None:
     """What nobody expects comes out as it is, with the terminal as it was."""
 
-    async def fail(terminal: LocalTerminal, _: program.Stop) -> int:
+    async def fail(terminal: LocalTerminal, _: Stop) -> int:
         async with terminal.raw_mode():
             raise AssertionError("a bug")
 
@@ -114,13 +115,13 @@ def test_a_mistake_of_ours_is_not_hidden(device: FakeDevice) -> None:
     assert device.done == ["remember", "raw", "restore", "close"]
 
 
-@pytest.mark.parametrize("number", program.STOP_SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signals_cancel_in_good_order(number: signal.Signals, device: FakeDevice) -> None:
     """The body may clean up; the exit code is the signal's; handlers are those from before."""
-    before = {each: signal.getsignal(each) for each in program.STOP_SIGNALS}
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     cleaned_up = False
 
-    async def body(terminal: LocalTerminal, _: program.Stop) -> int:
+    async def body(terminal: LocalTerminal, _: Stop) -> int:
         nonlocal cleaned_up
         async with terminal.raw_mode():
             signal.raise_signal(number)
@@ -135,10 +136,10 @@ def test_signals_cancel_in_good_order(number: signal.Signals, device: FakeDevice
     assert program.run_at_terminal(body) == 128 + number
     assert cleaned_up
     assert device.done == ["remember", "raw", "restore", "close"]
-    assert {each: signal.getsignal(each) for each in program.STOP_SIGNALS} == before
+    assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
 
 
-@pytest.mark.parametrize("number", program.STOP_SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_second_signal_saves_the_wait(number: signal.Signals, device: FakeDevice) -> None:
     """What waits for something to end, shielded, is interrupted; the code is the first signal's."""
 
@@ -150,7 +151,7 @@ def test_a_second_signal_saves_the_wait(number: signal.Signals, device: FakeDevi
 
     child = Child()
 
-    async def body(terminal: LocalTerminal, stop: program.Stop) -> int:
+    async def body(terminal: LocalTerminal, stop: Stop) -> int:
         stop.kill_if_hurried(child)  # type: ignore[arg-type]
         async with terminal.raw_mode():
             signal.raise_signal(number)

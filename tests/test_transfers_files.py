@@ -24,6 +24,9 @@ from sandd._core.transfers.sending import send
 from sandd._core.transfers.writing import BLOCK, write_sparse
 from sandd.wire import KIB, MIB, FailedRecord, Update
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 LARGE = os.urandom(64 * KIB) * 20
 
 if TYPE_CHECKING:

@@ -27,10 +27,12 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     admission        how many connections come in per second
     results          what a finished command was: CommandResult, Outcome, ExitStatus
     asciicast        a recording of a terminal session, as lines of text
+    file_status      what is told of a file: FileStatus; how paths travel
 
 Trio shells of both ends (do the I/O, and ask the state machines what to do)
     logs             structured log lines, quiet unless a program asks for them
     files/           which files a peer may reach, and what is done to them
+    transfers/       files and trees between two ends, the same code at either
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
@@ -47,7 +49,10 @@ Trio shells of the controller alone
     session_handle   Session: a terminal, likewise
     port_streams     RemoteStream: a connection on the daemon's side, as the agent holds it
     port_forwards    ports here that lead there, and the other way round
+    copying          Daemon.upload and Daemon.download
     asking           a request to a daemon, and its answers
+    remote_files     files that are open there: streams to read and to write
+    remote_path      RemotePath: a path there, and all that can be done with it
     daemon_handle    Daemon: what can be run, held and asked for there
     bridge           calls from other threads into a trio program in a thread of its own
 
@@ -56,6 +61,9 @@ Trio shells of the daemon alone
     spawn_requests   from a job's spec to what is started
     requests         jobs without a process: what the daemon does itself
     job_requests     of these, what is asked about its jobs
+    file_requests    of these, too, what is asked about files
+    watch_requests   and what happens to them
+    transfer_requests  and what is copied, there or from there
     port_requests    and what is a connection: made there, or accepted
     spool_files      output on disk: the files, and their removal
     spooler          does in threads what the logs want of the disk

@@ -37,8 +37,6 @@ class DaemonOptions:
     labels: Mapping[str, str] = field(default=Factory(dict))
     token: bytes | None = field(default=None, repr=False)
     state_dir: Path | None = None
-    root: Path | None = None
-    """The directory that a client's paths are confined to; None: whatever the daemon's user may reach."""
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
     reconnect_max: float = 30.0
@@ -49,6 +47,8 @@ class DaemonOptions:
     """Bytes of output on disk, of all jobs that nobody is attached to; 0: output stays in memory."""
     job_spool_quota: int = 1 * GIB
     """Bytes of output on disk, of one job."""
+    root: Path | None = None
+    """The directory that a client's paths are confined to; None: whatever the daemon's user may reach."""
 
 
 # option -> environment variables; the first that is set counts

@@ -22,6 +22,7 @@ from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.port_requests import PortRequests
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
 from sandd._core.spool import Spool
@@ -74,14 +75,20 @@ async def run_daemon(
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
+                table = JobTable(instance, spool=spool)
                 runner = JobRunner(
-                    JobTable(instance, spool=spool),
+                    table,
                     host,
                     nursery,
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
                 )
                 runner.requests.offer(FileRequests(root).doers)
+                transfers = TransferRequests(root, Partials(state.path / "transfers"))
+                runner.requests.offer(transfers.doers)
+                if options.root is not None:
+                    ports = PortRequests(table, act=runner.act, is_confined=True)
+                    runner.requests.offer(ports.doers)
                 identity = Identity(
                     daemon_id=daemon_id,
                     instance=instance,
@@ -99,9 +106,6 @@ async def run_daemon(
                     runner,
                     Backoff(maximum=options.reconnect_max),
                 )
-                partials = Partials(state.path / "transfers")
-                transfers = TransferRequests(root, partials)
-                runner.requests.offer(transfers.doers)
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)

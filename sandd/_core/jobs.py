@@ -262,7 +262,7 @@ class JobTable:
                 RefusedCode.LOST,
                 "the job was first sent to another instance of this daemon; it is not run again",
             )
-        if self.tombstones.holds(key, now):
+        if self.tombstones.holds(key, now) or self._is_own(key):
             return wire.Refused(RefusedCode.ENDED, "a job of this id was ended and forgotten")
         if self.draining:
             return wire.Refused(RefusedCode.DENIED, "the daemon is stopping")
@@ -273,6 +273,11 @@ class JobTable:
         if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         return self._add(key, message.spec, spec, now)
+
+    def _is_own(self, key: JobKey) -> bool:
+        """Whether the id is one of those that the table generates: nobody else ever starts one."""
+        generated = parse(key[1])
+        return generated is not None and generated[0] == self._own_name
 
     def _is_full(self, spec: wire.Spec) -> bool:
         if isinstance(spec, wire.Request):
@@ -295,11 +300,8 @@ class JobTable:
         """
         if self.draining or self._is_full(spec):
             return None
-        tenant = parent.key[0]
         self._own_sequence += 1
-        key = (tenant, generate(self._own_name, self._own_sequence))
-        # Of such an id nobody ever starts anything, and no tombstone is needed for it.
-        self.tombstones.settle(tenant, self._own_name, self._own_sequence + 1)
+        key = (parent.key[0], generate(self._own_name, self._own_sequence))
         job = self._add(key, b"", spec, now)
         job.client = parent.client
         job.claim_within = claim_within
@@ -485,7 +487,8 @@ class JobTable:
         job.abandon()
         del self.jobs[job.key]
         self._requests -= isinstance(job.spec, wire.Request)
-        self.tombstones.bury(job.key, now)
+        if not self._is_own(job.key):
+            self.tombstones.bury(job.key, now)
         return [(job, Effect.FORGOTTEN)]
 
     # -- what there is, for requests

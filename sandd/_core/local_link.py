@@ -128,6 +128,11 @@ class JobHandle:
         """It ended, and all its output has arrived."""
         return self.job.finished
 
+    @property
+    def _is_seen_off(self) -> bool:
+        """Nothing more will come that anybody wants who has left it."""
+        return self.closed or (self.complete if self._taps else self.ended)
+
     def raise_if_failed(self) -> None:
         """Raise what kept the job from having an exit status, if something did."""
         failed = self.job.result
@@ -150,17 +155,22 @@ class JobHandle:
     async def leave(self, grace: float) -> None:
         """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
 
+        Whoever taps it sees all it says to that; nobody reads it any more.
+
         Shielded, and bounded by the kill grace and a margin. Ctrl-C, which no shield keeps off, saves
         the wait and nothing else.
         """
         job = self.job
         try:
-            if not self.closed and job.result is None and job.sent:
-                self.link.client.end(job, grace)
+            if not self._is_seen_off and job.sent:
+                if job.result is None:
+                    self.link.client.end(job, grace)
+                for stream in self._taps:
+                    self.sink(stream, lambda _: None)
                 self.link.flush()
                 deadline = trio.current_time() + grace + LEAVE_MARGIN
                 with trio.CancelScope(shield=True, deadline=deadline):
-                    await self.until(lambda: self.ended or job.state is AttachState.WAITING)
+                    await self.until(lambda: self._is_seen_off or job.state is AttachState.WAITING)
         finally:
             self.forget()
 

@@ -66,10 +66,16 @@ class AcceptedSpec(wire.ConnectSpec):
 class PortRequests:
     """Does requests for connections and for listeners."""
 
-    def __init__(self, table: JobTable, *, act: Callable[[Effects], None]) -> None:
+    def __init__(
+        self, table: JobTable, *, act: Callable[[Effects], None], is_confined: bool = False
+    ) -> None:
+        """With `is_confined`, no path of a Unix socket is taken: we could not keep it beneath a root."""
         self._table = table
+        self._is_confined = is_confined
         self._act = act
         self._places = trio.Semaphore(MAX_CONNECTIONS, max_value=MAX_CONNECTIONS)
+        self._listening: dict[tuple[str, wire.ListenSpec], tuple[Job, trio.Event]] = {}
+        """By tenant and address: whose it is, and what is set when nobody listens there any more."""
 
     @property
     def doers(self) -> Mapping[type[wire.Request], Doer]:
@@ -80,8 +86,16 @@ class PortRequests:
             AcceptedSpec: self._serve,
         }
 
+    def _check_path(self, spec: wire.ConnectSpec | wire.ListenSpec) -> None:
+        if spec.path and not sockets.HAS_UNIX_SOCKETS:
+            raise RequestFailedError(FailedCode.DECLINED, "its machine has no Unix sockets")
+        if spec.path and self._is_confined:
+            raise RequestFailedError(
+                FailedCode.DECLINED, "it was started with --root, and reaches no Unix sockets"
+            )
+
     async def _connect(self, doing: Doing, spec: wire.ConnectSpec) -> None:
-        _check_path(spec)
+        self._check_path(spec)
         try:
             self._places.acquire_nowait()
         except trio.WouldBlock:
@@ -93,10 +107,18 @@ class PortRequests:
             self._places.release()
 
     async def _listen(self, doing: Doing, spec: wire.ListenSpec) -> None:
-        _check_path(spec)
-        unclaimed = Unclaimed()
+        self._check_path(spec)
+        key = (doing.tenant, spec)
+        while key in self._listening and self._listening[key][0].owner is None:
+            # Left by a client that is gone, or cut off; whoever asks for it now is there.
+            orphan, is_closed = self._listening[key]
+            self._act(self._table.stop(orphan, Outcome.CANCELLED))
+            await is_closed.wait()
+        unclaimed, is_closed = Unclaimed(), trio.Event()
         try:
             async with sockets.listen(spec) as listener:
+                if spec.port or spec.path:
+                    self._listening[key] = doing.job, is_closed
                 doing.started()
                 await doing.answer(_bound(spec, listener))
                 doing.send()
@@ -104,6 +126,9 @@ class PortRequests:
                     await unclaimed.wait_room()
                     await self._begin(doing, await sockets.accept(listener), unclaimed)
         finally:
+            if self._listening.get(key) == (doing.job, is_closed):
+                del self._listening[key]
+            is_closed.set()
             # Those that somebody has come for are jobs of their own, and stay. For these nobody will.
             for job in list(unclaimed.jobs):
                 job.end_requested = True
@@ -113,7 +138,7 @@ class PortRequests:
         """Make a job of a connection that came, and tell its client."""
         try:
             await self._places.acquire()
-            spec = AcceptedSpec(stream=stream, unclaimed=unclaimed)
+            spec = AcceptedSpec("", stream=stream, unclaimed=unclaimed)
             begun = self._table.begin(
                 doing.job, spec, trio.current_time(), claim_within=CLAIM_SECONDS
             )
@@ -152,11 +177,6 @@ async def _wait_claimed(doing: Doing, unclaimed: Unclaimed) -> None:
         await doing.until(lambda: doing.job.claim_within is None)
     finally:
         unclaimed.discard(doing.job)
-
-
-def _check_path(spec: wire.ConnectSpec | wire.ListenSpec) -> None:
-    if spec.path and not sockets.HAS_UNIX_SOCKETS:
-        raise RequestFailedError(FailedCode.DECLINED, "its machine has no Unix sockets")
 
 
 def _bound(spec: wire.ListenSpec, listener: trio.SocketListener) -> wire.Listening:

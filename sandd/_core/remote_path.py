@@ -427,6 +427,7 @@ class RemotePath:
         await self._ask(wire.RenameSpec(self._wire, new._wire, replace))
         return new
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self, data: bytes | bytearray | memoryview, how: WriteMode) -> int:
         with memoryview(data) as view:
             size = view.nbytes

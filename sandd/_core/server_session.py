@@ -44,6 +44,8 @@ class ServerSession:
         self._thread = thread
         self._opened: Promise[Session] = Promise()
         self._leave = trio.Event()
+        self._unwanted = False
+        """Whoever opened it was interrupted, and never had it."""
         # A call that was interrupted goes on in the background for a moment, when the next one may be there.
         self._reading, self._writing = trio.Lock(), trio.Lock()
         self._unread = b""
@@ -174,6 +176,7 @@ class ServerSession:
             self._opened.wait()
             return self._opened.result()
         except BaseException:
+            self._unwanted = True
             self._hold.cancel()
             raise
 
@@ -210,8 +213,12 @@ class ServerSession:
     ) -> None:
         async with open_session() as session:
             self._opened.keep(session)
-            await self._leave.wait()
-            await session.aclose()  # whoever reads at this moment is told that it was closed
+            try:
+                await self._leave.wait()
+                await session.aclose()  # whoever reads at this moment is told that it was closed
+            finally:
+                if self._unwanted:
+                    await session._take_back()
 
     def _is_over(self) -> None:
         if not self._opened.done:

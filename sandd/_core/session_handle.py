@@ -129,6 +129,13 @@ class Session(HeldJob, trio.abc.Stream):
         finally:
             await part_or_end(self._handle, self._kill_grace)
 
+    async def _take_back(self) -> None:
+        """As if its block had not been entered: a new one ends, detached or not; else it is as it was before."""
+        if self._handle.is_new:
+            await self._handle.leave(self._kill_grace)
+        else:
+            self._handle.give_up()
+
     def _check_writes(self) -> None:
         if self._reads_only:
             raise RequestRefused(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from sandd.command_line.controller_options import add_controller_options, add_local_option
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,11 +33,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "survives lost connections.",
     )
     shell.add_argument("daemon", metavar="DAEMON", help="id of the daemon")
-    shell.add_argument(
-        "--local",
-        action="store_true",
-        help="start the daemon on this machine, for as long as the session takes",
-    )
+    add_local_option(shell, "session")
     shell.add_argument(
         "-e",
         "--env",
@@ -53,7 +51,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the session goes on when you leave, or this machine fails; see 'sandd attach'",
     )
     shell.add_argument("--record", metavar="FILE", help="record what is shown to FILE")
-    _add_controller_options(shell)
+    add_controller_options(shell)
     # Everything behind "--" is the command, options that look like ours included: see `split`.
     shell.set_defaults(run=_run_shell, remote_command=None)
 
@@ -77,7 +75,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     attach.add_argument(
         "--takeover", action="store_true", help="take it from whoever has it at the moment"
     )
-    _add_controller_options(attach)
+    add_controller_options(attach)
     attach.set_defaults(run=_run_attach)
 
 
@@ -102,36 +100,11 @@ def _add(
     )
 
 
-def _add_controller_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where to listen for the daemon")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address (default: 127.0.0.1; others need a token)"
-    )
-    group.add_argument(
-        "--port", type=_port, default=None, help="TCP port (default: 8765; with --local a free one)"
-    )
-    group.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help="file with the secret that the daemon has to know; without it daemons of this machine only",
-    )
-
-
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
     return name, value
-
-
-def _port(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: 0 to 65535")
-    return number
 
 
 def _run_shell(options: argparse.Namespace) -> int:

@@ -7,13 +7,10 @@ daemon, where it is a child of ours, and the controller; outermost what `program
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
-import tempfile
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
@@ -21,11 +18,11 @@ import trio
 from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.controller import open_controller
-from sandd.local_daemon import open_local_daemon
+from sandd.command_line.own_controller import in_time, invitation, open_daemon, open_own_controller
+from sandd.command_line.stopping import OUR_FAILURE, Failure, fail
 from sandd.terminal.choosing import JobName
 from sandd.terminal.conversation import Conversation, Ending, tell_outages
-from sandd.terminal.program import OUR_FAILURE, Failure, fail, run_at_terminal
+from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
 from sandd.wire import DaemonState
 
@@ -36,16 +33,11 @@ if TYPE_CHECKING:
 
     from sandd._core.job_info import JobInfo
     from sandd._core.results import ExitStatus
+    from sandd.command_line.stopping import Stop
     from sandd.controller import Controller, Daemon, Session
-    from sandd.local_daemon import LocalDaemon
     from sandd.terminal.conversation import Ended
     from sandd.terminal.local import LocalTerminal
-    from sandd.terminal.program import Stop
 
-DEFAULT_PORT: Final = 8765
-_TAKEN: Final = "; another sandd, or a program of yours, is the controller there"
-START_SECONDS: Final = 20.0
-"""For a daemon of ours to dial in: half a second, or much more on a machine that is busy."""
 GATHERING_SECONDS: Final = 2.0
 """For the daemons to dial in, once one has, where a job is to be found on any of them. Daemons whose
 controller has just come back are there within a second or two, mostly."""
@@ -75,8 +67,8 @@ def run_attach(options: argparse.Namespace) -> int:
 
 
 async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Stop) -> int:
-    async with _listening(options, default_port=0 if options.local else DEFAULT_PORT) as controller:
-        async with _daemon(options, controller, terminal, stop) as daemon:
+    async with open_own_controller(options) as controller:
+        async with open_daemon(options, options.daemon, controller, terminal.say, stop) as daemon:
             size = terminal.size
             opening = daemon.open_session(
                 options.remote_command,
@@ -118,7 +110,7 @@ async def _opened(
 async def _attach(
     options: argparse.Namespace, name: JobName, terminal: LocalTerminal, _: Stop
 ) -> int:
-    async with _listening(options, default_port=DEFAULT_PORT) as controller:
+    async with open_own_controller(options) as controller:
         daemon, job = await _find(options, name, controller, terminal)
         if job.owned and not (options.read_only or options.takeover):
             raise Failure(
@@ -210,70 +202,18 @@ def exit_code(status: ExitStatus) -> int:
     return status.exit_code if status.exit_code >= 0 else 128 - status.exit_code
 
 
-# ---- the controller, the daemon, the job ------------------------------------------------------------
-
-
-@protected_context
-async def _listening(
-    options: argparse.Namespace, *, default_port: int
-) -> AsyncIterator[Controller]:
-    port = default_port if options.port is None else options.port
-    token = None
-    if options.token_file is not None:
-        try:
-            token = await trio.Path(options.token_file).read_bytes()
-        except OSError as error:
-            raise Failure(f"--token-file {options.token_file}: {error.strerror}") from error
-    async with AsyncExitStack() as stack:
-        opening = open_controller(options.host, port, token=token)
-        try:
-            controller = await stack.enter_async_context(opening)
-        except OSError as error:
-            number = error.errno or 0
-            taken = _TAKEN if number == errno.EADDRINUSE else ""
-            # Its own text has the address in it already; one of a name that can't be found has no number.
-            why = os.strerror(number) if number > 0 else error.strerror or error
-            raise Failure(f"can't listen on {options.host}:{port}: {why}{taken}") from error
-        yield controller
-
-
-@protected_context
-async def _daemon(
-    options: argparse.Namespace, controller: Controller, terminal: LocalTerminal, stop: Stop
-) -> AsyncIterator[Daemon]:
-    """The daemon that was asked for, once it is there; with ``--local`` it is ours, and ends with the block."""
-    if not options.local:
-        await terminal.say(_invitation(controller, options.daemon, options.token_file))
-        yield await controller.wait_for_daemon(options.daemon)
-        return
-    token = [] if options.token_file is None else ["--token-file", options.token_file]
-    with tempfile.TemporaryDirectory(prefix="sandd-shell-", ignore_cleanup_errors=True) as path:
-        async with open_local_daemon(
-            controller.url, options.daemon, Path(path), options=token, on_start=stop.kill_if_hurried
-        ) as child:
-            daemon = await child.dialled_in(controller, START_SECONDS)
-            async with open_unwrapping_nursery() as nursery:
-                nursery.start_soon(_watch, child)
-                yield daemon
-                nursery.cancel_scope.cancel()
-
-
-async def _watch(child: LocalDaemon) -> None:
-    code = await child.process.wait()
-    raise Failure(f"the daemon has ended, with {code}. Its last words:\n{child.last_words()}")
+# ---- which job is meant -----------------------------------------------------------------------------
 
 
 async def _find(
     options: argparse.Namespace, name: JobName, controller: Controller, terminal: LocalTerminal
 ) -> tuple[Daemon, JobInfo]:
     """The job that is meant, and its daemon, once that has dialled in."""
-    await terminal.say(_invitation(controller, name.daemon_id, options.token_file))
+    await terminal.say(invitation(controller, name.daemon_id, options.token_file))
     if name.daemon_id is not None:
-        await controller.wait_for_daemon(name.daemon_id)
+        await in_time(options, controller.wait_for_daemon, name.daemon_id)
     else:
-        async with controller.open_events() as events:
-            while not controller.daemons():
-                await anext(events)
+        await in_time(options, _any_daemon, controller)
         await trio.sleep(GATHERING_SECONDS)
     daemons = {
         daemon.id: daemon
@@ -292,17 +232,10 @@ async def _find(
     return daemons[daemon_id], job
 
 
-def _invitation(controller: Controller, daemon_id: str | None, token_file: str | None) -> str:
-    """Who is waited for, and what starts it."""
-    command = ["python", "-m", "sandd.daemon", "--server-url", controller.url]
-    command += ["--daemon-id", daemon_id or "ID"]
-    command += [] if token_file is None else ["--token-file", token_file]
-    whom = "a daemon" if daemon_id is None else f"the daemon {daemon_id!r}"
-    return (
-        f"sandd: waiting for {whom} at {controller.url}. Unless it is running (then it dials again "
-        f"within half a minute), start it:\n"
-        f"  {shlex.join(command)}"
-    )
+async def _any_daemon(controller: Controller) -> None:
+    async with controller.open_events() as events:
+        while not controller.daemons():
+            await anext(events)
 
 
 def _shown_before(job: JobInfo) -> int:

@@ -89,6 +89,8 @@ def _by_descriptors(root: Root, path: bytes) -> Generator[None, None, None]:
             else:
                 try:
                     root.rmdir(path)
+                except FileNotFoundError:
+                    return
                 except OSError as error:
                     _again(level, error)
                     level.directories = yield from _empty(here)
@@ -183,8 +185,7 @@ def _by_paths(root: Root, path: bytes) -> Generator[None, None, None]:
         try:
             root.rmdir(here)
         except FileNotFoundError:
-            if not todo:
-                raise
+            pass
         except OSError as error:
             if error.errno not in _NOT_EMPTY or tries == TRIES:
                 raise

@@ -73,7 +73,8 @@ class _Replacement:
             self._target = path if exclusive else _final_target(root, path)
             directory, name = os.path.split(self._target)
             if name in (b"", b".", b".."):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                number = errno.EISDIR if self._target else errno.ENOENT
+                raise OSError(number, os.strerror(number))
             self._directory = directory or b"."
             self._old = self._look_at_old()
             draft = os.path.join(directory, b".sandd-%s.part" % secrets.token_hex(8).encode())
@@ -165,8 +166,8 @@ class _Replacement:
         try:
             yield
         except OSError as error:
-            error.filename, error.filename2 = self._path, None
-            raise
+            # A new one, as a second name can't be taken away.
+            raise OSError(error.errno or errno.EIO, error.strerror, self._path) from error
 
 
 class _Appended:

@@ -177,6 +177,7 @@ class PosixProcessHost(ProcessHost):
         """The spawner is dead: kill what it left, and tell its children."""
         lost = list(self._children.values())
         self._children.clear()
+        left: list[int] = []
         if not was_clean:
             left = await lost_trees.cull_lost_trees(
                 leaders={child.pid for child in lost if child.pid},
@@ -184,7 +185,6 @@ class PosixProcessHost(ProcessHost):
                 spared=self.spared,
                 adopted=self._adopts,
             )
-            log.warning("jobs_lost", jobs=len(lost), survivors=left)
         for child in lost:
             if not had_come_up:
                 child.failure = Failed(child.job, errno.EAGAIN, NO_SPAWNER, None)
@@ -192,6 +192,8 @@ class PosixProcessHost(ProcessHost):
             child.note_end()
             if not was_answered:
                 child.answered()
+        if not was_clean:  # told last: no kill waits for a line of the log
+            log.warning("jobs_lost", jobs=len(lost), survivors=left)
 
 
 async def _abandon(child: PosixChild) -> None:

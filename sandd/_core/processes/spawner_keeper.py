@@ -133,12 +133,13 @@ class SpawnerKeeper:
                 await link.process.wait()
         self._serving = None
         status = link.process.returncode
-        if not self.is_leaving:
-            log.warning("spawner_died", pid=link.process.pid, status=status)
         group, self._group = self._group, None
         if group is not None and status != 0:
             await trio.to_thread.run_sync(group.kill)
         await self._on_death(status == 0, self._has_come_up)
+        # Not before: the first line loads what writes it, and any may wait for who reads the log.
+        if not self.is_leaving:
+            log.warning("spawner_died", pid=link.process.pid, status=status)
         if group is not None:
             await _remove(group)
 

@@ -1,0 +1,98 @@
+"""What ends a command before its time: signals, and failures in words for the person.
+
+Signals are caught around all of it: the first one cancels, so that everything is undone in good order; each
+further one saves something to wait for.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from sandd._core.logs import printable
+from sandd._core.nurseries import open_unwrapping_nursery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+OUR_FAILURE: Final = 125
+STOP_SIGNALS: Final = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+    if hasattr(signal, name)
+]
+
+
+class Failure(Exception):
+    """Something didn't work; the text is for the person."""
+
+
+@define(eq=False)
+class Stop:
+    """The signals that stop us: the first in good order; each further one saves something to wait for."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    number: int | None = None
+    """The first signal that came."""
+    _child: trio.Process | None = None
+
+    def kill_if_hurried(self, child: trio.Process) -> None:
+        """The daemon that is ours: a second signal doesn't wait for its orderly end."""
+        self._child = child
+
+    @trio.lowlevel.enable_ki_protection
+    async def listen(self, signals: AsyncIterator[int], interrupt: Callable[[], None]) -> None:
+        """Act on signals, for ever."""
+        async for number in signals:
+            if self.number is None:
+                self.number = number
+                self.scope.cancel()
+                continue
+            if self._child is not None:
+                self._child.kill()
+            interrupt()
+
+
+async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
+    """Run it to its end, or until a signal stops it: its exit code, or 128 and the number of the signal."""
+    stop = Stop()
+    ctrl_c = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        # Raises KeyboardInterrupt in the main task, where that waits: what waits there for something to
+        # end knows what is meant. Not here, as `listen` is protected.
+        ours = signal.signal(signal.SIGINT, ctrl_c)
+        signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, ours)
+
+    try:
+        with trio.open_signal_receiver(*_heeded()) as signals:
+            async with open_unwrapping_nursery() as nursery:
+                nursery.start_soon(stop.listen, signals, interrupt)
+                with stop.scope:
+                    code = await body(stop)
+                nursery.cancel_scope.cancel()
+    except KeyboardInterrupt:
+        if stop.number is None:
+            raise
+    return code if stop.number is None else 128 + stop.number
+
+
+def _heeded() -> list[signal.Signals]:
+    """The signals to catch: not a SIGHUP that whoever started us wants ignored, as nohup(1) does."""
+    return [
+        each
+        for each in STOP_SIGNALS
+        if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN
+    ]
+
+
+def fail(why: str, code: int = OUR_FAILURE) -> int:
+    """Say what went wrong, in words that can't be a sequence for the terminal; returns the exit code."""
+    for line in f"sandd: {why}".splitlines():
+        sys.stderr.write(f"{printable(line)}\n")
+    return code
