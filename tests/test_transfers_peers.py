@@ -104,7 +104,6 @@ LIES = {
     "an answer": (WantRecord(),),
     "settled": (SettledRecord(),),
     "the total, later": (TOP, TotalRecord(1, 1)),
-    "too deep": (TOP, *[EnterRecord(b"d", 0o755, 0)] * wire.MAX_DEPTH),
     "too long a path": (TOP, *[EnterRecord(b"d" * 200, 0o755, 0)] * 200),
     "too many questions": (TOP, *[ask(b"f")] * (wire.TRANSFER_WINDOW + 1)),
     "too long questions": (TOP, EnterRecord(b"d" * 240, 0o755, 0), *[ask(b"f" * 240)] * 700),
@@ -123,6 +122,15 @@ async def test_a_lying_sender(tmp_path: Path, lie: Iterable[wire.Record | bytes]
     for path in (tmp_path / "inside").rglob("*"):
         assert path.is_dir()
         assert path.is_relative_to(tmp_path / "inside" / "target")
+
+
+async def test_a_tree_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories within directories have a bound."""
+    monkeypatch.setattr(wire, "MAX_DEPTH", 5)
+    (tmp_path / "inside").mkdir()
+
+    with pytest.raises(RemoteProtocolError):
+        await hear(tmp_path / "inside" / "target", TOP, *[EnterRecord(b"d", 0o755, 0)] * 5)
 
 
 class Scripted:
