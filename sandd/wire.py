@@ -145,7 +145,7 @@ MAX_RECORD_BYTES: Final = 64 * KIB
 MAX_PIECE_BYTES: Final = 1 * MIB
 """Bytes of a file in one record; and in one system call of those that move them."""
 MAX_ZEROS: Final = 64 * MIB
-"""In one ``zeros``: a receiver hashes them, so no more than 50 ms of work come from a few bytes."""
+"""In one ``zeros``: the receiver hashes them, and looks behind each whether that is still wanted: 50 ms."""
 SMALL_FILE_BYTES: Final = 256 * KIB
 """Up to here a file is sent unasked: sending it costs less than a round trip."""
 TRANSFER_WINDOW: Final = 1024

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from transfer_world import FailingRoot, Lines, copy, names_below, partials_below
 
 from sandd import TransferError
 from sandd._core.files.roots import AnyFile
-from sandd._core.transfers import disk_work, syncing
+from sandd._core.transfers import disk_work, syncing, writing
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.sending import send
@@ -147,6 +148,27 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ):
             await trio.sleep(0.01)
     assert names_below(tmp_path) == ["source"]
+
+
+async def test_work_that_comes_too_late_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that gets to its work when all was given up leaves it, whoever comes first; what ends it is done."""
+    monkeypatch.setattr(disk_work, "GIVE_UP_SECONDS", 0.05)
+    disk, go_on, done = disk_work.DiskWork(), threading.Event(), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.do, go_on.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(disk.do, lambda: done.append("late"))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await disk.finish(lambda: done.append("end"))
+    assert done == []
+
+    go_on.set()
+    with trio.fail_after(5):
+        while not done:
+            await trio.sleep(0.01)
+    await trio.sleep(0.05)
+    assert done == ["end"]
 
 
 # ---- files that change --------------------------------------------------------------------------
@@ -322,6 +344,29 @@ async def test_files_get_their_names_when_they_are_on_the_disk(
     else:
         assert len({each for each in synced if ".part" in each}) == count
     assert {each for each in synced if each[-6:] == "target"} == {str(target)}
+
+
+@pytest.mark.parametrize("bound", ["SETTLE_FILES", "SETTLE_BYTES"])
+async def test_files_get_their_names_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, no_syncing: None
+) -> None:
+    """Not all at the end: what a power failure costs has a bound."""
+    for name in ("SETTLE_FILES", "SETTLE_BYTES", "SETTLE_SECONDS"):
+        monkeypatch.setattr(writing, name, 300 if name == bound else 1 << 40)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(1000):
+        (source / str(number)).write_bytes(b"x")
+    root = FailingRoot()
+
+    (await copy(source, tmp_path / "target", receiver_root=root)).result  # noqa: B018 - raises if it failed
+
+    waiting = most = 0
+    for name, path in root.calls:
+        waiting += (name == "open" and b".part" in path) - (name == "rename")
+        most = max(most, waiting)
+    assert waiting == 0
+    assert most < 900
 
 
 # ---- killed -------------------------------------------------------------------------------------

@@ -322,6 +322,9 @@ async def test_without_a_journal_old_ones_are_found_where_a_transfer_writes(
         source, target = make_source(tmp_path, b"small"), folder / "target"
     (folder / ".sandd-0123-4.part").write_bytes(b"left")
     (folder / ".sandd-0123-5.part").symlink_to("a link that was left")
+    for name in (".sandd-0123-4.part", ".sandd-0123-5.part"):
+        # Just before it gets its name, a file has the source's time, which may be any.
+        os.utime(folder / name, (0, 0), follow_symlinks=False)
     (folder / ".sandd-note.txt").write_bytes(b"mine")
     used = folder / ".sandd-4567.part"
     used.write_bytes(b"in use")

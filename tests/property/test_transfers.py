@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LOOKALIKES, PACKABLE, RECORDS
 from transfer_world import Line, Lines, copy, snapshot
@@ -22,7 +22,7 @@ from sandd import TransferError, wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.files.roots import AnyFile
 from sandd._core.transfers import arrivals, syncing
-from sandd._core.transfers.agenda import Agenda, Question, Turn
+from sandd._core.transfers.agenda import LOOK_AHEAD, Agenda, Question, Turn
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.records import RecordReader, message_bytes, piece_head
@@ -223,6 +223,7 @@ def build(path: bytes, tree: Any, draw: st.DataObject) -> None:
     os.utime(path, ns=(0, draw.draw(TIMES)))
 
 
+@settings(max_examples=max(25, settings().max_examples // 10))  # one costs as much as 100 others
 @given(TREES, st.sampled_from(wire.Update), st.sampled_from([1000, 65536]), st.data())
 def test_any_tree_is_copied_exactly(
     tree: Any, update: wire.Update, piece: int, draw: st.DataObject
@@ -230,7 +231,10 @@ def test_any_tree_is_copied_exactly(
     """Names, bytes, modes, times; and a second call with an update sends nothing."""
     with tempfile.TemporaryDirectory() as name:
         source, target = (os.path.join(os.fsencode(name), each) for each in (b"source", b"target"))
-        build(source, tree if not isinstance(tree, tuple) else {b"link": tree}, draw)
+        tree = (
+            {b"link": tree} if isinstance(tree, tuple) else tree
+        )  # at the top it would be followed
+        build(source, tree, draw)
 
         lines = Lines(Line(piece=piece), Line(piece=7))
         first = trio.run(lambda: copy(source, target, update=update, lines=lines)).result
@@ -287,3 +291,19 @@ def test_the_agenda_keeps_within_its_window(lengths: list[int], draw: st.DataObj
     assert not waiting
     assert not lengths
     assert sent == sorted(sent)
+
+
+def test_nothing_comes_between_the_parts_of_a_file() -> None:
+    """Though the receiver skips so much meanwhile that it is time to look for more."""
+    agenda = Agenda()
+    for number in range(LOOK_AHEAD + 10):
+        agenda.asked(Question(number, b"x", 1))
+    agenda.answered(wire.WantRecord())
+    assert agenda.next() is Turn.SEND
+    agenda.is_sending = True
+    for _ in range(100):
+        agenda.answered(wire.SkipRecord())
+
+    assert agenda.next() is Turn.SEND
+    agenda.is_sending = False
+    assert agenda.next() is Turn.WALK

@@ -9,7 +9,6 @@ Without I/O
     result       what a transfer came to: TransferResult
 
 Blocking, in threads
-    disk_work    one thread at a time for one transfer; what happens to one that never comes back
     filters      which files of a tree are sent
     walking      what there is in a tree, as records
     reading      one file as records, whatever is written to it meanwhile
@@ -18,6 +17,8 @@ Blocking, in threads
     writing      from steps to files: whole ones, or none
 
 Shells
+    disk_work    one thread at a time for one transfer; what happens to one that never comes back
+    ends         bytes each way; how one end tells the other that it failed
     sending      the end that has the files
     receiving    the end that gets them
 """

@@ -203,11 +203,7 @@ class _Receiver:
                     self._is_told = True
                     raise failure_error(record)
                 self._arrivals.take(record, self._steps)
-            cost = len(chunk)
-            for step in self._steps[known:]:
-                cost += STEP_COST
-                if isinstance(step, arrivals.AppendZeros):
-                    cost += step.count // _ZEROS_A_BYTE
+            cost = len(chunk) + STEP_COST * (len(self._steps) - known)
             self._backlog += cost
             self._steps_cost += cost
             self._came.set()
@@ -282,7 +278,3 @@ class _Receiver:
         if answers:
             await self._tell(b"".join(message_bytes(answer) for _, answer in answers))
             self._say_progress()
-
-
-_ZEROS_A_BYTE: Final = wire.MAX_ZEROS // BATCH_COST
-"""To hash so many zeros, and skip them, takes as long as to write one byte: no batch takes longer than others."""
