@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 LARGE = os.urandom(64 * KIB) * 20
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 # ---- holes --------------------------------------------------------------------------------------
 
 RUNS = st.lists(
