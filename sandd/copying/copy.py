@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 import sys
 from contextlib import AsyncExitStack
@@ -49,7 +50,6 @@ _ADVICE: Final = {
     errno.ENOSPC: "make room, and run it again",
     errno.EDQUOT: "make room, and run it again",
     errno.EROFS: "name a target that can be written to",
-    errno.EXDEV: "name a path within the daemon's --root",
     errno.EBUSY: "run it again when nothing writes to it",
 }
 """What somebody can do about it, by errno."""
@@ -187,7 +187,9 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     where = f": {error.filename!r}" if error.filename else ""
-    advice = _ADVICE.get(error.errno or 0)
+    number = error.errno or 0
+    # Who says it in words of their own has said more than the number does.
+    advice = _ADVICE.get(number) if error.strerror == os.strerror(number) else None
     return f"{error.strerror}{where}" + (f" ({advice})" if advice else "")
 
 
