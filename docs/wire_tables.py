@@ -34,7 +34,14 @@ COMMENTS = {
     if token.type == tokenize.COMMENT
 }
 SPEC_TAGS = {cls: kind for kind, cls in wire.SPEC_KINDS.items()}
-TAGS = wire.CONTROL_TAGS | wire.EVENT_TAGS | wire.OP_TAGS | wire.ANSWER_TAGS | SPEC_TAGS
+TAGS = (
+    wire.CONTROL_TAGS
+    | wire.EVENT_TAGS
+    | wire.OP_TAGS
+    | wire.ANSWER_TAGS
+    | wire.RECORD_TAGS
+    | SPEC_TAGS
+)
 NOT_STRUCTURES = {wire.Unknown, *TAGS}
 
 
@@ -90,6 +97,7 @@ CONTENTS = {
     "ops": lambda: messages(wire.OP_TAGS),
     "specs": lambda: messages(SPEC_TAGS),
     "answers": lambda: messages(wire.ANSWER_TAGS),
+    "records": lambda: messages(wire.RECORD_TAGS),
     "structures": structures,
     "enumerations": enumerations,
     "limits": limits,
