@@ -43,7 +43,7 @@ async def upload_file(
 async def _write_file(daemon: Daemon, remote_path: Text, data: bytes) -> TransferResult:
     began = trio.current_time()
     digest = await trio.to_thread.run_sync(lambda: hashlib.sha256(data).hexdigest())
-    await daemon.path(remote_path).write_bytes(data)
+    await daemon.path(os.fspath(remote_path)).write_bytes(data)
     return TransferResult(
         bytes=len(data),
         size=len(data),
@@ -57,7 +57,7 @@ async def _write_file(daemon: Daemon, remote_path: Text, data: bytes) -> Transfe
 
 async def read_file(find: Callable[[], Daemon], remote_path: Text, timeout: float | None) -> bytes:
     """See `Server.download_file`."""
-    path = find().path(remote_path)
+    path = find().path(os.fspath(remote_path))
     return await in_time(path.read_bytes, str(path), timeout)
 
 
@@ -72,7 +72,7 @@ async def download_file(
     daemon = find()
 
     async def download() -> TransferResult:
-        if await daemon.path(remote_path).is_dir():
+        if await daemon.path(os.fspath(remote_path)).is_dir():
             raise transfer_error("EISDIR", "", os.fsdecode(remote_path))
         return await daemon.download(remote_path, local_path, progress=progress)
 

@@ -161,10 +161,11 @@ class _Copies:
         if result.unsupported and not self._options.quiet:
             names = ", ".join(result.unsupported_names[:MOST_NAMED])
             more = "" if result.unsupported <= MOST_NAMED else ", ..."
-            await say(
-                f"sandd: {order.source(source)}: left out {result.unsupported} that are neither files, "
-                f"directories nor links: {names}{more}"
+            text = (
+                f"{order.source(source)}: left out {result.unsupported} that are neither files, directories "
+                f"nor links: {names}{more}"
             )
+            await say(f"sandd: {printable(text)}")
 
     async def _tell_failure(self, source: str, target: str, error: Exception) -> None:
         self._failed = True
@@ -179,7 +180,9 @@ class _Copies:
                     "errno": errno.errorcode.get(number) if number else None,
                 }
             )
-        await say(f"sandd: {order.source(source)} -> {order.target(target)}: {_reason(error)}")
+        # One line, whatever the names are.
+        text = f"{order.source(source)} -> {order.target(target)}: {_reason(error)}"
+        await say(f"sandd: {printable(text)}")
 
 
 def _reason(error: Exception) -> str:
