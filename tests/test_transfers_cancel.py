@@ -260,6 +260,26 @@ async def test_a_file_that_becomes_a_link_is_sent_as_one(tmp_path: Path) -> None
     assert (target / "file").is_symlink()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.parametrize("size", [1, len(LARGE)], ids=["small", "large"])
+async def test_a_file_that_becomes_a_pipe_hangs_nobody(tmp_path: Path, size: int) -> None:
+    """Between finding and opening: then it is left out."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "file").write_bytes(LARGE[:size])
+    (source / "other").write_bytes(b"x")
+
+    def replace(_number: int, name: str, path: bytes) -> None:
+        if name == "open" and path.endswith(b"/file") and (source / "file").is_file():
+            (source / "file").unlink()
+            os.mkfifo(source / "file")
+
+    with trio.fail_after(5):
+        result = (await copy(source, target, sender_root=FailingRoot(replace))).result
+
+    assert (result.files, names_below(target)) == (1, ["other"])
+
+
 # ---- in which order -----------------------------------------------------------------------------
 
 

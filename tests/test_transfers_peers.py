@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -75,9 +75,6 @@ def ask(name: bytes, size: int = 10) -> AskRecord:
 
 BAD_NAMES = [b"", b".", b"..", b"/", b"a/b", b"/etc", b"../up", b"a\0", b".sandd-12.part"]
 
-DEPTH: Final = 50
-"""Directories within each other, in these tests: what removes a test's files goes no deeper than a thousand."""
-
 LIES = {
     **{f"file {name!r}": (TOP, *small(name)) for name in BAD_NAMES},
     **{f"ask {name!r}": (TOP, ask(name)) for name in BAD_NAMES},
@@ -107,7 +104,6 @@ LIES = {
     "an answer": (WantRecord(),),
     "settled": (SettledRecord(),),
     "the total, later": (TOP, TotalRecord(1, 1)),
-    "too deep": (TOP, *[EnterRecord(b"d", 0o755, 0)] * DEPTH),
     "too long a path": (TOP, *[EnterRecord(b"d" * 200, 0o755, 0)] * 200),
     "too many questions": (TOP, *[ask(b"f")] * (wire.TRANSFER_WINDOW + 1)),
     "too long questions": (TOP, EnterRecord(b"d" * 240, 0o755, 0), *[ask(b"f" * 240)] * 700),
@@ -115,11 +111,8 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-async def test_a_lying_sender(
-    tmp_path: Path, lie: Iterable[wire.Record | bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lying_sender(tmp_path: Path, lie: Iterable[wire.Record | bytes]) -> None:
     """It is found out, by that alone; nothing is written but below the target, and no file stays there."""
-    monkeypatch.setattr(wire, "MAX_DEPTH", DEPTH)
     (tmp_path / "inside").mkdir()
 
     with pytest.raises(RemoteProtocolError):
@@ -129,6 +122,15 @@ async def test_a_lying_sender(
     for path in (tmp_path / "inside").rglob("*"):
         assert path.is_dir()
         assert path.is_relative_to(tmp_path / "inside" / "target")
+
+
+async def test_a_tree_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories within directories have a bound."""
+    monkeypatch.setattr(wire, "MAX_DEPTH", 5)
+    (tmp_path / "inside").mkdir()
+
+    with pytest.raises(RemoteProtocolError):
+        await hear(tmp_path / "inside" / "target", TOP, *[EnterRecord(b"d", 0o755, 0)] * 5)
 
 
 class Scripted:

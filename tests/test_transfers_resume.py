@@ -107,6 +107,16 @@ async def test_more_than_the_source_has_is_not_gone_on_with(tmp_path: Path) -> N
     assert target.read_bytes() == LARGE[:MIB]
 
 
+async def test_nothing_of_what_was_left_shows_through_a_hole(tmp_path: Path) -> None:
+    """Zeros are not written but skipped: where something else was left, there must be nothing before."""
+    source, target = make_source(tmp_path, bytes(2 * MIB) + b"end"), tmp_path / "target"
+    leave(target, source, LARGE[: 2 * MIB])
+
+    (await copy(source, target)).result  # noqa: B018 - raises if it failed
+
+    assert target.read_bytes() == bytes(2 * MIB) + b"end"
+
+
 async def test_a_changed_source_is_never_spliced(tmp_path: Path) -> None:
     """Of the same size and time, changed in what was sent and in what wasn't: it is sent from its beginning."""
     source, target = make_source(tmp_path), tmp_path / "target"
