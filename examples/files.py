@@ -28,12 +28,11 @@ async def work(worker: sandd.Daemon, here: Path, there: Path) -> None:
     await (project / "answer").write_text("43\n")  # at every moment the old file, or the new one
     print(sorted(path.name for path in await project.iterdir()))
 
-    def show(done: int, total: int) -> None:
-        if done == total:
-            print(f"downloaded {done} bytes of {total}")
-
-    await worker.download(project / "answer", here / "answer", progress=show)
-    print(f"here: {(here / 'answer').read_text()!r}")
+    seen: list[tuple[int, int]] = []
+    await worker.download(
+        project / "answer", here / "answer", progress=lambda done, total: seen.append((done, total))
+    )
+    print(f"downloaded {seen[-1][0]} bytes of {seen[-1][1]}: {(here / 'answer').read_text()!r}")
     try:
         await worker.download(there / "missing", here / "missing")
     except FileNotFoundError as error:  # a sandd.TransferError, too

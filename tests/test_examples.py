@@ -68,8 +68,7 @@ SHOWN: Final = {
         again: 1 skipped, 0 bytes
         the answer: '42\\n'
         ['answer', 'src']
-        downloaded 3 bytes of 3
-        here: '43\\n'
+        downloaded 3 bytes of 3: '43\\n'
         No such file or directory: missing
     """,
     "fleet.py": """
