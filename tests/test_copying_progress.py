@@ -31,9 +31,11 @@ class Terminal(io.StringIO):
         self.goes_on.set()
 
     def isatty(self) -> bool:
+        """It is one."""
         return True
 
     def write(self, text: str) -> int:
+        """Take it, unless it is stopped."""
         self.goes_on.wait()
         return super().write(text)
 

@@ -137,6 +137,8 @@ def test_connections_that_fail_are_told() -> None:
             line = complained(process, "broke")
             assert line.startswith(f"sandd: a connection to 127.0.0.1:{nobody} broke: ")
             assert "refused" in line
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=SECONDS)
 
 
 def test_a_daemon_that_was_started_anew_is_forwarded_to_again(tmp_path: Path) -> None:
