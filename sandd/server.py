@@ -10,15 +10,18 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from typing import TYPE_CHECKING, Final, TypedDict, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar, overload
 
 import trio
 from attrs import frozen
 
-from sandd._core import specs
+from sandd._core import server_files, specs
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
 from sandd._core.bridge import TrioThread
+from sandd._core.held_block import HeldBlock
 from sandd._core.results import CommandResult
 from sandd._core.server_session import ServerSession
 from sandd._core.specs import KILL_GRACE
@@ -26,11 +29,13 @@ from sandd.controller import open_controller
 from sandd.wire import DaemonState, Outcome
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractContextManager
     from typing import Self, TypeVarTuple, Unpack
 
+    from sandd._core.copying import Patterns, Progress
     from sandd._core.specs import Command, Text
+    from sandd._core.transfers.result import TransferResult
     from sandd.controller import Controller, ControllerStatistics, Daemon
 
     Arguments = TypeVarTuple("Arguments")
@@ -77,6 +82,35 @@ class SessionOptions(TypedDict, total=False):
     job_id: str | None
     record: str | os.PathLike[str] | None
     record_input: bool
+
+
+class TransferOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.upload` and `Daemon.download`."""
+
+    progress: Progress | None
+    update: bool | Literal["hash"]
+    include: Patterns
+    exclude: Patterns
+
+
+class ForwardOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.forward_port` beyond the port that it leads to."""
+
+    remote_host: str
+    remote_path: Text | None
+    local_host: str
+    local_port: int
+    local_path: Text | None
+
+
+class ReverseOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.reverse_port` beyond the port that it leads to."""
+
+    local_host: str
+    local_path: Text | None
+    remote_host: str
+    remote_port: int
+    remote_path: Text | None
 
 
 @frozen
@@ -388,6 +422,159 @@ class Server:
                 job_id, since=since, read_only=read_only, takeover=takeover, kill_grace=kill_grace
             ),
         )
+
+    # -- files and ports
+
+    def upload_file(
+        self,
+        daemon_id: str,
+        remote_path: Text,
+        data: bytes | bytearray | memoryview | str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> TransferResult:
+        """Make a file on the daemon's machine: of these bytes, or a copy of a file of this machine.
+
+        At every moment, also after a crash, there is the old file or the whole new one. A copy keeps permissions
+        and time of modification, and goes on where it was if it was interrupted by a crash.
+
+        Args:
+            daemon_id: of a daemon that is online or away; while it is away this waits.
+            remote_path: of the file, its name included. Its directory must be there.
+            data: bytes are the content. A text or a path object is the path of a file here; the content
+                of a text is ``text.encode()``.
+            timeout: seconds for all of it; None: no limit.
+            progress: for a copy: called with the bytes done and those in all, in the server's thread,
+                which it must not block.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too.
+            TransferError: it could not be done, here or there; mostly the fitting OSError, too (FileNotFoundError,
+                PermissionError, IsADirectoryError, ...); a TimeoutError if the time ran out. There is no new file.
+            DaemonGone: the daemon is gone for good.
+            RequestRefused: the daemon declined.
+            trio.ClosedResourceError: the server is closed, or was closed meanwhile.
+        """
+        return self.call(
+            server_files.upload_file,
+            partial(self._controller.daemon, daemon_id),
+            remote_path,
+            data,
+            timeout,
+            progress,
+        )
+
+    @overload
+    def download_file(
+        self, daemon_id: str, remote_path: Text, *, timeout: float | None = None
+    ) -> bytes: ...
+
+    @overload
+    def download_file(
+        self,
+        daemon_id: str,
+        remote_path: Text,
+        local_path: Text,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> TransferResult: ...
+
+    def download_file(
+        self,
+        daemon_id: str,
+        remote_path: Text,
+        local_path: Text | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> bytes | TransferResult:
+        """What is in a file on the daemon's machine; with a `local_path` it is copied to that file instead.
+
+        Without `local_path` all of it is held in memory. Otherwise as `upload_file`, the other way round.
+        """
+        find = partial(self._controller.daemon, daemon_id)
+        if local_path is None:
+            return self.call(server_files.read_file, find, remote_path, timeout)
+        return self.call(
+            server_files.download_file, find, remote_path, local_path, timeout, progress
+        )
+
+    def upload(
+        self,
+        daemon_id: str,
+        local: Text,
+        remote: Text,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[TransferOptions],
+    ) -> TransferResult:
+        """Copy a file or a directory tree of this machine to the daemon's; see `Daemon.upload`.
+
+        Args:
+            daemon_id: of a daemon that is online or away; while it is away this waits.
+            local: a file or a directory.
+            remote: what the copy is to be, its name included.
+            timeout: seconds for all of it; None: no limit. Beyond that it is cancelled, and raises a
+                TransferError that is a TimeoutError.
+            options: as for `Daemon.upload`: `progress` (called in the server's thread, which it must not
+                block), `update`, `include`, `exclude`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too.
+            TransferError and others: as for `Daemon.upload`.
+        """
+        return self.call(
+            server_files.in_time,
+            lambda: self._controller.daemon(daemon_id).upload(local, remote, **options),
+            os.fsdecode(local),
+            timeout,
+        )
+
+    def download(
+        self,
+        daemon_id: str,
+        remote: Text,
+        local: Text,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[TransferOptions],
+    ) -> TransferResult:
+        """Copy a file or a directory tree of the daemon's machine to this one; otherwise as `upload`."""
+        return self.call(
+            server_files.in_time,
+            lambda: self._controller.daemon(daemon_id).download(remote, local, **options),
+            os.fsdecode(remote),
+            timeout,
+        )
+
+    def forward_port(
+        self, daemon_id: str, remote_port: int | None = None, **options: Unpack[ForwardOptions]
+    ) -> AbstractContextManager[tuple[str, int]]:
+        """Listen here for a port on the daemon's side; a context manager for ``(host, port)``.
+
+        ::
+
+            with server.forward_port("worker-1", 80) as (host, port):
+                print(urllib.request.urlopen(f"http://{host}:{port}/").read())
+
+        Arguments and errors as `Daemon.forward_port`; any thread may connect.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too.
+        """
+        daemon = self.call(self._find, daemon_id)
+        return HeldBlock(self._thread, lambda: daemon.forward_port(remote_port, **options))
+
+    def reverse_port(
+        self, daemon_id: str, local_port: int | None = None, **options: Unpack[ReverseOptions]
+    ) -> AbstractContextManager[tuple[str, int]]:
+        """Listen on the daemon's side for a port here; otherwise as `forward_port`; see `Daemon.reverse_port`."""
+        daemon = self.call(self._find, daemon_id)
+        return HeldBlock(self._thread, lambda: daemon.reverse_port(local_port, **options))
+
+    # -- commands, on many
 
     def broadcast(
         self,

@@ -90,6 +90,8 @@ def test_version() -> None:
         pytest.param(["shell", "w", "-e", "K", "--", "-e"], "'K' is not K=V", id="shell-variable"),
         pytest.param(["shell", "w", "--port", "x"], "'x' is no TCP port", id="shell-port"),
         pytest.param(["attach"], "the following arguments are required: JOB", id="attach-to-what"),
+        pytest.param(["cp"], "the following arguments are required: SRC ... DST", id="cp-what"),
+        pytest.param(["forward", "w"], "arguments are required: TARGET", id="forward-what"),
         pytest.param(["daemon", "--lable", "a=b"], "unrecognized arguments", id="daemon-option"),
     ],
 )
@@ -116,6 +118,8 @@ def test_help_lists_the_commands() -> None:
     assert "~.  leaves" in shell
     assert "128+N" in shell
     assert "--takeover" in run("attach", "--help").stdout
+    assert "sandd cp [options] SRC [SRC ...] DST" in run("cp", "--help").stdout
+    assert "8080:127.0.0.1:80" in run("forward", "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,10 @@ async def test_arguments_that_mean_nothing(daemon: StandingDaemon, tmp_path: Pat
         for remote in ("", "nul\0"):
             with pytest.raises(ValueError, match="remote"):
                 await worker.download(remote, tmp_path / "copy")
+        there: Any = worker.path("there")
+        for call in (worker.upload(there, "copy"), worker.download("source", there)):
+            with pytest.raises(TypeError, match=r"local is <sandd\.RemotePath .*of this machine"):
+                await call
         assert worker._link.job_count == 0
 
 

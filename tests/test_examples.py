@@ -63,6 +63,14 @@ SHOWN: Final = {
         asked: b'inside'
         heard: b'from outside'
     """,
+    "files.py": """
+        uploaded 1 file, 13 bytes
+        again: 1 skipped, 0 bytes
+        the answer: '42\\n'
+        ['answer', 'src']
+        downloaded 3 bytes of 3: '43\\n'
+        No such file or directory: missing
+    """,
     "fleet.py": """
         events: ['db-1 connected', 'web-1 connected', 'web-2 connected']
         prod: ['web-1', 'web-2']

@@ -133,7 +133,10 @@ LAYERS = {
             ),
         )
     ],
-    "facade": ["sandd._core.bridge", "sandd._core.server_session", "sandd.server"],
+    "facade": [
+        *("sandd._core.bridge", "sandd._core.held_block"),
+        *("sandd._core.server_files", "sandd._core.server_session", "sandd.server"),
+    ],
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),

@@ -522,6 +522,8 @@ async def test_what_is_no_text_is_named(daemon: StandingDaemon) -> None:
             await worker.run("serve", env={"PORT": 8080})  # type: ignore[dict-item]
         with pytest.raises(TypeError, match="cwd is 7; it must be a text"):
             await worker.run("true", cwd=7)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"cwd is <sandd.RemotePath .*, its str\(\)"):
+            await worker.run("true", cwd=worker.path("/"))  # type: ignore[arg-type]
 
 
 # ---- where and as whom --------------------------------------------------------------------------

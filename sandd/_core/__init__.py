@@ -55,6 +55,8 @@ Trio shells of the controller alone
     remote_path      RemotePath: a path there, and all that can be done with it
     daemon_handle    Daemon: what can be run, held and asked for there
     bridge           calls from other threads into a trio program in a thread of its own
+    held_block       an asynchronous block, entered and left from another thread
+    server_files     what Server does with files
 
 Trio shells of the daemon alone
     processes/       starting and ending process trees; its spawner is standard library only

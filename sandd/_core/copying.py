@@ -49,7 +49,7 @@ async def upload(
     """See `Daemon.upload`."""
     spec = wire.UploadSpec(encode_path("remote", remote), read_update(update))
     chosen, left_out = read_patterns("include", include), read_patterns("exclude", exclude)
-    source = os.fsencode(local)
+    source = _local_path(local)
     await trio.lowlevel.checkpoint_if_cancelled()
     async with _open_channel(link, daemon_id, spec) as channel:
         return await send(
@@ -82,7 +82,7 @@ async def download(
         exclude=read_patterns("exclude", exclude),
         total=progress is not None,
     )
-    target = os.fsencode(local)
+    target = _local_path(local)
     await trio.lowlevel.checkpoint_if_cancelled()
     async with _open_channel(link, daemon_id, spec) as channel:
         return await receive(
@@ -93,6 +93,16 @@ async def download(
             update=spec.update,
             progress=progress,
         )
+
+
+def _local_path(local: Text) -> bytes:
+    """The path of this machine, as its system has it; TypeError for what is none."""
+    try:
+        return os.fsencode(local)
+    except TypeError:
+        raise TypeError(
+            f"local is {local!r}; it must be a path of this machine, as a text or a path object"
+        ) from None
 
 
 def read_update(update: bool | Literal["hash"]) -> Update:

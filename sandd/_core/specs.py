@@ -177,7 +177,10 @@ def _encode(text: Text, what: str = "{!r}") -> bytes:
     try:
         path = os.fspath(text)
     except TypeError:
-        raise TypeError(f"{what.format(text)}; it must be a text, or a path") from None
+        # A RemotePath has no __fspath__: nothing on this machine may take it for one of its own.
+        raise TypeError(
+            f"{what.format(text)}; it must be a text, or a path (of a RemotePath, its str())"
+        ) from None
     # UTF-8 whatever this machine's own encoding is; surrogates stand for bytes that are not UTF-8.
     return path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
 
@@ -227,7 +230,7 @@ def address(
             raise ValueError(f"{what}path is {path!r}; it must be the path of a Unix socket")
         return "", 0, name
     if not isinstance(port, int):
-        raise TypeError(f"{what}port is {port!r}; it must be a whole number")
+        raise TypeError(f"{what}port is {port!r}; it must be a whole number, or say {what}path")
     if not lowest <= port <= 65535:
         raise ValueError(f"{what}port is {port}; it must be from {lowest} to 65535")
     if not isinstance(host, str):

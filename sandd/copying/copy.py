@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 import sys
 from contextlib import AsyncExitStack
@@ -49,7 +50,6 @@ _ADVICE: Final = {
     errno.ENOSPC: "make room, and run it again",
     errno.EDQUOT: "make room, and run it again",
     errno.EROFS: "name a target that can be written to",
-    errno.EXDEV: "name a path within the daemon's --root",
     errno.EBUSY: "run it again when nothing writes to it",
 }
 """What somebody can do about it, by errno."""
@@ -161,10 +161,11 @@ class _Copies:
         if result.unsupported and not self._options.quiet:
             names = ", ".join(result.unsupported_names[:MOST_NAMED])
             more = "" if result.unsupported <= MOST_NAMED else ", ..."
-            await say(
-                f"sandd: {order.source(source)}: left out {result.unsupported} that are neither files, "
-                f"directories nor links: {names}{more}"
+            text = (
+                f"{order.source(source)}: left out {result.unsupported} that are neither files, directories "
+                f"nor links: {names}{more}"
             )
+            await say(f"sandd: {printable(text)}")
 
     async def _tell_failure(self, source: str, target: str, error: Exception) -> None:
         self._failed = True
@@ -179,7 +180,9 @@ class _Copies:
                     "errno": errno.errorcode.get(number) if number else None,
                 }
             )
-        await say(f"sandd: {order.source(source)} -> {order.target(target)}: {_reason(error)}")
+        # One line, whatever the names are.
+        text = f"{order.source(source)} -> {order.target(target)}: {_reason(error)}"
+        await say(f"sandd: {printable(text)}")
 
 
 def _reason(error: Exception) -> str:
@@ -187,7 +190,9 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     where = f": {error.filename!r}" if error.filename else ""
-    advice = _ADVICE.get(error.errno or 0)
+    number = error.errno or 0
+    # Who says it in words of their own has said more than the number does.
+    advice = _ADVICE.get(number) if error.strerror == os.strerror(number) else None
     return f"{error.strerror}{where}" + (f" ({advice})" if advice else "")
 
 

@@ -10,6 +10,12 @@ _EPILOG = """\
 Of SRC and DST one side is DAEMON:PATH; a local path with a colon is written ./a:b. As with cp: if DST
 is a directory the copy goes into it, under the name of SRC; else it becomes DST.
 
+A relative path starts at the daemon's working directory (with --local, this one), and DAEMON: alone means
+that. '~' means nothing there. With --local any name will do for DAEMON:
+
+  sandd cp -r src worker-1:/work/src
+  sandd cp worker-1:/work/report.html .
+
 Permissions, times of modification, symbolic links within directories and holes are always kept. A file
 is replaced when its copy is complete, never before. Lost connections interrupt nothing, and after a crash
 the same command goes on where it was.

@@ -1,11 +1,14 @@
-"""The command line of ``sandd forward``. Imports neither trio nor a controller."""
+"""The command line of ``sandd forward``. Imports neither trio nor attrs nor a controller."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from sandd.command_line.controller_options import add_controller_options, add_local_option
-from sandd.forwarding.targets import BadTarget, Forward
+
+if TYPE_CHECKING:
+    from sandd.forwarding.targets import Forward
 
 _EPILOG = """\
 Each target is [LOCAL:]HOST:PORT: who connects to LOCAL here talks to HOST:PORT, as the daemon's machine knows
@@ -56,6 +59,8 @@ def add_forward_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def _target(text: str) -> Forward:
+    from sandd.forwarding.targets import BadTarget, Forward  # late: attrs is for who forwards
+
     try:
         return Forward.parse(text)
     except BadTarget as error:
