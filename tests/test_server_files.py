@@ -21,7 +21,7 @@ from peers import free_port
 
 import sandd
 from sandd import DaemonNotFound, Server, TransferError
-from sandd._core.bridge import Promise
+from sandd._core.bridge import Promise, TrioThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,17 @@ def daemon(server: Server) -> Iterator[DaemonProcess]:
     with running_daemon(server.url, "worker-1") as daemon:
         assert server.wait_for_daemon("worker-1", timeout=SECONDS)
         yield daemon
+
+
+def until_nobody_listens(port: int) -> None:
+    """Wait until connecting there is refused."""
+    give_up = time.monotonic() + SECONDS
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("daemon")
@@ -236,6 +247,23 @@ class TestPorts:
                     pytest.fail("it was opened")
         assert server.get_stats().jobs == 0
 
+    def test_an_interrupt_before_leaving_has_begun_closes_the_port(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody has told the block yet that it is to be left; it is, all the same."""
+
+        def run(*_: object) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        port = free_port()
+        block = ExitStack()
+        block.enter_context(server.forward_port("worker-1", 80, local_port=port))
+        monkeypatch.setattr(TrioThread, "run", run)
+        with pytest.raises(KeyboardInterrupt):
+            block.close()
+        until_nobody_listens(port)
+
     def test_an_error_of_the_body_comes_out_as_itself(self, server: Server) -> None:
         """And the port is closed."""
         error = LookupError()
@@ -268,13 +296,7 @@ class TestPorts:
         with pytest.raises(KeyboardInterrupt):
             with block:
                 pass
-        give_up = time.monotonic() + SECONDS
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) != 0:
-                    break
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
+        until_nobody_listens(port)
 
 
 def test_a_server_that_is_closed_closes_its_ports() -> None:
