@@ -68,7 +68,7 @@ async def nothing_more(events: AsyncIterator[DaemonEvent]) -> bool:
 async def test_a_daemon_is_known_while_it_is_online_or_away() -> None:
     """Found, selected and counted; gone, it is remembered as such and no longer found."""
     registry = Registry()
-    with pytest.raises(DaemonNotFound, match="none is connected"):
+    with pytest.raises(DaemonNotFound, match="none is connected; wait_for_daemon waits"):
         registry.find("d")
     link = come(registry)
     assert registry.find("d").state is DaemonState.ONLINE

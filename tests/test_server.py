@@ -166,6 +166,21 @@ def test_exec_on_an_unknown_daemon_says_not_found(server: Server, daemon: Daemon
         server.get_daemon("worker-9")
 
 
+def test_a_time_for_a_transfer_that_makes_no_sense_is_refused(
+    server: Server, daemon: DaemonProcess, tmp_path: Path
+) -> None:
+    """As `exec` does: less than no time is a mistake, and not a time-out."""
+    path = str(tmp_path / "file")
+    for call in (
+        lambda: server.upload_file("worker-1", path, b"", timeout=-1),
+        lambda: server.download_file("worker-1", path, timeout=-1),
+        lambda: server.upload("worker-1", tmp_path, path, timeout=-1),
+    ):
+        with pytest.raises(ValueError, match="timeout is -1; it must be a number of seconds"):
+            call()
+    assert not os.path.exists(path)
+
+
 @posix_only
 def test_exec_timeout_kills_the_whole_remote_tree(
     server: Server, daemon: DaemonProcess, marker: Marker

@@ -224,7 +224,7 @@ async def test_stray_request_gets_a_sentence_and_is_logged_once(
             await assert_works(address)
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert word in answer
-    assert answer.endswith("This port speaks WebSocket, subprotocol test.1, at /ws\n")
+    assert answer.endswith(".\nThis port speaks WebSocket, subprotocol test.1, at /ws\n")
     assert events(caplog) == ["handshake_refused"]
 
 

@@ -152,7 +152,7 @@ class Registry:
             hint = (
                 f"known are {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}"
                 if known
-                else "none is connected"
+                else "none is connected; wait_for_daemon waits for one to dial in"
             )
             raise DaemonNotFound(f"daemon {daemon_id!r} not found: {hint}")
         return record

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from sandd._core._errors import transfer_error
+from sandd._core.specs import seconds
 from sandd._core.transfers.result import TransferResult
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ async def download_file(
 
 async def in_time(work: Callable[[], Awaitable[T]], name: str, timeout: float | None) -> T:
     """What the work comes to, or a TransferError that is a TimeoutError."""
-    with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+    limit = seconds("timeout", timeout)
+    with trio.move_on_after(math.inf if limit is None else limit):
         return await work()
-    raise transfer_error("ETIMEDOUT", f"not done within {timeout:g} s", name)
+    raise transfer_error("ETIMEDOUT", f"not done within {limit:g} s", name)

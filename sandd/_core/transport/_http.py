@@ -94,7 +94,7 @@ class RequestReader:
         """The refusal as an HTTP response; nothing, where nobody would read it."""
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE} or not refusal.status:
             return b""
-        body = f"{refusal.reason}\n{self._spoken}\n".encode()
+        body = f"{refusal.reason}.\n{self._spoken}\n".encode()
         head = h11.Response(
             status_code=refusal.status,
             headers=[
