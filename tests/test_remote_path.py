@@ -772,6 +772,28 @@ async def test_what_happens_below_a_directory_is_told(
             await until(lambda: inotify_descriptors(daemon) == 0)
 
 
+async def test_what_is_in_a_new_directory_is_told_with_it(
+    daemon: StandingDaemon, tmp_path: Path
+) -> None:
+    """Also what was there before anybody could watch that directory."""
+    pytest.importorskip("watchfiles")
+    expected = {
+        f"{n}{below}" for n in range(100) for below in ("", "/deep", "/deep/er", "/deep/file")
+    }
+    async with daemon.worker() as worker:
+        here = worker.path(tmp_path)
+        async with here.watch() as changes:
+            for n in range(100):
+                (tmp_path / f"{n}" / "deep" / "er").mkdir(parents=True)
+                (tmp_path / f"{n}" / "deep" / "file").write_bytes(b"")
+            with trio.fail_after(20):
+                async for change in changes:
+                    assert change.kind is not ChangeKind.MISSED
+                    expected.discard(str(change.path.relative_to(here)))
+                    if not expected:
+                        break
+
+
 def inotify_descriptors(daemon: StandingDaemon) -> int:
     """How many the daemon has."""
     found = 0

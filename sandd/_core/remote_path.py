@@ -374,8 +374,8 @@ class RemotePath:
 
         ``async with path.watch() as changes:``, then ``async for change in changes:``. What happens to one file within
         a moment is told once, and in no order. If more happens than is taken here, it is dropped, and told as one
-        change of kind MISSED: then look for yourself. What comes to be in a new directory in its first moments may
-        not be told at all: where completeness matters, list a directory that was ADDED.
+        change of kind MISSED: then look for yourself. What is in a new directory is told with it, or soon after, and
+        may be told twice.
 
         It needs watchfiles on the daemon's machine: ``pip install trio-sandd[watch]``; RequestRefused without.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from sandd._core.transfers.disk_work import DiskWork
 from sandd.wire import ChangeKind, FailedCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sandd._core.files.roots import Root
     from sandd._core.requests import Doing
@@ -101,7 +102,10 @@ async def watch(
                     notify.watch, 4 * GATHER_MS, GATHER_MS, int(1000 * LOOK_SECONDS), stop
                 )
                 if isinstance(seen, set):
-                    noted.note(await work.do(_below, root, spec.path, top, seen))
+                    changes = await work.do(
+                        _below, root, spec.path, top, seen, recursive=spec.recursive
+                    )
+                    noted.note(changes)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look)
@@ -115,17 +119,47 @@ async def watch(
 
 
 def _below(
-    root: Root, watched: bytes, top: bytes, seen: Iterable[tuple[int, str]]
+    root: Root,
+    watched: bytes,
+    top: bytes,
+    seen: Iterable[tuple[int, str]],
+    *,
+    recursive: bool,
 ) -> list[tuple[ChangeKind, bytes]]:
     """What was seen, by paths from what is watched; but for what the client may not see."""
-    changes = []
+    changes: dict[bytes, ChangeKind] = {}
+    appeared: dict[bytes, None] = {}
     for number, name in sorted(seen):
         path = os.path.relpath(os.fsencode(name), top)
         path = b"" if path == b"." else path
         # Links are followed by whoever watches, and may lead out of the root.
         if len(path) <= wire.MAX_PATH_BYTES and _is_inside(root, os.path.join(watched, path)):
-            changes.append((_KINDS[number], path))
-    return changes
+            changes[path] = _KINDS[number]
+            if recursive and path and changes[path] is ChangeKind.ADDED:
+                appeared.update(dict.fromkeys(_within(root, watched, path)))
+    for path in appeared:
+        changes.setdefault(path, ChangeKind.ADDED)
+    return [(kind, path) for path, kind in changes.items()]
+
+
+def _within(root: Root, watched: bytes, path: bytes) -> Iterator[bytes]:
+    """What is in a directory that has just come to be: it may have been there before the directory was watched.
+
+    No more of it than may be told: then something is missed in any case, and told as such.
+    """
+    todo, left = [path], MAX_PENDING + 1
+    while todo and left:
+        here = todo.pop()
+        with contextlib.suppress(OSError):  # no directory, or gone: there is nothing in it
+            for name, status in root.scan(os.path.join(watched, here)):
+                found = os.path.join(here, name)
+                if len(found) <= wire.MAX_PATH_BYTES:
+                    yield found
+                    left -= 1
+                if stat.S_ISDIR(status.st_mode):
+                    todo.append(found)
+                if not left:
+                    return
 
 
 def _is_inside(root: Root, path: bytes) -> bool:
