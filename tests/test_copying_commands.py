@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -332,5 +332,9 @@ def started(
     try:
         yield process
     finally:
+        if process.poll() is None:  # the test failed: its own daemon is to end with it
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=15)
         process.kill()
         process.communicate()

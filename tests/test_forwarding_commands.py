@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -42,6 +42,10 @@ def started(
     try:
         yield process
     finally:
+        if process.poll() is None:  # the test failed: its own daemon is to end with it
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=15)
         process.kill()
         process.communicate()
 
