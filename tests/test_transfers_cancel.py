@@ -153,10 +153,16 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 async def test_work_that_comes_too_late_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that gets to its work when all was given up leaves it, whoever comes first; what ends it is done."""
     monkeypatch.setattr(disk_work, "GIVE_UP_SECONDS", 0.05)
-    disk, go_on, done = disk_work.DiskWork(), threading.Event(), []
+    disk, began, go_on, done = disk_work.DiskWork(), threading.Event(), threading.Event(), []
+
+    def hang() -> None:
+        began.set()
+        go_on.wait()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(disk.do, go_on.wait)
-        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(disk.do, hang)
+        while not began.is_set():
+            await trio.sleep(0.001)
         nursery.start_soon(disk.do, lambda: done.append("late"))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
