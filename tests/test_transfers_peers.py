@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+import threading
+import tracemalloc
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from transfer_world import Line, Lines, names_below, partials_below
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.files.roots import AnyFile
-from sandd._core.transfers import receiving
+from sandd._core.transfers import receiving, writing
+from sandd._core.transfers.arrivals import Arrivals
+from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.records import RecordReader, message_bytes, piece_head
 from sandd._core.transfers.sending import send
+from sandd._core.transfers.writing import Writer
 from sandd.wire import (
     KIB,
     MIB,
@@ -313,6 +319,112 @@ async def test_a_giant_hole_keeps_nobody(tmp_path: Path) -> None:
         began = trio.current_time()
     assert trio.current_time() - began < 2
     assert names_below(tmp_path) == []
+
+
+async def test_a_sender_that_says_much_and_nothing_to_do(tmp_path: Path) -> None:
+    """What means nothing here takes no room from what does: the receiver is not kept waiting by it."""
+    newer = b"\x81\xa1t\xbb" + b"n" * 27  # a message that nobody knows
+    unknown = b"\x01" + len(newer).to_bytes(4, "big") + newer
+    lines = Lines(Line(bound=1 << 40), Line(bound=1 << 40))
+    await lines.forth.send(unknown * (3 * MIB // len(unknown)) + said(*small(b""), EndRecord()))
+    with trio.fail_after(30):
+        await receive(lines.receiver, AnyFile(), os.fsencode(tmp_path / "f"), partials=Partials())
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
+async def test_a_small_file_that_takes_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file is nothing that a thread could do anything about."""
+    hops: list[object] = []
+    do = DiskWork.do
+
+    async def counting(self: DiskWork, work: Any, *args: Any) -> Any:
+        hops.append(work)
+        return await do(self, work, *args)
+
+    monkeypatch.setattr(DiskWork, "do", counting)
+    scripted = Scripted(tmp_path / "target")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scripted.run)
+        data = bytes(200_000)
+        head = FileRecord(b"", len(data), 0o644, 0, hashlib.sha256(data).digest())
+        await scripted.say(TotalRecord(len(data), 1), head, data[:150_000])
+        await trio.sleep(0.2)
+        so_far = len(hops)
+        await scripted.say(data[150_000:], EndRecord())
+    assert so_far <= 2
+    assert (tmp_path / "target").read_bytes() == data
+
+
+async def test_directories_without_files_are_finished_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, only some wait at a time until they get their modes and times."""
+    monkeypatch.setattr(writing, "SETTLE_FILES", 16)
+    waiting: list[int] = []
+    do = Writer.do
+
+    def watched(self: Writer, steps: Any) -> Any:
+        answers = do(self, steps)
+        waiting.append(len(self._finished))
+        return answers
+
+    monkeypatch.setattr(Writer, "do", watched)
+    folders = [(EnterRecord(b"%d" % number, 0o700, 0), LeaveRecord()) for number in range(1000)]
+    await hear(
+        tmp_path / "target",
+        *(TOP, *(record for folder in folders for record in folder), LeaveRecord(), EndRecord()),
+    )
+    assert max(waiting) < 16
+    assert (tmp_path / "target" / "999").stat().st_mtime_ns == 0
+
+
+def test_a_small_file_in_crumbs_takes_its_own_size() -> None:
+    """Each piece is part of a chunk that may be large: none of those is kept for it."""
+    arrivals, reader, steps = Arrivals(), RecordReader(), list[Any]()
+    newer = b"\x81\xa1t\xda" + (30_000).to_bytes(2, "big") + b"n" * 30_000
+    padding = b"\x01" + len(newer).to_bytes(4, "big") + newer
+    for record in reader.feed(said(FileRecord(b"", 1000, 0o644, 0, SHA_OF_X))):
+        arrivals.take(record, steps)
+    tracemalloc.start()
+    try:
+        for _ in range(999):
+            for record in reader.feed(said(b"x") + padding):
+                arrivals.take(record, steps)
+        assert tracemalloc.get_traced_memory()[0] < 300 * KIB
+    finally:
+        tracemalloc.stop()
+    assert not steps
+
+
+async def test_crumbs_are_charged_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record costs memory besides its bytes: a file that comes byte by byte is taken in no faster than others."""
+    monkeypatch.setattr(receiving, "BACKLOG_COST", 64 * KIB)
+    may_write = threading.Event()
+    do = Writer.do
+    monkeypatch.setattr(Writer, "do", lambda *args: may_write.wait(10) and do(*args))
+    lines = Lines(Line(bound=1 << 40, piece=KIB), Line(bound=1 << 40))
+    data = b"x" * 20_000
+    digest = hashlib.sha256(data).digest()
+    await lines.forth.send(said(ask(b"", len(data))))
+
+    async def run() -> None:
+        target = os.fsencode(tmp_path / "f")
+        await receive(lines.receiver, AnyFile(), target, partials=Partials())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        may_write.set()
+        await lines.back.receive()
+        may_write.clear()
+        await lines.forth.send(said(ContentRecord(0), *[b"x"] * len(data)))
+        await lines.forth.send(said(CompleteRecord(digest), EndRecord()))
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        waiting = lines.forth.unread
+        may_write.set()
+    assert waiting > 110_000
+    assert (tmp_path / "f").read_bytes() == data
 
 
 # ---- receivers ----------------------------------------------------------------------------------

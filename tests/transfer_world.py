@@ -37,6 +37,11 @@ class Line:
         self._changed = trio.Event()
         self._is_closed = False
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent and that nobody has received."""
+        return self._size
+
     def close(self) -> None:
         """What was sent comes, and then the end."""
         self._is_closed = True

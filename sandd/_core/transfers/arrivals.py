@@ -100,13 +100,13 @@ class MakeLink:
     mtime: int
 
 
-@define(eq=False)
+@frozen(eq=False)
 class PutFile:
     """A small file, whole."""
 
     folder: Folder | None
     said: wire.FileRecord
-    pieces: list[memoryview] = field(factory=list)
+    content: memoryview = memoryview(b"")
 
 
 @frozen
@@ -197,7 +197,9 @@ class Arrivals:
         self._open: dict[int, Incoming] = {}
         """Files asked about, until they are skipped or complete."""
         self._open_bytes = 0
-        self._small: PutFile | None = None
+        self._small: wire.FileRecord | None = None
+        """The small file that is coming, and what has come of it."""
+        self._gathered = bytearray()
         self._current: Incoming | None = None
         self._missing = 0
         """Bytes of the file that is coming."""
@@ -301,13 +303,12 @@ class Arrivals:
         self._path(record.name)
         self.files += 1
         self.size += record.size
-        step = PutFile(self._folder, record)
         if record.size:
             # It becomes a step when it is whole.
-            self._small, self._missing = step, record.size
+            self._small, self._missing = record, record.size
             self._place = _Place.SMALL_FILE
         else:
-            steps.append(step)
+            steps.append(PutFile(self._folder, record))
             self._place = self._between()
 
     def _ask(self, record: wire.AskRecord, steps: list[Step]) -> None:
@@ -376,10 +377,13 @@ class Arrivals:
         self._count(len(piece))
         self.moved += len(piece)
         if self._small is not None:
-            self._small.pieces.append(piece)
+            if self._gathered or self._missing:
+                # Copied, as a piece borrows the memory of all that came with it, and the rest may take its time.
+                self._gathered += piece
             if not self._missing:
-                steps.append(self._small)
-                self._small = None
+                content = memoryview(self._gathered) if self._gathered else piece
+                steps.append(PutFile(self._folder, self._small, content))
+                self._small, self._gathered = None, bytearray()
                 self._place = self._between()
             return
         if not steps or not isinstance(steps[-1], Append):

@@ -15,6 +15,8 @@ from sandd._core.transfers.records import message_bytes
 
 FAREWELL_SECONDS: Final = 5.0
 """For telling the other end what went wrong here: it would find out anyway that this end is gone."""
+RECORDS_PER_TURN: Final = 512
+"""Records taken in before other tasks run: one chunk may hold 100,000, half a second of reading."""
 
 
 class ByteChannel(Protocol):

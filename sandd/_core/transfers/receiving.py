@@ -19,6 +19,7 @@ from sandd._core.transfers import arrivals
 from sandd._core.transfers.arrivals import Arrivals
 from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.ends import (
+    RECORDS_PER_TURN,
     PeerGoneError,
     failure_error,
     say_farewell,
@@ -42,6 +43,8 @@ BATCH_COST: Final = 1 * wire.MIB
 """Bytes that are written in one go; a step counts as `STEP_COST`, so 256 small files are one go."""
 STEP_COST: Final = 4 * wire.KIB
 """What a system call or two, and the memory for a step, are worth in bytes."""
+RECORD_COST: Final = 256
+"""Of a record, besides its bytes: a piece of a file may have a single one."""
 BACKLOG_COST: Final = 2 * BATCH_COST
 """Taken in and not written: one batch while another one is on its way to the disk."""
 GATHER_SECONDS: Final = 0.003
@@ -197,19 +200,24 @@ class _Receiver:
                 self._room = trio.Event()
                 await self._room.wait()
             chunk = await self._hear()
-            known = len(self._steps)
-            for record in reader.feed(chunk):
+            self._charge(len(chunk))
+            for number, record in enumerate(reader.feed(chunk), 1):
                 if isinstance(record, wire.FailedRecord):
                     self._is_told = True
                     raise failure_error(record)
+                known = len(self._steps)
                 self._arrivals.take(record, self._steps)
-            cost = len(chunk) + STEP_COST * (len(self._steps) - known)
-            self._backlog += cost
-            self._steps_cost += cost
+                self._charge(RECORD_COST + STEP_COST * (len(self._steps) - known))
+                if number % RECORDS_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
             self._came.set()
             if self._steps_cost >= BATCH_COST or self._arrivals.ended:
                 self._is_urgent.set()
             self._say_progress()
+
+    def _charge(self, cost: int) -> None:
+        self._backlog += cost
+        self._steps_cost += cost
 
     async def _hear(self) -> bytes:
         try:
@@ -241,20 +249,21 @@ class _Receiver:
         writer = self._writer
         await self._disk.do(writer.resolve)
         while not writer.is_done:
-            with trio.move_on_after(SETTLE_SECONDS if writer.has_unsettled else math.inf):
+            patience = SETTLE_SECONDS if writer.has_unsettled else math.inf
+            with trio.move_on_after(patience) as waiting:
                 await self._came.wait()
                 with trio.move_on_after(GATHER_SECONDS):
                     await self._is_urgent.wait()
-            if not self._steps:
-                await self._disk.do(writer.settle)
-                continue
             steps, self._steps = self._steps, []
             cost, self._steps_cost = self._steps_cost, 0
             self._came, self._is_urgent = trio.Event(), trio.Event()
             for step in steps:
                 if isinstance(step, arrivals.Ask):
                     await self._claim(step.file)
-            answers = await self._disk.do(writer.do, steps)
+            # What came may be nothing to do, such as half a small file.
+            answers = await self._disk.do(writer.do, steps) if steps else []
+            if waiting.cancelled_caught or writer.is_due:
+                await self._disk.do(writer.settle)
             self._backlog -= cost
             self._room.set()
             for path in writer.take_released():

@@ -19,6 +19,7 @@ from sandd._core.transfers.agenda import Agenda, Question, Turn
 from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.ends import (
     FAREWELL_SECONDS,
+    RECORDS_PER_TURN,
     PeerGoneError,
     failure_error,
     say_farewell,
@@ -277,8 +278,10 @@ class _Sender:
             chunk = await self._channel.receive()
             if not chunk:
                 raise PeerGoneError("the receiver is gone, and has not said that it is done")
-            for record in reader.feed(chunk):
+            for number, record in enumerate(reader.feed(chunk), 1):
                 self._hear(record)
+                if number % RECORDS_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
             self._heard.set()
 
     def _hear(self, record: wire.Record | wire.Unknown | memoryview) -> None:

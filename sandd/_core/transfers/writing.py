@@ -181,11 +181,7 @@ class Writer:
                     if not self._is_tree and not self._journal.writes:
                         remove_old_in(self._root, os.path.dirname(self._top))
                     self.is_done = True
-        if (
-            len(self._written) >= SETTLE_FILES
-            or self._written_bytes >= SETTLE_BYTES
-            or (self._written and time.monotonic() - self._written_since >= SETTLE_SECONDS)
-        ):
+        if self.is_due:
             self.settle()
         return answers
 
@@ -193,6 +189,15 @@ class Writer:
     def has_unsettled(self) -> bool:
         """Something is complete, and hasn't its name."""
         return bool(self._written)
+
+    @property
+    def is_due(self) -> bool:
+        """It is time to settle."""
+        return (
+            len(self._written) + len(self._finished) >= SETTLE_FILES
+            or self._written_bytes >= SETTLE_BYTES
+            or (self.has_unsettled and time.monotonic() - self._written_since >= SETTLE_SECONDS)
+        )
 
     def take_released(self) -> list[bytes]:
         """Partials that are none of this transfer's any more."""
@@ -340,16 +345,12 @@ class Writer:
             target = place + b"/" + said.name
             if folder.was_there:
                 self._look(target)
-        digest = hashlib.sha256()
-        for piece in step.pieces:
-            digest.update(piece)
-        if digest.digest() != said.sha256:
+        if hashlib.sha256(step.content).digest() != said.sha256:
             raise damaged(target)
         with naming(target):
             temporary, descriptor = self._new(place)
             try:
-                for piece in step.pieces:
-                    write_all(descriptor, piece)
+                write_all(descriptor, step.content)
                 self._set_attributes(descriptor, temporary, said.mode, said.mtime)
             except BaseException:
                 os.close(descriptor)
