@@ -109,6 +109,20 @@ def test_guard_keeps_nothing_that_comes_after_our_close() -> None:
     assert isinstance(event, CloseConnection)
 
 
+def test_guard_keeps_the_beginning_of_a_frame_over_our_close() -> None:
+    """A head that came in part before we said goodbye is still the head of what comes after."""
+    protocol = open_server_protocol()
+    assert not list(protocol.events())
+    whole = frame(Op.BINARY, b"x" * 300)
+    protocol.receive_data(whole[:3])
+    assert not list(protocol.events())
+    protocol.send(CloseConnection(code=1000))
+    protocol.receive_data(whole[3:] + frame(Op.CLOSE, close_payload(1000)))
+    (event,) = protocol.events()
+    assert isinstance(event, CloseConnection)
+    assert protocol.breach is None
+
+
 def test_empty_messages_have_their_price() -> None:
     """Waiting messages are bounded in number too: an empty one isn't free."""
     protocol = open_server_protocol()

@@ -273,7 +273,7 @@ class GuardedProtocol(WSConnection):
                 if data is not None:
                     super().receive_data(data)
                     data = None
-            elif self._arriving is not None or self._is_between_messages:
+            elif self._arriving is not None or self._head or self._is_between_messages:
                 data = self._take_whole_messages(data)
                 if not data:
                     return
