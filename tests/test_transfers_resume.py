@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,16 +11,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from transfer_world import Line, Lines, copy, names_below, partials_below
+from transfer_world import FailingRoot, Line, Lines, copy, names_below, partials_below
 
 from sandd import TransferError
 from sandd._core.files.roots import AnyFile
 from sandd._core.transfers import partials as partials_module
 from sandd._core.transfers.ends import PeerGoneError
-from sandd._core.transfers.partials import Partials, partial_name
-from sandd.wire import KIB, MIB, SMALL_FILE_BYTES, Update
+from sandd._core.transfers import writing
+from sandd._core.transfers.partials import Partials, open_partial, partial_name
+from sandd._core.transfers.receiving import receive
+from sandd._core.transfers.records import RecordReader, message_bytes, piece_head
+from sandd._core.transfers.writing import Writer
+from sandd.wire import (
+    KIB,
+    MIB,
+    SMALL_FILE_BYTES,
+    AskRecord,
+    CompleteRecord,
+    ContentRecord,
+    EndRecord,
+    Update,
+    WantRecord,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -255,6 +271,87 @@ async def test_another_program_has_it(tmp_path: Path) -> None:
     assert result.resumed == 0
     assert target.read_bytes() == LARGE
     assert left.read_bytes() == LARGE[:MIB]
+
+
+async def test_what_another_program_wrote_meanwhile_is_not_spliced(tmp_path: Path) -> None:
+    """What was left is hashed when it is asked about; by the time it is gone on with, it must still be that."""
+    source, target = make_source(tmp_path, LARGE[:MIB]), tmp_path / "target"
+    left = leave(target, source, LARGE[: 512 * KIB])
+    lines = Lines(Line(bound=1 << 40), Line(bound=1 << 40))
+    errors: list[OSError] = []
+
+    async def run() -> None:
+        with pytest.raises(OSError, match="somebody else") as caught:
+            await receive(lines.receiver, AnyFile(), os.fsencode(target), partials=Partials())
+        errors.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await lines.forth.send(message_bytes(AskRecord(b"", MIB, 0o644, FIRST_MOMENT)))
+        (answer,) = RecordReader().feed(await lines.back.receive())
+        assert isinstance(answer, WantRecord)
+        assert answer.offset == 512 * KIB
+        left.write_bytes(bytes(512 * KIB))
+        os.utime(left, ns=(0, 0))  # whatever the system's clock told it
+        await lines.forth.send(message_bytes(ContentRecord(0, 512 * KIB)))
+        await lines.forth.send(piece_head(512 * KIB) + LARGE[512 * KIB : MIB])
+        digest = hashlib.sha256(LARGE[:MIB]).digest()
+        await lines.forth.send(message_bytes(CompleteRecord(digest)) + message_bytes(EndRecord()))
+
+    assert errors[0].errno == errno.EBUSY
+    assert not target.exists()
+
+
+def test_a_file_that_another_program_finishes_is_none_in_the_making(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may get its name, or be removed, between our opening and our locking it: then it is not written to."""
+    partial, target = tmp_path / "partial", tmp_path / "target"
+    lock = partials_module._lock
+    for finish in (lambda: partial.rename(target), partial.unlink):
+        partial.write_bytes(b"whole")
+        partial.chmod(0o600)
+
+        def finish_and_lock(descriptor: int, finish: Callable[[], object] = finish) -> bool:
+            finish()
+            return lock(descriptor)
+
+        monkeypatch.setattr(partials_module, "_lock", finish_and_lock)
+        assert open_partial(AnyFile(), os.fsencode(partial), create=False) is None
+    assert target.read_bytes() == b"whole"
+
+
+async def test_what_is_complete_is_locked_until_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program must not write to what is about to be renamed; and few descriptors are needed for that."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for number in range(40):
+        (source / str(number)).write_bytes(LARGE[: SMALL_FILE_BYTES + 1])
+    seen: list[bytes] = []
+    held: list[int] = []
+    settle = Writer.settle
+
+    def looking(self: Writer) -> None:
+        held.append(len(os.listdir("/dev/fd")))
+        settle(self)
+
+    def rename(number: int, name: str, path: bytes) -> None:
+        if name == "rename" and b".part" in path:
+            assert open_partial(AnyFile(), path, create=False) is None
+            seen.append(path)
+
+    root = FailingRoot(rename)
+    monkeypatch.setattr(Writer, "settle", looking)
+    monkeypatch.setattr(writing, "SETTLE_LOCKED", 8)
+    before = len(os.listdir("/dev/fd"))
+
+    (await copy(source, target, receiver_root=root)).result  # noqa: B018 - raises if it failed
+
+    assert len(seen) == 40
+    assert max(held) < before + 24
+    assert len(os.listdir("/dev/fd")) == before
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "directory"])

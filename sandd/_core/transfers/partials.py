@@ -75,7 +75,8 @@ def open_partial(root: Root, path: bytes, *, create: bool) -> int | None:
         if not _exists(root, path):
             raise
         return None  # whatever it is, we have no business with it
-    if _is_ours(descriptor) and _lock(descriptor):
+    # In this order: who had it before may have renamed or removed it just before its lock was gone.
+    if _lock(descriptor) and _is_ours(descriptor) and _leads_to(root, path, descriptor):
         return descriptor
     os.close(descriptor)
     return None
@@ -87,6 +88,13 @@ def _exists(root: Root, path: bytes) -> bool:
     except OSError:
         return False
     return True
+
+
+def _leads_to(root: Root, path: bytes, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(root.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _is_ours(descriptor: int) -> bool:

@@ -33,13 +33,25 @@ class Unsynced:
     """Descriptors of files that were written and aren't yet synced; it closes them."""
 
     def __init__(self) -> None:
+        self._locked: list[int] = []
         self._few: list[int] = []
         self._devices: dict[int, int] = {}
         """One descriptor for each file system, once there are more than a few files."""
         self._latest_folder: bytes | None = None
 
-    def add(self, descriptor: int, folder: bytes) -> None:
-        """A file in that directory is complete. The descriptor is ours from now on."""
+    @property
+    def locked(self) -> int:
+        """How many files are locked until `release`: each takes a descriptor."""
+        return len(self._locked)
+
+    def add(self, descriptor: int, folder: bytes, *, is_locked: bool = False) -> None:
+        """A file in that directory is complete. The descriptor is ours from now on.
+
+        One that `is_locked` stays so until `release`, but on Windows: what is open there can't be renamed.
+        """
+        if is_locked and sys.platform != "win32":
+            self._locked.append(descriptor)
+            descriptor = os.dup(descriptor)
         if _syncfs is None:
             _sync_and_close(descriptor)
         elif self._devices:
@@ -56,17 +68,26 @@ class Unsynced:
                     self._keep_one(each)
 
     def sync(self) -> None:
-        """All of them are on the disk, or an OSError says why not; either way they are closed."""
+        """All of them are on the disk, or an OSError says why not; either way all but the locked are closed."""
         try:
             for each in self._few:
                 os.fsync(each)
             for each in self._devices.values():
                 _sync_file_system(each)
         finally:
-            self.close()
+            self._forget()
+
+    def release(self) -> None:
+        """What was locked has its name, or is gone."""
+        while self._locked:
+            os.close(self._locked.pop())
 
     def close(self) -> None:
-        """Forget them."""
+        """Forget them all."""
+        self._forget()
+        self.release()
+
+    def _forget(self) -> None:
         for each in (*self._few, *self._devices.values()):
             os.close(each)
         self._few, self._devices = [], {}

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import transfer_error
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 SETTLE_FILES: Final = 1024
 SETTLE_BYTES: Final = 64 * wire.MIB
+SETTLE_LOCKED: Final = 64
+"""Of files that another call may go on with: each of them holds a descriptor until it has its name."""
 SETTLE_SECONDS: Final = 1.0
 """After so much, files get their names: what is lost with a power failure is no more than that."""
 SAME_TIME: Final = 1000
@@ -63,6 +65,15 @@ class _Written:
     """Another call may go on with it."""
 
 
+@frozen
+class _Known:
+    """What there is of a file that was asked about."""
+
+    digest: hashlib._Hash
+    status: os.stat_result
+    """When it was hashed: what another program writes to it changes that."""
+
+
 @define(eq=False)
 class _Open:
     """The file whose bytes are coming."""
@@ -73,6 +84,8 @@ class _Open:
     stays: bool = False
     descriptor: int = -1
     position: int = 0
+    before: os.stat_result | None = None
+    """Of what is gone on with, when it was hashed."""
     is_same: bool = False
     """It was there before, and nothing has to be written."""
     digest: hashlib._Hash = field(factory=hashlib.sha256)
@@ -98,8 +111,7 @@ class Writer:
         self._journal = journal
         self._check = check
         """Raises where it is of no use to go on."""
-        self._digests: dict[int, hashlib._Hash] = {}
-        """Of what there is of files that were asked about."""
+        self._known: dict[int, _Known] = {}
         self._open: _Open | None = None
         self._written: deque[_Written] = deque()
         self._written_bytes = 0
@@ -196,6 +208,7 @@ class Writer:
         return (
             len(self._written) + len(self._finished) >= SETTLE_FILES
             or self._written_bytes >= SETTLE_BYTES
+            or self._unsynced.locked >= SETTLE_LOCKED
             or (self.has_unsettled and time.monotonic() - self._written_since >= SETTLE_SECONDS)
         )
 
@@ -218,6 +231,7 @@ class Writer:
                 self._written.popleft()
                 if each.stays:
                     self._released.append(each.temporary)
+            self._unsynced.release()
             self._written_bytes = 0
         if self._touched:
             sync_folders(self._root, self._touched)
@@ -228,21 +242,29 @@ class Writer:
 
     def close(self, *, keep: bool) -> bool:
         """Remove what is not complete; with `keep` what another call may go on with stays. Whether anything did."""
-        self._unsynced.close()
         left = [(each.temporary, each.stays) for each in self._written]
         self._written.clear()
         if self._open is not None and self._open.descriptor >= 0:
-            os.close(self._open.descriptor)
             left.append((self._open.temporary, self._open.stays))
-        self._open = None
+        if sys.platform == "win32":
+            self._close_descriptors()  # what is open there can't be removed
         stays = False
-        for path, may_stay in left:
-            if keep and may_stay:
-                stays = True
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    self._root.unlink(path)
+        try:
+            for path, may_stay in left:
+                if keep and may_stay:
+                    stays = True
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._root.unlink(path)
+        finally:
+            self._close_descriptors()  # and elsewhere with them the locks: nobody takes over what we remove
         return stays
+
+    def _close_descriptors(self) -> None:
+        self._unsynced.close()
+        if self._open is not None and self._open.descriptor >= 0:
+            os.close(self._open.descriptor)
+        self._open = None
 
     # -- what is asked
 
@@ -260,45 +282,43 @@ class Writer:
                 return wire.SkipRecord()
             if self._update is Update.HASH:
                 with naming(target):
-                    digest = self._hash_existing(target, file.size)
-                if digest is not None:
-                    self._digests[file.number] = digest
-                    return wire.WantRecord(file.size, digest.digest(), whole=True)
+                    known, size = self._hash_existing(target, file.size)
+                if known is not None and size == file.size:
+                    self._known[file.number] = known
+                    return wire.WantRecord(size, known.digest.digest(), whole=True)
         if file.partial is None:
             return wire.WantRecord()
         with naming(target):
-            digest, size = self._hash_partial(file.partial, file.size)
-        if not size:
+            known, size = self._hash_partial(file.partial, file.size)
+        if known is None or not size:
             return wire.WantRecord()
-        self._digests[file.number] = digest
-        return wire.WantRecord(size, digest.digest())
+        self._known[file.number] = known
+        return wire.WantRecord(size, known.digest.digest())
 
-    def _hash_existing(self, target: bytes, size: int) -> hashlib._Hash | None:
-        """None if it can't be read: then it is written anew, for which it need not be readable."""
+    def _hash_existing(self, target: bytes, bound: int) -> tuple[_Known | None, int]:
+        """Its first bytes, and how many they are; None if it can't be read: then it is written anew, for which it need not be readable."""
         try:
             descriptor = self._root.open(target, os.O_RDONLY | NOFOLLOW | _NONBLOCK)
         except PermissionError:
-            return None
-        try:
-            digest, count = self._hash(descriptor, size)
-            return digest if count == size else None
-        finally:
-            os.close(descriptor)
-
-    def _hash_partial(self, partial: bytes, bound: int) -> tuple[hashlib._Hash, int]:
-        try:
-            descriptor = open_partial(self._root, partial, create=False)
-        except FileNotFoundError:
-            descriptor = None
-        if descriptor is None:
-            return hashlib.sha256(), 0
+            return None, 0
         try:
             return self._hash(descriptor, bound)
         finally:
             os.close(descriptor)
 
-    def _hash(self, descriptor: int, bound: int) -> tuple[hashlib._Hash, int]:
-        """The hash of its first bytes, and how many they are."""
+    def _hash_partial(self, partial: bytes, bound: int) -> tuple[_Known | None, int]:
+        try:
+            descriptor = open_partial(self._root, partial, create=False)
+        except FileNotFoundError:
+            descriptor = None
+        if descriptor is None:
+            return None, 0
+        try:
+            return self._hash(descriptor, bound)
+        finally:
+            os.close(descriptor)
+
+    def _hash(self, descriptor: int, bound: int) -> tuple[_Known, int]:
         digest, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(wire.MIB))
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
@@ -306,7 +326,7 @@ class Writer:
                 digest.update(buffer[:count])
                 size += count
                 self._check()
-        return digest, size
+        return _Known(digest, os.fstat(descriptor)), size
 
     # -- files
 
@@ -372,11 +392,11 @@ class Writer:
     def _begin(self, step: arrivals.Begin) -> None:
         file, offset = step.file, step.offset
         target = self._target(file.path)
-        digest = self._digests.pop(file.number, None)
+        known = self._known.pop(file.number, None)
         self._open = current = _Open(file, target)
         if offset:
-            assert digest is not None
-            current.digest, current.position = digest, offset
+            assert known is not None
+            current.digest, current.position, current.before = known.digest, offset, known.status
         if offset and file.is_whole:
             current.is_same = True
         else:
@@ -391,7 +411,8 @@ class Writer:
                 descriptor = open_partial(self._root, partial, create=True)
             if descriptor is not None:
                 current.temporary, current.descriptor, current.stays = partial, descriptor, True
-                self._check_size(descriptor, current)
+                if current.position:
+                    self._check_same(descriptor, current)
                 os.ftruncate(descriptor, current.position)
                 os.lseek(descriptor, current.position, os.SEEK_SET)
                 return
@@ -401,8 +422,12 @@ class Writer:
             place = os.path.dirname(current.target)
             current.temporary, current.descriptor = self._new(place)
 
-    def _check_size(self, descriptor: int, current: _Open) -> None:
-        if os.fstat(descriptor).st_size < current.position:
+    @staticmethod
+    def _check_same(descriptor: int, current: _Open) -> None:
+        """What was hashed is what we go on with: nobody had it in between, which was not locked."""
+        before, now = current.before, os.fstat(descriptor)
+        assert before is not None
+        if not (os.path.samestat(before, now) and _stamp(before) == _stamp(now)):
             raise _meddled(current.target)
 
     def _append(self, pieces: list[memoryview]) -> None:
@@ -453,7 +478,7 @@ class Writer:
             self._open = None
             self._add_written(written, place, file.size)
             with naming(current.target):
-                self._unsynced.add(current.descriptor, place)
+                self._unsynced.add(current.descriptor, place, is_locked=current.stays)
         self._open = None
         if file.folder is None:
             self.sha256 = sha256
@@ -471,7 +496,7 @@ class Writer:
 
     def _drop(self, file: Incoming) -> None:
         self._release(file)
-        if self._digests.pop(file.number, None) is not None and not file.is_whole:
+        if self._known.pop(file.number, None) is not None and not file.is_whole:
             assert file.partial is not None
             with contextlib.suppress(FileNotFoundError):
                 self._root.unlink(file.partial)  # nobody will ask for it again
@@ -565,8 +590,12 @@ def damaged(target: bytes) -> Exception:
     )
 
 
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _meddled(target: bytes) -> Exception:
-    return transfer_error("EBUSY", "somebody else took its first part", os.fsdecode(target))
+    return transfer_error("EBUSY", "somebody else wrote to its first part", os.fsdecode(target))
 
 
 def write_all(descriptor: int, data: memoryview) -> None:
