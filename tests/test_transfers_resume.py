@@ -16,8 +16,8 @@ from transfer_world import FailingRoot, Line, Lines, copy, names_below, partials
 from sandd import TransferError
 from sandd._core.files.roots import AnyFile
 from sandd._core.transfers import partials as partials_module
-from sandd._core.transfers.ends import PeerGoneError
 from sandd._core.transfers import writing
+from sandd._core.transfers.ends import PeerGoneError
 from sandd._core.transfers.partials import Partials, open_partial, partial_name
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.records import RecordReader, message_bytes, piece_head

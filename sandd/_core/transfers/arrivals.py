@@ -106,7 +106,7 @@ class PutFile:
 
     folder: Folder | None
     said: wire.FileRecord
-    content: memoryview = memoryview(b"")
+    content: memoryview
 
 
 @frozen
@@ -308,7 +308,7 @@ class Arrivals:
             self._small, self._missing = record, record.size
             self._place = _Place.SMALL_FILE
         else:
-            steps.append(PutFile(self._folder, record))
+            steps.append(PutFile(self._folder, record, memoryview(b"")))
             self._place = self._between()
 
     def _ask(self, record: wire.AskRecord, steps: list[Step]) -> None:

@@ -296,7 +296,10 @@ class Writer:
         return wire.WantRecord(size, known.digest.digest())
 
     def _hash_existing(self, target: bytes, bound: int) -> tuple[_Known | None, int]:
-        """Its first bytes, and how many they are; None if it can't be read: then it is written anew, for which it need not be readable."""
+        """Its first bytes, and how many they are.
+
+        None if it can't be read: then it is written anew, for which it need not be readable.
+        """
         try:
             descriptor = self._root.open(target, os.O_RDONLY | NOFOLLOW | _NONBLOCK)
         except PermissionError:
