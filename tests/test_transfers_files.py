@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -446,6 +447,30 @@ def test_a_purge_that_fails_tries_again(tmp_path: Path) -> None:
     os.unlink(left)
     journals.purge(AnyFile())
     assert names_below(tmp_path / "journals") == []
+
+
+def test_a_journal_that_lost_its_end_names_nothing_else(tmp_path: Path) -> None:
+    """A power failure may leave the beginning of a path, which may be that of another file."""
+    folder = tmp_path / "journals"
+    folder.mkdir()
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x")
+    for name, entry in (
+        ("1", b"f" + os.fsencode(precious)),
+        ("2", b"f%b\0" % os.fsencode(precious)),
+    ):
+        (folder / f"{name}.journal").write_bytes(entry)
+
+    for path in (precious, *folder.iterdir()):
+        os.utime(path, ns=(0, 0))
+    journals = Partials(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        later = time.time() + 25 * 3600
+        patch.setattr(partials.time, "time", lambda: later)
+        journals.purge(AnyFile())
+
+    assert precious.exists()
+    assert names_below(folder) == []
 
 
 def test_a_journal_forgets_what_it_noted_long_ago(
