@@ -20,7 +20,8 @@ from sandd._core._errors import RemoteProtocolError
 OWN_NAMES: Final = re.compile(rb"\.sandd-[0-9a-f-]+\.part")
 """Files in the making, of this program and of others like it: no transfer sends them."""
 _NAMES: Final = re.compile(rb"[^/\0]+")
-_NOT_ON_WINDOWS: Final = re.compile(rb"[\\:]")
+_NOT_ON_WINDOWS: Final = re.compile(rb"[\\:]|[. ]\Z")
+"""A path that is none by itself; and dots and spaces at the end, which it takes away: ".. " may become ".."."""
 
 
 def check_name(name: bytes) -> None:
