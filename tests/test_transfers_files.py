@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -446,6 +447,47 @@ def test_a_purge_that_fails_tries_again(tmp_path: Path) -> None:
     os.unlink(left)
     journals.purge(AnyFile())
     assert names_below(tmp_path / "journals") == []
+
+
+@pytest.mark.parametrize("is_tree", [True, False], ids=["tree", "file"])
+async def test_a_directory_that_may_be_written_and_not_read(tmp_path: Path, is_tree: bool) -> None:
+    """As a letter box: nobody can sync it, and what was put into it is there all the same."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "d").mkdir(parents=True)
+    (source / "f").write_bytes(b"x")
+
+    def fail(_number: int, name: str, path: bytes) -> None:
+        if name == "open" and os.path.isdir(path):
+            raise system_error(errno.EACCES, path)
+
+    origin = source if is_tree else source / "f"
+    (await copy(origin, target, receiver_root=FailingRoot(fail))).result  # noqa: B018 - raises if it failed
+
+    assert (target / "f" if is_tree else target).read_bytes() == b"x"
+
+
+def test_a_journal_that_lost_its_end_names_nothing_else(tmp_path: Path) -> None:
+    """A power failure may leave the beginning of a path, which may be that of another file."""
+    folder = tmp_path / "journals"
+    folder.mkdir()
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x")
+    for name, entry in (
+        ("1", b"f" + os.fsencode(precious)),
+        ("2", b"f%b\0" % os.fsencode(precious)),
+    ):
+        (folder / f"{name}.journal").write_bytes(entry)
+
+    for path in (precious, *folder.iterdir()):
+        os.utime(path, ns=(0, 0))
+    journals = Partials(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        later = time.time() + 25 * 3600
+        patch.setattr(partials.time, "time", lambda: later)
+        journals.purge(AnyFile())
+
+    assert precious.exists()
+    assert names_below(folder) == []
 
 
 def test_a_journal_forgets_what_it_noted_long_ago(

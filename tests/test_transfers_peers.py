@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.files.roots import AnyFile
 from sandd._core.transfers import receiving, writing
-from sandd._core.transfers.arrivals import Arrivals
+from sandd._core.transfers.arrivals import Arrivals, check_name
 from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
@@ -138,6 +139,16 @@ async def test_a_tree_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(RemoteProtocolError):
         await hear(tmp_path / "inside" / "target", TOP, *[EnterRecord(b"d", 0o755, 0)] * 5)
+
+
+@pytest.mark.parametrize("name", [b"C:", b"a\\b", b".. ", b"...", b"x.", b"x "])
+def test_names_that_windows_reads_as_paths(monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+    """They are names on other systems; there they may lead to another directory, or to another file."""
+    check_name(name)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(OSError, match="Windows"):
+        check_name(name)
+    check_name(b".a b.c")
 
 
 class Scripted:

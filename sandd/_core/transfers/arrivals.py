@@ -20,7 +20,8 @@ from sandd._core._errors import RemoteProtocolError
 OWN_NAMES: Final = re.compile(rb"\.sandd-[0-9a-f-]+\.part")
 """Files in the making, of this program and of others like it: no transfer sends them."""
 _NAMES: Final = re.compile(rb"[^/\0]+")
-_NOT_ON_WINDOWS: Final = re.compile(rb"[\\:]")
+_NOT_ON_WINDOWS: Final = re.compile(rb"[\\:]|[. ]\Z")
+"""A path that is none by itself; and dots and spaces at the end, which it takes away: ".. " may become ".."."""
 
 
 def check_name(name: bytes) -> None:
@@ -82,9 +83,6 @@ class Incoming:
 # ---- steps --------------------------------------------------------------------------------------
 
 
-_NOTHING: Final = memoryview(b"")
-
-
 @frozen
 class MakeFolder:
     folder: Folder
@@ -109,7 +107,7 @@ class PutFile:
 
     folder: Folder | None
     said: wire.FileRecord
-    content: memoryview = _NOTHING
+    content: memoryview
 
 
 @frozen
@@ -311,7 +309,7 @@ class Arrivals:
             self._small, self._missing = record, record.size
             self._place = _Place.SMALL_FILE
         else:
-            steps.append(PutFile(self._folder, record))
+            steps.append(PutFile(self._folder, record, memoryview(b"")))
             self._place = self._between()
 
     def _ask(self, record: wire.AskRecord, steps: list[Step]) -> None:

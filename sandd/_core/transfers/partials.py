@@ -229,7 +229,9 @@ def own_prefix(transfer: str) -> bytes:
 
 
 def _entries(journal: Path) -> Iterator[tuple[bytes, bytes]]:
-    for entry in journal.read_bytes().split(b"\0"):
+    *entries, _ = journal.read_bytes().split(b"\0")  # what follows the last zero has lost its end
+    for entry in entries:
+        # Blocks that were never written are zeros, too.
         if len(entry) > 1:
             yield entry[:1], entry[1:]
 
@@ -312,7 +314,10 @@ class Partials:
         all_gone = True
         for kind, path in _entries(journal):
             if kind == b"f":
-                gone = path not in self._holders and remove_old(root, path)
+                # Whatever the journal says, nothing is removed that hasn't a name of ours.
+                gone = not OWN_NAMES.fullmatch(os.path.basename(path)) or (
+                    path not in self._holders and remove_old(root, path)
+                )
             else:
                 prefix = own_prefix(journal.stem)
                 gone = remove_old_in(root, path, prefix=prefix, older_than=0.0, look_at=None)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sandd._core.transfers.partials import Partials
 
 BATCH_COST: Final = 1 * wire.MIB
-"""Bytes that are written in one go; a step counts as `STEP_COST`, so 256 small files are one go."""
+"""Bytes that are written in one go; a step counts as `STEP_COST`, so some 200 small files are one go."""
 STEP_COST: Final = 4 * wire.KIB
 """What a system call or two, and the memory for a step, are worth in bytes."""
 RECORD_COST: Final = 256
@@ -207,8 +207,7 @@ class _Receiver:
                     raise failure_error(record)
                 known = len(self._steps)
                 self._arrivals.take(record, self._steps)
-                self._charge(RECORD_COST)
-                self._charge(STEP_COST * (len(self._steps) - known))
+                self._charge(RECORD_COST + STEP_COST * (len(self._steps) - known))
                 if number % RECORDS_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
             self._came.set()

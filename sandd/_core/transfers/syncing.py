@@ -106,7 +106,10 @@ def sync_folders(root: Root, paths: Iterable[bytes]) -> None:
     paths = list(paths)
     done = set()
     for path in paths:
-        descriptor = root.open(path or b".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = root.open(path or b".", os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError:
+            continue  # it may be written and not read
         try:
             if _syncfs is None or len(paths) <= ONE_BY_ONE:
                 # Some file systems don't know this of directories, and keep them safe in their own way.

@@ -296,9 +296,9 @@ class Writer:
         return wire.WantRecord(size, known.digest.digest())
 
     def _hash_existing(self, target: bytes, bound: int) -> tuple[_Known | None, int]:
-        """Its first bytes, and how many they are; None if it can't be read.
+        """Its first bytes, and how many they are.
 
-        Then it is written anew, for which it need not be readable.
+        None if it can't be read: then it is written anew, for which it need not be readable.
         """
         try:
             descriptor = self._root.open(target, os.O_RDONLY | NOFOLLOW | _NONBLOCK)
