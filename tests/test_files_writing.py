@@ -19,6 +19,7 @@ from sandd._core.files.confined_roots import open_root
 from sandd._core.files.reading import BATCH_BYTES, Reading
 from sandd._core.files.roots import AnyFile
 from sandd._core.files.writing import open_writing
+from sandd._core.transfers.partials import Partials
 from sandd.wire import WriteMode
 
 if TYPE_CHECKING:
@@ -286,7 +287,9 @@ def test_a_process_that_is_killed_anywhere_leaves_the_old_file_or_the_new_one(
 import os, signal, sys
 from sandd._core.files import writing
 from sandd._core.files.roots import AnyFile
+from sandd._core.transfers.partials import Partials
 from sandd.wire import WriteMode
+from pathlib import Path
 count = int(sys.argv[2])
 def counted(call):
     def do(*args, **options):
@@ -298,24 +301,30 @@ def counted(call):
     return do
 for name in ("open", "write", "fsync", "fchmod", "fchown", "close", "replace", "unlink"):
     setattr(os, name, counted(getattr(os, name)))
-file = writing.open_writing(AnyFile(), sys.argv[1].encode(), WriteMode.REPLACE)
+journal = Partials(Path(sys.argv[3])).open_journal()
+file = writing.open_writing(AnyFile(), sys.argv[1].encode(), WriteMode.REPLACE, 0o666, journal)
 file.write(b"n" * 1000)
 file.write(b"n" * 1000)
 file.commit()
+file.close()
 """
     ends = set()
     for count in range(1, 40):
         target = tmp_path / str(count)
         target.write_bytes(b"old")
-        done = subprocess.run([sys.executable, "-c", program, target, str(count)], check=False)
+        journals = tmp_path / "journals"
+        done = subprocess.run(
+            [sys.executable, "-c", program, target, str(count), journals], check=False
+        )
         content = target.read_bytes()
         assert content in (b"old", b"n" * 2000), count
         ends.add(content)
-        for name in os.listdir(tmp_path):
-            if not name.isdecimal():
-                assert name.startswith(".sandd-")
-                assert name.endswith(".part")
-                (tmp_path / name).unlink()
+        left = [name for name in os.listdir(tmp_path) if name.startswith(".")]
+        assert all(name.startswith(".sandd-") and name.endswith(".part") for name in left)
+        # Whoever comes next removes it: it knows where to look.
+        Partials(journals).purge(AnyFile())
+        assert not [name for name in os.listdir(tmp_path) if name.startswith(".")], (count, left)
+        assert not journals.exists() or not os.listdir(journals)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL

@@ -83,8 +83,9 @@ async def run_daemon(
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
                 )
-                runner.requests.offer(FileRequests(root).doers)
-                transfers = TransferRequests(root, Partials(state.path / "transfers"))
+                partials = Partials(state.path / "transfers")
+                runner.requests.offer(FileRequests(root, partials).doers)
+                transfers = TransferRequests(root, partials)
                 runner.requests.offer(transfers.doers)
                 if options.root is not None:
                     ports = PortRequests(table, act=runner.act, is_confined=True)

@@ -17,6 +17,7 @@ from sandd._core.files.reading import BATCH_BYTES, Reading
 from sandd._core.files.removal import remove_tree
 from sandd._core.files.writing import open_writing
 from sandd._core.transfers.disk_work import DiskWork
+from sandd._core.transfers.partials import Partials
 from sandd._core.watch_requests import watch
 from sandd.wire import Removal
 
@@ -42,8 +43,15 @@ BATCH_SECONDS: Final = 0.05
 class FileRequests:
     """Does requests about the files beneath a root."""
 
-    def __init__(self, root: Root, *, limiter: trio.CapacityLimiter | None = None) -> None:
+    def __init__(
+        self,
+        root: Root,
+        partials: Partials | None = None,
+        *,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
         self._root = root
+        self._partials = partials or Partials()
         self._limiter = limiter or trio.CapacityLimiter(MAX_THREADS)
         self._watchers = trio.CapacityLimiter(MAX_WATCHERS)
 
@@ -158,22 +166,26 @@ class FileRequests:
     async def _write(self, doing: Doing, spec: wire.WriteSpec) -> None:
         # A small file is all here by now, and done in one go.
         data, is_all = _at_hand(doing)
-        async with self._disk_work() as (work, opened):
+        journal = self._partials.open_journal()
+        try:
+            async with self._disk_work() as (work, opened):
 
-            def begin() -> tuple[Writing, wire.FileInfo | None]:
-                writing = open_writing(self._root, spec.path, spec.how, spec.mode)
-                opened.callback(writing.close)
-                writing.write(data)
-                return writing, writing.commit() if is_all else None
+                def begin() -> tuple[Writing, wire.FileInfo | None]:
+                    writing = open_writing(self._root, spec.path, spec.how, spec.mode, journal)
+                    opened.callback(writing.close)
+                    writing.write(data)
+                    return writing, writing.commit() if is_all else None
 
-            writing, info = await work.do(begin)
-            if info is None:
-                await doing.answer(wire.FileInfo(wire.FileKind.FILE))
-                doing.send()
-                while data := await doing.read(BATCH_BYTES):
-                    await work.do(writing.write, data)
-                info = await work.do(writing.commit)
-            await doing.answer(info)
+                writing, info = await work.do(begin)
+                if info is None:
+                    await doing.answer(wire.FileInfo(wire.FileKind.FILE))
+                    doing.send()
+                    while data := await doing.read(BATCH_BYTES):
+                        await work.do(writing.write, data)
+                    info = await work.do(writing.commit)
+                await doing.answer(info)
+        finally:
+            self._partials.closed_journal(journal)
 
     async def _watch(self, doing: Doing, spec: wire.WatchSpec) -> None:
         await watch(doing, spec, self._root, self._watchers)

@@ -16,6 +16,7 @@ import trio
 
 from sandd import wire
 from sandd._core.files import operations
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.requests import RequestFailedError
 from sandd._core.transfers.disk_work import DiskWork
 from sandd.wire import ChangeKind, FailedCode
@@ -107,7 +108,7 @@ async def watch(
                     )
                     noted.note(changes)
 
-        async with trio.open_nursery() as nursery:
+        async with open_unwrapping_nursery() as nursery:
             nursery.start_soon(look)
             while True:
                 for change in await noted.take():

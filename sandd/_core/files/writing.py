@@ -2,7 +2,7 @@
 
 A new file is written beside the old one, under a name of its own, and takes its place by a rename, when
 all of it is on the disk: at every moment, also after a crash, there is the old one or the complete new one.
-Who dies in between leaves the other name behind; nobody else does.
+Who dies in between leaves the other name behind; that is written down before, for who comes after.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import sys
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sandd._core.files.beneath import MAX_LINKS
 from sandd._core.files.operations import describe, open_regular
+from sandd._core.transfers.partials import Journal
 from sandd.wire import WriteMode
 
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ class Writing(Protocol):
         ...
 
 
-def open_writing(root: Root, path: bytes, how: WriteMode, mode: int = 0o666) -> Writing:
+def open_writing(
+    root: Root, path: bytes, how: WriteMode, mode: int = 0o666, journal: Journal | None = None
+) -> Writing:
     """Begin to write a file; what stands in the way is told now, where it can be known.
+
+    The journal is for this file alone, and is closed with it; None: nobody comes after us.
 
     Raises:
         IsADirectoryError, FileExistsError, FileNotFoundError (its directory), PermissionError, ...
@@ -57,14 +61,19 @@ def open_writing(root: Root, path: bytes, how: WriteMode, mode: int = 0o666) -> 
     """
     if how is WriteMode.APPEND:
         return _Appended(root, path, mode)
-    return _Replacement(root, path, mode, exclusive=how is WriteMode.EXCLUSIVE)
+    return _Replacement(
+        root, path, mode, journal or Journal(None), exclusive=how is WriteMode.EXCLUSIVE
+    )
 
 
 class _Replacement:
     """What a file will be, beside what it is."""
 
-    def __init__(self, root: Root, path: bytes, mode: int, *, exclusive: bool) -> None:
+    def __init__(
+        self, root: Root, path: bytes, mode: int, journal: Journal, *, exclusive: bool
+    ) -> None:
         self._root = root
+        self._journal = journal
         self._path = path
         self._exclusive = exclusive
         self._descriptor = -1
@@ -77,9 +86,14 @@ class _Replacement:
                 raise OSError(number, os.strerror(number))
             self._directory = directory or b"."
             self._old = self._look_at_old()
-            draft = os.path.join(directory, b".sandd-%s.part" % secrets.token_hex(8).encode())
+            draft = os.path.join(directory, journal.new_name())
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            self._descriptor = root.open(draft, flags, mode if self._old is None else PRIVATE)
+            journal.note(b"d", self._directory)
+            try:
+                self._descriptor = root.open(draft, flags, mode if self._old is None else PRIVATE)
+            except BaseException:
+                journal.close(keep=False)
+                raise
             self._draft = draft
 
     def write(self, data: Buffer) -> None:
@@ -109,9 +123,14 @@ class _Replacement:
             if descriptor >= 0:
                 os.close(descriptor)
         finally:
-            if draft:
-                with contextlib.suppress(FileNotFoundError):
-                    self._root.unlink(draft)
+            stays = bool(draft)
+            try:
+                if draft:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._root.unlink(draft)
+                    stays = False
+            finally:
+                self._journal.close(keep=stays)
 
     def _look_at_old(self) -> os.stat_result | None:
         """What is there, if it may be written; it is not."""
