@@ -39,8 +39,11 @@ SHOWN = {
     "_core/logs.py": {"gmtime", "strftime"},  # of the time that a record was made
     "_core/acceptor.py": {"time"},  # `DaemonInfo.connected_at`
     "_core/recorder.py": {"time"},  # a recording's header: when it was made
+    # What is left of a transfer is removed when its file is a day old, and files know only this clock. Should it
+    # jump, the transfer begins anew.
+    "_core/transfers/partials.py": {"time"},
 }
-"""Where a wall clock is read: to be shown to people, and for nothing else."""
+"""Where a wall clock is read: to be shown to people, or because files have no other time."""
 HOUR = 3600.0
 
 

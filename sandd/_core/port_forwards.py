@@ -89,6 +89,7 @@ async def reverse(
                     since={},
                     kill_grace=0.0,
                 )
+                handle.hold()  # nobody else could: what we read of it is read
                 remote = RemoteStream(handle)
                 connections.start(serve, remote, daemon=daemon_id, target=name, peer=answer.peer)
 

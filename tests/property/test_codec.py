@@ -331,17 +331,12 @@ def test_a_wrong_type_is_refused_in_every_field(cls: type, name: str) -> None:
                 decode_as(cls, {**fields, name: value})
 
 
-ADDRESSED = (wire.ConnectSpec, wire.ListenSpec)
-"""These need one of two things: a path, or a host with its port."""
-
-
 @pytest.mark.parametrize(("cls", "name"), CASES)
 def test_a_field_without_default_is_needed(cls: type, name: str) -> None:
     """A message that leaves out what it must say is refused; what has a default may be left out."""
     fields = fields_on_the_wire(plainest(cls))
     fields.pop(name, None)
-    is_the_address = cls in ADDRESSED and name == "path"
-    if is_the_address or getattr(attrs.fields(cls), name).default is attrs.NOTHING:
+    if getattr(attrs.fields(cls), name).default is attrs.NOTHING:
         with pytest.raises(RemoteProtocolError):
             decode_as(cls, fields)
     else:
@@ -369,8 +364,6 @@ def plainest(cls: type) -> Any:
         wire.Removal: wire.Removal.FILE,
     }
     given: dict[str, Any] = {}
-    if cls in ADDRESSED:
-        given["path"] = b"x"  # either that, or a host with its port
     for attribute in attrs.fields(cls):
         if attribute.default is attrs.NOTHING:
             annotation = annotations(cls)[attribute.name]
