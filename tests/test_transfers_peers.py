@@ -67,7 +67,7 @@ async def hear(target: Path, *parts: wire.Record | bytes) -> None:
     """A receiver hears this, and then nothing more; it must not wait for it."""
     lines = Lines(Line(bound=1 << 40), Line(bound=1 << 40))
     await lines.forth.send(said(*parts))
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await receive(lines.receiver, AnyFile(), os.fsencode(target), partials=Partials())
 
 
@@ -165,7 +165,7 @@ class Scripted:
     async def run(self) -> None:
         """Be the receiver."""
         try:
-            with trio.fail_after(10):
+            with trio.fail_after(20):
                 await receive(
                     self.lines.receiver,
                     AnyFile(),
@@ -268,7 +268,7 @@ async def test_a_slow_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scripted.run)
         await scripted.say(TOP, *small(b"one"), EnterRecord(b"d", 0o700, 5 * 10**9), LeaveRecord())
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while names_below(tmp_path) != ["target", "target/d", "target/one"]:
                 await trio.sleep(0.01)
         await scripted.say(*small(b"two"), LeaveRecord(), EndRecord())
@@ -322,7 +322,7 @@ async def test_a_giant_hole_keeps_nobody(tmp_path: Path) -> None:
         await scripted.say(ask(b"", 2**60))
         await scripted.answer()
         await scripted.say(ContentRecord(0), *[ZerosRecord(wire.MAX_ZEROS)] * 10_000)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while not partials_below(tmp_path):
                 await trio.sleep(0.01)
         await trio.sleep(0.1)
@@ -459,7 +459,7 @@ async def test_a_lying_receiver(tmp_path: Path, lie: Iterable[wire.Record | byte
     lines = Lines(Line(bound=1 << 40), Line(bound=1 << 40))
     await lines.back.send(said(*lie))
 
-    with pytest.raises(RemoteProtocolError), trio.fail_after(5):
+    with pytest.raises(RemoteProtocolError), trio.fail_after(20):
         await send(lines.sender, AnyFile(), os.fsencode(tmp_path / "source"))
 
 

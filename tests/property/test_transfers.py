@@ -145,7 +145,7 @@ def test_any_sender_is_survived(stream: bytes) -> None:
         lines = Lines(Line(bound=1 << 40), Line(bound=1 << 40))
         await lines.forth.send(stream)
         lines.forth.close()
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             await receive(lines.receiver, AnyFile(), os.fsencode(target), partials=Partials())
 
     with tempfile.TemporaryDirectory() as name:
@@ -167,7 +167,7 @@ def test_any_receiver_is_survived(stream: bytes) -> None:
         lines = Lines(Line(bound=1 << 40), Line(bound=1 << 40))
         await lines.back.send(stream)
         lines.back.close()
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             await send(lines.sender, AnyFile(), os.fsencode(source))
 
     with tempfile.TemporaryDirectory() as name:
