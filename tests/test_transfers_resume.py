@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-LARGE = os.urandom(64 * KIB) * 64
-"""4 MiB."""
+LARGE = os.urandom(64 * KIB) * 128  # far more than is on its way when half of it has come
+"""8 MiB."""
 FIRST_MOMENT = 10**18
 
 
