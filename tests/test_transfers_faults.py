@@ -369,3 +369,20 @@ async def test_killed_at_every_step(tmp_path: Path, no_syncing: None) -> None:
         after.purge(AnyFile())
         assert not partials_below(work)
         assert again.files == 6
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_a_directory_that_can_not_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_told: bool
+) -> None:
+    """A disk that fails is an error; a file system that doesn't know how is none."""
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if is_told:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            syncing.sync_folders(AnyFile(), [os.fsencode(tmp_path)])
+    else:
+        syncing.sync_folders(AnyFile(), [os.fsencode(tmp_path)])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from sandd._core.files.roots import Root
+    from sandd.wire import Buffer
 
 _KINDS: Final = {
     stat.S_IFREG: FileKind.FILE,
@@ -172,6 +173,14 @@ def open_regular(root: Root, path: bytes, flags: int, mode: int = 0o666) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def write_all(descriptor: int, data: Buffer) -> None:
+    """Write all of it where the descriptor stands."""
+    with memoryview(data) as view:
+        position = 0
+        while position < len(view):
+            position += os.write(descriptor, view[position:])
 
 
 def _not_a_file(path: bytes) -> OSError:

@@ -15,8 +15,9 @@ import sys
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sandd._core.files.beneath import MAX_LINKS
-from sandd._core.files.operations import describe, open_regular
+from sandd._core.files.operations import describe, open_regular, write_all
 from sandd._core.transfers.partials import Journal
+from sandd._core.transfers.syncing import sync, sync_folders
 from sandd.wire import WriteMode
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 PRIVATE: Final = 0o600
 """Of what will take an old file's place, until it has that one's owner and mode."""
 _NO_HARD_LINKS: Final = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_NO_SYNC: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What file systems say that have nothing to sync to."""
 
 
 class Writing(Protocol):
@@ -98,13 +97,13 @@ class _Replacement:
 
     def write(self, data: Buffer) -> None:
         with self._named_in_errors():
-            _write_all(self._descriptor, data)
+            write_all(self._descriptor, data)
 
     def commit(self) -> FileInfo:
         with self._named_in_errors():
             if self._old is not None:
                 self._take_after(self._old)
-            _sync(self._descriptor)
+            sync(self._descriptor)
             info = describe(os.fstat(self._descriptor))
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
@@ -113,7 +112,7 @@ class _Replacement:
             else:
                 self._root.rename(self._draft, self._target)
             self._draft = b""
-        _sync_directory(self._root, self._directory)
+        sync_folders(self._root, [self._directory])
         return info
 
     def close(self) -> None:
@@ -199,13 +198,13 @@ class _Appended:
 
     def write(self, data: Buffer) -> None:
         try:
-            _write_all(self._descriptor, data)
+            write_all(self._descriptor, data)
         except OSError as error:
             error.filename = self._path
             raise
 
     def commit(self) -> FileInfo:
-        _sync(self._descriptor)
+        sync(self._descriptor)
         info = describe(os.fstat(self._descriptor))
         self.close()
         return info
@@ -227,30 +226,3 @@ def _final_target(root: Root, path: bytes) -> bytes:
             raise
         path = os.path.join(os.path.dirname(path), link)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-
-
-def _write_all(descriptor: int, data: Buffer) -> None:
-    with memoryview(data) as view:
-        position = 0
-        while position < len(view):
-            position += os.write(descriptor, view[position:])
-
-
-def _sync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-
-
-def _sync_directory(root: Root, path: bytes) -> None:
-    """So that the new name outlives a crash, too; where directories can be synced."""
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(PermissionError):  # it may be written and not read
-        descriptor = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _sync(descriptor)
-        finally:
-            os.close(descriptor)

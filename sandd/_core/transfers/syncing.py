@@ -5,8 +5,8 @@ An fsync of each of 10,000 small files costs eight times what writing them does.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from sandd._core.files.roots import Root
 
+_NO_SYNC: Final = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems say that have nothing to sync to."""
 ONE_BY_ONE: Final = 4
 """So few files are synced each by itself: syncfs(2) waits for what all other programs wrote, too."""
 
@@ -112,14 +114,21 @@ def sync_folders(root: Root, paths: Iterable[bytes]) -> None:
             continue  # it may be written and not read
         try:
             if _syncfs is None or len(paths) <= ONE_BY_ONE:
-                # Some file systems don't know this of directories, and keep them safe in their own way.
-                with contextlib.suppress(OSError):
-                    os.fsync(descriptor)
+                sync(descriptor)
             elif (device := os.fstat(descriptor).st_dev) not in done:
                 done.add(device)
                 _sync_file_system(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """What was written there is on the disk; some file systems don't know how that is done for directories."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _sync_and_close(descriptor: int) -> None:

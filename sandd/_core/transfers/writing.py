@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import transfer_error
+from sandd._core.files.operations import write_all
 from sandd._core.transfers import arrivals
 from sandd._core.transfers.partials import (
     beside,
@@ -599,12 +600,6 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
 
 def _meddled(target: bytes) -> Exception:
     return transfer_error("EBUSY", "somebody else wrote to its first part", os.fsdecode(target))
-
-
-def write_all(descriptor: int, data: memoryview) -> None:
-    """Write all of it where the descriptor stands."""
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def write_sparse(descriptor: int, position: int, data: memoryview) -> None:
