@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from daemons import daemon_environment
+from process_tools import until
 
 from sandd.copying import progress
 from sandd.copying.progress import showing_progress
@@ -75,7 +76,7 @@ async def test_the_bar_says_how_far_it_is(terminal: Terminal) -> None:
 async def test_the_cursor_is_never_hidden(terminal: Terminal) -> None:
     """Whoever is killed could not bring it back."""
     async with showing_progress("f", terminal):
-        await trio.sleep(0.3)
+        await until(lambda: "f" in terminal.getvalue())
     assert "\x1b[?25" not in terminal.getvalue()
 
 

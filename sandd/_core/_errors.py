@@ -144,6 +144,21 @@ def transfer_error(symbol: str, message: str, filename: str | None = None) -> Tr
     return chosen(number, text) if filename is None else chosen(number, text, filename)
 
 
+def describe_system_error(error: Exception) -> tuple[str, str, bytes | None]:
+    """What another machine is told of a call that failed here: the error's name, its text, the file's name.
+
+    Names and not numbers, which differ between systems. The name is "" where the system named none.
+    """
+    number = getattr(error, "errno", None)
+    symbol = _errno.errorcode.get(number, "") if isinstance(number, int) else ""
+    name = getattr(error, "filename", None)
+    return (
+        symbol.removeprefix("WSA"),  # Windows' own, of sockets
+        getattr(error, "strerror", None) or str(error),
+        os.fsencode(name) if isinstance(name, str | bytes | os.PathLike) else None,
+    )
+
+
 class JobTaken(SanddError):
     """Another client, or another block with the same `job_id`, took the job over. It goes on there."""
 

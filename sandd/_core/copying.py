@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import trio
 
 from sandd import wire
-from sandd._core._errors import TransferError, transfer_error
+from sandd._core._errors import TransferError, describe_system_error, transfer_error
 from sandd._core.files.roots import AnyFile
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.specs import encode_path
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 RECEIVE_BYTES: Final = wire.MIB
 """What is taken at a time: a thread writes that in one go."""
-ANSWER_SECONDS: Final = 1.0
-"""For the reason to be heard, when the other end takes nothing any more."""
 
 
 async def upload(
@@ -135,8 +132,6 @@ class _ClientChannel:
         try:
             await self._input.send_all(data)
         except trio.BrokenResourceError as error:
-            # Its last words may stand in what we receive, which is read beside this.
-            await trio.sleep(ANSWER_SECONDS)
             raise PeerGoneError("the daemon has ended the transfer, and not said why") from error
 
     async def receive(self) -> bytes:
@@ -163,12 +158,9 @@ async def _open_channel(
         except OSError as error:
             if isinstance(error, TransferError):
                 raise
-            symbol = errno.errorcode.get(error.errno or 0, "")
-            name = error.filename
+            symbol, text, filename = describe_system_error(error)
             raise transfer_error(
-                symbol,
-                error.strerror or str(error),
-                os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else None,
+                symbol, text, None if filename is None else os.fsdecode(filename)
             ) from error
     except BaseException:
         await handle.leave(0.0)

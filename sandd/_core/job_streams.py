@@ -12,11 +12,29 @@ from sandd._core._errors import OutputGap
 from sandd._core.streams import Gap
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from sandd._core.local_link import JobHandle
     from sandd.wire import Stream
 
 RECEIVE_BYTES = 64 * wire.KIB
 """What `receive_some` returns at most, where the caller names no limit."""
+
+
+async def send_input(
+    handle: JobHandle, view: memoryview, has_room: Callable[[], Awaitable[None]]
+) -> None:
+    """Send all of it to the job, as there is room: `has_room` waits for that, or raises what stands in the way."""
+    job = handle.job
+    position = 0
+    while position < len(view):
+        await has_room()
+        chunk = view[position : position + job.input.room]
+        job.input.append(chunk)
+        position += len(chunk)
+        handle.link.changed(job)
+    # Others' turn comes when it is on its way.
+    await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 class InputStream(trio.abc.SendStream):
@@ -40,19 +58,7 @@ class InputStream(trio.abc.SendStream):
         with self._conflicts, memoryview(data) as view:
             self._check()
             await trio.lowlevel.checkpoint_if_cancelled()
-            job = self._handle.job
-            position = 0
-            while position < len(view):
-                await self._handle.until(
-                    lambda: job.input.room > 0 or self._closed or self._handle.ended
-                )
-                self._check()
-                chunk = view[position : position + job.input.room]
-                job.input.append(chunk)
-                position += len(chunk)
-                self._handle.link.changed(job)
-            # Others' turn comes when it is on its way.
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await send_input(self._handle, view, self._has_room)
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -60,10 +66,12 @@ class InputStream(trio.abc.SendStream):
         with self._conflicts:
             self._check()
             await trio.lowlevel.checkpoint()
-            await self._handle.until(
-                lambda: self._handle.job.input.room > 0 or self._closed or self._handle.ended
-            )
-            self._check()
+            await self._has_room()
+
+    async def _has_room(self) -> None:
+        job = self._handle.job
+        await self._handle.until(lambda: job.input.room > 0 or self._closed or self._handle.ended)
+        self._check()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:

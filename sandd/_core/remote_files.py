@@ -9,7 +9,7 @@ import trio
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
-from sandd._core.job_streams import Exclusive
+from sandd._core.job_streams import Exclusive, send_input
 from sandd._core.streams import Gap
 from sandd.wire import Stream
 
@@ -146,15 +146,7 @@ class FileWriter(trio.abc.SendStream):
         with self._conflicts, memoryview(data) as view:
             self._check()
             await trio.lowlevel.checkpoint_if_cancelled()
-            job = self._handle.job
-            position = 0
-            while position < len(view):
-                await self._has_room()
-                chunk = view[position : position + job.input.room]
-                job.input.append(chunk)
-                position += len(chunk)
-                self._handle.link.changed(job)
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await send_input(self._handle, view, self._has_room)
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import trio
 
 from sandd import wire
+from sandd._core._errors import describe_system_error
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
 from sandd.wire import FailedCode, JobState, Outcome, Stream
@@ -206,11 +207,11 @@ class Requests:
 
 def _tell_system_error(job: Job, error: OSError) -> None:
     number = error.errno or errno.EIO
-    name = error.filename
+    symbol, text, filename = describe_system_error(error)
     job.failed(
         FailedCode.SYSTEM,
-        error.strerror or str(error) or os.strerror(number),
+        text or os.strerror(number),
         errno=number,
-        symbol=errno.errorcode.get(number, "").removeprefix("WSA"),  # Windows' own, of sockets
-        filename=os.fsencode(name) if isinstance(name, str | bytes | os.PathLike) else None,
+        symbol=symbol,
+        filename=filename,
     )

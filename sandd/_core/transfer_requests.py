@@ -15,7 +15,7 @@ from sandd._core.transfers.sending import send
 from sandd.wire import FailedCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sandd._core.files.roots import Root
     from sandd._core.requests import Doer, Doing
@@ -55,7 +55,7 @@ class TransferRequests:
             await trio.sleep(TIDY_SECONDS)
 
     async def _receive(self, doing: Doing, spec: wire.UploadSpec) -> None:
-        try:
+        with _telling():
             await receive(
                 _DaemonChannel(doing),
                 self._root,
@@ -65,11 +65,9 @@ class TransferRequests:
                 update=spec.update,
                 will_return=lambda: not doing.is_given_up,
             )
-        except (TransferError, RemoteProtocolError) as error:
-            raise _failed(error) from error
 
     async def _send(self, doing: Doing, spec: wire.DownloadSpec) -> None:
-        try:
+        with _telling():
             await send(
                 _DaemonChannel(doing),
                 self._root,
@@ -79,12 +77,14 @@ class TransferRequests:
                 exclude=spec.exclude,
                 says_total=spec.total,
             )
-        except (TransferError, RemoteProtocolError) as error:
-            raise _failed(error) from error
 
 
-def _failed(error: Exception) -> Exception:
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
     """A system's error is told as one; of others the client knows already, if it is there."""
-    if isinstance(error, OSError):
-        return error
-    return RequestFailedError(FailedCode.DECLINED, str(error))
+    try:
+        yield
+    except OSError:
+        raise
+    except (TransferError, RemoteProtocolError) as error:
+        raise RequestFailedError(FailedCode.DECLINED, str(error)) from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from typing import Final, Protocol
 
 import trio
 
 from sandd import wire
-from sandd._core._errors import TransferError, transfer_error
+from sandd._core._errors import TransferError, describe_system_error, transfer_error
 from sandd._core.transfers.records import message_bytes
 
 FAREWELL_SECONDS: Final = 5.0
@@ -55,16 +54,12 @@ class PeerGoneError(TransferError):
 
 def failure_bytes(error: Exception) -> bytes:
     """The record that tells the other end."""
-    number = getattr(error, "errno", None)
-    name = getattr(error, "filename", None)
-    text = getattr(error, "strerror", None) or str(error)
+    symbol, text, filename = describe_system_error(error)
     return message_bytes(
         wire.FailedRecord(
-            errno.errorcode.get(number, "") if isinstance(number, int) else "",
+            symbol,
             text[: wire.MAX_TEXT_LENGTH],
-            os.fsencode(name)[: wire.MAX_PATH_BYTES]
-            if isinstance(name, str | bytes | os.PathLike)
-            else None,
+            None if filename is None else filename[: wire.MAX_PATH_BYTES],
         )
     )
 
