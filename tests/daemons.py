@@ -255,3 +255,27 @@ def running_daemon(
         yield daemon
         if daemon._stop_if_running():
             assert daemon.wait_sync() == 0, daemon._complaint("did not end well")
+
+
+@contextlib.contextmanager
+def running_command(
+    *arguments: str, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """``sandd`` with these arguments, as it runs; nothing of it stays."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandd", *arguments],
+        env=daemon_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:  # the test failed: its own daemon is to end with it
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=STOP_SECONDS)
+        process.kill()
+        process.communicate()

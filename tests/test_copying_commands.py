@@ -11,12 +11,11 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from daemons import daemon_environment, running_daemon
+from daemons import daemon_environment, running_command, running_daemon
+from process_tools import until_sync
 
 import sandd
 from sandd.cli import build_parser
@@ -24,7 +23,7 @@ from sandd.copying.copy import HERE, _Copies
 from sandd.copying.places import Order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -281,8 +280,11 @@ def test_a_signal_leaves_no_part_of_a_file(
             file.write(os.urandom(1 << 20))
     target.write_text("old")
     source, destination = (str(big), f"w:{target}") if uploads else (f"w:{big}", str(target))
-    with started("--local", source, destination, env=dict([marker])) as process:
-        until(lambda: any(each.stat().st_size > 1 << 20 for each in partials(target.parent)))
+    with running_command("cp", "--local", source, destination, env=dict([marker])) as process:
+        until_sync(
+            lambda: any(each.stat().st_size > 1 << 20 for each in partials(target.parent)),
+            within=SECONDS,
+        )
         process.send_signal(number)
         output, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, output, errors) == (code, "", "")
@@ -293,7 +295,7 @@ def test_a_signal_leaves_no_part_of_a_file(
 
 def test_ctrl_c_while_nobody_is_there(here: Path) -> None:
     """It ends the waiting, and says nothing."""
-    with started("--port", "0", "f", f"w:{here}/new") as process:
+    with running_command("cp", "--port", "0", "f", f"w:{here}/new") as process:
         assert process.stderr is not None
         assert "waiting for the daemon 'w' at ws://127.0.0.1:" in process.stderr.readline()
         assert "--daemon-id w" in process.stderr.readline()
@@ -306,35 +308,3 @@ def test_ctrl_c_while_nobody_is_there(here: Path) -> None:
 def partials(directory: Path) -> list[Path]:
     """Files that are there for as long as a transfer takes."""
     return list(directory.glob(".sandd-*"))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until something outside of this process is so."""
-    give_up = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.001)
-
-
-@contextmanager
-def started(
-    *arguments: str, env: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """``sandd cp`` as it runs; nothing of it stays."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sandd", "cp", *arguments],
-        env=daemon_environment(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:  # the test failed: its own daemon is to end with it
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=15)
-        process.kill()
-        process.communicate()

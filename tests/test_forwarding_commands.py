@@ -8,15 +8,15 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from daemons import daemon_environment, running_daemon
+from daemons import running_command, running_daemon
 from peers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Marker
@@ -24,30 +24,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these programs are POSIX")
 SECONDS: Final = 60.0
 """For what takes one or two: the machine may be busy."""
-
-
-@contextmanager
-def started(
-    *arguments: str, env: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """``sandd forward`` as it runs; nothing of it stays."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sandd", "forward", *arguments],
-        env=daemon_environment(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:  # the test failed: its own daemon is to end with it
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=15)
-        process.kill()
-        process.communicate()
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -100,7 +76,9 @@ def test_http_through_a_port(
     with web_server(tmp_path) as port:
         flag = ["-R"] if reverse else []
         target = f"127.0.0.1:{port}"
-        with started("--local", *flag, "w", target, env=dict([marker])) as process:
+        with running_command(
+            "forward", "--local", *flag, "w", target, env=dict([marker])
+        ) as process:
             line = said(process)
             here, there = ("w:", "") if reverse else ("", "w:")
             found = re.fullmatch(rf"{here}127\.0\.0\.1:(\d+) -> {there}{target}\n", line)
@@ -118,7 +96,9 @@ def test_several_ports_and_unix_sockets(tmp_path: Path) -> None:
     """Each target has its line, in order; a socket's path is gone with the command."""
     path = tmp_path / "socket"
     with web_server(tmp_path) as port:
-        with started("--local", "w", f"unix:{path}:127.0.0.1:{port}", f"0:unix:{path}") as process:
+        with running_command(
+            "forward", "--local", "w", f"unix:{path}:127.0.0.1:{port}", f"0:unix:{path}"
+        ) as process:
             assert said(process) == f"unix:{path} -> w:127.0.0.1:{port}\n"
             found = re.fullmatch(rf"127\.0\.0\.1:(\d+) -> w:unix:{path}\n", said(process))
             assert found
@@ -132,7 +112,7 @@ def test_several_ports_and_unix_sockets(tmp_path: Path) -> None:
 def test_connections_that_fail_are_told() -> None:
     """Which and why, on stderr; the others go on."""
     nobody = free_port()
-    with started("--local", "w", f"127.0.0.1:{nobody}") as process:
+    with running_command("forward", "--local", "w", f"127.0.0.1:{nobody}") as process:
         port = int(said(process).split()[0].rpartition(":")[2])
         for _ in range(2):
             with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -150,7 +130,9 @@ def test_a_daemon_that_was_started_anew_is_forwarded_to_again(tmp_path: Path) ->
     controller_port, (where, port) = free_port(), ("127.0.0.1", 0)
     url = f"ws://127.0.0.1:{controller_port}/ws"
     with web_server(tmp_path) as web:
-        with started("w", f"127.0.0.1:{web}", "--port", str(controller_port)) as process:
+        with running_command(
+            "forward", "w", f"127.0.0.1:{web}", "--port", str(controller_port)
+        ) as process:
             complained(process, "waiting for the daemon 'w'")
             with running_daemon(url, "w"):
                 where, _, port = said(process).split()[0].partition(":")
@@ -199,7 +181,7 @@ def test_exit_codes(arguments: list[str], code: int, complaint: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         arguments = [each.replace("{taken}", port) for each in arguments]
-        with started(*arguments) as process:
+        with running_command("forward", *arguments) as process:
             output, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, output) == (code, "")
     assert complaint.replace("{taken}", port) in errors

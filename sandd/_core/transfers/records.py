@@ -40,11 +40,6 @@ class RecordReader:
         self._piece_left = 0
         """Bytes of a file that are still to come of its piece."""
 
-    @property
-    def is_between_records(self) -> bool:
-        """All that was begun is complete: the stream may end here."""
-        return not self._held and not self._piece_left
-
     def feed(self, chunk: bytes) -> Iterator[wire.Record | wire.Unknown | memoryview]:
         """The messages that are complete now, and what there is of pieces; RemoteProtocolError for all else.
 
