@@ -36,6 +36,7 @@ CONTROLLER_END = [
     "sandd._core.port_forwards",
     "sandd._core.port_streams",
     "sandd._core.process_handle",
+    "sandd._core.pure_remote_path",
     "sandd._core.recorder",
     "sandd._core.remote_files",
     "sandd._core.remote_path",
@@ -135,6 +136,8 @@ LAYERS = {
     ],
     "facade": [
         *("sandd._core.bridge", "sandd._core.held_block"),
+        *("sandd._core.kept_pieces", "sandd._core.promise"),
+        *("sandd._core.aio.*", "sandd.aio"),
         *("sandd._core.server_files", "sandd._core.server_session", "sandd.server"),
     ],
     "testing": ["sandd.testing.*"],
@@ -146,7 +149,7 @@ LAYERS = {
         "sandd.terminal.*",
     ],
     "package": [
-        *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
+        *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.transfers", "sandd.testing"),
         *("sandd.command_line", "sandd.copying", "sandd.forwarding", "sandd.terminal"),
     ],
 }
