@@ -68,14 +68,19 @@ class HeldOpen(AbstractAsyncContextManager[Z, "bool | None"], Generic[Y, Z]):
         self._hold.let_go(by_error=error is not None)
         if isinstance(error, GeneratorExit):
             return None  # nothing can be awaited any more
-        await attend(self._hold.call, self._hold.call.promise)
+        if error is None:
+            await attend(self._hold.call, self._hold.call.promise)
+        else:
+            with anyio.CancelScope(shield=True):  # this is the clean-up already
+                await arrival(self._hold.call.promise)
         try:
             self._hold.call.promise.result()
         except BaseException as failure:
-            if error is not None:
+            # Of a thread that was stopped there is nothing to tell: the controller is closed, and so is this.
+            if not self._thread.stopped:
+                if error is None:
+                    raise as_anyios(failure) from failure.__cause__
                 error.add_note(f"beside it, this failed: {failure!r}")
-            elif not self._thread.stopped:
-                raise as_anyios(failure) from failure.__cause__
         return error is None
 
     def _cancel_body(self) -> None:
