@@ -135,7 +135,7 @@ SHORT_SPEC_BYTES: Final = 512
 INITIAL_INPUT_BYTES: Final = 64 * KIB
 """Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
 INITIAL_OUTPUT_BYTES: Final = 1 * MIB
-"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors."""
+"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors, unless it says otherwise."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 64 * KIB
@@ -608,7 +608,7 @@ class Attach:
     )  # random per client; the same client re-attaching is no takeover
     cursors: tuple[Cursor, ...] = field(
         default=(), validator=_at_most(len(Stream))
-    )  # none: every stream from its oldest, with INITIAL_OUTPUT_BYTES and MESSAGE_WINDOW of credit
+    )  # none: every stream from its oldest, with `output_credit` and MESSAGE_WINDOW of credit
     spec: bytes | None = None  # encode_spec(); compared byte for byte on a second Attach
     instance: str = field(default="", validator=_id)  # the daemon instance the spec is bound to
     role: Role = Role.OWNER
@@ -626,6 +626,9 @@ class Attach:
         default="", validator=_id
     )  # stamped by the router; what a client says is ignored
     principal: str = field(default="", validator=_id)  # stamped by the router
+    output_credit: int = field(
+        default=INITIAL_OUTPUT_BYTES, validator=_offset
+    )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
 
 
 @frozen
@@ -690,7 +693,10 @@ class RefusedCode(enum.StrEnum):
 
 @frozen
 class Refused:
-    """daemon or router -> client: the Attach failed, or its job was forgotten; the channel is closed."""
+    """daemon or router -> client: the Attach failed, its job was forgotten, or the client broke the protocol (DENIED).
+
+    The channel is closed.
+    """
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
