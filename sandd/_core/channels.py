@@ -36,6 +36,7 @@ class Channel:
         """The peer's acks free memory: true for the owner, false for a viewer."""
         self.plain_answer: wire.Attached | None = None
         """Goes first, unless there is an event, which says the same; see `wire.Attached`."""
+        self._windows = tuple(self.receive.values())
         self._messages = [c for s, c in self.send.items() if s in wire.MESSAGE_STREAMS]
         self._bytes = [c for s, c in self.send.items() if s not in wire.MESSAGE_STREAMS]
 
@@ -78,9 +79,10 @@ class Channel:
             answer, self.plain_answer = self.plain_answer, None
             if not any(cursor.pending for cursor in self._messages):
                 return wire.ControlFrame(self.number, answer)
-        due = [window.update() for window in self.receive.values() if window.update_due]
-        if due:
-            return wire.ControlFrame(self.number, wire.Window(tuple(due)))
+        for window in self._windows:
+            if window.update_due:
+                due = tuple(each.update() for each in self._windows if each.update_due)
+                return wire.ControlFrame(self.number, wire.Window(due))
         for cursor in self._messages:
             frame = cursor.next_frame(self.number, 1)
             if frame is not None:

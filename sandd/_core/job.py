@@ -176,7 +176,9 @@ class Job:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
-        self.announce()
+        # Not each time: a keystroke is worth no look at all that there may be to say.
+        if self.owner is not None and self.owner.channel.receive[Stream.INPUT].update_due:
+            self.announce()
         return chunk
 
     def next_op(self) -> wire.Op | wire.Unknown | None:
