@@ -65,13 +65,14 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, tcp: trio.SocketStream) -> None:
         self._tcp = tcp
+        self._now = trio.lowlevel.current_clock().current_time
         self._descriptor = tcp.socket.fileno()
         """Of the socket; -1 once that is closed."""
         self._receive_bytes = _FIRST_RECEIVE_BYTES
         self._is_drained = True  # the latest read took all there was
         self._sending = False
         self._unsent = b""  # what the kernel left of a `send_nowait`; goes before everything else
-        self.last_write_progress = trio.current_time()
+        self.last_write_progress = self._now()
         """When a write last got on (seconds of `trio.current_time`)."""
         self.write_pending_since: float | None = None
         """When the write now under way last got on; None: none is."""
@@ -115,7 +116,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             sent = os.write(self._descriptor, data)
         except OSError:
             return False  # full or broken: `send_all` will meet the same, and tell
-        self.last_write_progress = trio.current_time()
+        self.last_write_progress = self._now()
         self._unsent = data[sent:]
         return True
 
@@ -134,13 +135,13 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             return
         self._sending = True
-        self.write_pending_since = trio.current_time()
+        self.write_pending_since = self._now()
         try:
             with memoryview(data) as view:
                 while sent < total:
                     with view[sent:] as rest:
                         sent += await socket.send(rest)
-                    self.last_write_progress = self.write_pending_since = trio.current_time()
+                    self.last_write_progress = self.write_pending_since = self._now()
         except OSError as exc:
             if exc.errno in _CLOSED_ERRNOS:
                 raise trio.ClosedResourceError("this stream was closed") from None
