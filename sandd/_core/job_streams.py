@@ -140,7 +140,9 @@ class OutputStream(trio.abc.ReceiveStream):
             self._check()
             if self._log.readable:
                 chunk = self._log.take(max_bytes or RECEIVE_BYTES)
-                self._handle.link.changed(self._handle.job)
+                channel = self._handle.job.channel
+                if channel is not None and channel.receive[self._stream].update_due:
+                    self._handle.link.changed(self._handle.job)
                 if isinstance(chunk, Gap):
                     raise OutputGap(chunk.start, chunk.end)
                 return chunk
