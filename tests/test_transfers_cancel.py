@@ -421,9 +421,9 @@ from pathlib import Path
 class Channel:
     def __init__(self):
         self.incoming, self.outgoing = trio.lowlevel.FdStream(0), trio.lowlevel.FdStream(1)
-    async def send(self, data):
-        await self.outgoing.send_all(data)
-    async def receive(self):
+    async def send(self, *data):
+        await self.outgoing.send_all(b"".join(data))
+    async def receive(self, at_least=1):
         return await self.incoming.receive_some(65536)
 
 async def main():
@@ -443,11 +443,11 @@ class PipesChannel:
         assert process.stdout is not None
         self._to, self._from = process.stdin, process.stdout
 
-    async def send(self, data: bytes, /) -> None:
+    async def send(self, *data: bytes) -> None:
         """To its stdin."""
-        await self._to.send_all(data)
+        await self._to.send_all(b"".join(data))
 
-    async def receive(self) -> bytes:
+    async def receive(self, at_least: int = 1) -> bytes:
         """From its stdout."""
         return bytes(await self._from.receive_some(65536))
 
