@@ -359,7 +359,10 @@ class Writer:
 
     def _new_name(self, place: bytes) -> bytes:
         self._journal.note(b"d", place)
-        return os.path.join(place, self._journal.new_name())
+        name = self._journal.new_name()
+        return (
+            place + b"/" + name if place and sys.platform != "win32" else os.path.join(place, name)
+        )
 
     def _put(self, step: arrivals.PutFile) -> None:
         # Once for each of very many files: what need not be done here, isn't.
