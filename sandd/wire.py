@@ -1003,7 +1003,7 @@ class UploadSpec(Request):
     path: bytes = field(validator=_path)  # what the copy is to be
     update: Update = Update.NONE
     stdin: ClassVar[bool] = True
-    window: ClassVar[int] = 4 * MIB  # a thread takes or brings a megabyte at a time
+    window: ClassVar[int] = 4 * MIB  # a thread takes or brings two megabytes at a time
 
 
 @frozen
@@ -1018,7 +1018,7 @@ class DownloadSpec(Request):
     exclude: tuple[str, ...] = ()  # as above: what matches is left out; it outweighs `include`
     total: bool = False  # say `total` first
     stdin: ClassVar[bool] = True
-    window: ClassVar[int] = 4 * MIB  # a thread takes or brings a megabyte at a time
+    window: ClassVar[int] = 4 * MIB  # a thread takes or brings two megabytes at a time
 
 
 # Paths are bytes, as the daemon's system has them; a relative one starts at the daemon's working directory, or

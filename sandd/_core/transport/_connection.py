@@ -160,10 +160,17 @@ class Connection:
             raise self._loss() from self._failure
         self._send_was_cut = True  # until it has come to its end
         # Not by trio-websocket, and so not by wsproto, which copies and masks in Python: half the cost.
-        async with self._websocket._stream_lock:
+        lock = self._websocket._stream_lock
+        try:
+            lock.acquire_nowait()  # where nobody has it, without a turn of the loop
+        except trio.WouldBlock:
+            await lock.acquire()
+        try:
             if not self._protocol.is_open:
                 raise self._loss() from self._failure
             await self._watched.send_all(self._protocol.encode_message(message))
+        finally:
+            lock.release()
         if self._write_failed:
             raise self._loss() from self._failure
         self._send_was_cut = False

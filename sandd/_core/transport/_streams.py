@@ -18,7 +18,7 @@ NOTSENT_LOWAT: Final = 128 * 1024
 """Bytes the kernel takes beyond what the network has: one data frame, so that a keystroke waits for
 no more than that (trio's default of 16 KiB costs a wake-up for each eighth of a frame)."""
 
-RECEIVE_BYTES: Final = 256 * 1024
+RECEIVE_BYTES: Final = 512 * 1024
 """The largest read. trio-websocket's default of 4 KiB halves the speed of bulk transfers (m)."""
 
 _FIRST_RECEIVE_BYTES: Final = 16 * 1024
@@ -163,7 +163,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             self._sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Whatever is there. Without `max_bytes` the size follows what comes, up to 256 KiB.
+        """Whatever is there. Without `max_bytes` the size follows what comes, up to `RECEIVE_BYTES`.
 
         A large buffer for every small read would cost an mmap and munmap each.
         """
