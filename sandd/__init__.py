@@ -3,6 +3,7 @@
 #   sandd/__init__.py         this file: the public names, each imported when it is first used
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
+#   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
 #   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
