@@ -308,6 +308,17 @@ def test_the_second_ctrl_c_ends_it_all(where: Where, marker: Marker) -> None:
     assert not marker.processes()
 
 
+def test_a_reader_that_is_stuck_keeps_nobody(where: Where, marker: Marker) -> None:
+    """The command is gone by the first Ctrl-C, with output that nobody takes; the second one gives that up."""
+    with running(where, "--", "sh", "-c", "echo ready; exec yes", marker=marker) as process:
+        assert line_of(process) == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        until_sync(lambda: not marker.processes())
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 130
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_other_signals_end_it_at_once(
     where: Where, number: signal.Signals, code: int, marker: Marker
