@@ -215,7 +215,8 @@ def test_input_that_never_blocks(where: Where, source: str, tmp_path: Path) -> N
         source = str(tmp_path / source)
         (tmp_path / "file").write_bytes(content)
     with open(source, "rb") as file:
-        assert run(where, "-i", "--", "cat", stdin=file).stdout == content
+        done = run(where, "-i", "--", "cat", stdin=file)
+    assert (done.returncode, done.stdout, done.stderr) == (0, content, b"")
 
 
 def test_a_daemon_of_its_own(here: Where, marker: Marker) -> None:
