@@ -101,7 +101,7 @@ def running(
             if process.poll() is None:
                 process.terminate()  # its daemon, if it has one, is to end with it
                 try:
-                    process.wait(SECONDS)
+                    process.wait(10)
                 finally:
                     process.kill()
 
