@@ -91,6 +91,7 @@ LAYERS = {
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
+        "sandd._core.credit",
         "sandd._core.fencing",
         "sandd._core.file_status",
         "sandd._core.job",

@@ -329,6 +329,70 @@ async def test_a_disk_that_fails_while_a_large_file_is_read(
     assert names_below(tmp_path) == ["source"]
 
 
+needs_fdatasync = pytest.mark.skipif(
+    not hasattr(os, "fdatasync"), reason="without fdatasync(2) nothing is synced early"
+)
+
+
+@needs_fdatasync
+async def test_the_disk_takes_a_large_file_while_more_of_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is synced again and again before all is written, and once more before it has its name."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(LARGE * 8)
+    happened: list[str] = []
+
+    def sync(name: str, descriptor: int) -> None:
+        happened.append(name)
+        sizes.append(os.fstat(descriptor).st_size)
+
+    sizes: list[int] = []
+    monkeypatch.setattr(syncing, "EARLY_BYTES", MIB)
+    monkeypatch.setattr(syncing, "_fdatasync", lambda each: sync("early", each))
+    monkeypatch.setattr(os, "fsync", lambda each: sync("whole", each))
+    root = FailingRoot(lambda _number, name, _path: happened.append(name))
+
+    (await copy(source, target, receiver_root=root)).result  # noqa: B018 - raises if it failed
+
+    assert happened.count("early") >= 2
+    assert 0 < sizes[0] < source.stat().st_size
+    last = len(happened) - 1 - happened[::-1].index("early")
+    assert last < happened.index("whole") < happened.index("rename")
+    assert target.read_bytes() == source.read_bytes()
+
+
+@needs_fdatasync
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
+async def test_a_disk_that_fails_while_more_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, size: int
+) -> None:
+    """The system tells it once, and not to the sync at the end: the file doesn't get its name all the same."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(LARGE * size)
+    target.write_bytes(b"old")
+
+    def fail(_descriptor: int) -> None:
+        monkeypatch.setattr(syncing, "_fdatasync", lambda _descriptor: None)
+        raise system_error(number)
+
+    monkeypatch.setattr(syncing, "EARLY_BYTES", 4 * MIB)
+    monkeypatch.setattr(syncing, "_fdatasync", fail)
+    copied = await copy(source, target)
+
+    if number == errno.EIO:
+        for each in (copied.sent, copied.received):
+            assert isinstance(each, OSError)
+            assert each.errno == number
+            assert os.fsencode(each.filename) == os.fsencode(target)
+        assert target.read_bytes() == b"old"
+        assert names_below(tmp_path) == ["source", "target"]
+    else:  # a file system that doesn't know how
+        copied.result  # noqa: B018 - raises if it failed
+        assert target.read_bytes() == source.read_bytes()
+
+
 # ---- killed -------------------------------------------------------------------------------------
 
 

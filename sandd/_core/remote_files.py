@@ -146,7 +146,7 @@ class FileWriter(trio.abc.SendStream):
         with self._conflicts, memoryview(data) as view:
             self._check()
             await trio.lowlevel.checkpoint_if_cancelled()
-            await send_input(self._handle, view, self._has_room)
+            await send_input(self._handle, [view], self._has_room)
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:

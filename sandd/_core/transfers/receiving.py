@@ -1,6 +1,6 @@
 """The end of a transfer that gets the files: `receive`.
 
-One task takes in what comes, and another one has a thread write it: a megabyte at a time, or many small
+One task takes in what comes, and another one has a thread write it: two megabytes at a time, or many small
 files, or what came within a few milliseconds.
 """
 
@@ -39,14 +39,17 @@ if TYPE_CHECKING:
     from sandd._core.transfers.ends import ByteChannel
     from sandd._core.transfers.partials import Partials
 
-BATCH_COST: Final = 1 * wire.MIB
-"""Bytes that are written in one go; a step counts as `STEP_COST`, so some 200 small files are one go."""
+BATCH_COST: Final = 2 * wire.MIB
+"""Bytes that are written in one go; a step counts as `STEP_COST`, so some 400 small files are one go."""
 STEP_COST: Final = 4 * wire.KIB
 """What a system call or two, and the memory for a step, are worth in bytes."""
 RECORD_COST: Final = 256
 """Of a record, besides its bytes: a piece of a file may have a single one."""
 BACKLOG_COST: Final = 2 * BATCH_COST
 """Taken in and not written: one batch while another one is on its way to the disk."""
+LAZY_BYTES: Final = BATCH_COST // 4
+"""What comes while a thread writes is taken in by so much, as nobody waits for it: each time costs the sender
+an acknowledgement, too. Half of what a sender may have under way, at the least."""
 GATHER_SECONDS: Final = 0.003
 """From the first step until a batch is begun that isn't full: a thread costs 0.3 ms, whatever it does."""
 
@@ -136,6 +139,9 @@ class _Receiver:
         self._came = trio.Event()
         self._is_urgent = trio.Event()
         self._room = trio.Event()
+        self._is_writing = False
+        """A thread is at it."""
+        self._patience = trio.CancelScope()
         self._began = trio.current_time()
 
     def _take(self) -> None:
@@ -220,8 +226,13 @@ class _Receiver:
         self._steps_cost += cost
 
     async def _hear(self) -> bytes:
+        chunk = None
         try:
-            chunk = await self._channel.receive()
+            if self._is_writing:
+                with trio.CancelScope() as self._patience:
+                    chunk = await self._channel.receive(LAZY_BYTES)
+            if chunk is None:
+                chunk = await self._channel.receive()
         except Exception:
             self._is_cut_off = True
             raise
@@ -261,9 +272,12 @@ class _Receiver:
                 if isinstance(step, arrivals.Ask):
                     await self._claim(step.file)
             # What came may be nothing to do, such as half a small file.
+            self._is_writing = True
             answers = await self._disk.do(writer.do, steps) if steps else []
             if waiting.cancelled_caught or writer.is_due:
                 await self._disk.do(writer.settle)
+            self._is_writing = False
+            self._patience.cancel()
             self._backlog -= cost
             self._room.set()
             for path in writer.take_released():

@@ -29,7 +29,7 @@ from sandd._core.transfers.partials import (
     remove_old_in,
 )
 from sandd._core.transfers.reading import NOFOLLOW, hash_zeros, naming, special_file_error
-from sandd._core.transfers.syncing import Unsynced, sync_folders
+from sandd._core.transfers.syncing import EarlySync, Unsynced, sync_folders
 from sandd.wire import Update
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Writer:
         self._written: deque[_Written] = deque()
         self._written_bytes = 0
         self._written_since = 0.0
+        self._early = EarlySync()
+        """Of the file whose bytes are coming."""
         self._unsynced = Unsynced()
         self._touched: set[bytes] = set()
         """Directories with new names in them."""
@@ -262,6 +264,7 @@ class Writer:
         return stays
 
     def _close_descriptors(self) -> None:
+        self._early.close()
         self._unsynced.close()
         if self._open is not None and self._open.descriptor >= 0:
             os.close(self._open.descriptor)
@@ -356,7 +359,10 @@ class Writer:
 
     def _new_name(self, place: bytes) -> bytes:
         self._journal.note(b"d", place)
-        return os.path.join(place, self._journal.new_name())
+        name = self._journal.new_name()
+        return (
+            place + b"/" + name if place and sys.platform != "win32" else os.path.join(place, name)
+        )
 
     def _put(self, step: arrivals.PutFile) -> None:
         # Once for each of very many files: what need not be done here, isn't.
@@ -443,6 +449,7 @@ class Writer:
                 current.digest.update(piece)
                 write_sparse(current.descriptor, current.position, piece)
                 current.position += len(piece)
+                self._early.wrote(current.descriptor, len(piece))
         self._check()
 
     def _append_zeros(self, count: int) -> None:
@@ -475,6 +482,7 @@ class Writer:
             self._release(file)
         else:
             with naming(current.target):
+                self._early.wait()
                 os.ftruncate(current.descriptor, current.position)
                 self._set_attributes(current.descriptor, current.temporary, file.mode, file.mtime)
             written = _Written(current.temporary, current.target, current.stays)
