@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sandd import daemon
 
             return daemon.main(given[1:], prog="sandd daemon")
-        from sandd.terminal.options import split
+        from sandd.command_line.remote_command import split
 
         given, remote_command = split(given)
         parser = build_parser()
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
     from sandd.copying.options import add_copy_command
+    from sandd.executing.options import add_exec_command
     from sandd.forwarding.options import add_forward_command
     from sandd.terminal.options import add_commands
 
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.set_defaults(run=_demo)
+    add_exec_command(commands)
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
