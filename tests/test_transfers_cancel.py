@@ -395,7 +395,7 @@ async def test_files_get_their_names_now_and_then(
         monkeypatch.setattr(writing, name, 300 if name == bound else 1 << 40)
     source = tmp_path / "source"
     source.mkdir()
-    for number in range(1000):
+    for number in range(2500):
         (source / str(number)).write_bytes(b"x")
     root = FailingRoot()
 
@@ -406,7 +406,7 @@ async def test_files_get_their_names_now_and_then(
         waiting += (name == "open" and b".part" in path) - (name == "rename")
         most = max(most, waiting)
     assert waiting == 0
-    assert most < 900
+    assert most < 1500  # two batches, of one turn of a thread each, and one that is under way
 
 
 # ---- killed -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sandd import wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from sandd._core.files.roots import Root
 
@@ -109,34 +109,34 @@ class Unsynced:
             os.close(descriptor)
 
 
-class EarlySync:
-    """Has the disk take what is written of a file while more of it comes: at the end little is left to wait for.
-
-    A thread of its own waits for the disk, one call at a time. What goes wrong there the system tells once, and
-    to whoever asks first: so a file is safe when `wait`, and a sync after it, have raised nothing.
-    """
+class Background:
+    """Waits for the disk in a thread of its own, for one thing at a time, while others go on."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
-        self._unsynced_bytes = 0
 
-    def wrote(self, descriptor: int, count: int) -> None:
-        """So many bytes were written there; an OSError is about those before."""
-        self._unsynced_bytes += count
-        if self._unsynced_bytes < EARLY_BYTES or _fdatasync is None:
-            return
-        if self._thread is not None and self._thread.is_alive():
-            return
+    @property
+    def is_busy(self) -> bool:
+        """What was begun isn't done."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Have `work` done, when what was begun before is done; an OSError is about that."""
         self.wait()
-        # Its own: the file may be closed before the disk is done.
-        thread = threading.Thread(target=self._sync, args=(os.dup(descriptor),), daemon=True)
+
+        def do() -> None:
+            try:
+                work()
+            except OSError as error:
+                self._error = error
+
+        thread = threading.Thread(target=do, name="sandd disk", daemon=True)
         thread.start()
         self._thread = thread
 
     def wait(self) -> None:
         """What was begun is done, or an OSError says why not."""
-        self._unsynced_bytes = 0
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -149,14 +149,46 @@ class EarlySync:
         with contextlib.suppress(OSError):
             self.wait()
 
-    def _sync(self, descriptor: int) -> None:
-        try:
-            _fdatasync(descriptor)
-        except OSError as error:
-            if error.errno not in _NO_SYNC:
-                self._error = error
-        finally:
-            os.close(descriptor)
+
+class EarlySync:
+    """Has the disk take what is written of a file while more of it comes: at the end little is left to wait for.
+
+    What goes wrong there the system tells once, and to whoever asks first: so a file is safe when `wait`, and a
+    sync after it, have raised nothing.
+    """
+
+    def __init__(self) -> None:
+        self._disk = Background()
+        self._unsynced_bytes = 0
+
+    def wrote(self, descriptor: int, count: int) -> None:
+        """So many bytes were written there; an OSError is about those before."""
+        self._unsynced_bytes += count
+        if self._unsynced_bytes < EARLY_BYTES or _fdatasync is None or self._disk.is_busy:
+            return
+        self.wait()
+        # Its own: the file may be closed before the disk is done.
+        own = os.dup(descriptor)
+        self._disk.begin(lambda: _sync_early(own))
+
+    def wait(self) -> None:
+        """What was begun is done, or an OSError says why not."""
+        self._unsynced_bytes = 0
+        self._disk.wait()
+
+    def close(self) -> None:
+        """Wait, whatever became of it."""
+        self._disk.close()
+
+
+def _sync_early(descriptor: int) -> None:
+    try:
+        _fdatasync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def sync_folders(root: Root, paths: Iterable[bytes]) -> None:
