@@ -1574,6 +1574,16 @@ def _build_converter(*, strict_fields: bool) -> Any:
 
         return structure
 
+    described = converter.get_structure_hook(DaemonDescription)
+
+    @converter.register_structure_hook
+    def _(value: Any, cls: type[DaemonDescription]) -> DaemonDescription:
+        # cattrs asks whether a field is *in* the value: of one that needs none, any container will do.
+        if type(value) is not dict:
+            raise TypeError(f"map expected, got {type(value).__name__}")
+        description: DaemonDescription = described(value, cls)
+        return description
+
     return converter
 
 

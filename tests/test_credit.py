@@ -150,6 +150,17 @@ def test_a_flow_that_begins_far_on_is_placed() -> None:
     assert flow.want(2_000_000) == 1_000_000 + FIRST
 
 
+def test_a_sender_is_told_where_it_begins_behind_what_it_was_granted() -> None:
+    """Else both would wait: it for credit, and the receiver for what it has granted long ago."""
+    told = Told()
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", told)
+    assert flow.want(10_000) == FIRST
+    flow.place(FIRST)
+    assert told == [2 * FIRST]
+    flow.place(FIRST)
+    assert told == [2 * FIRST]
+
+
 @given(st.data())
 def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) -> None:
     """Any flows that come, send what they may, pass and go: the bound holds, and each gets all through."""

@@ -117,9 +117,10 @@ class Flow:
         self.want(max_offset)
 
     def place(self, offset: int) -> None:
-        """The receiver's end begins here: nothing below will come."""
+        """It begins here, for this channel: nothing below will come."""
         self.passed = self._grown_at = max(self.passed, offset)
         self._grow()
+        self._tell_if_due()
 
     def arrived(self, data: wire.Data) -> int:
         """A frame came; where the stream stands behind it. RemoteProtocolError beyond what was granted."""
@@ -143,10 +144,7 @@ class Flow:
             self._grown_at = self.passed
             self._window *= 2
         self._grow()
-        # A sender that has half of its window left needs no telling; one that has none waits for it.
-        news = self.granted - self.told
-        if news > 0 and 2 * news >= self.granted - self.passed and not self._closed:
-            self.on_due(self)
+        self._tell_if_due()
 
     def update(self) -> wire.StreamWindow:
         """What to tell the sender."""
@@ -159,6 +157,12 @@ class Flow:
             self.pool.promised -= self._promised
             self.pool.leave(self.client)
         self._closed = True
+
+    def _tell_if_due(self) -> None:
+        # A sender that has half of its window left needs no telling; one that has none waits for it.
+        news = self.granted - self.told
+        if news > 0 and 2 * news >= self.granted - self.passed and not self._closed:
+            self.on_due(self)
 
     def _grow(self) -> None:
         if not self._bounded:
