@@ -69,9 +69,23 @@ class ControllerProcess:
 
 
 @contextlib.contextmanager
-def running_controller(port: int = 0) -> Iterator[ControllerProcess]:
-    """It listens when the block is entered, and has ended in good order when it is left."""
-    state_dir = Path(tempfile.mkdtemp(prefix="sandd-controller-"))
+def running_controller(
+    port: int = 0, *, state_dir: Path | None = None
+) -> Iterator[ControllerProcess]:
+    """It listens when the block is entered, and has ended in good order when it is left.
+
+    Args:
+        port: 0 for a free one.
+        state_dir: stays, so that another one can go on with it; None: one of its own, which doesn't.
+    """
+    if state_dir is None:
+        own = Path(tempfile.mkdtemp(prefix="sandd-controller-"))
+        try:
+            with running_controller(port, state_dir=own) as controller:
+                yield controller
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+        return
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, str(port), str(state_dir)],
         env=daemon_environment(),
@@ -88,4 +102,3 @@ def running_controller(port: int = 0) -> Iterator[ControllerProcess]:
     finally:
         process.kill()
         process.communicate()
-        shutil.rmtree(state_dir, ignore_errors=True)

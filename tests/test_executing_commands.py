@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from attrs import frozen
 from controllers import running_controller
 from daemons import daemon_environment, running_daemon
 from process_tools import until_sync
+from standing_daemon import reserved_port
 from tmux import needs_tmux, running_tmux
 
 import sandd
@@ -243,6 +244,24 @@ async def test_a_cut_changes_nothing(where: Where, controller: ControllerProcess
     assert (done.returncode, done.stderr) == (9, b"")
     expected = "".join(f"{m}\n" for n in range(1, 7) for m in range(n, 3001))
     assert done.stdout.decode() == expected
+
+
+def test_a_controller_that_is_started_anew(tmp_path: Path) -> None:
+    """The command goes on meanwhile, and so does what runs it from here."""
+    fifo, state = tmp_path / "fifo", tmp_path / "state"
+    os.mkfifo(fifo)
+    script = f"echo first; read -r word < {fifo}; echo $word; exit 9"
+    with reserved_port() as port, ExitStack() as stack:
+        with running_controller(port, state_dir=state) as controller:
+            where = Where(["--wait", "30", "w"], controller.env)
+            stack.enter_context(running_daemon(controller.url, "w"))
+            process = stack.enter_context(running(where, "--", "sh", "-c", script))
+            assert line_of(process) == b"first\n"
+        fifo.write_text("second\n")
+        assert process.poll() is None
+        with running_controller(port, state_dir=state):
+            assert process.communicate(timeout=SECONDS) == (b"second\n", b"")
+            assert process.returncode == 9
 
 
 def test_what_is_begun_and_left(where: Where, tmp_path: Path) -> None:
