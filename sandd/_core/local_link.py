@@ -318,7 +318,7 @@ class LocalLink:
             if input_data:
                 job.input.append(input_data)
             job.input.finish()
-        self.client.activate(job)
+            self.client.activate(job)
         self.flush()
         return handle
 
