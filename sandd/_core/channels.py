@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.streams import ReceiveWindow, SendCursor
-    from sandd.wire import Data, EncodedFrame, OutgoingFrame
+    from sandd.wire import Data, EncodedFrame, OutgoingFrame, Stream
 
 
 class Channel:
@@ -31,14 +31,18 @@ class Channel:
     ) -> None:
         self.number = number
         self._windows = tuple(receive)
-        self.send = {cursor.stream: cursor for cursor in send}
         self.receive = {window.stream: window for window in self._windows}
+        self.send: dict[Stream, SendCursor] = {}
+        self._messages: list[SendCursor] = []
+        self._bytes: list[SendCursor] = []
+        for cursor in send:
+            self.send[cursor.stream] = cursor
+            kind = self._messages if cursor.stream in wire.MESSAGE_STREAMS else self._bytes
+            kind.append(cursor)
         self.holds = holds
         """The peer's acks free memory: true for the owner, false for a viewer."""
         self.plain_answer: wire.Attached | None = None
         """Goes first, unless there is an event, which says the same; see `wire.Attached`."""
-        self._messages = [c for s, c in self.send.items() if s in wire.MESSAGE_STREAMS]
-        self._bytes = [c for s, c in self.send.items() if s not in wire.MESSAGE_STREAMS]
 
     def __repr__(self) -> str:
         return f"<Channel {self.number}: sends {[s.name for s in self.send]}>"

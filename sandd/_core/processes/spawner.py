@@ -217,9 +217,11 @@ class Spawner:
 
     def _hear_alarm(self) -> None:
         """Take note of the SIGCHLDs there were: whoever died by then is seen by the next look."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             self._child_died.recv(4096)
-            self._is_refresh_wanted = True
+        except BlockingIOError:
+            return
+        self._is_refresh_wanted = True
 
     def _look_after_children(self, somebody_died: bool) -> None:
         exited: list[tuple[int, WaitStatus]] = []
