@@ -111,6 +111,8 @@ LAYERS = {
         "sandd._core.interrupts",
         "sandd._core.logs",
         "sandd._core.nurseries",
+        "sandd._core.early_stop",
+        "sandd._core.program_options",
         "sandd._core.pump",
         "sandd._core.sockets",
         "sandd._core.transfers.*",
