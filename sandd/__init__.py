@@ -5,7 +5,7 @@
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
-#   sandd/command_line/       what these commands share: each is its own controller
+#   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
+from sandd._core._errors import SanddError
 from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd.command_line.exit_codes import OUR_FAILURE, code_of_error, code_of_signal
+from sandd.local_daemon import DaemonDidNotCome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-OUR_FAILURE: Final = 125
 STOP_SIGNALS: Final = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
@@ -29,6 +31,10 @@ STOP_SIGNALS: Final = [
 
 class Failure(Exception):
     """Something didn't work; the text is for the person."""
+
+
+TOLD: Final = (SanddError, Failure, DaemonDidNotCome, ValueError)
+"""What a person is told in a line; anything else is a mistake of ours, and comes out as it is."""
 
 
 @define(eq=False)
@@ -57,6 +63,14 @@ class Stop:
             interrupt()
 
 
+def run_command(body: Callable[[Stop], Awaitable[int]]) -> int:
+    """Run it in trio, until a signal stops it; returns the exit code, its own or that of what went wrong."""
+    try:
+        return trio.run(run_until_stopped, body)
+    except TOLD as error:
+        return fail(str(error), code_of_error(error))
+
+
 async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
     """Run it to its end, or until a signal stops it: its exit code, or 128 and the number of the signal."""
     stop = Stop()
@@ -79,7 +93,7 @@ async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
     except KeyboardInterrupt:
         if stop.number is None:
             raise
-    return code if stop.number is None else 128 + stop.number
+    return code if stop.number is None else code_of_signal(stop.number)
 
 
 def _heeded() -> list[signal.Signals]:

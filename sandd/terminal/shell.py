@@ -18,9 +18,10 @@ import trio
 from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd.command_line.choosing import JobName
+from sandd.command_line.exit_codes import OUR_FAILURE
 from sandd.command_line.own_controller import in_time, invitation, open_daemon, open_own_controller
-from sandd.command_line.stopping import OUR_FAILURE, Failure, fail
-from sandd.terminal.choosing import JobName
+from sandd.command_line.stopping import Failure, fail
 from sandd.terminal.conversation import Conversation, Ending, tell_outages
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
@@ -228,7 +229,7 @@ async def _find(
     async with open_unwrapping_nursery() as nursery:
         for daemon in daemons.values():
             nursery.start_soon(ask, daemon)
-    daemon_id, job = name.choose(jobs)
+    daemon_id, job = name.choose(jobs, noun="session")
     return daemons[daemon_id], job
 
 
