@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sandd import daemon
 
             return daemon.main(given[1:], prog="sandd daemon")
+        if given[:1] == ["controller"]:
+            from sandd.standalone.main import main as run_controller
+
+            return run_controller(given[1:])
         from sandd.terminal.options import split
 
         given, remote_command = split(given)
@@ -55,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
     from sandd.copying.options import add_copy_command
+    from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
     from sandd.terminal.options import add_commands
 
@@ -74,9 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.set_defaults(run=_demo)
+    add_fleet_commands(commands)
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
+    commands.add_parser(
+        "controller", help="be a controller that stands alone, for daemons and for these commands"
+    )
     commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )

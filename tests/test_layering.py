@@ -144,12 +144,15 @@ LAYERS = {
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
         "sandd.command_line.*",
         "sandd.copying.*",
+        "sandd.fleet.*",
         "sandd.forwarding.*",
+        "sandd.standalone.*",
         "sandd.terminal.*",
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
-        *("sandd.command_line", "sandd.copying", "sandd.forwarding", "sandd.terminal"),
+        *("sandd.command_line", "sandd.copying", "sandd.fleet", "sandd.forwarding"),
+        *("sandd.standalone", "sandd.terminal"),
     ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""

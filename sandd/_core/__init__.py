@@ -36,6 +36,8 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
+    early_stop       SIGTERM and SIGINT before trio has them
+    program_options  command line, environment and file, for both programs
     sockets          connect, listen, and carry bytes both ways
     pump             moves frames between one connection and one state machine
 
@@ -72,6 +74,6 @@ Trio shells of the daemon alone
     runner           between the job table and the processes
     dialer           keeps a daemon connected
     state_directory  what outlives a daemon, and its lock
-    daemon_options   command line, environment and file
+    daemon_options   what a daemon can be told
     daemon_program   all of it, assembled
 """

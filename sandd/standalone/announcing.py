@@ -48,9 +48,7 @@ class Announcement:
             operator += ["--controller", f"ws://{address}"]
         if operator_token_file is not None:
             operator += ["--token-file", str(operator_token_file.absolute())]
-        return cls(
-            url, shlex.join(daemon), shlex.join(operator), options.host in EVERY_ADDRESS
-        )
+        return cls(url, shlex.join(daemon), shlex.join(operator), options.host in EVERY_ADDRESS)
 
     def __str__(self) -> str:
         """For a person, in a few lines."""

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     from sandd.standalone.options import parse_controller_options
 
     def fail(why: object, code: int) -> int:
-        print(f"{prog}: error: {logs.printable(str(why))}", file=sys.stderr)
+        sys.stderr.write(f"{prog}: error: {logs.printable(str(why))}\n")
         return code
 
     def read_options() -> ControllerOptions:
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
         # Not before: --help, --version and a bad option are answered in half the time without.
         import trio
 
-        from sandd.command_line.listening import cant_listen
+        from sandd.command_line.stopping import Failure
         from sandd.standalone.program import run_controller
 
         gc.freeze()
@@ -66,10 +66,8 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
 
         try:
             trio.run(program)
-        except ConfigurationError as error:
+        except (ConfigurationError, Failure) as error:
             return fail(error, CANT_SERVE)
-        except OSError as error:
-            return fail(cant_listen(options.host, options.port, error), CANT_SERVE)
         return 0
     finally:
         early.over()

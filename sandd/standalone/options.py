@@ -154,7 +154,10 @@ def parse_controller_options(
 
 
 def _build(given: dict[str, Any]) -> ControllerOptions:
-    token_file, operator_token_file = _path(given, "token_file"), _path(given, "operator_token_file")
+    token_file, operator_token_file = (
+        _path(given, "token_file"),
+        _path(given, "operator_token_file"),
+    )
     heartbeat = read_number("--heartbeat", given.get("heartbeat", 20.0), least=0.05, most=3600)
     dead_after = read_number("--dead-after", given.get("dead_after", 45.0), least=0.05, most=7200)
     if not heartbeat < dead_after:

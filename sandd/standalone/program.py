@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ from sandd._core._errors import ConfigurationError
 from sandd._core.controller_state import TOKEN_FILE, default_state_dir
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.program_options import read_token
+from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
@@ -48,7 +50,7 @@ async def run_controller(
 
     Raises:
         ConfigurationError: the state directory can't be used, or is another controller's.
-        OSError: the address can't be listened on.
+        Failure: the address can't be listened on.
     """
     program = Program(options, read_again)
     with trio.open_signal_receiver(*STOP_SIGNALS, *_reload_signals()) as signals:
@@ -90,7 +92,11 @@ class Program:
                 max_handshakes_per_second=options.max_handshakes_per_second,
             )
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
-            async with opening as self._controller:
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    self._controller = await stack.enter_async_context(opening)
+                except OSError as error:
+                    raise Failure(_cant_listen(options, error)) from error
                 await self._announce(self._controller)
                 await trio.sleep_forever()
 
@@ -107,9 +113,7 @@ class Program:
         assert self._token_file is not None
         port = int(controller.address.rpartition(":")[2])
         is_found = self._token_file == default_state_dir(port) / TOKEN_FILE
-        said = Announcement.of(
-            controller.url, self.options, None if is_found else self._token_file
-        )
+        said = Announcement.of(controller.url, self.options, None if is_found else self._token_file)
         log.info(
             "ready",
             url=said.url,
@@ -144,6 +148,14 @@ class Program:
             return options, options.operator_token
         assert self._token_file is not None
         return options, read_token(self._token_file)
+
+
+def _cant_listen(options: ControllerOptions, error: OSError) -> str:
+    number = error.errno or 0
+    # Its own text has the address in it already; one of a name that can't be found has no number.
+    why = os.strerror(number) if number > 0 else error.strerror or error
+    taken = "; is there a controller already?" if number == errno.EADDRINUSE else ""
+    return f"can't listen on {options.host}:{options.port}: {why}{taken}"
 
 
 @contextlib.contextmanager

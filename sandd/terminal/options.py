@@ -82,7 +82,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
     """The arguments before the first ``--``, and the command behind it, if there is one."""
     given = list(arguments)
-    if given[:1] == ["shell"] and "--" in given:
+    if given[:1] in (["shell"], ["run"]) and "--" in given:
         position = given.index("--")
         return given[:position], given[position + 1 :] or None
     return given, None
