@@ -142,6 +142,7 @@ LAYERS = {
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
+        "sandd.completion",
         "sandd.command_line.*",
         "sandd.copying.*",
         "sandd.fleet.*",

@@ -87,6 +87,12 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         argument_default=None,
         allow_abbrev=False,
     )
+    add_daemon_options(parser, version)
+    return parser
+
+
+def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
+    """All that it can be told."""
     parser.add_argument(
         "-s", "--server-url", metavar="URL", help="controller to dial, e.g. ws://host:8765/ws"
     )
@@ -128,7 +134,6 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         "--job-spool-quota", metavar="SIZE", help="the same for one job (default: 1GiB)"
     )
     add_common_options(parser, version)
-    return parser
 
 
 def parse_daemon_options(

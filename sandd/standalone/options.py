@@ -90,13 +90,12 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         argument_default=None,
         allow_abbrev=False,
     )
-    add_options(parser)
-    add_common_options(parser, version)
+    add_options(parser, version)
     return parser
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those that only this program has."""
+def add_options(parser: argparse.ArgumentParser, version: str) -> None:
+    """All that it can be told."""
     parser.add_argument(
         "--host",
         metavar="HOST",
@@ -144,6 +143,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many connections are let in (default: 200)",
     )
+    add_common_options(parser, version)
 
 
 def parse_controller_options(
