@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from sandd.standalone.main import main as run_controller
 
             return run_controller(given[1:])
-        from sandd.terminal.options import split
+        from sandd.command_line.remote_command import split
 
         given, remote_command = split(given)
         parser = build_parser()
@@ -64,6 +64,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
 
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
+    from sandd.executing.options import add_exec_command
     from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
     from sandd.terminal.options import add_commands
@@ -84,6 +85,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.set_defaults(run=_demo)
+    add_exec_command(commands)
     add_fleet_commands(commands)
     add_commands(commands)
     add_copy_command(commands)

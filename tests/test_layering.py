@@ -145,6 +145,7 @@ LAYERS = {
         "sandd.completion",
         "sandd.command_line.*",
         "sandd.copying.*",
+        "sandd.executing.*",
         "sandd.fleet.*",
         "sandd.forwarding.*",
         "sandd.standalone.*",
@@ -152,8 +153,8 @@ LAYERS = {
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
-        *("sandd.command_line", "sandd.copying", "sandd.fleet", "sandd.forwarding"),
-        *("sandd.standalone", "sandd.terminal"),
+        *("sandd.command_line", "sandd.copying", "sandd.executing", "sandd.fleet"),
+        *("sandd.forwarding", "sandd.standalone", "sandd.terminal"),
     ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""

@@ -75,7 +75,7 @@ async def _token(options: argparse.Namespace, url: str) -> bytes | None:
 
 def own_token_file(url: str) -> Path | None:
     """Where this user's own controller has put its secret, if the URL is one of this machine."""
-    from sandd._core.controller_state import (  # type: ignore[import-not-found] # not merged yet
+    from sandd._core.controller_state import (  # type: ignore[import-not-found,unused-ignore] # not merged yet
         TOKEN_FILE,
         default_state_dir,
     )

@@ -45,6 +45,12 @@ class Stop:
     number: int | None = None
     """The first signal that came."""
     _child: trio.Process | None = None
+    _spared: trio.Event | None = None
+
+    def spare_interrupt(self) -> trio.Event:
+        """The next Ctrl-C doesn't stop us, but sets this: for a command that hands it on. Only that one."""
+        self._spared = trio.Event()
+        return self._spared
 
     def kill_if_hurried(self, child: trio.Process) -> None:
         """The daemon that is ours: a second signal doesn't wait for its orderly end."""
@@ -54,6 +60,10 @@ class Stop:
     async def listen(self, signals: AsyncIterator[int], interrupt: Callable[[], None]) -> None:
         """Act on signals, for ever."""
         async for number in signals:
+            spared, self._spared = self._spared, None
+            if spared is not None and number == signal.SIGINT:
+                spared.set()
+                continue
             if self.number is None:
                 self.number = number
                 self.scope.cancel()

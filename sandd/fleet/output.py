@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
+
+from sandd.executing.own_streams import descriptor_of, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +31,13 @@ class Output:
 
         What is only made from something smaller may be given as a function: it is called once it can be written.
         """
-        file: BinaryIO = getattr(sys, name).buffer
+        descriptor = descriptor_of(getattr(sys, name))
         async with self._lock:
             text = data if isinstance(data, bytes) else data()
+            if descriptor is None or not text:
+                return
             try:
-                await trio.to_thread.run_sync(_write, file, text, abandon_on_cancel=True)
+                await write_all(descriptor, text)
             except BrokenPipeError as error:
                 self.error = error
                 self.on_reader_gone.cancel()
@@ -43,8 +47,3 @@ class Output:
         """BrokenPipeError, which is for the end of the program, once all is undone."""
         if self.error is not None:
             raise self.error
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
-    file.flush()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandd.command_line.controller_options import add_controller_options, add_local_option
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from sandd.command_line.options import read_variable
 
 _EXIT_CODES = """\
 exit code:
@@ -38,7 +36,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-e",
         "--env",
         metavar="K=V",
-        type=_variable,
+        type=read_variable,
         action="append",
         default=[],
         help="set a variable there (repeatable)",
@@ -52,7 +50,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     shell.add_argument("--record", metavar="FILE", help="record what is shown to FILE")
     add_controller_options(shell)
-    # Everything behind "--" is the command, options that look like ours included: see `split`.
+    # Everything behind "--" is the command, options that look like ours included: see `command_line.remote_command`.
     shell.set_defaults(run=_run_shell, remote_command=None)
 
     attach = _add(
@@ -79,15 +77,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     attach.set_defaults(run=_run_attach)
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """The arguments before the first ``--``, and the command behind it, if there is one."""
-    given = list(arguments)
-    if given[:1] in (["shell"], ["run"]) and "--" in given:
-        position = given.index("--")
-        return given[:position], given[position + 1 :] or None
-    return given, None
-
-
 def _add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, **settings: Any
 ) -> argparse.ArgumentParser:
@@ -98,13 +87,6 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **settings,
     )
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
-    return name, value
 
 
 def _run_shell(options: argparse.Namespace) -> int:

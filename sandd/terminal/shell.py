@@ -19,10 +19,11 @@ from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.choosing import JobName
-from sandd.command_line.exit_codes import OUR_FAILURE
+from sandd.command_line.exit_codes import OUR_FAILURE, code_of_status
+from sandd.command_line.outages import tell_outages
 from sandd.command_line.own_controller import in_time, invitation, open_daemon, open_own_controller
 from sandd.command_line.stopping import Failure, fail
-from sandd.terminal.conversation import Conversation, Ending, tell_outages
+from sandd.terminal.conversation import Conversation, Ending
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
 from sandd.wire import DaemonState
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sandd._core.job_info import JobInfo
-    from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
     from sandd.controller import Controller, Daemon, Session
     from sandd.terminal.conversation import Ended
@@ -70,25 +70,32 @@ def run_attach(options: argparse.Namespace) -> int:
 async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Stop) -> int:
     async with open_own_controller(options) as controller:
         async with open_daemon(options, options.daemon, controller, terminal.say, stop) as daemon:
-            size = terminal.size
-            opening = daemon.open_session(
-                options.remote_command,
-                rows=size.rows,
-                cols=size.columns,
-                term=os.environ.get("TERM") or "xterm-256color",
-                cwd=options.cwd,
-                env=dict(options.env),
-                user=options.user,
-                detach=options.detach,
-                record=options.record,
-            )
-            async with _opened(options, opening) as session:
-                why_not = "this daemon ends with this command (--local), and all of its sessions do"
-                where = Where(daemon, session.job_id, goes_on=options.detach)
-                conversation = partial(
-                    Conversation, size=size, why_not_detach=why_not if options.local else ""
-                )
-                return await _converse(controller, where, terminal, session, conversation)
+            return await hold_new_session(options, controller, daemon, terminal)
+
+
+async def hold_new_session(
+    options: argparse.Namespace, controller: Controller, daemon: Daemon, terminal: LocalTerminal
+) -> int:
+    """A session as the options say, at this terminal; returns the exit code."""
+    size = terminal.size
+    opening = daemon.open_session(
+        options.remote_command,
+        rows=size.rows,
+        cols=size.columns,
+        term=os.environ.get("TERM") or "xterm-256color",
+        cwd=options.cwd,
+        env=dict(options.env),
+        user=options.user,
+        detach=options.detach,
+        record=options.record,
+    )
+    async with _opened(options, opening) as session:
+        why_not = "this daemon ends with this command (--local), and all of its sessions do"
+        where = Where(daemon, session.job_id, goes_on=options.detach)
+        conversation = partial(
+            Conversation, size=size, why_not_detach=why_not if options.local else ""
+        )
+        return await _converse(controller, where, terminal, session, conversation)
 
 
 @protected_context
@@ -149,7 +156,9 @@ async def _converse(
     async with terminal.raw_mode():
         async with controller.open_events() as events, open_unwrapping_nursery() as nursery:
             nursery.start_soon(
-                partial(tell_outages, where.daemon, events, terminal, read_only=where.read_only)
+                partial(
+                    tell_outages, where.daemon, events, terminal.say, meaning=where.outage_meaning
+                )
             )
             ended = await converse(terminal, session).run()
             nursery.cancel_scope.cancel()
@@ -167,6 +176,12 @@ class Where(NamedTuple):
     goes_on: bool
     """It is none of ours to end."""
     read_only: bool = False
+
+    @property
+    def outage_meaning(self) -> str:
+        """What a person wants to know while the daemon is away."""
+        kept = "" if self.read_only else " What you type is kept."
+        return f"if it lives, the session goes on.{kept} ~. leaves"
 
     def describe(self, ended: Ended) -> str:
         """What a person wants to know at the end; nothing if it is what they expect."""
@@ -189,18 +204,13 @@ class Where(NamedTuple):
         match ended.ending:
             case Ending.EXITED:
                 assert ended.status is not None
-                return exit_code(ended.status)
+                return code_of_status(ended.status)
             case Ending.LEFT:
                 return 0 if self.goes_on else OUR_FAILURE
             case Ending.DETACHED:
                 return 0
             case Ending.HUNG_UP:
                 return HUNG_UP
-
-
-def exit_code(status: ExitStatus) -> int:
-    """As a shell has it: the command's own, or 128 and the signal's number."""
-    return status.exit_code if status.exit_code >= 0 else 128 - status.exit_code
 
 
 # ---- which job is meant -----------------------------------------------------------------------------
