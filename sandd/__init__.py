@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         CommandFailed,
         CommandTimeout,
         ConfigurationError,
+        ControllerUnreachable,
         DaemonGone,
         DaemonNotFound,
         JobIdConflict,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         Process,
         RemoteStream,
         Session,
+        connect_controller,
         open_controller,
     )
     from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
@@ -85,6 +87,7 @@ __all__ = [
     "ConfigurationError",
     "Controller",
     "ControllerStatistics",
+    "ControllerUnreachable",
     "Daemon",
     "DaemonEvent",
     "DaemonGone",
@@ -124,6 +127,7 @@ __all__ = [
     "TransferError",
     "TransferResult",
     "__version__",
+    "connect_controller",
     "open_controller",
 ]
 
@@ -138,6 +142,7 @@ _HOMES = {
     "ConfigurationError": "sandd._core._errors",
     "Controller": "sandd.controller",
     "ControllerStatistics": "sandd.controller",
+    "ControllerUnreachable": "sandd._core._errors",
     "Daemon": "sandd.controller",
     "DaemonEvent": "sandd.controller",
     "DaemonGone": "sandd._core._errors",
@@ -176,6 +181,7 @@ _HOMES = {
     "StallReason": "sandd.wire",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
+    "connect_controller": "sandd.controller",
     "open_controller": "sandd.controller",
 }
 

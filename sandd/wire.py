@@ -33,6 +33,10 @@ Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
     data may follow an Attach that carries a spec at once, within ``INITIAL_INPUT_BYTES``.
 
+    A client of a controller in another process, an *operator*, dials in as daemons do, at ``OPERATOR_PATH``
+    instead of ``DAEMON_PATH``, and answers the Challenge by OperatorHello. Behind its Welcome it is told of
+    every daemon that is known, then ``DaemonsTold``, and from then on of every change.
+
 Session
     A job whose program runs in a terminal of its own. INPUT is what is typed there, OUTPUT what it shows
     (ERROR stays empty); the size of the window changes by the op ``resize``. It keeps the last
@@ -94,6 +98,10 @@ from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 
 SUBPROTOCOL: Final = "sandd.2"
 VERSIONS: Final = (1,)
+DAEMON_PATH: Final = "/ws"
+"""Where daemons dial in, in the URL."""
+OPERATOR_PATH: Final = "/operator"
+"""Where operators do."""
 
 # ---- limits -------------------------------------------------------------------------------------
 
@@ -448,8 +456,21 @@ class Hello:
 
 
 @frozen
+class OperatorHello:
+    """operator -> controller: who is calling."""
+
+    version: int  # chosen from the Challenge's
+    client: str = field(validator=_id)  # random per client; as in Attach
+    connection: int = field(
+        validator=_offset
+    )  # rises with every dial of the client; the highest wins
+    name: str = field(default="", validator=_at_most(255))  # for logs: user and host
+    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.link.prove_operator
+
+
+@frozen
 class Welcome:
-    """controller -> daemon: the link is live."""
+    """controller -> daemon or operator: the link is live."""
 
     version: int
     heartbeat: float = field(
@@ -461,7 +482,7 @@ class Welcome:
 
 
 class RejectCode(enum.StrEnum):
-    """Why a controller turned a daemon away."""
+    """Why a controller turned a daemon or an operator away."""
 
     BAD_VERSION = "bad_version"  # no common version; final
     ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
@@ -474,7 +495,7 @@ class RejectCode(enum.StrEnum):
 
 @frozen
 class Reject:
-    """controller -> daemon: not now, or never."""
+    """controller -> daemon or operator: not now, or never."""
 
     code: RejectCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
@@ -512,12 +533,47 @@ class DaemonState(enum.StrEnum):
 
 
 @frozen
+class DaemonDescription:
+    """What a daemon said of itself, in its Hello."""
+
+    hostname: str = field(default="", validator=_at_most(255))
+    platform: str = field(default="", validator=_at_most(64))
+    arch: str = field(default="", validator=_at_most(64))
+    version: str = field(default="", validator=_at_most(64))  # daemon_version
+    labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
+
+
+UNDESCRIBED: Final = DaemonDescription()
+
+
+@frozen
 class DaemonStatus:
     """router -> client: a daemon came, went away, or is gone; sent on every change."""
 
     daemon_id: str = field(validator=_id)
     state: DaemonState
     instance: str = field(default="", validator=_id)
+    about: DaemonDescription = UNDESCRIBED
+    connected_for: float = field(
+        default=0.0, validator=_seconds
+    )  # since it came, on its newest connection
+
+
+@frozen
+class DaemonCloned:
+    """router -> client: a daemon dialled in whose state directory and that of the id's holder are copies of one."""
+
+    daemon_id: str = field(validator=_id)
+    instance: str = field(validator=_id)
+    about: DaemonDescription = UNDESCRIBED
+
+
+@frozen
+class DaemonsTold:
+    """router -> client, once: it has been told of every daemon that is known."""
+
+
+News: TypeAlias = DaemonStatus | DaemonCloned | DaemonsTold
 
 
 # ---- control messages: channels -----------------------------------------------------------------
@@ -706,7 +762,8 @@ class End:
 
 
 Control: TypeAlias = (
-    Challenge | Hello | Welcome | Reject | Ping | Pong | Goodbye | DaemonStatus
+    Challenge | Hello | OperatorHello | Welcome | Reject | Ping | Pong | Goodbye
+    | DaemonStatus | DaemonCloned | DaemonsTold
     | Attach | Attached | Refused | Away | Taken | Detach | Flush | Window | End
 )  # fmt: skip
 
@@ -1403,7 +1460,8 @@ Record: TypeAlias = (
 
 CONTROL_TAGS: Final[dict[type, str]] = {
     Challenge: "challenge", Hello: "hello", Welcome: "welcome", Reject: "reject",
-    Ping: "ping", Pong: "pong", Goodbye: "bye", DaemonStatus: "daemon",
+    OperatorHello: "operator", Ping: "ping", Pong: "pong", Goodbye: "bye",
+    DaemonStatus: "daemon", DaemonCloned: "cloned", DaemonsTold: "told",
     Attach: "attach", Attached: "attached", Refused: "refused", Away: "away", Taken: "taken",
     Detach: "detach", Flush: "flush", Window: "window", End: "end",
 }  # fmt: skip

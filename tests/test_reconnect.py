@@ -383,7 +383,7 @@ async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
                 await it.worker.run("echo hi; sleep 60", timeout=2.5, env=dict([marker]))
             errors.append(caught.value)
 
-        await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        await until(lambda: any(job.started for job in it.controller._service.link.client.jobs))
         assert marker.processes()
         await it.disconnect()
         await until(lambda: not marker.processes())
@@ -409,7 +409,7 @@ async def test_a_run_whose_time_is_up_does_not_wait_for_an_absent_daemon(
                 await it.worker.run("sleep 60", timeout=2.5, kill_grace=0.1, env=dict([marker]))
             errors.append(caught.value)
 
-        await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        await until(lambda: any(job.started for job in it.controller._service.link.client.jobs))
         await it.disconnect()
         await until(lambda: errors)
         assert (errors[0].started, errors[0].result) == (True, None)

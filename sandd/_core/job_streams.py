@@ -14,7 +14,7 @@ from sandd._core.streams import Gap
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
     from sandd.wire import Stream
 
 RECEIVE_BYTES = 64 * wire.KIB

@@ -122,6 +122,11 @@ class Pump:
         self._parked = False
         self._wakeup.set()
 
+    def say(self, message: wire.Control) -> None:
+        """Send a message of the link itself."""
+        self._scheduler.control(wire.ControlFrame(0, message))
+        self.wake()
+
     def close(self, reason: str) -> None:
         """End the link from our side; `run` raises ConnectionLost with the reason."""
         self._closed_reason = self._closed_reason or reason

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
 S = TypeVar("S", bound=trio.abc.AsyncResource)
 

@@ -11,15 +11,18 @@ The one thing kept for it is an `End`: the owner left, so the job must not outli
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.scheduler import SHARED_FRAME_BYTES, Scheduler
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it the oldest is dropped, and the job's lease ends it."""
@@ -57,12 +60,24 @@ class RelayQueue:
         return frame
 
 
+class Carrier(Protocol):
+    """What carries a link's frames: the shell's end of it."""
+
+    def wake(self) -> None:
+        """The link's scheduler has something to send."""
+
+    def close(self, reason: str) -> None:
+        """End the link."""
+
+
 @define(eq=False)
 class RouterLink:
     """One link of the router: to a daemon, or to a client."""
 
     dirty: set[RouterLink]
     """The router's set of links for which something was scheduled since the shell last looked."""
+    carrier: Carrier | None = None
+    """Set by the shell; none for the client in this process, which looks by itself."""
     scheduler: Scheduler = field(factory=Scheduler)
     routes: dict[int, Route] = field(factory=dict)
     last_channel: int = 0
@@ -83,6 +98,8 @@ class ClientLink(RouterLink):
 
     tenant: str = "default"
     principal: str = ""
+    client: str = ""
+    """The only client that it may be, if it was told; see `Attach`."""
 
 
 @define(eq=False)
@@ -114,16 +131,24 @@ class Router:
         self.dirty: set[RouterLink] = set()
         """Links for which something was scheduled; the shell empties it."""
         self._status: dict[str, wire.DaemonStatus] = {}
+        self._since: dict[str, float] = {}
+        """When each daemon's newest link began, by the shell's clock."""
         self._ends: OrderedDict[tuple[str, str, str, str], wire.End] = OrderedDict()
+        self.ends_version = 0
+        """Rises whenever `kept_ends` changes."""
 
     # -- links come and go
 
-    def add_client(self, *, tenant: str = "default", principal: str = "") -> ClientLink:
+    def add_client(
+        self, *, tenant: str = "default", principal: str = "", client: str = "", now: float = 0.0
+    ) -> ClientLink:
         """A client is connected; it is told of every daemon."""
-        link = ClientLink(self.dirty, tenant=tenant, principal=principal)
+        link = ClientLink(self.dirty, tenant=tenant, principal=principal, client=client)
         self.clients[link] = None
         for status in self._status.values():
-            link.control(0, status)
+            since = self._since.get(status.daemon_id, now)
+            link.control(0, evolve(status, connected_for=max(0.0, now - since)))
+        link.control(0, wire.DaemonsTold())
         return link
 
     def remove_client(self, link: ClientLink) -> None:
@@ -134,22 +159,34 @@ class Router:
             self._unjoin(route)
             route.daemon.control(route.to_daemon.number, wire.Detach())
 
-    def add_daemon(self, daemon_id: str, instance: str) -> DaemonLink:
+    def add_daemon(
+        self,
+        daemon_id: str,
+        instance: str,
+        about: wire.DaemonDescription = wire.UNDESCRIBED,
+        *,
+        now: float = 0.0,
+    ) -> DaemonLink:
         """A daemon is live on a new link; one it had before is superseded, nothing late from that counts."""
         link = DaemonLink(self.dirty, daemon_id=daemon_id, instance=instance)
         previous = self.daemons.get(link.daemon_id)
         if previous is not None:
-            self.remove_daemon(previous, DaemonState.AWAY)
+            self._drop_daemon(previous, DaemonState.AWAY)
         self.daemons[link.daemon_id] = link
+        self._since[link.daemon_id] = now
         for key in [key for key in self._ends if key[0] == link.daemon_id]:
             self._send_end(link, self._ends.pop(key))
-        self._announce(wire.DaemonStatus(link.daemon_id, DaemonState.ONLINE, link.instance))
+            self.ends_version += 1
+        self._announce(wire.DaemonStatus(link.daemon_id, DaemonState.ONLINE, link.instance, about))
         return link
 
     def remove_daemon(self, link: DaemonLink, state: DaemonState) -> None:
         """The daemon's link is gone: its clients wait (AWAY) or learn that it won't return (GONE)."""
-        if self.daemons.get(link.daemon_id) is not link:
-            return  # superseded before: that was the moment
+        if self.daemons.get(link.daemon_id) is link:  # else superseded: that was the moment
+            self._drop_daemon(link, state)
+            self._announce(evolve(self._status[link.daemon_id], state=state))
+
+    def _drop_daemon(self, link: DaemonLink, state: DaemonState) -> None:
         del self.daemons[link.daemon_id]
         self.dirty.discard(link)
         if state is DaemonState.AWAY:
@@ -158,24 +195,39 @@ class Router:
         for route in list(link.routes.values()):
             self._unjoin(route)
             route.client.control(route.to_client.number, wire.Away())
-        self._announce(wire.DaemonStatus(link.daemon_id, state, link.instance))
 
     def daemon_gone(self, daemon_id: str) -> None:
         """An absent daemon is given up for good."""
         status = self._status.get(daemon_id)
         if status is not None and status.state is DaemonState.AWAY:
-            self._announce(wire.DaemonStatus(daemon_id, DaemonState.GONE, status.instance))
+            self._announce(evolve(status, state=DaemonState.GONE))
+
+    def tell_cloned(self, daemon_id: str, instance: str, about: wire.DaemonDescription) -> None:
+        """A daemon came whose state directory and that of another are copies of one."""
+        self._tell(wire.DaemonCloned(daemon_id, instance, about))
 
     def _announce(self, status: wire.DaemonStatus) -> None:
         self._status[status.daemon_id] = status
+        self._tell(status)
+
+    def _tell(self, news: wire.News) -> None:
         for client in self.clients:
-            client.control(0, status)
+            client.control(0, news)
 
     def forget_daemon(self, daemon_id: str) -> None:
         """Nobody asks for this daemon any more: keep nothing of it."""
         self._status.pop(daemon_id, None)
+        self._since.pop(daemon_id, None)
         for key in [key for key in self._ends if key[0] == daemon_id]:
             del self._ends[key]
+            self.ends_version += 1
+
+    def wake_carriers(self) -> None:
+        """Have whatever was scheduled for links with a carrier sent."""
+        while self.dirty:
+            carrier = self.dirty.pop().carrier
+            if carrier is not None:
+                carrier.wake()
 
     # -- frames
 
@@ -280,13 +332,12 @@ class Router:
         daemon.schedule(stamped)
 
     def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
-        stamped = wire.End(
-            message.daemon_id, message.job_id, message.grace, message.client, link.tenant
-        )
+        client = link.client or message.client
+        stamped = wire.End(message.daemon_id, message.job_id, message.grace, client, link.tenant)
         daemon = self.daemons.get(message.daemon_id)
         if daemon is not None:
             self._send_end(daemon, stamped, number)
-        elif message.daemon_id in self._status:
+        else:  # away, or not back yet since this controller was started
             self._keep(stamped)
 
     def _send_end(self, daemon: DaemonLink, message: wire.End, number: int = 0) -> None:
@@ -298,7 +349,18 @@ class Router:
         kept = [end for end in daemon.ends if (end.tenant, end.job_id) != (tenant, job_id)]
         daemon.ends = deque(kept, maxlen=MAX_ENDS_UNDER_WAY)
 
+    @property
+    def kept_ends(self) -> list[wire.End]:
+        """Those for daemons that are away, or not back yet since this controller was started."""
+        return list(self._ends.values())
+
+    def restore_ends(self, ends: Iterable[wire.End]) -> None:
+        """Those that an earlier controller had kept."""
+        for end in ends:
+            self._keep(end)
+
     def _keep(self, end: wire.End) -> None:
+        self.ends_version += 1
         self._ends[end.daemon_id, end.tenant, end.job_id, end.client] = end
         if len(self._ends) > MAX_END_INTENTS:
             self._ends.popitem(last=False)
@@ -315,7 +377,7 @@ def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
     return wire.Attach(
         daemon_id=message.daemon_id,
         job_id=message.job_id,
-        client=message.client,
+        client=link.client or message.client,
         cursors=message.cursors,
         spec=message.spec,
         instance=message.instance,

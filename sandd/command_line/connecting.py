@@ -34,7 +34,7 @@ async def open_connection(options: argparse.Namespace) -> AsyncIterator[Controll
     Raises:
         Failure: it can't be reached, or doesn't let us in; says why, and what to do.
     """
-    from sandd.controller import connect_controller  # type: ignore[attr-defined] # not merged yet
+    from sandd.controller import connect_controller
 
     url = options.controller or os.environ.get(CONTROLLER_VARIABLE) or DEFAULT_CONTROLLER
     token = await _token(options, url)
@@ -75,7 +75,7 @@ async def _token(options: argparse.Namespace, url: str) -> bytes | None:
 
 def own_token_file(url: str) -> Path | None:
     """Where this user's own controller has put its secret, if the URL is one of this machine."""
-    from sandd._core.controller_state import (  # type: ignore[import-not-found,unused-ignore] # not merged yet
+    from sandd._core.controller_state import (
         TOKEN_FILE,
         default_state_dir,
     )

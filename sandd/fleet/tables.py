@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from sandd._core.job_info import JobInfo
-    from sandd._core.registry import DaemonInfo
+    from sandd._core.directory import DaemonInfo
 
 DAEMON_HEADER: Final = ("DAEMON", "STATE", "PLATFORM", "VERSION", "CONNECTED", "LABELS")
 JOB_HEADER: Final = ("JOB", "STATE", "AGE", "HELD", "COMMAND")

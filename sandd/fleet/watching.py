@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from sandd._core.registry import DaemonInfo
+    from sandd._core.directory import DaemonInfo
     from sandd.controller import Controller, Daemon
 
     Seen = Sequence[tuple[DaemonInfo, DaemonState]]
