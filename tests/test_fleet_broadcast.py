@@ -206,9 +206,6 @@ def test_who_is_lost_is_told(controller: ControllerProcess) -> None:
 def test_who_is_away_is_waited_for_and_that_is_said(controller: ControllerProcess) -> None:
     """With a time-out for so long; and it takes nobody's turn."""
     with controller.daemon("absent") as absent:
-        absent.signal(signal.SIGSTOP)
-        with running_daemon(controller.url, "other"):
-            pass
         absent.kill()
         controller.wait_for_daemon("absent", "away")
     done = controller.run_command("run", "--concurrency", "1", "--timeout", "3", "--", "echo", "on")

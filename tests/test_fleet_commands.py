@@ -239,7 +239,7 @@ def test_jobs_of_a_daemon_that_is_not_there(controller: ControllerProcess) -> No
     """Exit code 125, and whom somebody may have meant."""
     done = controller.run_command("jobs", "worker-11")
     assert (done.returncode, done.stdout) == (125, "")
-    assert done.stderr == "sandd: no daemon 'worker-11'; did you mean 'worker-1'?\n"
+    assert done.stderr == "sandd: no daemon 'worker-11'; did you mean 'worker-1' or 'worker-2'?\n"
 
 
 # ---- sandd logs ---------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_one_that_can_not_be_found_keeps_no_other_from_its_end(
 
 def test_a_signal_of_one_s_choice(controller: ControllerProcess) -> None:
     """It comes first; what has no such name is told before anything is done."""
-    job = start(controller, "trap 'echo got it; exit 5' USR1; echo on; while :; do sleep 0.1; done")
+    job = start(controller, "trap 'echo got it; exit 5' USR1; echo on; sleep 60 & wait")
     with controller.running_command("logs", "-f", job) as following:
         assert next_line(following) == "on\n"
         done = controller.run_command("kill", "-s", "usr1", job)

@@ -250,13 +250,13 @@ class LinePrinter:
 
         width = min(max(map(len, daemon_ids)), WIDEST_ID)
         self._prefixes: dict[tuple[str, str], bytes] = {}
-        self._is_coloured = {}
+        self._is_terminal = {}
         for name in FILES:
             console = Console(file=getattr(sys, name), highlight=False)
-            self._is_coloured[name] = console.is_terminal and not console.no_color
+            self._is_terminal[name] = console.is_terminal
             for index, daemon_id in enumerate(daemon_ids):
                 prefix = f"{daemon_id:<{width}} | "
-                if self._is_coloured[name]:
+                if console.is_terminal and not console.no_color:
                     with console.capture() as captured:
                         console.print(
                             Text(prefix, _COLOURS[index % len(_COLOURS)]), end="", soft_wrap=True
@@ -267,9 +267,9 @@ class LinePrinter:
     def lines(self, lines: list[bytes], name: str, daemon_id: str) -> bytes:
         """With the prefix before each; what a line has switched on ends with it, where that can be seen."""
         prefix = self._prefixes[name, daemon_id]
-        is_coloured = self._is_coloured[name]
+        is_terminal = self._is_terminal[name]
         return b"".join(
-            prefix + line + (_RESET if is_coloured and b"\x1b" in line else b"") + b"\n"
+            prefix + line + (_RESET if is_terminal and b"\x1b" in line else b"") + b"\n"
             for line in lines
         )
 

@@ -15,8 +15,8 @@ from sandd.wire import DaemonState, JobState, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sandd._core.job_info import JobInfo
     from sandd._core.directory import DaemonInfo
+    from sandd._core.job_info import JobInfo
 
 DAEMON_HEADER: Final = ("DAEMON", "STATE", "PLATFORM", "VERSION", "CONNECTED", "LABELS")
 JOB_HEADER: Final = ("JOB", "STATE", "AGE", "HELD", "COMMAND")
