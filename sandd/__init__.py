@@ -2,6 +2,9 @@
 #
 #   sandd/__init__.py         this file: the public names, each imported when it is first used
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
+#   sandd/completion.py       `sandd completion`: Tab, in a shell
+#   sandd/standalone/         `sandd controller`: a controller as a program of its own
+#   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
 #   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories

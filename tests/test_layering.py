@@ -119,6 +119,8 @@ LAYERS = {
         "sandd._core.interrupts",
         "sandd._core.logs",
         "sandd._core.nurseries",
+        "sandd._core.early_stop",
+        "sandd._core.program_options",
         "sandd._core.pump",
         "sandd._core.sockets",
         "sandd._core.state_directory",
@@ -149,16 +151,19 @@ LAYERS = {
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
+        "sandd.completion",
         "sandd.command_line.*",
         "sandd.copying.*",
         "sandd.executing.*",
+        "sandd.fleet.*",
         "sandd.forwarding.*",
+        "sandd.standalone.*",
         "sandd.terminal.*",
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
-        *("sandd.command_line", "sandd.copying", "sandd.executing"),
-        *("sandd.forwarding", "sandd.terminal"),
+        *("sandd.command_line", "sandd.copying", "sandd.executing", "sandd.fleet"),
+        *("sandd.forwarding", "sandd.standalone", "sandd.terminal"),
     ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""

@@ -37,6 +37,8 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
+    early_stop       SIGTERM and SIGINT before trio has them
+    program_options  command line, environment and file, for both programs
     sockets          connect, listen, and carry bytes both ways
     pump             moves frames between one connection and one state machine
     dialer           keeps a link to a controller: a daemon's, or a remote client's
@@ -81,6 +83,6 @@ Trio shells of the daemon alone
     spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes
     daemon_end       what a daemon says of itself, and its jobs, for the dialer
-    daemon_options   command line, environment and file
+    daemon_options   what a daemon can be told
     daemon_program   all of it, assembled
 """
