@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import shlex
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from daemons import daemon_environment, running_daemon
+from process_tools import linux_only, posix_only, until_sync
 from standalone_controllers import (
     SECONDS,
     ControllerProcess,
@@ -25,8 +26,6 @@ from standalone_controllers import (
     running_controller,
     start_controller,
 )
-from daemons import daemon_environment, running_daemon
-from process_tools import linux_only, posix_only, until_sync
 
 import sandd
 
