@@ -100,6 +100,17 @@ def encodable(value: T) -> T:
     return value
 
 
+# ---- on other event loops -----------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that is marked for anyio runs on its backends; pytest-trio takes every coroutine function for its own."""
+    for item in items:
+        if item.get_closest_marker("anyio") is not None:
+            item.own_markers = [each for each in item.own_markers if each.name != "trio"]
+
+
 # ---- no test hangs ------------------------------------------------------------------------------
 
 TEST_TIMEOUT = None if PROFILE == "deep" else 60.0
