@@ -2,10 +2,14 @@
 #
 #   sandd/__init__.py         this file: the public names, each imported when it is first used
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
+#   sandd/completion.py       `sandd completion`: Tab, in a shell
+#   sandd/standalone/         `sandd controller`: a controller as a program of its own
+#   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
+#   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
-#   sandd/command_line/       what these commands share: each is its own controller
+#   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
         CommandFailed,
         CommandTimeout,
         ConfigurationError,
+        ControllerUnreachable,
         DaemonGone,
         DaemonNotFound,
         JobIdConflict,
@@ -70,6 +75,7 @@ if TYPE_CHECKING:
         Process,
         RemoteStream,
         Session,
+        connect_controller,
         open_controller,
     )
     from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
@@ -84,6 +90,7 @@ __all__ = [
     "ConfigurationError",
     "Controller",
     "ControllerStatistics",
+    "ControllerUnreachable",
     "Daemon",
     "DaemonEvent",
     "DaemonGone",
@@ -123,6 +130,7 @@ __all__ = [
     "TransferError",
     "TransferResult",
     "__version__",
+    "connect_controller",
     "open_controller",
 ]
 
@@ -137,6 +145,7 @@ _HOMES = {
     "ConfigurationError": "sandd._core._errors",
     "Controller": "sandd.controller",
     "ControllerStatistics": "sandd.controller",
+    "ControllerUnreachable": "sandd._core._errors",
     "Daemon": "sandd.controller",
     "DaemonEvent": "sandd.controller",
     "DaemonGone": "sandd._core._errors",
@@ -175,6 +184,7 @@ _HOMES = {
     "StallReason": "sandd.wire",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
+    "connect_controller": "sandd.controller",
     "open_controller": "sandd.controller",
 }
 

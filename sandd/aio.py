@@ -46,6 +46,7 @@ __all__ = [
     "RemotePath",
     "RemoteStream",
     "Session",
+    "connect_controller",
     "open_controller",
 ]
 
@@ -60,16 +61,22 @@ def _as_events(
 
 
 class Controller(Wrapper[Inner]):
-    """Daemons that have dialled in, and what can be asked of them. Made by `open_controller`."""
+    """Daemons that have dialled in, and what can be asked of them.
+
+    Made by `open_controller`, or by `connect_controller` where the daemons have dialled in to another process.
+    """
 
     @property
     def address(self) -> str:
-        """``HOST:PORT`` it listens on, with the real port."""
+        """``HOST:PORT`` it listens on, with the real port; of a controller in another process, what was dialled."""
         return self._inner.address
 
     @property
     def url(self) -> str:
-        """The URL for a daemon's ``--server-url`` on this machine; elsewhere, put this machine's name in it."""
+        """The URL for a daemon's ``--server-url`` on this machine; elsewhere, put this machine's name in it.
+
+        Of a controller in another process: for a daemon that can reach it by the name that was dialled here.
+        """
         return self._inner.url
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
@@ -93,6 +100,13 @@ class Controller(Wrapper[Inner]):
 
     broadcast = calls(Inner.broadcast)
 
+    def set_tokens(self, *, token: str | bytes | None, operator_token: str | bytes | None) -> None:
+        """From now on these are the secrets that daemons and operators must know; who is connected stays.
+
+        Args and errors as of the trio API's `sandd.Controller.set_tokens`.
+        """
+        self._inner.set_tokens(token=token, operator_token=operator_token)
+
 
 def _opens(
     open_inner: Callable[P, AbstractAsyncContextManager[Inner, bool | None]],
@@ -102,7 +116,7 @@ def _opens(
         return OpenThread(
             partial(open_inner, *args, **options),
             Controller,
-            lambda controller: controller._patience.cancel(),
+            lambda controller: controller._service.hurry(),
             name="sandd.aio",
         )
 
@@ -110,3 +124,4 @@ def _opens(
 
 
 open_controller = _opens(_trio_api.open_controller)
+connect_controller = _opens(_trio_api.connect_controller)

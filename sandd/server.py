@@ -54,6 +54,8 @@ class ServerOptions(TypedDict, total=False):
     """Keyword arguments of `open_controller`."""
 
     token: str | bytes | None
+    operator_token: str | bytes | None
+    state_dir: str | os.PathLike[str] | None
     insecure: bool
     heartbeat: float
     dead_after: float
@@ -168,7 +170,8 @@ class Server:
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `insecure`, `heartbeat`, `dead_after`,
+        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `insecure`,
+            `heartbeat`, `dead_after`,
             `max_handshakes_per_second`.
 
     Raises:
@@ -661,7 +664,7 @@ class Server:
         return self._controller.daemon(daemon_id)
 
     def _summaries(self, daemons: list[Daemon]) -> list[DaemonSummary]:
-        busy = self._controller._local.busy_daemons
+        busy = self._controller._service.link.busy_daemons
         return [
             DaemonSummary(
                 id=daemon.id,

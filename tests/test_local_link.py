@@ -10,8 +10,10 @@ from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
 from sandd._core.client_job import AttachState
+from sandd._core.directory import Directory
 from sandd._core.held_job import attached, started
-from sandd._core.local_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle, LocalLink
+from sandd._core.job_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle
+from sandd._core.local_link import LocalLink
 from sandd._core.process_handle import Process
 from sandd._core.router import DaemonLink, Router
 from sandd._core.session_handle import Session
@@ -29,7 +31,7 @@ class World:
 
     def __init__(self) -> None:
         self.router = Router()
-        self.link = LocalLink(self.router, wake=lambda _: None, blame=lambda *_: None)
+        self.link = LocalLink(self.router, Directory(lambda: 0.0))
         self.daemon: DaemonLink = self.router.add_daemon("d", "here")
         self.link.flush()
 

@@ -14,26 +14,26 @@ from sandd._core.files.roots import AnyFile
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.specs import encode_path
 from sandd._core.transfers.ends import PeerGoneError
-from sandd._core.transfers.receiving import receive
+from sandd._core.transfers.receiving import BATCH_COST, receive
 from sandd._core.transfers.sending import send
 from sandd.wire import Stream, Update
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.specs import Text
     from sandd._core.transfers.result import TransferResult
 
     Progress: TypeAlias = Callable[[int, int], None]
     Patterns: TypeAlias = str | Iterable[str] | None
 
-RECEIVE_BYTES: Final = wire.MIB
+RECEIVE_BYTES: Final = BATCH_COST
 """What is taken at a time: a thread writes that in one go."""
 
 
 async def upload(
-    link: LocalLink,
+    link: JobLink,
     daemon_id: str,
     local: Text,
     remote: Text,
@@ -61,7 +61,7 @@ async def upload(
 
 
 async def download(
-    link: LocalLink,
+    link: JobLink,
     daemon_id: str,
     remote: Text,
     local: Text,
@@ -128,19 +128,19 @@ class _ClientChannel:
         self._input = InputStream(handle)
         self._output = OutputStream(handle, Stream.OUTPUT)
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *data: bytes) -> None:
         try:
-            await self._input.send_all(data)
+            await self._input.send_pieces(memoryview(each) for each in data)
         except trio.BrokenResourceError as error:
             raise PeerGoneError("the daemon has ended the transfer, and not said why") from error
 
-    async def receive(self) -> bytes:
-        return await self._output.receive_some(RECEIVE_BYTES)
+    async def receive(self, at_least: int = 1) -> bytes:
+        return await self._output.receive_at_least(at_least, RECEIVE_BYTES)
 
 
 @contextlib.asynccontextmanager
 async def _open_channel(
-    link: LocalLink, daemon_id: str, spec: wire.UploadSpec | wire.DownloadSpec
+    link: JobLink, daemon_id: str, spec: wire.UploadSpec | wire.DownloadSpec
 ) -> AsyncIterator[_ClientChannel]:
     """Both streams of a new transfer. However the block ends, the daemon has nothing more to do with it.
 

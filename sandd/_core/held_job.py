@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import AsyncIterator
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
 
 class HeldJob:

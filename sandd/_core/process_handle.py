@@ -15,7 +15,7 @@ from sandd.wire import Role, Stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
     from sandd._core.spool import Stall
 
 

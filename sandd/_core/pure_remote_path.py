@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-    from sandd._core.registry import DaemonInfo
+    from sandd._core.directory import DaemonInfo
 
 
 class _Daemon(Protocol):

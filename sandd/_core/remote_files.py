@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
 S = TypeVar("S", bound="AbstractAsyncContextManager[Any, bool | None]")
 
@@ -147,7 +147,7 @@ class FileWriter(trio.abc.SendStream):
         with self._conflicts, memoryview(data) as view:
             self._check()
             await trio.lowlevel.checkpoint_if_cancelled()
-            await send_input(self._handle, view, self._has_room)
+            await send_input(self._handle, [view], self._has_room)
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:

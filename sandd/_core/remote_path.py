@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from sandd._core.daemon_handle import Daemon
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
 INLINE_BYTES: Final = wire.INITIAL_INPUT_BYTES
 """So much is written in one round trip: it travels with what asks for it."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
     from sandd._core.recorder import Recorder
 
 

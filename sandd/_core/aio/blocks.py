@@ -70,8 +70,8 @@ class HeldOpen(AbstractAsyncContextManager[Z, "bool | None"], Generic[Y, Z]):
             return None  # nothing can be awaited any more
         if error is None:
             await attend(self._hold.call, self._hold.call.promise)
-        else:
-            with anyio.CancelScope(shield=True):  # this is the clean-up already
+        else:  # it cleans up already; who is cancelled once more meanwhile doesn't wait for that
+            with anyio.CancelScope(shield=True):
                 await arrival(self._hold.call.promise)
         try:
             self._hold.call.promise.result()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sandd._core.copying import Patterns, Progress
-    from sandd._core.registry import DaemonInfo
+    from sandd._core.directory import DaemonInfo
     from sandd._core.specs import Text
     from sandd._core.transfers.result import TransferResult
     from sandd.wire import DaemonState
