@@ -78,7 +78,14 @@ if TYPE_CHECKING:
         connect_controller,
         open_controller,
     )
-    from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
+    from sandd.server import (
+        ConnectedServer,
+        DaemonSummary,
+        FailedResult,
+        Server,
+        ServerSession,
+        connect,
+    )
     from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
@@ -88,6 +95,7 @@ __all__ = [
     "CommandResult",
     "CommandTimeout",
     "ConfigurationError",
+    "ConnectedServer",
     "Controller",
     "ControllerStatistics",
     "ControllerUnreachable",
@@ -130,6 +138,7 @@ __all__ = [
     "TransferError",
     "TransferResult",
     "__version__",
+    "connect",
     "connect_controller",
     "open_controller",
 ]
@@ -143,6 +152,7 @@ _HOMES = {
     "CommandResult": "sandd._core.results",
     "CommandTimeout": "sandd._core._errors",
     "ConfigurationError": "sandd._core._errors",
+    "ConnectedServer": "sandd.server",
     "Controller": "sandd.controller",
     "ControllerStatistics": "sandd.controller",
     "ControllerUnreachable": "sandd._core._errors",
@@ -184,6 +194,7 @@ _HOMES = {
     "StallReason": "sandd.wire",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
+    "connect": "sandd.server",
     "connect_controller": "sandd.controller",
     "open_controller": "sandd.controller",
 }

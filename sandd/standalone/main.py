@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 # Nothing heavy up here: a signal that arrives while the rest is imported must find a handler.
@@ -27,7 +28,7 @@ would cost a quarter of a processor."""
 
 def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     """Run the controller; returns the process' exit code."""
-    early = EarlyStop()
+    early = EarlyStop(harmless=() if sys.platform == "win32" else (signal.SIGHUP,))
     early.install()
 
     from sandd import __version__
