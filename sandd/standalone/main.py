@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 
 # Nothing heavy up here: a signal that arrives while the rest is imported must find a handler.
@@ -28,7 +27,7 @@ would cost a quarter of a processor."""
 
 def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     """Run the controller; returns the process' exit code."""
-    early = EarlyStop(harmless=() if sys.platform == "win32" else (signal.SIGHUP,))
+    early = EarlyStop()
     early.install()
 
     from sandd import __version__
