@@ -6,12 +6,14 @@
 #   sandd/standalone/         `sandd controller`: a controller as a program of its own
 #   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
+#   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
 #   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
+#   sandd/aio.py              the controller for asyncio, likewise (imported as `sandd.aio`)
 #   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session, ...: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
 #     ---- controller and daemon never import each other ----
@@ -24,9 +26,9 @@
 
 """A controller for daemons that run inside sandboxes and dial out to it.
 
-`open_controller` is where a trio program starts, `Server` where a synchronous one does. Every
-public name is importable from here; `sandd._core` and names that start with an underscore may
-change in any release.
+`open_controller` is where a trio program starts, `aio.open_controller` where one for asyncio does,
+and `Server` where a synchronous one does. Every public name is importable from here; `sandd._core`
+and names that start with an underscore may change in any release.
 """
 
 __version__ = "0.1.0"
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 # Not `typing.TYPE_CHECKING`: the spawner imports this package and should not pay for `typing`.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandd import aio as aio
     from sandd._core._errors import (
         AuthenticationFailed,
         CommandFailed,
@@ -190,15 +193,17 @@ if not TYPE_CHECKING:  # a type checker would take `__getattr__` as leave for an
 
     def __getattr__(name):
         """The public object of that name, imported now and kept."""
+        import importlib
+
+        if name == "aio":
+            return importlib.import_module("sandd.aio")
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import importlib
-
         value = getattr(importlib.import_module(home), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "aio"})

@@ -135,7 +135,7 @@ SHORT_SPEC_BYTES: Final = 512
 INITIAL_INPUT_BYTES: Final = 64 * KIB
 """Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
 INITIAL_OUTPUT_BYTES: Final = 1 * MIB
-"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors."""
+"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors, unless it says otherwise."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 64 * KIB
@@ -608,7 +608,7 @@ class Attach:
     )  # random per client; the same client re-attaching is no takeover
     cursors: tuple[Cursor, ...] = field(
         default=(), validator=_at_most(len(Stream))
-    )  # none: every stream from its oldest, with INITIAL_OUTPUT_BYTES and MESSAGE_WINDOW of credit
+    )  # none: every stream from its oldest, with `output_credit` and MESSAGE_WINDOW of credit
     spec: bytes | None = None  # encode_spec(); compared byte for byte on a second Attach
     instance: str = field(default="", validator=_id)  # the daemon instance the spec is bound to
     role: Role = Role.OWNER
@@ -626,6 +626,9 @@ class Attach:
         default="", validator=_id
     )  # stamped by the router; what a client says is ignored
     principal: str = field(default="", validator=_id)  # stamped by the router
+    output_credit: int = field(
+        default=INITIAL_OUTPUT_BYTES, validator=_offset
+    )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
 
 
 @frozen
@@ -690,7 +693,10 @@ class RefusedCode(enum.StrEnum):
 
 @frozen
 class Refused:
-    """daemon or router -> client: the Attach failed, or its job was forgotten; the channel is closed."""
+    """daemon or router -> client: the Attach failed, its job was forgotten, or the client broke the protocol (DENIED).
+
+    The channel is closed.
+    """
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
@@ -997,7 +1003,7 @@ class UploadSpec(Request):
     path: bytes = field(validator=_path)  # what the copy is to be
     update: Update = Update.NONE
     stdin: ClassVar[bool] = True
-    window: ClassVar[int] = 4 * MIB  # a thread takes or brings a megabyte at a time
+    window: ClassVar[int] = 4 * MIB  # a thread takes or brings two megabytes at a time
 
 
 @frozen
@@ -1012,7 +1018,7 @@ class DownloadSpec(Request):
     exclude: tuple[str, ...] = ()  # as above: what matches is left out; it outweighs `include`
     total: bool = False  # say `total` first
     stdin: ClassVar[bool] = True
-    window: ClassVar[int] = 4 * MIB  # a thread takes or brings a megabyte at a time
+    window: ClassVar[int] = 4 * MIB  # a thread takes or brings two megabytes at a time
 
 
 # Paths are bytes, as the daemon's system has them; a relative one starts at the daemon's working directory, or
@@ -1568,11 +1574,27 @@ def _build_converter(*, strict_fields: bool) -> Any:
 
         return structure
 
+    described = converter.get_structure_hook(DaemonDescription)
+
+    @converter.register_structure_hook
+    def _(value: Any, cls: type[DaemonDescription]) -> DaemonDescription:
+        # cattrs asks whether a field is *in* the value: of one that needs none, any container will do.
+        if type(value) is not dict:
+            raise TypeError(f"map expected, got {type(value).__name__}")
+        description: DaemonDescription = described(value, cls)
+        return description
+
     return converter
 
 
 _converter = _build_converter(strict_fields=False)
 _spec_converter = _build_converter(strict_fields=True)
+_SPEC_TO_WIRE: Final = {
+    cls: _spec_converter.get_unstructure_hook(cls) for cls in SPEC_KINDS.values()
+}
+_SPEC_FROM_WIRE: Final = {
+    cls: _spec_converter.get_structure_hook(cls) for cls in SPEC_KINDS.values()
+}
 
 
 class _Codec:
@@ -1642,7 +1664,8 @@ class _Codec:
 
 
 def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    # As `packb`, whose buffer of 256 KiB each time takes twice as long.
+    packed: bytes = msgpack.Packer(use_bin_type=True, buf_size=SHORT_SPEC_BYTES).pack(value)
     return packed
 
 
@@ -1775,7 +1798,8 @@ class AnswerReader:
 
 def encode_spec(spec: Spec) -> bytes:
     """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
-    return _pack({"kind": _SPEC_TAGS[type(spec)], **_spec_converter.unstructure(spec)})
+    kind = type(spec)
+    return _pack({"kind": _SPEC_TAGS[kind], **_SPEC_TO_WIRE[kind](spec)})
 
 
 def decode_spec(payload: Buffer) -> Spec:
@@ -1791,15 +1815,16 @@ def decode_spec(payload: Buffer) -> Spec:
         for name in value:
             if name not in _SPEC_FIELDS[kind]:
                 raise UnsupportedSpec(f"this daemon does not know the field {name!r:.64}")
-        spec: Spec = _spec_converter.structure(value, kind)
+        spec: Spec = _SPEC_FROM_WIRE[kind](value, kind)
     except RemoteProtocolError:
         raise
     except Exception as error:
         raise UnsupportedSpec(f"bad job spec: {error!r:.200}") from error
-    if isinstance(spec, CommandSpec) and not spec.argv:
-        raise UnsupportedSpec("argv needs a program")
-    if isinstance(spec, ProgramSpec) and spec.shell and len(spec.argv) != 1:
-        raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
-    if isinstance(spec, ConnectSpec | ListenSpec) and bool(spec.host) is bool(spec.path):
+    if isinstance(spec, (CommandSpec, SessionSpec)):
+        if not spec.argv and isinstance(spec, CommandSpec):
+            raise UnsupportedSpec("argv needs a program")
+        if spec.shell and len(spec.argv) != 1:
+            raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
+    elif isinstance(spec, (ConnectSpec, ListenSpec)) and bool(spec.host) is bool(spec.path):
         raise UnsupportedSpec("an address is either a host and a port, or the path of a socket")
     return spec

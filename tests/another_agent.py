@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from standing_daemon import HOSTS
+
 import sandd
 from sandd._core.directory import Directory
 from sandd._core.local_link import LocalLink
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd._core.services import LocalService, Service
+from sandd._core.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,11 +62,11 @@ class Guest(Service):
 
 def router_of(of: sandd.Controller | sandd.Daemon) -> Router:
     """The router behind a controller, or a handle of it."""
-    if isinstance(of, sandd.Daemon):
-        assert isinstance(of._link, LocalLink)
-        return of._link._router
-    assert isinstance(of._service, LocalService)
-    return of._service.router
+    link = of._link if isinstance(of, sandd.Daemon) else of._service.link
+    if link in HOSTS:
+        return router_of(HOSTS[link])
+    assert isinstance(link, LocalLink)
+    return link._router
 
 
 @contextlib.asynccontextmanager

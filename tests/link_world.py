@@ -186,6 +186,7 @@ class Controller:
         """Instances that lived beside the one that was let in last, for all that is known here."""
         self.ends: Counter[int] = Counter()
         """Told, per channel of the client."""
+        self.flush()  # the client is told that nobody is there
 
     # -- doors
 

@@ -74,7 +74,7 @@ async def test_guide_code_prints_what_it_says(
     (tmp_path / "token").write_text("secret\n")
     monkeypatch.chdir(tmp_path)
     async with (
-        sandd.open_controller(port=0) as controller,
+        sandd.open_controller(port=0, operator_token="an operator's") as controller,
         open_daemon(controller.url, "worker-1", labels={"env": "prod"}),
         open_daemon(controller.url, "worker-2", labels={"env": "staging"}),
     ):

@@ -10,9 +10,15 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from controllers import SECONDS, ControllerProcess, next_line, peak_memory, running_controller
 from daemons import running_daemon, start_daemon
 from process_tools import linux_only, until_sync
+from standalone_controllers import (
+    SECONDS,
+    ControllerProcess,
+    next_line,
+    peak_memory,
+    running_controller,
+)
 from tmux import needs_tmux, running_tmux
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from controllers import SECONDS, ControllerProcess, next_line, running_controller
 from daemons import DaemonProcess, running_daemon
 from process_tools import until_sync
+from standalone_controllers import SECONDS, ControllerProcess, next_line, running_controller
 from tmux import needs_tmux, running_tmux
 
 import sandd

@@ -40,6 +40,7 @@ CONTROLLER_END = [
     "sandd._core.port_forwards",
     "sandd._core.port_streams",
     "sandd._core.process_handle",
+    "sandd._core.pure_remote_path",
     "sandd._core.reception",
     "sandd._core.recorder",
     "sandd._core.registry",
@@ -91,6 +92,7 @@ LAYERS = {
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
+        "sandd._core.credit",
         "sandd._core.fencing",
         "sandd._core.file_status",
         "sandd._core.job",
@@ -145,6 +147,8 @@ LAYERS = {
     ],
     "facade": [
         *("sandd._core.bridge", "sandd._core.held_block"),
+        *("sandd._core.kept_pieces", "sandd._core.promise"),
+        *("sandd._core.aio.*", "sandd.aio"),
         *("sandd._core.server_files", "sandd._core.server_session", "sandd.server"),
     ],
     "testing": ["sandd.testing.*"],
@@ -160,7 +164,7 @@ LAYERS = {
         "sandd.terminal.*",
     ],
     "package": [
-        *("sandd", "sandd._core", "sandd._core.transfers", "sandd.testing"),
+        *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.transfers", "sandd.testing"),
         *("sandd.command_line", "sandd.copying", "sandd.executing", "sandd.fleet"),
         *("sandd.forwarding", "sandd.standalone", "sandd.terminal"),
     ],

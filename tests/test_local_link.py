@@ -341,7 +341,7 @@ async def test_whoever_waits_for_a_job_that_is_let_go_of_is_told(world: World, h
     """In another task than that of the block: else it would wait for ever, as nothing comes any more."""
     handle, channel = world.start(wire.CommandSpec(argv=(b"cat",)))
     world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
-    process = Process(handle, stdin=True, stderr=True)
+    process = Process(handle, stdin=True, stderr=True, kill_grace=1.0)
     room = handle.job.input.room
 
     async def receive() -> None:
@@ -368,7 +368,7 @@ async def test_detach_that_comes_to_nothing_says_so(world: World) -> None:
     """The block was left before the daemon could have known."""
     handle, channel = world.start()
     world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
-    process = Process(handle, stdin=False, stderr=True)
+    process = Process(handle, stdin=False, stderr=True, kill_grace=1.0)
 
     async def detach() -> None:
         with pytest.raises(trio.ClosedResourceError, match="was left"):

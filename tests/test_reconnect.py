@@ -17,7 +17,7 @@ from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import CommandTimeout, DaemonGone, DaemonState, Outcome
-from sandd._core import acceptor, commands
+from sandd._core import commands, reception
 from sandd.testing import DOWN, UP, Direction, Ending, open_fault_proxy
 
 if TYPE_CHECKING:
@@ -665,7 +665,7 @@ async def test_daemons_come_back_to_a_new_controller_on_the_same_port(
     marker: Marker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A closed controller ends its jobs; the next one finds the daemon, and nothing of the first."""
-    monkeypatch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(reception, "DRAIN_RETRY_SECONDS", 0.05)
     with trio.fail_after(LIMIT):
         async with (
             open_fault_proxy(0) as proxy,

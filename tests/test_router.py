@@ -128,6 +128,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         attempt=7,
         tenant="forged",
         principal="root",
+        output_credit=77,
     )
     assert all(
         getattr(message, field.name) != field.default

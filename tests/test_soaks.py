@@ -56,6 +56,13 @@ def test_files(marker: Marker) -> None:
     assert "300 small files: " in said
 
 
+def test_operators(marker: Marker) -> None:
+    """While the controller is killed and started again, operators lose nothing, and nothing runs twice."""
+    said = soak("operators", marker, "--seed", "42")
+    assert "kills of the controller: 1" in said
+    assert "each was started once" in said
+
+
 def test_restart(marker: Marker) -> None:
     """Daemons whose controller was killed come to the next one at a bounded rate, with their jobs."""
     said = soak("restart", marker)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from controllers import (
+from daemons import daemon_environment, running_daemon
+from process_tools import linux_only, posix_only, until_sync
+from standalone_controllers import (
     SECONDS,
     ControllerProcess,
     next_line,
@@ -24,8 +26,6 @@ from controllers import (
     running_controller,
     start_controller,
 )
-from daemons import daemon_environment, running_daemon
-from process_tools import linux_only, posix_only, until_sync
 
 import sandd
 

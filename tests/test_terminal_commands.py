@@ -68,11 +68,11 @@ def test_the_command_is_what_stands_behind_the_dashes(
 
 def test_options_of_shell() -> None:
     """Variables come together, and values may have more of the sign in them."""
-    given = "shell w -e A=1 --env B=x=y -w /src -u me --detach --port 0 --record f"
+    given = "shell w -e A=1 --env B=x=y -w /src -u me --detach --wait 3 --record f"
     options = build_parser().parse_args(given.split())
     assert options.env == [("A", "1"), ("B", "x=y")]
-    assert (options.cwd, options.user, options.detach, options.port) == ("/src", "me", True, 0)
-    assert (options.host, options.record, options.local) == ("127.0.0.1", "f", False)
+    assert (options.cwd, options.user, options.detach, options.wait) == ("/src", "me", True, 3.0)
+    assert (options.controller, options.record, options.local) == (None, "f", False)
 
 
 @pytest.mark.parametrize(

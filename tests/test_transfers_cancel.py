@@ -21,7 +21,7 @@ from sandd._core.transfers import disk_work, syncing, writing
 from sandd._core.transfers.partials import Partials
 from sandd._core.transfers.receiving import receive
 from sandd._core.transfers.sending import send
-from sandd.wire import KIB
+from sandd.wire import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,6 +148,40 @@ async def test_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ):
             await trio.sleep(0.01)
     assert names_below(tmp_path) == ["source"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="nothing is synced early there")
+async def test_a_disk_that_hangs_in_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is with a disk that hangs over bytes it was given early."""
+    monkeypatch.setattr(disk_work, "GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr(syncing, "EARLY_BYTES", MIB)
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def hang(_descriptor: int) -> None:
+        hangs.set()
+        go_on.wait(10)
+
+    monkeypatch.setattr(syncing, "_fdatasync", hang)
+    source = tmp_path / "source"
+    source.write_bytes(LARGE * 8)
+    with trio.move_on_after(20) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(copy, source, tmp_path / "target")
+            while not hangs.is_set():
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+    assert not scope.cancelled_caught
+
+    assert names_below(tmp_path) == ["source"]
+    go_on.set()
+    # The leak check sees the descriptors: nobody closes one that a thread uses.
+    with trio.fail_after(20):
+        while any(
+            "_sync" in thread.name or "do" in thread.name for thread in threading.enumerate()
+        ):
+            await trio.sleep(0.01)
 
 
 async def test_work_that_comes_too_late_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +395,7 @@ async def test_files_get_their_names_now_and_then(
         monkeypatch.setattr(writing, name, 300 if name == bound else 1 << 40)
     source = tmp_path / "source"
     source.mkdir()
-    for number in range(1000):
+    for number in range(2500):
         (source / str(number)).write_bytes(b"x")
     root = FailingRoot()
 
@@ -372,7 +406,7 @@ async def test_files_get_their_names_now_and_then(
         waiting += (name == "open" and b".part" in path) - (name == "rename")
         most = max(most, waiting)
     assert waiting == 0
-    assert most < 900
+    assert most < 1500  # two batches, of one turn of a thread each, and one that is under way
 
 
 # ---- killed -------------------------------------------------------------------------------------
@@ -387,9 +421,9 @@ from pathlib import Path
 class Channel:
     def __init__(self):
         self.incoming, self.outgoing = trio.lowlevel.FdStream(0), trio.lowlevel.FdStream(1)
-    async def send(self, data):
-        await self.outgoing.send_all(data)
-    async def receive(self):
+    async def send(self, *data):
+        await self.outgoing.send_all(b"".join(data))
+    async def receive(self, at_least=1):
         return await self.incoming.receive_some(65536)
 
 async def main():
@@ -409,11 +443,11 @@ class PipesChannel:
         assert process.stdout is not None
         self._to, self._from = process.stdin, process.stdout
 
-    async def send(self, data: bytes, /) -> None:
+    async def send(self, *data: bytes) -> None:
         """To its stdin."""
-        await self._to.send_all(data)
+        await self._to.send_all(b"".join(data))
 
-    async def receive(self) -> bytes:
+    async def receive(self, at_least: int = 1) -> bytes:
         """From its stdout."""
         return bytes(await self._from.receive_some(65536))
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from transfer_world import (
 
 from sandd import TransferError
 from sandd._core.files.roots import AnyFile
-from sandd._core.transfers import syncing
+from sandd._core.transfers import syncing, writing
 from sandd._core.transfers.partials import Partials
 from sandd.wire import KIB, MIB, Update
 
@@ -327,6 +328,138 @@ async def test_a_disk_that_fails_while_a_large_file_is_read(
         assert each.errno == errno.EIO
         assert os.fsencode(each.filename) == os.fsencode(source)
     assert names_below(tmp_path) == ["source"]
+
+
+needs_fdatasync = pytest.mark.skipif(
+    not hasattr(os, "fdatasync"), reason="without fdatasync(2) nothing is synced early"
+)
+
+
+@needs_fdatasync
+async def test_the_disk_takes_a_large_file_while_more_of_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is synced again and again before all is written, and once more before it has its name."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(LARGE * 8)
+    happened: list[str] = []
+
+    def sync(name: str, descriptor: int) -> None:
+        happened.append(name)
+        sizes.append(os.fstat(descriptor).st_size)
+
+    sizes: list[int] = []
+    monkeypatch.setattr(syncing, "EARLY_BYTES", MIB)
+    monkeypatch.setattr(syncing, "_fdatasync", lambda each: sync("early", each))
+    monkeypatch.setattr(os, "fsync", lambda each: sync("whole", each))
+    root = FailingRoot(lambda _number, name, _path: happened.append(name))
+
+    (await copy(source, target, receiver_root=root)).result  # noqa: B018 - raises if it failed
+
+    assert happened.count("early") >= 2
+    assert 0 < sizes[0] < source.stat().st_size
+    last = len(happened) - 1 - happened[::-1].index("early")
+    assert last < happened.index("whole") < happened.index("rename")
+    assert target.read_bytes() == source.read_bytes()
+
+
+@needs_fdatasync
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
+async def test_a_disk_that_fails_while_more_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, size: int
+) -> None:
+    """The system tells it once, and not to the sync at the end: the file doesn't get its name all the same."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(LARGE * size)
+    target.write_bytes(b"old")
+
+    def fail(_descriptor: int) -> None:
+        monkeypatch.setattr(syncing, "_fdatasync", lambda _descriptor: None)
+        raise system_error(number)
+
+    monkeypatch.setattr(syncing, "EARLY_BYTES", 4 * MIB)
+    monkeypatch.setattr(syncing, "_fdatasync", fail)
+    copied = await copy(source, target)
+
+    if number == errno.EIO:
+        for each in (copied.sent, copied.received):
+            assert isinstance(each, OSError)
+            assert each.errno == number
+            assert os.fsencode(each.filename) == os.fsencode(target)
+        assert target.read_bytes() == b"old"
+        assert names_below(tmp_path) == ["source", "target"]
+    else:  # a file system that doesn't know how
+        copied.result  # noqa: B018 - raises if it failed
+        assert target.read_bytes() == source.read_bytes()
+
+
+async def test_small_files_are_written_while_the_disk_takes_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is slow to sync holds up nobody, and no file gets its name before it is on the disk."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for number in range(2000):
+        (source / str(number)).write_bytes(b"x")
+    happened: list[str] = []
+    while_syncing: list[int] = []
+
+    def sync(_descriptor: int) -> int:
+        before = len(happened)
+        happened.append("sync")
+        deadline = time.monotonic() + 2
+        while happened[before:].count("open") < 10 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while_syncing.append(happened[before:].count("open"))
+        happened.append("synced")
+        return 0
+
+    monkeypatch.setattr(writing, "SETTLE_FILES", 300)
+    monkeypatch.setattr(syncing, "_syncfs", sync)
+    root = FailingRoot(
+        lambda _number, name, path: happened.append(name) if b".part" in path else None
+    )
+
+    (await copy(source, target, receiver_root=root)).result  # noqa: B018 - raises if it failed
+
+    assert while_syncing[0] >= 10
+    names = synced = made = safe = 0
+    for what in happened:
+        match what:
+            case "open":
+                made += 1
+            case "sync":
+                synced = made
+            case "synced":
+                safe = synced
+            case "rename":
+                names += 1
+                assert names <= safe
+    assert names == made == 2000
+
+
+@pytest.mark.parametrize("count", [2000, 700])
+async def test_a_disk_that_fails_to_take_small_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Whether more is written meanwhile or not: both ends say so, and none of these files gets its name."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for number in range(count):
+        (source / str(number)).write_bytes(b"x")
+
+    def fail(_descriptor: int) -> int:
+        raise system_error(errno.EIO)
+
+    monkeypatch.setattr(writing, "SETTLE_FILES", 300)
+    monkeypatch.setattr(syncing, "_syncfs", fail)
+    copied = await copy(source, target)
+
+    for each in (copied.sent, copied.received):
+        assert isinstance(each, OSError)
+        assert each.errno == errno.EIO
+    assert names_below(target) == []
 
 
 # ---- killed -------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ async def test_a_sparse_file_goes_on_where_it_was(tmp_path: Path) -> None:
 
     result = (await copy(source, target)).result
 
-    assert result.resumed > 64 * MIB
+    assert result.resumed > 66 * MIB  # all that had come
     assert target.read_bytes() == source.read_bytes()
 
 
@@ -372,12 +372,12 @@ async def test_an_error_of_a_line_is_a_cut(tmp_path: Path) -> None:
     received = lines.forth.receive
     count = 0
 
-    async def fail() -> bytes:
+    async def fail(at_least: int = 1) -> bytes:
         nonlocal count
         count += 1
         if count > 35:
             raise trio.BrokenResourceError
-        return await received()
+        return await received(at_least)
 
     lines.forth.receive = fail  # type: ignore[method-assign]
     copied = await copy(source, target, lines=lines)

@@ -289,7 +289,7 @@ async def test_a_link_that_was_sent_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError):
         await hear(
             tmp_path / "target",
-            *(TOP, LinkRecord(b"d", there, 0), *[part for n in range(1500) for part in small(b"%d" % n)]),
+            *(TOP, LinkRecord(b"d", there, 0), *[part for n in range(4000) for part in small(b"%d" % n)]),
             *(EnterRecord(b"d", 0o755, 0), *small(b"file"), LeaveRecord(), LeaveRecord(), EndRecord()),
         )  # fmt: skip
     await hear(
@@ -378,7 +378,7 @@ async def test_directories_without_files_are_finished_meanwhile(
 
     def watched(self: Writer, steps: Any) -> Any:
         answers = do(self, steps)
-        waiting.append(len(self._finished))
+        waiting.append(len(self._batch.named.finished))
         return answers
 
     monkeypatch.setattr(Writer, "do", watched)

@@ -51,10 +51,13 @@ class Line:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *data: bytes) -> None:
         """As a `ByteChannel`."""
         await trio.lowlevel.checkpoint()
-        view = memoryview(data)
+        for each in data:
+            await self._send(memoryview(each))
+
+    async def _send(self, view: memoryview) -> None:
         while view:
             if self._is_closed:
                 await trio.sleep_forever()  # nobody says so: a stream outlives a cut
@@ -71,13 +74,13 @@ class Line:
             self._size += len(part)
             self._wake()
 
-    async def receive(self) -> bytes:
+    async def receive(self, at_least: int = 1) -> bytes:
         """As a `ByteChannel`."""
         await trio.lowlevel.checkpoint()
-        while not self._chunks:
-            if self._is_closed:
-                return b""
+        while self._size < max(1, min(at_least, self.bound)) and not self._is_closed:
             await self._changed.wait()
+        if not self._chunks:
+            return b""
         chunk = self._chunks.pop(0)
         self._size -= len(chunk)
         self._wake()
@@ -91,13 +94,13 @@ class End:
     outgoing: Line
     incoming: Line
 
-    async def send(self, data: bytes, /) -> None:
+    async def send(self, *data: bytes) -> None:
         """Bytes to the other end."""
-        await self.outgoing.send(data)
+        await self.outgoing.send(*data)
 
-    async def receive(self) -> bytes:
+    async def receive(self, at_least: int = 1) -> bytes:
         """Bytes from the other end."""
-        return await self.incoming.receive()
+        return await self.incoming.receive(at_least)
 
 
 @define

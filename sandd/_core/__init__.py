@@ -22,6 +22,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     client_job       one job at its client
     client           a client's half: its jobs, and their resuming
     router           which client's channel meets which daemon's, and what it may send
+    credit           how much may come to wait in the router for one link
     link             one connection: handshake, liveness, backoff
     fencing          who may hold a daemon id: restarts, rivals, copies of a state directory
     admission        how many connections come in per second

@@ -159,6 +159,7 @@ class Acceptor:
             link.scheduler,
             on_frame=lambda frame: self._on_frame(link, frame),
             after_message=self.settle,
+            after_pull=self.settle,
             heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
             dead_after=self.dead_after,
         )

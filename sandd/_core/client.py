@@ -337,7 +337,8 @@ class Client:
             attempt=self._attempts,
         )
         self.scheduler.control(wire.ControlFrame(number, message))
-        self.scheduler.activate(job.channel)
+        if not eager or job.ops.end or job.input.end or job.input.final:
+            self.scheduler.activate(job.channel)
 
     def _settled(self, daemon_id: str) -> int:
         """Below this sequence, no generated id will be started on the daemon any more."""
@@ -380,7 +381,8 @@ class Client:
         states = {state.stream: state for state in message.streams}
         job.place(states)
         for window in job.channel.receive.values():
-            window.max_offset = max(window.max_offset, window.log.received)
+            if window.max_offset < window.log.received:
+                window.max_offset = window.log.received
         for cursor in job.channel.send.values():
             state = states.get(cursor.stream) or UNNAMED[cursor.stream]
             if not cursor.log.base <= state.received <= cursor.log.end:

@@ -14,7 +14,7 @@ from sandd._core.files.roots import AnyFile
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.specs import encode_path
 from sandd._core.transfers.ends import PeerGoneError
-from sandd._core.transfers.receiving import receive
+from sandd._core.transfers.receiving import BATCH_COST, receive
 from sandd._core.transfers.sending import send
 from sandd.wire import Stream, Update
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Progress: TypeAlias = Callable[[int, int], None]
     Patterns: TypeAlias = str | Iterable[str] | None
 
-RECEIVE_BYTES: Final = wire.MIB
+RECEIVE_BYTES: Final = BATCH_COST
 """What is taken at a time: a thread writes that in one go."""
 
 
@@ -128,14 +128,14 @@ class _ClientChannel:
         self._input = InputStream(handle)
         self._output = OutputStream(handle, Stream.OUTPUT)
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, *data: bytes) -> None:
         try:
-            await self._input.send_all(data)
+            await self._input.send_pieces(memoryview(each) for each in data)
         except trio.BrokenResourceError as error:
             raise PeerGoneError("the daemon has ended the transfer, and not said why") from error
 
-    async def receive(self) -> bytes:
-        return await self._output.receive_some(RECEIVE_BYTES)
+    async def receive(self, at_least: int = 1) -> bytes:
+        return await self._output.receive_at_least(at_least, RECEIVE_BYTES)
 
 
 @contextlib.asynccontextmanager

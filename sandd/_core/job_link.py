@@ -314,7 +314,7 @@ class JobLink(ABC):
             if input_data:
                 job.input.append(input_data)
             job.input.finish()
-        self.client.activate(job)
+            self.client.activate(job)
         self.flush()
         return handle
 

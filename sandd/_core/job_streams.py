@@ -12,7 +12,7 @@ from sandd._core._errors import OutputGap
 from sandd._core.streams import Gap
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from sandd._core.job_link import JobHandle
     from sandd.wire import Stream
@@ -22,17 +22,23 @@ RECEIVE_BYTES = 64 * wire.KIB
 
 
 async def send_input(
-    handle: JobHandle, view: memoryview, has_room: Callable[[], Awaitable[None]]
+    handle: JobHandle, views: Iterable[memoryview], has_room: Callable[[], Awaitable[None]]
 ) -> None:
-    """Send all of it to the job, as there is room: `has_room` waits for that, or raises what stands in the way."""
+    """Send all of them to the job, as there is room: `has_room` waits for that, or raises what stands in the way.
+
+    What there is room for goes together.
+    """
     job = handle.job
-    position = 0
-    while position < len(view):
-        await has_room()
-        chunk = view[position : position + job.input.room]
-        job.input.append(chunk)
-        position += len(chunk)
-        handle.link.changed(job)
+    for view in views:
+        position = 0
+        while position < len(view):
+            if not job.input.room:
+                handle.link.changed(job)
+            await has_room()
+            chunk = view[position : position + job.input.room]
+            job.input.append(chunk)
+            position += len(chunk)
+    handle.link.changed(job)
     # Others' turn comes when it is on its way.
     await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -55,10 +61,16 @@ class InputStream(trio.abc.SendStream):
             trio.BrokenResourceError: the process has ended.
             trio.ClosedResourceError: this stream was closed before.
         """
-        with self._conflicts, memoryview(data) as view:
+        with memoryview(data) as view:
+            await self.send_pieces([view])
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_pieces(self, pieces: Iterable[memoryview]) -> None:
+        """As `send_all` of all of them in a row."""
+        with self._conflicts:
             self._check()
             await trio.lowlevel.checkpoint_if_cancelled()
-            await send_input(self._handle, view, self._has_room)
+            await send_input(self._handle, pieces, self._has_room)
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
@@ -133,14 +145,34 @@ class OutputStream(trio.abc.ReceiveStream):
         """
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
+        return await self.receive_at_least(1, max_bytes or RECEIVE_BYTES)
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_at_least(self, count: int, max_bytes: int) -> bytes:
+        """As `receive_some`, once there are so many bytes or no more will come.
+
+        For what costs less in large pieces; `count` has to be less than the sender may have under way.
+        """
+        log = self._log
+
+        def has_come() -> bool:
+            return self.is_ready and (
+                log.received - log.consumed >= count
+                or log.final is not None
+                or self._closed
+                or self._handle.closed
+            )
+
         with self._conflicts:
             self._check()
             await trio.lowlevel.checkpoint()
-            await self._handle.until(lambda: self.is_ready)
+            await self._handle.until(has_come)
             self._check()
             if self._log.readable:
-                chunk = self._log.take(max_bytes or RECEIVE_BYTES)
-                self._handle.link.changed(self._handle.job)
+                chunk = self._log.take(max_bytes)
+                channel = self._handle.job.channel
+                if channel is not None and channel.receive[self._stream].update_due:
+                    self._handle.link.changed(self._handle.job)
                 if isinstance(chunk, Gap):
                     raise OutputGap(chunk.start, chunk.end)
                 return chunk

@@ -72,22 +72,22 @@ class Doing:
         self.job.tell_started()
         self._act([])
 
-    async def write(self, data: wire.Buffer) -> None:
-        """Put out all of `data`; returns when it is on its way within the bounds of the ring.
+    async def write(self, *data: wire.Buffer) -> None:
+        """Put out all of `data`, in a row; returns when it is on its way within the bounds of the ring.
 
         Of one that is ending nobody reads any more, so it is dropped.
         """
-        view = memoryview(data)
-        while len(view) and not self.is_ending:
-            room = self.job.room(Stream.OUTPUT)
-            if room:
-                count = min(room, PIECE_BYTES)
-                self.job.write(Stream.OUTPUT, view[:count])
-                view = view[count:]
-            if not room or not len(view):
-                self._act([])
-            if not room:
-                await self._changed.wait()
+        for each in data:
+            view = memoryview(each)
+            while len(view) and not self.is_ending:
+                room = self.job.room(Stream.OUTPUT)
+                if room:
+                    self.job.write(Stream.OUTPUT, view[:room])
+                    view = view[room:]
+                else:
+                    self._act([])
+                    await self._changed.wait()
+        self._act([])
 
     async def answer(self, answer: wire.Answer) -> None:
         """Put out one answer, whole, as soon as there is room for it; sent with others, or by `send`."""
@@ -111,21 +111,21 @@ class Doing:
         while not condition():
             await self._changed.wait()
 
-    async def read(self, max_bytes: int = PIECE_BYTES) -> bytes:
+    async def read(self, max_bytes: int = PIECE_BYTES, *, at_least: int = 1) -> bytes:
         """What comes next on INPUT, at most `max_bytes`; b"" at its end.
 
+        With `at_least` it waits for more than the next byte: for so many, or the end.
         Each piece of one that is ending prolongs its grace: it has taken the one before.
         """
         if self.is_ending:
             self.scope.deadline = trio.current_time() + self.job.end_grace
-        while True:
-            chunk = self.job.take_input(max_bytes)
-            if chunk:
-                self._act([])  # credit for what was taken
-                return chunk
-            if self.job.input.at_end:
-                return b""
+        arrived = self.job.input
+        while arrived.final is None and arrived.received - arrived.consumed < at_least:
             await self._changed.wait()
+        chunk = self.job.take_input(max_bytes)
+        if chunk:
+            self._act([])  # credit for what was taken
+        return chunk
 
     def wake(self) -> None:
         """Something happened to the job: whoever waits for it looks again."""

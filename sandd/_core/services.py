@@ -128,8 +128,12 @@ class Service(ABC):
             with trio.CancelScope(shield=True):  # `_drain` is bounded
                 await self._closed.wait()
         except KeyboardInterrupt:
-            self._patience.cancel()
+            self.hurry()
             raise
+
+    def hurry(self) -> None:
+        """Don't wait for the last process trees."""
+        self._patience.cancel()
 
     def abandon(self) -> None:
         """Nothing is served any more, for whatever reason: whoever still waits learns of it."""

@@ -187,6 +187,8 @@ class SendCursor:
         None when there is nothing, no credit, or nothing at hand: who brings that activates the channel.
         """
         log = self.log
+        if self.sent == log.end and (not log.final or log.end_is_told):
+            return None  # as mostly: all that may have something are asked
         available = min(log.end, self.max_offset) - self.sent
         if available > 0:
             offset = self.sent
@@ -311,14 +313,11 @@ class ByteReceiveLog(ReceiveLog):
             self._segments.popleft()
             self.consumed = first.end
             return first
-        parts: list[bytes] = []
+        parts: list[Buffer | bytearray] = []
         while limit and self._segments and not isinstance(first := self._segments[0], Gap):
             if len(first) <= limit:
                 self._segments.popleft()
-                whole = first.obj if isinstance(first, memoryview) else None
-                # A view of all of it needs no copy.
-                covers = isinstance(whole, bytes) and len(whole) == len(first)
-                parts.append(whole if isinstance(whole, bytes) and covers else bytes(first))
+                parts.append(first)
             else:
                 parts.append(bytes(memoryview(first)[:limit]))
                 if isinstance(first, memoryview):
@@ -326,7 +325,7 @@ class ByteReceiveLog(ReceiveLog):
                 else:
                     del first[:limit]
             limit -= len(parts[-1])
-        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
+        chunk = _whole(parts[0]) if len(parts) == 1 else b"".join(parts)
         self.consumed += len(chunk)
         return chunk
 
@@ -361,8 +360,10 @@ class ByteReceiveLog(ReceiveLog):
 
     def _store(self, body: memoryview) -> int:
         if len(body) >= LARGE_BYTES:
-            # A copy: what it is a view of is a whole message, of any size.
-            self._segments.append(memoryview(bytes(body)))
+            # What it is a view of is a whole message, of any size: where most of that is other things, a copy.
+            whole = body.obj
+            is_most = isinstance(whole, bytes) and len(whole) <= _HELD_FOR_EACH * len(body)
+            self._segments.append(body if is_most else memoryview(bytes(body)))
         elif self._segments and isinstance(last := self._segments[-1], bytearray):
             last += body
         elif len(body):
@@ -378,6 +379,16 @@ class ByteReceiveLog(ReceiveLog):
             )
         else:
             self._segments.append(gap)
+
+
+_HELD_FOR_EACH: Final = 3
+"""Bytes that may be held in memory for each one of a frame: a message has mostly two frames of data."""
+
+
+def _whole(part: Buffer | bytearray) -> bytes:
+    """All of it; a view of all of a `bytes` object needs no copy."""
+    whole = part.obj if isinstance(part, memoryview) else part
+    return whole if isinstance(whole, bytes) and len(whole) == len(part) else bytes(part)
 
 
 class MessageReceiveLog(ReceiveLog):
@@ -438,12 +449,14 @@ class ReceiveWindow:
     @property
     def update_due(self) -> bool:
         """Whether enough was consumed to tell the sender."""
-        if self.log.at_end:
+        log = self.log
+        # Where nothing is acknowledged yet, it is credit alone.
+        told = self.acked if log.acknowledges else self.max_offset - self.window
+        unacked = log.consumed - told
+        if unacked <= 0:
+            return False
+        if log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
-        if self.log.acknowledges:
-            unacked = self.log.consumed - self.acked
-        else:  # credit alone
-            unacked = self.log.consumed + self.window - self.max_offset
         threshold = (
             (self.window + 3) // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
         )

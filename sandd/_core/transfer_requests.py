@@ -10,7 +10,7 @@ import trio
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError, TransferError
 from sandd._core.requests import RequestFailedError
-from sandd._core.transfers.receiving import receive
+from sandd._core.transfers.receiving import BATCH_COST, receive
 from sandd._core.transfers.sending import send
 from sandd.wire import FailedCode
 
@@ -29,8 +29,11 @@ class _DaemonChannel:
     """INPUT and OUTPUT of the request, as a transfer has them."""
 
     def __init__(self, doing: Doing) -> None:
+        self._doing = doing
         self.send = doing.write
-        self.receive = doing.read
+
+    async def receive(self, at_least: int = 1) -> bytes:
+        return await self._doing.read(BATCH_COST, at_least=at_least)
 
 
 class TransferRequests:

@@ -1,7 +1,7 @@
 """What all commands have in common that talk to a controller.
 
-In reading order: `options` (what they share on the command line), `exit_codes` (what becomes of a command's
-end), `stopping` (the signals that end one of ours, and words for what goes wrong), `telling` (what they print),
-`connecting` (the controller that is meant), `reaching` (its daemon, or one of our own), `choosing` and
-`finding_jobs` (which job is meant).
+In reading order: `options` (what they share on the command line), `remote_command` (where that of another command
+begins), `exit_codes` (what becomes of a command's end), `stopping` (the signals that end one of ours, and words for
+what goes wrong), `telling` and `outages` (what they say), `connecting` (the controller that is meant), `reaching` (its
+daemon, or one of our own), `choosing` and `finding_jobs` (which job is meant).
 """

@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import trio
 
-from sandd._core._errors import AuthenticationFailed, SanddError
+from sandd._core._errors import AuthenticationFailed, ControllerUnreachable, SanddError
+from sandd._core.controller_state import TOKEN_FILE, default_state_dir
 from sandd._core.interrupts import protected_context
 from sandd.command_line.options import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, TOKEN_FILE_VARIABLE
 from sandd.command_line.stopping import Failure
+from sandd.controller import DEFAULT_PORT, connect_controller
 
 if TYPE_CHECKING:
     import argparse
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
     from sandd.controller import Controller
 
-DEFAULT_PORT: Final = 8765
+CONNECT_SECONDS: Final = 5.0
+"""For a controller that is being restarted, or is far away; a person waits as long where there is none."""
+_WHERE: Final = f"; is it running, and is it where --controller or ${CONTROLLER_VARIABLE} says?"
 
 
 @protected_context
@@ -34,17 +38,19 @@ async def open_connection(options: argparse.Namespace) -> AsyncIterator[Controll
     Raises:
         Failure: it can't be reached, or doesn't let us in; says why, and what to do.
     """
-    from sandd.controller import connect_controller
-
     url = options.controller or os.environ.get(CONTROLLER_VARIABLE) or DEFAULT_CONTROLLER
     token = await _token(options, url)
     async with AsyncExitStack() as stack:
         try:
-            controller = await stack.enter_async_context(connect_controller(url, token=token))
+            controller = await stack.enter_async_context(
+                connect_controller(url, token=token, connect_timeout=CONNECT_SECONDS)
+            )
         except AuthenticationFailed as error:
             raise Failure(f"the controller at {url} refused us: {error}{_advice(token)}") from error
+        except ControllerUnreachable as error:
+            raise Failure(f"{error}{_WHERE}") from error
         except SanddError as error:
-            raise Failure(f"no connection to the controller at {url}: {error}") from error
+            raise Failure(f"the controller at {url}: {error}") from error
         yield controller
 
 
@@ -75,20 +81,13 @@ async def _token(options: argparse.Namespace, url: str) -> bytes | None:
 
 def own_token_file(url: str) -> Path | None:
     """Where this user's own controller has put its secret, if the URL is one of this machine."""
-    from sandd._core.controller_state import (
-        TOKEN_FILE,
-        default_state_dir,
-    )
-
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or DEFAULT_PORT
-    except ValueError:
-        return None  # who connects complains better
-    if not is_loopback(host):
-        return None
-    path: Path = default_state_dir(port) / TOKEN_FILE
-    return path
+        path = default_state_dir(port) / TOKEN_FILE
+    except (ValueError, OSError):
+        return None  # no URL: who connects complains better; or no place for any state
+    return path if is_loopback(host) else None
 
 
 def is_loopback(host: str) -> bool:

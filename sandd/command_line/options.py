@@ -65,14 +65,6 @@ def read_seconds(text: str) -> float:
     return seconds
 
 
-def read_port(text: str) -> int:
-    """A TCP port; argparse says what is wrong with any other text."""
-    number = int(text) if text.isascii() and text.isdecimal() else -1
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no TCP port: 0 to 65535")
-    return number
-
-
 def read_variable(text: str) -> tuple[str, str]:
     """``K=V``; argparse says what is wrong with any other text."""
     name, equals, value = text.partition("=")

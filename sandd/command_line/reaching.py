@@ -15,6 +15,7 @@ from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.stopping import Failure
+from sandd.command_line.telling import say, somebody_watches
 from sandd.controller import open_controller
 from sandd.local_daemon import open_local_daemon
 
@@ -94,6 +95,8 @@ async def find_daemon(controller: Controller, daemon_id: str, *, wait: float) ->
     except DaemonNotFound:
         pass
     if wait > 0:
+        if somebody_watches():
+            await say(f"[waiting for the daemon {daemon_id!r}]")
         with trio.move_on_after(wait):
             return await controller.wait_for_daemon(daemon_id)
     known = [each.id for each in controller.daemons()]

@@ -13,13 +13,20 @@ import trio
 from sandd._core.logs import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Say = Callable[[str], Awaitable[None]]
 
 
 async def say(text: str) -> None:
     """Lines on stderr, in words that can't be a sequence for the terminal."""
     lines = "".join(f"{printable(line)}\n" for line in text.splitlines())
     await trio.to_thread.run_sync(_write, sys.stderr, lines, abandon_on_cancel=True)
+
+
+def somebody_watches() -> bool:
+    """stderr is a terminal: notices, that are no failures, are for a person who waits there."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 async def say_nothing(_: str) -> None:

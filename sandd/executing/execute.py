@@ -22,7 +22,7 @@ from sandd.command_line.exit_codes import code_of_signal, code_of_status
 from sandd.command_line.outages import tell_outages
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, run_command
-from sandd.command_line.telling import put_out, say
+from sandd.command_line.telling import put_out, say, somebody_watches
 from sandd.executing.own_streams import CHUNK_BYTES, descriptor_of, read_chunks, write_all
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.shell import hold_new_session
@@ -111,7 +111,7 @@ class _Execution:
                 beside.start_soon(self._hand_on, stop.spare_interrupt())
                 if interactive:
                     beside.start_soon(self._feed)
-                if sys.stderr is not None and sys.stderr.isatty():
+                if somebody_watches():
                     meaning = "if it lives, the command goes on there"
                     beside.start_soon(
                         partial(

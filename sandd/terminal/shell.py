@@ -2,7 +2,7 @@
 
 The order in which things are undone is what matters here. Innermost is the raw terminal, which is put back
 before anything is waited for; around it the session, which is ended unless it goes on; around that the
-daemon, where it is a child of ours, and the controller; outermost what `program` does.
+connection to the controller, or a controller and a daemon of our own; outermost what `program` does.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import trio
-
 from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.choosing import JobName
+from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import OUR_FAILURE, code_of_status
+from sandd.command_line.finding_jobs import find_job
 from sandd.command_line.outages import tell_outages
-from sandd.command_line.own_controller import in_time, invitation, open_daemon, open_own_controller
+from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, fail
 from sandd.terminal.conversation import Conversation, Ending
 from sandd.terminal.program import run_at_terminal
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from sandd.terminal.conversation import Ended
     from sandd.terminal.local import LocalTerminal
 
-GATHERING_SECONDS: Final = 2.0
-"""For the daemons to dial in, once one has, where a job is to be found on any of them. Daemons whose
-controller has just come back are there within a second or two, mostly."""
 HUNG_UP: Final = 129
 """As if SIGHUP had come, which it mostly does."""
 
@@ -68,9 +65,8 @@ def run_attach(options: argparse.Namespace) -> int:
 
 
 async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Stop) -> int:
-    async with open_own_controller(options) as controller:
-        async with open_daemon(options, options.daemon, controller, terminal.say, stop) as daemon:
-            return await hold_new_session(options, controller, daemon, terminal)
+    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
+        return await hold_new_session(options, controller, daemon, terminal)
 
 
 async def hold_new_session(
@@ -118,8 +114,8 @@ async def _opened(
 async def _attach(
     options: argparse.Namespace, name: JobName, terminal: LocalTerminal, _: Stop
 ) -> int:
-    async with open_own_controller(options) as controller:
-        daemon, job = await _find(options, name, controller, terminal)
+    async with open_connection(options) as controller:
+        daemon, job = await find_job(controller, name, wait=options.wait, sessions=True)
         if job.owned and not (options.read_only or options.takeover):
             raise Failure(
                 f"somebody is attached to {daemon.id}/{job.job_id}: --takeover takes it from them, "
@@ -211,42 +207,6 @@ class Where(NamedTuple):
                 return 0
             case Ending.HUNG_UP:
                 return HUNG_UP
-
-
-# ---- which job is meant -----------------------------------------------------------------------------
-
-
-async def _find(
-    options: argparse.Namespace, name: JobName, controller: Controller, terminal: LocalTerminal
-) -> tuple[Daemon, JobInfo]:
-    """The job that is meant, and its daemon, once that has dialled in."""
-    await terminal.say(invitation(controller, name.daemon_id, options.token_file))
-    if name.daemon_id is not None:
-        await in_time(options, controller.wait_for_daemon, name.daemon_id)
-    else:
-        await in_time(options, _any_daemon, controller)
-        await trio.sleep(GATHERING_SECONDS)
-    daemons = {
-        daemon.id: daemon
-        for daemon in controller.daemons()
-        if name.daemon_id in (None, daemon.id) and daemon.state is DaemonState.ONLINE
-    }
-    jobs: dict[str, list[JobInfo]] = {}
-
-    async def ask(daemon: Daemon) -> None:
-        jobs[daemon.id] = [job for job in await daemon.jobs() if job.terminal]
-
-    async with open_unwrapping_nursery() as nursery:
-        for daemon in daemons.values():
-            nursery.start_soon(ask, daemon)
-    daemon_id, job = name.choose(jobs, noun="session")
-    return daemons[daemon_id], job
-
-
-async def _any_daemon(controller: Controller) -> None:
-    async with controller.open_events() as events:
-        while not controller.daemons():
-            await anext(events)
 
 
 def _shown_before(job: JobInfo) -> int:

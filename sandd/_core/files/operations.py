@@ -177,8 +177,10 @@ def open_regular(root: Root, path: bytes, flags: int, mode: int = 0o666) -> int:
 
 def write_all(descriptor: int, data: Buffer) -> None:
     """Write all of it where the descriptor stands."""
+    position = os.write(descriptor, data) if len(data) else 0
+    if position == len(data):
+        return  # as always, but on a disk that is full
     with memoryview(data) as view:
-        position = 0
         while position < len(view):
             position += os.write(descriptor, view[position:])
 

@@ -6,9 +6,8 @@ a relative one starts at the program's working directory. Errors are the system'
 
 from __future__ import annotations
 
-import contextlib
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,11 +71,14 @@ class Root(Protocol):
         ...
 
 
+_O_BINARY: Final = getattr(os, "O_BINARY", 0)
+
+
 class AnyFile:
     """A `Root` without bounds: whatever this process may reach."""
 
     def open(self, path: bytes, flags: int, mode: int = 0o666) -> int:
-        return os.open(path, flags | getattr(os, "O_BINARY", 0), mode)
+        return os.open(path, flags | _O_BINARY, mode)
 
     def stat(self, path: bytes, *, follow_symlinks: bool = True) -> os.stat_result:
         return os.stat(path, follow_symlinks=follow_symlinks)
@@ -87,9 +89,12 @@ class AnyFile:
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         with os.scandir(path) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     # Not the entry's own: on Windows it lacks what `os.stat` has.
-                    yield entry.name, os.stat(entry.path, follow_symlinks=False)
+                    status = os.stat(entry.path, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield entry.name, status
 
     def readlink(self, path: bytes) -> bytes:
         return os.readlink(path)

@@ -21,22 +21,25 @@ RECORDS_PER_TURN: Final = 512
 class ByteChannel(Protocol):
     """A stream of bytes each way. One task sends, and another one receives."""
 
-    async def send(self, data: bytes, /) -> None:
-        """Returns when they are on their way; only what is cancelled may be sent in part."""
+    async def send(self, *data: bytes) -> None:
+        """All of these in a row. Returns when they are on their way; only what is cancelled may be sent in part."""
         ...
 
-    async def receive(self) -> bytes:
-        """What comes next; b"" at the end. Cancelled, it has taken nothing."""
+    async def receive(self, at_least: int = 1) -> bytes:
+        """What comes next; b"" at the end. Cancelled, it has taken nothing.
+
+        It waits for `at_least` so many bytes, unless the end comes before.
+        """
         ...
 
 
-async def tell(channel: ByteChannel, data: bytes) -> None:
-    """Send it, while another task listens.
+async def tell(channel: ByteChannel, *data: bytes) -> None:
+    """Send that, while another task listens.
 
     Where that is not possible any more, the other end has mostly said why, and who listens raises that.
     """
     try:
-        await channel.send(data)
+        await channel.send(*data)
     except Exception:
         await trio.sleep(FAREWELL_SECONDS)
         raise

@@ -25,6 +25,8 @@ class Filter:
 
     def takes_file(self, path: bytes) -> bool:
         """Whether something that is no directory is sent; `path` is from the top of the tree."""
+        if self._exclude is self._include is None:
+            return True
         text = _as_text(path)
         if self._exclude is not None and self._exclude.match_file(text):
             return False

@@ -182,6 +182,7 @@ class Journal:
         self.id = secrets.token_hex(8)
         """Its files' names begin with it, if they have names of their own."""
         self._count = 0
+        self._prefix = own_prefix(self.id)
         self._path = None if directory is None else directory / f"{self.id}.journal"
         self._descriptor = -1
         self._noted: set[bytes] = set()
@@ -194,7 +195,7 @@ class Journal:
     def new_name(self) -> bytes:
         """A name of a file in the making that no other one has."""
         self._count += 1
-        return b"%s-%x.part" % (own_prefix(self.id), self._count)
+        return b"%s-%x.part" % (self._prefix, self._count)
 
     def note(self, kind: bytes, path: bytes) -> None:
         """Before it is made: a file that may stay (b"f"), or some with `new_name` in a directory (b"d")."""

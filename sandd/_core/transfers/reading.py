@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -50,14 +49,20 @@ def special_file_error(mode: int, path: bytes) -> OSError:
     return OSError(errno.EOPNOTSUPP, f"it is {what}, and only files are copied", path)
 
 
-@contextlib.contextmanager
-def naming(path: bytes) -> Iterator[None]:
+class naming:  # noqa: N801 - as contextlib's own; a generator would take ten times as long, for each file
     """An OSError is about this path: system calls on descriptors name none, and a file in the making has another."""
-    try:
-        yield
-    except OSError as error:
-        error.filename, error.filename2 = path, None
-        raise
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = self._path, None
 
 
 def open_source(root: Root, path: bytes, *, follow: bool) -> tuple[int, os.stat_result]:
@@ -103,7 +108,7 @@ def _read_all(descriptor: int, size: int, bound: int) -> bytes:
 
 
 def _is_same(before: os.stat_result, after: os.stat_result) -> bool:
-    return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    return before.st_size == after.st_size and before.st_mtime_ns == after.st_mtime_ns
 
 
 def _restless(path: bytes) -> Exception:

@@ -1,6 +1,6 @@
 """The end of a transfer that gets the files: `receive`.
 
-One task takes in what comes, and another one has a thread write it: a megabyte at a time, or many small
+One task takes in what comes, and another one has a thread write it: two megabytes at a time, or many small
 files, or what came within a few milliseconds.
 """
 
@@ -17,7 +17,7 @@ from sandd._core._errors import RemoteProtocolError, TransferError, transfer_err
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.transfers import arrivals
 from sandd._core.transfers.arrivals import Arrivals
-from sandd._core.transfers.disk_work import DiskWork
+from sandd._core.transfers.disk_work import GIVE_UP_SECONDS, DiskWork
 from sandd._core.transfers.ends import (
     RECORDS_PER_TURN,
     PeerGoneError,
@@ -39,14 +39,17 @@ if TYPE_CHECKING:
     from sandd._core.transfers.ends import ByteChannel
     from sandd._core.transfers.partials import Partials
 
-BATCH_COST: Final = 1 * wire.MIB
-"""Bytes that are written in one go; a step counts as `STEP_COST`, so some 200 small files are one go."""
+BATCH_COST: Final = 2 * wire.MIB
+"""Bytes that are written in one go; a step counts as `STEP_COST`, so some 400 small files are one go."""
 STEP_COST: Final = 4 * wire.KIB
 """What a system call or two, and the memory for a step, are worth in bytes."""
 RECORD_COST: Final = 256
 """Of a record, besides its bytes: a piece of a file may have a single one."""
-BACKLOG_COST: Final = 2 * BATCH_COST
-"""Taken in and not written: one batch while another one is on its way to the disk."""
+BACKLOG_COST: Final = BATCH_COST * 3 // 2
+"""Taken in and not written: about one batch while another one is on its way to the disk."""
+LAZY_BYTES: Final = BATCH_COST // 4
+"""What comes while a thread writes is taken in by so much, as nobody waits for it: each time costs the sender
+an acknowledgement, too. Half of what a sender may have under way, at the least."""
 GATHER_SECONDS: Final = 0.003
 """From the first step until a batch is begun that isn't full: a thread costs 0.3 ms, whatever it does."""
 
@@ -136,6 +139,9 @@ class _Receiver:
         self._came = trio.Event()
         self._is_urgent = trio.Event()
         self._room = trio.Event()
+        self._is_writing = False
+        """A thread is at it."""
+        self._patience = trio.CancelScope()
         self._began = trio.current_time()
 
     def _take(self) -> None:
@@ -196,9 +202,7 @@ class _Receiver:
     async def _take_in(self) -> None:
         reader = RecordReader()
         while not self._arrivals.ended:
-            while self._backlog >= BACKLOG_COST:
-                self._room = trio.Event()
-                await self._room.wait()
+            await self._has_room()
             chunk = await self._hear()
             self._charge(len(chunk))
             for number, record in enumerate(reader.feed(chunk), 1):
@@ -209,26 +213,52 @@ class _Receiver:
                 self._arrivals.take(record, self._steps)
                 self._charge(RECORD_COST + STEP_COST * (len(self._steps) - known))
                 if number % RECORDS_PER_TURN == 0:
+                    # One chunk may be many times what a thread writes in one go.
+                    self._hand_over()
                     await trio.lowlevel.checkpoint()
-            self._came.set()
-            if self._steps_cost >= BATCH_COST or self._arrivals.ended:
-                self._is_urgent.set()
+                    await self._has_room()
+            self._hand_over()
             self._say_progress()
+
+    def _hand_over(self) -> None:
+        self._came.set()
+        if self._steps_cost >= BATCH_COST or self._arrivals.ended:
+            self._is_urgent.set()
+
+    async def _has_room(self) -> None:
+        while self._backlog >= BACKLOG_COST:
+            self._room = trio.Event()
+            await self._room.wait()
 
     def _charge(self, cost: int) -> None:
         self._backlog += cost
         self._steps_cost += cost
 
     async def _hear(self) -> bytes:
+        chunk = None
         try:
-            chunk = await self._channel.receive()
+            if self._is_writing:
+                with trio.CancelScope() as self._patience:
+                    chunk = await self._channel.receive(LAZY_BYTES)
+            if chunk is None:
+                chunk = await self._channel.receive()
         except Exception:
-            self._is_cut_off = True
+            await self._write_the_rest()
             raise
         if not chunk:
-            self._is_cut_off = True
+            await self._write_the_rest()
             raise PeerGoneError("the sender is gone, and has not said that this is all")
         return chunk
+
+    async def _write_the_rest(self) -> None:
+        """Nothing more comes: what has come need not be sent again."""
+        self._is_cut_off = True
+        self._came.set()
+        self._is_urgent.set()
+        with trio.move_on_after(GIVE_UP_SECONDS):
+            while self._backlog:
+                self._room = trio.Event()
+                await self._room.wait()
 
     async def _tell(self, data: bytes) -> None:
         try:
@@ -261,9 +291,12 @@ class _Receiver:
                 if isinstance(step, arrivals.Ask):
                     await self._claim(step.file)
             # What came may be nothing to do, such as half a small file.
+            self._is_writing = True
             answers = await self._disk.do(writer.do, steps) if steps else []
             if waiting.cancelled_caught or writer.is_due:
                 await self._disk.do(writer.settle)
+            self._is_writing = False
+            self._patience.cancel()
             self._backlog -= cost
             self._room.set()
             for path in writer.take_released():

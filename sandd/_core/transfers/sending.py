@@ -203,7 +203,7 @@ class _Sender:
         return _Batch(records, done)
 
     def _read_some(self, wanted: list[Question]) -> tuple[list[bytes], list[Source], int]:
-        """About a megabyte of what is wanted, in a thread: records, files that are complete, bytes done."""
+        """About two megabytes of what is wanted, in a thread: records, files that are complete, bytes done."""
         records: list[bytes] = []
         finished: list[Source] = []
         size = done = 0
@@ -243,8 +243,7 @@ class _Sender:
     async def _transmit(self, inlet: trio.MemoryReceiveChannel[_Batch], sent: trio.Event) -> None:
         # It isn't closed on an error: that would be another error, in who produces.
         async for batch in inlet:
-            for part in _joined(batch.records):
-                await tell(self._channel, part)
+            await tell(self._channel, *_joined(batch.records))
             self._done += batch.done
             if batch.done:
                 self._say_progress()

@@ -29,7 +29,7 @@ from sandd._core.transfers.partials import (
     remove_old_in,
 )
 from sandd._core.transfers.reading import NOFOLLOW, hash_zeros, naming, special_file_error
-from sandd._core.transfers.syncing import Unsynced, sync_folders
+from sandd._core.transfers.syncing import Background, EarlySync, Unsynced, sync_folders
 from sandd.wire import Update
 
 if TYPE_CHECKING:
@@ -64,6 +64,29 @@ class _Written:
     target: bytes
     stays: bool
     """Another call may go on with it."""
+
+
+@define(eq=False)
+class _Named:
+    """What got names that are not yet on the disk."""
+
+    touched: set[bytes] = field(factory=set)
+    """Directories with new names in them."""
+    finished: list[Folder] = field(factory=list)
+    """Directories in which all is written, in this order."""
+
+
+@define(eq=False)
+class _Batch:
+    """Files that are complete, and get their names together."""
+
+    written: deque[_Written] = field(factory=deque)
+    size: int = 0
+    since: float = 0.0
+    """When the first of them was complete."""
+    unsynced: Unsynced = field(factory=Unsynced)
+    named: _Named = field(factory=_Named)
+    """What there is to be done when they have them."""
 
 
 @frozen
@@ -114,14 +137,14 @@ class Writer:
         """Raises where it is of no use to go on."""
         self._known: dict[int, _Known] = {}
         self._open: _Open | None = None
-        self._written: deque[_Written] = deque()
-        self._written_bytes = 0
-        self._written_since = 0.0
-        self._unsynced = Unsynced()
-        self._touched: set[bytes] = set()
-        """Directories with new names in them."""
-        self._finished: list[Folder] = []
-        """Directories in which all is written, in this order."""
+        self._batch = _Batch()
+        self._named = _Named()
+        """Of the batches before it."""
+        self._syncing: tuple[_Batch, _Named] | None = None
+        """The batch before it, and the names of those before that, which the disk takes while this one is written."""
+        self._disk = Background()
+        self._early = EarlySync()
+        """Of the file whose bytes are coming."""
         self._released: list[bytes] = []
         """Partials that another transfer may have now."""
         self._is_tree = False
@@ -195,22 +218,25 @@ class Writer:
                         remove_old_in(self._root, os.path.dirname(self._top))
                     self.is_done = True
         if self.is_due:
-            self.settle()
+            self._begin_settling()
+        elif self._syncing is not None and not self._disk.is_busy:
+            self._end_settling()
         return answers
 
     @property
     def has_unsettled(self) -> bool:
         """Something is complete, and hasn't its name."""
-        return bool(self._written)
+        return bool(self._batch.written or self._syncing or self._named.touched)
 
     @property
     def is_due(self) -> bool:
         """It is time to settle."""
+        batch = self._batch
         return (
-            len(self._written) + len(self._finished) >= SETTLE_FILES
-            or self._written_bytes >= SETTLE_BYTES
-            or self._unsynced.locked >= SETTLE_LOCKED
-            or (self.has_unsettled and time.monotonic() - self._written_since >= SETTLE_SECONDS)
+            len(batch.written) + len(batch.named.finished) >= SETTLE_FILES
+            or batch.size >= SETTLE_BYTES
+            or batch.unsynced.locked >= SETTLE_LOCKED
+            or (bool(batch.written) and time.monotonic() - batch.since >= SETTLE_SECONDS)
         )
 
     def take_released(self) -> list[bytes]:
@@ -220,31 +246,64 @@ class Writer:
 
     def settle(self) -> None:
         """What is complete is on the disk, under its name."""
-        if self._written:
-            self._unsynced.sync()
-            while self._written:
-                each = self._written[0]
-                try:
-                    self._root.rename(each.temporary, each.target)
-                except OSError as error:
-                    error.filename, error.filename2 = each.target, None
-                    raise
-                self._written.popleft()
-                if each.stays:
-                    self._released.append(each.temporary)
-            self._unsynced.release()
-            self._written_bytes = 0
-        if self._touched:
-            sync_folders(self._root, self._touched)
-            self._touched.clear()
-        for folder in self._finished:
+        self._end_settling()
+        self._batch.unsynced.sync()
+        self._name(self._batch)
+        named, self._named = self._named, _Named()
+        self._finish(named)
+
+    def _begin_settling(self) -> None:
+        """Have the disk take what is complete, while more is written; what it was given before gets its names first."""
+        self._end_settling()
+        batch, self._batch = self._batch, _Batch()
+        named, self._named = self._named, _Named()
+
+        def sync() -> None:
+            batch.unsynced.sync()
+            sync_folders(self._root, named.touched)
+            named.touched.clear()
+
+        self._syncing = batch, named
+        self._disk.begin(sync)
+
+    def _end_settling(self) -> None:
+        """What the disk was given has its names. It has yet to take those."""
+        if self._syncing is not None:
+            self._disk.wait()
+            batch, named = self._syncing
+            self._name(batch)
+            self._syncing = None
+            self._finish(named)
+
+    def _name(self, batch: _Batch) -> None:
+        """Give files that are on the disk their names."""
+        while batch.written:
+            each = batch.written[0]
+            try:
+                self._root.rename(each.temporary, each.target)
+            except OSError as error:
+                error.filename, error.filename2 = each.target, None
+                raise
+            batch.written.popleft()
+            if each.stays:
+                self._released.append(each.temporary)
+        batch.unsynced.release()
+        batch.size = 0
+        self._named.touched |= batch.named.touched
+        self._named.finished += batch.named.finished
+        batch.named = _Named()
+
+    def _finish(self, named: _Named) -> None:
+        """Its names are on the disk, and its directories as they shall be: before, they may not have let us in."""
+        if named.touched:
+            sync_folders(self._root, named.touched)
+        for folder in named.finished:
             self._set_folder(folder)
-        self._finished.clear()
 
     def close(self, *, keep: bool) -> bool:
         """Remove what is not complete; with `keep` what another call may go on with stays. Whether anything did."""
-        left = [(each.temporary, each.stays) for each in self._written]
-        self._written.clear()
+        batches = [self._batch] if self._syncing is None else [self._syncing[0], self._batch]
+        left = [(each.temporary, each.stays) for batch in batches for each in batch.written]
         if self._open is not None and self._open.descriptor >= 0:
             left.append((self._open.temporary, self._open.stays))
         if sys.platform == "win32":
@@ -262,7 +321,11 @@ class Writer:
         return stays
 
     def _close_descriptors(self) -> None:
-        self._unsynced.close()
+        self._early.close()
+        self._disk.close()
+        if self._syncing is not None:
+            self._syncing[0].unsynced.close()
+        self._batch.unsynced.close()
         if self._open is not None and self._open.descriptor >= 0:
             os.close(self._open.descriptor)
         self._open = None
@@ -356,7 +419,10 @@ class Writer:
 
     def _new_name(self, place: bytes) -> bytes:
         self._journal.note(b"d", place)
-        return os.path.join(place, self._journal.new_name())
+        name = self._journal.new_name()
+        return (
+            place + b"/" + name if place and sys.platform != "win32" else os.path.join(place, name)
+        )
 
     def _put(self, step: arrivals.PutFile) -> None:
         # Once for each of very many files: what need not be done here, isn't.
@@ -382,16 +448,17 @@ class Writer:
                     self._root.unlink(temporary)
                 raise
             self._add_written(_Written(temporary, target, stays=False), place, said.size)
-            self._unsynced.add(descriptor, place)
+            self._batch.unsynced.add(descriptor, place)
         if folder is None:
             self.sha256 = said.sha256
 
     def _add_written(self, written: _Written, place: bytes, size: int) -> None:
-        if not self._written:
-            self._written_since = time.monotonic()
-        self._written.append(written)
-        self._written_bytes += size
-        self._touched.add(place)
+        batch = self._batch
+        if not batch.written:
+            batch.since = time.monotonic()
+        batch.written.append(written)
+        batch.size += size
+        batch.named.touched.add(place)
 
     def _begin(self, step: arrivals.Begin) -> None:
         file, offset = step.file, step.offset
@@ -443,6 +510,7 @@ class Writer:
                 current.digest.update(piece)
                 write_sparse(current.descriptor, current.position, piece)
                 current.position += len(piece)
+                self._early.wrote(current.descriptor, len(piece))
         self._check()
 
     def _append_zeros(self, count: int) -> None:
@@ -475,6 +543,7 @@ class Writer:
             self._release(file)
         else:
             with naming(current.target):
+                self._early.wait()
                 os.ftruncate(current.descriptor, current.position)
                 self._set_attributes(current.descriptor, current.temporary, file.mode, file.mtime)
             written = _Written(current.temporary, current.target, current.stays)
@@ -482,7 +551,7 @@ class Writer:
             self._open = None
             self._add_written(written, place, file.size)
             with naming(current.target):
-                self._unsynced.add(current.descriptor, place, is_locked=current.stays)
+                self._batch.unsynced.add(current.descriptor, place, is_locked=current.stays)
         self._open = None
         if file.folder is None:
             self.sha256 = sha256
@@ -540,7 +609,7 @@ class Writer:
             if not self._journal.writes:
                 remove_old_in(self._root, path)
         else:
-            self._touched.add(os.path.dirname(path))
+            self._batch.named.touched.add(os.path.dirname(path))
 
     @staticmethod
     def _one_more(folder: Folder | None) -> None:
@@ -554,7 +623,7 @@ class Writer:
             folder.waits_for -= 1
             if folder.waits_for:
                 return
-            self._finished.append(folder)
+            self._batch.named.finished.append(folder)
             folder = folder.parent
 
     def _set_folder(self, folder: Folder) -> None:
