@@ -21,7 +21,7 @@ class EarlyStop:
         self.running = False
         self.requested = False
         self.reload_requested = False
-        self._reload_signals: list[int] = []
+        self._reload_signals: list[signal.Signals] = []
 
     def install(self, *, reloads: bool = False) -> None:
         """Take the signals; main thread only. With `reloads` SIGHUP, too, which is only noted."""
@@ -48,7 +48,7 @@ class EarlyStop:
         self.reload_requested = True
 
 
-def reload_signals() -> list[int]:
+def reload_signals() -> list[signal.Signals]:
     """SIGHUP; not on Windows, where there is none, nor where whoever started us wants it ignored (nohup)."""
     if sys.platform == "win32":
         return []
