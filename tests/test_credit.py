@@ -161,6 +161,22 @@ def test_a_sender_is_told_where_it_begins_behind_what_it_was_granted() -> None:
     assert told == [2 * FIRST]
 
 
+def test_what_may_be_sent_unasked_is_not_what_is_granted() -> None:
+    """A receiver that grants less means it: who comes to a stream that has ended may add nothing."""
+    pool = small_pool()
+    told = Told()
+    flow = Flow(Stream.INPUT, pool, "a", told)
+    flow.allow(64)
+    assert flow.arrived(data(Stream.INPUT, 0, 64)) == 64
+    flow.place(1)
+    assert flow.want(1) == 1
+    flow.pass_on(1)
+    assert told == []
+    assert flow.want(500) == 101
+    flow.close()
+    assert pool.promised == 0
+
+
 @given(st.data())
 def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) -> None:
     """Any flows that come, send what they may, pass and go: the bound holds, and each gets all through."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import inspect
@@ -21,8 +22,10 @@ import trio
 from daemons import daemon_environment, open_daemon
 
 import sandd
+import sandd.cli
 import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+from sandd.standalone import options as standalone
 from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
@@ -152,6 +155,27 @@ def test_guide_has_every_option_of_the_daemon() -> None:
     keys = _VARIABLES.keys() - {"config"}
     for name in (options | variables | keys) - {"-h", "--help", "--version"}:
         assert f"``{name}``" in GUIDE, name
+
+
+def test_guide_has_every_option_of_the_controller() -> None:
+    """With the rule by which they are named in the environment."""
+    parser = standalone.build_parser("sandd", "0")
+    for action in parser._actions:
+        for name in set(action.option_strings) - {"-h", "--help", "--version"}:
+            assert f"``{name}``" in GUIDE, name
+    assert "SANDD_CONTROLLER_STATE_DIR" in standalone.VARIABLES["state_dir"]
+    assert "``SANDD_CONTROLLER_STATE_DIR``" in GUIDE
+
+
+def test_guide_has_every_command() -> None:
+    """Of those that a person types."""
+    (choices,) = [
+        action.choices
+        for action in sandd.cli.build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    for name in choices:
+        assert re.search(rf"sandd {name}\b|``{name}``", GUIDE), name
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are POSIX'")

@@ -325,6 +325,27 @@ def test_logs_end_when_nobody_reads_on(controller: ControllerProcess) -> None:
     controller.run_command("forget", job)
 
 
+def test_what_is_not_kept_any_more_is_told(controller: ControllerProcess) -> None:
+    """Of a command that somebody holds, and reads: the others get what is left, and what comes from now on."""
+    script = "yes | head -c 2000000; sleep 60"
+    with controller.running_command("exec", "worker-1", "--", "sh", "-c", script) as holder:
+        assert holder.stdout is not None
+        assert len(holder.stdout.read(2_000_000)) == 2_000_000
+        (job,) = [
+            each
+            for each in controller.objects("jobs", "worker-1", "--json")
+            if each["state"] == "running"
+        ]
+        # What has been read is acknowledged now and then.
+        base = job["kept"]["stdout"]["base"]
+        assert base > 1_000_000
+        told = f"[the first {base} bytes of its stdout are not kept any more: whoever holds it has "
+        done = controller.run_command("logs", job["id"])
+        assert done.returncode == 0
+        assert done.stderr.startswith(told)
+        assert len(done.stdout) == 2_000_000 - base
+
+
 def test_which_job_is_meant(controller: ControllerProcess) -> None:
     """A beginning that fits several lists them; one that fits none says which there are."""
     jobs = [start(controller, "exit 0"), start(controller, "exit 0", "worker-2")]

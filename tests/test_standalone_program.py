@@ -306,7 +306,7 @@ def test_a_reload_takes_new_tokens(tmp_path: Path) -> None:
             ) as old:
                 assert old.wait_sync() == 1
             done = controller.run_command("ps", env=env)
-            assert re.search(r"^early +online ", done.stdout, re.MULTILINE)
+            assert re.search("^early +online", done.stdout, re.M)
 
 
 def test_the_generated_token_can_be_changed_too() -> None:
@@ -419,6 +419,25 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
             log = (tmp_path / "log").read_text()
             assert process.returncode == 0, log
             assert "Traceback" not in log
+
+
+@linux_only
+def test_a_reload_at_any_moment_of_the_start_is_no_end(tmp_path: Path) -> None:
+    """SIGHUP before there is anything to reload is remembered, and done then."""
+    took = None
+    for step in range(6):
+        (tmp_path / "log").unlink(missing_ok=True)
+        with started(home=tmp_path) as process:
+            until_sync(lambda process=process: handles(process.pid, signal.SIGHUP))
+            begun = time.monotonic()
+            if took is not None:
+                time.sleep(took * step / 6)
+            process.send_signal(signal.SIGHUP)
+            read_ready(process)
+            took = time.monotonic() - begun
+            until_sync(lambda: " reloaded" in (tmp_path / "log").read_text(), within=SECONDS)
+            process.terminate()
+            assert process.wait(SECONDS) == 0
 
 
 @linux_only

@@ -1,4 +1,4 @@
-"""A program that is told to stop before it runs: SIGTERM and SIGINT while trio doesn't have them.
+"""Signals that come before trio has them, or when it has them no more: SIGTERM, SIGINT, and SIGHUP where it reloads.
 
 The standard library's lightest modules only: what is to be caught is the import of all others.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,16 +20,22 @@ class EarlyStop:
     def __init__(self) -> None:
         self.running = False
         self.requested = False
+        self.reload_requested = False
+        self._reload_signals: list[signal.Signals] = []
 
-    def install(self) -> None:
-        """Take the signals; main thread only."""
+    def install(self, *, reloads: bool = False) -> None:
+        """Take the signals; main thread only. With `reloads` SIGHUP, too, which is only noted."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+        if reloads:
+            self._reload_signals = reload_signals()
+        for number in self._reload_signals:
+            signal.signal(number, self._note_reload)
 
     def over(self) -> None:
         """From here to the end of the process there is nothing left to stop."""
         # Not a handler of ours: Python takes those back while it shuts down, and dies of the signal.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *self._reload_signals):
             signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
@@ -36,3 +43,13 @@ class EarlyStop:
         if not self.running:
             # Nothing has been started yet, and an exception in mid-import is not worth its traceback.
             os._exit(0)
+
+    def _note_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self.reload_requested = True
+
+
+def reload_signals() -> list[signal.Signals]:
+    """SIGHUP; not on Windows, where there is none, nor where whoever started us wants it ignored (nohup)."""
+    if sys.platform == "win32":
+        return []
+    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]

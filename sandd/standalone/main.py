@@ -28,7 +28,7 @@ would cost a quarter of a processor."""
 def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     """Run the controller; returns the process' exit code."""
     early = EarlyStop()
-    early.install()
+    early.install(reloads=True)
 
     from sandd import __version__
     from sandd._core import logs
@@ -61,7 +61,10 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
 
         async def program() -> None:
             await run_controller(
-                options, read_again=read_options, stop_requested=lambda: early.requested
+                options,
+                read_again=read_options,
+                stop_requested=lambda: early.requested,
+                reload_requested=lambda: early.reload_requested,
             )
 
         try:
