@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from benchmarks import broadcast, bulk, exec_latency, files, keystrokes, ports, throughput
+from benchmarks import broadcast, bulk, exec_latency, files, keystrokes, ports, routed, throughput
 from benchmarks.cpu import OthersMeter
 from benchmarks.fleet import Stopped
 from benchmarks.report import Machine, Section, print_table, write_json
@@ -73,6 +73,11 @@ BENCHMARKS = {
         "connections through a forwarded port to a server on the daemon's side",
         "the same client and server, without anything between them",
         ports.measure,
+    ),
+    "routed": Benchmark(
+        "a controller in another process, with a client here",
+        "a controller in this process, which the daemon dials directly",
+        routed.measure,
     ),
     "broadcast": Benchmark(
         '"true" on many daemons at once',

@@ -69,7 +69,7 @@ async def open_fleet(count: int) -> AsyncIterator[Fleet]:
                 daemons.append(await wait_online(controller, name, log))
         async with trio.open_nursery() as nursery:
             for daemon in daemons:
-                nursery.start_soon(_warm_up, daemon)
+                nursery.start_soon(warm_up, daemon)
         yield Fleet(controller, daemons, pids)
 
 
@@ -148,6 +148,7 @@ async def wait_online(controller: sandd.Controller, name: str, log: Path) -> san
     raise RuntimeError(f"daemon {name!r} did not come online; its log:\n{written[-2000:]}")
 
 
-async def _warm_up(daemon: sandd.Daemon) -> None:
+async def warm_up(daemon: sandd.Daemon) -> None:
+    """Run a few commands, so that nothing is measured that happens only once."""
     for _ in range(WARM_UP):
         await daemon.run("true", check=True)

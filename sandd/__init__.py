@@ -2,13 +2,18 @@
 #
 #   sandd/__init__.py         this file: the public names, each imported when it is first used
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
+#   sandd/completion.py       `sandd completion`: Tab, in a shell
+#   sandd/standalone/         `sandd controller`: a controller as a program of its own
+#   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
+#   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
-#   sandd/command_line/       what these commands share: each is its own controller
+#   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
+#   sandd/aio.py              the controller for asyncio, likewise (imported as `sandd.aio`)
 #   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session, ...: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
 #     ---- controller and daemon never import each other ----
@@ -21,9 +26,9 @@
 
 """A controller for daemons that run inside sandboxes and dial out to it.
 
-`open_controller` is where a trio program starts, `Server` where a synchronous one does. Every
-public name is importable from here; `sandd._core` and names that start with an underscore may
-change in any release.
+`open_controller` is where a trio program starts, `aio.open_controller` where one for asyncio does,
+and `Server` where a synchronous one does. Every public name is importable from here; `sandd._core`
+and names that start with an underscore may change in any release.
 """
 
 __version__ = "0.1.0"
@@ -31,11 +36,13 @@ __version__ = "0.1.0"
 # Not `typing.TYPE_CHECKING`: the spawner imports this package and should not pay for `typing`.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandd import aio as aio
     from sandd._core._errors import (
         AuthenticationFailed,
         CommandFailed,
         CommandTimeout,
         ConfigurationError,
+        ControllerUnreachable,
         DaemonGone,
         DaemonNotFound,
         JobIdConflict,
@@ -68,9 +75,17 @@ if TYPE_CHECKING:
         Process,
         RemoteStream,
         Session,
+        connect_controller,
         open_controller,
     )
-    from sandd.server import DaemonSummary, FailedResult, Server, ServerSession
+    from sandd.server import (
+        ConnectedServer,
+        DaemonSummary,
+        FailedResult,
+        Server,
+        ServerSession,
+        connect,
+    )
     from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
@@ -80,8 +95,10 @@ __all__ = [
     "CommandResult",
     "CommandTimeout",
     "ConfigurationError",
+    "ConnectedServer",
     "Controller",
     "ControllerStatistics",
+    "ControllerUnreachable",
     "Daemon",
     "DaemonEvent",
     "DaemonGone",
@@ -121,6 +138,8 @@ __all__ = [
     "TransferError",
     "TransferResult",
     "__version__",
+    "connect",
+    "connect_controller",
     "open_controller",
 ]
 
@@ -133,8 +152,10 @@ _HOMES = {
     "CommandResult": "sandd._core.results",
     "CommandTimeout": "sandd._core._errors",
     "ConfigurationError": "sandd._core._errors",
+    "ConnectedServer": "sandd.server",
     "Controller": "sandd.controller",
     "ControllerStatistics": "sandd.controller",
+    "ControllerUnreachable": "sandd._core._errors",
     "Daemon": "sandd.controller",
     "DaemonEvent": "sandd.controller",
     "DaemonGone": "sandd._core._errors",
@@ -173,6 +194,8 @@ _HOMES = {
     "StallReason": "sandd.wire",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
+    "connect": "sandd.server",
+    "connect_controller": "sandd.controller",
     "open_controller": "sandd.controller",
 }
 
@@ -181,15 +204,17 @@ if not TYPE_CHECKING:  # a type checker would take `__getattr__` as leave for an
 
     def __getattr__(name):
         """The public object of that name, imported now and kept."""
+        import importlib
+
+        if name == "aio":
+            return importlib.import_module("sandd.aio")
         home = _HOMES.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import importlib
-
         value = getattr(importlib.import_module(home), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "aio"})

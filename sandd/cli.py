@@ -23,13 +23,21 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. Bad usage raises SystemExit(2), as argparse does."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        from sandd.completion import answer
+
+        answer(build_parser(with_programs=True))
     try:
         if given[:1] == ["daemon"]:
             # All of the rest is the daemon's, options that argparse would claim for us included.
             from sandd import daemon
 
             return daemon.main(given[1:], prog="sandd daemon")
-        from sandd.terminal.options import split
+        if given[:1] == ["controller"]:
+            from sandd.standalone.main import main as run_controller
+
+            return run_controller(given[1:])
+        from sandd.command_line.remote_command import split
 
         given, remote_command = split(given)
         parser = build_parser()
@@ -50,11 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
+    """The command line's grammar; of ``daemon`` and ``controller``, which read their own, only `with_programs`."""
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
+    from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
+    from sandd.executing.options import add_exec_command
+    from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
     from sandd.terminal.options import add_commands
 
@@ -74,12 +85,24 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.set_defaults(run=_demo)
+    add_exec_command(commands)
+    add_fleet_commands(commands)
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
-    commands.add_parser(
+    controller = commands.add_parser(
+        "controller", help="be a controller that stands alone, for daemons and for these commands"
+    )
+    daemon = commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
+    add_completion_command(commands)
+    if with_programs:
+        from sandd._core.daemon_options import add_daemon_options
+        from sandd.standalone.options import add_options
+
+        add_options(controller, __version__)
+        add_daemon_options(daemon, __version__)
     return parser
 
 

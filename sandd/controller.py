@@ -9,35 +9,37 @@
 
 from __future__ import annotations
 
+import getpass
+import socket
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import trio
 from attrs import frozen
 
 from sandd import wire
 from sandd._core._errors import ConfigurationError, SanddError
-from sandd._core.acceptor import Acceptor
 from sandd._core.admission import Admission
+from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
+from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
-from sandd._core.local_link import LocalLink
-from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
-from sandd._core.registry import DaemonEvent, DaemonInfo, DaemonRecord, Registry
-from sandd._core.router import DaemonLink, Router
+from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
-from sandd._core.transport import ListenAddress, serve
 from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
     from typing import Unpack
 
-    from sandd._core._errors import RemoteProtocolError
     from sandd._core.commands import RunOptions
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
@@ -55,18 +57,13 @@ __all__ = [
     "Process",
     "RemoteStream",
     "Session",
+    "connect_controller",
     "open_controller",
 ]
 
-log = get_logger("controller")
-
-DRAIN_SECONDS: Final = 3.0
-"""Closing a controller: how long daemons have to take the farewell."""
-LAG_INTERVAL: Final = 1.0
-"""How often the loop's lag is measured, and daemons' leases are looked at."""
 MOST_HANDSHAKES_PER_SECOND: Final = 100_000
 """Far beyond what one processor can do: a bound on arithmetic only."""
-PATH: Final = "/ws"
+DEFAULT_PORT: Final = 8765
 
 
 @frozen
@@ -82,7 +79,7 @@ class ControllerStatistics:
     jobs_started: int
     """Jobs this process ever asked for."""
     bytes_received: int
-    """From daemons, on the wire before TLS and WebSocket framing."""
+    """From daemons, on the wire before TLS and WebSocket framing; of a controller in another process, from that."""
     bytes_sent: int
     loop_lag: float
     """Seconds that the event loop was late at the last look: much more than 0.01 means that something in
@@ -92,9 +89,11 @@ class ControllerStatistics:
 @protected_context
 async def open_controller(
     host: str = "127.0.0.1",
-    port: int = 8765,
+    port: int = DEFAULT_PORT,
     *,
     token: str | bytes | None = None,
+    operator_token: str | bytes | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
@@ -103,17 +102,23 @@ async def open_controller(
     """A `Controller` that listens while the block lasts.
 
     Without a `token` only daemons on this machine (loopback) may register, whatever `host` is.
+    Clients in other processes, operators, are let in where there is an `operator_token` or a `state_dir`: see
+    `connect_controller`.
 
     Leaving the block ends every job that is still open, with its process tree, tells the daemons to
     come back later, and closes all connections; that takes a few seconds at most, plus the kill
     graces of what still runs. Ctrl-C while it does so saves these graces: the daemons have been told,
-    and kill without us. An exception of the body comes out as itself.
+    and kill without us. What operators run goes on. An exception of the body comes out as itself.
 
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `Controller.url`.
         token: secret that daemons must prove to know (their option ``--token-file``); white space
             around it doesn't count, there and here.
+        operator_token: secret that operators must prove to know.
+        state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
+            ``operator.token``, made for you and used where `operator_token` isn't given, and the jobs that are
+            still to be ended on daemons that are away.
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -125,15 +130,10 @@ async def open_controller(
 
     Raises:
         OSError: the address can't be listened on.
-        ConfigurationError: an argument makes no sense.
+        ConfigurationError: an argument makes no sense; or the state directory can't be used, or is in use.
     """
-    secret = token.encode() if isinstance(token, str) else token
-    if secret is not None:
-        secret = secret.strip()  # as the daemon does: a file that holds it ends with a newline
-    if secret is not None and not secret:
-        raise ConfigurationError(
-            "the token is empty; leave it out to take daemons from loopback only"
-        )
+    secret = _secret(token, "token", "take daemons from loopback only")
+    operator_secret = _secret(operator_token, "operator_token", "let no operators in")
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -145,105 +145,157 @@ async def open_controller(
             f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
-    controller = Controller._create(
-        token=secret,
-        insecure=insecure,
-        heartbeat=heartbeat,
-        dead_after=dead_after,
-        admission=Admission(max_handshakes_per_second),
-    )
-    try:
-        async with open_unwrapping_nursery() as nursery:
-            service: trio.CancelScope = await nursery.start(controller._serve, host, port)
-            # Whatever is being cancelled, daemons are heard of until the last job has ended.
-            service.shield = True
-            try:
-                yield controller
-            finally:
-                await controller._close()
-    finally:
-        controller._abandon()
-
-
-class Controller:
-    """Daemons that have dialled in, and what can be asked of them. Made by `open_controller`."""
-
-    def __init__(self) -> None:
-        raise TypeError("use sandd.open_controller()")
-
-    @classmethod
-    def _create(
-        cls,
-        *,
-        token: bytes | None,
-        insecure: bool,
-        heartbeat: float,
-        dead_after: float,
-        admission: Admission,
-    ) -> Controller:
-        self = object.__new__(cls)
-        self._router = Router()
-        self._registry = Registry()
-        self._local = LocalLink(self._router, self._wake, self._blame, self._registry.tell_stalls)
-        self._acceptor = Acceptor(
-            router=self._router,
-            registry=self._registry,
-            after_message=self._local.flush,
-            token=token,
+    with ExitStack() as stack:
+        state = None
+        if state_dir is not None:
+            state = stack.enter_context(open_controller_state(Path(state_dir)))
+            operator_secret = operator_secret or state.operator_token
+        service = LocalService(
+            host=host,
+            port=port,
+            token=secret,
+            operator_token=operator_secret,
             insecure=insecure,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            admission=Admission(max_handshakes_per_second),
+            ends=None if state is None else state.ends,
         )
-        self._admission = admission
-        self._listening = None
-        self._loop_lag = 0.0
-        self._closing = trio.Event()
-        self._closed = trio.Event()
-        self._patience = trio.CancelScope()
+        async with _running(service) as controller:
+            yield controller
+
+
+@protected_context
+async def connect_controller(
+    url: str, *, token: str | bytes | None = None, connect_timeout: float = 10.0
+) -> AsyncIterator[Controller]:
+    """A controller in another process, as a `Controller` of this one, while the block lasts.
+
+    It has the same interface, and the same promises: when the connection breaks, or the controller is
+    restarted, everything goes on as soon as it is back, and nothing is lost. Until then all daemons count as AWAY.
+
+    Leaving the block ends every job of this program that is still open, with its process tree, and nobody else's;
+    where the controller can't be reached then, they end by their leases. An exception of the body comes out as itself.
+
+    Args:
+        url: of the controller: ``ws://HOST:PORT``. The port is 8765 where none is named; a path of ``/ws`` or
+            ``/operator`` doesn't matter, any other is that which a proxy has it under.
+        token: the controller's `operator_token`; white space around it doesn't count.
+        connect_timeout: seconds in which the first connection has to come about.
+
+    Raises:
+        ControllerUnreachable: it did not; an OSError, too.
+        AuthenticationFailed: the token is missing or wrong, or the controller takes no operators. Later it
+            comes out of the block, if the controller doesn't know the token any more when we dial again.
+        RequestRefused: the controller speaks another version.
+        ConfigurationError: an argument makes no sense.
+    """
+    secret = _secret(token, "token", "be refused")
+    operator_url, daemon_url = _urls(url)
+    if not connect_timeout > 0:
+        raise ConfigurationError(f"connect_timeout is {connect_timeout}; it must be above 0")
+    service = RemoteService(
+        operator_url,
+        daemon_url=daemon_url,
+        token=secret,
+        name=_own_name(),
+        connect_timeout=connect_timeout,
+    )
+    async with _running(service) as controller:
+        yield controller
+
+
+@protected_context
+async def _running(service: Service) -> AsyncIterator[Controller]:
+    """A `Controller` in front of the service, which runs while the block lasts."""
+    try:
+        async with open_unwrapping_nursery() as nursery:
+            serving: trio.CancelScope = await nursery.start(service.run)
+            # Whatever is being cancelled, daemons are heard of until the last job has ended.
+            serving.shield = True
+            try:
+                yield Controller._create(service)
+            finally:
+                await service.close()
+    finally:
+        service.abandon()
+
+
+def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
+    if token is None:
+        return None
+    # As the daemon does: a file that holds it ends with a newline.
+    secret = (token.encode() if isinstance(token, str) else token).strip()
+    if not secret:
+        raise ConfigurationError(f"the {name} is empty; leave it out to {otherwise}")
+    return secret
+
+
+def _urls(url: str) -> tuple[str, str]:
+    """Where operators and where daemons dial in."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORT
+    except ValueError as error:
+        raise ConfigurationError(f"{url!r} is no URL: {error}") from error
+    if parts.scheme != "ws" or not parts.hostname:
+        raise ConfigurationError(f"{url!r} is no URL of a controller; ws://HOST:PORT is")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    path = parts.path.rstrip("/")
+    for end in (wire.DAEMON_PATH, wire.OPERATOR_PATH):
+        path = path.removesuffix(end)
+    base = f"ws://{host}:{port}{path}"
+    return base + wire.OPERATOR_PATH, base + wire.DAEMON_PATH
+
+
+def _own_name() -> str:
+    """Who we are, for the controller's log."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a user id without an entry: usual in containers
+        user = "?"
+    return f"{user}@{socket.gethostname()}"[:255]
+
+
+class Controller:
+    """Daemons that have dialled in, and what can be asked of them.
+
+    Made by `open_controller`, or by `connect_controller` where the daemons have dialled in to another process.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use sandd.open_controller() or sandd.connect_controller()")
+
+    @classmethod
+    def _create(cls, service: Service) -> Controller:
+        self = object.__new__(cls)
+        self._service = service
         return self
 
-    def __repr__(self) -> str:
-        if self._listening is None:
-            return "<sandd.Controller, not listening>"
-        return f"<sandd.Controller {self.url}, {len(self.daemons())} daemons>"
+    _service: Service
 
-    _router: Router
-    _registry: Registry
-    _local: LocalLink
-    _acceptor: Acceptor
-    _admission: Admission
-    _listening: ListenAddress | None
-    _loop_lag: float
-    _closing: trio.Event
-    """Whoever opened it wants to leave."""
-    _closed: trio.Event
-    """Nothing is served any more."""
-    _patience: trio.CancelScope
-    """Around the wait for the last process trees."""
+    def __repr__(self) -> str:
+        return f"<sandd.Controller {self.url}, {len(self.daemons())} daemons>"
 
     # -- what it knows
 
     @property
     def address(self) -> str:
-        """``HOST:PORT`` it listens on, with the real port."""
-        assert self._listening is not None
-        host = self._listening.host
-        return f"{f'[{host}]' if ':' in host else host}:{self._listening.port}"
+        """``HOST:PORT`` it listens on, with the real port; of a controller in another process, what was dialled."""
+        return self._service.address
 
     @property
     def url(self) -> str:
-        """The URL for a daemon's ``--server-url`` on this machine; elsewhere, put this machine's name in it."""
-        assert self._listening is not None
-        # "Every address" is none that can be dialled.
-        every = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-        host = every.get(self._listening.host, self._listening.host)
-        bracketed = f"[{host}]" if ":" in host else host
-        return f"ws://{bracketed}:{self._listening.port}{PATH}"
+        """The URL for a daemon's ``--server-url`` on this machine; elsewhere, put this machine's name in it.
+
+        Of a controller in another process: for a daemon that can reach it by the name that was dialled here.
+        """
+        return self._service.url
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
         """The daemons, online or away, that have all of `labels` and whose id matches the glob, by id."""
-        records = self._registry.select(labels, match)
-        return [self._handle(record) for record in sorted(records, key=lambda r: r.info.id)]
+        entries = self._service.directory.select(labels, match)
+        return [self._handle(entry) for entry in sorted(entries, key=lambda e: e.info.id)]
 
     def daemon(self, daemon_id: str) -> Daemon:
         """The daemon of that id, online or away.
@@ -251,42 +303,37 @@ class Controller:
         Raises:
             DaemonNotFound: none of that id is known.
         """
-        return self._handle(self._registry.find(daemon_id))
+        return self._handle(self._service.directory.find(daemon_id))
 
     async def wait_for_daemon(self, daemon_id: str) -> Daemon:
         """The daemon, as soon as it is online: at once, or when it dials in. Bound it with `trio.fail_after`."""
-        return self._handle(await self._registry.wait_online(daemon_id))
+        return self._handle(await self._service.directory.wait_online(daemon_id))
 
     def open_events(self) -> AbstractAsyncContextManager[AsyncIterator[DaemonEvent]]:
         """An async context manager for an endless async iterator over what happens to daemons from now on.
 
         1,024 events are held for a slow reader; then one event of kind "missed" counts the rest.
         """
-        return self._registry.subscribe()
+        return self._service.directory.subscribe()
 
     def statistics(self) -> ControllerStatistics:
         """Numbers of this moment."""
         online = away = 0
-        received, sent = self._acceptor.bytes_received, self._acceptor.bytes_sent
         platforms: dict[str, int] = {}
-        for record in self._registry:
-            if record.state is DaemonState.GONE:
-                continue
-            online += record.state is DaemonState.ONLINE
-            away += record.state is DaemonState.AWAY
-            platforms[record.info.platform] = platforms.get(record.info.platform, 0) + 1
-            if record.pump is not None:
-                received += record.pump.bytes_received
-                sent += record.pump.bytes_sent
+        for entry in self._service.directory:
+            online += entry.state is DaemonState.ONLINE
+            away += entry.state is DaemonState.AWAY
+            platforms[entry.info.platform] = platforms.get(entry.info.platform, 0) + 1
+        received, sent = self._service.traffic
         return ControllerStatistics(
             daemons_online=online,
             daemons_away=away,
             platforms=platforms,
-            jobs=self._local.job_count,
-            jobs_started=self._local.jobs_started,
+            jobs=self._service.link.job_count,
+            jobs_started=self._service.link.jobs_started,
             bytes_received=received,
             bytes_sent=sent,
-            loop_lag=self._loop_lag,
+            loop_lag=self._service.loop_lag,
         )
 
     # -- what it does
@@ -339,92 +386,25 @@ class Controller:
             raise misuse[0]
         return {daemon_id: results[daemon_id] for daemon_id in sorted(results)}
 
+    def set_tokens(self, *, token: str | bytes | None, operator_token: str | bytes | None) -> None:
+        """From now on these are the secrets that daemons and operators must know; who is connected stays.
+
+        Args:
+            token: as for `open_controller`, and so is `operator_token`.
+            operator_token: None: no operators are let in.
+
+        Raises:
+            ConfigurationError: one is empty. Nothing has changed.
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its tokens")
+        secret = _secret(token, "token", "take daemons from loopback only")
+        operator_secret = _secret(operator_token, "operator_token", "let no operators in")
+        service.acceptor.token, service.desk.token = secret, operator_secret
+
     # -- inside
 
-    @trio.lowlevel.enable_ki_protection
-    async def _serve(
-        self,
-        host: str,
-        port: int,
-        *,
-        task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Take daemons until `_close` is called, in the scope that this starts with."""
-        try:
-            with trio.CancelScope() as scope:
-                async with open_unwrapping_nursery() as nursery:
-                    addresses: list[ListenAddress] = await nursery.start(
-                        lambda task_status: serve(
-                            self._acceptor.handle,
-                            host=host,
-                            port=port,
-                            path=PATH,
-                            subprotocol=wire.SUBPROTOCOL,
-                            max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
-                            admission=self._admission,
-                            task_status=task_status,
-                        )
-                    )
-                    self._listening = addresses[0]
-                    nursery.start_soon(self._look_after)
-                    nursery.start_soon(self._local.run)
-                    log.info("controller_started", address=self.address)
-                    task_status.started(scope)
-                    await self._closing.wait()
-                    await self._drain()
-                    nursery.cancel_scope.cancel()
-        finally:
-            self._closed.set()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _look_after(self) -> None:
-        while True:
-            planned = trio.current_time() + LAG_INTERVAL
-            await trio.sleep_until(planned)
-            self._loop_lag = trio.current_time() - planned
-            for daemon_id, forgotten in self._registry.expire():
-                if forgotten:
-                    self._router.forget_daemon(daemon_id)
-                else:
-                    self._router.daemon_gone(daemon_id)
-            self._local.flush()
-
-    async def _drain(self) -> None:
-        """End what runs, say goodbye. Bounded, and not by the opener's task, where Ctrl-C strikes."""
-        self._patience.deadline = trio.current_time() + self._local.longest_grace + DRAIN_SECONDS
-        self._local.close()
-        self._registry.close()
-        with self._patience:
-            await self._local.ended()
-        with trio.move_on_after(DRAIN_SECONDS):
-            await self._acceptor.drain()
-        log.info("controller_closed")
-
-    async def _close(self) -> None:
-        """Have the service drain, and wait for it; Ctrl-C doesn't undo that, but shortens it."""
-        self._closing.set()
-        try:
-            with trio.CancelScope(shield=True):  # `_drain` is bounded
-                await self._closed.wait()
-        except KeyboardInterrupt:
-            self._patience.cancel()
-            raise
-
-    def _abandon(self) -> None:
-        """Nothing is served any more, for whatever reason: whoever still waits learns of it."""
-        self._local.close()
-        self._registry.close()
-        self._local.abandon()
-
-    def _handle(self, record: DaemonRecord) -> Daemon:
-        return Daemon._create(self._local, self._registry, record)
-
-    def _wake(self, link: DaemonLink) -> None:
-        record = self._registry.get(link.daemon_id)
-        if record is not None and record.link is link and record.pump is not None:
-            record.pump.wake()
-
-    def _blame(self, link: DaemonLink, error: RemoteProtocolError) -> None:
-        record = self._registry.get(link.daemon_id)
-        if record is not None and record.link is link and record.pump is not None:
-            record.pump.close(f"it broke the protocol: {error}")
+    def _handle(self, entry: Entry) -> Daemon:
+        return Daemon._create(self._service.link, entry)

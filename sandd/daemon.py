@@ -10,48 +10,23 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 
 # Nothing heavy up here: a signal that arrives while the rest is imported must find a handler.
+from sandd._core.early_stop import EarlyStop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
 
 COLLECTED_OBJECTS = (5_000, 5, 5)
 """New objects, in containers, after which cycles are looked for: Python's 700 come with every command. Of
 those who have lived longer more often than Python does, since a lost connection is a cycle with buffers in it."""
 
 
-class _EarlyStop:
-    """SIGTERM and SIGINT while trio doesn't have them: before, leave at once, or as soon as it runs."""
-
-    def __init__(self) -> None:
-        self.running = False
-        self.requested = False
-
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def over(self) -> None:
-        """From here to the end of the process there is nothing left to stop."""
-        # Not a handler of ours: Python takes those back while it shuts down, and dies of the signal.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        if not self.running:
-            # Nothing has been started yet, and an exception in mid-import is not worth its traceback.
-            os._exit(0)
-
-
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd.daemon") -> int:
     """Run the daemon; returns the process' exit code."""
-    early = _EarlyStop()
+    early = EarlyStop()
     early.install()
 
     from sandd import __version__

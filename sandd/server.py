@@ -25,12 +25,12 @@ from sandd._core.held_block import HeldBlock
 from sandd._core.results import CommandResult
 from sandd._core.server_session import ServerSession
 from sandd._core.specs import KILL_GRACE
-from sandd.controller import open_controller
+from sandd.controller import connect_controller, open_controller
 from sandd.wire import DaemonState, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import Self, TypeVarTuple, Unpack
 
     from sandd._core.copying import Patterns, Progress
@@ -40,7 +40,14 @@ if TYPE_CHECKING:
 
     Arguments = TypeVarTuple("Arguments")
 
-__all__ = ["DaemonSummary", "FailedResult", "Server", "ServerSession"]
+__all__ = [
+    "ConnectedServer",
+    "DaemonSummary",
+    "FailedResult",
+    "Server",
+    "ServerSession",
+    "connect",
+]
 
 T = TypeVar("T")
 
@@ -54,6 +61,8 @@ class ServerOptions(TypedDict, total=False):
     """Keyword arguments of `open_controller`."""
 
     token: str | bytes | None
+    operator_token: str | bytes | None
+    state_dir: str | os.PathLike[str] | None
     insecure: bool
     heartbeat: float
     dead_after: float
@@ -168,7 +177,8 @@ class Server:
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `insecure`, `heartbeat`, `dead_after`,
+        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `insecure`,
+            `heartbeat`, `dead_after`,
             `max_handshakes_per_second`.
 
     Raises:
@@ -179,13 +189,16 @@ class Server:
     def __init__(
         self, host: str = "127.0.0.1", port: int = 8765, **options: Unpack[ServerOptions]
     ) -> None:
+        self._begin(lambda: open_controller(host, port, **options))
+
+    def _begin(self, opening: Callable[[], AbstractAsyncContextManager[Controller]]) -> None:
         self._thread: TrioThread[Controller] = TrioThread(
-            lambda: open_controller(host, port, **options), name="sandd.Server"
+            opening, name=f"sandd.{type(self).__name__}"
         )
         self._controller = self._thread.start()
 
     def __repr__(self) -> str:
-        return f"<sandd.Server {self.address}{', closed' if self._thread.stopped else ''}>"
+        return f"<sandd.{type(self).__name__} {self.address}{', closed' if self._thread.stopped else ''}>"
 
     def __enter__(self) -> Self:
         return self
@@ -661,7 +674,7 @@ class Server:
         return self._controller.daemon(daemon_id)
 
     def _summaries(self, daemons: list[Daemon]) -> list[DaemonSummary]:
-        busy = self._controller._local.busy_daemons
+        busy = self._controller._service.link.busy_daemons
         return [
             DaemonSummary(
                 id=daemon.id,
@@ -676,6 +689,38 @@ class Server:
             )
             for daemon in daemons
         ]
+
+
+class ConnectedServer(Server):
+    """A controller in another process, for synchronous code: all that `Server` has. Made by `connect`."""
+
+    def __init__(
+        self, url: str, *, token: str | bytes | None = None, connect_timeout: float = 10.0
+    ) -> None:
+        """See `connect`."""
+        self._begin(lambda: connect_controller(url, token=token, connect_timeout=connect_timeout))
+
+
+def connect(
+    url: str, *, token: str | bytes | None = None, connect_timeout: float = 10.0
+) -> ConnectedServer:
+    """A controller in another process, as a `Server` of this one.
+
+    It has the same methods, and survives the same: see `connect_controller`. `Server.close`, or the end of a ``with``
+    block, ends every job of this program that is still open, and nobody else's.
+
+    Args:
+        url: of the controller: ``ws://HOST:PORT``; see `connect_controller`, and so for the other two.
+        token: the controller's `operator_token`.
+        connect_timeout: seconds in which the first connection has to come about.
+
+    Raises:
+        ControllerUnreachable: it did not; an OSError, too.
+        AuthenticationFailed: the token is missing or wrong, or the controller takes no operators.
+        RequestRefused: the controller speaks another version.
+        ConfigurationError: an argument makes no sense.
+    """
+    return ConnectedServer(url, token=token, connect_timeout=connect_timeout)
 
 
 async def _run_bounded(

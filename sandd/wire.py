@@ -33,6 +33,10 @@ Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
     data may follow an Attach that carries a spec at once, within ``INITIAL_INPUT_BYTES``.
 
+    A client of a controller in another process, an *operator*, dials in as daemons do, at ``OPERATOR_PATH``
+    instead of ``DAEMON_PATH``, and answers the Challenge by OperatorHello. Behind its Welcome it is told of
+    every daemon that is known, then ``DaemonsTold``, and from then on of every change.
+
 Session
     A job whose program runs in a terminal of its own. INPUT is what is typed there, OUTPUT what it shows
     (ERROR stays empty); the size of the window changes by the op ``resize``. It keeps the last
@@ -94,6 +98,10 @@ from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 
 SUBPROTOCOL: Final = "sandd.2"
 VERSIONS: Final = (1,)
+DAEMON_PATH: Final = "/ws"
+"""Where daemons dial in, in the URL."""
+OPERATOR_PATH: Final = "/operator"
+"""Where operators do."""
 
 # ---- limits -------------------------------------------------------------------------------------
 
@@ -127,7 +135,7 @@ SHORT_SPEC_BYTES: Final = 512
 INITIAL_INPUT_BYTES: Final = 64 * KIB
 """Credit on INPUT before Attached has come: one small stdin travels with its Attach."""
 INITIAL_OUTPUT_BYTES: Final = 1 * MIB
-"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors."""
+"""Credit on OUTPUT and ERROR of a channel whose Attach names no cursors, unless it says otherwise."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 64 * KIB
@@ -448,8 +456,21 @@ class Hello:
 
 
 @frozen
+class OperatorHello:
+    """operator -> controller: who is calling."""
+
+    version: int  # chosen from the Challenge's
+    client: str = field(validator=_id)  # random per client; as in Attach
+    connection: int = field(
+        validator=_offset
+    )  # rises with every dial of the client; the highest wins
+    name: str = field(default="", validator=_at_most(255))  # for logs: user and host
+    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.link.prove_operator
+
+
+@frozen
 class Welcome:
-    """controller -> daemon: the link is live."""
+    """controller -> daemon or operator: the link is live."""
 
     version: int
     heartbeat: float = field(
@@ -461,7 +482,7 @@ class Welcome:
 
 
 class RejectCode(enum.StrEnum):
-    """Why a controller turned a daemon away."""
+    """Why a controller turned a daemon or an operator away."""
 
     BAD_VERSION = "bad_version"  # no common version; final
     ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
@@ -474,7 +495,7 @@ class RejectCode(enum.StrEnum):
 
 @frozen
 class Reject:
-    """controller -> daemon: not now, or never."""
+    """controller -> daemon or operator: not now, or never."""
 
     code: RejectCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
@@ -512,12 +533,47 @@ class DaemonState(enum.StrEnum):
 
 
 @frozen
+class DaemonDescription:
+    """What a daemon said of itself, in its Hello."""
+
+    hostname: str = field(default="", validator=_at_most(255))
+    platform: str = field(default="", validator=_at_most(64))
+    arch: str = field(default="", validator=_at_most(64))
+    version: str = field(default="", validator=_at_most(64))  # daemon_version
+    labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
+
+
+UNDESCRIBED: Final = DaemonDescription()
+
+
+@frozen
 class DaemonStatus:
     """router -> client: a daemon came, went away, or is gone; sent on every change."""
 
     daemon_id: str = field(validator=_id)
     state: DaemonState
     instance: str = field(default="", validator=_id)
+    about: DaemonDescription = UNDESCRIBED
+    connected_for: float = field(
+        default=0.0, validator=_seconds
+    )  # since it came, on its newest connection
+
+
+@frozen
+class DaemonCloned:
+    """router -> client: a daemon dialled in whose state directory and that of the id's holder are copies of one."""
+
+    daemon_id: str = field(validator=_id)
+    instance: str = field(validator=_id)
+    about: DaemonDescription = UNDESCRIBED
+
+
+@frozen
+class DaemonsTold:
+    """router -> client, once: it has been told of every daemon that is known."""
+
+
+News: TypeAlias = DaemonStatus | DaemonCloned | DaemonsTold
 
 
 # ---- control messages: channels -----------------------------------------------------------------
@@ -552,7 +608,7 @@ class Attach:
     )  # random per client; the same client re-attaching is no takeover
     cursors: tuple[Cursor, ...] = field(
         default=(), validator=_at_most(len(Stream))
-    )  # none: every stream from its oldest, with INITIAL_OUTPUT_BYTES and MESSAGE_WINDOW of credit
+    )  # none: every stream from its oldest, with `output_credit` and MESSAGE_WINDOW of credit
     spec: bytes | None = None  # encode_spec(); compared byte for byte on a second Attach
     instance: str = field(default="", validator=_id)  # the daemon instance the spec is bound to
     role: Role = Role.OWNER
@@ -570,6 +626,9 @@ class Attach:
         default="", validator=_id
     )  # stamped by the router; what a client says is ignored
     principal: str = field(default="", validator=_id)  # stamped by the router
+    output_credit: int = field(
+        default=INITIAL_OUTPUT_BYTES, validator=_offset
+    )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
 
 
 @frozen
@@ -634,7 +693,10 @@ class RefusedCode(enum.StrEnum):
 
 @frozen
 class Refused:
-    """daemon or router -> client: the Attach failed, or its job was forgotten; the channel is closed."""
+    """daemon or router -> client: the Attach failed, its job was forgotten, or the client broke the protocol (DENIED).
+
+    The channel is closed.
+    """
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
@@ -706,7 +768,8 @@ class End:
 
 
 Control: TypeAlias = (
-    Challenge | Hello | Welcome | Reject | Ping | Pong | Goodbye | DaemonStatus
+    Challenge | Hello | OperatorHello | Welcome | Reject | Ping | Pong | Goodbye
+    | DaemonStatus | DaemonCloned | DaemonsTold
     | Attach | Attached | Refused | Away | Taken | Detach | Flush | Window | End
 )  # fmt: skip
 
@@ -1403,7 +1466,8 @@ Record: TypeAlias = (
 
 CONTROL_TAGS: Final[dict[type, str]] = {
     Challenge: "challenge", Hello: "hello", Welcome: "welcome", Reject: "reject",
-    Ping: "ping", Pong: "pong", Goodbye: "bye", DaemonStatus: "daemon",
+    OperatorHello: "operator", Ping: "ping", Pong: "pong", Goodbye: "bye",
+    DaemonStatus: "daemon", DaemonCloned: "cloned", DaemonsTold: "told",
     Attach: "attach", Attached: "attached", Refused: "refused", Away: "away", Taken: "taken",
     Detach: "detach", Flush: "flush", Window: "window", End: "end",
 }  # fmt: skip
@@ -1510,11 +1574,27 @@ def _build_converter(*, strict_fields: bool) -> Any:
 
         return structure
 
+    described = converter.get_structure_hook(DaemonDescription)
+
+    @converter.register_structure_hook
+    def _(value: Any, cls: type[DaemonDescription]) -> DaemonDescription:
+        # cattrs asks whether a field is *in* the value: of one that needs none, any container will do.
+        if type(value) is not dict:
+            raise TypeError(f"map expected, got {type(value).__name__}")
+        description: DaemonDescription = described(value, cls)
+        return description
+
     return converter
 
 
 _converter = _build_converter(strict_fields=False)
 _spec_converter = _build_converter(strict_fields=True)
+_SPEC_TO_WIRE: Final = {
+    cls: _spec_converter.get_unstructure_hook(cls) for cls in SPEC_KINDS.values()
+}
+_SPEC_FROM_WIRE: Final = {
+    cls: _spec_converter.get_structure_hook(cls) for cls in SPEC_KINDS.values()
+}
 
 
 class _Codec:
@@ -1584,7 +1664,8 @@ class _Codec:
 
 
 def _pack(value: Any) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    # As `packb`, whose buffer of 256 KiB each time takes twice as long.
+    packed: bytes = msgpack.Packer(use_bin_type=True, buf_size=SHORT_SPEC_BYTES).pack(value)
     return packed
 
 
@@ -1717,7 +1798,8 @@ class AnswerReader:
 
 def encode_spec(spec: Spec) -> bytes:
     """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
-    return _pack({"kind": _SPEC_TAGS[type(spec)], **_spec_converter.unstructure(spec)})
+    kind = type(spec)
+    return _pack({"kind": _SPEC_TAGS[kind], **_SPEC_TO_WIRE[kind](spec)})
 
 
 def decode_spec(payload: Buffer) -> Spec:
@@ -1733,15 +1815,16 @@ def decode_spec(payload: Buffer) -> Spec:
         for name in value:
             if name not in _SPEC_FIELDS[kind]:
                 raise UnsupportedSpec(f"this daemon does not know the field {name!r:.64}")
-        spec: Spec = _spec_converter.structure(value, kind)
+        spec: Spec = _SPEC_FROM_WIRE[kind](value, kind)
     except RemoteProtocolError:
         raise
     except Exception as error:
         raise UnsupportedSpec(f"bad job spec: {error!r:.200}") from error
-    if isinstance(spec, CommandSpec) and not spec.argv:
-        raise UnsupportedSpec("argv needs a program")
-    if isinstance(spec, ProgramSpec) and spec.shell and len(spec.argv) != 1:
-        raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
-    if isinstance(spec, ConnectSpec | ListenSpec) and bool(spec.host) is bool(spec.path):
+    if isinstance(spec, (CommandSpec, SessionSpec)):
+        if not spec.argv and isinstance(spec, CommandSpec):
+            raise UnsupportedSpec("argv needs a program")
+        if spec.shell and len(spec.argv) != 1:
+            raise UnsupportedSpec("argv is exactly one text when it is run by the shell")
+    elif isinstance(spec, (ConnectSpec, ListenSpec)) and bool(spec.host) is bool(spec.path):
         raise UnsupportedSpec("an address is either a host and a port, or the path of a socket")
     return spec

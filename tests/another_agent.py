@@ -1,4 +1,4 @@
-"""A second agent on a controller, as a remote operator will be: a client of its own over a link of its own.
+"""A second agent on a controller: a client of its own over a link of its own.
 
 ::
 
@@ -6,7 +6,7 @@
         async with another_agent(controller) as other:
             worker = other.daemon("worker-1")
 
-It lives in the same process, and shares nothing else with the first but router and registry. Leaving
+It lives in the same process, and shares nothing else with the first but the router. Leaving
 the block is its death: its link is gone, and whatever it held has no owner any more. What it had
 opened may be left after that, without any effect.
 """
@@ -16,52 +16,71 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from standing_daemon import HOSTS
+
 import sandd
+from sandd._core.directory import Directory
 from sandd._core.local_link import LocalLink
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.services import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import trio
 
-def controller_of(worker: sandd.Daemon) -> sandd.Controller:
-    """The controller that this is a handle of."""
-    controller: sandd.Controller = worker._link._wake.__self__  # type: ignore[attr-defined]
-    return controller
+    from sandd._core.router import Router
+
+
+class Guest(Service):
+    """What stands behind the other's `Controller`; also what wakes its link."""
+
+    def __init__(self, router: Router, tenant: str) -> None:
+        super().__init__()
+        self.directory = Directory()
+        self.link = self._local = LocalLink(router, self.directory, tenant=tenant)
+        self._local._link.carrier = self
+        self.link.flush()  # who is there
+
+    address = "in memory"
+    url = "in memory"
+    traffic = (0, 0)
+
+    def wake(self) -> None:
+        """Take what the router has for it."""
+        self.link.flush()
+
+    def close(self, reason: str = "") -> None:  # type: ignore[override]
+        """There is nothing to close."""
+
+    async def _serve(self, opened: trio.TaskStatus[None]) -> None:
+        raise NotImplementedError
+
+    async def _leave(self) -> None:
+        raise NotImplementedError
+
+
+def router_of(of: sandd.Controller | sandd.Daemon) -> Router:
+    """The router behind a controller, or a handle of it."""
+    link = of._link if isinstance(of, sandd.Daemon) else of._service.link
+    if link in HOSTS:
+        return router_of(HOSTS[link])
+    assert isinstance(link, LocalLink)
+    return link._router
 
 
 @contextlib.asynccontextmanager
 async def another_agent(
-    controller: sandd.Controller, *, tenant: str = "default"
+    of: sandd.Controller | sandd.Daemon, *, tenant: str = "default"
 ) -> AsyncIterator[sandd.Controller]:
     """The controller as another agent sees it, which may be another tenant's."""
-    other: sandd.Controller = object.__new__(sandd.Controller)
-    other._router, other._registry = controller._router, controller._registry
-    other._acceptor, other._listening = controller._acceptor, controller._listening
-    other._loop_lag = 0.0
-    other._local = LocalLink(controller._router, controller._wake, controller._blame)
-    other._local._link.tenant = tenant
-    alone = controller._acceptor.after_message
-
-    def flush_both() -> None:
-        alone()
-        other._local.flush()
-
-    def use(after_message: object) -> None:
-        controller._acceptor.after_message = after_message  # type: ignore[assignment]
-        for record in controller._registry:
-            if record.pump is not None:
-                record.pump._after_message = after_message  # type: ignore[assignment]
-
-    use(flush_both)
-    other._local.flush()  # who is there
+    router = router_of(of)
+    guest = Guest(router, tenant)
     async with open_unwrapping_nursery() as nursery:
-        nursery.start_soon(other._local.run)
+        nursery.start_soon(guest.link.run)
         try:
-            yield other
+            yield sandd.Controller._create(guest)
         finally:
-            use(alone)
-            other._router.remove_client(other._local._link)
-            other._local.abandon()
-            controller._local.flush()
+            guest.link.abandon()
+            router.wake_carriers()
             nursery.cancel_scope.cancel()

@@ -19,12 +19,13 @@ import time
 import traceback
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import hypothesis
 import pytest
 import trio
 from attrs import frozen
+from standing_daemon import CONTROLLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -97,6 +98,17 @@ def encodable(value: T) -> T:
         case dict():
             return {key: encodable(each) for key, each in value.items()}
     return value
+
+
+# ---- on other event loops -----------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that is marked for anyio runs on its backends; pytest-trio takes every coroutine function for its own."""
+    for item in items:
+        if item.get_closest_marker("anyio") is not None:
+            item.own_markers = [each for each in item.own_markers if each.name != "trio"]
 
 
 # ---- no test hangs ------------------------------------------------------------------------------
@@ -353,6 +365,38 @@ class Marker(NamedTuple):
                 if wanted in Path(f"/proc/{entry.pid}/environ").read_bytes().split(b"\0"):
                     found.append(entry)
         return found
+
+
+OVER_BOTH: Final = {
+    "test_attach": "quick",
+    "test_run": "quick",
+    "test_open_process": "deep",
+    "test_sessions": "deep",
+    "test_detached": "deep",
+    "test_remote_path": "deep",
+    "test_job_requests": "deep",
+    "test_copying": "deep",
+    "test_cancellation": "deep",
+}
+"""Modules whose tests run with a controller in this process and with one that is connected to; the latter
+from this profile on."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have the tests of what a `Controller` does run over both kinds of it."""
+    profile = OVER_BOTH.get(metafunc.module.__name__.rpartition(".")[2])
+    if "daemon" in metafunc.fixturenames and profile is not None:
+        kinds = ["local", "remote"] if profile == "quick" or PROFILE == "deep" else ["local"]
+        metafunc.fixturenames.append("_controllers")
+        metafunc.parametrize("_controllers", kinds, indirect=True)
+
+
+@pytest.fixture
+def _controllers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kind of controller that the test gets; see standing_daemon.py."""
+    token = CONTROLLERS.set(request.param)
+    yield
+    CONTROLLERS.reset(token)
 
 
 @pytest.fixture

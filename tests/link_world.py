@@ -27,7 +27,7 @@ from sandd._core.job import DaemonLink
 from sandd._core.jobs import LONGEST_TICK, Effect, Effects, JobTable
 from sandd._core.link import Backoff, Identity, Liveness, Verdict, answer_challenge, judge_hello
 from sandd._core.pump import HANDSHAKE_SECONDS, NEVER
-from sandd._core.registry import DaemonInfo, Registry
+from sandd._core.registry import Registry
 from sandd._core.router import Router
 from sandd._core.tombstones import parse
 from sandd.testing.memory_network import Cable, MemoryNetwork
@@ -186,6 +186,7 @@ class Controller:
         """Instances that lived beside the one that was let in last, for all that is known here."""
         self.ends: Counter[int] = Counter()
         """Told, per channel of the client."""
+        self.flush()  # the client is told that nobody is there
 
     # -- doors
 
@@ -246,7 +247,7 @@ class Controller:
                 timer = self.clock.call_later(RIVAL_PING_SECONDS, holder.over)
                 holder.askers.append((door, timer, ping.number))
             case Ruling.SUPERSEDE:
-                assert claim.instance == record.info.instance
+                assert claim.instance == record.tenure.holder.instance
                 self.welcome(door, hello)
                 if holder is not None:
                     holder.over()
@@ -286,15 +287,14 @@ class Controller:
         record = self.registry.get(hello.daemon_id)
         if record is not None and record.state is DaemonState.AWAY:
             is_soon = self.clock.now - record.since < RIVAL_PATIENCE
-            is_other = record.info.instance != hello.instance
+            is_other = record.tenure.holder.instance != hello.instance
             assert not (is_soon and is_other and hello.instance in self.rivals), "(9) to and fro"
         if record is not None:
-            self.rivals.add(record.info.instance)
+            self.rivals.add(record.tenure.holder.instance)
         self.rivals.discard(hello.instance)
         door.link = self.router.add_daemon(hello.daemon_id, hello.instance)
-        info = DaemonInfo(hello.daemon_id, "h", "p", "a", "v", {}, hello.instance, 0.0)
         claim = Claim.of(hello, door.challenged_at)
-        self.registry.online(info, claim, door.link, cast("Any", door))
+        self.registry.online(hello.daemon_id, wire.UNDESCRIBED, claim, door.link, cast("Any", door))
         self.instances.append(hello.instance)
         door.liveness = Liveness(self.clock.now, NEVER, DEAD_AFTER)
         if door.timer is not None:
@@ -469,7 +469,7 @@ class Daemon:
         backoff = Backoff(
             maximum=LONGEST_WAIT, uniform=lambda low, high: low + (high - low) * world.luck
         )
-        self._dialer = Dialer("ws://c", self.identity, TOKEN, cast("Any", None), backoff)
+        self._dialer = Dialer("ws://c", cast("Any", None), backoff)
         self._redial: Timer | None = self.clock.call_later(0.0, self.dial)
         self._tick()
 
@@ -762,7 +762,7 @@ class LinkWorld(JobWorld):
             if door.link is not None and door.hello is not None
         ]
         for hello in known:
-            if hello.instance == record.info.instance:
+            if hello.instance == record.tenure.holder.instance:
                 assert hello.connection <= record.tenure.holder.connection, "(8) not the newest"
         for each in (controller.client_link, *controller.router.daemons.values()):
             for route in each.routes.values():

@@ -19,6 +19,7 @@ from sandd import wire
 from sandd._core._errors import DaemonGone, JobNotFound, RequestRefused
 from sandd._core.client import Client
 from sandd._core.client_job import OUTPUTS, ClientJob
+from sandd._core.credit import CreditPool
 from sandd._core.job import DaemonLink, Job
 from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
@@ -151,7 +152,12 @@ class Peer:
             self.cable.far.is_open = False
             self.client.link_down()
             self.exits.clear()
-        link = self.world.router.add_client(principal=self.name)
+        # The first is one in the controller's own process, the others are in processes of their own.
+        is_remote = self is not self.world.peers[0]
+        link = self.world.router.add_client(
+            principal=self.name, client=self.client.id if is_remote else ""
+        )
+        link.pool = small_pool()
         near = End(link.scheduler, lambda frame: self.world.router.receive(link, frame))
         self.cable = Cable(near, End(self.client.scheduler, self.receive))
         self.links[self.cable] = link
@@ -177,6 +183,20 @@ class Peer:
 
 
 # ---- all of it -----------------------------------------------------------------------------------
+
+
+def waiting_for(client: router_module.ClientLink) -> int:
+    """Bytes of outputs that the router holds for it."""
+    held = 0
+    for route in client.routes.values():
+        for frame in route.to_client._bulk:
+            held += len(wire.decode_data(wire.as_frame(frame)).body)
+    return held
+
+
+def small_pool() -> CreditPool:
+    """For so much that what flows here meets its bounds."""
+    return CreditPool(100_000, least=4000, first=10_000)
 
 
 SCROLLBACK = 1000
@@ -220,6 +240,7 @@ class World(JobWorld):
         """The daemon connects anew; the router supersedes whatever link it had."""
         table_link = DaemonLink()
         router_link = self.router.add_daemon(DAEMON, self.table.instance)
+        router_link.pool = small_pool()
         for cable in self.cables:
             cable.near.is_open = False
         cable = Cable(
@@ -485,6 +506,11 @@ class World(JobWorld):
                 assert route.client in self.router.clients, "a route to nobody"
                 live = self.router.daemons.get(route.daemon.daemon_id)
                 assert live is route.daemon, "(8) a route over a dead link"
+        for client in self.router.clients:
+            if client.is_metered:
+                assert waiting_for(client) <= client.pool.bound, (
+                    "(10) too much waits for one client"
+                )
         if self.table.spool is not None:
             used = sum(job.disk_bytes for job in self.table.jobs.values())
             assert used <= self.table.spool.used <= self.table.spool.daemon_quota, "(4) the quota"
@@ -566,6 +592,7 @@ class World(JobWorld):
         for link in [*self.router.clients, *self.router.daemons.values()]:
             assert not link.routes, "a route is left"
             assert not link.scheduler.pending, "something is still scheduled"
+            assert (link.waiting, link.pool.promised) == (0, 0), "something still counts as waiting"
         for cable in self.cables:
             if cable.far.is_open:
                 assert not self.table_links[cable].attachments, "an attachment is left"

@@ -13,6 +13,9 @@ In a test module::
 
 Every test has a controller of its own, always on the same port: the daemon finds each new one
 within a tenth of a second. That it does, with nothing left of the last test, is a test in itself.
+
+Where `CONTROLLERS` says "remote" (see conftest.py), the test's controller is one that it has connected to, as if that
+were in another process: the interface is the same, and so are the tests.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ import contextlib
 import os
 import socket
 import sys
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import pytest
 import trio
@@ -29,11 +34,18 @@ from attrs import define
 from daemons import DaemonProcess, running_daemon
 
 import sandd
-from sandd._core import acceptor
+from sandd._core import reception
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from sandd._core.job_link import JobLink
+
+CONTROLLERS: Final = ContextVar("CONTROLLERS", default="local")
+"""What kind of controller tests get: "local", or "remote"."""
+HOSTS: Final[WeakKeyDictionary[JobLink, sandd.Controller]] = WeakKeyDictionary()
+"""Of a remote client's link: the controller at its other end."""
+TOKEN: Final = "an operator's"
 LIMIT: Final = 25.0
 """Seconds for a test that says nothing else: most need less than one, but the machine may be busy."""
 
@@ -57,7 +69,16 @@ class StandingDaemon:
     ) -> AsyncIterator[sandd.Controller]:
         """A fresh controller on the daemon's port; `within` bounds all of the block."""
         with trio.fail_after(within):
-            async with sandd.open_controller(port=self.port, **options) as controller:
+            async with contextlib.AsyncExitStack() as stack:
+                if CONTROLLERS.get() == "remote":
+                    options = {"operator_token": TOKEN, **options}
+                opening = sandd.open_controller(port=self.port, **options)
+                controller = await stack.enter_async_context(opening)
+                if CONTROLLERS.get() == "remote":
+                    host = controller
+                    connecting = sandd.connect_controller(controller.url, token=TOKEN)
+                    controller = await stack.enter_async_context(connecting)
+                    HOSTS[controller._service.link] = host
                 yield controller
 
     @property
@@ -78,7 +99,7 @@ def standing_daemon(
     arguments = ("--reconnect-max", "0.05", *arguments)
     with pytest.MonkeyPatch.context() as patch, reserved_port() as port:
         # A controller that closes asks its daemons to wait that long: too long between two tests.
-        patch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.01)
+        patch.setattr(reception, "DRAIN_RETRY_SECONDS", 0.01)
         url = f"ws://127.0.0.1:{port}/ws"
         with running_daemon(url, daemon_id, labels=labels, env=env, arguments=arguments) as process:
             with sandd.Server(port=port) as server:

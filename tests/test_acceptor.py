@@ -12,7 +12,7 @@ from sandd import wire
 from sandd._core.acceptor import Acceptor
 from sandd._core.fencing import Claim
 from sandd._core.pump import Pump, receive_control, send_control
-from sandd._core.registry import DaemonInfo, Registry
+from sandd._core.registry import Registry
 from sandd._core.router import Router
 from sandd._core.transport import connect
 
@@ -25,21 +25,18 @@ class _StillPump:
     def wake(self) -> None:
         pass
 
-    async def drained(self) -> None:
-        await trio.lowlevel.checkpoint()
-
 
 async def test_farewell_stands_behind_the_ends() -> None:
     """A daemon reads nothing behind a Goodbye, so whatever ends its jobs must come before."""
     router, registry = Router(), Registry()
     client = router.add_client()
     link = router.add_daemon("d", "one")
-    info = DaemonInfo("d", "h", "linux", "x", "0", {}, "one", 0.0)
-    registry.online(info, Claim("one", 1, challenged_at=0.0), link, cast("Pump", _StillPump()))
+    claim = Claim("one", 1, challenged_at=0.0)
+    registry.online("d", wire.UNDESCRIBED, claim, link, cast("Pump", _StillPump()))
     for sequence in range(3):
         end = wire.End("d", f"{'a' * 16}.{sequence}")
         router.receive(client, wire.as_frame(wire.encode_control(0, end)))
-    await Acceptor(router, registry, lambda: None, token=None, insecure=False).drain()
+    Acceptor(router, registry, lambda: None, token=None, insecure=False).say_goodbye()
     sent = [wire.decode_control(wire.as_frame(frame)) for frame in link.scheduler.next_frames()]
     assert [type(message) for message in sent] == [wire.End, wire.End, wire.End, wire.Goodbye]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 import trio.testing
-from another_agent import another_agent, controller_of
+from another_agent import another_agent
 from process_tools import read_all, read_line, until
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
@@ -58,7 +58,7 @@ def daemon(_own_temporary_directory: None) -> Iterator[StandingDaemon]:
 async def orphan(worker: sandd.Daemon, command: Any, **options: Any) -> AsyncIterator[str]:
     """The id of a job whose agent has died, which nobody holds; forgotten at the end."""
     async with contextlib.AsyncExitStack() as left_behind:
-        async with another_agent(controller_of(worker)) as agent:
+        async with another_agent(worker) as agent:
             opened = agent.daemon(worker.id).open_process(command, **options)
             job_id = (await left_behind.enter_async_context(opened)).job_id
     try:
@@ -630,7 +630,7 @@ async def test_a_closed_controller_attaches_to_nothing(daemon: StandingDaemon) -
                     await viewer.wait()
 
             await trio.testing.wait_all_tasks_blocked(0.01)
-            controller._local.close()
+            controller._service.link.close()
         with pytest.raises(trio.ClosedResourceError):
             async with worker.attach_process(owner.job_id):
                 pytest.fail("it is closed")

@@ -23,7 +23,8 @@ from daemons import daemon_environment
 from process_tools import until_sync
 
 from sandd._core import bridge
-from sandd._core.bridge import Promise, TrioThread
+from sandd._core.bridge import TrioThread
+from sandd._core.promise import Promise
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -206,7 +207,7 @@ def test_no_number_of_seconds_is_too_long_to_wait() -> None:
     """Locks refuse to be waited for some 292 years; whoever allows a call that long may do so."""
     promise: Promise[str] = Promise()
     waiting = [Background(partial(promise.wait, seconds)) for seconds in (1e12, math.inf, None)]
-    until_sync(lambda: len(promise._waiters) == len(waiting))
+    until_sync(lambda: len(promise._waiting) == len(waiting))
     promise.keep("kept")
     assert [each.result() for each in waiting] == [True, True, True]
 
@@ -359,7 +360,8 @@ def test_a_call_can_be_cancelled_without_waiting() -> None:
     """What an asynchronous facade needs: start, cancel, and a callback in the end, once."""
     blocked, done = Blocked(), threading.Semaphore(0)
     with opened() as thread:
-        call = thread.call(blocked, on_done=done.release)
+        call = thread.call(blocked)
+        call.promise.when_done(done.release)
         call.start()
         assert blocked.began.wait(SECONDS)
         call.cancel()
@@ -375,7 +377,8 @@ def test_a_call_cancelled_before_it_begins_never_begins() -> None:
     """Cancelling overtakes nothing, and still nothing runs."""
     blocked, done = Blocked(), threading.Event()
     with opened() as thread:
-        call = thread.call(blocked, on_done=done.set)
+        call = thread.call(blocked)
+        call.promise.when_done(done.set)
         call.cancel()
         call.start()
         assert done.wait(SECONDS)
@@ -387,7 +390,8 @@ def test_a_call_started_after_the_end_is_done_at_once() -> None:
     done = threading.Event()
     with opened() as thread:
         thread.close()
-        call = thread.call(Blocked(), on_done=done.set)
+        call = thread.call(Blocked())
+        call.promise.when_done(done.set)
         call.start()
         assert done.is_set()
         with pytest.raises(trio.ClosedResourceError):

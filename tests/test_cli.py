@@ -88,7 +88,7 @@ def test_version() -> None:
         pytest.param(["shell"], "the following arguments are required: DAEMON", id="shell-of-whom"),
         pytest.param(["shell", "w", "ls"], "unrecognized arguments: ls", id="shell-no-dashes"),
         pytest.param(["shell", "w", "-e", "K", "--", "-e"], "'K' is not K=V", id="shell-variable"),
-        pytest.param(["shell", "w", "--port", "x"], "'x' is no TCP port", id="shell-port"),
+        pytest.param(["shell", "w", "--wait", "x"], "'x' is no number of", id="shell-wait"),
         pytest.param(["attach"], "the following arguments are required: JOB", id="attach-to-what"),
         pytest.param(["cp"], "the following arguments are required: SRC ... DST", id="cp-what"),
         pytest.param(["forward", "w"], "arguments are required: TARGET", id="forward-what"),

@@ -20,7 +20,6 @@ from raw_peer import Op, RawPeer, close_payload, frame, raw_client
 from standing_daemon import StandingDaemon, reserved_port, standing_daemon
 
 import sandd
-import sandd.controller as controller_module
 from sandd import (
     CommandResult,
     ConfigurationError,
@@ -32,7 +31,7 @@ from sandd import (
     SpawnFailed,
     wire,
 )
-from sandd._core import acceptor, fencing, local_link
+from sandd._core import acceptor, fencing, job_link, services
 from sandd._core._errors import ConnectionLost
 from sandd._core.transport import ListenAddress
 
@@ -236,7 +235,7 @@ async def test_waiting_for_a_daemon_needs_no_polling() -> None:
                     await wait("one")
                     nursery.cancel_scope.cancel()
             assert arrived == ["one"] * 11
-            assert controller._registry._arrivals == {}
+            assert controller._service.directory._arrivals == {}
 
 
 async def test_statistics_count(daemon: StandingDaemon) -> None:
@@ -338,7 +337,7 @@ async def test_one_bad_daemon_fails_and_delays_no_other(
     daemon: StandingDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others run at once; a daemon that never says a word is an error, in bounded time."""
-    monkeypatch.setattr(local_link, "LEAVE_MARGIN", 0.5)
+    monkeypatch.setattr(job_link, "LEAVE_MARGIN", 0.5)
     async with daemon.controller() as controller:
         await controller.wait_for_daemon("worker-1")
         async with raw_daemon(controller.url, "mute"):
@@ -486,7 +485,7 @@ async def test_closing_while_a_daemon_is_away_waits_for_nobody(
     marker: Marker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for an absent daemon is told; the job ends by its lease, or with the daemon."""
-    monkeypatch.setattr(controller_module, "DRAIN_SECONDS", 20.0)
+    monkeypatch.setattr(services, "DRAIN_SECONDS", 20.0)
     errors: list[BaseException] = []
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery, sandd.open_controller(port=0) as controller:
@@ -512,7 +511,7 @@ async def test_closing_with_a_daemon_that_says_nothing_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A peer that neither ends its job nor takes its farewell costs a few seconds, and no more."""
-    monkeypatch.setattr(controller_module, "DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(services, "DRAIN_SECONDS", 0.5)
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
             async with sandd.open_controller(port=0) as controller:

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from controllers import running_controller
 from daemons import daemon_environment, running_command, running_daemon
 from process_tools import until_sync
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Marker
+    from controllers import ControllerProcess
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these programs are POSIX")
 SECONDS: Final = 60.0
@@ -39,6 +41,13 @@ def server(_own_temporary_directory: None) -> Iterator[sandd.Server]:
     with sandd.Server(port=0) as server, running_daemon(server.url, "w"):
         assert server.wait_for_daemon("w", timeout=SECONDS)
         yield server
+
+
+@pytest.fixture(scope="module")
+def controller(_own_temporary_directory: None) -> Iterator[ControllerProcess]:
+    """In a process of its own; without any daemon, to begin with."""
+    with running_controller() as controller:
+        yield controller
 
 
 @pytest.fixture
@@ -244,20 +253,31 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["a"], 2, "it takes two paths", id="one-path"),
         pytest.param(["a", "b"], 2, "neither side is a daemon's", id="no-daemon"),
         pytest.param(["a", "w:b", "--wait", "soon"], 2, "'soon' is no number", id="bad-wait"),
-        pytest.param(
-            ["a", "w:b", "--port", "0", "--wait", "0.1"], 125, "no daemon has dialled in", id="late"
-        ),
-        pytest.param(["a", "w:b", "--host", "192.0.2.1"], 125, "can't listen on", id="no-address"),
+        pytest.param(["a", "w:b"], 125, "no daemon 'w'", id="no-such-daemon"),
+        pytest.param(["a", "w:b", "--wait", "0.1"], 125, "'w' within 0.1 s (--wait)", id="late"),
         pytest.param(["a", "w:b", "--token-file", "none"], 125, "--token-file none", id="no-token"),
         pytest.param(["--local", "none", "w:b"], 1, "No such file", id="nothing-to-copy"),
     ],
 )
-def test_exit_codes(arguments: list[str], code: int, complaint: str) -> None:
+def test_exit_codes(
+    arguments: list[str], code: int, complaint: str, controller: ControllerProcess
+) -> None:
     """2 for use that means nothing, 125 for what is ours, 1 for a copy that failed: each with its reason."""
-    done = run(*arguments)
+    done = run(*arguments, **controller.env)
     assert (done.returncode, done.stdout) == (code, "")
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_daemon_of_a_controller(here: Path, controller: ControllerProcess) -> None:
+    """There and back, by a controller that is told by the environment."""
+    with running_daemon(controller.url, "w"):
+        done = run("--wait", "30", "-r", "d", f"w:{here}/new", **controller.env)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        done = run(f"w:{here}/new/e/g", "back", **controller.env)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (here / "new" / "run").read_text() == "#!/bin/sh\n"
+    assert (here / "back").read_text() == "content of g"
 
 
 def test_a_daemon_of_its_own(here: Path, marker: Marker) -> None:
@@ -291,18 +311,6 @@ def test_a_signal_leaves_no_part_of_a_file(
     assert not marker.processes()
     assert not partials(target.parent)
     assert target.read_text() == "old"
-
-
-def test_ctrl_c_while_nobody_is_there(here: Path) -> None:
-    """It ends the waiting, and says nothing."""
-    with running_command("cp", "--port", "0", "f", f"w:{here}/new") as process:
-        assert process.stderr is not None
-        assert "waiting for the daemon 'w' at ws://127.0.0.1:" in process.stderr.readline()
-        assert "--daemon-id w" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=SECONDS) == ("", "")
-    assert process.returncode == 130
-    assert not (here / "new").exists()
 
 
 def partials(directory: Path) -> list[Path]:

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sandd import ConfigurationError
-from sandd._core.daemon_options import (
-    MAX_TOKEN_BYTES,
-    DaemonOptions,
-    default_max_running,
-    parse_daemon_options,
-)
+from sandd._core.daemon_options import DaemonOptions, default_max_running, parse_daemon_options
+from sandd._core.program_options import MAX_TOKEN_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

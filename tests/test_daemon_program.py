@@ -25,7 +25,7 @@ from standing_daemon import reserved_port
 
 import sandd
 from sandd import Outcome, wire
-from sandd._core import acceptor
+from sandd._core import reception
 from sandd._core.link import judge_hello
 from sandd.testing import open_fault_proxy
 
@@ -596,7 +596,7 @@ async def test_a_controller_that_asks_for_years_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No number of seconds that the wire can carry is too long for a timer; stopping ends the wait."""
-    monkeypatch.setattr(acceptor, "DRAIN_RETRY_SECONDS", wire.MAX_SECONDS)
+    monkeypatch.setattr(reception, "DRAIN_RETRY_SECONDS", wire.MAX_SECONDS)
     with trio.fail_after(LIMIT), reserved_port() as port:
         async with open_daemon(f"ws://127.0.0.1:{port}/ws") as daemon:
             async with sandd.open_controller(port=port) as controller:

@@ -20,7 +20,7 @@ from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
 import sandd
 from sandd import JobNotFound, JobState, JobTaken
-from sandd._core import local_link
+from sandd._core import job_link
 from sandd.testing import DOWN, UP, Direction, FaultProxy, open_fault_proxy
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ async def test_closing_the_controller_ends_what_is_owned_and_lets_the_rest_go_on
                 ["sleep", "60"], detach=detach, job_id=name, env=dict([marker])
             )
             await stack.enter_async_context(opened)
-        await controller._close()
+        await controller._service.close()
         with pytest.raises(trio.ClosedResourceError):
             async with worker.open_process("true", detach=True):
                 pytest.fail("it is closed")
@@ -291,7 +291,7 @@ async def test_leaving_does_not_wait_for_the_command_to_read(daemon: StandingDae
         async with worker.open_process("sleep 60; wc -c", detach=True) as process:
             with trio.move_on_after(0.3):
                 await process.stdin.send_all(bytes(5 * MB))
-        assert trio.current_time() - started < local_link.FLUSH_SECONDS / 2
+        assert trio.current_time() - started < job_link.FLUSH_SECONDS / 2
         assert [job.state for job in await worker.jobs()] == [JobState.RUNNING]
         await worker.forget(process.job_id)
 
@@ -300,7 +300,7 @@ async def test_leaving_does_not_wait_for_ever_for_a_daemon_that_is_away(
     daemon: StandingDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was sent to it is lost then, and the job goes on."""
-    monkeypatch.setattr(local_link, "FLUSH_SECONDS", 0.3)
+    monkeypatch.setattr(job_link, "FLUSH_SECONDS", 0.3)
     async with relayed(daemon) as (worker, relay):
         async with worker.open_process(["cat"], detach=True) as process:
             relay.refuse()
@@ -325,7 +325,7 @@ async def test_leaving_while_the_daemon_is_away_returns_at_once_if_nothing_was_s
             relay.refuse()
             await until(lambda: worker.state is sandd.DaemonState.AWAY)
             started = trio.current_time()
-        assert trio.current_time() - started < local_link.FLUSH_SECONDS / 2
+        assert trio.current_time() - started < job_link.FLUSH_SECONDS / 2
         relay.accept()
         (job,) = await worker.jobs()
         assert (job.job_id, job.owned) == (process.job_id, False)
@@ -370,7 +370,7 @@ async def test_detach_waits_for_a_daemon_that_is_away(
                     relay.accept()
                     await process.detach()
             relay.accept()
-            await worker._registry.wait_online("worker-1")
+            await worker._link.directory.wait_online("worker-1")
             if wait:
                 assert [job.detached for job in await worker.jobs()] == [True]
                 await worker.forget(process.job_id)

@@ -81,6 +81,11 @@ SHOWN: Final = {
         event: web-2 lost
         left: ['db-1', 'web-1']
     """,
+    "asyncio_agent.py": """
+        12 squared is 144
+        100 of 100 succeeded
+        100 jobs on 10 daemons
+    """,
     "sync_agent.py": """
         exit code 0, output 'hello\\n'
         squares: [0, 1, 4, 9, 16, 25, 36, 49]

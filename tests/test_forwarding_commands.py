@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from controllers import running_controller
 from daemons import running_command, running_daemon
 from peers import free_port
 
@@ -20,10 +21,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Marker
+    from controllers import ControllerProcess
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these programs are POSIX")
 SECONDS: Final = 60.0
 """For what takes one or two: the machine may be busy."""
+
+
+@pytest.fixture(scope="module")
+def controller(_own_temporary_directory: None) -> Iterator[ControllerProcess]:
+    """In a process of its own; without any daemon, to begin with."""
+    with running_controller() as controller:
+        yield controller
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -125,25 +134,24 @@ def test_connections_that_fail_are_told() -> None:
         process.communicate(timeout=SECONDS)
 
 
-def test_a_daemon_that_was_started_anew_is_forwarded_to_again(tmp_path: Path) -> None:
+def test_a_daemon_that_was_started_anew_is_forwarded_to_again(
+    tmp_path: Path, controller: ControllerProcess
+) -> None:
     """At the same port; the person is told that it went, and that it is back."""
-    controller_port, (where, port) = free_port(), ("127.0.0.1", 0)
-    url = f"ws://127.0.0.1:{controller_port}/ws"
     with web_server(tmp_path) as web:
         with running_command(
-            "forward", "w", f"127.0.0.1:{web}", "--port", str(controller_port)
+            "forward", "--wait", "30", "w", f"127.0.0.1:{web}", env=controller.env
         ) as process:
-            complained(process, "waiting for the daemon 'w'")
-            with running_daemon(url, "w"):
+            with running_daemon(controller.url, "w"):
                 where, _, port = said(process).split()[0].partition(":")
                 assert b"Directory listing" in fetch(where, port, "")
             complained(process, "[w has ended")
-            with running_daemon(url, "w"):
+            with running_daemon(controller.url, "w"):
                 complained(process, "[w is back]")
                 until_listening(int(port))
                 assert b"Directory listing" in fetch(where, port, "")
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=SECONDS)
+                process.send_signal(signal.SIGINT)
+                output, _ = process.communicate(timeout=SECONDS)
     assert (process.returncode, output) == (130, "")
 
 
@@ -162,9 +170,7 @@ def until_listening(port: int) -> None:
     [
         pytest.param(["w"], 2, "arguments are required: TARGET", id="no-target"),
         pytest.param(["w", "db"], 2, "'db' has no port behind 'db': HOST:PORT", id="no-port"),
-        pytest.param(
-            ["w", "80", "--port", "0", "--wait", "0.1"], 125, "no daemon has dialled in", id="late"
-        ),
+        pytest.param(["w", "80"], 125, "no daemon 'w'", id="no-such-daemon"),
         pytest.param(
             ["--local", "w", "{taken}:80"], 125, "can't listen on 127.0.0.1:{taken}: ", id="taken"
         ),
@@ -176,12 +182,14 @@ def until_listening(port: int) -> None:
         ),
     ],
 )
-def test_exit_codes(arguments: list[str], code: int, complaint: str) -> None:
+def test_exit_codes(
+    arguments: list[str], code: int, complaint: str, controller: ControllerProcess
+) -> None:
     """2 for use that means nothing, 125 for all else, each with its reason."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         arguments = [each.replace("{taken}", port) for each in arguments]
-        with running_command("forward", *arguments) as process:
+        with running_command("forward", *arguments, env=controller.env) as process:
             output, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, output) == (code, "")
     assert complaint.replace("{taken}", port) in errors

@@ -35,12 +35,15 @@ from sandd._core import (
     client,
     client_job,
     commands,
+    directory,
+    job_link,
     local_link,
     pump,
     registry,
     results,
     router,
     scheduler,
+    services,
     specs,
     streams,
 )
@@ -242,9 +245,10 @@ READERS: Final = [
         for name in ("_create", "_ask", "id", "info", "path", "run", "state")
     ),
     "sandd._core.daemon_handle.Daemon._check_not_gone",
-    *(f"sandd._core.registry.Registry.{name}" for name in ("get", "select*", "__iter__")),
+    *(f"sandd._core.directory.Directory.{name}" for name in ("get", "select*", "__iter__")),
     *(f"sandd._core.process_handle.Process.{name}" for name in ("stdin", "stdout", "stderr")),
     "sandd._core.held_job.HeldJob.job_id",
+    "sandd._core.pure_remote_path.PureRemotePath.*",
     *(
         f"sandd._core.remote_path.RemotePath.{name}"
         for name in (
@@ -278,7 +282,7 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
     daemon: StandingDaemon, marker: Marker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all our code, the WebSocket's included, only what asks for work, and what reads, is unprotected."""
-    monkeypatch.setattr(controller_module, "LAG_INTERVAL", 0.05)
+    monkeypatch.setattr(services, "LAG_INTERVAL", 0.05)
     unprotected: set[str] = set()
     protected: set[str] = set()
 
@@ -297,8 +301,8 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
     ] == []
     # The look reached what it is about: each of our tasks, the state machines, the libraries below.
     assert protected >= {
-        "sandd._core.acceptor.Acceptor.drain",
-        "sandd._core.local_link.JobHandle.leave",
+        "sandd._core.acceptor.Acceptor.say_goodbye",
+        "sandd._core.job_link.JobHandle.leave",
         "sandd._core.pump.Pump._take_message",
         "sandd._core.pump.Pump._watch",
         "sandd._core.pump.Pump._write",
@@ -309,23 +313,23 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
         "sandd._core.job_streams.InputStream.wait_send_all_might_not_block",
         "sandd._core.job_streams.OutputStream.aclose",
         "sandd._core.pump.Pump.drained",
-        "sandd._core.registry.Registry.wait_online",
-        "sandd._core.registry._Subscriber.__anext__",
+        "sandd._core.directory.Directory.wait_online",
+        "sandd._core.directory._Subscriber.__anext__",
         "sandd._core.router.Router.receive",
         "sandd._core.transport._connection.Connection._answer_pings",
         "sandd._core.transport._connection.Connection._attend",
         "sandd._core.transport._connection.Connection._part",
         "sandd._core.transport._server._Server.accept_loop",
         "sandd._core.transport._server._Server.run_connection",
-        "sandd.controller.Controller._look_after",
-        "sandd.controller.Controller._serve",
+        "sandd._core.services.Service._watch_lag",
+        "sandd._core.services.LocalService._serve",
         "trio_websocket._impl.WebSocketConnection._reader_task",
     }
 
 
 async def test_the_link_is_safe_whoever_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What carries frames between client and router is protected by itself, too."""
-    monkeypatch.setattr(local_link, "LEAVE_MARGIN", 0.01)  # nobody will answer
+    monkeypatch.setattr(job_link, "LEAVE_MARGIN", 0.01)  # nobody will answer
     unprotected: list[str] = []
 
     def look(frame: FrameType, event: str, _: object) -> None:
@@ -336,7 +340,7 @@ async def test_the_link_is_safe_whoever_calls_it(monkeypatch: pytest.MonkeyPatch
 
     machines = router.Router()
     machines.add_daemon("d", "instance")
-    link = local_link.LocalLink(machines, lambda *_: None, lambda *_: None)
+    link = local_link.LocalLink(machines, directory.Directory())
     spec = specs.build_spec("true", stdin=True)
     sys.setprofile(look)
     try:
@@ -414,7 +418,7 @@ def test_ctrl_c_ends_the_remote_trees_wherever_it_strikes(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, strike)
-    monkeypatch.setattr(controller_module, "LAG_INTERVAL", 0.05)
+    monkeypatch.setattr(services, "LAG_INTERVAL", 0.05)
     monkeypatch.setattr(pump.Liveness, "interval", 0.05)
     began = time.monotonic()
     with interrupted():

@@ -105,7 +105,7 @@ async def test_jobs_says_what_could_not_be_started(daemon: StandingDaemon) -> No
                 pytest.fail("nothing ran")
         assert await worker.jobs() == []  # its opener was told, and that was the end of it
         spec = wire.CommandSpec((b"no-such-program",), detach=True)
-        handle = controller._local.open("worker-1", spec, job_id="bad")
+        handle = controller._service.link.open("worker-1", spec, job_id="bad")
         await handle.until(lambda: handle.ended)
         handle.detach()
         bad = await the_job(worker, "bad")
@@ -458,10 +458,10 @@ async def test_closing_the_controller_ends_a_request(daemon: StandingDaemon) -> 
                     await worker.kill("closing", grace=60)
 
             await trio.sleep(0.1)
-            controller._local.close()
+            controller._service.link.close()
     async with daemon.worker() as worker:
         with pytest.raises(trio.ClosedResourceError):
-            await sandd._core.asking.ask(controller._local, "worker-1", wire.JobsSpec())
+            await sandd._core.asking.ask(controller._service.link, "worker-1", wire.JobsSpec())
         while await worker.jobs():
             await trio.sleep(0.01)
 

@@ -10,8 +10,10 @@ from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
 from sandd._core.client_job import AttachState
+from sandd._core.directory import Directory
 from sandd._core.held_job import attached, started
-from sandd._core.local_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle, LocalLink
+from sandd._core.job_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle
+from sandd._core.local_link import LocalLink
 from sandd._core.process_handle import Process
 from sandd._core.router import DaemonLink, Router
 from sandd._core.session_handle import Session
@@ -29,7 +31,7 @@ class World:
 
     def __init__(self) -> None:
         self.router = Router()
-        self.link = LocalLink(self.router, wake=lambda _: None, blame=lambda *_: None)
+        self.link = LocalLink(self.router, Directory(lambda: 0.0))
         self.daemon: DaemonLink = self.router.add_daemon("d", "here")
         self.link.flush()
 
@@ -339,7 +341,7 @@ async def test_whoever_waits_for_a_job_that_is_let_go_of_is_told(world: World, h
     """In another task than that of the block: else it would wait for ever, as nothing comes any more."""
     handle, channel = world.start(wire.CommandSpec(argv=(b"cat",)))
     world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
-    process = Process(handle, stdin=True, stderr=True)
+    process = Process(handle, stdin=True, stderr=True, kill_grace=1.0)
     room = handle.job.input.room
 
     async def receive() -> None:
@@ -366,7 +368,7 @@ async def test_detach_that_comes_to_nothing_says_so(world: World) -> None:
     """The block was left before the daemon could have known."""
     handle, channel = world.start()
     world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
-    process = Process(handle, stdin=False, stderr=True)
+    process = Process(handle, stdin=False, stderr=True, kill_grace=1.0)
 
     async def detach() -> None:
         with pytest.raises(trio.ClosedResourceError, match="was left"):

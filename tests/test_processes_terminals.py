@@ -138,6 +138,46 @@ async def test_a_terminal_that_is_kept_ends_after_the_exit_only(
     assert terminal.output.receive_nowait(1) == b""
 
 
+async def test_an_exit_between_two_reads_ends_the_second(
+    kept: tuple[PosixTerminal, OtherEnd],
+) -> None:
+    """It doesn't wait for more behind a read that took all: there is nothing of which the kernel could tell."""
+    terminal, other = kept
+    other.show(b"x")
+    assert await terminal.output.receive_some() == b"x"
+    terminal.process_exited()
+    with trio.fail_after(5):
+        assert await terminal.output.receive_some() == b""
+
+
+async def test_nobody_asks_in_vain_behind_a_read_that_took_all(
+    kept: tuple[PosixTerminal, OtherEnd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for more of the same, nor before it waits for the next."""
+    terminal, other = kept
+    steps: list[str] = []
+    real_read, real_wait = os.read, trio.lowlevel.wait_readable
+
+    def read(descriptor: int, size: int) -> bytes:
+        steps.append("read")
+        return real_read(descriptor, size)
+
+    async def wait(descriptor: int) -> None:
+        steps.append("wait")
+        await real_wait(descriptor)
+
+    monkeypatch.setattr(os, "read", read)
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", wait)
+    got: list[bytes] = []
+    other.show(b"first")
+    await reads(terminal, got)
+    assert steps == ["read"]
+    other.show(b"second")
+    await reads(terminal, got)
+    assert got == [b"first", b"second"]
+    assert steps[:2] == ["read", "wait"]
+
+
 async def test_who_waits_at_the_exit_is_woken(kept: tuple[PosixTerminal, OtherEnd]) -> None:
     """There will be nothing to read, of which the kernel could tell."""
     terminal, _ = kept

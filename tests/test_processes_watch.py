@@ -117,6 +117,22 @@ def test_children_without_a_descriptor_are_asked_one_by_one(
 
 
 @linux_only
+def test_child_that_is_over_when_it_is_added_needs_no_descriptor(
+    start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`add` says so, and the next `ended` tells it, with those that were watched."""
+    watch = open_exit_watch()
+    early, running = start("exit 3"), start("exec sleep 1000")
+    until_sync(lambda: peek(early) is not None)
+    assert watch.add(running)
+    monkeypatch.setattr(os, "pidfd_open", None)
+    assert not watch.add(early)
+    assert watch.ended() == [(early, WaitStatus(3, None))]
+    assert watch.ended() == []
+    close(watch)
+
+
+@linux_only
 def test_child_that_somebody_reaped_is_dropped(start: Callable[[str], int]) -> None:
     """A job that was given up may be reaped as an orphan before its watch looks."""
     watch = open_exit_watch()

@@ -17,7 +17,7 @@ from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
 from sandd import CommandTimeout, DaemonGone, DaemonState, Outcome
-from sandd._core import acceptor, commands
+from sandd._core import commands, reception
 from sandd.testing import DOWN, UP, Direction, Ending, open_fault_proxy
 
 if TYPE_CHECKING:
@@ -383,7 +383,7 @@ async def test_a_timeout_strikes_on_the_daemon_though_it_is_away(
                 await it.worker.run("echo hi; sleep 60", timeout=2.5, env=dict([marker]))
             errors.append(caught.value)
 
-        await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        await until(lambda: any(job.started for job in it.controller._service.link.client.jobs))
         assert marker.processes()
         await it.disconnect()
         await until(lambda: not marker.processes())
@@ -409,7 +409,7 @@ async def test_a_run_whose_time_is_up_does_not_wait_for_an_absent_daemon(
                 await it.worker.run("sleep 60", timeout=2.5, kill_grace=0.1, env=dict([marker]))
             errors.append(caught.value)
 
-        await until(lambda: any(job.started for job in it.controller._local.client.jobs))
+        await until(lambda: any(job.started for job in it.controller._service.link.client.jobs))
         await it.disconnect()
         await until(lambda: errors)
         assert (errors[0].started, errors[0].result) == (True, None)
@@ -665,7 +665,7 @@ async def test_daemons_come_back_to_a_new_controller_on_the_same_port(
     marker: Marker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A closed controller ends its jobs; the next one finds the daemon, and nothing of the first."""
-    monkeypatch.setattr(acceptor, "DRAIN_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(reception, "DRAIN_RETRY_SECONDS", 0.05)
     with trio.fail_after(LIMIT):
         async with (
             open_fault_proxy(0) as proxy,

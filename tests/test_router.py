@@ -18,6 +18,7 @@ ATTACH = wire.Attach("d", "job", "client", cursors(), b"spec", "here")
 ONLINE = wire.DaemonStatus("d", DaemonState.ONLINE, "here")
 AWAY = wire.DaemonStatus("d", DaemonState.AWAY, "here")
 GONE = wire.DaemonStatus("d", DaemonState.GONE, "here")
+TOLD = (0, wire.DaemonsTold())
 ATTACHED = wire.Attached(Role.OWNER, 1, wire.JobState.RUNNING, ())
 
 
@@ -63,12 +64,14 @@ def test_clients_hear_of_every_daemon() -> None:
     router = Router()
     router.add_daemon("d", "here")
     client = router.add_client()
-    assert drain(client.scheduler) == [(0, ONLINE)]
+    assert drain(client.scheduler) == [(0, ONLINE), TOLD]
     other = router.add_daemon("e", "there")
     router.remove_daemon(other, DaemonState.GONE)
     assert [message.state for _, message in drain(client.scheduler)] == ["online", "gone"]
     late = router.add_client()
-    assert {message.daemon_id for _, message in drain(late.scheduler)} == {"d", "e"}
+    *known, told = drain(late.scheduler)
+    assert {message.daemon_id for _, message in known} == {"d", "e"}
+    assert told == TOLD
 
 
 def test_an_absent_daemon_can_be_given_up_and_forgotten(network: Network) -> None:
@@ -79,7 +82,7 @@ def test_an_absent_daemon_can_be_given_up_and_forgotten(network: Network) -> Non
     network.router.daemon_gone("stranger")
     assert drain(network.client.scheduler) == [(0, AWAY), (0, GONE)]
     network.router.forget_daemon("d")
-    assert drain(network.router.add_client().scheduler) == []
+    assert drain(network.router.add_client().scheduler) == [TOLD]
     network.router.receive(network.client, control(1, ATTACH))
     ((_, refused),) = drain(network.client.scheduler)
     assert refused.code is RefusedCode.DAEMON_NOT_FOUND
@@ -95,7 +98,7 @@ def test_a_new_link_supersedes_the_old_one(network: Network) -> None:
     """(8) At most one link a daemon is live: attachments by the old one are over, and clients know."""
     number = network.attach()
     fresh = network.router.add_daemon("d", "here")
-    assert drain(network.client.scheduler) == [(1, wire.Away()), (0, AWAY), (0, ONLINE)]
+    assert drain(network.client.scheduler) == [(1, wire.Away()), (0, ONLINE)]
     assert network.router.daemons == {"d": fresh}
     network.router.receive(network.daemon, event(number, 0, wire.Started(1)))
     network.router.receive(network.daemon, control(number, ATTACHED))
@@ -125,6 +128,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         attempt=7,
         tenant="forged",
         principal="root",
+        output_credit=77,
     )
     assert all(
         getattr(message, field.name) != field.default
@@ -471,8 +475,73 @@ def test_a_forgotten_daemons_ends_are_forgotten_too(network: Network) -> None:
     network.router.receive(network.client, control(0, wire.End("d", "job")))
     network.router.daemon_gone("d")
     network.router.forget_daemon("d")
-    network.router.receive(network.client, control(0, wire.End("d", "job")))
+    assert network.router.kept_ends == []
     assert drain(network.router.add_daemon("d", "here").scheduler) == []
+
+
+def test_ends_are_kept_for_a_daemon_that_is_not_back_yet() -> None:
+    """A controller that was restarted knows of nobody, but clients come back with what they had said."""
+    router = Router()
+    client = router.add_client(client="c")
+    before = router.ends_version
+    router.receive(client, control(0, wire.End("d", "job", client="pretended")))
+    end = wire.End("d", "job", client="c", tenant="default")
+    assert router.kept_ends == [end]
+    assert router.ends_version > before
+    another = Router()
+    another.restore_ends(router.kept_ends)
+    assert drain(another.add_daemon("d", "here").scheduler) == [(0, end)]
+    assert another.kept_ends == []
+
+
+def test_a_client_is_who_it_was_let_in_as(network: Network) -> None:
+    """Whatever it says in an Attach or an End: else it could take another's jobs, or end them."""
+    client = network.join(client="c")
+    network.router.receive(client, control(1, attrs.evolve(ATTACH, client="another")))
+    network.router.receive(client, control(0, wire.End("d", "job", client="another")))
+    (_, attach), (_, end) = drain(network.daemon.scheduler)
+    assert (attach.client, end.client) == ("c", "c")
+
+
+def test_who_comes_late_is_told_since_when_daemons_are_there() -> None:
+    """By the clock of whoever calls; and what they said of themselves."""
+    router = Router()
+    about = wire.DaemonDescription("host", "linux", labels={"env": "prod"})
+    router.add_daemon("d", "here", about, now=100.0)
+    ((_, status), _) = drain(router.add_client(now=130.0).scheduler)
+    assert (status.about, status.connected_for) == (about, 30.0)
+    early = router.add_client(now=130.0)
+    drain(early.scheduler)
+    router.add_daemon("d", "here", about, now=150.0)
+    ((_, status),) = drain(early.scheduler)
+    assert status.connected_for == 0.0
+
+
+def test_a_copy_is_told_to_everybody() -> None:
+    """That a daemon came whose state directory is a copy of another's."""
+    router = Router()
+    client = router.add_client()
+    drain(client.scheduler)
+    router.tell_cloned("d", "two", wire.UNDESCRIBED)
+    assert drain(client.scheduler) == [(0, wire.DaemonCloned("d", "two"))]
+
+
+def test_only_links_with_a_carrier_are_woken(network: Network) -> None:
+    """The client in this process looks by itself."""
+    woken = []
+
+    class Carrier:
+        def wake(self) -> None:
+            woken.append(self)
+
+        def close(self, reason: str) -> None:
+            raise AssertionError(reason)
+
+    network.daemon.carrier = Carrier()
+    network.router.dirty = {network.daemon, network.client}
+    network.router.wake_carriers()
+    assert woken == [network.daemon.carrier]
+    assert not network.router.dirty
 
 
 def test_links_are_told_apart() -> None:

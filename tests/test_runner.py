@@ -299,7 +299,7 @@ async def test_no_number_of_seconds_is_too_long_for_a_timer(
     said = bytearray()
     async with daemon.controller() as controller:
         worker = await controller.wait_for_daemon("worker-1")
-        link = controller._local  # the public functions have bounds of their own
+        link = controller._service.link  # the public functions have bounds of their own
         async with worker.open_process(["cat"]) as other:
             handle = link.open(worker.id, spec, sinks={wire.Stream.OUTPUT: said.extend})
             await handle.until(lambda: said == b"on\n")

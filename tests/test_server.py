@@ -203,7 +203,7 @@ def test_exec_ends_in_time_although_the_daemon_cannot_answer(
 ) -> None:
     """A daemon that was stopped in mid-command delays the answer by a bound, not for ever."""
     monkeypatch.setattr("sandd.server.ANSWER_SECONDS", 0.2)
-    monkeypatch.setattr("sandd._core.local_link.LEAVE_MARGIN", 0.2)
+    monkeypatch.setattr("sandd._core.job_link.LEAVE_MARGIN", 0.2)
     with running_daemon(server.url, "worker-3") as daemon:
         assert server.wait_for_daemon("worker-3", timeout=WAIT)
         began = time.monotonic()
@@ -219,7 +219,7 @@ def freeze_once_it_runs(server: Server, daemon: DaemonProcess) -> None:
     """Stop the daemon without ending it, with a command running: its connection stays up."""
 
     async def runs() -> bool:
-        jobs = server.controller._local.client.jobs
+        jobs = server.controller._service.link.client.jobs
         return any(job.started for job in jobs if job.daemon_id == daemon.id)
 
     until(lambda: server.call(runs))

@@ -21,7 +21,8 @@ from peers import free_port
 
 import sandd
 from sandd import DaemonNotFound, Server, TransferError
-from sandd._core.bridge import Promise, TrioThread
+from sandd._core.held_block import Hold
+from sandd._core.promise import Promise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -252,14 +253,14 @@ class TestPorts:
     ) -> None:
         """Nobody has told the block yet that it is to be left; it is, all the same."""
 
-        def run(*_: object) -> None:
+        def let_go(*_: object, **_options: object) -> None:
             monkeypatch.undo()
             raise KeyboardInterrupt
 
         port = free_port()
         block = ExitStack()
         block.enter_context(server.forward_port("worker-1", 80, local_port=port))
-        monkeypatch.setattr(TrioThread, "run", run)
+        monkeypatch.setattr(Hold, "let_go", let_go)
         with pytest.raises(KeyboardInterrupt):
             block.close()
         until_nobody_listens(port)

@@ -71,6 +71,13 @@ def test_files_of_5_gib(marker: Marker) -> None:
     assert "download: 5,368,709,120 bytes" in said
 
 
+def test_operators(marker: Marker) -> None:
+    """While the controller is killed and started again, operators lose nothing, and nothing runs twice."""
+    said = soak("operators", marker, "--quick", "--seed", "42")
+    assert "kills of the controller: 1" in said
+    assert "each was started once" in said
+
+
 def test_restart(marker: Marker) -> None:
     """Daemons whose controller was killed come to the next one at a bounded rate, with their jobs."""
     said = soak("restart", marker, "--quick")

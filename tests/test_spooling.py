@@ -20,7 +20,7 @@ from process_tools import until
 
 import sandd
 from sandd import wire
-from sandd._core.local_link import JobHandle
+from sandd._core.job_link import JobHandle
 from sandd._core.process_handle import Process
 from sandd.testing import UP, FaultProxy, open_fault_proxy
 from sandd.wire import OnFull, Role, StallReason, Stream
@@ -94,11 +94,11 @@ class Site:
         spec = wire.CommandSpec(
             tuple(os.fsencode(word) for word in argv), detach=detach, on_full=on_full
         )
-        return Job(self, self.controller._local.open(self.worker.id, spec))
+        return Job(self, self.controller._service.link.open(self.worker.id, spec))
 
     def attach(self, job_id: str, role: Role = Role.OWNER) -> Job:
         """Another attachment to a job, from the oldest that is kept."""
-        local = self.controller._local
+        local = self.controller._service.link
         job = local.client.attach(self.worker.id, job_id, role=role)
         handle = local._handles[job] = JobHandle(local, job, {}, 5.0)
         local.changed(job)

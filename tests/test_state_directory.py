@@ -172,7 +172,7 @@ def test_a_temporary_one_that_was_taken_for_a_stale_one_is_made_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two that start at once: one finds the other's, before that has locked it."""
-    taken = state_directory._lock
+    taken = state_directory.lock_directory
     refused: list[Path] = []
 
     def lock(directory: Path) -> IO[str] | None:
@@ -182,7 +182,7 @@ def test_a_temporary_one_that_was_taken_for_a_stale_one_is_made_anew(
             return None
         return taken(directory)
 
-    monkeypatch.setattr(state_directory, "_lock", lock)
+    monkeypatch.setattr(state_directory, "lock_directory", lock)
     monkeypatch.setattr(state_directory, "state_home", lambda: Path(os.devnull))
     with open_state_directory(None, "d") as state:
         assert state.temporary

@@ -22,12 +22,12 @@ from sandd import (
     SpawnFailed,
 )
 from sandd.cli import build_parser
+from sandd.command_line.remote_command import split
 from sandd.command_line.stopping import STOP_SIGNALS, Failure, Stop
 from sandd.terminal import program
 from sandd.terminal.conversation import Ended, Ending
 from sandd.terminal.local import LocalTerminal, NoTerminal
-from sandd.terminal.options import split
-from sandd.terminal.shell import Where, exit_code
+from sandd.terminal.shell import Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,11 +68,11 @@ def test_the_command_is_what_stands_behind_the_dashes(
 
 def test_options_of_shell() -> None:
     """Variables come together, and values may have more of the sign in them."""
-    given = "shell w -e A=1 --env B=x=y -w /src -u me --detach --port 0 --record f"
+    given = "shell w -e A=1 --env B=x=y -w /src -u me --detach --wait 3 --record f"
     options = build_parser().parse_args(given.split())
     assert options.env == [("A", "1"), ("B", "x=y")]
-    assert (options.cwd, options.user, options.detach, options.port) == ("/src", "me", True, 0)
-    assert (options.host, options.record, options.local) == ("127.0.0.1", "f", False)
+    assert (options.cwd, options.user, options.detach, options.wait) == ("/src", "me", True, 3.0)
+    assert (options.controller, options.record, options.local) == (None, "f", False)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,15 @@ def test_leaving_a_daemon_that_is_away_is_told_as_what_it_is() -> None:
     )
 
 
-@pytest.mark.parametrize(("status", "code"), [(0, 0), (255, 255), (-9, 137), (-15, 143)])
-def test_exit_codes_are_a_shell_s(status: int, code: int) -> None:
-    """A signal is 128 and its number."""
-    assert exit_code(ExitStatus(status, Outcome.EXITED, 1.0)) == code
+@pytest.mark.parametrize(
+    ("read_only", "meaning"),
+    [
+        (False, "if it lives, the session goes on. What you type is kept. ~. leaves"),
+        (True, "if it lives, the session goes on. ~. leaves"),
+    ],
+)
+def test_who_looks_on_is_promised_nothing(read_only: bool, meaning: str) -> None:
+    """While the daemon is away: what a viewer types is not kept."""
+    where = Where(FakeDaemon(DaemonState.AWAY), "1", False, read_only)  # type: ignore[arg-type]
+
+    assert where.outage_meaning == meaning

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import trio
 import trio.testing
 from attrs import define, field
 
-from sandd import DaemonGone, DaemonState, ExitStatus, JobTaken, Outcome, OutputGap
+from sandd import DaemonGone, ExitStatus, JobTaken, Outcome, OutputGap
 from sandd.terminal import conversation
-from sandd.terminal.conversation import Conversation, Ended, Ending, tell_outages
+from sandd.terminal.conversation import Conversation, Ended, Ending
 from sandd.terminal.local import Size
 from sandd.terminal.replay import ReplayFilter
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 STATUS = ExitStatus(3, Outcome.EXITED, 1.0)
 SIZE = Size(24, 80)
@@ -376,79 +371,3 @@ async def test_sending_to_an_ended_program_is_no_error(
 
     assert terminal.screen == b"last words"
     assert ended == [Ended(Ending.EXITED, STATUS)]
-
-
-# ---- outages ------------------------------------------------------------------------------------
-
-
-@define(eq=False, slots=False)
-class FakeDaemon:
-    """Comes and goes as the test says."""
-
-    state: DaemonState = DaemonState.ONLINE
-    id: str = "worker-1"
-
-    def __attrs_post_init__(self) -> None:
-        self._put, self._events = trio.open_memory_channel[None](100)
-
-    def becomes(self, state: DaemonState) -> None:
-        """Something happens to it."""
-        self.state = state
-        self._put.send_nowait(None)
-
-    def events(self) -> AsyncIterator[object]:
-        """What it is told by."""
-        return self._events.__aiter__()
-
-
-async def test_an_outage_is_told_once_and_its_end(
-    terminal: FakeTerminal, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    """One line when it has lasted a moment, one when it is over; other events change nothing."""
-    daemon = FakeDaemon()
-    nursery.start_soon(tell_outages, daemon, daemon.events(), terminal)
-    daemon.becomes(DaemonState.AWAY)
-    await trio.sleep(0.3)
-    assert terminal.said == []
-    daemon.becomes(DaemonState.AWAY)  # something happened to another daemon
-    await trio.sleep(0.3)
-    daemon.becomes(DaemonState.AWAY)
-    await trio.sleep(60)
-    assert terminal.said == [
-        "[worker-1 is away; if it lives, the session goes on. What you type is kept. ~. leaves]"
-    ]
-    daemon.becomes(DaemonState.ONLINE)
-    daemon.becomes(DaemonState.ONLINE)
-    await trio.sleep(1)
-    assert terminal.said[1:] == ["[worker-1 is back]"]
-    nursery.cancel_scope.cancel()
-
-
-async def test_a_short_outage_is_not_worth_a_line(
-    terminal: FakeTerminal, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    """Nor are many of them; a lost daemon is told by the session's end."""
-    daemon = FakeDaemon()
-    nursery.start_soon(tell_outages, daemon, daemon.events(), terminal)
-    for _ in range(5):
-        daemon.becomes(DaemonState.AWAY)
-        await trio.sleep(0.4)
-        daemon.becomes(DaemonState.ONLINE)
-        await trio.sleep(0.4)
-    daemon.becomes(DaemonState.GONE)
-    await trio.sleep(60)
-
-    assert terminal.said == []
-    nursery.cancel_scope.cancel()
-
-
-async def test_who_looks_on_is_promised_nothing(
-    terminal: FakeTerminal, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
-) -> None:
-    """What a viewer types is not kept."""
-    daemon = FakeDaemon(DaemonState.AWAY)
-    nursery.start_soon(lambda: tell_outages(daemon, daemon.events(), terminal, read_only=True))
-    await trio.sleep(1)
-
-    assert terminal.said == ["[worker-1 is away; if it lives, the session goes on. ~. leaves]"]
-    nursery.cancel_scope.cancel()

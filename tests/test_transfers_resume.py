@@ -387,7 +387,7 @@ async def test_what_another_call_left_is_removed_after_a_day(
         (tmp_path / name).mkdir()
         sources.append(make_source(tmp_path / name))
         lines = Lines()
-        lines.forth.cut_after = 2 * MIB
+        lines.forth.cut_after = 3 * MIB
         await copy(sources[-1], tmp_path / name / "target", lines=lines, partials=partials)
     partials.purge(AnyFile())
     assert len(partials_below(tmp_path)) == 2

@@ -196,6 +196,64 @@ def test_whole_messages_are_taken_as_wsproto_would(data: bytes, cuts: list[int])
     assert outcomes[0] == outcomes[1]
 
 
+@given(
+    data=FRAMES,
+    cuts=st.lists(st.integers(0, 1500), max_size=5),
+    refused=st.sets(st.integers(0, 8)),
+)
+def test_messages_handed_over_are_those_that_are_yielded(
+    data: bytes, cuts: list[int], refused: set[int]
+) -> None:
+    """Delivered or read, taken or left waiting: each message comes once, in order, and all else is as ever."""
+    edges = [0, *sorted(min(place, len(data)) for place in cuts), len(data)]
+    outcomes = []
+    for delivers in (True, False):
+        protocol = open_server_protocol(max_message_bytes=200)
+        assert not list(protocol.events())
+        messages: list[bytes] = []
+        offers = itertools.count()
+
+        def hand_over(
+            message: bytes,
+            messages: list[bytes] = messages,
+            offers: itertools.count[int] = offers,
+        ) -> bool:
+            if next(offers) in refused:
+                return False
+            messages.append(message)
+            return True
+
+        protocol.hand_over = hand_over
+        for piece in (data[start:end] for start, end in itertools.pairwise(edges)):
+            left = protocol.deliver(piece) if delivers else piece
+            if left:
+                protocol.receive_data(left)
+            protocol.hand_over = lambda _: (
+                False
+            )  # who has refused one is asked again after the turn
+            messages += [bytes(e.data) for e in protocol.events() if isinstance(e, BytesMessage)]
+            protocol.hand_over = hand_over
+        outcomes.append((messages, protocol.breach, protocol.peer_close, protocol.take_ping()))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_delivering_stops_where_a_message_is_refused_and_at_what_wsproto_must_read() -> None:
+    """What is left says so: `AGAIN` for messages that wait, the rest for wsproto, nothing when all is done."""
+    protocol = open_server_protocol()
+    list(protocol.events())
+    taken: list[bytes] = []
+    protocol.hand_over = lambda message: bool(message != b"no" and not taken.append(message))  # type: ignore[func-returns-value]
+    assert protocol.deliver(frame(Op.BINARY, b"a") + frame(Op.BINARY, b"b")[:3]) == b""
+    assert protocol.deliver(frame(Op.BINARY, b"b")[3:]) == b""
+    ping = frame(Op.PING, b"p")
+    assert protocol.deliver(frame(Op.BINARY, b"c") + ping) == ping
+    assert taken == [b"a", b"b", b"c"]
+    assert protocol.deliver(frame(Op.BINARY, b"no") + frame(Op.BINARY, b"d")) is AGAIN
+    assert protocol.deliver(frame(Op.BINARY, b"e")) == frame(Op.BINARY, b"e")
+    assert [bytes(e.data) for e in protocol.events() if isinstance(e, BytesMessage)] == [b"no"]
+    assert taken == [b"a", b"b", b"c", b"d"]
+
+
 @pytest.mark.parametrize("role", [ConnectionType.CLIENT, ConnectionType.SERVER])
 @given(
     message=st.binary(max_size=1000)

@@ -11,7 +11,7 @@ import trio
 from attrs import evolve
 
 from benchmarks.fleet import Stopped
-from benchmarks.soak import cuts, files, restart, stalled
+from benchmarks.soak import cuts, files, operators, restart, stalled
 from benchmarks.soak.findings import Findings
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.soak", description="Long tests of what must never happen."
     )
-    parser.add_argument("name", choices=["cuts", "files", "stalled", "restart"])
+    parser.add_argument("name", choices=["cuts", "files", "operators", "restart", "stalled"])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--seed", type=int, help="of all that is drawn by lot; default: a new one")
     parser.add_argument(
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if options.gib is not None:
                     copies = evolve(copies, size=int(options.gib * stalled.GIB))
                 trio.run(files.soak, copies, seed, findings)
+            case "operators":
+                task = operators.QUICK if options.quick else operators.FULL
+                trio.run(operators.soak, task, seed, findings)
             case "stalled":
                 plan = stalled.QUICK if options.quick else stalled.FULL
                 if options.gib is not None:

@@ -22,6 +22,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     client_job       one job at its client
     client           a client's half: its jobs, and their resuming
     router           which client's channel meets which daemon's, and what it may send
+    credit           how much may come to wait in the router for one link
     link             one connection: handshake, liveness, backoff
     fencing          who may hold a daemon id: restarts, rivals, copies of a state directory
     admission        how many connections come in per second
@@ -36,13 +37,24 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
     transport/       the only modules that know which WebSocket library there is
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
+    early_stop       SIGTERM and SIGINT before trio has them
+    program_options  command line, environment and file, for both programs
     sockets          connect, listen, and carry bytes both ways
     pump             moves frames between one connection and one state machine
+    dialer           keeps a link to a controller: a daemon's, or a remote client's
+    state_directory  what outlives a program, and its lock
 
-Trio shells of the controller alone
-    registry         which daemons are known: online, away; who wants to hear of it
+Trio shells of the controller and its clients
+    registry         who holds each daemon's id
+    reception        how whoever dials in is received: handshake, live link, farewell
     acceptor         the controller's end of a daemon's connection
-    local_link       the agent in this process: a client like any other
+    operators        the controller's end of a remote client's connection
+    controller_state the operators' token, and what is still to be said to absent daemons
+    directory        what a client knows of daemons: online, away; who wants to hear of it
+    job_link         a client's end of its link: jobs, for tasks to wait on
+    local_link       the agent in the controller's process: a client like any other
+    remote_link      one in another process
+    services         what stands behind a Controller: one of this process, or a connection to one
     commands         from a call's arguments to a job, and from its end to a result
     recorder         writes a terminal session's recording, in threads
     process_handle   Process: a command, as who opened it or attached to it holds it
@@ -70,8 +82,7 @@ Trio shells of the daemon alone
     spool_files      output on disk: the files, and their removal
     spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes
-    dialer           keeps a daemon connected
-    state_directory  what outlives a daemon, and its lock
-    daemon_options   command line, environment and file
+    daemon_end       what a daemon says of itself, and its jobs, for the dialer
+    daemon_options   what a daemon can be told
     daemon_program   all of it, assembled
 """

@@ -47,6 +47,10 @@ class ConnectionLost(SanddError):
         """Seconds after which the server wants to be asked again, where it refused and said so."""
 
 
+class ControllerUnreachable(SanddError, ConnectionError):
+    """No connection to a controller in another process came about in time. Nothing ran."""
+
+
 class DaemonNotFound(SanddError, LookupError, ValueError):
     """No daemon of that id is registered. Nothing ran."""
 

@@ -12,14 +12,14 @@ from sandd._core.streams import Gap
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
-    from sandd._core.local_link import LocalLink
+    from sandd._core.job_link import JobLink
 
 ANSWERS_A_TURN: Final = 64
 """So many answers are read before everybody else has a turn: 1 ms."""
 
 
 @trio.lowlevel.enable_ki_protection
-async def ask(link: LocalLink, daemon_id: str, request: wire.Spec) -> list[wire.Answer]:
+async def ask(link: JobLink, daemon_id: str, request: wire.Spec) -> list[wire.Answer]:
     """What the daemon answers, once it has done what was asked for.
 
     A request is a job: it survives every cut, is done once, and waits for a daemon that is away. To

@@ -7,29 +7,29 @@
     interrupted? ----------- run_sync_soon --> the task is cancelled, and cleans up by itself
     TrioThread.close() ----- run_sync_soon --> calls fail and are cancelled, the resource is closed
 
-Waiting threads wait on C locks only. `threading.Event`, `Condition` and what is built of them are
-Python: a KeyboardInterrupt in the wrong place leaves their inner lock held, and then the trio
-thread would hang in `set`. For the same reason `Thread.join` waits only for a thread that has told
-its end: interrupted earlier, CPython up to 3.12 takes a running thread for a finished one.
+`run` blocks its thread. Who mustn't block one, as an event loop mustn't, starts a `Call` and is told
+by its promise (`Promise.when_done`): ``sandd/_core/aio/calls.py``.
+
+`Thread.join` waits only for a thread that has told its end: interrupted earlier, CPython up to 3.12
+takes a running thread for a finished one.
 
 The thread is a daemon thread, so that it keeps no interpreter alive; but every thread that is still
-open at exit is closed in good order, after all other threads have ended.
+open at exit is closed in good order, after all other threads have ended. A fork doesn't take it
+along: in the child it is closed.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextvars
-import math
-import sys
+import os
 import threading
-import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import trio
 
 from sandd._core.logs import get_logger
+from sandd._core.promise import Promise
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -47,71 +47,6 @@ CLOSE_SECONDS: Final = 30.0
 """How long closing may take: a controller bounds its own end by about eleven seconds."""
 ABANDONED_SECONDS: Final = 1.0
 """How long the interpreter's exit waits where the user has already interrupted a `close`."""
-_LONGEST_WAIT: Final = 0.1 if sys.platform == "win32" else 3600.0
-"""Seconds at a stretch that a thread waits for a lock: on Windows it hears no Ctrl-C meanwhile."""
-
-
-class Promise(Generic[T]):
-    """A value or an exception to come, for any number of waiting threads.
-
-    Neither side ever blocks the other, wherever a signal handler's exception strikes a waiter.
-    """
-
-    def __init__(self) -> None:
-        self._waiters: deque[threading.Lock] = deque()
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        self.done = False
-
-    def keep(self, value: T) -> bool:
-        """Here is the value; False if the promise was done already, and nothing changes."""
-        if self.done:
-            return False
-        self._value = value
-        self._settle()
-        return True
-
-    def fail(self, error: BaseException) -> bool:
-        """There will be no value; False if the promise was done already, and nothing changes."""
-        if self.done:
-            return False
-        self._error = error
-        self._settle()
-        return True
-
-    def _settle(self) -> None:
-        self.done = True
-        while self._waiters:
-            self._waiters.popleft().release()
-
-    def wait(self, seconds: float | None = None) -> bool:
-        """Block this thread until the promise is done; False if that takes more than `seconds`."""
-        deadline = math.inf if seconds is None else time.monotonic() + seconds
-        # Each waiter has a lock of its own, which only `_settle` releases. It is in the queue
-        # before `done` is looked at, and `done` is set before the queue is emptied: none is
-        # forgotten.
-        waiter = threading.Lock()
-        waiter.acquire()
-        self._waiters.append(waiter)
-        while not self.done:
-            left = min(deadline - time.monotonic(), _LONGEST_WAIT)
-            if left <= 0:
-                return False
-            waiter.acquire(timeout=left)
-        return True
-
-    def result(self) -> T:
-        """The value, or the exception raised. For one caller: it takes the outcome away."""
-        assert self.done
-        value, error = self._value, self._error
-        self._value = self._error = None
-        if error is None:
-            return value  # type: ignore[return-value]  # None only where T has it
-        try:
-            raise error
-        finally:
-            # The error's traceback has this frame, and this frame must not have the error.
-            del error, self
 
 
 class Call(Generic[T]):
@@ -121,35 +56,43 @@ class Call(Generic[T]):
         self,
         thread: TrioThread[Any],
         function: Callable[[], Awaitable[T]],
-        on_done: Callable[[], object],
+        unwanted: Callable[[T], object] | None,
     ) -> None:
         self._thread = thread
         self._function = function
-        self._on_done = on_done
+        self._unwanted = unwanted
         self._context = contextvars.copy_context()
         self._scope = trio.CancelScope()
         self.promise: Promise[T] = Promise()
+        # Of the trio thread alone:
+        self.cancelled = False
+        """By whoever made it; not because the thread is stopped."""
+        self._given: list[T] = []
+        """The value, where somebody has to have it, as long as it may come out that nobody has."""
 
     # -- any thread
 
     def start(self) -> None:
         """Send it on its way. Once only."""
         if not self._thread._soon(self._begin):
-            self._fail(self._thread._why_closed())
+            self.promise.fail(self._thread._why_closed())
 
     def cancel(self) -> None:
-        """Cancel the function, or keep it from beginning, unless it has ended. Doesn't wait."""
-        if not self.promise.done:
-            self._thread._soon(self._scope.cancel)
+        """Cancel the function, or keep it from beginning, unless it has ended. Doesn't wait.
+
+        Whoever calls this has no use for a value any more; one that came all the same is `unwanted`.
+        """
+        if not self.promise.done or self._unwanted is not None:
+            self._thread._soon(self._cancel)
 
     # -- the trio thread
 
     def _begin(self) -> None:
         nursery = self._thread._nursery
         if nursery is None:
-            self._fail(self._thread._why_closed())
+            self.promise.fail(self._thread._why_closed())
         elif self._scope.cancel_called:
-            self._fail(_cancelled())
+            self.promise.fail(_cancelled())
         else:
             self._thread._calls.add(self)
             self._context.run(nursery.start_soon, self._perform)
@@ -159,24 +102,36 @@ class Call(Generic[T]):
             with self._scope:
                 value = await self._function()
             if self._scope.cancelled_caught:
-                self._fail(_cancelled())
-            elif self.promise.keep(value):
-                self._on_done()
+                self.promise.fail(_cancelled())
+            else:
+                self._give(value)
         except BaseException as error:
             # Whatever it is, it is the caller's, and is raised there as itself. A Cancelled can't
             # be of a scope of ours: that of the call has taken its own, and the nursery's is never
             # cancelled.
-            self._fail(_cancelled() if isinstance(error, trio.Cancelled) else error)
+            self.promise.fail(_cancelled() if isinstance(error, trio.Cancelled) else error)
         finally:
             self._thread._calls.discard(self)
 
-    def _fail(self, error: BaseException) -> None:
-        if self.promise.fail(error):
-            self._on_done()
+    def _give(self, value: T) -> None:
+        if self._unwanted is not None:
+            self._given.append(value)
+        if self.cancelled or not self.promise.keep(value):
+            self._take_back()
+            self.promise.fail(_cancelled())
+
+    def _cancel(self) -> None:
+        self.cancelled = True
+        self._scope.cancel()
+        self._take_back()
+
+    def _take_back(self) -> None:
+        while self._given and self._unwanted is not None:
+            self._unwanted(self._given.pop())
 
     def _give_up(self, error: BaseException) -> None:
         """The caller learns at once; what the function has to clean up it cleans up by itself."""
-        self._fail(error)
+        self.promise.fail(error)
         self._scope.cancel()
 
 
@@ -200,10 +155,13 @@ class TrioThread(Generic[Resource]):
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._token: trio.lowlevel.TrioToken | None = None
         self._opened: Promise[Resource] = Promise()
-        self._ended: Promise[None] = Promise()
+        self.ended: Promise[None] = Promise()
+        """Nothing of it runs any more; but for its last breath, see `finish`."""
         self._stop_requested = False
         self._interrupted = False
         """The user did not want to wait for the end."""
+        self._forked = False
+        """This is a child of the process that it runs in."""
         self._failure: BaseException | None = None
         """What ended the resource, once it was open, without having been asked to."""
         # Of the trio thread alone:
@@ -215,35 +173,45 @@ class TrioThread(Generic[Resource]):
     @property
     def stopped(self) -> bool:
         """It was told to stop, or has ended."""
-        return self._stop_requested or self._ended.done
+        return self._stop_requested or self.ended.done
 
     def start(self) -> Resource:
         """Start the thread, and wait until the resource is open; what prevents that is raised."""
+        opened = self.launch()
         try:
-            self._thread.start()
-        except RuntimeError:  # no more threads can be had
-            self._ended.keep(None)
-            raise
-        try:
-            self._opened.wait()
-            return self._opened.result()
+            opened.wait()
+            return opened.result()
         except BaseException:
             self.close()
             raise
 
-    def run(self, async_fn: Callable[[Unpack[Arguments]], Awaitable[T]], *args: *Arguments) -> T:
+    def launch(self) -> Promise[Resource]:
+        """Start the thread, which is then to be stopped; the resource, once that is open. Doesn't wait."""
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads can be had
+            self.ended.keep(None)
+            raise
+        return self._opened
+
+    def run(
+        self,
+        async_fn: Callable[[Unpack[Arguments]], Awaitable[T]],
+        *args: *Arguments,
+        unwanted: Callable[[T], object] | None = None,
+    ) -> T:
         """Run ``await async_fn(*args)`` in the trio thread, and wait for it.
 
         An exception that interrupts the waiting (KeyboardInterrupt, or whatever else a signal
         handler raises) goes out at once; the function is cancelled, and cleans up in the
-        background.
+        background. A value that it gives all the same goes to `unwanted`.
 
         Raises:
             trio.ClosedResourceError: `stop` or `close` was called, before this or meanwhile.
             RuntimeError: this is the trio thread itself; or the resource has failed.
         """
-        self._check_thread()
-        call = self.call(async_fn, *args)
+        self.check_thread()
+        call = self.call(async_fn, *args, unwanted=unwanted)
         try:
             call.start()
             call.promise.wait()
@@ -256,14 +224,14 @@ class TrioThread(Generic[Resource]):
         self,
         async_fn: Callable[[Unpack[Arguments]], Awaitable[T]],
         *args: *Arguments,
-        on_done: Callable[[], object] = lambda: None,
+        unwanted: Callable[[T], object] | None = None,
     ) -> Call[T]:
         """A call that its maker starts, and may cancel, without ever waiting.
 
-        `on_done` is called when its promise is done, mostly in the trio thread; it must neither
-        block nor raise. The function runs in a copy of the context (`contextvars`) of this moment.
+        The function runs in a copy of the context (`contextvars`) of this moment. If the call was cancelled
+        too late, and there is a value that nobody will have, that goes to `unwanted`, in the trio thread.
         """
-        return Call(self, lambda: async_fn(*args), on_done)
+        return Call(self, lambda: async_fn(*args), unwanted)
 
     def stop(self) -> None:
         """Fail and cancel all calls, and close the resource. Doesn't wait; may be repeated."""
@@ -278,10 +246,10 @@ class TrioThread(Generic[Resource]):
             RuntimeError: this is the trio thread itself; or the resource had failed; or a function
                 in there doesn't let itself be cancelled, and the thread is left behind.
         """
-        self._check_thread()
+        self.check_thread()
         self.stop()
         try:
-            ended = self._ended.wait(CLOSE_SECONDS)
+            ended = self.ended.wait(CLOSE_SECONDS)
         except BaseException:
             self._interrupted = True
             raise
@@ -290,13 +258,18 @@ class TrioThread(Generic[Resource]):
                 f"{self._name} did not end within {CLOSE_SECONDS:.0f} s: "
                 "a function that was called in it does not let itself be cancelled"
             )
+        self.finish()
+
+    def finish(self) -> None:
+        """See the last of a thread that has `ended`; RuntimeError if the resource had failed."""
         self._thread.join()
         if self._failure is not None:
             raise self._why_closed()
 
     # -- inside
 
-    def _check_thread(self) -> None:
+    def check_thread(self) -> None:
+        """RuntimeError if this is the trio thread itself, which can't wait for what it does."""
         # Not by its ident, which another thread may have once it has ended.
         if threading.current_thread() is self._thread:
             raise RuntimeError(
@@ -316,6 +289,8 @@ class TrioThread(Generic[Resource]):
 
     def _why_closed(self) -> BaseException:
         """Why no call can go on: a fresh exception for each caller."""
+        if self._forked:
+            return trio.ClosedResourceError(f"{self._name} is another process', which was forked")
         if self._failure is None:
             return trio.ClosedResourceError(f"{self._name} was closed")
         error = RuntimeError(f"{self._name} has failed: {self._failure!r}")
@@ -332,7 +307,7 @@ class TrioThread(Generic[Resource]):
             self._failed(error)
         finally:
             _not_ended.discard(self)
-            self._ended.keep(None)
+            self.ended.keep(None)
 
     def _failed(self, error: BaseException) -> None:
         if not self._opened.fail(error):
@@ -377,6 +352,18 @@ def _close_all() -> None:
         for thread in list(_not_ended):
             thread.stop()
         for thread in list(_not_ended):
-            thread._ended.wait(ABANDONED_SECONDS if thread._interrupted else CLOSE_SECONDS)
+            thread.ended.wait(ABANDONED_SECONDS if thread._interrupted else CLOSE_SECONDS)
     except KeyboardInterrupt:
         pass  # the user doesn't want to wait, and would only get a traceback more
+
+
+def _leave_all_to_the_parent() -> None:
+    for thread in list(_not_ended):
+        thread._forked = thread._stop_requested = True
+        thread._token = None  # it would wake the parent's
+        thread.ended.keep(None)
+    _not_ended.clear()
+
+
+if hasattr(os, "register_at_fork"):  # where there is fork
+    os.register_at_fork(after_in_child=_leave_all_to_the_parent)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.streams import ReceiveWindow, SendCursor
-    from sandd.wire import Data, EncodedFrame, OutgoingFrame
+    from sandd.wire import Data, EncodedFrame, OutgoingFrame, Stream
 
 
 class Channel:
@@ -30,14 +30,19 @@ class Channel:
         holds: bool = True,
     ) -> None:
         self.number = number
-        self.send = {cursor.stream: cursor for cursor in send}
-        self.receive = {window.stream: window for window in receive}
+        self._windows = tuple(receive)
+        self.receive = {window.stream: window for window in self._windows}
+        self.send: dict[Stream, SendCursor] = {}
+        self._messages: list[SendCursor] = []
+        self._bytes: list[SendCursor] = []
+        for cursor in send:
+            self.send[cursor.stream] = cursor
+            kind = self._messages if cursor.stream in wire.MESSAGE_STREAMS else self._bytes
+            kind.append(cursor)
         self.holds = holds
         """The peer's acks free memory: true for the owner, false for a viewer."""
         self.plain_answer: wire.Attached | None = None
         """Goes first, unless there is an event, which says the same; see `wire.Attached`."""
-        self._messages = [c for s, c in self.send.items() if s in wire.MESSAGE_STREAMS]
-        self._bytes = [c for s, c in self.send.items() if s not in wire.MESSAGE_STREAMS]
 
     def __repr__(self) -> str:
         return f"<Channel {self.number}: sends {[s.name for s in self.send]}>"
@@ -74,13 +79,16 @@ class Channel:
 
     def next_urgent(self) -> OutgoingFrame | None:
         """The answer to its Attach; acks and credit that are due, all in one frame; then events or ops."""
-        if self.plain_answer is not None:
-            answer, self.plain_answer = self.plain_answer, None
-            if not any(cursor.pending for cursor in self._messages):
-                return wire.ControlFrame(self.number, answer)
-        due = [window.update() for window in self.receive.values() if window.update_due]
-        if due:
-            return wire.ControlFrame(self.number, wire.Window(tuple(due)))
+        answer, self.plain_answer = self.plain_answer, None
+        if answer is not None:
+            return self._next_message() or wire.ControlFrame(self.number, answer)
+        for window in self._windows:
+            if window.update_due:
+                due = tuple(each.update() for each in self._windows if each.update_due)
+                return wire.ControlFrame(self.number, wire.Window(due))
+        return self._next_message()
+
+    def _next_message(self) -> EncodedFrame | None:
         for cursor in self._messages:
             frame = cursor.next_frame(self.number, 1)
             if frame is not None:

@@ -14,6 +14,8 @@ A new job's first event may stand for Attached: see `wire.Attached`.
 from __future__ import annotations
 
 import secrets
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from attrs import define
 
@@ -41,6 +43,12 @@ from sandd._core.streams import (
 from sandd._core.tombstones import generate
 from sandd.wire import DaemonState, RefusedCode, Role, Stream
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_ENDS_UNDER_WAY: Final = 1024
+"""Ends remembered, to be said again after a cut; saying one twice is harmless."""
+
 
 @define
 class KnownDaemon:
@@ -53,8 +61,10 @@ class KnownDaemon:
 class Client:
     """All jobs of one client over one link to a router."""
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Callable[[wire.News], None] = lambda _: None) -> None:
         self.id = secrets.token_hex(8)
+        self._hear = hear
+        """Called with what the controller tells of daemons."""
         self.scheduler = Scheduler()
         self.daemons: dict[str, KnownDaemon] = {}
         # A dict as an ordered set: after an outage, who came first is attached first.
@@ -66,6 +76,8 @@ class Client:
         self._next_sequence = 1
         self._attempts = 0
         """Attaches sent so far, over all links."""
+        self._ends: deque[wire.End] = deque(maxlen=MAX_ENDS_UNDER_WAY)
+        """The latest that were sent: should the link break, they may not have arrived."""
 
     # -- what the application does
 
@@ -88,6 +100,11 @@ class Client:
             job_id = generate(self.id, sequence)
         else:
             own = self._owned(daemon_id, job_id)
+            # It may be used again: what ended its last job must not end this one.
+            self._ends = deque(
+                [end for end in self._ends if (end.daemon_id, end.job_id) != (daemon_id, job_id)],
+                MAX_ENDS_UNDER_WAY,
+            )
         job = ClientJob(
             daemon_id, job_id, spec=spec_bytes, sequence=sequence, input_capacity=input_capacity
         )
@@ -134,8 +151,7 @@ class Client:
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
         if self._may_end(job):
-            message = wire.End(job.daemon_id, job.id, grace, self.id)
-            self.scheduler.control(wire.ControlFrame(0, message))
+            self._say_end(wire.End(job.daemon_id, job.id, grace, self.id), 0)
 
     def forget(self, job: ClientJob) -> None:
         """`end` and `close` in one message, which nobody waits for."""
@@ -145,8 +161,12 @@ class Client:
             message = wire.End(job.daemon_id, job.id, None, self.id)
             # A generated id is never used again, so nothing that overtakes this can mean that job.
             late = job.sequence is not None
-            self.scheduler.control(wire.ControlFrame(number, message), late=late)
+            self._say_end(message, number, late=late)
         self.close(job)
+
+    def _say_end(self, message: wire.End, channel: int, *, late: bool = False) -> None:
+        self._ends.append(message)
+        self.scheduler.control(wire.ControlFrame(channel, message), late=late)
 
     def _may_end(self, job: ClientJob) -> bool:
         # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
@@ -167,6 +187,11 @@ class Client:
         job.given_up = True
         self.close(job)
 
+    @property
+    def has_ended_any(self) -> bool:
+        """An End was said, which the daemon may not have heard yet."""
+        return bool(self._ends)
+
     def job_on(self, channel: int) -> ClientJob | None:
         """The job attached to the channel, if any."""
         return self._channels.get(channel)
@@ -178,8 +203,8 @@ class Client:
         job = self._channels.get(frame.channel)
         if frame.type is wire.FrameType.CONTROL:
             message = wire.decode_control(frame)
-            if isinstance(message, wire.DaemonStatus):
-                return self.daemon_changed(message)
+            if isinstance(message, wire.News):
+                return self.hear(message)
             if job is None:
                 return []
             self._control(job, message)
@@ -196,8 +221,12 @@ class Client:
             self.scheduler.activate(job.channel)
         return [] if job is None else [job]
 
-    def daemon_changed(self, message: wire.DaemonStatus) -> list[ClientJob]:
-        """A daemon came, went away or is gone for good."""
+    def hear(self, news: wire.News) -> list[ClientJob]:
+        """Take what is told of daemons; returns the jobs it changed."""
+        self._hear(news)
+        return self._daemon_changed(news) if isinstance(news, wire.DaemonStatus) else []
+
+    def _daemon_changed(self, message: wire.DaemonStatus) -> list[ClientJob]:
         if message.state is DaemonState.GONE:
             self.daemons.pop(message.daemon_id, None)
         else:
@@ -229,6 +258,8 @@ class Client:
         self._next_channel = 1
         for job in self.jobs:
             self._drop_channel(job)
+        for end in self._ends:
+            self.scheduler.control(wire.ControlFrame(0, end))
         return list(self.jobs)
 
     # -- inside
@@ -306,7 +337,8 @@ class Client:
             attempt=self._attempts,
         )
         self.scheduler.control(wire.ControlFrame(number, message))
-        self.scheduler.activate(job.channel)
+        if not eager or job.ops.end or job.input.end or job.input.final:
+            self.scheduler.activate(job.channel)
 
     def _settled(self, daemon_id: str) -> int:
         """Below this sequence, no generated id will be started on the daemon any more."""
@@ -349,7 +381,8 @@ class Client:
         states = {state.stream: state for state in message.streams}
         job.place(states)
         for window in job.channel.receive.values():
-            window.max_offset = max(window.max_offset, window.log.received)
+            if window.max_offset < window.log.received:
+                window.max_offset = window.log.received
         for cursor in job.channel.send.values():
             state = states.get(cursor.stream) or UNNAMED[cursor.stream]
             if not cursor.log.base <= state.received <= cursor.log.end:

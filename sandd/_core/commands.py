@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Unpack
 
-    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.specs import Command, Text
 
 AWAY_MARGIN: Final = 10.0
@@ -48,7 +48,7 @@ def _bytes(data: str | bytes) -> bytes:
 
 
 def start(
-    link: LocalLink,
+    link: JobLink,
     daemon_id: str,
     spec: wire.ProgramSpec,
     *,
@@ -69,7 +69,7 @@ def start(
 
 @trio.lowlevel.enable_ki_protection
 async def run(
-    link: LocalLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
+    link: JobLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
 ) -> CommandResult:
     """Run a command to its end and gather what it printed; see `Daemon.run`."""
     given = options.get("input")

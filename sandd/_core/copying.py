@@ -21,7 +21,7 @@ from sandd.wire import Stream, Update
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.specs import Text
     from sandd._core.transfers.result import TransferResult
 
@@ -33,7 +33,7 @@ RECEIVE_BYTES: Final = BATCH_COST
 
 
 async def upload(
-    link: LocalLink,
+    link: JobLink,
     daemon_id: str,
     local: Text,
     remote: Text,
@@ -61,7 +61,7 @@ async def upload(
 
 
 async def download(
-    link: LocalLink,
+    link: JobLink,
     daemon_id: str,
     remote: Text,
     local: Text,
@@ -140,7 +140,7 @@ class _ClientChannel:
 
 @contextlib.asynccontextmanager
 async def _open_channel(
-    link: LocalLink, daemon_id: str, spec: wire.UploadSpec | wire.DownloadSpec
+    link: JobLink, daemon_id: str, spec: wire.UploadSpec | wire.DownloadSpec
 ) -> AsyncIterator[_ClientChannel]:
     """Both streams of a new transfer. However the block ends, the daemon has nothing more to do with it.
 

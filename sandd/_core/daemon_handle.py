@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from signal import Signals
 
     from sandd._core.copying import Patterns, Progress
-    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.directory import DaemonInfo, Entry
+    from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.port_streams import RemoteStream
-    from sandd._core.registry import DaemonInfo, DaemonRecord, Registry
     from sandd._core.specs import Command, Text
     from sandd._core.transfers.result import TransferResult
 
@@ -48,15 +48,13 @@ class Daemon:
         raise TypeError("use Controller.daemon(), .daemons() or .wait_for_daemon()")
 
     @classmethod
-    def _create(cls, link: LocalLink, registry: Registry, record: DaemonRecord) -> Daemon:
+    def _create(cls, link: JobLink, entry: Entry) -> Daemon:
         self = object.__new__(cls)
         self._link = link
-        self._registry = registry
-        self._info = record.info
+        self._info = entry.info
         return self
 
-    _link: LocalLink
-    _registry: Registry
+    _link: JobLink
     _info: DaemonInfo
 
     def __repr__(self) -> str:
@@ -70,18 +68,18 @@ class Daemon:
     @property
     def info(self) -> DaemonInfo:
         """What the daemon said of itself, at its newest connection."""
-        record = self._registry.get(self.id)
-        if record is not None and record.info.instance == self._info.instance:
-            self._info = record.info
+        entry = self._link.directory.get(self.id)
+        if entry is not None and entry.info.instance == self._info.instance:
+            self._info = entry.info
         return self._info
 
     @property
     def state(self) -> DaemonState:
         """ONLINE; AWAY, when its connection broke and its jobs go on; or GONE for good."""
-        record = self._registry.get(self.id)
-        if record is None or record.info.instance != self._info.instance:
+        entry = self._link.directory.get(self.id)
+        if entry is None or entry.info.instance != self._info.instance:
             return DaemonState.GONE
-        return record.state
+        return entry.state
 
     async def run(
         self,

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from attrs import Factory, define, field
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.link import check_daemon_id, check_labels
+from sandd._core.program_options import (
+    Parser,
+    add_common_options,
+    gather,
+    read_log_format,
+    read_log_level,
+    read_number,
+    read_token,
+)
 from sandd.wire import MIB
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
+    from sandd._core.program_options import LogFormat
+
 GIB: Final = 1024 * MIB
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-MAX_TOKEN_BYTES: Final = 4096
 MAX_SIZE: Final = 2**60
 """Bytes; far beyond any disk, and exact in every arithmetic."""
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?b)?|b)?")
@@ -38,7 +46,7 @@ class DaemonOptions:
     token: bytes | None = field(default=None, repr=False)
     state_dir: Path | None = None
     log_level: str = "info"
-    log_format: Literal["text", "json"] = "text"
+    log_format: LogFormat = "text"
     reconnect_max: float = 30.0
     """Seconds between dials at most."""
     max_running: int | None = None
@@ -69,14 +77,9 @@ _VARIABLES: Final = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(message)
-
-
 def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description="Run commands for a controller: dial out to it, and keep at it.",
         epilog="Each option is also read from the environment (SANDD_SERVER_URL, ...) and from the TOML file "
@@ -84,6 +87,12 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         argument_default=None,
         allow_abbrev=False,
     )
+    add_daemon_options(parser, version)
+    return parser
+
+
+def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
+    """All that it can be told."""
     parser.add_argument(
         "-s", "--server-url", metavar="URL", help="controller to dial, e.g. ws://host:8765/ws"
     )
@@ -110,11 +119,6 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="reach files beneath this directory only (commands are not confined by this)",
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these options")
-    parser.add_argument(
-        "--log-level", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (default: info)"
-    )
-    parser.add_argument("--log-format", metavar="FORMAT", help="text or json (default: text)")
     parser.add_argument(
         "--reconnect-max", metavar="SECONDS", help="longest wait between dials (default: 30)"
     )
@@ -129,39 +133,14 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--job-spool-quota", metavar="SIZE", help="the same for one job (default: 1GiB)"
     )
-    parser.add_argument("--version", action="version", version=f"sandd {version}")
-    return parser
+    add_common_options(parser, version)
 
 
 def parse_daemon_options(
     arguments: Sequence[str], environment: Mapping[str, str], *, prog: str, version: str
 ) -> DaemonOptions:
     """The options in force. ConfigurationError, in one line, for whatever can't be used."""
-    given = {
-        k: v
-        for k, v in vars(build_parser(prog, version).parse_args(list(arguments))).items()
-        if v is not None
-    }
-    for name, variables in _VARIABLES.items():
-        for variable in variables:
-            if name not in given and environment.get(variable):
-                given[name] = environment[variable]
-    if "config" in given:
-        given = _read_config(Path(given.pop("config"))) | given
-    return _build(given)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except (OSError, ValueError) as error:  # TOML that is none, or not even UTF-8
-        raise ConfigurationError(f"can't read the config file {path}: {error}") from error
-    unknown = sorted(set(values) - (set(_VARIABLES) - {"config"}))
-    if unknown:
-        known = ", ".join(sorted(set(_VARIABLES) - {"config"}))
-        raise ConfigurationError(f"{path}: unknown option {unknown[0]!r}; known are {known}")
-    return values
+    return _build(gather(build_parser(prog, version), _VARIABLES, arguments, environment))
 
 
 def _build(given: dict[str, Any]) -> DaemonOptions:
@@ -191,9 +170,6 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
     token_file = given.get("token_file")
     state_dir = given.get("state_dir")
     max_running = given.get("max_running")
-    log_format = _one_of(
-        "--log-format", str(given.get("log_format", "text")).lower(), ("text", "json")
-    )
     return DaemonOptions(
         server_url=url,
         daemon_id=None if daemon_id is None else str(daemon_id),
@@ -201,28 +177,15 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         token=None if token_file is None else read_token(Path(str(token_file))),
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
-        log_level=_one_of("--log-level", str(given.get("log_level", "info")).lower(), LOG_LEVELS),
-        log_format="json" if log_format == "json" else "text",
-        reconnect_max=_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),
+        log_level=read_log_level(given),
+        log_format=read_log_format(given),
+        reconnect_max=read_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),
         max_running=None
         if max_running is None
-        else int(_number("--max-running", max_running, least=1)),
+        else int(read_number("--max-running", max_running, least=1)),
         spool_quota=_size("--spool-quota", given.get("spool_quota", 8 * GIB)),
         job_spool_quota=_size("--job-spool-quota", given.get("job_spool_quota", 1 * GIB)),
     )
-
-
-def read_token(path: Path) -> bytes:
-    """The token in a file, without the white space around it; an empty one is an error, never "open"."""
-    try:
-        token = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigurationError(f"can't read the token file {path}: {error.strerror}") from error
-    if not token or len(token) > MAX_TOKEN_BYTES:
-        raise ConfigurationError(
-            f"the token file {path} is empty, or larger than {MAX_TOKEN_BYTES} bytes"
-        )
-    return token
 
 
 def _root(given: object) -> Path | None:
@@ -247,22 +210,6 @@ def _labels(given: object) -> dict[str, str]:
             raise ConfigurationError(f"label {entry!r} is not of the form KEY=VALUE")
         labels[key.strip()] = value.strip()
     return labels
-
-
-def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ConfigurationError(f"{option} {value!r} is not one of {', '.join(choices)}")
-    return value
-
-
-def _number(option: str, value: object, *, least: float) -> float:
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = float("nan")
-    if not least <= number <= 1e9:
-        raise ConfigurationError(f"{option} {value!r} is not a number of at least {least:g}")
-    return number
 
 
 def _size(option: str, value: object) -> int:

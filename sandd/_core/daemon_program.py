@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.daemon_end import DaemonEnd
 from sandd._core.daemon_options import DaemonOptions, default_max_running
 from sandd._core.dialer import Dialer
 from sandd._core.file_requests import FileRequests
@@ -100,13 +101,8 @@ async def run_daemon(
                     daemon_version=version,
                     ancestors=ancestors,
                 )
-                dialer = Dialer(
-                    options.server_url,
-                    identity,
-                    options.token,
-                    runner,
-                    Backoff(maximum=options.reconnect_max),
-                )
+                end = DaemonEnd(identity, options.token, runner)
+                dialer = Dialer(options.server_url, end, Backoff(maximum=options.reconnect_max))
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
@@ -116,7 +112,7 @@ async def run_daemon(
                 with trio.move_on_after(DRAIN_SECONDS) as drain:
                     with trio.move_on_at(drain.deadline - FAREWELL_SECONDS):
                         await runner.end_all(END_GRACE)
-                        await dialer.tell_all()
+                        await end.tell_all()
                     # Whatever is left untold: else all would wait for our return, for a day.
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()

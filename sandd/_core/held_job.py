@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import AsyncIterator
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
 
 class HeldJob:
     """A job that runs a program, in the block that opened it or attached to it."""
 
-    def __init__(self, handle: JobHandle) -> None:
+    def __init__(self, handle: JobHandle, *, kill_grace: float) -> None:
         self._handle = handle
+        self._kill_grace = kill_grace
 
     def __repr__(self) -> str:
         job = self._handle.job
@@ -110,6 +111,13 @@ class HeldJob:
                     f"the block of this {self._noun} was left before the daemon knew"
                 )
         self._handle.job.detached = True
+
+    async def _take_back(self) -> None:
+        """As if its block had not been entered: a new one ends, detached or not; else it is as it was before."""
+        if self._handle.is_new:
+            await self._handle.leave(self._kill_grace)
+        else:
+            self._handle.give_up()
 
     @property
     def _noun(self) -> str:

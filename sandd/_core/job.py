@@ -5,6 +5,7 @@ Sans-IO. What a shell may do to a job is here; who may attach to which is the ta
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
@@ -78,27 +79,37 @@ class Job:
         """It is a session: it keeps its scrollback, whoever has read it, and mostly no more."""
         self._is_left = False
         """Its owner went for good, and nobody came since."""
-        retain = EVERYTHING if spec.detach else 0
-        if isinstance(spec, wire.SessionSpec):
-            retain = spec.scrollback
-        capacity = RING_BYTES
-        if isinstance(spec, wire.Request):
-            capacity, spool = spec.window, None  # what it tells has a source, and can wait there
-        self.outputs = {
-            stream: SpooledLog(
-                self, capacity=capacity, retain=retain, on_full=spec.on_full, spool=spool
-            )
-            for stream in (Stream.OUTPUT, Stream.ERROR)
-        }
-        # Retained whole, so that whoever attaches later learns what became of the job.
-        events = MessageSendLog(capacity=None, retain=EVERYTHING)
-        self.sends: dict[Stream, SendLog] = {Stream.EVENTS: events, **self.outputs}
+        self._spool = spool
         self.ops = MessageReceiveLog()
         self.input = ByteReceiveLog()
         self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
 
     def __repr__(self) -> str:
         return f"<Job {self.key[1]} {self.state.value}, {len(self.viewers)} viewers>"
+
+    # The process is asked for before these are needed, and starts meanwhile.
+
+    @cached_property
+    def outputs(self) -> dict[Stream, SpooledLog]:
+        """What its process, or its request, puts out."""
+        spec, capacity, spool = self.spec, RING_BYTES, self._spool
+        retain = EVERYTHING if spec.detach else 0
+        if isinstance(spec, wire.SessionSpec):
+            retain = spec.scrollback
+        elif isinstance(spec, wire.Request):
+            capacity, spool = spec.window, None  # what it tells has a source, and can wait there
+        return {
+            stream: SpooledLog(
+                self, capacity=capacity, retain=retain, on_full=spec.on_full, spool=spool
+            )
+            for stream in (Stream.OUTPUT, Stream.ERROR)
+        }
+
+    @cached_property
+    def sends(self) -> dict[Stream, SendLog]:
+        """All that flows to clients."""
+        # Retained whole, so that whoever attaches later learns what became of the job.
+        return {Stream.EVENTS: MessageSendLog(capacity=None, retain=EVERYTHING), **self.outputs}
 
     @property
     def lease(self) -> float:
@@ -176,7 +187,9 @@ class Job:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
-        self.announce()
+        # Not each time: a keystroke is worth no look at all that there may be to say.
+        if self.owner is not None and self.owner.channel.receive[Stream.INPUT].update_due:
+            self.announce()
         return chunk
 
     def next_op(self) -> wire.Op | wire.Unknown | None:

@@ -14,7 +14,7 @@ from sandd._core.streams import Gap
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
     from sandd.wire import Stream
 
 RECEIVE_BYTES = 64 * wire.KIB
@@ -170,7 +170,9 @@ class OutputStream(trio.abc.ReceiveStream):
             self._check()
             if self._log.readable:
                 chunk = self._log.take(max_bytes)
-                self._handle.link.changed(self._handle.job)
+                channel = self._handle.job.channel
+                if channel is not None and channel.receive[self._stream].update_due:
+                    self._handle.link.changed(self._handle.job)
                 if isinstance(chunk, Gap):
                     raise OutputGap(chunk.start, chunk.end)
                 return chunk

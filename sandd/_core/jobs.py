@@ -35,12 +35,6 @@ MAX_JOBS: Final = 100_000
 """Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""
 MAX_ENDED_BYTES: Final = 256 * wire.MIB
 """Memory that jobs which have ended, and that nobody is attached to, may hold together."""
-INITIAL_CREDIT: Final = {
-    Stream.EVENTS: wire.MESSAGE_WINDOW,
-    Stream.OUTPUT: wire.INITIAL_OUTPUT_BYTES,
-    Stream.ERROR: wire.INITIAL_OUTPUT_BYTES,
-}
-"""Credit of a channel whose Attach names no cursors."""
 MAX_REQUESTS: Final = 10_000
 """Requests a daemon keeps besides, so that one that is full of jobs can still be told to end some."""
 MAX_ATTEMPTS: Final = 16
@@ -65,15 +59,16 @@ class Effect(enum.Enum):
 NO_JOB: Final = "no such job on this daemon"
 
 
-def _check_cursors(message: wire.Attach) -> None:
-    """RemoteProtocolError for streams no honest client can ask for; before anything is changed."""
+def _complaint(message: wire.Attach) -> wire.Refused | None:
+    """The answer to streams that no honest client can ask for; before anything is changed."""
     seen = set()
     for cursor in message.cursors:
         if cursor.stream not in wire.TO_CLIENT or cursor.stream in seen:
-            raise RemoteProtocolError(
-                f"Attach asks for {cursor.stream.name} twice, or the wrong way"
+            return wire.Refused(
+                RefusedCode.DENIED, f"Attach asks for {cursor.stream.name} twice, or the wrong way"
             )
         seen.add(cursor.stream)
+    return None
 
 
 def _repeats_start(message: wire.Attach) -> bool:
@@ -123,7 +118,11 @@ class JobTable:
         return effects
 
     def receive(self, link: DaemonLink, frame: wire.Frame, now: float) -> Effects:
-        """Take one frame for a channel, or an End; RemoteProtocolError closes the link, no job is touched."""
+        """Take one frame for a channel, or an End.
+
+        What a client has done wrong costs it its channel (`Refused`), and touches nobody else on the link.
+        RemoteProtocolError is the router's: it closes the link; no job is touched.
+        """
         return list(self.steps(link, frame, now))
 
     def steps(
@@ -141,10 +140,13 @@ class JobTable:
             return []
         data = wire.decode_data(frame)
         op: wire.Op | wire.Unknown | None = None
-        if data.stream is Stream.OPS and (len(data.body) or not data.final):
-            # A bad one is refused here, before it counts as received.
-            op = wire.decode_op(data.body)
-        attachment.channel.on_data(data)
+        try:
+            if data.stream is Stream.OPS and (len(data.body) or not data.final):
+                # A bad one is refused here, before it counts as received.
+                op = wire.decode_op(data.body)
+            attachment.channel.on_data(data)
+        except RemoteProtocolError as error:
+            return self._break(attachment, error, now)
         if isinstance(op, wire.DetachJob):
             # Not when the shell takes it: its owner may be gone by then.
             attachment.job.detach()
@@ -173,7 +175,10 @@ class JobTable:
                 attachment = self._attachment(link, channel)
                 if attachment is None:
                     return []
-                attachment.channel.on_window(message)
+                try:
+                    attachment.channel.on_window(message)
+                except RemoteProtocolError as error:
+                    return self._break(attachment, error, now)
                 link.progressed = True
                 link.scheduler.activate(attachment.channel)
                 link.dirty = True
@@ -207,7 +212,10 @@ class JobTable:
             raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
         link.last_channel = number
         link.dirty = link.progressed = True
-        _check_cursors(message)
+        complaint = _complaint(message)
+        if complaint is not None:
+            link.control(number, complaint)
+            return
         key = (message.tenant, message.job_id)
         self.tombstones.settle(message.tenant, message.client, message.settled)
         job = self.jobs.get(key)
@@ -366,7 +374,9 @@ class JobTable:
         else:
             for stream, log in job.sends.items():
                 start = job.replay_start(stream)
-                cursors.append(SendCursor(stream, log, start, INITIAL_CREDIT[stream]))
+                is_events = stream is Stream.EVENTS
+                credit = wire.MESSAGE_WINDOW if is_events else message.output_credit
+                cursors.append(SendCursor(stream, log, start, credit))
         windows = []
         if owner:
             windows = [
@@ -421,6 +431,12 @@ class JobTable:
         job.viewers.pop(attachment, None)
         if not job.attachments:
             job.release_pieces()
+
+    def _break(self, attachment: Attachment, error: RemoteProtocolError, now: float) -> Effects:
+        """The client broke the protocol: its channel is closed, the job goes on."""
+        refused = wire.Refused(RefusedCode.DENIED, f"broke the protocol: {error}")
+        attachment.link.control(attachment.channel.number, refused)
+        return self._detach(attachment, now)
 
     def _detach(self, attachment: Attachment, now: float) -> Effects:
         job = attachment.job

@@ -22,7 +22,7 @@ from sandd._core._errors import RemoteProtocolError
 from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 DAEMON_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 """Ids go into file names, metric labels and command lines, so they stay plain."""
@@ -83,10 +83,7 @@ def check_labels(labels: Mapping[str, str]) -> str | None:
 
 
 def prove(token: bytes, challenge: wire.Challenge, identity: Identity, connection: int) -> bytes:
-    """HMAC-SHA256 over the nonce and all the daemon claims; the token itself never crosses the wire.
-
-    Every part is prefixed by its length, so that no two different claims give the same input.
-    """
+    """A daemon's proof: over the nonce and all it claims."""
     parts = [
         b"sandd.2 daemon hello",
         challenge.nonce,
@@ -99,6 +96,31 @@ def prove(token: bytes, challenge: wire.Challenge, identity: Identity, connectio
     ]
     for key in sorted(identity.labels):
         parts += [key.encode(), identity.labels[key].encode()]
+    return _mac(token, parts)
+
+
+def prove_operator(
+    token: bytes, challenge: wire.Challenge, client: str, connection: int, name: str
+) -> bytes:
+    """An operator's proof: over the nonce and all it claims."""
+    return _mac(
+        token,
+        [
+            b"sandd.2 operator hello",
+            challenge.nonce,
+            challenge.controller_id.encode(),
+            client.encode(),
+            connection.to_bytes(8, "big"),
+            name.encode(),
+        ],
+    )
+
+
+def _mac(token: bytes, parts: Iterable[bytes]) -> bytes:
+    """HMAC-SHA256; the token itself never crosses the wire.
+
+    Every part is prefixed by its length, so that no two different claims give the same input.
+    """
     mac = hmac.new(token, digestmod=hashlib.sha256)
     for part in parts:
         mac.update(len(part).to_bytes(4, "big"))
@@ -109,10 +131,8 @@ def prove(token: bytes, challenge: wire.Challenge, identity: Identity, connectio
 # ---- handshake -----------------------------------------------------------------------------------
 
 
-def answer_challenge(
-    challenge: wire.Control | wire.Unknown, identity: Identity, connection: int, token: bytes | None
-) -> wire.Hello:
-    """The daemon's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
+def read_challenge(challenge: wire.Control | wire.Unknown) -> tuple[wire.Challenge, int]:
+    """The controller's first words, and the version to speak; RemoteProtocolError if they can't be used."""
     if not isinstance(challenge, wire.Challenge):
         raise RemoteProtocolError(
             f"the controller opened with {type(challenge).__name__}, not with a Challenge"
@@ -122,8 +142,16 @@ def answer_challenge(
         raise RemoteProtocolError(
             f"no common protocol version: the controller speaks {list(challenge.versions)}, we {list(wire.VERSIONS)}"
         )
+    return challenge, max(common)
+
+
+def answer_challenge(
+    said: wire.Control | wire.Unknown, identity: Identity, connection: int, token: bytes | None
+) -> wire.Hello:
+    """The daemon's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
+    challenge, version = read_challenge(said)
     return wire.Hello(
-        version=max(common),
+        version=version,
         daemon_id=identity.daemon_id,
         instance=identity.instance,
         connection=connection,
@@ -135,6 +163,45 @@ def answer_challenge(
         proof=b"" if token is None else prove(token, challenge, identity, connection),
         ancestors=identity.ancestors,
     )
+
+
+def answer_as_operator(
+    said: wire.Control | wire.Unknown, client: str, connection: int, name: str, token: bytes | None
+) -> wire.OperatorHello:
+    """The operator's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
+    challenge, version = read_challenge(said)
+    proof = b"" if token is None else prove_operator(token, challenge, client, connection, name)
+    return wire.OperatorHello(version, client, connection, name, proof)
+
+
+def judge_operator(
+    hello: wire.Control | wire.Unknown, challenge: wire.Challenge, *, token: bytes | None
+) -> wire.Reject | None:
+    """The controller's answer to an operator's Hello; None: accept."""
+    if not isinstance(hello, wire.OperatorHello):
+        raise RemoteProtocolError(
+            f"the operator opened with {type(hello).__name__}, not with an OperatorHello"
+        )
+    if hello.version not in wire.VERSIONS:
+        return wire.Reject(
+            RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}"
+        )
+    if not hello.client:
+        return wire.Reject(RejectCode.BAD_HELLO, "a client id is needed")
+    if token is None:
+        return wire.Reject(
+            RejectCode.UNAUTHENTICATED,
+            "this controller takes no operators, as it has no token for them: give it one "
+            "(open_controller(operator_token=...) or state_dir=..., sandd controller)",
+        )
+    expected = prove_operator(token, challenge, hello.client, hello.connection, hello.name)
+    if not hmac.compare_digest(hello.proof, expected):
+        return wire.Reject(
+            RejectCode.UNAUTHENTICATED,
+            "the operator's token is missing or wrong: it is the one in operator.token, in the controller's "
+            "state directory (connect_controller(token=...), --token-file)",
+        )
+    return None
 
 
 def judge_hello(

@@ -1,422 +1,37 @@
-"""The agent in the controller's own process: a client like any other, over an in-memory link."""
+"""The agent in the controller's own process: a client like any other, over a link that stays in memory."""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
 from sandd import wire
-from sandd._core._errors import (
-    DaemonGone,
-    JobNotFound,
-    RemoteProtocolError,
-    RequestRefused,
-    SanddError,
-    SpawnFailed,
-    transfer_error,
-)
-from sandd._core.client import Client
-from sandd._core.client_job import AttachState, ClientJob
-from sandd._core.logs import get_logger
-from sandd._core.router import DaemonLink, Router
-from sandd._core.transfers.partials import Partials
-from sandd.wire import FailedCode, Role, Stream
+from sandd._core.job_link import JobHandle, JobLink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import TypeAlias
-
-    from sandd._core.streams import Gap
-
-    Sink: TypeAlias = Callable[[bytes | Gap], None]
-
-log = get_logger("client")
-
-LEAVE_MARGIN: Final = 10.0
-"""Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
-FLUSH_SECONDS: Final = 10.0
-"""How long leaving a job that goes on waits until what was sent to it has arrived."""
-LATE_SECONDS: Final = 0.02
-"""How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
-one by one, each takes the processor from the command that is under way by then."""
-EVERYTHING: Final = wire.MAX_OFFSET
-INPUT_CAPACITY: Final = 256 * wire.KIB
-"""Of a program's stdin, what is kept here until the program has taken it."""
+    from sandd._core._errors import RemoteProtocolError
+    from sandd._core.client_job import ClientJob
+    from sandd._core.directory import Directory
+    from sandd._core.router import Router
 
 
-class JobHandle:
-    """One job of the local client, for tasks to wait on."""
+class LocalLink(JobLink):
+    """Carries frames between the client and the router, and has the router's other links send theirs."""
 
-    def __init__(
-        self,
-        link: LocalLink,
-        job: ClientJob,
-        sinks: Mapping[Stream, Sink],
-        kill_grace: float,
-        *,
-        is_new: bool = True,
-    ) -> None:
-        self.link = link
-        self.job = job
-        self.is_new = is_new
-        """We have started it; else it was there before us."""
-        self.is_held = False
-        """Its block was entered: somebody knows of it, and leaves it as its state has it."""
-        self.kill_grace = kill_grace
-        """Seconds from TERM to KILL when it is ended."""
-        self._sinks = dict(sinks)
-        self._taps: dict[Stream, tuple[Sink, int]] = {}
-        """Who sees what arrives, besides its reader, and how far they have seen it."""
-        self._stalls: Mapping[Stream, wire.Stalled] = {}
-        """Those of the job that the controller was told of."""
-        self._changed = trio.Event()
-        self._is_forgotten = False
-
-    @trio.lowlevel.enable_ki_protection
-    def sink(self, stream: Stream, sink: Sink) -> None:
-        """From now on, give what arrives on the stream to `sink`; no task reads it."""
-        self._sinks[stream] = sink
-        self.update()
-        self.link.changed(self.job)
-
-    def tap(self, stream: Stream, sink: Sink) -> None:
-        """From now on, show to `sink` what arrives on the stream, at once, whoever reads it and when."""
-        self._taps[stream] = (sink, self.job.outputs[stream].received)
-
-    def update(self) -> None:
-        """The job changed: serve the taps and the sinks, and wake whoever waits."""
-        for stream, (tap, seen) in self._taps.items():
-            arrived = self.job.outputs[stream]
-            if arrived.received > seen:
-                for piece in arrived.tail(max(seen, arrived.consumed)):
-                    tap(piece)
-                self._taps[stream] = (tap, arrived.received)
-        for stream, sink in self._sinks.items():
-            log = self.job.outputs[stream]
-            while log.readable:
-                sink(log.take(EVERYTHING))
-        if self.job.stalls != self._stalls:
-            before, self._stalls = self._stalls, dict(self.job.stalls)
-            self.link.tell_stalls(self.job, before)
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition holds; it is looked at whenever the job changes. No checkpoint if it does."""
-        while not condition():
-            await self._changed.wait()
-
-    @property
-    def closed(self) -> bool:
-        """The job is closed, or as good as that: nothing more will come."""
-        return self._is_forgotten or self.job.state is AttachState.CLOSED
-
-    @property
-    def begun(self) -> bool:
-        """It was started, or never will be."""
-        return self.job.started is not None or self.job.result is not None or self.closed
-
-    @property
-    def ended(self) -> bool:
-        """How it ended is known, or never will be."""
-        return self.job.result is not None or self.closed
-
-    @property
-    def complete(self) -> bool:
-        """It ended, and all its output has arrived."""
-        return self.job.finished
-
-    @property
-    def _is_seen_off(self) -> bool:
-        """Nothing more will come that anybody wants who has left it."""
-        return self.closed or (self.complete if self._taps else self.ended)
-
-    def raise_if_failed(self) -> None:
-        """Raise what kept the job from having an exit status, if something did."""
-        failed = self.job.result
-        taken_back = isinstance(failed, wire.Failed) and failed.code is FailedCode.CANCELLED
-        if self.link.closed and (failed is None or taken_back):
-            raise trio.ClosedResourceError("the controller was closed while the job ran")
-        if self.job.error is not None:
-            raise self.job.error
-        if isinstance(failed, wire.Failed):
-            raise failure(failed, self.job)
-
-    @trio.lowlevel.enable_ki_protection
-    def hold(self) -> None:
-        """Its block is entered."""
-        self.is_held = True
-        self.job.acknowledge(True)
-        self.link.changed(self.job)
-
-    @trio.lowlevel.enable_ki_protection
-    async def leave(self, grace: float) -> None:
-        """End the job and see its tree gone; at once if the daemon is away: then it ends on the return.
-
-        Whoever taps it sees all it says to that; nobody reads it any more.
-
-        Shielded, and bounded by the kill grace and a margin. Ctrl-C, which no shield keeps off, saves
-        the wait and nothing else.
-        """
-        job = self.job
-        try:
-            if not self._is_seen_off and job.sent:
-                if job.result is None:
-                    self.link.client.end(job, grace)
-                for stream in self._taps:
-                    self.sink(stream, lambda _: None)
-                self.link.flush()
-                deadline = trio.current_time() + grace + LEAVE_MARGIN
-                with trio.CancelScope(shield=True, deadline=deadline):
-                    await self.until(lambda: self._is_seen_off or job.state is AttachState.WAITING)
-        finally:
-            self.forget()
-
-    @trio.lowlevel.enable_ki_protection
-    def forget(self) -> None:
-        """We want nothing more of the job: it is ended, if it still runs, and its results are dropped."""
-        if not self.closed:
-            self._is_forgotten = True
-            self.link.forget_later(self.job)
-        self._let_go()
-
-    @trio.lowlevel.enable_ki_protection
-    async def part(self) -> None:
-        """Let the job go on without us, once all that was sent to it is there.
-
-        Shielded, and bounded by FLUSH_SECONDS. At once where nothing was sent.
-        """
-        if self.job.unflushed:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + FLUSH_SECONDS):
-                await self.flushed()
-            if self.job.flush is not None and not self.closed:
-                log.warning("input_left_behind", job=self.job.id, daemon=self.job.daemon_id)
-        self.detach()
-
-    async def flushed(self) -> None:
-        """Wait until all that was sent to the job has arrived there, or means nothing any more."""
-        job = self.job
-        while not self.closed:
-            result = job.result
-            self.link.client.flush(job)
-            self.link.flush()
-            await self.until(
-                lambda result=result: (  # type: ignore[misc]
-                    job.flush is None or job.result is not result or self.closed
-                )
-            )
-            if job.flush is None:
-                break
-
-    @trio.lowlevel.enable_ki_protection
-    def detach(self) -> None:
-        """Let the job go on without us, now."""
-        if not self.closed:
-            self.link.client.close(self.job)
-            self.link.flush()
-        self._let_go()
-
-    @trio.lowlevel.enable_ki_protection
-    def give_up(self) -> None:
-        """Let a job that was attached to go on as it was before."""
-        if not self.closed:
-            self.link.client.give_up(self.job)
-            self.link.flush()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self.link.drop(self)
-        self.update()  # the last one: whoever still waits, in a task outside of the block, hears of it now
-
-
-def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
-    """The exception for a job that has no exit status."""
-    match failed.code:
-        case FailedCode.SPAWN:
-            name = None if failed.filename is None else failed.filename.decode("utf-8", "replace")
-            return SpawnFailed(failed.errno, failed.message, name)
-        case FailedCode.CANCELLED:
-            return RequestRefused(f"job {job.id} on daemon {job.daemon_id!r}: {failed.message}")
-        case FailedCode.JOB_NOT_FOUND:
-            return JobNotFound(f"daemon {job.daemon_id!r}: {failed.message}")
-        case FailedCode.DECLINED:
-            return RequestRefused(f"daemon {job.daemon_id!r}: {failed.message}")
-        case FailedCode.SYSTEM:
-            name = None if failed.filename is None else os.fsdecode(failed.filename)
-            return transfer_error(failed.symbol, failed.message, name)
-        case FailedCode.LOST:
-            return DaemonGone(
-                f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}"
-            )
-
-
-class LocalLink:
-    """Carries frames between the local client and the router, and wakes whoever has something to do."""
-
-    def __init__(
-        self,
-        router: Router,
-        wake: Callable[[DaemonLink], None],
-        blame: Callable[[DaemonLink, RemoteProtocolError], None],
-        tell_stalls: Callable[[ClientJob, Mapping[Stream, wire.Stalled]], None] = lambda *_: None,
-    ) -> None:
-        self.client = Client()
-        self.closed = False
-        self.jobs_started = 0
-        self.partials = Partials()
-        """Files in the making, of transfers to this machine."""
+    def __init__(self, router: Router, directory: Directory, *, tenant: str = "default") -> None:
+        super().__init__(directory)
         self._router = router
-        self._link = router.add_client(principal="local")
-        self._wake = wake
-        self._blame = blame
-        self.tell_stalls = tell_stalls
-        """Called with a job whose `stalls` have changed, and what they were before."""
-        self._handles: dict[ClientJob, JobHandle] = {}
+        self._link = router.add_client(tenant=tenant, principal="local")
         self._flushing = False
-        self._later = trio.Event()
-        self._farewells: list[ClientJob] = []
-        """Jobs that are to be forgotten when `_later` is seen to."""
-
-    @property
-    def job_count(self) -> int:
-        """Jobs open now."""
-        return len(self._handles)
-
-    @property
-    def busy_daemons(self) -> set[str]:
-        """Those that any of these jobs is on."""
-        return {job.daemon_id for job in self._handles}
-
-    @trio.lowlevel.enable_ki_protection
-    def open(
-        self,
-        daemon_id: str,
-        spec: wire.Spec,
-        *,
-        job_id: str | None = None,
-        input_data: bytes | None = None,
-        sinks: Mapping[Stream, Sink] | None = None,
-    ) -> JobHandle:
-        """Start a job; output goes to the `sinks` as it arrives, or waits for a reader.
-
-        With `input_data` its stdin is that, then its end; without, it stays open for a writer.
-        """
-        if self.closed:
-            raise trio.ClosedResourceError("this controller is closed")
-        if isinstance(spec, wire.Request):
-            # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
-            self.flush(late=True)
-        capacity = None
-        if input_data is None:
-            capacity = spec.window if isinstance(spec, wire.Request) else INPUT_CAPACITY
-        job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
-        handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
-        self.jobs_started += isinstance(spec, wire.ProgramSpec)
-        if input_data is not None and spec.stdin:
-            if input_data:
-                job.input.append(input_data)
-            job.input.finish()
-        self.client.activate(job)
-        self.flush()
-        return handle
-
-    @trio.lowlevel.enable_ki_protection
-    def attach(
-        self,
-        daemon_id: str,
-        job_id: str,
-        *,
-        role: Role,
-        takeover: bool,
-        since: Mapping[Stream, int],
-        kill_grace: float,
-    ) -> JobHandle:
-        """Attach to a job that exists; RequestRefused if we hold it already."""
-        if self.closed:
-            raise trio.ClosedResourceError("this controller is closed")
-        self.flush(late=True)  # it may be a job that we have just left
-        job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
-        job.acknowledge(False)
-        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_new=False)
-        self.changed(job)
-        return handle
-
-    @trio.lowlevel.enable_ki_protection
-    def changed(self, job: ClientJob) -> None:
-        """Our side appended to the job's logs or consumed from them: send what follows from it."""
-        self.client.activate(job)
-        self.flush()
-
-    def drop(self, handle: JobHandle) -> None:
-        """Nobody waits on the handle any more."""
-        self._handles.pop(handle.job, None)
-
-    def close(self) -> None:
-        """The controller closes: end what would be left to nobody; whoever waits for a job learns of it.
-
-        Left is what outlives us, and what was only going to be attached to. A detached job that nobody
-        has heard of yet ends.
-        """
-        self.closed = True
-        for handle in list(self._handles.values()):
-            if handle.is_held and handle.job.outlives_us:
-                handle.detach()
-            elif not (handle.is_held or handle.is_new):
-                handle.give_up()
-            else:
-                self.client.end(handle.job)
-        self.flush(late=True)
-
-    @property
-    def longest_grace(self) -> float:
-        """Seconds that the most patient of the open jobs may take to be killed."""
-        return max((handle.kill_grace for handle in self._handles.values()), default=0.0)
-
-    async def ended(self) -> None:
-        """Wait until no job is left that could still tell its end. Bound it."""
-        for handle in list(self._handles.values()):
-            await handle.until(
-                lambda handle=handle: handle.ended or handle.job.state is AttachState.WAITING  # type: ignore[misc]
-            )
-
-    def abandon(self) -> None:
-        """Forget what is left, and wake everybody."""
-        for handle in list(self._handles.values()):
-            self.client.close(handle.job)
-            handle.update()
-        self._handles.clear()
-        self._router.remove_client(self._link)
-
-    def forget_later(self, job: ClientJob) -> None:
-        """Say farewell to a job; a little later, by `run`, where nobody can tell the difference."""
-        if job.result is None or job.sequence is None:
-            # It may yet be started, or its id be used again.
-            self.client.forget(job)
-        else:
-            self._farewells.append(job)
-        self._later.set()
-
-    @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Say the farewells that were left to it; as long as the controller lives."""
-        while True:
-            await self._later.wait()
-            await trio.sleep(LATE_SECONDS)
-            self._later = trio.Event()
-            self.flush(late=True)
 
     @trio.lowlevel.enable_ki_protection
     def flush(self, *, late: bool = False) -> None:
-        """Carry frames both ways until nothing is left, then wake the daemons' writers.
-
-        Without `late`, frames that nobody waits for are left to `run`.
-        """
+        """Carry frames both ways until nothing is left, then wake whoever else the router has something for."""
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
-        while late and self._farewells:
-            self.client.forget(self._farewells.pop())
+        if late:
+            self.take_farewells()
         self._flushing = True
         changed: set[JobHandle] = set()
         try:
@@ -429,33 +44,21 @@ class LocalLink:
                     break
                 if theirs.pending:
                     for frame in theirs.next_frames():
-                        self._deliver(wire.as_frame(frame), changed)
+                        self.deliver(wire.as_frame(frame), changed)
                 # Once for all the frames of a job, and before the next round: sinks consume.
                 while changed:
                     changed.pop().update()
         finally:
             self._flushing = False
-        while self._router.dirty:
-            link = self._router.dirty.pop()
-            if isinstance(link, DaemonLink):
-                self._wake(link)
+        self._router.wake_carriers()
 
-    def _deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
-        try:
-            changed = self.client.receive(frame)
-        except RemoteProtocolError as error:
-            # A daemon can spoil only the results of its own jobs: the one this frame belongs to.
-            broken = self.client.job_on(frame.channel)
-            route = self._link.routes.get(frame.channel)
-            log.warning("daemon_broke_protocol", channel=frame.channel, reason=str(error))
-            changed = []
-            if route is not None:
-                self._blame(route.daemon, error)
-            if broken is not None:
-                self.client.end(broken)
-                self.client.close(broken, error)
-                changed = [broken]
-        for job in changed:
-            handle = self._handles.get(job)
-            if handle is not None:
-                handles.add(handle)
+    def blame(self, channel: int, job: ClientJob | None, error: RemoteProtocolError) -> None:
+        """The daemon behind the channel has: its link is over."""
+        route = self._link.routes.get(channel)
+        if route is not None and route.daemon.carrier is not None:
+            route.daemon.carrier.close(f"it broke the protocol: {error}")
+
+    def abandon(self) -> None:
+        """Forget what is left, and wake everybody."""
+        super().abandon()
+        self._router.remove_client(self._link)

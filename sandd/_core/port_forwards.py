@@ -21,7 +21,7 @@ from sandd.wire import Role, Stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.job_link import JobHandle, JobLink
 
 log = get_logger("ports")
 
@@ -32,7 +32,7 @@ that come meanwhile wait in the system's own queue, and are refused when that is
 
 @protected_context
 async def forward(
-    link: LocalLink, daemon_id: str, target: wire.ConnectSpec, address: wire.ListenSpec
+    link: JobLink, daemon_id: str, target: wire.ConnectSpec, address: wire.ListenSpec
 ) -> AsyncIterator[tuple[str, int]]:
     """Listen here while the block lasts; each connection goes on to `target` on the daemon's side."""
     if address.path and not sockets.HAS_UNIX_SOCKETS:
@@ -59,7 +59,7 @@ async def forward(
 
 @protected_context
 async def reverse(
-    link: LocalLink, daemon_id: str, target: wire.ConnectSpec, address: wire.ListenSpec
+    link: JobLink, daemon_id: str, target: wire.ConnectSpec, address: wire.ListenSpec
 ) -> AsyncIterator[tuple[str, int]]:
     """Listen on the daemon's side while the block lasts; each connection goes on to `target` here."""
     if target.path and not sockets.HAS_UNIX_SOCKETS:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sandd import wire
+from sandd._core.job_link import failure
 from sandd._core.job_streams import InputStream, OutputStream
-from sandd._core.local_link import failure
 from sandd._core.logs import get_logger
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
-    from sandd._core.local_link import JobHandle, LocalLink
+    from sandd._core.job_link import JobHandle, JobLink
 
 log = get_logger("ports")
 
@@ -149,13 +149,13 @@ class RemoteStream(trio.abc.HalfCloseableStream):
         return self._handle.job.flush is None or self._handle.ended
 
 
-def begin(link: LocalLink, daemon_id: str, target: wire.ConnectSpec) -> RemoteStream:
+def begin(link: JobLink, daemon_id: str, target: wire.ConnectSpec) -> RemoteStream:
     """A connection that is about to be made; what is sent meanwhile goes with the request for it."""
     return RemoteStream(link.open(daemon_id, target))
 
 
 @trio.lowlevel.enable_ki_protection
-async def connect(link: LocalLink, daemon_id: str, target: wire.ConnectSpec) -> RemoteStream:
+async def connect(link: JobLink, daemon_id: str, target: wire.ConnectSpec) -> RemoteStream:
     """A connection that stands."""
     await trio.lowlevel.checkpoint_if_cancelled()
     stream = begin(link, daemon_id, target)

@@ -15,7 +15,7 @@ from sandd.wire import Role, Stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
     from sandd._core.spool import Stall
 
 
@@ -26,8 +26,8 @@ class Process(HeldJob):
     another job.
     """
 
-    def __init__(self, handle: JobHandle, *, stdin: bool, stderr: bool) -> None:
-        super().__init__(handle)
+    def __init__(self, handle: JobHandle, *, stdin: bool, stderr: bool, kill_grace: float) -> None:
+        super().__init__(handle, kill_grace=kill_grace)
         self._stdin = InputStream(handle) if stdin else None
         self._stdout = OutputStream(handle, Stream.OUTPUT)
         self._stderr = OutputStream(handle, Stream.ERROR) if stderr else None
@@ -91,11 +91,13 @@ async def hold_process(
 ) -> AsyncIterator[Process]:
     """A new process while the block lasts."""
     async with started(handle, timeout=timeout, kill_grace=kill_grace):
-        yield Process(handle, stdin=stdin, stderr=stderr)
+        yield Process(handle, stdin=stdin, stderr=stderr, kill_grace=kill_grace)
 
 
 @protected_context
 async def hold_attached(handle: JobHandle, *, kill_grace: float) -> AsyncIterator[Process]:
     """A process that is there, while the block lasts."""
     async with attached(handle, kill_grace=kill_grace):
-        yield Process(handle, stdin=handle.job.role is Role.OWNER, stderr=True)
+        yield Process(
+            handle, stdin=handle.job.role is Role.OWNER, stderr=True, kill_grace=kill_grace
+        )

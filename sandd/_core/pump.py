@@ -72,7 +72,9 @@ class Pump:
         self._after_message = after_message
         self._after_pull = after_pull
         """Called when sources have been asked for what they have: they may want more for the next time."""
-        self._liveness = Liveness(trio.current_time(), heartbeat, dead_after)
+        self._now = trio.lowlevel.current_clock().current_time
+        """`trio.current_time`, which looks for the clock anew each time."""
+        self._liveness = Liveness(self._now(), heartbeat, dead_after)
         self._pace = Pace()
         self._wakeup = trio.Event()
         self._parked = False
@@ -107,7 +109,7 @@ class Pump:
         A small message goes out at once, which saves three turns of the loop. What follows soon is left
         to the writer, all in one message: in a crowd, batching is worth more.
         """
-        now = trio.current_time()
+        now = self._now()
         if self._parked and now >= self._crowd_until:
             message = self._next_message()
             if message is None:
@@ -121,6 +123,11 @@ class Pump:
                     return
         self._parked = False
         self._wakeup.set()
+
+    def say(self, message: wire.Control) -> None:
+        """Send a message of the link itself."""
+        self._scheduler.control(wire.ControlFrame(0, message))
+        self.wake()
 
     def close(self, reason: str) -> None:
         """End the link from our side; `run` raises ConnectionLost with the reason."""
@@ -191,7 +198,7 @@ class Pump:
         await self._connection.deliver_messages(self._take_message, self._take_frames)
 
     def _take_message(self, message: bytes) -> bool:
-        self._liveness.received(trio.current_time())
+        self._liveness.received(self._now())
         self.bytes_received += len(message)
         self._frames = wire.decode_frames(message)
         return self._take_frames()
@@ -246,10 +253,10 @@ class Pump:
                 self._parked = False
                 self._idle = trio.Event()
                 continue
-            started = trio.current_time()
+            started = self._now()
             await self._connection.send_message(message)
             self.bytes_sent += len(message)
-            if self._pace.sent(len(message), trio.current_time() - started):
+            if self._pace.sent(len(message), self._now() - started):
                 self._keep_pace()
 
     def _keep_pace(self) -> None:
@@ -265,9 +272,9 @@ class Pump:
         interval = self._liveness.interval
         own_lag = max(interval, min(OWN_LAG, self._liveness.dead_after / 4))
         while True:
-            planned = trio.current_time() + interval
+            planned = self._now() + interval
             await trio.sleep_until(planned)
-            now = trio.current_time()
+            now = self._now()
             if self._scheduler.overrun:
                 raise ConnectionLost(
                     "the peer does not read: too many control messages wait for it"

@@ -15,12 +15,13 @@ from sandd.wire import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Any
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
-S = TypeVar("S", bound=trio.abc.AsyncResource)
+S = TypeVar("S", bound="AbstractAsyncContextManager[Any, bool | None]")
 
 RECEIVE_BYTES: Final = 256 * wire.KIB
 """What `receive_some` returns at most, where the caller names no limit."""
@@ -188,6 +189,13 @@ class FileWriter(trio.abc.SendStream):
             self._handle.update()
             await self._handle.leave(0.0)
         await trio.lowlevel.checkpoint()
+
+    def _drop(self) -> None:
+        """As `abandon`, at once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._handle.forget()
+            self._handle.update()
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from pathlib import PurePath, PurePosixPath, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
@@ -14,16 +14,16 @@ from sandd._core import remote_files
 from sandd._core._errors import RemoteProtocolError, transfer_error
 from sandd._core.file_status import FileStatus, decode_path, encode_path
 from sandd._core.interrupts import protected_context
+from sandd._core.pure_remote_path import PureRemotePath
 from sandd._core.remote_files import FileReader, FileWriter, Opening
 from sandd._core.streams import Gap
 from sandd.wire import ChangeKind, FileKind, Removal, Stream, WriteMode
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from sandd._core.daemon_handle import Daemon
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
 
 INLINE_BYTES: Final = wire.INITIAL_INPUT_BYTES
 """So much is written in one round trip: it travels with what asks for it."""
@@ -32,7 +32,7 @@ _ABSENT: Final = {errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP}
 
 
 @final
-class RemotePath:
+class RemotePath(PureRemotePath):
     """A path on one daemon's machine. Like `trio.Path`: what looks at the disk is async, the rest is not.
 
     Paths are those of the daemon's system, and a relative one starts at its working directory, or at its
@@ -46,150 +46,9 @@ class RemotePath:
     one that is cancelled may have been done.
     """
 
-    __slots__ = ("_daemon", "_pure")
+    __slots__ = ()
 
     _daemon: Daemon
-    _pure: PurePath
-
-    def __init__(self) -> None:
-        raise TypeError("use Daemon.path()")
-
-    @classmethod
-    def _create(
-        cls, daemon: Daemon, path: str | bytes | os.PathLike[str] | RemotePath
-    ) -> RemotePath:
-        flavour = PureWindowsPath if daemon.info.platform == "win32" else PurePosixPath
-        if isinstance(path, RemotePath):
-            path = path._checked_by(daemon)
-        return cls._wrap(daemon, flavour(decode_path(path) if isinstance(path, bytes) else path))
-
-    @classmethod
-    def _wrap(cls, daemon: Daemon, pure: PurePath) -> RemotePath:
-        self = object.__new__(cls)
-        self._daemon = daemon
-        self._pure = pure
-        return self
-
-    # -- the path itself: no I/O
-
-    @property
-    def daemon_id(self) -> str:
-        """Id of the daemon whose path it is."""
-        return self._daemon.id
-
-    def __repr__(self) -> str:
-        return f"<sandd.RemotePath {self.daemon_id}:{self}>"
-
-    def __str__(self) -> str:
-        return str(self._pure)
-
-    def __bytes__(self) -> bytes:
-        return encode_path(str(self._pure))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RemotePath):
-            return NotImplemented
-        return (self.daemon_id, self._pure) == (other.daemon_id, other._pure)
-
-    def __lt__(self, other: RemotePath) -> bool:
-        if not isinstance(other, RemotePath):
-            return NotImplemented
-        return (self.daemon_id, self._pure) < (other.daemon_id, other._pure)
-
-    def __hash__(self) -> int:
-        return hash((self.daemon_id, self._pure))
-
-    def __truediv__(self, other: str | RemotePath) -> RemotePath:
-        return self.joinpath(other)
-
-    def __rtruediv__(self, other: str) -> RemotePath:
-        return self._like(other / self._pure)
-
-    def joinpath(self, *others: str | RemotePath) -> RemotePath:
-        """This path with others behind it; an absolute one takes its place."""
-        return self._like(self._pure.joinpath(*map(self._text, others)))
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Its components."""
-        return self._pure.parts
-
-    @property
-    def drive(self) -> str:
-        """On Windows the drive, or the share; else empty."""
-        return self._pure.drive
-
-    @property
-    def root(self) -> str:
-        """The slash that an absolute path begins with, or empty."""
-        return self._pure.root
-
-    @property
-    def anchor(self) -> str:
-        """`drive` and `root`."""
-        return self._pure.anchor
-
-    @property
-    def name(self) -> str:
-        """The last component."""
-        return self._pure.name
-
-    @property
-    def stem(self) -> str:
-        """The last component without its suffix."""
-        return self._pure.stem
-
-    @property
-    def suffix(self) -> str:
-        """The last component's last suffix, with its dot, or empty."""
-        return self._pure.suffix
-
-    @property
-    def suffixes(self) -> list[str]:
-        """All of the last component's suffixes."""
-        return self._pure.suffixes
-
-    @property
-    def parent(self) -> RemotePath:
-        """The path without its last component."""
-        return self._like(self._pure.parent)
-
-    @property
-    def parents(self) -> Sequence[RemotePath]:
-        """All that it is below of, the nearest first."""
-        return tuple(self._like(each) for each in self._pure.parents)
-
-    def with_name(self, name: str) -> RemotePath:
-        """The path with another last component."""
-        return self._like(self._pure.with_name(name))
-
-    def with_stem(self, stem: str) -> RemotePath:
-        """The path with another last component, but for its suffix."""
-        return self._like(self._pure.with_stem(stem))
-
-    def with_suffix(self, suffix: str) -> RemotePath:
-        """The path with another suffix."""
-        return self._like(self._pure.with_suffix(suffix))
-
-    def relative_to(self, other: str | RemotePath) -> RemotePath:
-        """The way from `other`, which it must begin with, else ValueError."""
-        return self._like(self._pure.relative_to(self._text(other)))
-
-    def is_relative_to(self, other: str | RemotePath) -> bool:
-        """Whether it begins with `other`."""
-        return self._pure.is_relative_to(self._text(other))
-
-    def is_absolute(self) -> bool:
-        """Whether it starts at the top."""
-        return self._pure.is_absolute()
-
-    def match(self, pattern: str) -> bool:
-        """Whether its end matches a pattern, or all of it does if the pattern is absolute."""
-        return self._pure.match(pattern)
-
-    def as_posix(self) -> str:
-        """The path with forward slashes."""
-        return self._pure.as_posix()
 
     # -- what there is
 
@@ -387,17 +246,6 @@ class RemotePath:
             handle.forget()
 
     # -- from here to the daemon
-
-    def _like(self, pure: PurePath) -> RemotePath:
-        return RemotePath._wrap(self._daemon, pure)
-
-    def _checked_by(self, daemon: Daemon) -> PurePath:
-        if self.daemon_id != daemon.id:
-            raise ValueError(f"{self!r} is a path of another daemon than {daemon.id!r}")
-        return self._pure
-
-    def _text(self, path: str | RemotePath) -> str:
-        return str(path._checked_by(self._daemon)) if isinstance(path, RemotePath) else path
 
     @property
     def _wire(self) -> bytes:

@@ -117,6 +117,7 @@ class JobRunner:
         self._table = table
         self._host = host
         self._nursery = nursery
+        self._now = trio.lowlevel.current_clock().current_time
         self._free_slots = max_running
         self._queue: deque[RunningJob] = deque()
         """Jobs waiting for a slot, in the order of their starts."""
@@ -146,11 +147,11 @@ class JobRunner:
         """The link is gone."""
         self._pumps.pop(link, None)
         self._starting = False
-        self.act(self._table.close_link(link, trio.current_time()))
+        self.act(self._table.close_link(link, self._now()))
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
         """Take a frame from the link; `after_message` follows the last one of a message."""
-        self._dispatch(self._table.steps(link, frame, trio.current_time()))
+        self._dispatch(self._table.steps(link, frame, self._now()))
 
     def after_message(self) -> None:
         """Send what the frames received led to.
@@ -260,7 +261,7 @@ class JobRunner:
         """
         try:
             while True:
-                self.act(self._table.tick(trio.current_time()))
+                self.act(self._table.tick(self._now()))
                 await trio.sleep(TICK_SECONDS)
         finally:
             self._is_over = True
@@ -290,11 +291,11 @@ class JobRunner:
 
         Bound it: clients grant the credit, and may do so slowly.
         """
-        before, since = 0, trio.current_time()
+        before, since = 0, self._now()
         while unsent := sum(link.unsent for link in self._pumps):
             if unsent != before:
-                before, since = unsent, trio.current_time()
-            elif trio.current_time() - since > READER_SECONDS:
+                before, since = unsent, self._now()
+            elif self._now() - since > READER_SECONDS:
                 return  # a viewer that doesn't read delays nobody, nor does an owner
             await trio.sleep(TOLD_SECONDS)
 
@@ -308,11 +309,13 @@ class JobRunner:
             running.has_slot = True
             # Users may come from a network, and take seconds.
             if running.spec.user is None:
-                running.began_at = trio.current_time()
-                # What goes wrong here, defects included, is met and told when its task asks again.
-                with contextlib.suppress(Exception):
+                running.began_at = self._now()
+                try:
                     request = spawn_request(running.job, running.spec, self._table.instance)
                     running.begun = self._host.begin(request, partial(self._answered, running))
+                except Exception:
+                    # Whatever went wrong, defects included, is met and told when its task asks again.
+                    running.begun = None
             if running.begun is None:
                 self._nursery.start_soon(self._run, running)
 
@@ -320,11 +323,12 @@ class JobRunner:
         """What was begun has started, or failed to; mostly it has ended by now, too."""
         if self._is_over:
             return
-        # As above: a task meets what goes wrong here once more.
-        with contextlib.suppress(Exception):
-            if self._end_at_once(running):
-                return
-        self._nursery.start_soon(self._run, running)
+        try:
+            is_over = self._end_at_once(running)
+        except Exception:
+            is_over = False  # as above: a task meets what went wrong once more
+        if not is_over:
+            self._nursery.start_soon(self._run, running)
 
     def _end_at_once(self, running: RunningJob) -> bool:
         """Tell the end of a process that is over, with its tree and its output; False if it isn't."""
@@ -352,7 +356,7 @@ class JobRunner:
             self._free_slots += 1
             self._begin_next()
         self._one_ended.set()
-        self.act(self._table.ended(job, trio.current_time()) if job.state is JobState.ENDED else [])
+        self.act(self._table.ended(job, self._now()) if job.state is JobState.ENDED else [])
         if running.over is not None:
             running.over.set()
 
@@ -387,7 +391,7 @@ class JobRunner:
                     return begun
                 self.flush()  # this may take longer than the answer to the start should wait
                 request = await self._request(job, running.spec)
-                running.began_at = trio.current_time()
+                running.began_at = self._now()
                 return await self._host.spawn(request)
             except SpawnFailed as error:
                 delay = next(delays, None) if error.errno in SHORTAGES else None
@@ -458,7 +462,7 @@ class JobRunner:
                 self._tell_started(job)
                 with contextlib.suppress(ChildLost):
                     await child.wait_exited()
-            running.exited_at = trio.current_time()
+            running.exited_at = self._now()
             job.make_room(DRAIN_BYTES)
             running.room_ready.set()
             pipes_held = not await pumps.wait(running)
@@ -484,7 +488,7 @@ class JobRunner:
 
     def _tell_exit(self, running: RunningJob, status: ExitStatus, *, pipes_held: bool) -> None:
         job = running.job
-        exited_at = running.exited_at or trio.current_time()
+        exited_at = running.exited_at or self._now()
         job.exited(
             code=status.code,
             signal=status.signal,
@@ -521,7 +525,7 @@ class JobRunner:
                 running.held_back += 1
                 await running.room_ready.wait()
                 running.held_back -= 1
-                running.last_output = trio.current_time()
+                running.last_output = self._now()
                 continue
             try:
                 chunk = await pipe.receive_some(min(room, READ_BYTES))
@@ -531,7 +535,7 @@ class JobRunner:
                 break
             if job.state is JobState.ENDED:
                 return  # read in the turn in which the end was told, from a pipe that somebody else holds
-            running.last_output = trio.current_time()
+            running.last_output = self._now()
             pumps.progressed(len(chunk), running.last_output)
             job.write(stream, memoryview(chunk))
             self._tell_started(job)
@@ -577,7 +581,7 @@ class JobRunner:
         idle = math.inf if spec.idle_timeout is None else spec.idle_timeout
         while running.exited_at is None:
             # A process that we hold back (its output is not fetched) is not idle.
-            since = trio.current_time() if running.held_back else running.last_output
+            since = self._now() if running.held_back else running.last_output
             deadline = min(end, since + idle)
             await trio.sleep_until(deadline)
             if deadline < end:

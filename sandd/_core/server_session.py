@@ -7,22 +7,22 @@ call into that thread.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
-from functools import partial
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
-from attrs import define
 
-from sandd._core.bridge import Promise
+from sandd._core.held_block import HeldBlock
+from sandd._core.kept_pieces import KeptPieces
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from signal import Signals
     from typing import Any, Self
 
     from sandd._core.bridge import TrioThread
+    from sandd._core.kept_pieces import Piece
     from sandd._core.results import ExitStatus
     from sandd._core.session_handle import Session
 
@@ -42,16 +42,15 @@ class ServerSession:
         open_session: Callable[[], AbstractAsyncContextManager[Session]],
     ) -> None:
         self._thread = thread
-        self._opened: Promise[Session] = Promise()
-        self._leave = trio.Event()
-        self._unwanted = False
-        """Whoever opened it was interrupted, and never had it."""
         # A call that was interrupted goes on in the background for a moment, when the next one may be there.
-        self._reading, self._writing = trio.Lock(), trio.Lock()
-        self._unread = b""
-        """Received for a thread that was interrupted before it had it; of the trio thread alone."""
-        self._hold = thread.call(self._hold_open, open_session, on_done=self._is_over)
-        self._session = self._open()
+        self._writing = trio.Lock()
+        self._block = HeldBlock(
+            thread,
+            lambda: self._hold_open(open_session),
+            take_back=lambda session: session._take_back(),
+        )
+        self._session = session = self._block.enter()
+        self._kept = KeptPieces(session.receive_some, lambda: session.offset)
 
     def __repr__(self) -> str:
         return repr(self._session).replace("sandd.Session", "sandd.ServerSession")
@@ -77,7 +76,7 @@ class ServerSession:
     @property
     def offset(self) -> int:
         """How many bytes of what it shows have been read, from its beginning."""
-        return self._session.offset - len(self._unread)
+        return self._session.offset - self._kept.size
 
     @property
     def exit_code(self) -> int | None:
@@ -117,21 +116,17 @@ class ServerSession:
             trio.ClosedResourceError: it was closed, or the server was.
         """
 
-        taken = _Taken()
-
-        async def receive() -> None:
-            if self._is_readable:
-                await self._receive(taken, max_bytes)
-                return
+        async def receive() -> Piece | None:
+            if not self._kept.is_busy and (self._kept.size or self._session.is_readable):
+                return await self._kept.take(max_bytes)  # even if there is no time
             with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
-                await self._receive(taken, max_bytes)
+                return await self._kept.take(max_bytes)
+            return None
 
-        try:
-            self._run(receive)
-            return taken.data
-        except BaseException:
-            self._thread._soon(partial(self._put_back, taken))
-            raise
+        piece = self._thread.run(receive, unwanted=self._put_back)
+        if piece is not None and piece.gap is not None:
+            raise piece.gap
+        return None if piece is None else piece.data
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell the program that its window has another size now."""
@@ -164,74 +159,22 @@ class ServerSession:
         A thread that is in `read` gets `trio.ClosedResourceError`. Idempotent. Once the server is closed, so
         is the session.
         """
-        with suppress(trio.ClosedResourceError):
-            self._run(self._let_go)
-            self._hold.promise.wait()
+        self._block.leave()
 
     # -- inside
-
-    def _open(self) -> Session:
-        try:
-            self._hold.start()
-            self._opened.wait()
-            return self._opened.result()
-        except BaseException:
-            self._unwanted = True
-            self._hold.cancel()
-            raise
-
-    # The three below are in the trio thread, and between two awaits each: what was received is the thread's
-    # that asked for it, or goes to the next one, and never to neither or both.
-
-    @property
-    def _is_readable(self) -> bool:
-        return not self._reading.locked() and bool(self._unread or self._session.is_readable)
-
-    async def _receive(self, taken: _Taken, max_bytes: int | None) -> None:
-        async with self._reading:
-            if self._unread and (max_bytes is None or max_bytes > 0) and not self._leave.is_set():
-                end = len(self._unread) if max_bytes is None else max_bytes
-                taken.data, self._unread = self._unread[:end], self._unread[end:]
-            else:
-                taken.data = await self._session.receive_some(max_bytes)
-        if taken.by_nobody:
-            self._put_back(taken)
-
-    def _put_back(self, taken: _Taken) -> None:
-        taken.by_nobody = True
-        self._unread += taken.data or b""
-        taken.data = None
 
     def _run(self, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         return self._thread.run(async_fn, *args)
 
-    async def _let_go(self) -> None:
-        self._leave.set()
+    def _put_back(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self._kept.put_back(piece)
 
+    @asynccontextmanager
     async def _hold_open(
         self, open_session: Callable[[], AbstractAsyncContextManager[Session]]
-    ) -> None:
+    ) -> AsyncIterator[Session]:
         async with open_session() as session:
-            self._opened.keep(session)
-            try:
-                await self._leave.wait()
-                await session.aclose()  # whoever reads at this moment is told that it was closed
-            finally:
-                if self._unwanted:
-                    await session._take_back()
-
-    def _is_over(self) -> None:
-        if not self._opened.done:
-            try:
-                self._hold.promise.result()
-            except BaseException as error:
-                self._opened.fail(error)
-
-
-@define
-class _Taken:
-    """What a call of `ServerSession.read` has received."""
-
-    data: bytes | None = None
-    by_nobody: bool = False
-    """The thread that called was interrupted."""
+            yield session
+            self._kept.close()
+            await session.aclose()  # whoever reads at this moment is told that it was closed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator
 
-    from sandd._core.local_link import JobHandle
+    from sandd._core.job_link import JobHandle
     from sandd._core.recorder import Recorder
 
 
@@ -37,9 +37,8 @@ class Session(HeldJob, trio.abc.Stream):
     def __init__(
         self, handle: JobHandle, *, kill_grace: float, recorder: Recorder | None = None
     ) -> None:
-        super().__init__(handle)
+        super().__init__(handle, kill_grace=kill_grace)
         self._recorder = recorder
-        self._kill_grace = kill_grace
         self._input = InputStream(handle)
         self._output = OutputStream(handle, Stream.OUTPUT)
 
@@ -128,13 +127,6 @@ class Session(HeldJob, trio.abc.Stream):
             await trio.lowlevel.checkpoint()
         finally:
             await part_or_end(self._handle, self._kill_grace)
-
-    async def _take_back(self) -> None:
-        """As if its block had not been entered: a new one ends, detached or not; else it is as it was before."""
-        if self._handle.is_new:
-            await self._handle.leave(self._kill_grace)
-        else:
-            self._handle.give_up()
 
     def _check_writes(self) -> None:
         if self._reads_only:

@@ -110,10 +110,11 @@ class SpooledLog(ByteSendLog):
     @property
     def room(self) -> int:
         """Bytes that may be appended now: what the ring has free, or can do without."""
-        room = self.capacity - len(self._bytes)
-        if not self._takes_more and self._memory_start == self.base:
+        held = len(self._bytes)
+        room = self.capacity - held
+        if held and not self._takes_more and self._memory_start == self.base:
             room = self._most
-        if self._is_owned and not (self.dropping or self._draining):
+        if self._is_owned and not (self._draining or self.dropping):
             # The owner's pace is the process' pace, whatever there is of older output.
             room = min(room, self.window - (self.end - self.floor))
         return max(0, room)
@@ -181,7 +182,8 @@ class SpooledLog(ByteSendLog):
     def own(self, *, attached: bool) -> None:
         """The job's owner has come, or is gone."""
         self._is_owned = attached
-        self._look()
+        if self.end:  # else there is nothing that the disk could have or get
+            self._look()
 
     def keep_all(self) -> None:
         """From now on keep also what was acknowledged, as far as there is room for it."""
@@ -196,7 +198,9 @@ class SpooledLog(ByteSendLog):
     def append(self, data: Buffer) -> None:
         """Add bytes at the end: at most as many as there was `room` for since the last time."""
         units = len(data)
-        self._check_room(units, self._most)
+        room = self.capacity - len(self._bytes)
+        # What is held can make it more, never less.
+        self._check_room(units, room if units <= room else self._most)
         self._bytes.append(data)
         self.end += units
         if self.dropping and self._is_owned and self.retain != EVERYTHING:

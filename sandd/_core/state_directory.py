@@ -54,7 +54,7 @@ def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirect
     with contextlib.ExitStack() as stack:
         if chosen is not None:
             try:
-                lock = _lock(chosen)
+                lock = lock_directory(chosen)
             except OSError as error:
                 raise ConfigurationError(
                     f"can't use the state directory {chosen}: {error}"
@@ -70,7 +70,7 @@ def open_state_directory(chosen: Path | None, name: str) -> Iterator[StateDirect
         default = None
         with contextlib.suppress(OSError):
             directory = state_home() / "daemons" / name
-            lock = _lock(directory)
+            lock = lock_directory(directory)
             if lock is not None:
                 stack.enter_context(lock)
                 default = StateDirectory(directory)
@@ -102,18 +102,19 @@ def record_start(directory: Path, instance: str) -> tuple[str, ...]:
             if len(text) <= _MAX_STARTS_BYTES:
                 words = text.decode("ascii", "replace").split()
                 earlier = [word for word in words if word.isalnum()][:MAX_ANCESTORS]
-        _replace(path, "\n".join([instance, *earlier][:MAX_ANCESTORS]) + "\n")
+        starts = "\n".join([instance, *earlier][:MAX_ANCESTORS]) + "\n"
+        replace_file(path, starts.encode())
     except OSError as error:
         log.warning("start_not_recorded", path=str(path), error=str(error))
         return ()
     return tuple(earlier)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file in the place of another, durably: at every moment one of the two is there."""
     temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -155,16 +156,19 @@ def default_daemon_id(chosen: Path | None) -> str:
         path = directory / ID_NAME
         # Exclusive creation: of two daemons that start at once, one makes the id and both use it.
         with contextlib.suppress(FileExistsError):
-            _write_new(path, fresh)
+            write_new(path, fresh)
         kept = path.read_text(encoding="utf-8", errors="replace").strip()
         return fresh if check_daemon_id(kept) else kept
     return fresh
 
 
-def _write_new(path: Path, text: str) -> None:
+def write_new(path: Path, text: str) -> None:
+    """Make a file for its owner alone, whole or not at all; FileExistsError if there is one of that name."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    temporary.write_text(text, encoding="utf-8")
     try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
         if sys.platform == "win32":
             temporary.rename(path)
         else:
@@ -178,7 +182,7 @@ def _make_temporary() -> tuple[Path, IO[str] | None]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
         try:
-            lock = _lock(path)
+            lock = lock_directory(path)
         except OSError:
             return path, None
         if lock is not None:
@@ -194,14 +198,14 @@ def _remove_stale_temporaries() -> None:
             # Without a lock file it is being made right now.
             if not is_ours or path.is_symlink() or not (path / LOCK_NAME).is_file():
                 continue
-            lock = _lock(path)
+            lock = lock_directory(path)
             if lock is not None:  # else its daemon lives
                 with lock:
                     shutil.rmtree(path, ignore_errors=True)
                 log.info("stale_state_removed", path=str(path))
 
 
-def _lock(directory: Path) -> IO[str] | None:
+def lock_directory(directory: Path) -> IO[str] | None:
     """The open lock file, or None if another process holds it. OSError if the directory can't be used."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = (directory / LOCK_NAME).open("a+", encoding="utf-8")

@@ -187,6 +187,8 @@ class SendCursor:
         None when there is nothing, no credit, or nothing at hand: who brings that activates the channel.
         """
         log = self.log
+        if self.sent == log.end and (not log.final or log.end_is_told):
+            return None  # as mostly: all that may have something are asked
         available = min(log.end, self.max_offset) - self.sent
         if available > 0:
             offset = self.sent
@@ -447,12 +449,14 @@ class ReceiveWindow:
     @property
     def update_due(self) -> bool:
         """Whether enough was consumed to tell the sender."""
-        if self.log.at_end:
+        log = self.log
+        # Where nothing is acknowledged yet, it is credit alone.
+        told = self.acked if log.acknowledges else self.max_offset - self.window
+        unacked = log.consumed - told
+        if unacked <= 0:
+            return False
+        if log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
-        if self.log.acknowledges:
-            unacked = self.log.consumed - self.acked
-        else:  # credit alone
-            unacked = self.log.consumed + self.window - self.max_offset
         threshold = (
             (self.window + 3) // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
         )

@@ -7,6 +7,7 @@ are remembered for a day.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import OrderedDict
 from typing import Final
@@ -21,6 +22,8 @@ MAX_CHOSEN: Final = 100_000
 Also a client's generated ids above its floor; beyond it the floor rises, so again none runs twice."""
 MAX_CLIENTS: Final = 10_000
 """Clients remembered; the one unheard of for longest is forgotten first."""
+PARSED_IDS: Final = 256
+"""Ids of which is remembered what they mean: each message about a job is looked at in several places."""
 
 JobKey = tuple[str, str]
 """(tenant, job id)."""
@@ -33,6 +36,7 @@ def generate(client: str, sequence: int) -> str:
     return f"{client}.{sequence}"
 
 
+@functools.lru_cache(maxsize=PARSED_IDS)
 def parse(job_id: str) -> tuple[str, int] | None:
     """(client, sequence) of a generated id, None for one that a user chose."""
     match = _GENERATED.fullmatch(job_id)

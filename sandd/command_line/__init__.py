@@ -1,6 +1,7 @@
-"""What commands have in common that are their own controller: ``sandd shell``, ``attach``, ``cp``, ``forward``.
+"""What all commands have in common that talk to a controller.
 
-In reading order: `stopping` (the signals that end a command, and words for what goes wrong),
-`controller_options` (where to listen, on the command line), `own_controller` (the controller and the daemon,
-for as long as the command takes).
+In reading order: `options` (what they share on the command line), `remote_command` (where that of another command
+begins), `exit_codes` (what becomes of a command's end), `stopping` (the signals that end one of ours, and words for
+what goes wrong), `telling` and `outages` (what they say), `connecting` (the controller that is meant), `reaching` (its
+daemon, or one of our own), `choosing` and `finding_jobs` (which job is meant).
 """

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
+from sandd._core._errors import SanddError
 from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd.command_line.exit_codes import OUR_FAILURE, code_of_error, code_of_signal
+from sandd.local_daemon import DaemonDidNotCome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-OUR_FAILURE: Final = 125
 STOP_SIGNALS: Final = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
@@ -31,6 +33,10 @@ class Failure(Exception):
     """Something didn't work; the text is for the person."""
 
 
+TOLD: Final = (SanddError, Failure, DaemonDidNotCome, ValueError)
+"""What a person is told in a line; anything else is a mistake of ours, and comes out as it is."""
+
+
 @define(eq=False)
 class Stop:
     """The signals that stop us: the first in good order; each further one saves something to wait for."""
@@ -39,6 +45,12 @@ class Stop:
     number: int | None = None
     """The first signal that came."""
     _child: trio.Process | None = None
+    _spared: trio.Event | None = None
+
+    def spare_interrupt(self) -> trio.Event:
+        """The next Ctrl-C doesn't stop us, but sets this: for a command that hands it on. Only that one."""
+        self._spared = trio.Event()
+        return self._spared
 
     def kill_if_hurried(self, child: trio.Process) -> None:
         """The daemon that is ours: a second signal doesn't wait for its orderly end."""
@@ -48,6 +60,10 @@ class Stop:
     async def listen(self, signals: AsyncIterator[int], interrupt: Callable[[], None]) -> None:
         """Act on signals, for ever."""
         async for number in signals:
+            spared, self._spared = self._spared, None
+            if spared is not None and number == signal.SIGINT:
+                spared.set()
+                continue
             if self.number is None:
                 self.number = number
                 self.scope.cancel()
@@ -55,6 +71,14 @@ class Stop:
             if self._child is not None:
                 self._child.kill()
             interrupt()
+
+
+def run_command(body: Callable[[Stop], Awaitable[int]]) -> int:
+    """Run it in trio, until a signal stops it; returns the exit code, its own or that of what went wrong."""
+    try:
+        return trio.run(run_until_stopped, body)
+    except TOLD as error:
+        return fail(str(error), code_of_error(error))
 
 
 async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
@@ -79,7 +103,7 @@ async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
     except KeyboardInterrupt:
         if stop.number is None:
             raise
-    return code if stop.number is None else 128 + stop.number
+    return code if stop.number is None else code_of_signal(stop.number)
 
 
 def _heeded() -> list[signal.Signals]:

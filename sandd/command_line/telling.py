@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import enum
+import json
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
+import attrs
 import trio
 
 from sandd._core.logs import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Say = Callable[[str], Awaitable[None]]
 
 
 async def say(text: str) -> None:
     """Lines on stderr, in words that can't be a sequence for the terminal."""
     lines = "".join(f"{printable(line)}\n" for line in text.splitlines())
     await trio.to_thread.run_sync(_write, sys.stderr, lines, abandon_on_cancel=True)
+
+
+def somebody_watches() -> bool:
+    """stderr is a terminal: notices, that are no failures, are for a person who waits there."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 async def say_nothing(_: str) -> None:
@@ -24,6 +37,21 @@ async def say_nothing(_: str) -> None:
 async def put_out(line: str) -> None:
     """A line on stdout, at once: whoever reads it is told now."""
     await trio.to_thread.run_sync(_write, sys.stdout, f"{line}\n", abandon_on_cancel=True)
+
+
+async def put_json(fields: Mapping[str, object]) -> None:
+    """A line of JSON on stdout, at once: the objects of the library as the objects and texts of JSON."""
+    await put_out(json.dumps(fields, default=_plain))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if attrs.has(kind := type(value)):
+        return {each.name: getattr(value, each.name) for each in attrs.fields(kind)}
+    raise TypeError(f"{value!r} has no form in JSON")
 
 
 def _write(file: TextIO, text: str) -> None:

@@ -6,7 +6,6 @@ Each source is a copy of its own: one that fails is said, and the others are mad
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import sys
@@ -17,14 +16,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import asdict, define, field
 
-from sandd._core._errors import RequestRefused, SanddError, TransferError
+from sandd._core._errors import RequestRefused, TransferError
 from sandd._core.logs import printable
-from sandd.command_line.own_controller import open_daemon, open_own_controller
-from sandd.command_line.stopping import Failure, fail, run_until_stopped
-from sandd.command_line.telling import put_out, say, say_nothing
+from sandd.command_line.reaching import reach_daemon
+from sandd.command_line.stopping import run_command
+from sandd.command_line.telling import put_json, say
 from sandd.copying.places import BadUse, Kind, Order, Refused, System, Targets
 from sandd.copying.progress import showing_progress
-from sandd.local_daemon import DaemonDidNotCome
 
 if TYPE_CHECKING:
     import argparse
@@ -63,17 +61,12 @@ def run_copy(options: argparse.Namespace) -> int:
         order = Order.parse(options.paths, HERE)
     except BadUse as error:
         options.parser.error(printable(str(error)))
-    try:
-        return trio.run(run_until_stopped, partial(_copy, options, order))
-    except (Failure, DaemonDidNotCome, SanddError, ValueError) as error:
-        return fail(str(error))
+    return run_command(partial(_copy, options, order))
 
 
 async def _copy(options: argparse.Namespace, order: Order, stop: Stop) -> int:
-    async with open_own_controller(options) as controller:
-        notify = say_nothing if options.quiet else say
-        async with open_daemon(options, order.daemon_id, controller, notify, stop) as daemon:
-            return await _Copies(options, order, daemon).run()
+    async with reach_daemon(options, order.daemon_id, stop) as (_, daemon):
+        return await _Copies(options, order, daemon).run()
 
 
 @define(eq=False)
@@ -154,7 +147,7 @@ class _Copies:
     async def _tell_result(self, source: str, target: str, result: TransferResult) -> None:
         order = self._order
         if self._options.json:
-            await _put_json(
+            await put_json(
                 {"source": order.source(source), "target": order.target(target), "error": None}
                 | asdict(result)
             )
@@ -172,7 +165,7 @@ class _Copies:
         order = self._order
         if self._options.json:
             number = error.errno if isinstance(error, OSError) else None
-            await _put_json(
+            await put_json(
                 {
                     "source": order.source(source),
                     "target": order.target(target),
@@ -194,7 +187,3 @@ def _reason(error: Exception) -> str:
     # Who says it in words of their own has said more than the number does.
     advice = _ADVICE.get(number) if error.strerror == os.strerror(number) else None
     return f"{error.strerror}{where}" + (f" ({advice})" if advice else "")
-
-
-async def _put_json(fields: dict[str, object]) -> None:
-    await put_out(json.dumps(fields))

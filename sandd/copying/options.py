@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from sandd.command_line.controller_options import add_controller_options, add_local_option
+from sandd.command_line.options import (
+    add_controller_options,
+    add_json_option,
+    add_local_option,
+    add_wait_option,
+)
 
 _EPILOG = """\
 Of SRC and DST one side is DAEMON:PATH; a local path with a colon is written ./a:b. As with cp: if DST
@@ -22,7 +27,7 @@ the same command goes on where it was.
 
 exit code:
   0; 1 if something could not be copied; 2 for a command line that means nothing;
-  125 if sandd failed or no daemon came; 128+N if signal N ended it: 130 after Ctrl-C
+  125 if sandd failed or there is no such daemon; 128+N if signal N ended it: 130 after Ctrl-C
 """
 
 
@@ -32,8 +37,7 @@ def add_copy_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "cp",
         help="copy files and directories to a daemon's machine, or from it",
         usage="sandd cp [options] SRC [SRC ...] DST",
-        description="Copy files, and with -r directories, between this machine and a daemon's. This command is "
-        "the controller: it listens, and waits for the daemon to dial in.",
+        description="Copy files, and with -r directories, between this machine and a daemon's.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -73,11 +77,7 @@ def add_copy_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
         default=[],
         help="leave out what matches, whatever --include says (repeatable)",
     )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one line of JSON on stdout for each SRC, failed ones included",
-    )
+    add_json_option(parser, "SRC, failed ones included")
     parser.add_argument(
         "-q",
         "--quiet",
@@ -85,6 +85,7 @@ def add_copy_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
         help="on stderr only what went wrong: no progress, no notices",
     )
     add_local_option(parser, "copying")
+    add_wait_option(parser)
     add_controller_options(parser)
     parser.set_defaults(run=_run, parser=parser)
 

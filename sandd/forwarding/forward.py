@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import evolve
 
-from sandd._core._errors import DaemonGone, SanddError
+from sandd._core._errors import DaemonGone
 from sandd._core.interrupts import protected_context
 from sandd._core.logs import Event
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.own_controller import open_daemon, open_own_controller
-from sandd.command_line.stopping import Failure, fail, run_until_stopped
+from sandd.command_line.reaching import reach_daemon
+from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import put_out, say, say_nothing
-from sandd.local_daemon import DaemonDidNotCome
 from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
-    from sandd.command_line.own_controller import Say
     from sandd.command_line.stopping import Stop
+    from sandd.command_line.telling import Say
     from sandd.controller import Daemon
     from sandd.forwarding.targets import Forward
 
@@ -43,33 +42,30 @@ MOST_UNTOLD: Final = 100
 
 def run_forward(options: argparse.Namespace) -> int:
     """Forward what the command line says, until a signal comes; returns the exit code."""
-    try:
-        return trio.run(run_until_stopped, partial(_forward, options))
-    except (Failure, DaemonDidNotCome, SanddError, ValueError) as error:
-        return fail(str(error))
+    return run_command(partial(_forward, options))
 
 
 async def _forward(options: argparse.Namespace, stop: Stop) -> int:
     notify = say_nothing if options.quiet else say
     forwards: list[Forward] = options.targets
-    async with telling_broken_connections(), open_own_controller(options) as controller:
-        async with open_daemon(options, options.daemon, controller, notify, stop) as daemon:
-            while True:
-                async with controller.open_events() as events:
-                    try:
-                        async with AsyncExitStack() as stack:
-                            forwards = [
-                                await _open(stack, daemon, each, reverse=options.reverse)
-                                for each in forwards
-                            ]
-                            await _until_gone(daemon, events, notify)
-                    except DaemonGone:
-                        pass
-                await notify(
-                    f"[{daemon.id} has ended, and all connections with it; waiting for it]"
-                )
-                daemon = await controller.wait_for_daemon(daemon.id)
-                await notify(f"[{daemon.id} is back]")
+    async with (
+        telling_broken_connections(),
+        reach_daemon(options, options.daemon, stop) as (controller, daemon),
+    ):
+        while True:
+            async with controller.open_events() as events:
+                try:
+                    async with AsyncExitStack() as stack:
+                        forwards = [
+                            await _open(stack, daemon, each, reverse=options.reverse)
+                            for each in forwards
+                        ]
+                        await _until_gone(daemon, events, notify)
+                except DaemonGone:
+                    pass
+            await notify(f"[{daemon.id} has ended, and all connections with it; waiting for it]")
+            daemon = await controller.wait_for_daemon(daemon.id)
+            await notify(f"[{daemon.id} is back]")
 
 
 async def _open(

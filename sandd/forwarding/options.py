@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sandd.command_line.controller_options import add_controller_options, add_local_option
+from sandd.command_line.options import (
+    add_controller_options,
+    add_local_option,
+    add_wait_option,
+)
 
 if TYPE_CHECKING:
     from sandd.forwarding.targets import Forward
@@ -24,7 +28,7 @@ Whoever reaches the listening end reaches the other one, and needs no credential
 
 exit code:
   128+N when signal N ended it: 130 after Ctrl-C; 2 for a command line that means nothing;
-  125 if sandd failed, if there is no listening there, or if no daemon came
+  125 if sandd failed, if there is no listening there, or no such daemon
 """
 
 
@@ -34,8 +38,8 @@ def add_forward_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "forward",
         help="reach ports on a daemon's side from here, or the other way round",
         usage="sandd forward [options] DAEMON [LOCAL:]HOST:PORT ...",
-        description="Forward ports until Ctrl-C. This command is the controller: it listens, and waits for the "
-        "daemon to dial in. Connections survive lost connections between the two.",
+        description="Forward ports until Ctrl-C. Connections through them survive lost connections to the "
+        "controller and the daemon.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -54,6 +58,7 @@ def add_forward_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         help="on stderr only what went wrong: no notices",
     )
     add_local_option(parser, "command")
+    add_wait_option(parser)
     add_controller_options(parser)
     parser.set_defaults(run=_run)
 

@@ -17,10 +17,9 @@ from attrs import frozen
 from sandd._core._errors import OutputGap, SanddError
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.terminal.escapes import HELP, Escape, Escapes
-from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from sandd._core.results import ExitStatus
     from sandd.terminal.local import Size
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 MAX_TYPED_BYTES: Final = 1024 * 1024
 """Kept of what was typed and can't be sent: a large paste. Beyond it the terminal has to wait, and with it
 the escapes that stand behind it."""
-NOTICE_SECONDS: Final = 0.5
-"""An outage that is over before is not worth a line across somebody's editor."""
 
 
 class Terminal(Protocol):
@@ -259,45 +256,3 @@ class Conversation:
             await self._session.resize(size.rows, size.columns)
         except (SanddError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # `_show` hears of it, too
-
-
-class Watched(Protocol):
-    """What is needed of a `sandd.Daemon`."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-    @property
-    def state(self) -> DaemonState:
-        """Whether it is there."""
-
-
-async def tell_outages(
-    daemon: Watched, events: AsyncIterator[object], terminal: Terminal, *, read_only: bool = False
-) -> None:
-    """Say once that the daemon has gone away, and once that it is back; for ever.
-
-    Events only say that it is time to look: nothing is missed where some of them are.
-    """
-    told = False
-    away_since: float | None = None
-    kept = "" if read_only else " What you type is kept."
-    while True:
-        state = daemon.state
-        if state is not DaemonState.AWAY:
-            away_since = None
-            if told and state is DaemonState.ONLINE:
-                told = False
-                await terminal.say(f"[{daemon.id} is back]")
-        elif away_since is None:
-            away_since = trio.current_time()
-        due = away_since is not None and not told
-        deadline = away_since + NOTICE_SECONDS if away_since is not None and due else float("inf")
-        with trio.CancelScope(deadline=deadline) as scope:
-            await anext(events)
-        if scope.cancelled_caught and daemon.state is DaemonState.AWAY:
-            told = True
-            await terminal.say(
-                f"[{daemon.id} is away; if it lives, the session goes on.{kept} ~. leaves]"
-            )

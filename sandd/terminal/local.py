@@ -254,7 +254,7 @@ def open_terminal() -> Iterator[LocalTerminal]:
         if stream is None or not stream.isatty():
             raise NoTerminal(
                 f"{name} is not a terminal; a session needs one at both ends "
-                "(for a command alone, there is Daemon.run)"
+                "(a command alone needs none: sandd exec without -t, or Daemon.run)"
             )
     device: Device
     if sys.platform == "win32":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sandd.command_line.controller_options import add_controller_options, add_local_option
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from sandd.command_line.options import (
+    add_controller_options,
+    add_local_option,
+    add_wait_option,
+    read_variable,
+)
 
 _EXIT_CODES = """\
 exit code:
@@ -28,8 +30,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "shell",
         help="a shell on a daemon, at this terminal",
         usage="sandd shell [options] DAEMON [-- CMD ...]",
-        description="Open a terminal session on a daemon: the shell of its user there, or CMD. This "
-        "command is the controller: it listens, and waits for the daemon to dial in. The session "
+        description="Open a terminal session on a daemon: the shell of its user there, or CMD. The session "
         "survives lost connections.",
     )
     shell.add_argument("daemon", metavar="DAEMON", help="id of the daemon")
@@ -38,7 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-e",
         "--env",
         metavar="K=V",
-        type=_variable,
+        type=read_variable,
         action="append",
         default=[],
         help="set a variable there (repeatable)",
@@ -51,8 +52,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the session goes on when you leave, or this machine fails; see 'sandd attach'",
     )
     shell.add_argument("--record", metavar="FILE", help="record what is shown to FILE")
+    add_wait_option(shell)
     add_controller_options(shell)
-    # Everything behind "--" is the command, options that look like ours included: see `split`.
+    # Everything behind "--" is the command, options that look like ours included: see `command_line.remote_command`.
     shell.set_defaults(run=_run_shell, remote_command=None)
 
     attach = _add(
@@ -61,8 +63,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="come back to a session that is running on a daemon",
         usage="sandd attach [options] JOB",
         description="Show what a session has shown so far, and go on with it: one that was left by ~d, or "
-        "begun with --detach, or whose controller has died. This command is the controller: it "
-        "listens, and waits for the daemon to dial in.",
+        "begun with --detach, or whose 'sandd shell' has died.",
     )
     attach.add_argument(
         "job",
@@ -75,17 +76,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     attach.add_argument(
         "--takeover", action="store_true", help="take it from whoever has it at the moment"
     )
+    add_wait_option(attach)
     add_controller_options(attach)
     attach.set_defaults(run=_run_attach)
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """The arguments before the first ``--``, and the command behind it, if there is one."""
-    given = list(arguments)
-    if given[:1] == ["shell"] and "--" in given:
-        position = given.index("--")
-        return given[:position], given[position + 1 :] or None
-    return given, None
 
 
 def _add(
@@ -98,13 +91,6 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **settings,
     )
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
-    return name, value
 
 
 def _run_shell(options: argparse.Namespace) -> int:

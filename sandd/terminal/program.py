@@ -6,26 +6,21 @@ would be a terminal that stays raw; and what went wrong is said when the termina
 
 from __future__ import annotations
 
-import errno
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
-from sandd._core._errors import JobTaken, SanddError, SpawnFailed
-from sandd.command_line.stopping import OUR_FAILURE, Failure, fail, run_until_stopped
-from sandd.local_daemon import DaemonDidNotCome
-from sandd.terminal.choosing import NoSuchJob
+from sandd._core._errors import JobTaken
+from sandd.command_line.exit_codes import code_of_error
+from sandd.command_line.stopping import TOLD, fail, run_until_stopped
 from sandd.terminal.local import NoTerminal, open_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from sandd.command_line.stopping import Stop
     from sandd.terminal.local import LocalTerminal
-
-NOT_EXECUTABLE: Final = 126
-NOT_FOUND: Final = 127
 
 
 def run_at_terminal(body: Callable[[LocalTerminal, Stop], Awaitable[int]]) -> int:
@@ -35,15 +30,5 @@ def run_at_terminal(body: Callable[[LocalTerminal, Stop], Awaitable[int]]) -> in
             return trio.run(run_until_stopped, partial(body, terminal))
     except JobTaken:
         return fail("somebody else has taken the session over; it goes on there")
-    except SpawnFailed as error:
-        fail(str(error))
-        return _SPAWN_CODES.get(error.errno or 0, OUR_FAILURE)
-    except (Failure, NoTerminal, NoSuchJob, DaemonDidNotCome, SanddError, ValueError) as error:
-        return fail(str(error))
-
-
-_SPAWN_CODES: Final[Mapping[int, int]] = {
-    errno.ENOENT: NOT_FOUND,
-    errno.EACCES: NOT_EXECUTABLE,
-    errno.ENOEXEC: NOT_EXECUTABLE,
-}
+    except (*TOLD, NoTerminal) as error:
+        return fail(str(error), code_of_error(error))

@@ -2,7 +2,7 @@
 
 The order in which things are undone is what matters here. Innermost is the raw terminal, which is put back
 before anything is waited for; around it the session, which is ended unless it goes on; around that the
-daemon, where it is a child of ours, and the controller; outermost what `program` does.
+connection to the controller, or a controller and a daemon of our own; outermost what `program` does.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import trio
-
 from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.own_controller import in_time, invitation, open_daemon, open_own_controller
-from sandd.command_line.stopping import OUR_FAILURE, Failure, fail
-from sandd.terminal.choosing import JobName
-from sandd.terminal.conversation import Conversation, Ending, tell_outages
+from sandd.command_line.choosing import JobName
+from sandd.command_line.connecting import open_connection
+from sandd.command_line.exit_codes import OUR_FAILURE, code_of_status
+from sandd.command_line.finding_jobs import find_job
+from sandd.command_line.outages import tell_outages
+from sandd.command_line.reaching import reach_daemon
+from sandd.command_line.stopping import Failure, fail
+from sandd.terminal.conversation import Conversation, Ending
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
 from sandd.wire import DaemonState
@@ -32,15 +34,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sandd._core.job_info import JobInfo
-    from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
     from sandd.controller import Controller, Daemon, Session
     from sandd.terminal.conversation import Ended
     from sandd.terminal.local import LocalTerminal
 
-GATHERING_SECONDS: Final = 2.0
-"""For the daemons to dial in, once one has, where a job is to be found on any of them. Daemons whose
-controller has just come back are there within a second or two, mostly."""
 HUNG_UP: Final = 129
 """As if SIGHUP had come, which it mostly does."""
 
@@ -67,27 +65,33 @@ def run_attach(options: argparse.Namespace) -> int:
 
 
 async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Stop) -> int:
-    async with open_own_controller(options) as controller:
-        async with open_daemon(options, options.daemon, controller, terminal.say, stop) as daemon:
-            size = terminal.size
-            opening = daemon.open_session(
-                options.remote_command,
-                rows=size.rows,
-                cols=size.columns,
-                term=os.environ.get("TERM") or "xterm-256color",
-                cwd=options.cwd,
-                env=dict(options.env),
-                user=options.user,
-                detach=options.detach,
-                record=options.record,
-            )
-            async with _opened(options, opening) as session:
-                why_not = "this daemon ends with this command (--local), and all of its sessions do"
-                where = Where(daemon, session.job_id, goes_on=options.detach)
-                conversation = partial(
-                    Conversation, size=size, why_not_detach=why_not if options.local else ""
-                )
-                return await _converse(controller, where, terminal, session, conversation)
+    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
+        return await hold_new_session(options, controller, daemon, terminal)
+
+
+async def hold_new_session(
+    options: argparse.Namespace, controller: Controller, daemon: Daemon, terminal: LocalTerminal
+) -> int:
+    """A session as the options say, at this terminal; returns the exit code."""
+    size = terminal.size
+    opening = daemon.open_session(
+        options.remote_command,
+        rows=size.rows,
+        cols=size.columns,
+        term=os.environ.get("TERM") or "xterm-256color",
+        cwd=options.cwd,
+        env=dict(options.env),
+        user=options.user,
+        detach=options.detach,
+        record=options.record,
+    )
+    async with _opened(options, opening) as session:
+        why_not = "this daemon ends with this command (--local), and all of its sessions do"
+        where = Where(daemon, session.job_id, goes_on=options.detach)
+        conversation = partial(
+            Conversation, size=size, why_not_detach=why_not if options.local else ""
+        )
+        return await _converse(controller, where, terminal, session, conversation)
 
 
 @protected_context
@@ -110,8 +114,8 @@ async def _opened(
 async def _attach(
     options: argparse.Namespace, name: JobName, terminal: LocalTerminal, _: Stop
 ) -> int:
-    async with open_own_controller(options) as controller:
-        daemon, job = await _find(options, name, controller, terminal)
+    async with open_connection(options) as controller:
+        daemon, job = await find_job(controller, name, wait=options.wait, sessions=True)
         if job.owned and not (options.read_only or options.takeover):
             raise Failure(
                 f"somebody is attached to {daemon.id}/{job.job_id}: --takeover takes it from them, "
@@ -148,7 +152,9 @@ async def _converse(
     async with terminal.raw_mode():
         async with controller.open_events() as events, open_unwrapping_nursery() as nursery:
             nursery.start_soon(
-                partial(tell_outages, where.daemon, events, terminal, read_only=where.read_only)
+                partial(
+                    tell_outages, where.daemon, events, terminal.say, meaning=where.outage_meaning
+                )
             )
             ended = await converse(terminal, session).run()
             nursery.cancel_scope.cancel()
@@ -166,6 +172,12 @@ class Where(NamedTuple):
     goes_on: bool
     """It is none of ours to end."""
     read_only: bool = False
+
+    @property
+    def outage_meaning(self) -> str:
+        """What a person wants to know while the daemon is away."""
+        kept = "" if self.read_only else " What you type is kept."
+        return f"if it lives, the session goes on.{kept} ~. leaves"
 
     def describe(self, ended: Ended) -> str:
         """What a person wants to know at the end; nothing if it is what they expect."""
@@ -188,54 +200,13 @@ class Where(NamedTuple):
         match ended.ending:
             case Ending.EXITED:
                 assert ended.status is not None
-                return exit_code(ended.status)
+                return code_of_status(ended.status)
             case Ending.LEFT:
                 return 0 if self.goes_on else OUR_FAILURE
             case Ending.DETACHED:
                 return 0
             case Ending.HUNG_UP:
                 return HUNG_UP
-
-
-def exit_code(status: ExitStatus) -> int:
-    """As a shell has it: the command's own, or 128 and the signal's number."""
-    return status.exit_code if status.exit_code >= 0 else 128 - status.exit_code
-
-
-# ---- which job is meant -----------------------------------------------------------------------------
-
-
-async def _find(
-    options: argparse.Namespace, name: JobName, controller: Controller, terminal: LocalTerminal
-) -> tuple[Daemon, JobInfo]:
-    """The job that is meant, and its daemon, once that has dialled in."""
-    await terminal.say(invitation(controller, name.daemon_id, options.token_file))
-    if name.daemon_id is not None:
-        await in_time(options, controller.wait_for_daemon, name.daemon_id)
-    else:
-        await in_time(options, _any_daemon, controller)
-        await trio.sleep(GATHERING_SECONDS)
-    daemons = {
-        daemon.id: daemon
-        for daemon in controller.daemons()
-        if name.daemon_id in (None, daemon.id) and daemon.state is DaemonState.ONLINE
-    }
-    jobs: dict[str, list[JobInfo]] = {}
-
-    async def ask(daemon: Daemon) -> None:
-        jobs[daemon.id] = [job for job in await daemon.jobs() if job.terminal]
-
-    async with open_unwrapping_nursery() as nursery:
-        for daemon in daemons.values():
-            nursery.start_soon(ask, daemon)
-    daemon_id, job = name.choose(jobs)
-    return daemons[daemon_id], job
-
-
-async def _any_daemon(controller: Controller) -> None:
-    async with controller.open_events() as events:
-        while not controller.daemons():
-            await anext(events)
 
 
 def _shown_before(job: JobInfo) -> int:

@@ -20,6 +20,7 @@ import trio
 from attrs import define
 
 from sandd import __version__
+from sandd._core.daemon_end import DaemonEnd
 from sandd._core.dialer import Dialer
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
@@ -48,6 +49,7 @@ class DaemonCore:
     """What has been started in it."""
     _table: JobTable
     _runner: JobRunner
+    _end: DaemonEnd
     _dialer: Dialer
 
     def __repr__(self) -> str:
@@ -67,7 +69,7 @@ class DaemonCore:
     async def leave(self) -> None:
         """End its jobs, tell how they ended, and say goodbye, as a daemon does after SIGTERM. Bound it."""
         await self._runner.end_all(0.0)
-        await self._dialer.tell_all()
+        await self._end.tell_all()
         await self._dialer.say_goodbye("the daemon was stopped")
 
     async def _run(self) -> None:
@@ -146,8 +148,9 @@ async def open_daemon_cores(
                 core_id, instance, labels or {}, "core", "core", "core", __version__
             )
             backoff = Backoff(maximum=reconnect_max)
-            dialer = Dialer(url, identity, token, runner, backoff)
-            cores.append(DaemonCore(core_id, instance, host, table, runner, dialer))
+            end = DaemonEnd(identity, token, runner)
+            dialer = Dialer(url, end, backoff)
+            cores.append(DaemonCore(core_id, instance, host, table, runner, end, dialer))
             nursery.start_soon(cores[-1]._run)
         try:
             yield DaemonCores(cores)

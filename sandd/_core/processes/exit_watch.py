@@ -53,8 +53,8 @@ class ExitWatch(abc.ABC):
         """Readable when `ended` has something to say of a child that can be watched."""
 
     @abc.abstractmethod
-    def add(self, pid: int) -> None:
-        """Watch the child ``pid``, which is not reaped yet."""
+    def add(self, pid: int) -> bool:
+        """Watch the child ``pid``, which is not reaped yet; False if it has exited: then ask `ended` now."""
 
     @abc.abstractmethod
     def ended(self) -> list[tuple[int, WaitStatus]]:
@@ -77,14 +77,17 @@ if sys.platform == "linux":
         def fileno(self) -> int:
             return self._epoll.fileno()
 
-        def add(self, pid: int) -> None:
+        def add(self, pid: int) -> bool:
+            if peek(pid) is not None:
+                self._unwatched.add(pid)
+                return False
             try:
                 descriptor = os.pidfd_open(pid)
             except OSError:
                 # No descriptor left (EMFILE), or none of that sort (ENOSYS: Linux before 5.3, and
                 # some sandboxes).
                 self._unwatched.add(pid)
-                return
+                return True
             try:
                 self._epoll.register(descriptor, select.EPOLLIN)
             except OSError:
@@ -93,6 +96,7 @@ if sys.platform == "linux":
                 self._unwatched.add(pid)
             else:
                 self._pids[descriptor] = pid
+            return True
 
         def ended(self) -> list[tuple[int, WaitStatus]]:
             found: list[tuple[int, WaitStatus]] = []
@@ -127,7 +131,7 @@ if sys.platform == "darwin":
         def fileno(self) -> int:
             return self._queue.fileno()
 
-        def add(self, pid: int) -> None:
+        def add(self, pid: int) -> bool:
             self._pids.add(pid)
             event = select.kevent(
                 pid,
@@ -138,6 +142,7 @@ if sys.platform == "darwin":
             # ESRCH: it has exited already. SIGCHLD brings us to `ended`.
             with suppress(ProcessLookupError):
                 self._queue.control([event], 0)
+            return True
 
         def ended(self) -> list[tuple[int, WaitStatus]]:
             self._queue.control(None, max(1, len(self._pids)), 0)

@@ -68,8 +68,12 @@ class ExitStatus:
             )
 
 
-class ReceivesNowait(abc.ABC):
-    """What an output stream may be besides: one that can be asked without waiting."""
+class ReceivesNowait:
+    """What an output stream may be besides: one that can be asked without waiting.
+
+    The stream's own class sees to it that it is complete: of one that is an ABC itself, `isinstance` takes
+    three calls.
+    """
 
     __slots__ = ()
 
@@ -78,8 +82,8 @@ class ReceivesNowait(abc.ABC):
         """What is there; b"" at the end, None when there is nothing yet."""
 
 
-class SendsNowait(abc.ABC):
-    """What an input stream may be besides: one that takes what it can without waiting."""
+class SendsNowait:
+    """What an input stream may be besides: one that takes what it can without waiting. See `ReceivesNowait`."""
 
     __slots__ = ()
 

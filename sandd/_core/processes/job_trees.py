@@ -207,6 +207,8 @@ class SubreaperTrees(JobTrees):
         return max(0.0, self._next_refresh - now)
 
     def is_empty(self, tree: Tree) -> bool:
+        if not self._orphans:  # as mostly; and nobody's wait for an exit is for a look at no one
+            return self._is_sure
         return self._is_sure and not any(
             self._owner(orphan) is tree
             or (not orphan.is_classified and orphan.entry.began >= tree.began)

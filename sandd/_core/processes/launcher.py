@@ -117,26 +117,27 @@ def _search(request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int:
     """As execvp(3), with the PATH that the program will have."""
     program = request.argv[0]
     try:
-        failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if b"/" in program:  # as in most shell commands
+            return _spawn(program, request, env, actions)
+        failure = None
         for path in _candidates(program, env):
             try:
-                return os.posix_spawn(
-                    path,
-                    request.argv,
-                    env,
-                    file_actions=actions,
-                    setsid=True,
-                    setsigdef=_RESTORED,
-                )
+                return _spawn(path, request, env, actions)
             except OSError as error:
-                if error.errno not in _TRY_NEXT or b"/" in program:
+                if error.errno not in _TRY_NEXT:
                     raise
                 if error.errno not in _NOT_HERE:
                     failure = error
-        raise failure
+        raise failure or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     except OSError as error:
         number = error.errno or errno.EINVAL
         raise OSError(number, os.strerror(number), os.fsdecode(program)) from error
+
+
+def _spawn(path: bytes, request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int:
+    return os.posix_spawn(
+        path, request.argv, env, file_actions=actions, setsid=True, setsigdef=_RESTORED
+    )
 
 
 def _candidates(program: bytes, env: dict[bytes, bytes], cwd: bytes = b"") -> Iterator[bytes]:

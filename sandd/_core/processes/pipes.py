@@ -42,6 +42,8 @@ class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._may_grow = may_grow
+        self._is_known = False
+        """trio has been asked to wait for it, and is to be told when it is closed."""
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """What is there, at most `max_bytes`; b"" at the end, None when there is nothing yet."""
@@ -71,6 +73,7 @@ class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
             return data
         while data is None:
             # Which lets others run: what comes then has no turn to lose.
+            self._is_known = True
             await trio.lowlevel.wait_readable(self._descriptor)
             data = self.receive_nowait(max_bytes or PIPE_BYTES)
         return data
@@ -79,7 +82,8 @@ class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
         """Close it now; whoever waits for it gets `trio.ClosedResourceError`."""
         if self._descriptor != -1:
             descriptor, self._descriptor = self._descriptor, -1
-            trio.lowlevel.notify_closing(descriptor)
+            if self._is_known:
+                trio.lowlevel.notify_closing(descriptor)
             os.close(descriptor)
 
     async def aclose(self) -> None:

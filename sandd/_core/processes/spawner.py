@@ -114,6 +114,8 @@ class Spawner:
         self._reader = MessageReader(link)
         self._base: dict[bytes, bytes] = {}
         self._outgoing = bytearray()
+        self._is_stopped = False
+        """The daemon did not read all that was sent: the rest goes when it does."""
         self._is_linked = True
         self._held_until = 0.0
         """Monotonic time until which `_outgoing` waits for more to be told with it."""
@@ -147,8 +149,8 @@ class Spawner:
             # One event at a time from the link, so that a hundred requests don't hold up the exits.
             for key, events in self._selector.select(self._seconds_to_next_step(now)):
                 if key.fileobj is self._link:
-                    if events & selectors.EVENT_READ:
-                        self._serve_one_request()
+                    if events & selectors.EVENT_READ and self._serve_one_request():
+                        somebody_died = True
                 elif key.fd == self._daemon_pidfd:
                     self._is_linked = False
                 else:
@@ -162,14 +164,15 @@ class Spawner:
 
     # --- requests ---
 
-    def _serve_one_request(self) -> None:
+    def _serve_one_request(self) -> bool:
+        """Whether what it has started is over by now."""
         try:
             received = self._reader.receive()
         except (EOFError, OSError):
             self._is_linked = False
-            return
+            return False
         if received is None:
-            return
+            return False
         message, descriptors, is_complete = received
         if isinstance(message, Spawn):
             if message.base is not None:
@@ -178,17 +181,17 @@ class Spawner:
                 if not is_complete:
                     # The kernel had no room for the descriptors that came with it.
                     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                self._say(self._start(message, descriptors))
+                return self._start(message, descriptors)
             except Exception as error:
                 # Whatever it is: one request must not end all the other jobs.
                 self._say(_failure(message, error))
+                return False
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
-            return
         job = self._jobs.get(message.job) if isinstance(message, (Signal, Kill, Forget)) else None
         if job is None:
-            return  # it went while the request was on its way; the daemon has been told
+            return False  # it went while the request was on its way; the daemon has been told
         if isinstance(message, Signal):
             culling.signal_group(job.tree.leader, message.number)
         elif isinstance(message, Kill):
@@ -196,25 +199,29 @@ class Spawner:
         elif job.phase is Phase.RUNNING and job.status is not None:
             self._trees.refresh()
             self._finish(job)
+        return False
 
-    def _start(self, request: Spawn, descriptors: list[int]) -> Started:
+    def _start(self, request: Spawn, descriptors: list[int]) -> bool:
         began = ticks_since_boot()
         self._brand += 1
         brand = self._brand if process_table.brand_children(self._brand) else None
         pid = launch(request, {**self._base, **request.env}, descriptors)
+        _yield_to_child()
         tree = self._trees.add(pid, request.marker, began, brand)
         job = Job(request.job, tree, signal.SIGHUP if request.terminal else signal.SIGTERM)
         self._jobs[job.number] = self._by_leader[pid] = job
-        self._watch.add(pid)
-        return Started(job.number, pid)
+        self._say(Started(job.number, pid))
+        return not self._watch.add(pid)
 
     # --- ends ---
 
     def _hear_alarm(self) -> None:
         """Take note of the SIGCHLDs there were: whoever died by then is seen by the next look."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             self._child_died.recv(4096)
-            self._is_refresh_wanted = True
+        except BlockingIOError:
+            return
+        self._is_refresh_wanted = True
 
     def _look_after_children(self, somebody_died: bool) -> None:
         exited: list[tuple[int, WaitStatus]] = []
@@ -344,9 +351,20 @@ class Spawner:
         except OSError:
             self._is_linked = False
             return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
-        if self._selector.get_key(self._link).events != wanted:
+        if self._is_stopped != bool(self._outgoing):
+            self._is_stopped = not self._is_stopped
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._is_stopped else 0)
             self._selector.modify(self._link, wanted)
+
+
+def _yield_to_child() -> None:
+    """Let the child that was just started have the processor, if we have it from there.
+
+    On the way into its program it has let us go on, which takes the processor from it if it shares ours; and
+    what follows here has time, until it ends. A short command is over when this returns, and 0.2 ms earlier.
+    """
+    if sys.platform == "linux":
+        os.sched_yield()
 
 
 def _failure(request: Spawn, error: Exception) -> Failed:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 READ_BYTES: Final = 128 * 1024
 """Taken in one turn, where the caller names no limit."""
+WHOLE_BYTES: Final = 4095
+"""What the kernel gives in one read while there is more, on Linux. To ask in vain behind a shorter one takes
+40 us there (it waits for the kernel's own hand to be done with the terminal), a keystroke's worth."""
 LOOK_SECONDS: Final = 0.05
 """How often a terminal is looked at that nobody has open while its first process lives."""
 _WINSIZE: Final = struct.Struct("HHHH")  # rows, columns, and two that nobody fills: ioctl_tty(2)
@@ -110,11 +113,13 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
     def __init__(self, terminal: PosixTerminal) -> None:
         self._terminal = terminal
         self._ended = False
+        self._is_drained = False
+        """The latest read took all there was."""
         self._is_left = False
         """Nobody has the terminal open, but somebody may open it again, as login(1) does."""
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
-        """All that is there, at most `max_bytes`: the kernel gives 4095 bytes at a time."""
+        """What is there, at most `max_bytes`: the kernel gives `WHOLE_BYTES` at a time."""
         terminal = self._terminal
         if terminal.descriptor == -1:
             raise trio.ClosedResourceError("this terminal was closed")
@@ -139,13 +144,20 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
                 break
             parts.append(data)
             room -= len(data)
+            if len(data) < WHOLE_BYTES and room > 0:
+                self._is_drained = True
+                break
         if parts:
             return b"".join(parts)
         return b"" if self._ended else None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         await trio.lowlevel.checkpoint_if_cancelled()
-        data = self.receive_nowait(max_bytes or READ_BYTES)
+        was_drained, self._is_drained = self._is_drained, False
+        data = None
+        # After the exit there may be nothing that would wake us: then it is asked in vain.
+        if not was_drained or self._terminal.exited.is_set():
+            data = self.receive_nowait(max_bytes or READ_BYTES)
         if data is not None:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return data

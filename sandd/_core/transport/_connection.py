@@ -249,20 +249,21 @@ class Connection:
         failure: Exception | None = None
         done = True
 
-        def is_left_over(step: Callable[[], bool]) -> bool:
-            """Take the step; True: this task has something to do about what came of it."""
+        def is_left_over(message: bytes) -> bool:
+            """Take the message; True: this task has something to do about what came of it."""
             nonlocal failure, done
             try:
-                done = step()
+                done = receive(message)
             except Exception as error:  # whatever it is, it is this task's to raise
                 failure = error
-            return failure is not None or not done
+                return True
+            return not done
 
         def hand_over(message: bytes) -> bool:
             if failure is None:
                 if not done or self._waiting_bytes:
                     return False  # one that came before us still waits, to be received below
-                if is_left_over(lambda: receive(message)):
+                if is_left_over(message):
                     waiting.cancel()
             return True
 
@@ -271,13 +272,16 @@ class Connection:
             while failure is None:
                 if not done:
                     await trio.lowlevel.checkpoint()
-                    is_left_over(go_on)
+                    try:
+                        done = go_on()
+                    except Exception as error:
+                        failure = error
                     continue
                 message: bytes | None = None
                 with trio.CancelScope() as waiting:
                     message = await self.receive_message()
                 if message is not None:
-                    is_left_over(lambda: receive(message))  # noqa: B023 - called at once
+                    is_left_over(message)
         finally:
             self._protocol.hand_over = lambda _: False
         raise failure
@@ -466,17 +470,22 @@ class _WatchedStream(trio.abc.Stream):
         self._stream = stream
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        connection = self._connection
-        connection._after_turn()
-        if connection._protocol.has_more:
-            await trio.lowlevel.checkpoint()
-            return AGAIN
-        await connection._wait_room()
-        try:
-            return await self._stream.receive_some(max_bytes)
-        except trio.BrokenResourceError as exc:
-            connection._failure = connection._failure or exc
-            raise
+        connection, protocol = self._connection, self._connection._protocol
+        while True:
+            connection._after_turn()
+            if protocol.has_more:
+                await trio.lowlevel.checkpoint()
+                return AGAIN
+            if connection._waiting_bytes > connection._may_wait:
+                await connection._wait_room()
+            try:
+                data = await self._stream.receive_some(max_bytes)
+            except trio.BrokenResourceError as exc:
+                connection._failure = connection._failure or exc
+                raise
+            left = protocol.deliver(bytes(data)) if data else b""
+            if left or not data:
+                return left
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # A failed write is kept from trio-websocket, which would throw away what the peer said

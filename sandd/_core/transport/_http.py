@@ -53,21 +53,21 @@ class RequestReader:
 
     Args:
         protocol: what will speak WebSocket if the request is an upgrade; it checks the handshake.
-        path: where the WebSocket is.
+        paths: where the WebSockets are; the first is the one to be told of.
         subprotocol: the one that must be among those offered.
         secure: whether TLS is below; for the sentence only.
     """
 
     def __init__(
-        self, protocol: GuardedProtocol, *, path: str, subprotocol: str, secure: bool
+        self, protocol: GuardedProtocol, *, paths: tuple[str, ...], subprotocol: str, secure: bool
     ) -> None:
         self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
         self._protocol = protocol
-        self._path = path
+        self._paths = paths
         self._subprotocol = subprotocol
         self._spoken = (
             f"This port speaks WebSocket{' over TLS (wss)' if secure else ''},"
-            f" subprotocol {subprotocol}, at {path}"
+            f" subprotocol {subprotocol}, at {paths[0]}"
         )
         self._bytes_seen = 0
         self._wants_body = True
@@ -113,7 +113,7 @@ class RequestReader:
         self._wants_body = request.method != b"HEAD"
         headers = list(request.headers)
         path = request.target.decode("ascii").partition("?")[0]
-        if path != self._path:
+        if path not in self._paths:
             return Refusal(404, f"there is nothing at {path}")
         if any(name == b"origin" for name, _ in headers):
             # No daemon sends one, and every browser does: a web page shall not be a daemon.

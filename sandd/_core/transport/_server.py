@@ -21,7 +21,7 @@ from sandd._core.transport._streams import Address, MeteredStream, over_tls
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from sandd._core.admission import Admission
 
@@ -56,7 +56,7 @@ async def serve(
     *,
     host: str,
     port: int,
-    path: str = "/ws",
+    paths: Collection[str] = ("/ws",),
     subprotocol: str,
     max_message_bytes: int,
     handshake_timeout: float = 10.0,
@@ -76,7 +76,7 @@ async def serve(
         handler: gets each connection; when it returns the connection is closed.
         host: an address or a name; ``""`` is every address of this machine.
         port: 0 picks a free one, the same for all addresses.
-        path: where the WebSocket is; anything else is 404.
+        paths: where the WebSockets are (`Connection.path` tells them apart); anything else is 404.
         subprotocol: the one a client must offer.
         max_message_bytes: a longer message ends its connection with 1009.
         handshake_timeout: seconds from accept to open, TLS included; the wait for its place is not.
@@ -95,7 +95,7 @@ async def serve(
     listeners = await _listen(host, port)
     server = _Server(
         handler=handler,
-        path=path,
+        paths=tuple(paths),
         subprotocol=subprotocol,
         max_message_bytes=max_message_bytes,
         handshake_timeout=handshake_timeout,
@@ -114,7 +114,7 @@ async def serve(
 @define(eq=False)
 class _Server:
     handler: Callable[[Connection], Awaitable[None]]
-    path: str
+    paths: tuple[str, ...]
     subprotocol: str
     max_message_bytes: int
     handshake_timeout: float
@@ -210,7 +210,7 @@ class _Server:
             )
             reader = RequestReader(
                 protocol,
-                path=self.path,
+                paths=self.paths,
                 subprotocol=self.subprotocol,
                 secure=self.ssl_context is not None,
             )

@@ -65,11 +65,14 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, tcp: trio.SocketStream) -> None:
         self._tcp = tcp
+        self._now = trio.lowlevel.current_clock().current_time
+        self._descriptor = tcp.socket.fileno()
+        """Of the socket; -1 once that is closed."""
         self._receive_bytes = _FIRST_RECEIVE_BYTES
         self._is_drained = True  # the latest read took all there was
         self._sending = False
         self._unsent = b""  # what the kernel left of a `send_nowait`; goes before everything else
-        self.last_write_progress = trio.current_time()
+        self.last_write_progress = self._now()
         """When a write last got on (seconds of `trio.current_time`)."""
         self.write_pending_since: float | None = None
         """When the write now under way last got on; None: none is."""
@@ -110,10 +113,10 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         if self._sending or self._unsent or os.name == "nt":
             return False  # (Windows: no write(2) on sockets)
         try:
-            sent = os.write(self._tcp.socket.fileno(), data)
+            sent = os.write(self._descriptor, data)
         except OSError:
             return False  # full or broken: `send_all` will meet the same, and tell
-        self.last_write_progress = trio.current_time()
+        self.last_write_progress = self._now()
         self._unsent = data[sent:]
         return True
 
@@ -132,13 +135,13 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             return
         self._sending = True
-        self.write_pending_since = trio.current_time()
+        self.write_pending_since = self._now()
         try:
             with memoryview(data) as view:
                 while sent < total:
                     with view[sent:] as rest:
                         sent += await socket.send(rest)
-                    self.last_write_progress = self.write_pending_since = trio.current_time()
+                    self.last_write_progress = self.write_pending_since = self._now()
         except OSError as exc:
             if exc.errno in _CLOSED_ERRNOS:
                 raise trio.ClosedResourceError("this stream was closed") from None
@@ -178,18 +181,17 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     async def _read(self, size: int) -> bytes:
         """At most `size` bytes; where the last read took all, without asking in vain first."""
-        socket = self._tcp.socket
-        if socket.fileno() == -1:
+        if self._descriptor == -1:
             raise trio.ClosedResourceError("this stream was closed")
         if self._is_drained:
-            await trio.lowlevel.wait_readable(socket)
+            await trio.lowlevel.wait_readable(self._descriptor)
         else:
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                return os.read(socket.fileno(), size)
+                return os.read(self._descriptor, size)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(socket)
+                await trio.lowlevel.wait_readable(self._descriptor)
             except OSError as exc:
                 if exc.errno in _CLOSED_ERRNOS:
                     raise trio.ClosedResourceError("this stream was closed") from None
@@ -203,6 +205,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     def close(self) -> None:
         """Close the socket now; tasks that use it get `trio.ClosedResourceError`."""
+        self._descriptor = -1
         self._tcp.socket.close()
 
     async def aclose(self) -> None:

@@ -1,10 +1,12 @@
-"""Which session somebody means who names it, or a part of its id. Sans-IO."""
+"""Which job somebody means who names it, or a part of its id. No I/O."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from attrs import frozen
+
+from sandd.command_line.stopping import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,7 @@ MOST_LISTED = 20
 """Jobs, in a complaint."""
 
 
-class NoSuchJob(Exception):
+class NoSuchJob(Failure):
     """None is meant, or more than one; says which there are."""
 
 
@@ -35,10 +37,12 @@ class JobName:
             raise ValueError(f"{text!r} names no job: DAEMON/ID, or the beginning of an id")
         return name
 
-    def choose(self, jobs: Mapping[str, Sequence[JobInfo]]) -> tuple[str, JobInfo]:
-        """The one session that is meant, of those on each daemon, and the daemon's id.
+    def choose(
+        self, jobs: Mapping[str, Sequence[JobInfo]], *, noun: str = "job"
+    ) -> tuple[str, JobInfo]:
+        """The one job that is meant, of those on each daemon, and the daemon's id.
 
-        A whole id wins over the beginning of another.
+        A whole id wins over the beginning of another. `noun` is what they are called in a complaint.
 
         Raises:
             NoSuchJob: there is none, or several are.
@@ -53,14 +57,14 @@ class JobName:
         meant = [each for each in begins if each[1].job_id == self.job_id] or begins
         if len(meant) == 1:
             return meant[0]
-        where = ", ".join(jobs) if self.daemon_id is None else self.daemon_id
+        where = self.daemon_id or ", ".join(jobs) or "any daemon"
         if meant:
             raise NoSuchJob(f"{self.job_id!r} may be any of these on {where}:\n{describe(meant)}")
         if everything:
             raise NoSuchJob(
-                f"there is no session {self.job_id!r} on {where}; these there are:\n{describe(everything)}"
+                f"there is no {noun} {self.job_id!r} on {where}; these there are:\n{describe(everything)}"
             )
-        raise NoSuchJob(f"there is no session {self.job_id!r} on {where}, and no other one")
+        raise NoSuchJob(f"there is no {noun} {self.job_id!r} on {where}, and no other one")
 
 
 def describe(jobs: Iterable[tuple[str, JobInfo]]) -> str:

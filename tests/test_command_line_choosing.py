@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandd import JobInfo, JobState
-from sandd.terminal.choosing import MOST_LISTED, JobName, NoSuchJob
+from sandd.command_line.choosing import MOST_LISTED, JobName, NoSuchJob
 
 
 def job(job_id: str, *, age: float = 1.0, owned: bool = False, command: str = "bash") -> JobInfo:
@@ -54,10 +54,8 @@ def test_a_job_is_found(text: str, meant: tuple[str, str]) -> None:
     [
         pytest.param("a", r"may be any of these on one, two:\n(  .*\n?){3}$", id="ambiguous"),
         pytest.param("xyz", r"may be any of these on one, two:\n(  .*/xyz .*\n?){2}$", id="on-two"),
-        pytest.param(
-            "one/q", r"no session 'q' on one; these there are:\n(  one/.*\n?){3}$", id="none"
-        ),
-        pytest.param("three/q", "no session 'q' on three, and no other one", id="none-at-all"),
+        pytest.param("one/q", r"no job 'q' on one; these there are:\n(  one/.*\n?){3}$", id="none"),
+        pytest.param("three/q", "no job 'q' on three, and no other one", id="none-at-all"),
     ],
 )
 def test_what_is_not_one_job_is_explained(text: str, said: str) -> None:

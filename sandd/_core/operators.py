@@ -1,0 +1,141 @@
+"""The controller's end of operators' connections: clients in other processes, each a link of the router."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from sandd import wire
+from sandd._core.link import judge_operator
+from sandd._core.logs import get_logger
+from sandd._core.pump import NEVER, Pump
+from sandd._core.reception import (
+    DRAIN_RETRY_SECONDS,
+    Greeting,
+    farewell,
+    new_controller_id,
+    shake_hands,
+    welcome_and_pump,
+)
+from sandd.wire import RejectCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandd._core.router import ClientLink, Router
+    from sandd._core.transport import Connection
+
+log = get_logger("operators")
+
+MAX_OPERATORS: Final = 1024
+"""Operators at once: what waits for one that doesn't read is bounded, at some 20 MiB each."""
+BUSY_RETRY_SECONDS: Final = 10.0
+"""When one more may ask again."""
+
+
+@define(eq=False)
+class Operator:
+    """One that is connected."""
+
+    connection: int
+    link: ClientLink
+    pump: Pump
+
+
+@define(eq=False)
+class OperatorDesk:
+    """Takes connections from operators into the router."""
+
+    router: Router
+    settle: Callable[[], None]
+    """Called when the router may hold something for others."""
+    token: bytes | None
+    heartbeat: float = 20.0
+    dead_after: float = 45.0
+    controller_id: str = field(factory=new_controller_id)
+    draining: bool = False
+    operators: dict[str, Operator] = field(factory=dict)
+    """By client."""
+
+    async def handle(self, connection: Connection) -> None:
+        """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
+        await shake_hands(connection, self.controller_id, self._greet)
+
+    async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
+        hello = greeting.hello
+        reject = judge_operator(hello, greeting.challenge, token=self.token)
+        assert isinstance(hello, wire.OperatorHello)  # judge_operator refuses anything else
+        reject = reject or self._admit(hello)
+        if reject is None:
+            await self._pump(connection, hello)
+            return None
+        log.warning(
+            "operator_rejected",
+            operator=hello.name,
+            remote=connection.remote,
+            code=reject.code.value,
+            reason=reject.message,
+        )
+        return reject
+
+    def _admit(self, hello: wire.OperatorHello) -> wire.Reject | None:
+        if self.draining:
+            return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
+        known = self.operators.get(hello.client)
+        if known is not None and known.connection >= hello.connection:
+            return wire.Reject(RejectCode.STALE, "a newer connection of this client is known", 0.0)
+        if known is None and len(self.operators) >= MAX_OPERATORS:
+            return wire.Reject(
+                RejectCode.BUSY,
+                f"the controller serves {MAX_OPERATORS} operators already",
+                BUSY_RETRY_SECONDS,
+            )
+        if known is not None:
+            known.pump.close("superseded by a newer connection of the same client")
+            self._remove(hello.client, known)
+        return None
+
+    async def _pump(self, connection: Connection, hello: wire.OperatorHello) -> None:
+        connection.allow_messages(wire.MAX_MESSAGE_BYTES)
+        link = self.router.add_client(
+            principal=f"operator:{hello.name}"[: wire.MAX_ID_LENGTH],
+            client=hello.client,
+            now=trio.current_time(),
+        )
+        pump = Pump(
+            connection,
+            link.scheduler,
+            on_frame=lambda frame: self._on_frame(link, frame),
+            after_message=self.settle,
+            after_pull=self.settle,
+            heartbeat=NEVER,  # the operator pings; we answer, and count its silence
+            dead_after=self.dead_after,
+        )
+        link.carrier = pump
+        operator = self.operators[hello.client] = Operator(hello.connection, link, pump)
+        log.info("operator_connected", operator=hello.name, remote=connection.remote)
+        try:
+            welcome = wire.Welcome(hello.version, self.heartbeat, self.dead_after)
+            await welcome_and_pump(connection, pump, welcome, operator=hello.name)
+        finally:
+            self._remove(hello.client, operator)
+
+    def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
+        # Of a superseded link nothing counts any more, though its pump may still hold a message.
+        if link in self.router.clients:
+            self.router.receive(link, frame)
+
+    def _remove(self, client: str, operator: Operator) -> None:
+        if self.operators.get(client) is operator:
+            del self.operators[client]
+            self.router.remove_client(operator.link)
+            self.settle()
+
+    def say_goodbye(self) -> list[Pump]:
+        """Take nobody new, and tell every operator to come back later; the links that are to be drained."""
+        self.draining = True
+        for operator in self.operators.values():
+            farewell(operator.link, operator.pump)
+        return [operator.pump for operator in self.operators.values()]

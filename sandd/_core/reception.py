@@ -1,0 +1,99 @@
+"""How a controller receives whoever dials in, daemon or operator: the handshake, the live link, the farewell."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import frozen
+
+from sandd import wire
+from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.logs import get_logger
+from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sandd._core.router import RouterLink
+    from sandd._core.transport import Connection
+
+log = get_logger("links")
+
+DRAIN_RETRY_SECONDS: Final = 1.0
+"""How soon daemons and operators may come back to a controller that is closing: it may be restarting."""
+
+
+@frozen
+class Greeting:
+    """What was said until the peer has introduced itself."""
+
+    challenge: wire.Challenge
+    challenged_at: float
+    """By this program's clock."""
+    hello: wire.Control | wire.Unknown
+
+
+def new_controller_id() -> str:
+    """A name for one start of a controller."""
+    return secrets.token_hex(8)
+
+
+async def shake_hands(
+    connection: Connection,
+    controller_id: str,
+    greet: Callable[[Connection, Greeting], Awaitable[wire.Reject | None]],
+) -> None:
+    """Challenge the peer, and have `greet` serve it to the link's end, or say why not.
+
+    Errors of the peer are logged, not raised.
+    """
+    challenge = wire.Challenge(secrets.token_bytes(32), controller_id)
+    challenged_at = trio.current_time()
+    try:
+        hello = await _hear_hello(connection, challenge)
+        reject = await greet(connection, Greeting(challenge, challenged_at, hello))
+        if reject is None:
+            return
+        with trio.move_on_after(HANDSHAKE_SECONDS):
+            await send_control(connection, reject)
+        await connection.aclose(1008, reject.code.value)
+    except RemoteProtocolError as error:
+        log.warning("connection_refused", remote=connection.remote, reason=str(error))
+        await connection.aclose(1002, str(error)[:100])
+    except ConnectionLost as error:
+        log.info("connection_lost", remote=connection.remote, reason=str(error))
+
+
+async def _hear_hello(
+    connection: Connection, challenge: wire.Challenge
+) -> wire.Control | wire.Unknown:
+    with trio.move_on_after(HANDSHAKE_SECONDS):
+        await send_control(connection, challenge)
+        return await receive_control(connection)
+    raise RemoteProtocolError(f"no Hello within {HANDSHAKE_SECONDS:.0f} s")
+
+
+async def welcome_and_pump(
+    connection: Connection, pump: Pump, welcome: wire.Welcome, **who: str
+) -> None:
+    """Let the peer in, and carry its frames until the link ends. Its errors are logged, in the name of `who`."""
+    try:
+        with trio.fail_after(HANDSHAKE_SECONDS):
+            await send_control(connection, welcome)
+        await pump.run()
+    except trio.TooSlowError:
+        log.info("disconnected", reason="it did not take the Welcome", **who)
+    except RemoteProtocolError as error:
+        log.warning("broke_protocol", reason=str(error), **who)
+        await connection.aclose(1002, str(error)[:100])
+    except ConnectionLost as error:
+        log.info("disconnected", reason=str(error), **who)
+
+
+def farewell(link: RouterLink, pump: Pump) -> None:
+    """Tell the peer to come back later. Nothing that follows is read."""
+    goodbye = wire.Goodbye("the controller is closing", DRAIN_RETRY_SECONDS)
+    link.control(0, goodbye, late=True)  # behind the Ends of jobs
+    pump.wake()

@@ -1,0 +1,336 @@
+"""What stands behind a `Controller`: one that listens in this process, or a connection to one that doesn't."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from sandd import wire
+from sandd._core._errors import (
+    ConnectionLost,
+    ControllerUnreachable,
+)
+from sandd._core.acceptor import Acceptor
+from sandd._core.dialer import Dialer, shown_url
+from sandd._core.directory import Directory
+from sandd._core.link import Backoff
+from sandd._core.local_link import LocalLink
+from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.operators import OperatorDesk
+from sandd._core.registry import Registry
+from sandd._core.remote_link import RemoteLink
+from sandd._core.router import Router
+from sandd._core.transport import Connection, ListenAddress, serve
+
+if TYPE_CHECKING:
+    from sandd._core.admission import Admission
+    from sandd._core.controller_state import EndFile
+    from sandd._core.job_link import JobLink
+
+log = get_logger("controller")
+
+DRAIN_SECONDS: Final = 3.0
+"""Closing: how long peers have to take the farewell."""
+LAG_INTERVAL: Final = 1.0
+"""How often the loop's lag is measured, and daemons' leases are looked at."""
+KEEP_INTERVAL: Final = 0.2
+"""How often Ends that are kept for absent daemons go to the disk: in that time a controller that is killed may
+forget some, if the client that said them is gone as well. Then the job's lease ends it."""
+
+
+class Service(ABC):
+    """Serves one client, that of a `Controller`, from `run` until `close`."""
+
+    link: JobLink
+    directory: Directory
+    loop_lag: float = 0.0
+    """Seconds that the event loop was late at the last look."""
+
+    def __init__(self) -> None:
+        self._closing = trio.Event()
+        """Whoever opened it wants to leave."""
+        self._closed = trio.Event()
+        """Nothing is served any more."""
+        self._patience = trio.CancelScope()
+        """Around the wait for the last process trees."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """``HOST:PORT`` of the controller."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where daemons dial in."""
+
+    @property
+    @abstractmethod
+    def traffic(self) -> tuple[int, int]:
+        """Bytes received and sent."""
+
+    @abstractmethod
+    async def _serve(self, opened: trio.TaskStatus[None]) -> None:
+        """Serve, until cancelled."""
+
+    @abstractmethod
+    async def _leave(self) -> None:
+        """What is still to be said, when all jobs have ended; bounded."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(
+        self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until `close` is called, in the scope that this starts with."""
+        try:
+            with trio.CancelScope() as scope:
+                async with open_unwrapping_nursery() as nursery:
+                    await nursery.start(lambda task_status: self._serve(task_status))
+                    nursery.start_soon(self.link.run)
+                    nursery.start_soon(self._watch_lag)
+                    task_status.started(scope)
+                    await self._closing.wait()
+                    await self._drain()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._closed.set()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _watch_lag(self) -> None:
+        while True:
+            planned = trio.current_time() + LAG_INTERVAL
+            await trio.sleep_until(planned)
+            self.loop_lag = trio.current_time() - planned
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """Called every LAG_INTERVAL: nothing, unless there is something to look at."""
+        return
+
+    async def _drain(self) -> None:
+        """End what runs, say goodbye. Bounded, and not by the opener's task, where Ctrl-C strikes."""
+        self._patience.deadline = trio.current_time() + self.link.longest_grace + DRAIN_SECONDS
+        self.link.close()
+        self.directory.close()
+        with self._patience:
+            await self.link.ended()
+        with trio.move_on_after(DRAIN_SECONDS):
+            await self._leave()
+        log.info("controller_closed")
+
+    async def close(self) -> None:
+        """Have it drain, and wait for that; Ctrl-C doesn't undo that, but shortens it."""
+        self._closing.set()
+        try:
+            with trio.CancelScope(shield=True):  # `_drain` is bounded
+                await self._closed.wait()
+        except KeyboardInterrupt:
+            self.hurry()
+            raise
+
+    def hurry(self) -> None:
+        """Don't wait for the last process trees."""
+        self._patience.cancel()
+
+    def abandon(self) -> None:
+        """Nothing is served any more, for whatever reason: whoever still waits learns of it."""
+        self.link.close()
+        self.directory.close()
+        self.link.abandon()
+
+
+class LocalService(Service):
+    """A controller in this process: daemons and operators dial in, and a router joins them and our own client."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        token: bytes | None,
+        operator_token: bytes | None,
+        insecure: bool,
+        heartbeat: float,
+        dead_after: float,
+        admission: Admission,
+        ends: EndFile | None,
+    ) -> None:
+        super().__init__()
+        self._host, self._port = host, port
+        self.router = Router()
+        self._ends = ends
+        self._ends_written = 0
+        """The router's `ends_version` when the file was written."""
+        self.registry = Registry()
+        self.directory = Directory()
+        self.link = self._local = LocalLink(self.router, self.directory)
+        self.link.flush()  # it is told that there is nobody yet
+        settle = self._local.flush
+        self.acceptor = Acceptor(
+            router=self.router,
+            registry=self.registry,
+            settle=settle,
+            token=token,
+            insecure=insecure,
+            heartbeat=heartbeat,
+            dead_after=dead_after,
+        )
+        self.desk = OperatorDesk(
+            router=self.router,
+            settle=settle,
+            token=operator_token,
+            heartbeat=heartbeat,
+            dead_after=dead_after,
+            controller_id=self.acceptor.controller_id,
+        )
+        self._admission = admission
+        self._listening: ListenAddress | None = None
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` it listens on, with the real port."""
+        assert self._listening is not None
+        return f"{_bracketed(self._listening.host)}:{self._listening.port}"
+
+    @property
+    def url(self) -> str:
+        """Where daemons on this machine dial in."""
+        assert self._listening is not None
+        # "Every address" is none that can be dialled.
+        every = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+        host = every.get(self._listening.host, self._listening.host)
+        return f"ws://{_bracketed(host)}:{self._listening.port}{wire.DAEMON_PATH}"
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes from and to daemons."""
+        received, sent = self.acceptor.bytes_received, self.acceptor.bytes_sent
+        for record in self.registry:
+            if record.pump is not None:
+                received += record.pump.bytes_received
+                sent += record.pump.bytes_sent
+        return received, sent
+
+    @trio.lowlevel.enable_ki_protection
+    async def _serve(self, opened: trio.TaskStatus[None]) -> None:
+        if self._ends is not None:
+            self.router.restore_ends(await trio.to_thread.run_sync(self._ends.read))
+        async with open_unwrapping_nursery() as nursery:
+            addresses: list[ListenAddress] = await nursery.start(
+                lambda task_status: serve(
+                    self._handle,
+                    host=self._host,
+                    port=self._port,
+                    paths=(wire.DAEMON_PATH, wire.OPERATOR_PATH),
+                    subprotocol=wire.SUBPROTOCOL,
+                    max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
+                    admission=self._admission,
+                    task_status=task_status,
+                )
+            )
+            self._listening = addresses[0]
+            if self._ends is not None:
+                nursery.start_soon(self._keep_ends, self._ends)
+            log.info("controller_started", address=self.address)
+            opened.started()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _keep_ends(self, file: EndFile) -> None:
+        """Have on the disk what is still to be said to absent daemons: for the next controller."""
+        while True:
+            await trio.sleep(KEEP_INTERVAL)
+            await self._write_ends(file)
+
+    async def _write_ends(self, file: EndFile) -> None:
+        version = self.router.ends_version
+        if version != self._ends_written:
+            try:
+                await trio.to_thread.run_sync(file.write, self.router.kept_ends)
+            except OSError as error:
+                log.warning("ends_not_kept", path=str(file.path), error=str(error))
+            else:
+                self._ends_written = version
+
+    @trio.lowlevel.enable_ki_protection
+    async def _handle(self, connection: Connection) -> None:
+        if connection.path == wire.OPERATOR_PATH:
+            await self.desk.handle(connection)
+        else:
+            await self.acceptor.handle(connection)
+
+    def _look_after(self) -> None:
+        for daemon_id, forgotten in self.registry.expire():
+            if forgotten:
+                self.router.forget_daemon(daemon_id)
+            else:
+                self.router.daemon_gone(daemon_id)
+        self.link.flush()
+
+    async def _leave(self) -> None:
+        pumps = [*self.acceptor.say_goodbye(), *self.desk.say_goodbye()]
+        async with trio.open_nursery() as nursery:
+            for pump in pumps:
+                nursery.start_soon(pump.drained)
+        if self._ends is not None:
+            await self._write_ends(self._ends)
+
+
+class RemoteService(Service):
+    """A connection to a controller in another process, made again whenever it breaks."""
+
+    def __init__(
+        self, url: str, *, daemon_url: str, token: bytes | None, name: str, connect_timeout: float
+    ) -> None:
+        super().__init__()
+        self._url, self._daemon_url = url, daemon_url
+        self._connect_timeout = connect_timeout
+        self.directory = Directory()
+        self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
+        self._dialer = Dialer(url, self._remote, Backoff())
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` that it dials."""
+        return self._url.partition("//")[2].partition("/")[0]
+
+    @property
+    def url(self) -> str:
+        """Where daemons dial in."""
+        return self._daemon_url
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes from and to the controller."""
+        return self._remote.traffic
+
+    @trio.lowlevel.enable_ki_protection
+    async def _serve(self, opened: trio.TaskStatus[None]) -> None:
+        async with open_unwrapping_nursery() as nursery:
+            nursery.start_soon(self._remote.look_after)
+            nursery.start_soon(self._dialer.run)
+            with trio.move_on_after(self._connect_timeout) as patience:
+                await self.directory.told.wait()
+            if patience.cancelled_caught:
+                raise ControllerUnreachable(
+                    f"no controller could be reached at {shown_url(self._url)} within "
+                    f"{self._connect_timeout:g} s: {self._dialer.failure or 'it does not answer'}"
+                )
+            opened.started()
+
+    async def _leave(self) -> None:
+        if self.link.client.has_ended_any:
+            # The controller is to know it before we are gone.
+            await self._dialer.live.wait()
+            if self._dialer.pump is not None:
+                try:
+                    await self._dialer.pump.ping()
+                except ConnectionLost as error:
+                    log.warning("farewells_unheard", reason=str(error))
+        await self._dialer.say_goodbye("the client has closed")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

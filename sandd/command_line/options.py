@@ -1,0 +1,73 @@
+"""The options that commands share. Imports neither trio nor a controller."""
+
+from __future__ import annotations
+
+import argparse
+
+CONTROLLER_VARIABLE = "SANDD_CONTROLLER"
+TOKEN_FILE_VARIABLE = "SANDD_TOKEN_FILE"  # noqa: S105 - the name of a variable, and no secret
+DEFAULT_CONTROLLER = "ws://127.0.0.1:8765"
+
+
+def add_controller_options(parser: argparse.ArgumentParser) -> None:
+    """Which controller is asked, and what it has to be told for that."""
+    group = parser.add_argument_group("the controller")
+    # No defaults here: what the environment says is looked at when the command runs, and told as what it is.
+    group.add_argument(
+        "--controller",
+        metavar="URL",
+        help=f"where it is (default: ${CONTROLLER_VARIABLE}, or {DEFAULT_CONTROLLER})",
+    )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"file with the secret for its operators (default: ${TOKEN_FILE_VARIABLE}, or that of "
+        "your own controller on this machine)",
+    )
+
+
+def add_wait_option(parser: argparse.ArgumentParser) -> None:
+    """``--wait``, for commands that are about one daemon."""
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=read_seconds,
+        default=0.0,
+        help="how long to wait for a daemon that the controller doesn't know (default: not at all; one that is "
+        "only away is always waited for)",
+    )
+
+
+def add_local_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--local``, for commands that can start the daemon themselves; `what` takes as long as it lives."""
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help=f"start a controller and the daemon on this machine, for as long as the {what} takes",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--json``, for commands that print a table; `what` is in each of its rows."""
+    parser.add_argument(
+        "--json", action="store_true", help=f"one line of JSON on stdout for each {what}"
+    )
+
+
+def read_seconds(text: str) -> float:
+    """A number of seconds, 0 or more; argparse says what is wrong with any other text."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+def read_variable(text: str) -> tuple[str, str]:
+    """``K=V``; argparse says what is wrong with any other text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K=V")
+    return name, value

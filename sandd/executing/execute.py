@@ -1,0 +1,178 @@
+"""``sandd exec``: from a command line to a process on a daemon, and from its end to an exit code.
+
+What a local command would do, this one does: bytes go through as they come, a full pipe holds the command up,
+and whoever stops reading ends it. Ctrl-C goes to the command first, which may have to say something about it; a
+second one, and any other signal, ends it with its whole tree.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from sandd._core._errors import SpawnFailed
+from sandd._core.nurseries import open_unwrapping_nursery
+from sandd.command_line.exit_codes import code_of_signal, code_of_status
+from sandd.command_line.outages import tell_outages
+from sandd.command_line.reaching import reach_daemon
+from sandd.command_line.stopping import Failure, run_command
+from sandd.command_line.telling import put_out, say, somebody_watches
+from sandd.executing.own_streams import CHUNK_BYTES, descriptor_of, read_chunks, write_all
+from sandd.terminal.program import run_at_terminal
+from sandd.terminal.shell import hold_new_session
+from sandd.wire import Outcome
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+    from typing import TextIO
+
+    from sandd._core.results import ExitStatus
+    from sandd.command_line.stopping import Stop
+    from sandd.controller import Controller, Daemon, Process
+    from sandd.terminal.local import LocalTerminal
+
+NOTICE_SECONDS: Final = 2.0
+"""How long a daemon may be away before somebody is told: most cuts are shorter."""
+SIGPIPE: Final = getattr(signal, "SIGPIPE", 13)
+_UNEXPECTED_ENDS: Final[Mapping[Outcome, str]] = {
+    Outcome.TIMED_OUT: "it ran out of time",
+    Outcome.LEASE_EXPIRED: "nobody held it for so long that its lease passed",
+    Outcome.OUT_OF_MEMORY: "its memory was not enough",
+    Outcome.LIMIT_EXCEEDED: "it went beyond a limit",
+    Outcome.CANCELLED: "somebody has asked for that",
+}
+"""Why a command was ended that didn't end by itself."""
+
+
+def run_exec(options: argparse.Namespace) -> int:
+    """Run a command on a daemon, or begin it (``--detach``); returns the exit code."""
+    if options.terminal:
+        return run_at_terminal(partial(_exec_at_terminal, options))
+    return run_command(partial(_exec, options))
+
+
+async def _exec_at_terminal(
+    options: argparse.Namespace, terminal: LocalTerminal, stop: Stop
+) -> int:
+    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
+        return await hold_new_session(options, controller, daemon, terminal)
+
+
+async def _exec(options: argparse.Namespace, stop: Stop) -> int:
+    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
+        try:
+            async with daemon.open_process(
+                options.remote_command,
+                stdin=options.interactive,
+                cwd=options.cwd,
+                env=dict(options.env),
+                user=options.user,
+                timeout=options.timeout,
+                idle_timeout=options.idle_timeout,
+                detach=options.detach,
+            ) as process:
+                if not options.detach:
+                    return await _Execution(controller, daemon, process).run(
+                        stop, interactive=options.interactive
+                    )
+        except SpawnFailed as error:
+            if options.cwd is not None and error.filename == options.cwd:
+                raise Failure(str(error)) from error  # it is no program that isn't there
+            raise
+        await put_out(f"{daemon.id}/{process.job_id}")
+        return 0
+
+
+@define(eq=False)
+class _Execution:
+    """A command that runs there, and this program's streams."""
+
+    _controller: Controller
+    _daemon: Daemon
+    _process: Process
+    _unread: bool = False
+    """Whoever read our output has gone."""
+    _scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+    async def run(self, stop: Stop, *, interactive: bool) -> int:
+        """Until it has ended, and all it wrote has been written here; the exit code."""
+        with self._scope:
+            async with (
+                self._controller.open_events() as events,
+                open_unwrapping_nursery() as beside,
+            ):
+                beside.start_soon(self._hand_on, stop.spare_interrupt())
+                if interactive:
+                    beside.start_soon(self._feed)
+                if somebody_watches():
+                    meaning = "if it lives, the command goes on there"
+                    beside.start_soon(
+                        partial(
+                            tell_outages,
+                            *(self._daemon, events, say),
+                            meaning=meaning,
+                            after=NOTICE_SECONDS,
+                        )
+                    )
+                async with open_unwrapping_nursery() as outputs:
+                    outputs.start_soon(self._copy, self._process.stdout, sys.stdout, "stdout")
+                    outputs.start_soon(self._copy, self._process.stderr, sys.stderr, "stderr")
+                status = await self._process.wait()
+                beside.cancel_scope.cancel()
+        if self._unread:
+            return code_of_signal(SIGPIPE)
+        if (why := describe_end(status)) is not None:
+            await say(f"sandd: the command was killed: {why}")
+        return code_of_status(status)
+
+    async def _copy(self, output: trio.abc.ReceiveStream, ours: TextIO | None, name: str) -> None:
+        descriptor = descriptor_of(ours)
+        while True:
+            try:
+                data = await output.receive_some(CHUNK_BYTES)
+            except trio.BrokenResourceError:
+                return  # `wait` says why
+            if not data:
+                return
+            if descriptor is None:
+                continue
+            try:
+                await write_all(descriptor, data)
+            except BrokenPipeError:
+                self._unread = True
+                self._scope.cancel()
+                return
+            except OSError as error:
+                raise Failure(f"{name}: {error.strerror}") from error
+
+    async def _feed(self) -> None:
+        """Our stdin to the command, and its end too; an end of the command is for others to tell."""
+        stdin = self._process.stdin
+        descriptor = descriptor_of(sys.stdin)
+        try:
+            if descriptor is not None:
+                async with aclosing(read_chunks(descriptor)) as chunks:
+                    async for data in chunks:
+                        await stdin.send_all(data)
+            await stdin.aclose()
+        except trio.BrokenResourceError:
+            pass
+        except OSError as error:
+            raise Failure(f"stdin: {error.strerror}") from error
+
+    async def _hand_on(self, interrupted: trio.Event) -> None:
+        """The first Ctrl-C to the command, as a terminal would."""
+        await interrupted.wait()
+        await self._process.signal("INT")
+
+
+def describe_end(status: ExitStatus) -> str | None:
+    """Why it has not ended by itself, nor by a signal that its exit code tells."""
+    return _UNEXPECTED_ENDS.get(status.outcome)

@@ -1,0 +1,60 @@
+"""What a controller says once it is ready: where it is, and what to type to come to it. No I/O."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from attrs import frozen
+
+from sandd.standalone.options import DEFAULT_HOST, DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sandd.standalone.options import ControllerOptions
+
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+@frozen
+class Announcement:
+    """Where a controller is, and how to reach it."""
+
+    url: str
+    """For daemons."""
+    daemon_command: str
+    """A line for a shell."""
+    operator_command: str
+    elsewhere: bool
+    """Other machines reach it, too: by this machine's name, not by the address in the URL."""
+
+    @classmethod
+    def of(cls, url: str, options: ControllerOptions, operator_token_file: Path | None) -> Self:
+        """What there is to say of the controller at `url`.
+
+        Args:
+            url: its own, for daemons.
+            options: what it was told.
+            operator_token_file: what a command has to be told; None: it finds the token by itself.
+        """
+        daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
+        if options.token_file is not None:
+            daemon += ["--token-file", str(options.token_file.absolute())]
+        address = urlsplit(url).netloc
+        operator = ["sandd", "ps"]
+        if address != f"{DEFAULT_HOST}:{DEFAULT_PORT}":
+            operator += ["--controller", f"ws://{address}"]
+        if operator_token_file is not None:
+            operator += ["--token-file", str(operator_token_file.absolute())]
+        return cls(url, shlex.join(daemon), shlex.join(operator), options.host in EVERY_ADDRESS)
+
+    def __str__(self) -> str:
+        """For a person, in a few lines."""
+        hint = ", elsewhere with this machine's name in the URL" if self.elsewhere else ""
+        return (
+            f"sandd: a controller at {self.url}{hint}\n"
+            f"  a daemon:    {self.daemon_command}\n"
+            f"  who is there: {self.operator_command}"
+        )

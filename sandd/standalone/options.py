@@ -1,0 +1,205 @@
+"""The options of ``sandd controller``: from the command line, the environment and a TOML file, in that order.
+
+Its variables are SANDD_CONTROLLER_ and the option's name: SANDD_TOKEN_FILE and SANDD_STATE_DIR are a daemon's,
+or a command's, which may well have the same environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import field, fields, frozen
+
+from sandd._core._errors import ConfigurationError
+from sandd._core.program_options import (
+    Parser,
+    add_common_options,
+    gather,
+    read_log_format,
+    read_log_level,
+    read_number,
+    read_token,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from sandd._core.program_options import LogFormat
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8765
+_BOOLEANS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+_AT_ONCE: Final = {"in_force": "at once"}
+"""Metadata of what a reload changes; for the rest it takes a new start."""
+
+
+@frozen
+class ControllerOptions:
+    """Everything a stand-alone controller can be told."""
+
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    """0: any that is free."""
+    state_dir: Path | None = None
+    """None: a directory of this user's, one for each port."""
+    token_file: Path | None = None
+    token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
+    """What daemons must know; None: daemons of this machine only."""
+    operator_token_file: Path | None = None
+    operator_token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
+    """What operators must know; None: what is in the state directory, made there if need be."""
+    insecure: bool = False
+    heartbeat: float = 20.0
+    dead_after: float = 45.0
+    max_handshakes_per_second: float = 200.0
+    log_level: str = field(default="info", metadata=_AT_ONCE)
+    log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
+
+    def differing_for_good(self, other: ControllerOptions) -> list[str]:
+        """The options in which `other` is different, and which can't be changed while the program runs."""
+        return [
+            each.name
+            for each in fields(ControllerOptions)
+            if each.metadata != _AT_ONCE and getattr(self, each.name) != getattr(other, each.name)
+        ]
+
+
+_NAMES: Final = (
+    *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
+    *("heartbeat", "dead_after", "max_handshakes_per_second"),
+    *("log_level", "log_format", "config"),
+)
+VARIABLES: Final = {name: (f"SANDD_CONTROLLER_{name.upper()}",) for name in _NAMES}
+
+
+def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = Parser(
+        prog=prog,
+        description="Be a controller: let daemons dial in, and people and programs run commands on them. "
+        "'ready URL' on stdout says that it listens. SIGTERM and Ctrl-C end it in good order; SIGHUP reads "
+        "the token files and --config again.",
+        epilog="Each option is also read from the environment (SANDD_CONTROLLER_PORT, ...) and from the TOML "
+        "file given by --config; the command line wins, then the environment. Exit code: 0 after "
+        "SIGTERM or Ctrl-C, 2 for a bad option, 125 if it can't listen, or can't use its state directory.",
+        argument_default=None,
+        allow_abbrev=False,
+    )
+    add_options(parser, version)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, version: str) -> None:
+    """All that it can be told."""
+    parser.add_argument(
+        "--host",
+        metavar="HOST",
+        help=f"address to listen on (default: {DEFAULT_HOST}; 0.0.0.0 for all)",
+    )
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        help=f"TCP port (default: {DEFAULT_PORT}; 0: any that is free, told when it is ready)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help="directory of this controller's own (default: one of this user's, by port)",
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="file with the secret that daemons have to know; without it daemons of this machine only",
+    )
+    parser.add_argument(
+        "--operator-token-file",
+        metavar="FILE",
+        help="file with the secret that commands and programs have to know (default: operator.token "
+        "in the state directory, made there at the first start)",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_const",
+        const=True,
+        help="take daemons from anywhere without a token",
+    )
+    parser.add_argument(
+        "--heartbeat",
+        metavar="SECONDS",
+        help="silence after which daemons ping (default: 20)",
+    )
+    parser.add_argument(
+        "--dead-after",
+        metavar="SECONDS",
+        help="silence after which a connection is given up (default: 45)",
+    )
+    parser.add_argument(
+        "--max-handshakes-per-second",
+        metavar="N",
+        help="how many connections are let in (default: 200)",
+    )
+    add_common_options(parser, version)
+
+
+def parse_controller_options(
+    arguments: Sequence[str], environment: Mapping[str, str], *, prog: str, version: str
+) -> ControllerOptions:
+    """The options in force. ConfigurationError, in one line, for whatever can't be used."""
+    return _build(gather(build_parser(prog, version), VARIABLES, arguments, environment))
+
+
+def _build(given: dict[str, Any]) -> ControllerOptions:
+    token_file, operator_token_file = (
+        _path(given, "token_file"),
+        _path(given, "operator_token_file"),
+    )
+    heartbeat = read_number("--heartbeat", given.get("heartbeat", 20.0), least=0.05, most=3600)
+    dead_after = read_number("--dead-after", given.get("dead_after", 45.0), least=0.05, most=7200)
+    if not heartbeat < dead_after:
+        raise ConfigurationError(
+            f"--heartbeat ({heartbeat:g}) must be below --dead-after ({dead_after:g})"
+        )
+    return ControllerOptions(
+        host=str(given.get("host", DEFAULT_HOST)),
+        port=_port(given.get("port", DEFAULT_PORT)),
+        state_dir=_path(given, "state_dir"),
+        token_file=token_file,
+        token=None if token_file is None else read_token(token_file),
+        operator_token_file=operator_token_file,
+        operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        insecure=_boolean("--insecure", given.get("insecure", False)),
+        heartbeat=heartbeat,
+        dead_after=dead_after,
+        max_handshakes_per_second=read_number(
+            "--max-handshakes-per-second",
+            given.get("max_handshakes_per_second", 200.0),
+            least=0.1,
+            most=100_000,
+        ),
+        log_level=read_log_level(given),
+        log_format=read_log_format(given),
+    )
+
+
+def _path(given: Mapping[str, Any], name: str) -> Path | None:
+    value = given.get(name)
+    return None if value is None else Path(str(value))
+
+
+def _port(given: object) -> int:
+    text = str(given)
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
+        raise ConfigurationError(f"--port {given!r} is no TCP port: 0 to 65535")
+    return int(text)
+
+
+def _boolean(option: str, given: object) -> bool:
+    value = _BOOLEANS.get(str(given).lower())
+    if value is None:
+        raise ConfigurationError(f"{option} {given!r} is neither true nor false")
+    return value

@@ -1,0 +1,179 @@
+"""``sandd controller``, assembled: a controller, what it says, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import define, field
+
+from sandd._core import logs
+from sandd._core._errors import ConfigurationError
+from sandd._core.controller_state import TOKEN_FILE, default_state_dir
+from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.program_options import read_token
+from sandd.command_line.stopping import Failure
+from sandd.command_line.telling import put_out, say
+from sandd.controller import open_controller
+from sandd.standalone.announcing import Announcement
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from sandd.controller import Controller
+    from sandd.standalone.options import ControllerOptions
+
+log = logs.get_logger("controller")
+
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+async def run_controller(
+    options: ControllerOptions,
+    *,
+    read_again: Callable[[], ControllerOptions],
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Be a controller until SIGTERM or SIGINT.
+
+    Args:
+        options: what it is told at first.
+        read_again: what it is told now; ConfigurationError if that can't be used.
+        stop_requested: whether a signal came before this could catch it.
+
+    Raises:
+        ConfigurationError: the state directory can't be used, or is another controller's.
+        Failure: the address can't be listened on.
+    """
+    program = Program(options, read_again)
+    with trio.open_signal_receiver(*STOP_SIGNALS, *_reload_signals()) as signals:
+        if stop_requested():
+            return
+        async with open_unwrapping_nursery() as nursery:
+            nursery.start_soon(program.heed, signals)
+            with program.scope:
+                await program.serve()
+            nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+@define(eq=False)
+class Program:
+    """One run of it."""
+
+    options: ControllerOptions
+    _read_again: Callable[[], ControllerOptions]
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    """Around all that a stop ends; closing a controller is shielded from it, and bounded."""
+    _controller: Controller | None = None
+    _token_file: Path | None = None
+    """Where the operators' token is."""
+
+    async def serve(self) -> None:
+        """Be a controller, for ever."""
+        options = self.options
+        with _state_directory(options) as state_dir:
+            opening = open_controller(
+                options.host,
+                options.port,
+                token=options.token,
+                operator_token=options.operator_token,
+                state_dir=state_dir,
+                insecure=options.insecure,
+                heartbeat=options.heartbeat,
+                dead_after=options.dead_after,
+                max_handshakes_per_second=options.max_handshakes_per_second,
+            )
+            self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    self._controller = await stack.enter_async_context(opening)
+                except OSError as error:
+                    raise Failure(_cant_listen(options, error)) from error
+                await self._announce(self._controller)
+                await trio.sleep_forever()
+
+    async def heed(self, signals: AsyncIterator[int]) -> None:
+        """Do what signals say, for ever."""
+        async for number in signals:
+            if number in STOP_SIGNALS:
+                log.info("stopping", signal=signal.Signals(number).name)
+                self.scope.cancel()
+            else:
+                await self._reload()
+
+    async def _announce(self, controller: Controller) -> None:
+        assert self._token_file is not None
+        port = int(controller.address.rpartition(":")[2])
+        is_found = self._token_file == default_state_dir(port) / TOKEN_FILE
+        said = Announcement.of(controller.url, self.options, None if is_found else self._token_file)
+        log.info(
+            "ready",
+            url=said.url,
+            daemon_command=said.daemon_command,
+            operator_command=said.operator_command,
+        )
+        # Nobody has to read them, and the controller serves whether somebody does or not.
+        with contextlib.suppress(OSError, ValueError):
+            if self.options.log_format == "text":
+                await say(str(said))
+        with contextlib.suppress(OSError, ValueError):
+            await put_out(f"ready {said.url}")
+
+    async def _reload(self) -> None:
+        """Take over what has changed, or nothing if any of it can't be used."""
+        if self._controller is None:
+            return  # it has only just read them
+        try:
+            options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+        except ConfigurationError as error:
+            log.error("reload_failed", error=str(error))
+            return
+        self._controller.set_tokens(token=options.token, operator_token=operator_token)
+        logs.configure(options.log_level, options.log_format)
+        for name in self.options.differing_for_good(options):
+            log.warning("option_needs_restart", option=name)
+        log.info("reloaded")
+
+    def _read_all_again(self) -> tuple[ControllerOptions, bytes]:
+        options = self._read_again()
+        if options.operator_token is not None:
+            return options, options.operator_token
+        assert self._token_file is not None
+        return options, read_token(self._token_file)
+
+
+def _cant_listen(options: ControllerOptions, error: OSError) -> str:
+    number = error.errno or 0
+    # Its own text has the address in it already; one of a name that can't be found has no number.
+    why = os.strerror(number) if number > 0 else error.strerror or error
+    taken = "; is there a controller already?" if number == errno.EADDRINUSE else ""
+    return f"can't listen on {options.host}:{options.port}: {why}{taken}"
+
+
+@contextlib.contextmanager
+def _state_directory(options: ControllerOptions) -> Iterator[Path]:
+    """The chosen one; else the user's for that port; for a port that is nobody's yet, one for this run."""
+    if options.state_dir is not None:
+        yield options.state_dir
+    elif options.port:
+        yield default_state_dir(options.port)
+    else:
+        with tempfile.TemporaryDirectory(
+            prefix="sandd-controller-", ignore_cleanup_errors=True
+        ) as path:
+            yield Path(path)
+
+
+def _reload_signals() -> list[signal.Signals]:
+    """SIGHUP; not on Windows, where there is none, nor where whoever started us wants it ignored (nohup)."""
+    if sys.platform == "win32":
+        return []
+    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]

@@ -1,0 +1,132 @@
+"""How commands find their controller, and what a person is told who can't reach it, or isn't let in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from controllers import running_controller
+from daemons import daemon_environment
+from peers import free_port
+
+from sandd._core.controller_state import default_state_dir
+from sandd.command_line.connecting import is_loopback, own_token_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from controllers import ControllerProcess
+
+SECONDS = 50.0
+
+
+@pytest.fixture(scope="module")
+def controller(_own_temporary_directory: None) -> Iterator[ControllerProcess]:
+    """One without daemons: who gets through to it is told so."""
+    with running_controller() as controller:
+        yield controller
+
+
+THROUGH = "sandd: no daemon 'w': none is connected to this controller\n"
+
+
+def reach(*arguments: str, **env: str) -> str:
+    """What a command says that looks for a daemon of the controller; it has failed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sandd", "exec", *arguments, "w", "--", "true"],
+        env=daemon_environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_options_win_over_the_environment(controller: ControllerProcess, tmp_path: Path) -> None:
+    """Of each the one that is nearer to the person."""
+    assert reach(**controller.env) == THROUGH
+    given = ["--controller", controller.url, "--token-file", str(controller.token_file)]
+    assert reach(*given, SANDD_CONTROLLER="ws://127.0.0.1:9", SANDD_TOKEN_FILE="none") == THROUGH
+    base = controller.url.removesuffix("/ws")
+    assert reach(**controller.env | {"SANDD_CONTROLLER": base}) == THROUGH
+
+
+def test_the_token_of_one_s_own_controller_is_found(
+    controller: ControllerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is where that has put it; on other machines nobody looks for it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    where = own_token_file(controller.url)
+    assert where == default_state_dir(controller.port) / "operator.token"
+    where.parent.mkdir(parents=True)
+    where.write_bytes(controller.token_file.read_bytes())
+    env = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    assert reach(SANDD_CONTROLLER=controller.url, **env) == THROUGH
+    assert own_token_file("ws://localhost") == default_state_dir(8765) / "operator.token"
+    assert own_token_file("ws://192.0.2.1:8765") is None
+    assert own_token_file("ws://controller.example:8765") is None
+    assert own_token_file("ws://127.0.0.1:eighty") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("localhost.example", False),
+        ("10.0.0.1", False),
+        ("::2", False),
+        ("", False),
+    ],
+)
+def test_what_is_this_machine(host: str, here: bool) -> None:
+    """Only what can be no other: a token of this machine's is for nobody else."""
+    assert is_loopback(host) is here
+
+
+def test_who_is_not_let_in_is_told_what_to_do(
+    controller: ControllerProcess, tmp_path: Path
+) -> None:
+    """Without a token, and with a wrong one; the wrong one isn't shown."""
+    home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    told = reach("--controller", controller.url, **home)
+    assert told.startswith(f"sandd: the controller at {controller.url} refused us: ")
+    assert "--token-file" in told
+    assert "$SANDD_TOKEN_FILE" in told
+    (tmp_path / "wrong").write_text("secret")
+    told = reach("--controller", controller.url, "--token-file", str(tmp_path / "wrong"))
+    assert "refused us" in told
+    assert "secret" not in told
+    (tmp_path / "empty").write_text("\n")
+    assert "token is empty" in reach(
+        **controller.env | {"SANDD_TOKEN_FILE": str(tmp_path / "empty")}
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        pytest.param({"SANDD_TOKEN_FILE": "none"}, "$SANDD_TOKEN_FILE none: No such", id="token"),
+        pytest.param({"SANDD_CONTROLLER": "http://x"}, "'http://x' is no URL", id="scheme"),
+        pytest.param({"SANDD_CONTROLLER": "ws://x:y"}, "'ws://x:y' is no URL", id="port"),
+    ],
+)
+def test_what_can_not_be_is_told_at_once(env: dict[str, str], told: str) -> None:
+    """And where it was said."""
+    assert told in reach(**env)
+
+
+def test_a_controller_that_is_not_there(tmp_path: Path) -> None:
+    """Where it was looked for, why it wasn't found, and what says where it is."""
+    told = reach(SANDD_CONTROLLER=f"ws://127.0.0.1:{free_port()}", HOME=str(tmp_path))
+    assert "refused" in told
+    assert "is it running, and is it where --controller or $SANDD_CONTROLLER says?" in told

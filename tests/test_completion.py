@@ -1,0 +1,112 @@
+"""Tab: bash itself is asked, as when the key is pressed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from daemons import daemon_environment
+from tmux import needs_tmux, running_tmux
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or shutil.which("bash") is None, reason="these shells are POSIX'"
+)
+
+PRESS_TAB = r"""
+source <("$0" -m sandd completion bash)
+COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9
+read -ra COMP_WORDS <<< "$1"
+_python_argcomplete sandd "${COMP_WORDS[-1]}" 2>/dev/null
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A PATH on which `sandd` is this checkout's."""
+    script = tmp_path / "bin" / "sandd"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m sandd "$@"\n')
+    script.chmod(0o755)
+    return f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def complete(typed: str, path: str, **env: str) -> list[str]:
+    """What bash has to offer after this line."""
+    done = subprocess.run(
+        ["bash", "-c", PRESS_TAB, sys.executable, typed],
+        env=daemon_environment(env | {"PATH": path}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("sandd f", ["forget", "forward"]),
+        ("sandd ps --w", ["--watch"]),
+        ("sandd run --conc", ["--concurrency"]),
+        ("sandd daemon --server", ["--server-url"]),
+        ("sandd controller --oper", ["--operator-token-file"]),
+        ("sandd completion ", ["bash", "zsh", "fish"]),
+        ("sandd ps --match ", []),
+    ],
+)
+def test_what_may_come_next(typed: str, offered: list[str], path: str) -> None:
+    """Commands, options of each, the daemon's and the controller's too, and values where there are few."""
+    assert sorted(complete(typed, path)) == sorted(offered)
+
+
+def test_files_where_a_file_is_meant(path: str, tmp_path: Path) -> None:
+    """Behind --token-file, say; directories only where it must be one."""
+    (tmp_path / "token").write_text("x")
+    (tmp_path / "today").mkdir()
+    files = complete(f"sandd ps --token-file {tmp_path}/to", path)
+    assert sorted(os.path.basename(each.rstrip("/")) for each in files) == ["today", "token"]
+    directories = complete(f"sandd controller --state-dir {tmp_path}/to", path)
+    assert [os.path.basename(each.rstrip("/")) for each in directories] == ["today"]
+
+
+def test_without_a_controller_nothing_is_offered(path: str) -> None:
+    """And nothing is said: somebody has only pressed a key."""
+    assert complete("sandd jobs ", path, SANDD_CONTROLLER="ws://127.0.0.1:9") == []
+
+
+@needs_tmux
+def test_a_person_presses_tab(path: str, tmp_path: Path) -> None:
+    """In an interactive bash, after the line that the help shows."""
+    with running_tmux(tmp_path, env={"PATH": path}) as tmux:
+        tmux.run("source <(sandd completion bash)")
+        tmux.type("sandd forw", "Tab")
+        tmux.wait_for("sandd forward")
+        tmux.type("-", "-", "rev", "Tab")
+        tmux.wait_for("sandd forward --reverse")
+        tmux.type("C-u")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_program(shell: str) -> None:
+    """It names the command; where the shell is here, it takes it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sandd", "completion", shell],
+        env=daemon_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sandd" in done.stdout
+    if shutil.which(shell) is not None:
+        checked = subprocess.run([shell, "-n"], input=done.stdout, capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (0, "")

@@ -1,0 +1,220 @@
+"""What may come to wait for one link: shared, bounded, and never so little that something stands still."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd._core.credit import GREATEST_SHARE, LEAST_BYTES, CreditPool, Flow
+from sandd.wire import Data, Stream
+
+LIMIT = 1000
+LEAST = 10
+FIRST = 100
+
+
+class Told(list[int]):
+    """What the senders were told of more credit."""
+
+    def __call__(self, flow: Flow) -> None:
+        """The router tells it."""
+        self.append(flow.update().max_offset)
+
+
+def small_pool() -> CreditPool:
+    """A pool whose bounds are soon met."""
+    return CreditPool(LIMIT, least=LEAST, first=FIRST)
+
+
+def data(stream: Stream, offset: int, size: int, *, final: bool = False) -> Data:
+    """A frame that arrives."""
+    return Data(stream, offset, memoryview(bytes(size)), final)
+
+
+def test_a_flow_begins_with_little_and_has_more_as_it_uses_it() -> None:
+    """Its window doubles with each window that has passed, to a fourth of the pool."""
+    told = Told()
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", told)
+    assert flow.want(10_000) == FIRST
+    windows = []
+    for _ in range(4):
+        flow.pass_on(flow.granted)
+        windows.append(flow.granted - flow.passed)
+    assert windows == [200, 250, 250, 250]
+    assert told[-1] == flow.granted
+
+
+def test_what_the_receiver_grants_is_never_exceeded() -> None:
+    """However much room there is."""
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", Told())
+    assert flow.want(30) == 30
+    flow.pass_on(30)
+    assert flow.granted == 30
+    assert flow.want(40, ack=30) == 40
+    assert flow.update() == wire.StreamWindow(Stream.OUTPUT, 30, 40)
+
+
+def test_a_sender_is_told_when_half_of_its_window_is_new() -> None:
+    """Each telling costs a message, and a sender that has enough needs none."""
+    told = Told()
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", told)
+    flow.want(10_000)
+    flow.pass_on(40)
+    assert told == []
+    flow.pass_on(60)
+    assert told == [160]
+
+
+def test_idle_flows_leave_room_for_others() -> None:
+    """They hold what they began with, and one that is busy has its share."""
+    pool = small_pool()
+    idle = [Flow(Stream.OUTPUT, pool, "a", Told()) for _ in range(5)]
+    for flow in idle:
+        flow.want(10_000)
+    busy = Flow(Stream.OUTPUT, pool, "a", Told())
+    busy.want(10_000)
+    for _ in range(5):
+        busy.pass_on(busy.granted)
+    assert busy.granted - busy.passed == LIMIT // 6
+    assert pool.promised <= LIMIT
+
+
+def test_where_the_pool_is_used_up_everything_still_moves() -> None:
+    """A little at a time; and it has more as soon as others leave."""
+    pool = small_pool()
+    hogs = [Flow(Stream.OUTPUT, pool, "a", Told()) for _ in range(GREATEST_SHARE)]
+    for hog in hogs:
+        hog.want(10_000)
+        hog.pass_on(hog.granted)
+        hog.pass_on(hog.granted)
+    late = Flow(Stream.OUTPUT, pool, "b", Told())
+    assert late.want(10_000) == LEAST
+    late.pass_on(LEAST)
+    assert late.granted == 2 * LEAST
+    for hog in hogs:
+        hog.close()
+        hog.close()
+    late.pass_on(2 * LEAST)
+    assert late.granted - late.passed == FIRST
+    late.close()
+    assert (pool.promised, pool.bound) == (0, LIMIT)
+
+
+def test_clients_share_before_their_flows_do() -> None:
+    """One with many has no more than one with few."""
+    pool = small_pool()
+    for client, count in (("a", 9), ("b", 1)):
+        for _ in range(count):
+            pool.join(client)
+    assert pool.share("a") == LIMIT // 18
+    assert pool.share("b") == LIMIT // 4  # of two, but no flow has more than a fourth
+
+
+def test_what_was_not_granted_is_a_breach() -> None:
+    """Else one could fill the controller's memory; a stream's end, and what was dropped, need no credit."""
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", Told())
+    flow.want(10_000)
+    assert flow.arrived(data(Stream.OUTPUT, 0, FIRST)) == FIRST
+    assert flow.arrived(data(Stream.OUTPUT, FIRST, 0, final=True)) == FIRST
+    with pytest.raises(RemoteProtocolError, match="OUTPUT exceeds its credit of 100"):
+        flow.arrived(data(Stream.OUTPUT, FIRST, 1))
+    gap = Data(Stream.OUTPUT, FIRST, memoryview(b""), gap_end=5000)
+    assert flow.arrived(gap) == 5000
+    flow.pass_on(5000)
+    assert flow.granted > 5000
+
+
+def test_messages_are_counted_and_not_shared() -> None:
+    """Their window is 64, whatever the pool says; an end without a message needs none."""
+    pool = small_pool()
+    flow = Flow(Stream.EVENTS, pool, "a", Told())
+    assert flow.want(64) == 64
+    assert flow.arrived(data(Stream.EVENTS, 63, 500)) == 64
+    assert flow.arrived(data(Stream.EVENTS, 64, 0, final=True)) == 64
+    with pytest.raises(RemoteProtocolError):
+        flow.arrived(data(Stream.EVENTS, 64, 1))
+    flow.close()
+    assert (pool.promised, pool.bound) == (0, LIMIT)
+
+
+def test_a_flow_that_begins_far_on_is_placed() -> None:
+    """Of a job that was there before: what lies below was never under way."""
+    pool = small_pool()
+    flow = Flow(Stream.OUTPUT, pool, "a", Told())
+    flow.want(50)
+    flow.place(1_000_000)
+    assert pool.promised == 0
+    assert flow.want(2_000_000) == 1_000_000 + FIRST
+
+
+def test_a_sender_is_told_where_it_begins_behind_what_it_was_granted() -> None:
+    """Else both would wait: it for credit, and the receiver for what it has granted long ago."""
+    told = Told()
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", told)
+    assert flow.want(10_000) == FIRST
+    flow.place(FIRST)
+    assert told == [2 * FIRST]
+    flow.place(FIRST)
+    assert told == [2 * FIRST]
+
+
+@given(st.data())
+def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) -> None:
+    """Any flows that come, send what they may, pass and go: the bound holds, and each gets all through."""
+    pool = small_pool()
+    told: dict[Flow, int] = {}
+    flows: list[Flow] = []
+    arrived: list[int] = []
+
+    def hear(flow: Flow) -> None:
+        told[flow] = flow.update().max_offset
+
+    for _ in range(script.draw(st.integers(1, 60))):
+        action = script.draw(st.sampled_from(["open", "want", "send", "pass", "close"]))
+        if action == "open" or not flows:
+            client = script.draw(st.sampled_from("ab"))
+            flows.append(Flow(Stream.OUTPUT, pool, client, hear))
+            arrived.append(0)
+            continue
+        number = script.draw(st.integers(0, len(flows) - 1))
+        flow = flows[number]
+        match action:
+            case "want":
+                more = script.draw(st.integers(0, 300))
+                told[flow] = flow.want(flow.wanted + more)
+            case "send":
+                most = told.get(flow, 0)
+                end = script.draw(st.integers(arrived[number], max(most, arrived[number])))
+                assert (
+                    flow.arrived(data(Stream.OUTPUT, arrived[number], end - arrived[number])) == end
+                )
+                arrived[number] = end
+            case "pass":
+                flow.pass_on(script.draw(st.integers(flow.passed, arrived[number])))
+            case "close":
+                flow.close()
+                del flows[number], arrived[number]
+        waiting = sum(end - flow.passed for end, flow in zip(arrived, flows, strict=True))
+        assert waiting <= pool.promised <= pool.bound + LEAST * 60
+        assert pool.promised >= 0
+    for number, flow in enumerate(flows):
+        told[flow] = flow.want(flow.wanted + 300)
+        flow.pass_on(arrived[number])
+        rounds = 0
+        while arrived[number] < flow.wanted:
+            assert told[flow] > arrived[number], "it stands still"
+            arrived[number] = told[flow]
+            flow.pass_on(arrived[number])
+            rounds += 1
+            assert rounds <= flow.wanted
+        flow.close()
+    assert pool.promised == 0
+
+
+def test_the_limits_are_what_the_documentation_says() -> None:
+    """16 MiB a link, and 4 KiB for each stream."""
+    assert CreditPool().limit == 16 * wire.MIB
+    assert CreditPool().least == LEAST_BYTES == 4 * wire.KIB

@@ -1,0 +1,217 @@
+"""What ``sandd controller`` is told: command line over environment over file; and what it says when it is ready."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sandd import ConfigurationError
+from sandd.standalone.announcing import Announcement
+from sandd.standalone.options import (
+    VARIABLES,
+    ControllerOptions,
+    build_parser,
+    parse_controller_options,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def parse(*arguments: str, env: Mapping[str, str] | None = None) -> ControllerOptions:
+    """The options in force."""
+    return parse_controller_options(arguments, env or {}, prog="p", version="1.2.3")
+
+
+def complaint(*arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """What is said about options that can't be used; always one line."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse(*arguments, env=env)
+    text = str(caught.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> str:
+    """The path of a file with a token."""
+    path = tmp_path / "token"
+    path.write_text(" s3cret\n")
+    return str(path)
+
+
+# ---- what they mean -----------------------------------------------------------------------------
+
+
+def test_nothing_is_needed() -> None:
+    """Loopback, the usual port, and a state directory of the user's."""
+    assert parse() == ControllerOptions()
+    assert (parse().host, parse().port, parse().state_dir) == ("127.0.0.1", 8765, None)
+
+
+def test_options_are_taken(token: str, tmp_path: Path) -> None:
+    """All of them; and no secret is ever shown."""
+    options = parse(
+        *("--host", "::1", "--port", "0", "--state-dir", str(tmp_path), "--token-file", token),
+        *("--operator-token-file", token, "--insecure", "--heartbeat", "1.5", "--dead-after", "4"),
+        *("--max-handshakes-per-second", "5", "--log-level", "DEBUG", "--log-format", "json"),
+    )
+    assert options == ControllerOptions(
+        host="::1",
+        port=0,
+        state_dir=tmp_path,
+        token_file=Path(token),
+        token=b"s3cret",
+        operator_token_file=Path(token),
+        operator_token=b"s3cret",
+        insecure=True,
+        heartbeat=1.5,
+        dead_after=4.0,
+        max_handshakes_per_second=5.0,
+        log_level="debug",
+        log_format="json",
+    )
+    assert "s3cret" not in repr(options)
+
+
+def test_the_command_line_wins_then_the_environment_then_the_file(
+    token: str, tmp_path: Path
+) -> None:
+    """Option by option."""
+    config = tmp_path / "controller.toml"
+    config.write_text(
+        f'host = "0.0.0.0"\nport = 1\nheartbeat = 3\ninsecure = true\ntoken_file = "{token}"\n'
+    )
+    env = {
+        "SANDD_CONTROLLER_PORT": "2",
+        "SANDD_CONTROLLER_HEARTBEAT": "4",
+        "SANDD_CONTROLLER_CONFIG": str(config),
+        "SANDD_CONTROLLER_INSECURE": "no",
+    }
+    assert parse("--heartbeat", "5", env=env) == ControllerOptions(
+        host="0.0.0.0", port=2, heartbeat=5.0, token_file=Path(token), token=b"s3cret"
+    )
+
+
+def test_every_option_is_also_a_variable() -> None:
+    """And those of a daemon or a command, which may be set beside them, mean nothing here."""
+    dests = {action.dest for action in build_parser("p", "v")._actions}
+    assert dests - {"help", "version"} == VARIABLES.keys()
+    theirs = {
+        "SANDD_TOKEN_FILE": "/none",
+        "SANDD_STATE_DIR": "/none",
+        "SANDD_CONFIG": "/none",
+        "SANDD_CONTROLLER": "ws://elsewhere",
+    }
+    assert parse(env=theirs) == ControllerOptions()
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each option is in the help, and so is what a supervisor wants to know."""
+    for option in ("--help", "--version"):
+        with pytest.raises(SystemExit) as caught:
+            parse(option)
+        assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in VARIABLES:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "SIGHUP" in text
+    assert "ready URL" in text
+    assert text.endswith("sandd 1.2.3\n")
+
+
+def test_what_a_reload_can_not_change_is_known() -> None:
+    """Tokens and the log are changed at once; an address, or whom to trust, by a new start."""
+    before = ControllerOptions()
+    after = ControllerOptions(
+        host="x", insecure=True, token=b"x", operator_token=b"y", log_level="debug"
+    )
+    assert before.differing_for_good(after) == ["host", "insecure"]
+    assert before.differing_for_good(before) == []
+
+
+# ---- what can't be used -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "x"], ["--port", "'x'", "0 to 65535"]),
+        (["--port", "65536"], ["--port"]),
+        (["--port", "-1"], ["--port"]),
+        (["--heartbeat", "0"], ["--heartbeat", "0.05"]),
+        (["--heartbeat", "nan"], ["--heartbeat"]),
+        (["--heartbeat", "3601"], ["--heartbeat", "at most 3600"]),
+        (["--heartbeat", "45"], ["--heartbeat (45) must be below --dead-after (45)"]),
+        (["--dead-after", "7201"], ["--dead-after"]),
+        (["--max-handshakes-per-second", "0"], ["--max-handshakes-per-second"]),
+        (["--log-level", "loud"], ["--log-level", "'loud'"]),
+        (["--token-file", "/no/such"], ["token file", "/no/such", "No such file"]),
+        (["--operator-token-file", "/"], ["token file", "directory"]),
+        (["--config", "/no/such.toml"], ["/no/such.toml"]),
+        (["--nonsense"], ["--nonsense"]),
+        (["--hos", "x"], ["--hos"]),
+        (["stray"], ["stray"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_what_cannot_be_used_is_named_in_one_line(arguments: list[str], words: list[str]) -> None:
+    """With the option, what was given, and what would do."""
+    text = complaint(*arguments)
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("port = true", "--port"),
+        ("insecure = 5", "--insecure 5 is neither true nor false"),
+        ('hots = "x"', "'hots'"),
+        ('config = "other"', "'config'"),
+        ('server_url = "ws://x"', "'server_url'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: str, word: str) -> None:
+    """Also one that is a daemon's."""
+    config = tmp_path / "controller.toml"
+    config.write_text(content)
+    assert word in complaint("--config", str(config))
+
+
+def test_an_empty_token_never_means_that_none_is_needed(tmp_path: Path) -> None:
+    """Neither for daemons nor for operators."""
+    path = tmp_path / "token"
+    path.write_bytes(b" \n")
+    for option in ("--token-file", "--operator-token-file"):
+        assert str(path) in complaint(option, str(path))
+
+
+# ---- what it says -------------------------------------------------------------------------------
+
+
+def test_the_usual_controller_needs_few_words() -> None:
+    """Commands find it, and its token, by themselves."""
+    said = Announcement.of("ws://127.0.0.1:8765/ws", ControllerOptions(), None)
+    assert said.operator_command == "sandd ps"
+    assert (
+        said.daemon_command
+        == "sandd daemon --server-url ws://127.0.0.1:8765/ws --daemon-id worker-1"
+    )
+    assert "elsewhere" not in str(said)
+    assert len(str(said).splitlines()) == 3
+
+
+def test_what_is_unusual_is_in_the_command_lines(token: str) -> None:
+    """Every path is whole, and quoted for a shell."""
+    options = ControllerOptions(host="0.0.0.0", port=0, token_file=Path("a b"), token=b"x")
+    said = Announcement.of("ws://127.0.0.1:4321/ws", options, Path(token))
+    assert shlex.split(said.operator_command) == [
+        *("sandd", "ps", "--controller", "ws://127.0.0.1:4321", "--token-file", token)
+    ]
+    assert shlex.split(said.daemon_command)[-2:] == ["--token-file", str(Path("a b").absolute())]
+    assert "elsewhere with this machine's name" in str(said)
