@@ -188,7 +188,7 @@ def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) 
     def hear(flow: Flow) -> None:
         told[flow] = flow.update().max_offset
 
-    for _ in range(script.draw(st.integers(1, 60))):
+    for _ in range(script.draw(st.integers(1, 40))):
         action = script.draw(st.sampled_from(["open", "want", "send", "pass", "close"]))
         if action == "open" or not flows:
             client = script.draw(st.sampled_from("ab"))
@@ -199,7 +199,7 @@ def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) 
         flow = flows[number]
         match action:
             case "want":
-                more = script.draw(st.integers(0, 300))
+                more = script.draw(st.integers(0, 150))
                 told[flow] = flow.want(flow.wanted + more)
             case "send":
                 most = told.get(flow, 0)
@@ -214,10 +214,10 @@ def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) 
                 flow.close()
                 del flows[number], arrived[number]
         waiting = sum(end - flow.passed for end, flow in zip(arrived, flows, strict=True))
-        assert waiting <= pool.promised <= pool.bound + LEAST * 60
+        assert waiting <= pool.promised <= pool.bound + LEAST * 40
         assert pool.promised >= 0
     for number, flow in enumerate(flows):
-        told[flow] = flow.want(flow.wanted + 300)
+        told[flow] = flow.want(flow.wanted + 100)
         flow.pass_on(arrived[number])
         rounds = 0
         while arrived[number] < flow.wanted:
