@@ -170,7 +170,7 @@ def test_a_live_view_that_is_killed_in_good_order_restores_the_terminal(
 ) -> None:
     """By SIGTERM, too; and its exit code says so."""
     with running_tmux(tmp_path, env=controller.env) as tmux:
-        tmux.type(f"{sys.executable} -m sandd ps -w & echo $! > pid; fg; echo code=$?", "Enter")
+        tmux.type(f"{sys.executable} -m sandd ps -w & fg; echo code=$?", "Enter")
         tmux.wait_for(r"worker-1 +online")
         tmux.type("C-z")
         tmux.wait_for_prompt()
