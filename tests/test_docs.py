@@ -219,6 +219,14 @@ def test_reference_has_every_name_for_tests() -> None:
         sandd.testing.open_flood  # noqa: B018 - asking for it is the test
 
 
+def test_reference_has_every_name_for_asyncio() -> None:
+    """What can be imported from sandd.aio is documented there."""
+    documented = re.findall(
+        r"^\.\. auto\w+:: sandd\.aio\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
+    )
+    assert sorted(documented) == sorted(sandd.aio.__all__)
+
+
 def test_tests_named_for_faults_exist() -> None:
     """Each row of docs/testing.rst names tests, and each name is that of a test there is."""
     text = (DOCS / "testing.rst").read_text("utf-8")

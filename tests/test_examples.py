@@ -81,6 +81,11 @@ SHOWN: Final = {
         event: web-2 lost
         left: ['db-1', 'web-1']
     """,
+    "asyncio_agent.py": """
+        commands ... 100% ...
+        100 commands on 10 daemons: the squares add up to 328350
+        out of time; jobs left: []
+    """,
     "sync_agent.py": """
         exit code 0, output 'hello\\n'
         squares: [0, 1, 4, 9, 16, 25, 36, 49]

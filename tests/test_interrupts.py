@@ -248,6 +248,7 @@ READERS: Final = [
     *(f"sandd._core.directory.Directory.{name}" for name in ("get", "select*", "__iter__")),
     *(f"sandd._core.process_handle.Process.{name}" for name in ("stdin", "stdout", "stderr")),
     "sandd._core.held_job.HeldJob.job_id",
+    "sandd._core.pure_remote_path.PureRemotePath.*",
     *(
         f"sandd._core.remote_path.RemotePath.{name}"
         for name in (

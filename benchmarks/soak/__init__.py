@@ -2,6 +2,8 @@
 
 cuts
     Commands with much output and input through connections that break at random bytes, again and again.
+files
+    A large file up and down through such connections, and 10,000 small ones.
 stalled
     A command that wants to write 10 GiB while its reader stands still.
 restart

@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=["cuts", "files", "operators", "restart", "stalled"])
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--seed", type=int, help="of all that is drawn by lot; default: a new one")
-    parser.add_argument("--gib", type=float, help="stalled: how much the command wants to write")
+    parser.add_argument(
+        "--gib",
+        type=float,
+        help="stalled: how much the command wants to write; files: the large one",
+    )
     parser.add_argument("--away", type=float, help="restart: seconds without a controller")
     options = parser.parse_args(arguments)
     if sys.platform != "linux":
@@ -40,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "cuts":
                 trio.run(cuts.soak, cuts.QUICK if options.quick else cuts.FULL, seed, findings)
             case "files":
-                trio.run(files.soak, files.QUICK if options.quick else files.FULL, seed, findings)
+                copies = files.QUICK if options.quick else files.FULL
+                if options.gib is not None:
+                    copies = evolve(copies, size=int(options.gib * stalled.GIB))
+                trio.run(files.soak, copies, seed, findings)
             case "operators":
                 task = operators.QUICK if options.quick else operators.FULL
                 trio.run(operators.soak, task, seed, findings)

@@ -46,7 +46,8 @@ STEP_COST: Final = 4 * wire.KIB
 RECORD_COST: Final = 256
 """Of a record, besides its bytes: a piece of a file may have a single one."""
 BACKLOG_COST: Final = BATCH_COST * 3 // 2
-"""Taken in and not written: about one batch while another one is on its way to the disk."""
+"""Taken in and not written: about one batch while another one is on its way to the disk. What is left of a chunk
+comes on top of that."""
 LAZY_BYTES: Final = BATCH_COST // 4
 """What comes while a thread writes is taken in by so much, as nobody waits for it: each time costs the sender
 an acknowledgement, too. Half of what a sender may have under way, at the least."""
@@ -204,14 +205,14 @@ class _Receiver:
         while not self._arrivals.ended:
             await self._has_room()
             chunk = await self._hear()
-            self._charge(len(chunk))
             for number, record in enumerate(reader.feed(chunk), 1):
                 if isinstance(record, wire.FailedRecord):
                     self._is_told = True
                     raise failure_error(record)
                 known = len(self._steps)
                 self._arrivals.take(record, self._steps)
-                self._charge(RECORD_COST + STEP_COST * (len(self._steps) - known))
+                size = len(record) if isinstance(record, memoryview) else 0
+                self._charge(size + RECORD_COST + STEP_COST * (len(self._steps) - known))
                 if number % RECORDS_PER_TURN == 0:
                     # One chunk may be many times what a thread writes in one go.
                     self._hand_over()
