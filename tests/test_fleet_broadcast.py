@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -95,12 +96,18 @@ def test_lines_are_never_torn(controller: ControllerProcess) -> None:
     program = (
         "import os, sys\n"
         "text = b''.join(b'%d %s\\n' % (n, bytes([97 + n % 26]) * (n * 7 % 300)) for n in range(5000))\n"
-        "for start in range(0, len(text), 1013): os.write(1 + start // 1013 % 2 * 0, text[start:start+1013])\n"
+        "for start in range(0, len(text), 1013): os.write(1, text[start:start+1013])\n"
     )
-    done = controller.run_command("run", "--", sys.executable, "-c", program)
-    assert done.returncode == 0
+    with controller.running_command("run", "--", sys.executable, "-c", program) as process:
+        # The pipe is full, and is emptied by crumbs: whoever writes has to wait in the middle of it.
+        assert process.stdout is not None
+        time.sleep(2)
+        output = b""
+        while crumb := os.read(process.stdout.fileno(), 5000):
+            output += crumb
+        assert process.wait(SECONDS) == 0
     got: dict[str, list[str]] = {"a": [], "worker-2": []}
-    for line in done.stdout.splitlines():
+    for line in output.decode().splitlines():
         daemon_id, bar, text = line.partition("| ")
         assert bar
         got[daemon_id.strip()].append(text)

@@ -25,12 +25,13 @@ class EarlyStop:
 
     def install(self, *, reloads: bool = False) -> None:
         """Take the signals; main thread only. With `reloads` SIGHUP, too, which is only noted."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
         if reloads:
             self._reload_signals = reload_signals()
         for number in self._reload_signals:
             signal.signal(number, self._note_reload)
+        # Last: whoever sees that these are caught may send any of them.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
 
     def over(self) -> None:
         """From here to the end of the process there is nothing left to stop."""
