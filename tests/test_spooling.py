@@ -120,7 +120,7 @@ class Job:
     @property
     def process(self) -> Process:
         """As its user sees it."""
-        return Process(self.handle, stdin=False, stderr=False)
+        return Process(self.handle, stdin=False, stderr=False, kill_grace=5.0)
 
     async def begin(self) -> None:
         """Give it its line, once it runs."""

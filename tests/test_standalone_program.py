@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import re
 import shlex
@@ -39,6 +40,18 @@ if TYPE_CHECKING:
     from conftest import Marker
 
 pytestmark = posix_only
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """What a reload in this process sets up is put back."""
+    root, ours = logging.getLogger(), logging.getLogger("sandd")
+    before = root.level, ours.level, [*root.handlers]
+    yield
+    root.setLevel(before[0])
+    ours.setLevel(before[1])
+    for handler in [each for each in root.handlers if each not in before[2]]:
+        root.removeHandler(handler)
 
 
 def run_controller(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

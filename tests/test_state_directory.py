@@ -284,6 +284,7 @@ def test_a_start_that_was_not_recorded_claims_no_ancestors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
     """Or its successor, which can't name it, would pass for a copy; what was there before stays whole."""
+    caplog.set_level("WARNING", logger="sandd")
     record_start(tmp_path, "one")
 
     def fail(*_: object, **__: object) -> None:
