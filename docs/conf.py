@@ -16,6 +16,9 @@ html_theme = "furo"
 html_title = f"sandd {release}"
 default_role = "literal"  # `name` reads as code, here as in docstrings
 autodoc_member_order = "bysource"
+suppress_warnings = [
+    "ref.python"
+]  # in an annotation, `Controller` may be that of sandd or of sandd.aio
 BUILT_BY_USERS = {"sandd.Server"}
 
 

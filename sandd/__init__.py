@@ -13,6 +13,7 @@
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
 #   sandd/server.py           Server: the controller for synchronous code, its trio in a thread
+#   sandd/client.py           connect(): of a controller elsewhere, the same; Client is what both can do
 #   sandd/aio.py              the controller for asyncio, likewise (imported as `sandd.aio`)
 #   sandd/controller.py       open_controller(), Controller, Daemon, Process, Session, ...: the agent's end
 #   sandd/daemon.py           the program inside the sandbox: `python -m sandd.daemon`
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from sandd._core.results import CommandResult, ExitStatus, Outcome
     from sandd._core.spool import Stall
     from sandd._core.transfers.result import TransferResult
+    from sandd.client import Client, DaemonSummary, FailedResult, ServerSession, connect
     from sandd.controller import (
         Controller,
         ControllerStatistics,
@@ -78,24 +80,17 @@ if TYPE_CHECKING:
         connect_controller,
         open_controller,
     )
-    from sandd.server import (
-        ConnectedServer,
-        DaemonSummary,
-        FailedResult,
-        Server,
-        ServerSession,
-        connect,
-    )
+    from sandd.server import Server
     from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
     "AuthenticationFailed",
     "ChangeKind",
+    "Client",
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
     "ConfigurationError",
-    "ConnectedServer",
     "Controller",
     "ControllerStatistics",
     "ControllerUnreachable",
@@ -148,11 +143,11 @@ __all__ = [
 _HOMES = {
     "AuthenticationFailed": "sandd._core._errors",
     "ChangeKind": "sandd.wire",
+    "Client": "sandd.client",
     "CommandFailed": "sandd._core._errors",
     "CommandResult": "sandd._core.results",
     "CommandTimeout": "sandd._core._errors",
     "ConfigurationError": "sandd._core._errors",
-    "ConnectedServer": "sandd.server",
     "Controller": "sandd.controller",
     "ControllerStatistics": "sandd.controller",
     "ControllerUnreachable": "sandd._core._errors",
@@ -162,9 +157,9 @@ _HOMES = {
     "DaemonInfo": "sandd.controller",
     "DaemonNotFound": "sandd._core._errors",
     "DaemonState": "sandd.controller",
-    "DaemonSummary": "sandd.server",
+    "DaemonSummary": "sandd.client",
     "ExitStatus": "sandd._core.results",
-    "FailedResult": "sandd.server",
+    "FailedResult": "sandd.client",
     "FileChange": "sandd._core.remote_path",
     "FileKind": "sandd.wire",
     "FileReader": "sandd._core.remote_files",
@@ -187,14 +182,14 @@ _HOMES = {
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",
-    "ServerSession": "sandd.server",
+    "ServerSession": "sandd.client",
     "Session": "sandd.controller",
     "SpawnFailed": "sandd._core._errors",
     "Stall": "sandd._core.spool",
     "StallReason": "sandd.wire",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
-    "connect": "sandd.server",
+    "connect": "sandd.client",
     "connect_controller": "sandd.controller",
     "open_controller": "sandd.controller",
 }

@@ -22,6 +22,7 @@ from attrs import define, field
 from daemons import daemon_environment
 from process_tools import until_sync
 
+import sandd
 from sandd._core import bridge
 from sandd._core.bridge import TrioThread
 from sandd._core.promise import Promise
@@ -398,6 +399,78 @@ def test_a_call_started_after_the_end_is_done_at_once() -> None:
             call.promise.result()
 
 
+def test_a_value_that_comes_too_late_is_given_back() -> None:
+    """Whether the call is cancelled before there is one, or when nobody has looked at it yet; once."""
+    returned: list[int] = []
+    may_end = trio.Event()
+
+    async def value(number: int) -> int:
+        with trio.CancelScope(shield=True):
+            await may_end.wait()
+        return number
+
+    with opened() as thread:
+        late = thread.call(value, 1, unwanted=returned.append)
+        late.start()
+        late.cancel()
+        thread.run(trio.lowlevel.checkpoint)
+        assert returned == []
+        thread._soon(may_end.set)
+        assert late.promise.wait(SECONDS)
+        with pytest.raises(RuntimeError, match="cancelled"):
+            late.promise.result()
+        assert returned == [1]
+        unseen = thread.call(value, 2, unwanted=returned.append)
+        unseen.start()
+        assert unseen.promise.wait(SECONDS)
+        unseen.cancel()
+        unseen.cancel()
+        thread.run(trio.lowlevel.checkpoint)
+        assert returned == [1, 2]
+        assert thread.run(value, 3, unwanted=returned.append) == 3
+    assert returned == [1, 2]
+
+
+def test_an_interrupted_call_gives_its_value_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes when the value is there, and nobody has it yet."""
+    returned: list[str] = []
+    plain = Promise.wait
+
+    async def value() -> str:
+        return "precious"
+
+    def interrupted(promise: Promise[object], seconds: float | None = None) -> bool:
+        monkeypatch.setattr(Promise, "wait", plain)
+        assert plain(promise, SECONDS)
+        raise KeyboardInterrupt
+
+    with opened() as thread:
+        monkeypatch.setattr(Promise, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            thread.run(value, unwanted=returned.append)
+        thread.run(trio.lowlevel.checkpoint)
+    assert returned == ["precious"]
+
+
+def test_an_error_meant_for_callers_comes_out_as_itself() -> None:
+    """What ended the resource, if sandd raised it on purpose; a fresh one for each."""
+
+    class Told(Resource):
+        @contextlib.asynccontextmanager
+        async def open(self) -> AsyncIterator[Resource]:
+            async with Resource.open(self) as resource:
+                yield resource
+            raise sandd.AuthenticationFailed("not any more")
+
+    thread = TrioThread(Told().open, name=NAME)
+    thread.start()
+    for _ in range(2):
+        with pytest.raises(sandd.AuthenticationFailed, match="not any more"):
+            thread.close()
+    with pytest.raises(sandd.AuthenticationFailed):
+        thread.run(trio.lowlevel.checkpoint)
+
+
 # ---- Ctrl-C -------------------------------------------------------------------------------------
 
 
@@ -520,6 +593,21 @@ def test_promise_wait_tells_whether_it_is_done() -> None:
     assert all(each.result() for each in waiters)
     assert promise.wait(0)
     assert promise.result() == 1
+
+
+def test_whoever_wants_to_be_told_is_told_once() -> None:
+    """Before or after the promise is done, or while it is, from another thread."""
+    for _ in range(300):
+        promise: Promise[int] = Promise()
+        told: list[int] = []
+        early = partial(told.append, 1)
+        promise.when_done(early)
+        keeper = threading.Thread(target=promise.keep, args=(1,))
+        keeper.start()
+        promise.when_done(partial(told.append, 2))
+        keeper.join()
+        promise.when_done(partial(told.append, 3))
+        assert sorted(told) == [1, 2, 3]
 
 
 def test_promise_is_done_once() -> None:

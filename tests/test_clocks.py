@@ -38,6 +38,7 @@ WALL_CLOCKS = {
 SHOWN = {
     "_core/logs.py": {"gmtime", "strftime"},  # of the time that a record was made
     "_core/directory.py": {"time"},  # `DaemonInfo.connected_at`
+    "fleet/tables.py": {"localtime", "strftime"},  # since when a daemon is connected
     "_core/recorder.py": {"time"},  # a recording's header: when it was made
     # What is left of a transfer is removed when its file is a day old, and files know only this clock. Should it
     # jump, the transfer begins anew.

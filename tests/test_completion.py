@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from daemons import daemon_environment
+from standalone_controllers import running_controller
 from tmux import needs_tmux, running_tmux
 
 if TYPE_CHECKING:
@@ -81,6 +82,21 @@ def test_files_where_a_file_is_meant(path: str, tmp_path: Path) -> None:
 def test_without_a_controller_nothing_is_offered(path: str) -> None:
     """And nothing is said: somebody has only pressed a key."""
     assert complete("sandd jobs ", path, SANDD_CONTROLLER="ws://127.0.0.1:9") == []
+
+
+def test_daemons_and_jobs_are_those_of_the_controller(path: str) -> None:
+    """Wherever one is meant, also where the controller is named in the line itself."""
+    with running_controller() as controller, controller.daemon("w-1"), controller.daemon("w-2"):
+        done = controller.run_command("exec", "--detach", "w-2", "--", "true")
+        job = done.stdout.strip()
+        assert sorted(complete("sandd jobs ", path, **controller.env)) == ["w-1", "w-2"]
+        assert complete("sandd shell w-2", path, **controller.env) == ["w-2"]
+        assert complete("sandd logs ", path, **controller.env) == [job]
+        assert complete(f"sandd kill {job[:6]}", path, **controller.env) == [job]
+        token = controller.env["SANDD_TOKEN_FILE"]
+        url = controller.url.removeprefix("ws:").removesuffix("/ws")
+        typed = f"sandd exec --controller 'ws:{url}' --token-file {token} w-"
+        assert sorted(complete(typed, path)) == ["w-1", "w-2"]
 
 
 @needs_tmux

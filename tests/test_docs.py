@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import inspect
@@ -21,8 +22,10 @@ import trio
 from daemons import daemon_environment, open_daemon
 
 import sandd
+import sandd.cli
 import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+from sandd.standalone import options as standalone
 from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
@@ -154,6 +157,27 @@ def test_guide_has_every_option_of_the_daemon() -> None:
         assert f"``{name}``" in GUIDE, name
 
 
+def test_guide_has_every_option_of_the_controller() -> None:
+    """With the rule by which they are named in the environment."""
+    parser = standalone.build_parser("sandd", "0")
+    for action in parser._actions:
+        for name in set(action.option_strings) - {"-h", "--help", "--version"}:
+            assert f"``{name}``" in GUIDE, name
+    assert "SANDD_CONTROLLER_STATE_DIR" in standalone.VARIABLES["state_dir"]
+    assert "``SANDD_CONTROLLER_STATE_DIR``" in GUIDE
+
+
+def test_guide_has_every_command() -> None:
+    """Of those that a person types."""
+    (choices,) = [
+        action.choices
+        for action in sandd.cli.build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    for name in choices:
+        assert re.search(rf"sandd {name}\b|``{name}``", GUIDE), name
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the guide's commands are POSIX'")
 def test_guide_token_command_makes_a_token(tmp_path: Path) -> None:
     """The line of shell that the guide shows for it works."""
@@ -193,6 +217,14 @@ def test_reference_has_every_name_for_tests() -> None:
     assert sorted(documented) == sorted(set(sandd.testing.__all__) - directions)
     with pytest.raises(AttributeError, match="no attribute 'open_flood'"):
         sandd.testing.open_flood  # noqa: B018 - asking for it is the test
+
+
+def test_reference_has_every_name_for_asyncio() -> None:
+    """What can be imported from sandd.aio is documented there."""
+    documented = re.findall(
+        r"^\.\. auto\w+:: sandd\.aio\.(\w+)$", (DOCS / "reference.rst").read_text(), re.M
+    )
+    assert sorted(documented) == sorted(sandd.aio.__all__)
 
 
 def test_tests_named_for_faults_exist() -> None:

@@ -82,9 +82,9 @@ SHOWN: Final = {
         left: ['db-1', 'web-1']
     """,
     "asyncio_agent.py": """
-        12 squared is 144
-        100 of 100 succeeded
-        100 jobs on 10 daemons
+        commands ... 100% ...
+        100 commands on 10 daemons: the squares add up to 328350
+        out of time; jobs left: []
     """,
     "sync_agent.py": """
         exit code 0, output 'hello\\n'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -10,7 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from daemons import running_daemon, start_daemon
+import trio
+from daemons import open_daemon, running_daemon, start_daemon
 from process_tools import linux_only, until_sync
 from standalone_controllers import (
     SECONDS,
@@ -20,6 +23,12 @@ from standalone_controllers import (
     running_controller,
 )
 from tmux import needs_tmux, running_tmux
+
+import sandd
+from sandd.fleet import broadcasting
+from sandd.fleet.broadcasting import Broadcast
+from sandd.fleet.outcomes import Ending, Verdict
+from sandd.fleet.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,12 +96,18 @@ def test_lines_are_never_torn(controller: ControllerProcess) -> None:
     program = (
         "import os, sys\n"
         "text = b''.join(b'%d %s\\n' % (n, bytes([97 + n % 26]) * (n * 7 % 300)) for n in range(5000))\n"
-        "for start in range(0, len(text), 1013): os.write(1 + start // 1013 % 2 * 0, text[start:start+1013])\n"
+        "for start in range(0, len(text), 1013): os.write(1, text[start:start+1013])\n"
     )
-    done = controller.run_command("run", "--", sys.executable, "-c", program)
-    assert done.returncode == 0
+    with controller.running_command("run", "--", sys.executable, "-c", program) as process:
+        # The pipe is full, and is emptied by crumbs: whoever writes has to wait in the middle of it.
+        assert process.stdout is not None
+        time.sleep(2)
+        output = b""
+        while crumb := os.read(process.stdout.fileno(), 5000):
+            output += crumb
+        assert process.wait(SECONDS) == 0
     got: dict[str, list[str]] = {"a": [], "worker-2": []}
-    for line in done.stdout.splitlines():
+    for line in output.decode().splitlines():
         daemon_id, bar, text = line.partition("| ")
         assert bar
         got[daemon_id.strip()].append(text)
@@ -295,3 +310,40 @@ def test_memory_is_bounded_however_much_they_print(
     assert stopped < 120 * MIB
     assert flowing < stopped + 16 * MIB
     until_sync(lambda: not marker.processes())
+
+
+# ---- when a daemon doesn't come back ----------------------------------------------------------------
+
+
+async def test_who_is_away_when_its_time_is_long_over_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """With a time-out: what became of it is not known, and nobody waits a day to learn it."""
+    monkeypatch.setattr(broadcasting, "OVERDUE_SECONDS", 0.2)
+    monkeypatch.setattr(broadcasting, "KILL_GRACE", 0.1)
+    options = argparse.Namespace(
+        remote_command=["sh", "-c", "echo on; sleep 60"],
+        cwd=None,
+        env=[],
+        user=None,
+        timeout=0.5,
+        concurrency=None,
+        json=True,
+    )
+    with trio.fail_after(SECONDS):
+        async with sandd.open_controller(port=0, heartbeat=0.1, dead_after=0.5) as controller:
+            async with open_daemon(controller.url, "w") as process:
+                daemon = await controller.wait_for_daemon("w")
+                output = Output(trio.CancelScope())
+                async with trio.open_nursery() as nursery:
+
+                    async def freeze() -> None:
+                        while b"on" not in capfdbinary.readouterr().out:
+                            await trio.sleep(0.01)
+                        process.signal(signal.SIGSTOP)
+
+                    nursery.start_soon(freeze)
+                    broadcast = Broadcast(options, [daemon], output)
+                    endings = await broadcast.run(controller)
+                process.signal(signal.SIGCONT)
+    assert endings == {"w": Ending(Verdict.LOST, "away; how it ended is not known")}

@@ -170,7 +170,7 @@ def test_a_live_view_that_is_killed_in_good_order_restores_the_terminal(
 ) -> None:
     """By SIGTERM, too; and its exit code says so."""
     with running_tmux(tmp_path, env=controller.env) as tmux:
-        tmux.type(f"{sys.executable} -m sandd ps -w & echo $! > pid; fg; echo code=$?", "Enter")
+        tmux.type(f"{sys.executable} -m sandd ps -w & fg; echo code=$?", "Enter")
         tmux.wait_for(r"worker-1 +online")
         tmux.type("C-z")
         tmux.wait_for_prompt()
@@ -323,6 +323,27 @@ def test_logs_end_when_nobody_reads_on(controller: ControllerProcess) -> None:
         assert following.stderr is not None
         assert following.stderr.read() == ""
     controller.run_command("forget", job)
+
+
+def test_what_is_not_kept_any_more_is_told(controller: ControllerProcess) -> None:
+    """Of a command that somebody holds, and reads: the others get what is left, and what comes from now on."""
+    script = "yes | head -c 2000000; sleep 60"
+    with controller.running_command("exec", "worker-1", "--", "sh", "-c", script) as holder:
+        assert holder.stdout is not None
+        assert len(holder.stdout.read(2_000_000)) == 2_000_000
+        (job,) = [
+            each
+            for each in controller.objects("jobs", "worker-1", "--json")
+            if each["state"] == "running"
+        ]
+        # What has been read is acknowledged now and then.
+        base = job["kept"]["stdout"]["base"]
+        assert base > 1_000_000
+        told = f"[the first {base} bytes of its stdout are not kept any more: whoever holds it has "
+        done = controller.run_command("logs", job["id"])
+        assert done.returncode == 0
+        assert done.stderr.startswith(told)
+        assert len(done.stdout) == 2_000_000 - base
 
 
 def test_which_job_is_meant(controller: ControllerProcess) -> None:

@@ -32,7 +32,7 @@ from process_tools import (
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host, posix
-from sandd._core.processes.pipes import PIPE_BYTES
+from sandd._core.processes.pipes import PIPE_BYTES, OutputPipe
 from sandd._core.processes.posix import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
@@ -627,3 +627,22 @@ trio.run(main)
         outcome = await run(host, request(*AS_NOBODY, PYTHON, "-c", host_program))
     assert outcome.stdout.splitlines()[0] == str(errno.EAGAIN).encode()
     assert outcome.stdout.splitlines()[1] == b"ExitStatus(code=0, signal=None)"
+
+
+async def test_closing_our_end_of_an_output_ends_who_waits_for_it() -> None:
+    """The kernel doesn't tell of that, so it has to be said."""
+    reading, writing = os.pipe()
+    pipe = OutputPipe(reading, may_grow=False)
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await pipe.receive_some()
+
+    try:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                pipe.close()
+    finally:
+        os.close(writing)

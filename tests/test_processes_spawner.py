@@ -27,6 +27,7 @@ from process_tools import (
     shell,
     the_spawner,
     until,
+    until_sync,
 )
 
 if sys.platform == "win32":
@@ -35,7 +36,7 @@ if sys.platform == "win32":
 import sandd
 from sandd._core.processes import open_process_host
 from sandd._core.processes import spawner as spawner_module
-from sandd._core.processes.exit_watch import WaitStatus
+from sandd._core.processes.exit_watch import WaitStatus, peek
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
@@ -309,6 +310,31 @@ def test_report_to_a_dead_daemon_ends_the_service(
     one._say(Exited(1, 0, None, True))
     one._flush()
     assert not one._is_linked
+
+
+def test_what_is_over_when_it_has_begun_is_told_in_the_same_turn(
+    spawner: tuple[spawner_module.Spawner, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start and end go in one report, though no SIGCHLD has been heard of yet."""
+    one, daemon = spawner
+    real_launch = spawner_module.launch
+
+    def launch(asked: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> int:
+        pid = real_launch(asked, env, descriptors)
+        until_sync(lambda: peek(pid) is not None)
+        return pid
+
+    monkeypatch.setattr(spawner_module, "launch", launch)
+    program = (b"/bin/sh", b"-c", b"exit 3")
+    asked = Spawn(7, program, {}, b"x", None, None, False, True, False, {})
+    with open(os.devnull, "wb") as output:
+        is_over = one._start(asked, [output.fileno()])
+    assert is_over
+    one._child_died.setblocking(False)
+    one._look_after_children(is_over)
+    started, exited = decode_all(bytearray(daemon.recv(1 << 16)))
+    assert started[0] == 7
+    assert exited == Exited(7, 3, None, True)
 
 
 def test_report_of_a_start_waits_for_more_but_nothing_else_does(

@@ -29,7 +29,8 @@ from sandd import (
     Server,
     SpawnFailed,
 )
-from sandd.server import ExecOptions, FailedResult, ServerOptions
+from sandd.client import ExecOptions, FailedResult
+from sandd.server import ServerOptions
 from sandd.wire import DaemonState, Outcome
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def test_exec_ends_in_time_although_the_daemon_cannot_answer(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A daemon that was stopped in mid-command delays the answer by a bound, not for ever."""
-    monkeypatch.setattr("sandd.server.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("sandd.client.ANSWER_SECONDS", 0.2)
     monkeypatch.setattr("sandd._core.job_link.LEAVE_MARGIN", 0.2)
     with running_daemon(server.url, "worker-3") as daemon:
         assert server.wait_for_daemon("worker-3", timeout=WAIT)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
+import trio.testing
 from daemons import daemon_environment, running_daemon
 from process_tools import linux_only, posix_only, until_sync
 from standalone_controllers import (
@@ -28,6 +30,8 @@ from standalone_controllers import (
 )
 
 import sandd
+from sandd.standalone.options import ControllerOptions
+from sandd.standalone.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -306,7 +310,7 @@ def test_a_reload_takes_new_tokens(tmp_path: Path) -> None:
             ) as old:
                 assert old.wait_sync() == 1
             done = controller.run_command("ps", env=env)
-            assert re.search(r"^early +online ", done.stdout, re.MULTILINE)
+            assert re.search("^early +online", done.stdout, re.M)
 
 
 def test_the_generated_token_can_be_changed_too() -> None:
@@ -419,6 +423,49 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
             log = (tmp_path / "log").read_text()
             assert process.returncode == 0, log
             assert "Traceback" not in log
+
+
+@linux_only
+def test_a_reload_at_any_moment_of_the_start_is_no_end(tmp_path: Path) -> None:
+    """SIGHUP before there is anything to reload is remembered, and done then."""
+    took = None
+    for step in range(6):
+        (tmp_path / "log").unlink(missing_ok=True)
+        with started(home=tmp_path) as process:
+            until_sync(lambda process=process: handles(process.pid, signal.SIGTERM))
+            begun = time.monotonic()
+            if took is not None:
+                time.sleep(took * step / 6)
+            process.send_signal(signal.SIGHUP)
+            read_ready(process)
+            took = time.monotonic() - begun
+            until_sync(lambda: " reloaded" in (tmp_path / "log").read_text(), within=SECONDS)
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+
+
+async def test_a_reload_while_it_opens_is_done_once_it_is_open(tmp_path: Path) -> None:
+    """What it was told may have been read just before it was changed."""
+    read: list[str] = []
+
+    def read_again() -> ControllerOptions:
+        read.append("again")
+        return options
+
+    options = ControllerOptions(port=0, state_dir=tmp_path / "state", log_level="error")
+    program = Program(options, read_again)
+    put, get = trio.open_memory_channel[int](1)
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(program.heed, get)
+            await put.send(signal.SIGHUP)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not read  # there is nothing yet to tell it to
+            nursery.start_soon(program.serve)
+            while not read:
+                await trio.sleep(0.01)
+            await put.aclose()
+            nursery.cancel_scope.cancel()
 
 
 @linux_only

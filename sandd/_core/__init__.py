@@ -64,10 +64,14 @@ Trio shells of the controller and its clients
     copying          Daemon.upload and Daemon.download
     asking           a request to a daemon, and its answers
     remote_files     files that are open there: streams to read and to write
+    pure_remote_path  a path there, as far as nobody has to look
     remote_path      RemotePath: a path there, and all that can be done with it
     daemon_handle    Daemon: what can be run, held and asked for there
+    promise          a result that one thread waits for and another one has
     bridge           calls from other threads into a trio program in a thread of its own
+    kept_pieces      what such a call received and nobody has got: the next one gets it
     held_block       an asynchronous block, entered and left from another thread
+    aio/             the trio API for other event loops: sandd.aio
     server_files     what Server does with files
 
 Trio shells of the daemon alone

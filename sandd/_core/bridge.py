@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import copy
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import trio
 
+from sandd._core._errors import SanddError
 from sandd._core.logs import get_logger
 from sandd._core.promise import Promise
 
@@ -293,6 +295,10 @@ class TrioThread(Generic[Resource]):
             return trio.ClosedResourceError(f"{self._name} is another process', which was forked")
         if self._failure is None:
             return trio.ClosedResourceError(f"{self._name} was closed")
+        if isinstance(self._failure, SanddError):
+            return copy.copy(
+                self._failure
+            )  # it is meant for callers, as the token that isn't taken any more
         error = RuntimeError(f"{self._name} has failed: {self._failure!r}")
         error.__cause__ = self._failure
         return error

@@ -4,7 +4,7 @@ Sans-IO. Offsets, acks and credit run from client to daemon; the router forwards
 a time than it could keep, should that receiver's connection not take it. Each stream that flows towards a link is a
 `Flow`, and all flows of a link share a `CreditPool`::
 
-    passed <= arrived <= granted <= wanted
+    passed <= arrived <= granted <= wanted  (but for what may be sent unasked: see `Flow.allow`)
        |         |          |          `- what the receiver grants
        |         |          `- what the sender was told
        |         `- what the sender has sent
@@ -108,13 +108,13 @@ class Flow:
         self.wanted = max(self.wanted, max_offset)
         self.acked = max(self.acked, ack)
         self._grow()
-        self.told = self.granted
-        return self.granted
+        self.told = max(self.told, self.granted)
+        return min(self.granted, max_offset)
 
     def allow(self, max_offset: int) -> None:
-        """The sender may send so much unasked."""
+        """The sender may send so much unasked, before it knows what the receiver grants: it may be less."""
         self.granted = self.told = max(self.granted, max_offset)
-        self.want(max_offset)
+        self._grow()
 
     def place(self, offset: int) -> None:
         """It begins here, for this channel: nothing below will come."""
@@ -149,7 +149,7 @@ class Flow:
     def update(self) -> wire.StreamWindow:
         """What to tell the sender."""
         self.told = self.granted
-        return wire.StreamWindow(self.stream, self.acked, self.granted)
+        return wire.StreamWindow(self.stream, self.acked, min(self.granted, self.wanted))
 
     def close(self) -> None:
         """The channel is closed: nothing of it waits any more."""

@@ -127,7 +127,8 @@ class Directory:
         """Every daemon that the controller knew when we came is in here."""
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+        # Of this moment, in one step: `sandd.aio` looks from other threads.
+        return iter(list(self._entries.values()))
 
     def get(self, daemon_id: str) -> Entry | None:
         """A daemon that is online or away."""

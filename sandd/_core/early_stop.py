@@ -1,4 +1,4 @@
-"""A program that is told to stop before it runs: SIGTERM and SIGINT while trio doesn't have them.
+"""Signals that come before trio has them, or when it has them no more: SIGTERM, SIGINT, and SIGHUP where it reloads.
 
 The standard library's lightest modules only: what is to be caught is the import of all others.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,24 +17,26 @@ if TYPE_CHECKING:
 class EarlyStop:
     """Before `running`, a signal ends the program at once, with 0; from then on it is noted, for who asks."""
 
-    def __init__(self, *, harmless: tuple[int, ...] = ()) -> None:
-        """`harmless` signals mean something only while the program runs: before and after they do nothing."""
+    def __init__(self) -> None:
         self.running = False
         self.requested = False
-        self._harmless = harmless
+        self.reload_requested = False
+        self._reload_signals: list[signal.Signals] = []
 
-    def install(self) -> None:
-        """Take the signals; main thread only."""
+    def install(self, *, reloads: bool = False) -> None:
+        """Take the signals; main thread only. With `reloads` SIGHUP, too, which is only noted."""
+        if reloads:
+            self._reload_signals = reload_signals()
+        for number in self._reload_signals:
+            signal.signal(number, self._note_reload)
+        # Last: whoever sees that these are caught may send any of them.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
-        for number in self._harmless:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
-                signal.signal(number, lambda *_: None)
 
     def over(self) -> None:
         """From here to the end of the process there is nothing left to stop."""
         # Not a handler of ours: Python takes those back while it shuts down, and dies of the signal.
-        for number in (signal.SIGTERM, signal.SIGINT, *self._harmless):
+        for number in (signal.SIGTERM, signal.SIGINT, *self._reload_signals):
             signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
@@ -41,3 +44,13 @@ class EarlyStop:
         if not self.running:
             # Nothing has been started yet, and an exception in mid-import is not worth its traceback.
             os._exit(0)
+
+    def _note_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self.reload_requested = True
+
+
+def reload_signals() -> list[signal.Signals]:
+    """SIGHUP; not on Windows, where there is none, nor where whoever started us wants it ignored (nohup)."""
+    if sys.platform == "win32":
+        return []
+    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]

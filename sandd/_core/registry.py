@@ -47,7 +47,8 @@ class Registry:
         self._records: dict[str, DaemonRecord] = {}
 
     def __iter__(self) -> Iterator[DaemonRecord]:
-        return iter(self._records.values())
+        # Of this moment, in one step: `sandd.aio` looks from other threads.
+        return iter(list(self._records.values()))
 
     def __len__(self) -> int:
         return len(self._records)

@@ -209,9 +209,10 @@ class LocalService(Service):
         """Bytes from and to daemons."""
         received, sent = self.acceptor.bytes_received, self.acceptor.bytes_sent
         for record in self.registry:
-            if record.pump is not None:
-                received += record.pump.bytes_received
-                sent += record.pump.bytes_sent
+            pump = record.pump  # once: it may be gone the next moment, where another thread asks
+            if pump is not None:
+                received += pump.bytes_received
+                sent += pump.bytes_sent
         return received, sent
 
     @trio.lowlevel.enable_ki_protection

@@ -55,6 +55,6 @@ class Announcement:
         hint = ", elsewhere with this machine's name in the URL" if self.elsewhere else ""
         return (
             f"sandd: a controller at {self.url}{hint}\n"
-            f"  a daemon:    {self.daemon_command}\n"
+            f"  a daemon:     {self.daemon_command}\n"
             f"  who is there: {self.operator_command}"
         )

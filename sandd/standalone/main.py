@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 
 # Nothing heavy up here: a signal that arrives while the rest is imported must find a handler.
@@ -28,8 +27,8 @@ would cost a quarter of a processor."""
 
 def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     """Run the controller; returns the process' exit code."""
-    early = EarlyStop(harmless=() if sys.platform == "win32" else (signal.SIGHUP,))
-    early.install()
+    early = EarlyStop()
+    early.install(reloads=True)
 
     from sandd import __version__
     from sandd._core import logs
@@ -62,7 +61,10 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
 
         async def program() -> None:
             await run_controller(
-                options, read_again=read_options, stop_requested=lambda: early.requested
+                options,
+                read_again=read_options,
+                stop_requested=lambda: early.requested,
+                reload_requested=lambda: early.reload_requested,
             )
 
         try:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ from attrs import define, field
 from sandd._core import logs
 from sandd._core._errors import ConfigurationError
 from sandd._core.controller_state import TOKEN_FILE, default_state_dir
+from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.program_options import read_token
 from sandd.command_line.stopping import Failure
@@ -40,6 +40,7 @@ async def run_controller(
     *,
     read_again: Callable[[], ControllerOptions],
     stop_requested: Callable[[], bool],
+    reload_requested: Callable[[], bool],
 ) -> None:
     """Be a controller until SIGTERM or SIGINT.
 
@@ -47,15 +48,17 @@ async def run_controller(
         options: what it is told at first.
         read_again: what it is told now; ConfigurationError if that can't be used.
         stop_requested: whether a signal came before this could catch it.
+        reload_requested: the same of SIGHUP.
 
     Raises:
         ConfigurationError: the state directory can't be used, or is another controller's.
         Failure: the address can't be listened on.
     """
     program = Program(options, read_again)
-    with trio.open_signal_receiver(*STOP_SIGNALS, *_reload_signals()) as signals:
+    with trio.open_signal_receiver(*STOP_SIGNALS, *reload_signals()) as signals:
         if stop_requested():
             return
+        program.reload_is_due = reload_requested()
         async with open_unwrapping_nursery() as nursery:
             nursery.start_soon(program.heed, signals)
             with program.scope:
@@ -72,6 +75,8 @@ class Program:
     _read_again: Callable[[], ControllerOptions]
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     """Around all that a stop ends; closing a controller is shielded from it, and bounded."""
+    reload_is_due: bool = False
+    """SIGHUP came before there was anything to reload."""
     _controller: Controller | None = None
     _token_file: Path | None = None
     """Where the operators' token is."""
@@ -98,6 +103,8 @@ class Program:
                 except OSError as error:
                     raise Failure(_cant_listen(options, error)) from error
                 await self._announce(self._controller)
+                if self.reload_is_due:
+                    await self._reload()
                 await trio.sleep_forever()
 
     async def heed(self, signals: AsyncIterator[int]) -> None:
@@ -106,6 +113,8 @@ class Program:
             if number in STOP_SIGNALS:
                 log.info("stopping", signal=signal.Signals(number).name)
                 self.scope.cancel()
+            elif self._controller is None:
+                self.reload_is_due = True
             else:
                 await self._reload()
 
@@ -129,8 +138,7 @@ class Program:
 
     async def _reload(self) -> None:
         """Take over what has changed, or nothing if any of it can't be used."""
-        if self._controller is None:
-            return  # it has only just read them
+        assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
         except ConfigurationError as error:
@@ -170,10 +178,3 @@ def _state_directory(options: ControllerOptions) -> Iterator[Path]:
             prefix="sandd-controller-", ignore_cleanup_errors=True
         ) as path:
             yield Path(path)
-
-
-def _reload_signals() -> list[signal.Signals]:
-    """SIGHUP; not on Windows, where there is none, nor where whoever started us wants it ignored (nohup)."""
-    if sys.platform == "win32":
-        return []
-    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]

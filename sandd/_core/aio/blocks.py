@@ -144,7 +144,7 @@ class OpenThread(AbstractAsyncContextManager[Z, None], Generic[Y, Z]):
                 raise
         try:
             self._thread.finish()
-        except RuntimeError as failure:
+        except Exception as failure:
             if error is None:
                 raise
             error.add_note(f"beside it, this failed: {failure!r}")
