@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -366,6 +367,29 @@ async def test_a_small_file_that_takes_its_time(
         await scripted.say(data[150_000:], EndRecord())
     assert so_far <= 2
     assert (tmp_path / "target").read_bytes() == data
+
+
+async def test_a_chunk_of_very_many_files_is_written_while_it_is_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are in one, a thread has some of them at a time, and no more than some wait for it."""
+    at_once: list[int] = []
+    do = Writer.do
+
+    def watched(self: Writer, steps: Any) -> Any:
+        at_once.append(len(steps))
+        time.sleep(0.05)  # for all of it to be taken in, if that were to happen
+        return do(self, steps)
+
+    monkeypatch.setattr(Writer, "do", watched)
+    lines = Lines(Line(bound=1 << 40, piece=16 * MIB), Line(bound=1 << 40))
+    files = [part for number in range(6000) for part in small(b"%d" % number)]
+    await lines.forth.send(said(TOP, *files, LeaveRecord(), EndRecord()))
+    target = tmp_path / "target"
+    await receive(lines.receiver, AnyFile(), os.fsencode(target), partials=Partials())
+    assert sum(at_once) == 6000 + 3
+    assert max(at_once) < 1500
+    assert len(os.listdir(target)) == 6000
 
 
 async def test_directories_without_files_are_finished_meanwhile(
