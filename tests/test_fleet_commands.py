@@ -164,7 +164,8 @@ def test_ps_is_a_live_view_at_a_terminal(controller: ControllerProcess, tmp_path
 
 @needs_tmux
 @pytest.mark.xfail(
-    reason="on a busy machine the screen has stayed empty after a resize; why is not understood yet"
+    reason="on a busy machine the screen has stayed empty after a resize; why is not understood yet",
+    strict=False,
 )
 def test_a_live_view_follows_the_size_of_its_window(
     controller: ControllerProcess, tmp_path: Path
