@@ -507,7 +507,8 @@ class Daemon:
         elif dial.link is None:
             wait = backoff.after_failure(None)
         elif dial.goodbye is not None and dial.goodbye.retry_after:
-            wait = backoff.after_failure(dial.goodbye.retry_after)
+            lived = self.clock.now - dial.live_at
+            wait = backoff.after_farewell(lived, dial.link.progressed, dial.goodbye.retry_after)
         else:
             wait = backoff.after_loss(self.clock.now - dial.live_at, dial.link.progressed)
         self._wait(wait)

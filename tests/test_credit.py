@@ -34,6 +34,11 @@ def data(stream: Stream, offset: int, size: int, *, final: bool = False) -> Data
     return Data(stream, offset, memoryview(bytes(size)), final)
 
 
+def gap(start: int, end: int) -> Data:
+    """What was dropped of an output."""
+    return Data(Stream.OUTPUT, start, memoryview(b""), gap_end=end)
+
+
 def test_a_flow_begins_with_little_and_has_more_as_it_uses_it() -> None:
     """Its window doubles with each window that has passed, to a fourth of the pool."""
     told = Told()
@@ -114,17 +119,76 @@ def test_clients_share_before_their_flows_do() -> None:
 
 
 def test_what_was_not_granted_is_a_breach() -> None:
-    """Else one could fill the controller's memory; a stream's end, and what was dropped, need no credit."""
+    """Else one could fill the controller's memory; a stream's end needs no credit, a gap that for its first unit."""
     flow = Flow(Stream.OUTPUT, small_pool(), "a", Told())
     flow.want(10_000)
     assert flow.arrived(data(Stream.OUTPUT, 0, FIRST)) == FIRST
-    assert flow.arrived(data(Stream.OUTPUT, FIRST, 0, final=True)) == FIRST
     with pytest.raises(RemoteProtocolError, match="OUTPUT exceeds its credit of 100"):
         flow.arrived(data(Stream.OUTPUT, FIRST, 1))
-    gap = Data(Stream.OUTPUT, FIRST, memoryview(b""), gap_end=5000)
-    assert flow.arrived(gap) == 5000
-    flow.pass_on(5000)
-    assert flow.granted > 5000
+    with pytest.raises(RemoteProtocolError, match="OUTPUT exceeds its credit of 100"):
+        flow.arrived(gap(FIRST, 5000))
+    assert flow.arrived(data(Stream.OUTPUT, FIRST, 0, final=True)) == FIRST
+
+
+def test_a_gap_moves_what_follows_and_is_no_bytes() -> None:
+    """However large, it costs others nothing; and what the receiver had granted before takes nothing back."""
+    pool, told = small_pool(), Told()
+    flow, other = (Flow(Stream.OUTPUT, pool, "a", told) for _ in range(2))
+    flow.want(300)
+    other.want(10_000)
+    assert flow.arrived(data(Stream.OUTPUT, 0, 50)) == 50
+    assert flow.arrived(gap(50, 2**62)) == 2**62
+    other.pass_on(FIRST)
+    assert pool.promised <= LIMIT
+    assert other.granted - other.passed > LEAST
+    flow.pass_on(50)
+    flow.pass_on(2**62, 2**62 - 50)
+    # It was under way before the gap had arrived there.
+    assert flow.want(350) == 2**62
+    assert flow.want(2**62 + 500) > 2**62
+    for each in (flow, other):
+        each.close()
+    assert pool.promised == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        data(Stream.OUTPUT, 0, 5),
+        data(Stream.OUTPUT, 9, 1),
+        data(Stream.OUTPUT, 9, 0, final=True),
+        data(Stream.OUTPUT, 10, 0),
+        gap(9, 12),
+    ],
+)
+def test_a_sender_that_goes_back_or_says_nothing_is_in_breach(frame: Data) -> None:
+    """It could do so for ever, within its credit."""
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", Told())
+    flow.want(10_000)
+    flow.arrived(data(Stream.OUTPUT, 0, 10))
+    with pytest.raises(RemoteProtocolError, match=r"goes back|empty frame"):
+        flow.arrived(frame)
+
+
+def test_behind_its_end_nothing_comes() -> None:
+    """Not even its end once more."""
+    for stream in (Stream.OUTPUT, Stream.EVENTS):
+        flow = Flow(stream, small_pool(), "a", Told())
+        flow.want(64)
+        flow.arrived(data(stream, 0, 0, final=True))
+        with pytest.raises(RemoteProtocolError, match="behind its end"):
+            flow.arrived(data(stream, 0, 0, final=True))
+
+
+def test_a_sender_is_held_to_where_it_says_that_it_begins() -> None:
+    """Else it could say far on, be granted that, and begin at 0; what the receiver says of that is no fault of it."""
+    flow = Flow(Stream.OUTPUT, small_pool(), "a", Told())
+    flow.want(10_000)
+    flow.place(5000)
+    assert flow.arrived(data(Stream.OUTPUT, 10, 10)) == 20
+    flow.place(5000, by_sender=True)
+    with pytest.raises(RemoteProtocolError, match="goes back to 20"):
+        flow.arrived(data(Stream.OUTPUT, 20, 10))
 
 
 def test_messages_are_counted_and_not_shared() -> None:
@@ -167,7 +231,10 @@ def test_what_may_be_sent_unasked_is_not_what_is_granted() -> None:
     told = Told()
     flow = Flow(Stream.INPUT, pool, "a", told)
     flow.allow(64)
+    assert pool.promised == 64
     assert flow.arrived(data(Stream.INPUT, 0, 64)) == 64
+    with pytest.raises(RemoteProtocolError, match="exceeds its credit of 64"):
+        flow.arrived(data(Stream.INPUT, 64, 1))
     flow.place(1)
     assert flow.want(1) == 1
     flow.pass_on(1)
@@ -204,9 +271,9 @@ def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) 
             case "send":
                 most = told.get(flow, 0)
                 end = script.draw(st.integers(arrived[number], max(most, arrived[number])))
-                assert (
-                    flow.arrived(data(Stream.OUTPUT, arrived[number], end - arrived[number])) == end
-                )
+                if end > arrived[number]:
+                    frame = data(Stream.OUTPUT, arrived[number], end - arrived[number])
+                    assert flow.arrived(frame) == end
                 arrived[number] = end
             case "pass":
                 flow.pass_on(script.draw(st.integers(flow.passed, arrived[number])))

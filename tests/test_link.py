@@ -338,6 +338,18 @@ def test_what_the_controller_asked_for_wins() -> None:
     assert backoff.after_failure(0.0) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("lived", "progressed", "next_wait"),
+    [(HEALTHY, False, 1.0), (0.0, True, 1.0), (0.0, False, 8.0)],
+)
+def test_orderly_restarts_are_no_failures(lived: float, progressed: bool, next_wait: float) -> None:
+    """However often a controller was restarted: one that doesn't answer at once is dialled again soon."""
+    backoff = Backoff(uniform=highest)
+    for _ in range(4):
+        assert backoff.after_farewell(lived, progressed, 1.0) == 1.25
+    assert backoff.after_failure(None) == next_wait
+
+
 @given(st.integers(1, 60), st.none() | st.floats(0, 1e6), st.randoms())
 def test_a_wait_is_always_bounded(
     failures: int, retry_after: float | None, source: random.Random

@@ -145,9 +145,11 @@ class Bench:
     turns: list[int]
     """How many frames had come at each end of a message."""
     outcome: list[BaseException]
+    numbers_given: list[int] = field(factory=list)
 
     def schedule(self, number: int) -> None:
         """Give the pump a small control message to send."""
+        self.numbers_given.append(number)
         self.scheduler.control(wire.encode_control(0, wire.Ping(number)))
         self.pump.wake()
 
@@ -258,6 +260,31 @@ async def test_what_could_not_go_at_once_goes_first_and_once(reason: str) -> Non
         await trio.testing.wait_all_tasks_blocked()
         assert bench.numbers == [1, 2]
         assert bench.pump.bytes_sent == sum(map(len, bench.connection.sent))
+
+
+async def test_what_is_woken_by_a_pull_goes_behind_it(mock_clock: trio.testing.MockClock) -> None:
+    """Asking for a message may give others something to say, and these may wake the same pump."""
+    async with opened() as bench:
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(CROWD_SECONDS)
+        bench.pump._after_pull = lambda: bench.schedule(2) if 2 not in bench.numbers_given else None
+        bench.schedule(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [1, 2]
+
+
+async def test_what_comes_while_the_writer_finds_nothing_is_sent(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """It comes by the very look that found nothing."""
+    async with opened() as bench:
+        await trio.testing.wait_all_tasks_blocked()
+        bench.pump._after_pull = lambda: bench.schedule(2) if 2 not in bench.numbers_given else None
+        # In a crowd the writer looks, and what it finds then is nothing.
+        bench.pump._crowd_until = trio.current_time() + 1.0
+        bench.pump.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [2]
 
 
 async def test_a_blocked_socket_holds_back_and_loses_nothing() -> None:

@@ -6,7 +6,19 @@ from typing import Any
 
 import attrs
 import pytest
-from scripted import Bytes, control, cursors, data, drain, event, frames_from, gap, op, unknown
+from scripted import (
+    Bytes,
+    Skip,
+    control,
+    cursors,
+    data,
+    drain,
+    event,
+    frames_from,
+    gap,
+    op,
+    unknown,
+)
 
 from sandd import wire
 from sandd._core import router as router_module
@@ -501,6 +513,61 @@ def test_a_client_is_who_it_was_let_in_as(network: Network) -> None:
     network.router.receive(client, control(0, wire.End("d", "job", client="another")))
     (_, attach), (_, end) = drain(network.daemon.scheduler)
     assert (attach.client, end.client) == ("c", "c")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (wire.Cursor(Stream.INPUT, 5),),
+        (wire.Cursor(Stream.OUTPUT, 5, 0), wire.Cursor(Stream.OUTPUT, 9, 500)),
+    ],
+)
+def test_senseless_cursors_cost_a_client_its_link_and_nobody_anything(
+    network: Network, asked: tuple[wire.Cursor, ...]
+) -> None:
+    """The daemon hears nothing of them, and what others may send to it is as before."""
+    client = network.join(client="c")
+    with pytest.raises(RemoteProtocolError, match="twice, or for one to the daemon"):
+        network.router.receive(client, control(1, attrs.evolve(ATTACH, cursors=asked)))
+    network.router.remove_client(client)
+    assert network.daemon.pool.promised == 0
+    assert network.daemon.pool.bound == network.daemon.pool.limit
+    assert drain(network.daemon.scheduler) == []
+
+
+def test_what_waits_keeps_no_more_than_a_few_times_its_size(network: Network) -> None:
+    """Frames that came in large messages wait without these, data and control alike."""
+    client = network.join(client="c")
+    network.router.receive(client, control(1, attrs.evolve(ATTACH, client="c")))
+    ((number, _),) = drain(network.daemon.scheduler)
+    padding = b"".join(wire.encode_control(0, wire.Ping())) * 50_000
+    for offset in range(20):
+        parts = [*wire.encode_data(number, Stream.OUTPUT, offset, b"x")]
+        parts += wire.encode_control(number, wire.Flush(offset))
+        first, second, *_ = wire.decode_frames(b"".join(parts) + padding)
+        network.router.receive(network.daemon, first)
+        network.router.receive(network.daemon, second)
+    frames = client.scheduler.next_frames()
+    assert len(frames) == 40
+    kept = {id(body.obj): body.nbytes for _, body in frames if isinstance(body, memoryview)}
+    held = sum(memoryview(body.obj).nbytes for _, body in frames if isinstance(body, memoryview))
+    assert len(kept) == 40
+    assert held < 40 * 64
+
+
+def test_credit_that_was_under_way_takes_none_back(network: Network) -> None:
+    """A gap moves a stream beyond it; who had granted less before that was there hasn't said less."""
+    client = network.join(client="c")
+    asked = (wire.Cursor(Stream.OUTPUT, 100, 0),)
+    network.router.receive(client, control(1, attrs.evolve(ATTACH, client="c", cursors=asked)))
+    ((number, _),) = drain(network.daemon.scheduler)
+    network.router.receive(network.daemon, gap(number, Stream.OUTPUT, 50, 5000))
+    assert drain(client.scheduler) == [(1, Skip(Stream.OUTPUT, 50, 5000))]
+    window = wire.Window((wire.StreamWindow(Stream.OUTPUT, 0, 300),))
+    network.router.receive(client, control(1, window))
+    told = [m.streams[0].max_offset for _, m in drain(network.daemon.scheduler)]
+    assert told == sorted(told)
+    assert told[-1] == 5000
 
 
 def test_who_comes_late_is_told_since_when_daemons_are_there() -> None:

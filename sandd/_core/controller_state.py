@@ -23,8 +23,8 @@ TOKEN_FILE: Final = "operator.token"  # noqa: S105 - its name
 """In the state directory: what operators have to know. Only its owner may read it."""
 ENDS_FILE: Final = "ends"
 """In the state directory: jobs that are to be ended on daemons that are away."""
-MAX_ENDS_BYTES: Final = 16 * wire.MIB
-"""More than what we write; a file that is larger is none of ours."""
+MAX_ENDS_BYTES: Final = 32 * wire.MIB
+"""More than what we write, which is 10,000 Ends with four ids of 512 bytes at most; a larger file is none of ours."""
 
 
 def default_state_dir(port: int) -> Path:

@@ -4,7 +4,7 @@ Sans-IO. Offsets, acks and credit run from client to daemon; the router forwards
 a time than it could keep, should that receiver's connection not take it. Each stream that flows towards a link is a
 `Flow`, and all flows of a link share a `CreditPool`::
 
-    passed <= arrived <= granted <= wanted  (but for what may be sent unasked: see `Flow.allow`)
+    passed <= arrived <= granted <= wanted   (or <= what may be sent unasked: see `Flow.allow`)
        |         |          |          `- what the receiver grants
        |         |          `- what the sender was told
        |         `- what the sender has sent
@@ -12,7 +12,10 @@ a time than it could keep, should that receiver's connection not take it. Each s
 
 What may come to wait is ``granted - passed``, summed over the flows: at most the pool's limit, and `LEAST_BYTES` for
 each flow, so that every flow always moves. A flow begins with little, and may have more under way each time that it has
-used what it had: so one that is idle holds nothing back from others.
+used what it had: so one that is idle holds back no more than that little.
+
+Whoever sends is held to it: each frame lies behind those before it, and within what was granted. So what waits is within
+the bound whatever a peer does.
 """
 
 from __future__ import annotations
@@ -87,6 +90,13 @@ class Flow:
     acked: int = 0
     told: int = 0
     """What the sender knows of `granted`."""
+    _allowed: int = 0
+    """What it may send unasked; no more is promised by that than by `granted`."""
+    _arrived: int = 0
+    _ended: bool = False
+    """Its FIN has come."""
+    _skipped: int = 0
+    """Units of gaps that have arrived and not passed: they are no bytes."""
     _window: int = field(init=False)
     """How much it may have under way, if there is room."""
     _grown_at: int = 0
@@ -108,38 +118,55 @@ class Flow:
         self.wanted = max(self.wanted, max_offset)
         self.acked = max(self.acked, ack)
         self._grow()
-        self.told = max(self.told, self.granted)
-        return min(self.granted, max_offset)
+        self.told = self.granted
+        return self.granted
 
     def allow(self, max_offset: int) -> None:
         """The sender may send so much unasked, before it knows what the receiver grants: it may be less."""
-        self.granted = self.told = max(self.granted, max_offset)
+        self._allowed = max_offset
         self._grow()
 
-    def place(self, offset: int) -> None:
-        """It begins here, for this channel: nothing below will come."""
+    def place(self, offset: int, *, by_sender: bool = False) -> None:
+        """It begins here, for this channel: nothing below will come; a sender that says so is held to it."""
+        if by_sender:
+            self._arrived = max(self._arrived, offset)
         self.passed = self._grown_at = max(self.passed, offset)
         self._grow()
         self._tell_if_due()
 
     def arrived(self, data: wire.Data) -> int:
-        """A frame came; where the stream stands behind it. RemoteProtocolError beyond what was granted."""
+        """A frame came; where the stream stands behind it.
+
+        RemoteProtocolError where it goes back, adds nothing, or is more than was granted: else what waits would have
+        no bound.
+        """
+        name, credit = self.stream.name, max(self.granted, self._allowed)
+        if data.offset < self._arrived or self._ended:
+            raise RemoteProtocolError(f"{name} goes back to {data.offset}, or on behind its end")
         if data.gap_end is not None:
-            # Dropped, not sent: it needs no credit beyond its first byte, and moves all that follows.
+            # Dropped, not sent: it needs credit for its first unit alone, and moves all that follows.
+            end = data.offset + 1
+        elif self._bounded:
+            end = data.offset + len(data.body)
+        else:
+            end = data.offset + bool(len(data.body) or not data.final)
+        if end == data.offset and not data.final:
+            raise RemoteProtocolError(f"an empty frame of {name}")
+        if end > credit:
+            raise RemoteProtocolError(f"{name} exceeds its credit of {credit}")
+        if data.gap_end is not None:
+            self._skipped += data.gap_end - data.offset
             self.wanted = max(self.wanted, data.gap_end)
             self.granted = max(self.granted, data.gap_end)
-            return data.gap_end
-        units = len(data.body)
-        if not self._bounded:
-            units = 1 if units or not data.final else 0
-        end = data.offset + units
-        if end > self.granted:
-            raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.granted}")
+            end = data.gap_end
+        self._arrived = end
+        self._ended = data.final
         return end
 
-    def pass_on(self, offset: int) -> None:
-        """The receiver's socket has taken all below."""
+    def pass_on(self, offset: int, skipped: int = 0) -> None:
+        """The receiver's socket has taken all below, of which so much was a gap, the latest that came."""
         self.passed = max(self.passed, offset)
+        self._skipped -= skipped
         if self.passed - self._grown_at >= self._window:
             self._grown_at = self.passed
             self._window *= 2
@@ -149,7 +176,7 @@ class Flow:
     def update(self) -> wire.StreamWindow:
         """What to tell the sender."""
         self.told = self.granted
-        return wire.StreamWindow(self.stream, self.acked, min(self.granted, self.wanted))
+        return wire.StreamWindow(self.stream, self.acked, self.granted)
 
     def close(self) -> None:
         """The channel is closed: nothing of it waits any more."""
@@ -175,8 +202,7 @@ class Flow:
         self._window = min(self._window, self.pool.limit // GREATEST_SHARE)
         under_way = max(self.pool.least, min(self._window, share, room))
         self.granted = max(self.granted, min(self.wanted, self.passed + under_way))
-        promised = max(
-            0, self.granted - self.passed
-        )  # a receiver may begin behind all it has granted
+        under_way = max(self.granted, self._allowed) - self.passed - self._skipped
+        promised = max(0, under_way)  # a receiver may begin behind all it has granted
         self.pool.promised += promised - self._promised
         self._promised = promised

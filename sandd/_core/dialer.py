@@ -120,6 +120,7 @@ class Dialer:
             return self._after_reject(error)
         except (ConnectionLost, RemoteProtocolError) as error:
             self.failure = str(error)
+            lived = 0.0 if live_at is None else trio.current_time() - live_at
             if live_at is None:
                 refused_for = error.retry_after if isinstance(error, ConnectionLost) else None
                 wait = self.backoff.after_failure(refused_for)
@@ -130,10 +131,10 @@ class Dialer:
                     retry_in=round(wait, 2),
                 )
             elif retry_after:
-                wait = self.backoff.after_failure(retry_after)
+                wait = self.backoff.after_farewell(lived, progressed, retry_after)
                 log.info("controller_left", reason=str(error), retry_in=round(wait, 2))
             else:
-                wait = self.backoff.after_loss(trio.current_time() - live_at, progressed)
+                wait = self.backoff.after_loss(lived, progressed)
                 log.warning("link_lost", reason=str(error), retry_in=round(wait, 2))
             return wait
         raise AssertionError(

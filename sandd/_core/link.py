@@ -327,6 +327,12 @@ class Backoff:
             return self.uniform(0.0, 0.1)
         return self.after_failure(None)
 
+    def after_farewell(self, lived: float, progressed: bool, retry_after: float) -> float:
+        """Seconds to wait after a controller has taken its leave, and said when to come back."""
+        if progressed or lived >= HEALTHY:
+            self.failures = 0
+        return self.after_failure(retry_after)
+
     def after_failure(self, retry_after: float | None) -> float:
         """Seconds to wait after a dial failed; `retry_after` is what the controller asked for, and wins."""
         self.failures += 1

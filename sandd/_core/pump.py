@@ -111,8 +111,11 @@ class Pump:
         """
         now = self._now()
         if self._parked and now >= self._crowd_until:
+            # Whom the pull wakes may wake us: that goes behind what was pulled, and is left to the writer.
+            self._parked = False
             message = self._next_message()
             if message is None:
+                self._parked = True
                 return
             self._crowd_until = now + CROWD_SECONDS
             if len(message) > AT_ONCE_BYTES or not self._connection.send_message_nowait(message):
@@ -120,6 +123,7 @@ class Pump:
             else:
                 self.bytes_sent += len(message)
                 if not (self._scheduler.pending or self._connection.has_unsent):
+                    self._parked = True
                     return
         self._parked = False
         self._wakeup.set()
@@ -244,9 +248,9 @@ class Pump:
     async def _write(self) -> None:
         while True:
             await self._connection.flush()
+            self._wakeup = trio.Event()  # before the pull, which may wake us
             message, self._ready = self._ready or self._next_message(), None
             if message is None:
-                self._wakeup = trio.Event()
                 self._parked = True
                 self._idle.set()
                 await self._wakeup.wait()

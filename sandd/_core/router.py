@@ -42,6 +42,8 @@ MAX_WAITING_BYTES: Final = 64 * wire.MIB
 more by messages, of which a window holds 8 MiB a channel, costs the receiver its connection, and it comes back."""
 
 
+PINNED_FACTOR: Final = 4
+"""A frame that waits may keep so many times its size alive: a copy of each would cost more than that is worth."""
 HEAD_BYTES: Final = 128
 """What a frame counts for besides its bytes: it is three objects."""
 
@@ -92,17 +94,21 @@ class MeteredQueue(RelayQueue):
         super().__init__(number)
         self._link = link
         self._flows = flows
-        self._ends: dict[bool, deque[tuple[Flow, int, int]]] = {True: deque(), False: deque()}
-        """Of each frame: its flow, where that stands behind it, and its size; the urgent ones and the others."""
+        self._ends: dict[bool, deque[tuple[Flow, int, int, int]]] = {True: deque(), False: deque()}
+        """Of each frame: its flow, where that stands behind it, units of a gap, and its size; the urgent ones and the
+        others."""
 
     def put(self, frame: Frame, data: wire.Data) -> None:
         """Take a stream's frame. RemoteProtocolError where its sender has no credit for it."""
         flow = self._flows[data.stream]
         end = flow.arrived(data)
+        if self._link.scheduler.overrun:
+            return  # its connection is about to be given up
+        skipped = 0 if data.gap_end is None else data.gap_end - data.offset
         size = len(data.body) + HEAD_BYTES
         self._link.add_waiting(size)
-        self._ends[data.stream in wire.MESSAGE_STREAMS].append((flow, end, size))
-        super().put(frame, data)
+        self._ends[data.stream in wire.MESSAGE_STREAMS].append((flow, end, skipped, size))
+        super().put(_by_itself(frame), data)
 
     def next_urgent(self) -> OutgoingFrame | None:
         """See `Source`."""
@@ -117,15 +123,15 @@ class MeteredQueue(RelayQueue):
 
     def _passed(self, frame: OutgoingFrame | None, *, urgent: bool) -> OutgoingFrame | None:
         if frame is not None:
-            flow, end, size = self._ends[urgent].popleft()
+            flow, end, skipped, size = self._ends[urgent].popleft()
             self._link.waiting -= size
-            flow.pass_on(end)
+            flow.pass_on(end, skipped)
         return frame
 
     def close(self) -> None:
         """Nothing of it is sent any more."""
         for ends in self._ends.values():
-            self._link.waiting -= sum(size for _, _, size in ends)
+            self._link.waiting -= sum(size for *_, size in ends)
             ends.clear()
 
 
@@ -394,6 +400,9 @@ class Router:
         if number <= link.last_channel:
             raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
         link.last_channel = number
+        streams = [cursor.stream for cursor in message.cursors]
+        if len({*streams} & wire.TO_CLIENT) < len(streams):
+            raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
         daemon = self.daemons.get(message.daemon_id)
         if daemon is None:
             if message.daemon_id in self._status:
@@ -508,8 +517,6 @@ def _metered_attach(message: wire.Attach, route: Route) -> wire.Attach:
         return evolve(message, output_credit=credit)
     cursors = []
     for cursor in message.cursors:
-        if cursor.stream not in wire.TO_CLIENT:
-            raise RemoteProtocolError(f"{cursor.stream.name} does not flow to the client")
         flow = flows[cursor.stream]
         if cursor.offset is not None:
             flow.place(cursor.offset)
@@ -543,10 +550,18 @@ def _metered(
                     flow.place(state.received)
                     state = evolve(state, max_offset=flow.want(state.max_offset))
                 else:
-                    flow.place(state.start)
+                    flow.place(state.start, by_sender=True)
                 states.append(state)
             return wire.ControlFrame(number, evolve(message, streams=tuple(states)))
-    return wire.readdress(number, frame)
+    return wire.readdress(number, _by_itself(frame) if flows else frame)
+
+
+def _by_itself(frame: Frame) -> Frame:
+    """The frame, without the message that it came in, if that is much larger: it would be kept along with it."""
+    payload = frame.payload
+    if memoryview(payload.obj).nbytes < PINNED_FACTOR * len(payload):
+        return frame
+    return frame._replace(payload=memoryview(bytes(payload)))
 
 
 def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
