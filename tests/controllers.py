@@ -1,52 +1,50 @@
-"""A controller as a process of its own, and what a command needs to know to find it.
+"""Stand-alone controllers for tests: ``sandd controller`` as a child process of its own, and commands that find it.
 
 ::
 
-    with running_controller() as controller, running_daemon(controller.url, "w"):
-        subprocess.run([sys.executable, "-m", "sandd", "exec", "w", "ls"], env=daemon_environment(controller.env))
+    with running_controller() as controller, running_daemon(controller.url, "worker-1"):
+        done = controller.run_command("ps")
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 from attrs import define
-from daemons import daemon_environment
+from daemons import DaemonProcess, daemon_environment, running_command, running_daemon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-STOP_SECONDS: Final = 20.0
-_PROGRAM: Final = """
-import sys, trio, sandd
-
-async def main():
-    async with sandd.open_controller(port=int(sys.argv[1]), state_dir=sys.argv[2]) as controller:
-        print(controller.url, flush=True)
-        await trio.sleep_forever()
-
-try:
-    trio.run(main)
-except KeyboardInterrupt:
-    pass
-"""
+SECONDS: Final = 40.0
+"""For what takes one or two: the machine may be busy."""
 
 
 @define(eq=False)
 class ControllerProcess:
-    """A controller that daemons of this machine dial in to, and operators who know its token."""
+    """A controller that was started as a child of this process."""
 
+    process: subprocess.Popen[str]
     url: str
-    """Where daemons dial in, and operators, too."""
-    state_dir: Path
-    _process: subprocess.Popen[str]
+    """For daemons, and for commands as well."""
+    home: Path
+    """Where it keeps what it has."""
+
+    @property
+    def state_dir(self) -> Path:
+        """Its --state-dir."""
+        return self.home / "state"
 
     @property
     def port(self) -> int:
@@ -59,46 +57,145 @@ class ControllerProcess:
         return self.state_dir / "operator.token"
 
     @property
-    def env(self) -> dict[str, str]:
-        """Makes commands of this environment find it."""
-        return {"SANDD_CONTROLLER": self.url, "SANDD_TOKEN_FILE": str(self.token_file)}
+    def log(self) -> str:
+        """Everything it wrote to stderr so far."""
+        return (self.home / "log").read_text("utf-8", "replace")
 
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
+    @property
+    def env(self) -> dict[str, str]:
+        """What a command has to have in its environment to find it."""
+        return {
+            "SANDD_CONTROLLER": self.url,
+            "SANDD_TOKEN_FILE": str(self.token_file),
+        }
+
+    def run_command(
+        self, *arguments: str, env: Mapping[str, str] | None = None, **settings: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """``sandd`` with these arguments, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "sandd", *arguments],
+            env=daemon_environment(self.env | dict(env or {})),
+            **{
+                "stdin": subprocess.DEVNULL,
+                "capture_output": True,
+                "text": True,
+                "timeout": SECONDS,
+            }
+            | settings,
+        )
+
+    def running_command(
+        self, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+        """``sandd`` with these arguments, as it runs."""
+        return running_command(*arguments, env=self.env | dict(env or {}))
+
+    def objects(self, *arguments: str) -> list[dict[str, Any]]:
+        """What a command prints, line by line, that is to succeed and prints JSON."""
+        done = self.run_command(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    @contextlib.contextmanager
+    def daemon(self, daemon_id: str, **settings: Any) -> Iterator[DaemonProcess]:
+        """A daemon, which the controller has heard of."""
+        with running_daemon(self.url, daemon_id, **settings) as daemon:
+            self.wait_for_daemon(daemon_id)
+            yield daemon
+
+    def wait_for_daemon(self, daemon_id: str, state: str = "online") -> None:
+        """Until the controller says so."""
+        with self.running_command("ps", "--watch", "--json", "--match", daemon_id) as watching:
+            assert watching.stdout is not None
+            for line in watching.stdout:
+                if json.loads(line)["state"] == state:
+                    return
+        pytest.fail(f"{daemon_id} was never {state}")
+
+    def wait_for_log(self, pattern: str) -> re.Match[str]:
+        """The first match in its log, once there is one."""
+        give_up = time.monotonic() + SECONDS
+        while (found := re.search(pattern, self.log)) is None:
+            assert time.monotonic() < give_up, f"it never logged {pattern!r}:\n{self.log}"
+            time.sleep(0.005)
+        return found
+
+
+def start_controller(
+    *arguments: str, home: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start one that keeps all it has in `home`, and return at once."""
+    options = ["--port", "0", "--state-dir", str(home / "state")]
+    with (home / "log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sandd", "controller", *options, *arguments],
+            env=daemon_environment(env),
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # out of the reach of a Ctrl-C that is meant for the tests
+        )
+
+
+def read_ready(process: subprocess.Popen[str]) -> str:
+    """The URL that a controller tells its supervisor once it listens."""
+    assert process.stdout is not None
+    if sys.platform != "win32":
+        assert select.select([process.stdout], [], [], SECONDS)[0], "it is not ready in time"
+    line = process.stdout.readline()
+    found = re.fullmatch(r"ready (ws://\S+)\n", line)
+    assert found, f"{line!r}, and its exit code is {process.poll()}"
+    return found[1]
 
 
 @contextlib.contextmanager
 def running_controller(
-    port: int = 0, *, state_dir: Path | None = None
+    *arguments: str, env: Mapping[str, str] | None = None, home: Path | None = None
 ) -> Iterator[ControllerProcess]:
-    """It listens when the block is entered, and has ended in good order when it is left.
+    """A controller on a free port; leaving the block stops it, and insists on an orderly end.
 
     Args:
-        port: 0 for a free one.
-        state_dir: stays, so that another one can go on with it; None: one of its own, which doesn't.
+        arguments: further options.
+        env: further variables.
+        home: stays, so that another one can go on with it; None: one of its own, which doesn't.
     """
-    if state_dir is None:
+    if home is None:
         own = Path(tempfile.mkdtemp(prefix="sandd-controller-"))
         try:
-            with running_controller(port, state_dir=own) as controller:
+            with running_controller(*arguments, env=env, home=own) as controller:
                 yield controller
         finally:
             shutil.rmtree(own, ignore_errors=True)
         return
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(port), str(state_dir)],
-        env=daemon_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # out of the reach of a Ctrl-C that is meant for the tests
-    )
+    process = start_controller(*arguments, home=home, env=env)
     try:
-        assert process.stdout is not None
-        yield ControllerProcess(process.stdout.readline().strip(), state_dir, process)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(STOP_SECONDS) == 0
+        controller = ControllerProcess(process, read_ready(process), home)
+        yield controller
+        process.terminate()
+        assert process.wait(SECONDS) == 0, controller.log
+    except BaseException as error:
+        if (home / "log").exists():
+            error.add_note(f"the controller's log:\n{(home / 'log').read_text('utf-8', 'replace')}")
+        raise
     finally:
         process.kill()
         process.communicate()
+
+
+def next_line(process: subprocess.Popen[str], text: str = "", *, file: str = "stdout") -> str:
+    """The next line of its output that has the text."""
+    stream = getattr(process, file)
+    for line in stream:
+        if text in line:
+            return str(line)
+    pytest.fail(f"it never printed {text!r}; its exit code is {process.poll()}")
+
+
+def peak_memory(pid: int) -> int:
+    """Bytes that a process had resident at most; Linux only."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024

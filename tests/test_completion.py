@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from controllers import running_controller
 from daemons import daemon_environment
-from standalone_controllers import running_controller
 from tmux import needs_tmux, running_tmux
 
 if TYPE_CHECKING:

@@ -248,18 +248,19 @@ async def test_a_cut_changes_nothing(where: Where, controller: ControllerProcess
 
 def test_a_controller_that_is_started_anew(tmp_path: Path) -> None:
     """The command goes on meanwhile, and so does what runs it from here."""
-    fifo, state = tmp_path / "fifo", tmp_path / "state"
+    fifo, home = tmp_path / "fifo", tmp_path / "home"
     os.mkfifo(fifo)
+    home.mkdir()
     script = f"echo first; read -r word < {fifo}; echo $word; exit 9"
     with reserved_port() as port, ExitStack() as stack:
-        with running_controller(port, state_dir=state) as controller:
+        with running_controller("--port", str(port), home=home) as controller:
             where = Where(["--wait", "30", "w"], controller.env)
             stack.enter_context(running_daemon(controller.url, "w"))
             process = stack.enter_context(running(where, "--", "sh", "-c", script))
             assert line_of(process) == b"first\n"
         fifo.write_text("second\n")
         assert process.poll() is None
-        with running_controller(port, state_dir=state):
+        with running_controller("--port", str(port), home=home):
             assert process.communicate(timeout=SECONDS) == (b"second\n", b"")
             assert process.returncode == 9
 

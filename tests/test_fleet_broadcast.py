@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from daemons import open_daemon, running_daemon, start_daemon
-from process_tools import linux_only, until_sync
-from standalone_controllers import (
+from controllers import (
     SECONDS,
     ControllerProcess,
     next_line,
     peak_memory,
     running_controller,
 )
+from daemons import open_daemon, running_daemon, start_daemon
+from process_tools import linux_only, until_sync
 from tmux import needs_tmux, running_tmux
 
 import sandd

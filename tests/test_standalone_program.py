@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from daemons import daemon_environment, running_daemon
-from process_tools import linux_only, posix_only, until_sync
-from standalone_controllers import (
+from controllers import (
     SECONDS,
     ControllerProcess,
     next_line,
@@ -29,6 +27,8 @@ from standalone_controllers import (
     running_controller,
     start_controller,
 )
+from daemons import daemon_environment, running_daemon
+from process_tools import linux_only, posix_only, until_sync
 
 import sandd
 from sandd.standalone.options import ControllerOptions

@@ -14,8 +14,8 @@ What may come to wait is ``granted - passed``, summed over the flows: at most th
 each flow, so that every flow always moves. A flow begins with little, and may have more under way each time that it has
 used what it had: so one that is idle holds back no more than that little.
 
-Whoever sends is held to it: each frame lies behind those before it, and within what was granted. So what waits is within
-the bound whatever a peer does.
+Whoever sends is held to it: each frame lies behind those before it, and within what was granted. So what waits is
+within the bound whatever a peer does.
 """
 
 from __future__ import annotations

@@ -54,6 +54,31 @@ def add_json_option(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """``-e``, ``-w`` and ``-u``, for commands that begin a process on a daemon."""
+    parser.add_argument(
+        "-e",
+        "--env",
+        metavar="K=V",
+        type=read_variable,
+        action="append",
+        default=[],
+        help="set a variable there (repeatable)",
+    )
+    parser.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
+    parser.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+
+
+def add_job_argument(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """JOB, or with `several` one or more of them, for commands that are about jobs."""
+    parser.add_argument(
+        "jobs" if several else "job",
+        metavar="JOB",
+        nargs="+" if several else None,
+        help="DAEMON/ID; of the id, and without DAEMON/ too, a unique beginning is enough",
+    )
+
+
 def read_seconds(text: str) -> float:
     """A number of seconds, 0 or more; argparse says what is wrong with any other text."""
     try:

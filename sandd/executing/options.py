@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NoReturn
 from sandd.command_line.options import (
     add_controller_options,
     add_local_option,
+    add_process_options,
     add_wait_option,
     read_seconds,
-    read_variable,
 )
 
 if TYPE_CHECKING:
@@ -95,17 +95,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="in a terminal there, shown at this one; stdin and stdout have to be one (-i is implied)",
     )
-    parser.add_argument(
-        "-e",
-        "--env",
-        metavar="K=V",
-        type=read_variable,
-        action="append",
-        default=[],
-        help="set a variable there (repeatable)",
-    )
-    parser.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
-    parser.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+    add_process_options(parser)
     parser.add_argument(
         "--shell",
         action="store_true",

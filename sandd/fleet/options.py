@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sandd.command_line.options import (
     add_controller_options,
+    add_job_argument,
     add_json_option,
+    add_process_options,
     read_seconds,
     read_variable,
 )
@@ -96,17 +98,7 @@ def _add_run(commands: Commands) -> None:
         type=read_seconds,
         help="how long it may run on each; a daemon that is away then is given up (default: for ever)",
     )
-    parser.add_argument(
-        "-e",
-        "--env",
-        metavar="K=V",
-        type=read_variable,
-        action="append",
-        default=[],
-        help="set a variable there (repeatable)",
-    )
-    parser.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
-    parser.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+    add_process_options(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -129,7 +121,7 @@ def _add_logs(commands: Commands) -> None:
         epilog="exit code: 0; with --follow that of the job, once it has ended (124 if it ran out of time, "
         "128+N if signal N killed it); 125 if there is no such job, or sandd failed",
     )
-    _add_job(parser)
+    add_job_argument(parser)
     parser.add_argument(
         "-f",
         "--follow",
@@ -149,7 +141,7 @@ def _add_kill(commands: Commands) -> None:
         "they have printed is kept.",
         epilog=_ENDS,
     )
-    _add_job(parser, nargs="+")
+    add_job_argument(parser, several=True)
     parser.add_argument(
         "-s",
         "--signal",
@@ -177,7 +169,7 @@ def _add_forget(commands: Commands) -> None:
         "first.",
         epilog=_ENDS,
     )
-    _add_job(parser, nargs="+")
+    add_job_argument(parser, several=True)
     add_controller_options(parser)
 
 
@@ -212,15 +204,6 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         default="*",
         help="only daemons whose id matches, as in 'worker-*'",
-    )
-
-
-def _add_job(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument(
-        "job" if nargs is None else "jobs",
-        metavar="JOB",
-        nargs=nargs,
-        help="DAEMON/ID; of the id, and without DAEMON/ too, a unique beginning is enough",
     )
 
 

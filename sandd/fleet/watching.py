@@ -6,6 +6,7 @@ so that thousands of daemons that come back together are not drawn thousands of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -151,6 +152,9 @@ class Screen:
                 look()
 
     def _draw(self, daemons: Seen) -> None:
+        # Rich believes COLUMNS and LINES first, which were true when this was started.
+        with contextlib.suppress(OSError):
+            self._live.console.size = os.get_terminal_size(sys.stdout.fileno())
         if not self._live.is_started:
             self._live.start()
         self._live.update(_table(daemons, self._live.console.height - _LINES_BESIDE), refresh=True)

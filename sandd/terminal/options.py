@@ -7,9 +7,10 @@ from typing import Any
 
 from sandd.command_line.options import (
     add_controller_options,
+    add_job_argument,
     add_local_option,
+    add_process_options,
     add_wait_option,
-    read_variable,
 )
 
 _EXIT_CODES = """\
@@ -35,17 +36,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     shell.add_argument("daemon", metavar="DAEMON", help="id of the daemon")
     add_local_option(shell, "session")
-    shell.add_argument(
-        "-e",
-        "--env",
-        metavar="K=V",
-        type=read_variable,
-        action="append",
-        default=[],
-        help="set a variable there (repeatable)",
-    )
-    shell.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
-    shell.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+    add_process_options(shell)
     shell.add_argument(
         "--detach",
         action="store_true",
@@ -65,11 +56,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show what a session has shown so far, and go on with it: one that was left by ~d, or "
         "begun with --detach, or whose 'sandd shell' has died.",
     )
-    attach.add_argument(
-        "job",
-        metavar="JOB",
-        help="DAEMON/ID; of the id, and without DAEMON/ too, a unique beginning is enough",
-    )
+    add_job_argument(attach)
     attach.add_argument(
         "--read-only", action="store_true", help="look on: what you type is not sent"
     )
