@@ -92,7 +92,14 @@ async def test_closed_it_keeps_nothing() -> None:
 
 async def test_who_takes_waits_for_the_one_before() -> None:
     """A call that was cancelled may be there still."""
-    kept = KeptPieces(Source(b"abc").receive)
+    source, asked, may_answer = Source(b"abc"), trio.Event(), trio.Event()
+
+    async def receive(max_bytes: int | None) -> bytes:
+        asked.set()
+        await may_answer.wait()
+        return await source.receive(max_bytes)
+
+    kept = KeptPieces(receive)
     taken: list[bytes] = []
 
     async def take() -> None:
@@ -101,9 +108,11 @@ async def test_who_takes_waits_for_the_one_before() -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(take)
-        await trio.lowlevel.checkpoint()
+        await asked.wait()
         assert kept.is_busy
+        may_answer.set()
     assert b"".join(taken) == b"abc"
+    assert not kept.is_busy
 
 
 async def test_items_come_back_first() -> None:
