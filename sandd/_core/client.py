@@ -234,7 +234,9 @@ class Client:
         changed = []
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance
-            if message.state is DaemonState.ONLINE and other:
+            if job.finished and (other or message.state is DaemonState.GONE):
+                self.close(job)  # all that it had to tell has come: that is what counts
+            elif message.state is DaemonState.ONLINE and other:
                 self.close(
                     job,
                     DaemonGone(

@@ -13,6 +13,7 @@ from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
+    STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     new_controller_id,
@@ -85,7 +86,9 @@ class OperatorDesk:
             return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
         known = self.operators.get(hello.client)
         if known is not None and known.connection >= hello.connection:
-            return wire.Reject(RejectCode.STALE, "a newer connection of this client is known", 0.0)
+            return wire.Reject(
+                RejectCode.STALE, "a newer connection of this client is known", STALE_RETRY_SECONDS
+            )
         if known is None and len(self.operators) >= MAX_OPERATORS:
             return wire.Reject(
                 RejectCode.BUSY,

@@ -224,7 +224,7 @@ class Pump:
             if self._unanswered is not None:
                 # Before the data that may wait: a slow link is not a dead one. One for all that came
                 # together: a flood of pings costs next to nothing.
-                self._scheduler.control(wire.encode_control(0, wire.Pong(self._unanswered)))
+                self._scheduler.answer(wire.encode_control(0, wire.Pong(self._unanswered)))
                 self._unanswered = None
                 self.wake()
             self._after_message()  # what came before a farewell or a bad frame counts

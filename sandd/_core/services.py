@@ -323,14 +323,23 @@ class RemoteService(Service):
 
     async def _leave(self) -> None:
         if self.link.client.has_ended_any:
-            # The controller is to know it before we are gone.
-            await self._dialer.live.wait()
-            if self._dialer.pump is not None:
-                try:
-                    await self._dialer.pump.ping()
-                except ConnectionLost as error:
-                    log.warning("farewells_unheard", reason=str(error))
+            await self._be_heard()
         await self._dialer.say_goodbye("the client has closed")
+
+    async def _be_heard(self) -> None:
+        """The controller has what we said, if need be on another connection, where it is said again. Bound it."""
+        while True:
+            await self._dialer.live.wait()
+            pump = self._dialer.pump
+            try:
+                if pump is not None:
+                    await pump.ping()
+                    return
+            except ConnectionLost as error:
+                log.warning("farewells_unheard", reason=str(error))
+            # Its end has yet to be seen to by the dialer, some turns from now; until then it counts as live.
+            while self._dialer.pump is pump and pump is not None:
+                await trio.lowlevel.checkpoint()
 
 
 def _bracketed(host: str) -> str:
