@@ -198,6 +198,19 @@ def test_a_job_runs_and_ends(peer: Peer) -> None:
     assert job.outputs[Stream.OUTPUT].take(99) == b"abc"
 
 
+@pytest.mark.parametrize("state", [DaemonState.GONE, DaemonState.ONLINE])
+def test_a_job_that_has_told_all_is_no_loss(peer: Peer, state: DaemonState) -> None:
+    """Its daemon is gone, or another, before anybody has looked: what became of it is known all the same."""
+    job, channel = peer.running()
+    half, _ = peer.running()
+    peer.client.receive(event(channel, 1, EXITED))
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, b"abc", final=True))
+    assert job.finished
+    peer.client.receive(control(0, wire.DaemonStatus("d", state, "another")))
+    assert (job.state, job.error, job.result) == (AttachState.CLOSED, None, EXITED)
+    assert isinstance(half.error, DaemonGone)
+
+
 def test_an_event_answers_a_start(peer: Peer) -> None:
     """The daemon has nothing else to say to a new job: then its first event says that it is attached."""
     job = peer.client.open("d", attrs.evolve(SPEC, stdin=False))

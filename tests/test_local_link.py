@@ -232,7 +232,7 @@ async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.aclose)
         await trio.testing.wait_all_tasks_blocked()
-        acknowledged, end = world.heard()
+        end, acknowledged = world.heard()
         assert [(w.stream, w.ack) for w in acknowledged.streams] == [(Stream.OUTPUT, 100_000)]
         assert isinstance(end, wire.End)
         world.say(event(channel, 1, wire.Exited(None, 1, Outcome.SIGNALED, 1.0)))
