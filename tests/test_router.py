@@ -660,7 +660,7 @@ def test_a_flood_of_what_only_the_latest_counts_of_is_one_frame(
         assert said.streams[0].ack == 9999
 
 
-@pytest.mark.parametrize("last", [wire.Detach(for_good=True), wire.End("d", "c-1", client="c")])
+@pytest.mark.parametrize("last", [wire.Detach(), wire.End("d", "c-1", client="c")])
 def test_acks_that_wait_are_heard_before_the_channel_closes(
     network: Network, last: wire.Control
 ) -> None:

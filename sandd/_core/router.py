@@ -496,7 +496,7 @@ class Router:
 
     def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
         client = link.client or message.client
-        stamped = wire.End(message.daemon_id, message.job_id, message.grace, client, link.tenant)
+        stamped = evolve(message, client=client, tenant=link.tenant)
         daemon = self.daemons.get(message.daemon_id)
         if daemon is None:  # away, or not back yet since this controller was started
             self._ends.keep(stamped, link.sender)
