@@ -193,7 +193,9 @@ async def test_closing_a_session_that_goes_on_acknowledges_nothing_unread(world:
         assert world.heard() == []
         world.say(control(channel, flush))
     (left,) = world.heard()
-    assert left == wire.End("d", session.job_id, client=world.link.client.id, left=1)
+    assert left == wire.End(
+        "d", session.job_id, client=world.link.client.id, tenant="default", left=1
+    )
     assert session.offset == 10
     with pytest.raises(trio.ClosedResourceError):
         await session.receive_some()
