@@ -701,7 +701,7 @@ def test_a_client_that_floods_attaches_is_refused(network: Network) -> None:
 
 def test_with_another_connection_a_client_has_no_more_room(network: Network) -> None:
     """What waits counts for whom it was let in as, until it is sent."""
-    network.daemon.backlog.limit = 300_000
+    network.daemon.backlog.limit = 350_000
     for n in range(2):
         client = network.join(client=f"c{n}", principal="operator:one")
         network.router.receive(client, control(1, attrs.evolve(ATTACH, spec=bytes(100_000))))
@@ -794,6 +794,18 @@ def test_crumbs_that_wait_are_put_together(network: Network) -> None:
     assert client.waiting == 0
 
 
+def test_a_hole_stays_a_hole(network: Network) -> None:
+    """What a daemon left out without a word is for its client to notice: nothing is put together across it."""
+    client = metered(network)
+    number = attached(network, client)
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"ab"))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 5, b"cd"))
+    assert drain(client.scheduler) == [
+        (1, Bytes(Stream.OUTPUT, 0, b"ab")),
+        (1, Bytes(Stream.OUTPUT, 5, b"cd")),
+    ]
+
+
 def test_attached_is_said_once(network: Network) -> None:
     """Again and again it would fill the client's link."""
     number = attached(network, metered(network))
@@ -821,6 +833,7 @@ def leaving(network: Network) -> tuple[ClientLink, list[Any]]:
 def test_results_under_way_arrive_before_their_daemon_is_gone(network: Network) -> None:
     """Its status overtakes nothing that was there before; then each channel is closed, and all of it told."""
     client, expected = leaving(network)
+    assert client.pool.flows == 4  # what waits still counts
     heard = drain(client.scheduler)
     assert sorted(heard[: len(expected)], key=str) == sorted(expected, key=str)
     assert heard[len(expected) :] == [(1, wire.Away()), (2, wire.Away()), (0, GONE)]

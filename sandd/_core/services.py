@@ -164,10 +164,8 @@ class LocalService(Service):
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
-        self._ends_tried = 0
-        """The same when that was tried last: a disk that is full is not the operators' business."""
-        self._tried_at_look: int | None = None
-        """`_ends_tried` at the last look, if there were others to be written by then."""
+        self._written_at_look: int | None = None
+        """`_ends_written` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
         self.link = self._local = LocalLink(self.router, self.directory)
@@ -259,12 +257,11 @@ class LocalService(Service):
                 log.warning("ends_not_kept", path=str(file.path), error=str(error))
             else:
                 self._ends_written = version
-            self._ends_tried = version
-            self.desk.answer()
+            self.desk.answer()  # a disk that is full is not the operators' business
 
     @property
     def _has_unwritten_ends(self) -> bool:
-        return self._ends is not None and self.router.ends_version != self._ends_tried
+        return self._ends is not None and self.router.ends_version != self._ends_written
 
     @trio.lowlevel.enable_ki_protection
     async def _handle(self, connection: Connection) -> None:
@@ -284,10 +281,10 @@ class LocalService(Service):
 
     def _answer_where_the_disk_hangs(self) -> None:
         """A write that takes from one look to the next holds up no pings: operators would take us for dead."""
-        tried = self._ends_tried if self._has_unwritten_ends else None
-        if tried is not None and tried == self._tried_at_look:
+        written = self._ends_written if self._has_unwritten_ends else None
+        if written is not None and written == self._written_at_look:
             self.desk.answer()
-        self._tried_at_look = tried
+        self._written_at_look = written
 
     async def _leave(self) -> None:
         pumps = [*self.acceptor.say_goodbye(), *self.desk.say_goodbye()]
