@@ -16,6 +16,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    RateLimited,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -707,6 +708,7 @@ ERRORS: dict[RefusedCode, type[SanddError]] = {
     RefusedCode.BUSY: RequestRefused,
     RefusedCode.UNSUPPORTED: RequestRefused,
     RefusedCode.DENIED: RequestRefused,
+    RefusedCode.RATE_LIMITED: RateLimited,
 }
 
 

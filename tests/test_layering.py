@@ -100,6 +100,8 @@ LAYERS = {
         "sandd._core.jobs",
         "sandd._core.link",
         "sandd._core.pace",
+        "sandd._core.rate_limits",
+        "sandd._core.rate_limits.*",
         "sandd._core.read_ahead",
         "sandd._core.results",
         "sandd._core.router",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandd import ConfigurationError
+from sandd import ConfigurationError, Rate, RateLimits
 from sandd.standalone.announcing import Announcement
 from sandd.standalone.options import (
     VARIABLES,
@@ -59,6 +59,7 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         *("--host", "::1", "--port", "0", "--state-dir", str(tmp_path), "--token-file", token),
         *("--operator-token-file", token, "--insecure", "--heartbeat", "1.5", "--dead-after", "4"),
         *("--max-handshakes-per-second", "5", "--log-level", "DEBUG", "--log-format", "json"),
+        *("--rate-limits", "operator=10:50,daemon=0.5"),
     )
     assert options == ControllerOptions(
         host="::1",
@@ -72,6 +73,7 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         heartbeat=1.5,
         dead_after=4.0,
         max_handshakes_per_second=5.0,
+        rate_limits=RateLimits(operator=Rate(10.0, 50), daemon=Rate(0.5, 1)),
         log_level="debug",
         log_format="json",
     )

@@ -71,6 +71,8 @@ class ClientJob:
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
         self.state = AttachState.WAITING
+        self.is_repeated = False
+        """Its spec was sent before, so it may run already, whatever becomes of the latest Attach."""
         self.attaches_plainly = False
         """It may be ATTACHED without being told so; see `wire.Attached`."""
         self.confirmed = False

@@ -5,6 +5,7 @@ What carries the frames is for `LocalLink` (a router in this process) and `Remot
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
@@ -268,6 +269,8 @@ class JobLink(ABC):
         """Files in the making, of transfers to this machine."""
         self._handles: dict[ClientJob, JobHandle] = {}
         self._later = trio.Event()
+        self._is_held_back = trio.Event()
+        """Set when the client has jobs to ask for again."""
         self._farewells: list[ClientJob] = []
         """Jobs that are to be forgotten when `_later` is seen to."""
 
@@ -402,6 +405,24 @@ class JobLink(ABC):
             self._later = trio.Event()
             self.flush(late=True)
 
+    @trio.lowlevel.enable_ki_protection
+    async def ask_again(self) -> None:
+        """Ask for the jobs again that were held back by a rate limit; as long as the controller lives."""
+        due: list[tuple[float, ClientJob]] = []
+        while True:
+            next_at = min((when for when, _ in due), default=math.inf)
+            with trio.move_on_at(next_at):
+                await self._is_held_back.wait()
+            self._is_held_back = trio.Event()
+            now = trio.current_time()
+            due += [(now + seconds, job) for job, seconds in self.client.held_back]
+            self.client.held_back.clear()
+            for when, job in due:
+                if when <= now:
+                    self.client.ask_again(job)
+            due = [(when, job) for when, job in due if when > now]
+            self.flush()
+
     def tell_stalls(self, job: ClientJob, before: Mapping[Stream, wire.Stalled]) -> None:
         """The job's `stalls` have changed."""
         self.directory.tell_stalls(job, before)
@@ -425,6 +446,8 @@ class JobLink(ABC):
                 self.client.end(broken)
                 self.client.close(broken, error)
                 changed = [broken]
+        if self.client.held_back:
+            self._is_held_back.set()
         for job in changed:
             handle = self._handles.get(job)
             if handle is not None:
