@@ -99,6 +99,17 @@ def test_the_command_line_wins_then_the_environment_then_the_file(
     )
 
 
+def test_rate_limits_are_a_text_or_a_table(tmp_path: Path) -> None:
+    """In a variable as on the command line; in the file a table of scopes. Who names one of them says all."""
+    limits = RateLimits(operator=Rate(10.0), tenant=Rate(2.5, 5))
+    config = tmp_path / "controller.toml"
+    config.write_text('[rate_limits]\noperator = 10\ntenant = "2.5:5"\n')
+    assert parse("--config", str(config)).rate_limits == limits
+    env = {"SANDD_CONTROLLER_RATE_LIMITS": "operator=10, tenant=2.5:5"}
+    assert parse(env=env).rate_limits == limits
+    assert parse("--rate-limits", "daemon=1", env=env).rate_limits == RateLimits(daemon=Rate(1.0))
+
+
 def test_every_option_is_also_a_variable() -> None:
     """And those of a daemon or a command, which may be set beside them, mean nothing here."""
     dests = {action.dest for action in build_parser("p", "v")._actions}
@@ -151,6 +162,12 @@ def test_what_a_reload_can_not_change_is_known() -> None:
         (["--heartbeat", "45"], ["--heartbeat (45) must be below --dead-after (45)"]),
         (["--dead-after", "7201"], ["--dead-after"]),
         (["--max-handshakes-per-second", "0"], ["--max-handshakes-per-second"]),
+        (["--rate-limits", "10"], ["--rate-limits", "'10'", "SCOPE=N[:BURST]"]),
+        (["--rate-limits", "robot=1"], ["--rate-limits", "'robot'", "operator, tenant, daemon"]),
+        (["--rate-limits", "daemon=x"], ["--rate-limits daemon", "'x'"]),
+        (["--rate-limits", "daemon=0"], ["--rate-limits daemon", "'0'"]),
+        (["--rate-limits", "daemon=1:0"], ["--rate-limits daemon", "burst of 0"]),
+        (["--rate-limits", "daemon=1:1.5"], ["--rate-limits daemon", "burst of '1.5'"]),
         (["--log-level", "loud"], ["--log-level", "'loud'"]),
         (["--token-file", "/no/such"], ["token file", "/no/such", "No such file"]),
         (["--operator-token-file", "/"], ["token file", "directory"]),
@@ -173,6 +190,9 @@ def test_what_cannot_be_used_is_named_in_one_line(arguments: list[str], words: l
     [
         ("port = true", "--port"),
         ("insecure = 5", "--insecure 5 is neither true nor false"),
+        ("[rate_limits]\nrobot = 1", "'robot'"),
+        ("rate_limits = 5", "'5'"),
+        ("rate_limits = { daemon = [1] }", "'[1]'"),
         ('hots = "x"', "'hots'"),
         ('config = "other"', "'config'"),
         ('server_url = "ws://x"', "'server_url'"),

@@ -429,6 +429,7 @@ class Client:
         if message.code is RefusedCode.RATE_LIMITED and job.is_repeated:
             # That nothing ran is true of this Attach, and not of the one before: so it is asked again until one
             # is let pass, and the daemon tells.
+            job.times_held_back += 1
             self.held_back.append((job, message.retry_after or LEAST_RETRY_SECONDS))
             return
         text = f"job {job.id} on daemon {job.daemon_id!r}: {message.message}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,8 @@ FLUSH_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 0.02
 """How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
 one by one, each takes the processor from the command that is under way by then."""
+LONGEST_PATIENCE: Final = 60.0
+"""Seconds after which a job that was held back by a rate limit is asked for again, whatever the controller says."""
 EVERYTHING: Final = wire.MAX_OFFSET
 INPUT_CAPACITY: Final = 256 * wire.KIB
 """Of a program's stdin, what is kept here until the program has taken it."""
@@ -257,6 +260,16 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
             )
 
 
+def _patience(job: ClientJob, seconds: float) -> float:
+    """Seconds until a job that was held back is asked for again, after `seconds` at the earliest.
+
+    All that were under way when a link was cut are told of the same time, when there is room for one of them. So they
+    spread out, each time further.
+    """
+    spread = 2.0 ** min(job.times_held_back, 10)  # bounded because floats are
+    return min(seconds * random.uniform(1.0, spread), LONGEST_PATIENCE)
+
+
 class JobLink(ABC):
     """All jobs of one client, and the way to the controller that knows the daemons they are on."""
 
@@ -415,7 +428,7 @@ class JobLink(ABC):
                 await self._is_held_back.wait()
             self._is_held_back = trio.Event()
             now = trio.current_time()
-            due += [(now + seconds, job) for job, seconds in self.client.held_back]
+            due += [(now + _patience(job, seconds), job) for job, seconds in self.client.held_back]
             self.client.held_back.clear()
             for when, job in due:
                 if when <= now:

@@ -60,6 +60,9 @@ class FailedCredentials:
             most_networks, lambda _since, _now: False
         )
 
+    def __len__(self) -> int:
+        return len(self._failures) + len(self._bars) + len(self._proven)
+
     def barred_for(self, host: str, door: str, now: float) -> float:
         """Seconds for which whoever comes from there isn't heard; 0.0: come in."""
         place = (network_of(host), door)

@@ -6,7 +6,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 IPV6_PREFIX: Final = 64
-"""Bits. A host chooses the rest as it likes (RFC 4291 s. 2.5.1): 2**64 addresses are one machine's, or one customer's."""
+"""Bits. A host chooses the rest as it likes (RFC 4291 s. 2.5.1), so all of it is one machine's, or one customer's."""
 
 
 def network_of(host: str) -> str:
