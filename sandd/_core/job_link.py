@@ -267,7 +267,8 @@ def _patience(job: ClientJob, seconds: float) -> float:
     spread out, each time further.
     """
     spread = 2.0 ** min(job.times_held_back, 10)  # bounded because floats are
-    return min(seconds * random.uniform(1.0, spread), LONGEST_PATIENCE)
+    factor = random.uniform(1.0, spread)  # noqa: S311 - nobody gains anything by guessing it
+    return min(seconds * factor, LONGEST_PATIENCE)
 
 
 class JobLink(ABC):
