@@ -11,6 +11,7 @@ import ast
 import graphlib
 import sys
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -259,6 +260,7 @@ def is_named(module: str, names: list[str]) -> bool:
     return any(fnmatchcase(module, name) for name in names)
 
 
+@cache
 def layers_of(module: str) -> list[str]:
     """The layers that claim a module: exactly one, or the module or this file is wrong."""
     exact = [layer for layer, names in LAYERS.items() if module in names]
@@ -271,6 +273,7 @@ def height(module: str) -> int:
     return list(LAYERS).index(layer)
 
 
+@cache
 def modules_of(*layers: str) -> list[str]:
     """The modules there are in these layers."""
     return [module for module in FILES if set(layers_of(module)) & set(layers)]
