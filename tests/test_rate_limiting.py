@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from test_transport_places import loris
+from raw_peer import loris, raw_client, upgrade_request
 
 import sandd
 from sandd import wire
 from sandd._core.link import Identity, answer_challenge
 from sandd._core.pump import receive_control, send_control
-from sandd._core.services import LocalService
 from sandd._core.transport import ListenAddress, _client, connect
 from sandd._core.transport._streams import Address
 from sandd.testing import DOWN, open_daemon_cores, open_fault_proxy
@@ -30,6 +29,12 @@ OPTIONS: Final[dict[str, Any]] = {
     "subprotocol": wire.SUBPROTOCOL,
     "max_message_bytes": wire.MAX_MESSAGE_BYTES,
 }
+
+
+def where(controller: sandd.Controller) -> ListenAddress:
+    """The address to dial."""
+    host, _, port = controller.address.rpartition(":")
+    return ListenAddress(host, int(port))
 
 
 @contextlib.asynccontextmanager
@@ -242,18 +247,31 @@ async def test_failures_that_name_a_victim_do_not_keep_it_out(
 async def test_fifty_who_never_introduce_themselves_keep_no_operator_out() -> None:
     """They have their WebSocket, and say no Hello; places are for those who are quicker."""
     async with fleet(1) as (host, _):
-        service = host._service
-        assert isinstance(service, LocalService)
-        assert service._listening is not None
-        address = ListenAddress("127.0.0.1", service._listening.port)
-        request = (
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            b"Sec-WebSocket-Protocol: " + wire.SUBPROTOCOL.encode() + b"\r\n\r\n"
-        )
-        async with loris(address, 50, request):
+        request = upgrade_request(subprotocol=wire.SUBPROTOCOL)
+        async with loris(where(host), 50, request):
             assert await try_token(host.url, TOKEN) == "let in"
             assert (await host.daemon("core-0").run("true")).success
+
+
+async def test_no_more_than_256_strangers_are_waited_for() -> None:
+    """Each beyond has the oldest one make way, long before the Hello is overdue; who is in counts no more."""
+    async with fleet(20, max_handshakes_per_second=100_000) as (host, _):
+        closed: list[int] = []
+
+        async def be_silent() -> None:
+            async with raw_client(where(host), subprotocol=wire.SUBPROTOCOL) as peer:
+                closed.append(await peer.read_close())
+
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(256 + 4):
+                nursery.start_soon(be_silent)
+            while len(closed) < 4:
+                await trio.sleep(0.01)
+            assert trio.current_time() - started < 8.0
+            assert closed == [1013] * 4
+            nursery.cancel_scope.cancel()
+        assert host.statistics().daemons_online == 20
 
 
 async def test_hundreds_from_one_address_are_in_at_once() -> None:

@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from raw_peer import RawPeer, assert_works, dial, raw_client, serving, upgrade_request
+from raw_peer import RawPeer, assert_works, dial, loris, raw_client, serving, upgrade_request
 
 from sandd._core._errors import ConnectionLost
 from sandd._core.admission import Admission
 from sandd._core.transport._places import PATIENCE, SHARE, HandshakePlaces, Hearing, Place
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from sandd._core.transport import Connection, ListenAddress
+    from sandd._core.transport import Connection
 
 Clock = trio.testing.MockClock
 
@@ -137,27 +135,6 @@ async def admitting(connection: Connection) -> None:
     while True:
         await connection.send_message(message)
         message = await connection.receive_message()
-
-
-@contextlib.asynccontextmanager
-async def loris(address: ListenAddress, count: int, start: bytes) -> AsyncIterator[None]:
-    """So many clients that begin a request and never get on with it; each comes again when it is thrown out."""
-
-    async def dawdle() -> None:
-        while True:
-            with contextlib.suppress(OSError, trio.BrokenResourceError):
-                async with await trio.open_tcp_stream(address.host, address.port) as stream:
-                    await stream.send_all(start)
-                    while await stream.receive_some():
-                        pass
-            await trio.sleep(0.01)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            nursery.start_soon(dawdle)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        yield
-        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("start", [b"GET /ws HT", upgrade_request()], ids=["request", "greeting"])
