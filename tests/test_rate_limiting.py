@@ -15,6 +15,7 @@ import sandd
 from sandd import wire
 from sandd._core.link import Identity, answer_challenge
 from sandd._core.pump import receive_control, send_control
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.transport import ListenAddress, _client, connect
 from sandd._core.transport._streams import Address
 from sandd.testing import DOWN, open_daemon_cores, open_fault_proxy
@@ -217,11 +218,30 @@ async def test_loopback_is_never_barred() -> None:
 async def test_where_somebody_is_in_a_neighbours_failures_bar_nobody() -> None:
     """Behind one address there may be a fleet, and one of it with a stale token."""
     with trio.fail_after(30):
-        async with sandd.open_controller(port=0, token="daemons'") as host:
-            assert await try_daemon(host.url, "good", b"daemons'") == "Welcome"
+        async with (
+            sandd.open_controller(port=0, token="daemons'") as host,
+            open_daemon_cores(host.url, 1, token=b"daemons'") as cores,
+        ):
+            await cores.wait_live()
             for _ in range(8):
                 assert await try_daemon(host.url, "bad", b"stale") == "Reject"
             assert await try_daemon(host.url, "newcomer", b"daemons'") == "Welcome"
+
+
+async def test_somebody_counts_as_at_home_from_the_end_of_its_link_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have lasted for weeks: all behind one address are cut at once, and all come back."""
+    proven: list[str] = []
+    monkeypatch.setattr(
+        FailedCredentials, "proven", lambda _self, _host, door, _now: proven.append(door)
+    )
+    async with fleet(0) as (host, _):
+        assert await try_daemon(host.url, "by-hand", b"") == "Welcome"
+        assert await try_token(host.url, TOKEN) == "let in"
+        while len(proven) < 4:
+            await trio.sleep(0.01)
+        assert sorted(proven) == 2 * [wire.OPERATOR_PATH] + 2 * [wire.DAEMON_PATH]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 has to be set up first")

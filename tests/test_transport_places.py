@@ -118,6 +118,7 @@ async def test_an_interrupted_hearing_keeps_no_place(autojump_clock: Clock) -> N
         nursery.start_soon(hearing.interrupt, 5.0)
         await trio.testing.wait_all_tasks_blocked()
         (await places.take("other")).leave()
+        assert trio.current_time() == 0.0, "it had to wait for it"
     assert places.taken == {"one": 1}
     with trio.move_on_after(1.0):
         await hearing.interrupt(5.0)
