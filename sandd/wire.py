@@ -719,8 +719,6 @@ class Taken:
 class Detach:
     """client -> daemon, or router -> daemon for a client that went: the channel is closed, the job goes on."""
 
-    for_good: bool = False  # the client has what it wants: what a session shows from now on is only its scrollback
-
 
 @frozen
 class Flush:
@@ -759,6 +757,9 @@ class End:
     Idempotent, and valid for a job that is running, ended, or has never been heard of: then a start
     of that id which arrives later never runs. The router keeps it for a daemon that is away.
     In the name of a client that isn't the job's owner, or is no more, it has no effect.
+
+    With `left` the job goes on, and nothing is forgotten: its owner has what it wants, so what a session shows from now
+    on is only its scrollback.
     """
 
     daemon_id: str = field(validator=_id)
@@ -768,6 +769,9 @@ class End:
     )  # seconds from TERM to KILL; None: as the spec says
     client: str = field(default="", validator=_id)  # as in Attach: who leaves; "": whoever owns it
     tenant: str = field(default="", validator=_id)  # stamped by the router
+    left: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # generation of the ownership that is given up; a later one isn't meant
 
 
 Control: TypeAlias = (

@@ -17,6 +17,7 @@ from sandd._core.pump import NEVER, Pump
 from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
+    STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     new_controller_id,
@@ -105,7 +106,7 @@ class Acceptor:
                     return wire.Reject(
                         RejectCode.STALE,
                         "a newer connection, or start, of this daemon is known",
-                        0.0,
+                        STALE_RETRY_SECONDS,
                     )
                 case Ruling.REFUSE:
                     return self._refuse(record, claim, hello)
