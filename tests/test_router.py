@@ -619,6 +619,28 @@ def test_links_are_told_apart() -> None:
     assert len({first, second}) == 2
 
 
+def test_what_is_not_authorised_reaches_no_daemon() -> None:
+    """The client is told what the judge said; nobody is asked of a daemon that isn't there."""
+    asked: list[str] = []
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "too many", 1.5, "daemon")
+
+    def judge(_link: ClientLink, message: wire.Attach) -> wire.Refused | None:
+        asked.append(message.job_id)
+        return refused if message.job_id == "bad" else None
+
+    router = Router(judge)
+    daemon = router.add_daemon("d", "here")
+    client = router.add_client()
+    drain(client.scheduler)
+    router.receive(client, control(1, attrs.evolve(ATTACH, job_id="bad")))
+    assert drain(client.scheduler) == [(1, refused)]
+    assert (drain(daemon.scheduler), daemon.routes, client.routes) == ([], {}, {})
+    router.receive(client, control(2, attrs.evolve(ATTACH, job_id="good")))
+    assert len(drain(daemon.scheduler)) == 1
+    router.receive(client, control(3, attrs.evolve(ATTACH, daemon_id="none", job_id="other")))
+    assert asked == ["bad", "good"]
+
+
 # ---- whoever says too much is hurt alone ------------------------------------------------------------
 
 

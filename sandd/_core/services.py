@@ -20,6 +20,8 @@ from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.operators import OperatorDesk
+from sandd._core.rate_limits.credentials import FailedCredentials
+from sandd._core.rate_limits.job_starts import JobStartLimiter
 from sandd._core.registry import Registry
 from sandd._core.remote_link import RemoteLink
 from sandd._core.router import Router
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.controller_state import EndFile
     from sandd._core.job_link import JobLink
+    from sandd._core.rate_limits.job_starts import RateLimits
+    from sandd._core.router import ClientLink
 
 log = get_logger("controller")
 
@@ -90,6 +94,7 @@ class Service(ABC):
                 async with open_unwrapping_nursery() as nursery:
                     await nursery.start(lambda task_status: self._serve(task_status))
                     nursery.start_soon(self.link.run)
+                    nursery.start_soon(self.link.ask_again)
                     nursery.start_soon(self._watch_lag)
                     task_status.started(scope)
                     await self._closing.wait()
@@ -156,11 +161,14 @@ class LocalService(Service):
         heartbeat: float,
         dead_after: float,
         admission: Admission,
+        rate_limits: RateLimits,
         ends: EndFile | None,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
-        self.router = Router()
+        self.router = Router(self._authorise)
+        self._job_starts = JobStartLimiter(rate_limits)
+        self._failures = FailedCredentials()
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
@@ -179,6 +187,7 @@ class LocalService(Service):
             insecure=insecure,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            failures=self._failures,
         )
         self.desk = OperatorDesk(
             router=self.router,
@@ -188,6 +197,7 @@ class LocalService(Service):
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
             controller_id=self.acceptor.controller_id,
+            failures=self._failures,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
@@ -232,6 +242,8 @@ class LocalService(Service):
                     subprotocol=wire.SUBPROTOCOL,
                     max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
                     admission=self._admission,
+                    until_admitted=True,
+                    barred_for=self._barred_for,
                     task_status=task_status,
                 )
             )
@@ -269,6 +281,18 @@ class LocalService(Service):
             await self.desk.handle(connection)
         else:
             await self.acceptor.handle(connection)
+
+    def _barred_for(self, host: str, path: str) -> float:
+        return self._failures.barred_for(host, path, trio.current_time())
+
+    def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
+        return self._job_starts.judge(
+            attach,
+            operator=f"{link.tenant}/{link.principal}",
+            tenant=link.tenant,
+            is_agent=not link.client,
+            now=trio.current_time(),
+        )
 
     def _look_after(self) -> None:
         for daemon_id, forgotten in self.registry.expire():
