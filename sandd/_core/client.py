@@ -27,6 +27,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    PolicyDenied,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -424,7 +425,10 @@ class Client:
             RefusedCode.TAKEN: JobTaken(text),
             RefusedCode.DAEMON_NOT_FOUND: DaemonNotFound(text),
         }
-        self.close(job, errors.get(message.code) or RequestRefused(text))
+        if message.code is RefusedCode.POLICY_DENIED:
+            self.close(job, PolicyDenied(text, policy_hash=message.policy_hash))
+        else:
+            self.close(job, errors.get(message.code) or RequestRefused(text))
 
     def _detach(self, job: ClientJob, *, for_good: bool = False) -> None:
         """Close a channel that the other end may still hold open."""
