@@ -171,6 +171,7 @@ LAYERS = {
         "sandd.executing.*",
         "sandd.fleet.*",
         "sandd.forwarding.*",
+        "sandd.policing.*",
         "sandd.standalone.*",
         "sandd.terminal.*",
     ],
@@ -178,7 +179,7 @@ LAYERS = {
         *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.policy"),
         *("sandd._core.transfers", "sandd.testing"),
         *("sandd.command_line", "sandd.copying", "sandd.executing", "sandd.fleet"),
-        *("sandd.forwarding", "sandd.standalone", "sandd.terminal"),
+        *("sandd.forwarding", "sandd.policing", "sandd.standalone", "sandd.terminal"),
     ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""

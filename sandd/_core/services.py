@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.controller_state import EndFile
     from sandd._core.job_link import JobLink
+    from sandd._core.policy.tenants import TenantPolicies
+    from sandd._core.router import ClientLink
 
 log = get_logger("controller")
 
@@ -157,10 +159,12 @@ class LocalService(Service):
         dead_after: float,
         admission: Admission,
         ends: EndFile | None,
+        policies: TenantPolicies,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
-        self.router = Router()
+        self.policies = policies
+        self.router = Router(self._authorise)
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
@@ -261,6 +265,9 @@ class LocalService(Service):
             await self.desk.handle(connection)
         else:
             await self.acceptor.handle(connection)
+
+    def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
+        return self.policies.judge(link.tenant, attach)
 
     def _look_after(self) -> None:
         for daemon_id, forgotten in self.registry.expire():

@@ -18,6 +18,7 @@ if sys.platform == "win32":
 from attrs import frozen
 
 from sandd._core.policy.trust import writable_part
+from sandd._core.processes.users import resolve_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -45,6 +46,14 @@ class Owner:
 
     uid: int
     groups: Collection[int]
+
+
+def owner_of(user: str | None) -> Owner:
+    """The owner for a rule's user; of None, whom we run as. SpawnFailed if there is no such user. May block."""
+    identity = None if user is None else resolve_user(user)
+    if identity is None:
+        return Owner(os.geteuid(), {os.getegid(), *os.getgroups()})
+    return Owner(identity.uid, {identity.gid, *identity.groups})
 
 
 @frozen

@@ -20,7 +20,7 @@ from attrs import evolve
 from sandd._core._errors import ConfigurationError, PolicyDenied, SpawnFailed
 from sandd._core.logs import get_logger
 from sandd._core.policy import environment, linting
-from sandd._core.policy.executables import Owner, UntrustedError, open_executable
+from sandd._core.policy.executables import Owner, UntrustedError, open_executable, owner_of
 from sandd._core.policy.judging import Category, Denied, judge
 from sandd._core.policy.paths import as_text, is_beneath, lies_beneath
 from sandd._core.policy.permits import Gate
@@ -28,7 +28,6 @@ from sandd._core.policy.refusing import denial, judge_spec
 from sandd._core.policy.rules import ExecLock
 from sandd._core.policy.trust import walk
 from sandd._core.processes import CheckedProgram, exec_lock
-from sandd._core.processes.users import resolve_user
 from sandd._core.spawn_requests import spawn_request
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class PolicyGate(Gate):
         assert rule is not None  # a program is allowed by a rule alone
         try:
             request = spawn_request(job, evolve(spec, user=rule.user), instance)
-            owner = _owner(rule)
+            owner = owner_of(rule.user)
             program = open_executable(rule.exe, owner, sha256=rule.sha256, hold=permit.hold)
             directory = None if spec.cwd is None else permit.hold(_open_directory(spec.cwd, rule))
             for path in verdict.paths:
@@ -162,13 +161,6 @@ def _check_write_grants(policy: Policy) -> None:
                     f"the policy is refused: files in {grant} may be written, and programs are in {directory}; "
                     "write_executables = true says that it is meant"
                 )
-
-
-def _owner(rule: Rule) -> Owner:
-    identity = None if rule.user is None else resolve_user(rule.user)
-    if identity is None:
-        return Owner(os.geteuid(), {os.getegid(), *os.getgroups()})
-    return Owner(identity.uid, {identity.gid, *identity.groups})
 
 
 def _open_directory(path: bytes, rule: Rule) -> int:
