@@ -41,7 +41,7 @@ def check(pattern: str) -> None:
     try:
         re.compile(pattern, re.ASCII)
         tree = _parser.parse(pattern, re.ASCII)
-    except (re.error, OverflowError, RecursionError) as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise UnsafePatternError(f"it is no regex: {error}") from error
     if (
         tree.state.flags & (re.DOTALL | re.VERBOSE | re.MULTILINE)

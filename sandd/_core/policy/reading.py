@@ -125,7 +125,7 @@ class _Table:
 
 def _policy(top: _Table, text: str) -> Policy:
     version = top.take("version")
-    if version != 1:
+    if type(version) is not int or version != 1:
         raise top.error("version", f"must be 1, not {version!r:.60}")
     if top.take("default", "deny") != "deny":
         raise top.error("default", "can only be 'deny': what no rule names is denied")
