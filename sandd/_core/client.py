@@ -27,6 +27,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    PolicyDenied,
     RateLimited,
     RemoteProtocolError,
     RequestRefused,
@@ -458,6 +459,7 @@ class Client:
             RefusedCode.RATE_LIMITED: RateLimited(
                 text, scope=message.scope, retry_after=message.retry_after or LEAST_RETRY_SECONDS
             ),
+            RefusedCode.POLICY_DENIED: PolicyDenied(text, policy_hash=message.policy_hash),
         }
         self.close(job, errors.get(message.code) or RequestRefused(text))
 

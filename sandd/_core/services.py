@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.controller_state import EndFile
     from sandd._core.job_link import JobLink
+    from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
     from sandd._core.router import ClientLink
 
@@ -163,12 +164,14 @@ class LocalService(Service):
         admission: Admission,
         rate_limits: RateLimits,
         ends: EndFile | None,
+        policies: TenantPolicies,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
         self.router = Router(self._authorise)
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
+        self.policies = policies
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
@@ -286,7 +289,7 @@ class LocalService(Service):
         return self._failures.barred_for(host, path, trio.current_time())
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
-        return self._job_starts.judge(
+        return self.policies.judge(link.tenant, attach) or self._job_starts.judge(
             attach,
             operator=f"{link.tenant}/{link.principal}",
             tenant=link.tenant,

@@ -55,6 +55,8 @@ class ControllerOptions:
     operator_token_file: Path | None = None
     operator_token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
     """What operators must know; None: what is in the state directory, made there if need be."""
+    policy: Path | None = None
+    """What may be asked of daemons; None: what their own policies allow."""
     insecure: bool = False
     heartbeat: float = 20.0
     dead_after: float = 45.0
@@ -74,7 +76,7 @@ class ControllerOptions:
 
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
-    *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits"),
+    *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
     *("log_level", "log_format", "config"),
 )
 SCOPES: Final = ("operator", "tenant", "daemon")
@@ -88,7 +90,7 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Be a controller: let daemons dial in, and people and programs run commands on them. "
         "'ready URL' on stdout says that it listens. SIGTERM and Ctrl-C end it in good order; SIGHUP reads "
-        "the token files and --config again.",
+        "the token files, the policies and --config again.",
         epilog="Each option is also read from the environment (SANDD_CONTROLLER_PORT, ...) and from the TOML "
         "file given by --config; the command line wins, then the environment. Exit code: 0 after "
         "SIGTERM or Ctrl-C, 2 for a bad option, 125 if it can't listen, or can't use its state directory.",
@@ -126,6 +128,12 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         metavar="FILE",
         help="file with the secret that commands and programs have to know (default: operator.token "
         "in the state directory, made there at the first start)",
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="let only what this file allows be asked of daemons; for one tenant besides: policy/TENANT.toml in "
+        "the state directory",
     )
     parser.add_argument(
         "--insecure",
@@ -183,6 +191,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_token(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        policy=_path(given, "policy"),
         insecure=_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
         dead_after=dead_after,
