@@ -201,6 +201,9 @@ class Client:
             self._say_end(message, number)
         else:
             self._detach(job)
+        self._shut(job, error)
+
+    def _shut(self, job: ClientJob, error: SanddError | None = None) -> None:
         job.state = AttachState.CLOSED
         job.error = job.error or error
         self.jobs.pop(job, None)
@@ -259,7 +262,9 @@ class Client:
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance
             if job.finished and (other or message.state is DaemonState.GONE):
-                self.close(job)  # all that it had to tell has come: that is what counts
+                # All that it had to tell has come: that is what counts.
+                self._detach(job)
+                self._shut(job)
             elif message.state is DaemonState.ONLINE and other:
                 self.close(
                     job,
