@@ -55,6 +55,9 @@ class PolicyGate(Gate):
     def __init__(self, policy: Policy, *, locks: bool) -> None:
         self.policy = policy
         self.locks = locks
+        chosen = environment.base_of(os.environ) | {"PATH": policy.path}
+        self._base = {os.fsencode(k): os.fsencode(v) for k, v in chosen.items()}
+        """What every program gets, as the daemon's own environment doesn't change."""
 
     def judge(self, spec: wire.Spec) -> wire.Refused | None:
         refused = judge_spec(self.policy, spec)
@@ -103,9 +106,7 @@ class PolicyGate(Gate):
         return PolicyDenied(denial(self.policy, category), policy_hash=self.policy.hash)
 
     def _environment(self, request: SpawnRequest, rule: Rule) -> Mapping[bytes, bytes]:
-        chosen = environment.base_of(os.environ) | {"PATH": self.policy.path}
-        variables = {os.fsencode(k): os.fsencode(v) for k, v in chosen.items()}
-        variables |= request.env
+        variables = self._base | request.env
         variables |= {os.fsencode(k): os.fsencode(v) for k, v in rule.env.items()}
         return variables | {b"SANDD_JOB": request.marker}
 
