@@ -12,7 +12,8 @@ from daemons import daemon_environment
 from peers import free_port
 
 from sandd._core.controller_state import default_state_dir
-from sandd.command_line.connecting import is_loopback, own_token_file
+from sandd._core.tls.plain import is_loopback
+from sandd.command_line.connecting import own_token_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

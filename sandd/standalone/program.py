@@ -91,6 +91,9 @@ class Program:
                 token=options.token,
                 operator_token=options.operator_token,
                 state_dir=state_dir,
+                tls=options.tls,
+                tls_names=options.tls_names,
+                client_certificates=options.client_certificates,
                 insecure=options.insecure,
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
@@ -122,7 +125,12 @@ class Program:
         assert self._token_file is not None
         port = int(controller.address.rpartition(":")[2])
         is_found = self._token_file == default_state_dir(port) / TOKEN_FILE
-        said = Announcement.of(controller.url, self.options, None if is_found else self._token_file)
+        said = Announcement.of(
+            controller.url,
+            self.options,
+            None if is_found else self._token_file,
+            ca_pin=controller.ca_pin,
+        )
         log.info(
             "ready",
             url=said.url,
@@ -146,6 +154,8 @@ class Program:
             return
         self._controller.set_tokens(token=options.token, operator_token=operator_token)
         logs.configure(options.log_level, options.log_format)
+        if not await self._controller.reload_tls():
+            return  # it has said why; the former certificate stays
         for name in self.options.differing_for_good(options):
             log.warning("option_needs_restart", option=name)
         log.info("reloaded")

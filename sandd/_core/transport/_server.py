@@ -15,15 +15,27 @@ from sandd._core._errors import ConfigurationError, ConnectionLost, RemoteProtoc
 from sandd._core.admission import Place
 from sandd._core.logs import get_logger
 from sandd._core.transport._connection import Connection
-from sandd._core.transport._http import Refusal, RequestReader, Upgrade
+from sandd._core.transport._http import (
+    BUNDLE_HEADER,
+    Document,
+    Refusal,
+    RequestReader,
+    Upgrade,
+)
 from sandd._core.transport._protocol import GuardedProtocol
-from sandd._core.transport._streams import Address, MeteredStream, over_tls
+from sandd._core.transport._streams import (
+    Address,
+    MeteredStream,
+    over_tls,
+    shake_hands_over_tls,
+    spoke_http,
+)
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from sandd._core.admission import Admission
+    from sandd._core.tls.contexts import ServerTls
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds a peer gets to answer our goodbye."""
@@ -63,7 +75,7 @@ async def serve(
     max_connections: int = 16384,
     max_handshakes: int = 256,
     admission: Admission | None = None,
-    ssl_context: ssl.SSLContext | None = None,
+    tls: Callable[[], ServerTls | None] = lambda: None,
     task_status: trio.TaskStatus[list[ListenAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run `handler` for each WebSocket connection, until cancelled.
@@ -85,7 +97,7 @@ async def serve(
             sent no whole request for a second, and has to make way.
         admission: who asks for a WebSocket waits for its place, or is answered 503 with a
             Retry-After; None: everybody comes in at once.
-        ssl_context: for TLS.
+        tls: asked at the beginning of each connection what to present to it; None: no TLS.
         task_status: gets the addresses once they take connections.
 
     Raises:
@@ -102,7 +114,7 @@ async def serve(
         max_connections=max_connections,
         handshakes=trio.Semaphore(max_handshakes, max_value=max_handshakes),
         admission=admission,
-        ssl_context=ssl_context,
+        tls=tls,
     )
     async with trio.open_nursery() as nursery:
         for listener in listeners:
@@ -121,7 +133,7 @@ class _Server:
     max_connections: int
     handshakes: trio.Semaphore
     admission: Admission | None
-    ssl_context: ssl.SSLContext | None
+    tls: Callable[[], ServerTls | None]
     open_connections: int = field(default=0, init=False)
     """Those that wait for their place included."""
     unheard: dict[trio.CancelScope, float] = field(factory=dict, init=False)
@@ -204,6 +216,7 @@ class _Server:
         self, meter: MeteredStream, place: contextlib.ExitStack, deadline: trio.CancelScope
     ) -> Connection | None:
         counted = accepted = False
+        presented = self.tls()
         try:
             protocol = GuardedProtocol(
                 ConnectionType.SERVER, max_message_bytes=self.max_message_bytes
@@ -212,12 +225,13 @@ class _Server:
                 protocol,
                 paths=self.paths,
                 subprotocol=self.subprotocol,
-                secure=self.ssl_context is not None,
+                secure=presented is not None,
+                bundle=b"" if presented is None else presented.bundle,
             )
             with trio.CancelScope() as unheard:
                 self.unheard[unheard] = trio.current_time()
                 try:
-                    stream, verdict = await self._hear_request(meter, reader)
+                    stream, verdict = await self._hear_request(meter, reader, presented)
                 finally:
                     self.unheard.pop(unheard, None)
             if unheard.cancelled_caught:
@@ -235,6 +249,7 @@ class _Server:
                     status=verdict.status,
                     reason=verdict.reason,
                 )
+            if not isinstance(verdict, Upgrade):
                 await _answer(stream, meter, reader.render(verdict))
                 return None
             self.open_connections += 1  # before the next await: another handshake looks at it
@@ -250,8 +265,13 @@ class _Server:
                 path=verdict.path,
                 subprotocol=self.subprotocol,
                 request_headers=verdict.headers,
+                channel_binding=b"" if presented is None else presented.channel_binding,
+                peer_identity=_identity_of(stream),
             )
-            await connection.accept(verdict.event, self.subprotocol)
+            headers = []
+            if presented is not None and presented.bundle:
+                headers.append((BUNDLE_HEADER, presented.bundle_digest.encode()))
+            await connection.accept(verdict.event, self.subprotocol, headers)
             accepted = True
             return connection
         finally:
@@ -260,17 +280,17 @@ class _Server:
                 meter.close()
 
     async def _hear_request(
-        self, meter: MeteredStream, reader: RequestReader
-    ) -> tuple[trio.abc.Stream, Upgrade | Refusal]:
+        self, meter: MeteredStream, reader: RequestReader, presented: ServerTls | None
+    ) -> tuple[trio.abc.Stream, Upgrade | Document | Refusal]:
         """TLS if there is any, and what the peer asks for, judged."""
         stream: trio.abc.Stream = meter
-        if self.ssl_context is not None:
-            tls = over_tls(meter, self.ssl_context)
+        if presented is not None:
+            tls = over_tls(meter, presented.context)
             try:
-                await tls.do_handshake()
+                await shake_hands_over_tls(tls)
                 stream = tls
             except trio.BrokenResourceError as exc:
-                if getattr(exc.__cause__, "reason", None) != "HTTP_REQUEST":
+                if not spoke_http(exc):
                     raise
                 return meter, Refusal(400, "spoke plain HTTP to a port that wants TLS")
         while (verdict := reader.feed(bytes(await stream.receive_some()))) is None:
@@ -329,6 +349,16 @@ def _leaves(error: Exception) -> Iterator[Exception]:
             yield from _leaves(each)
     else:
         yield error
+
+
+def _identity_of(stream: trio.abc.Stream) -> str | None:
+    """The URI of the client certificate, which TLS has verified."""
+    if isinstance(stream, trio.SSLStream):
+        certificate = stream.getpeercert() or {}
+        for kind, value in certificate.get("subjectAltName", ()):
+            if kind == "URI":
+                return str(value)
+    return None
 
 
 async def _answer(stream: trio.abc.Stream, meter: MeteredStream, response: bytes) -> None:
