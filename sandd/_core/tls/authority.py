@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
@@ -31,6 +32,7 @@ CLIENT_SECONDS: Final = 90 * DAY
 """Somebody has to carry them to where they are used."""
 RENEWED_AT: Final = 2 / 3
 """Of a certificate's life: there is time left to repair whatever keeps it from being renewed."""
+HOST_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 BACK_DATED: Final = 300.0
 """Seconds that a peer's clock may be behind ours."""
 
@@ -221,9 +223,12 @@ def _general_name(name: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(name.encode("idna").decode("ascii"))
+        ascii_name = name.encode("idna").decode("ascii")
     except UnicodeError as error:
         raise ValueError(f"{name!r} is neither a host name nor an address: {error}") from error
+    if not HOST_NAME.fullmatch(ascii_name):
+        raise ValueError(f"{name!r} is neither a host name nor an address")
+    return x509.DNSName(ascii_name)
 
 
 def _time(seconds: float) -> datetime.datetime:

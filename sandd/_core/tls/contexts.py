@@ -124,7 +124,8 @@ def client_context(
             context.load_cert_chain(certificate_file, key_file, password=_no_password)
         except ssl.SSLError as error:
             raise ConfigurationError(
-                f"the client certificate {certificate_file}, or its key, can't be used: {_reason(error)}"
+                f"the client certificate {certificate_file} and its key {key_file or 'in it'} can't be used: "
+                f"{_reason(error)}"
             ) from error
         except OSError as error:
             raise ConfigurationError(
@@ -153,5 +154,6 @@ def _reason(error: ssl.SSLError) -> str:
         "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
         "NO_START_LINE": "there is no PEM in it",
     }
-    reason = error.reason or "it is not in PEM, or damaged"
-    return reasons.get(reason, reason.lower().replace("_", " "))
+    if not error.reason:
+        return "it is not in PEM, or damaged"
+    return reasons.get(error.reason, error.reason.lower().replace("_", " "))

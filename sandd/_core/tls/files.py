@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define
 
@@ -66,17 +66,8 @@ class AuthorityFiles:
         path = self.directory / _AUTHORITY_FILE
         try:
             state = json.loads(path.read_bytes())
-            if state["format"] != _FORMAT:
-                raise ConfigurationError(
-                    f"{path} is of another version of sandd: format {state['format']!r}"
-                )
-            new = state["new"]
-            return Rotation(
-                Phase(state["phase"]),
-                float(state["since"]),
-                _pair(state["old"]),
-                None if new is None else _pair(new),
-            )
+            if (its_format := state["format"]) == _FORMAT:
+                return _rotation(state)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -86,6 +77,7 @@ class AuthorityFiles:
                 f"{path} is damaged ({type(error).__name__}): put a copy in its place; without it all peers have "
                 "to be given a new pin"
             ) from error
+        raise ConfigurationError(f"{path} is of another version of sandd: format {its_format!r}")
 
     def write(self, rotation: Rotation) -> None:
         """Keep these CAs, and no others; hold the lock. ConfigurationError if that can't be done."""
@@ -138,6 +130,16 @@ def file_state(path: Path) -> object:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _rotation(state: dict[str, Any]) -> Rotation:
+    new = state["new"]
+    return Rotation(
+        Phase(state["phase"]),
+        float(state["since"]),
+        _pair(state["old"]),
+        None if new is None else _pair(new),
+    )
 
 
 def _pair(state: dict[str, str]) -> KeyPair:

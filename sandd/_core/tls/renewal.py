@@ -35,6 +35,7 @@ class LiveCertificates:
     current: ServerTls
     clock: Callable[[], float] = time.time
     """Unix time: what certificates are valid by."""
+    look_seconds: float = LOOK_SECONDS
     failures: int = 0
     """Reloads that changed nothing, because there was nothing usable."""
     _complaint: str = ""
@@ -51,9 +52,13 @@ class LiveCertificates:
     async def keep_fresh(self) -> None:
         """Reload whenever it is due, for ever."""
         while True:
-            await trio.sleep(LOOK_SECONDS)
-            if await trio.to_thread.run_sync(self.certificates.is_due, self.clock()):
-                await self.reload(is_retry=True)
+            await trio.sleep(self.look_seconds)
+            await self.look()
+
+    async def look(self) -> None:
+        """Reload if it is due."""
+        if await trio.to_thread.run_sync(self.certificates.is_due, self.clock()):
+            await self.reload(is_retry=True)
 
     async def reload(self, *, is_retry: bool = False) -> bool:
         """Present what is on the disk now; False: it can't be used, and the old one stays.
