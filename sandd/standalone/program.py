@@ -152,10 +152,11 @@ class Program:
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))
             return
+        if not await self._controller.reload_tls():
+            log.error("reload_failed", error="the certificate can't be used; see the line before")
+            return
         self._controller.set_tokens(token=options.token, operator_token=operator_token)
         logs.configure(options.log_level, options.log_format)
-        if not await self._controller.reload_tls():
-            return  # it has said why; the former certificate stays
         for name in self.options.differing_for_good(options):
             log.warning("option_needs_restart", option=name)
         log.info("reloaded")

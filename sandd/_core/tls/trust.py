@@ -97,6 +97,7 @@ class Trust:
                 self.url, BUNDLE_PATH, ssl_context=known, max_bytes=MAX_BUNDLE_BYTES
             )
             if bundle == self._bundle:
+                await trio.to_thread.run_sync(self._keep, bundle)
                 return
             fresh = await trio.to_thread.run_sync(self._make_context, bundle)
         except ConfigurationError as error:
