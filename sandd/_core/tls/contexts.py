@@ -30,6 +30,8 @@ class ServerTls:
     """SHA-256 of the certificate, in DER: whoever is connected to this very server knows the same."""
     bundle: bytes = b""
     """CA certificates for peers to trust, in PEM; empty where they know them from elsewhere."""
+    requires_certificate: bool = False
+    """Whoever has shown none gets nothing but the bundle."""
     bundle_digest: str = field(init=False)
     """Changes with the bundle."""
 
@@ -82,13 +84,14 @@ def server_tls(
     if before != after:
         raise ConfigurationError(f"{certificate_file} was being replaced as it was read")
     if client_certificates != "off":
-        context.verify_mode = (
-            ssl.CERT_REQUIRED if client_certificates == "required" else ssl.CERT_OPTIONAL
-        )
+        # Also where one is required: that is asked for above TLS, since on first contact, by a pin, a peer shows none.
+        context.verify_mode = ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(cadata=client_authorities.decode("ascii"))
     leaf = read_certificates(before)[0]  # one is there: OpenSSL has found it
-    return ServerTls(context, hashlib.sha256(leaf).digest(), bundle)
+    return ServerTls(
+        context, hashlib.sha256(leaf).digest(), bundle, client_certificates == "required"
+    )
 
 
 def client_context(

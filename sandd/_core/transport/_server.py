@@ -51,6 +51,10 @@ and say nothing, of whom a few hundred cost nobody anything, keep nobody out."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting once the system is out of descriptors or memory (as in trio)."""
 
+CERTIFICATE_REQUIRED: Final = Refusal(
+    403, "a client certificate is required here: --client-cert, made by 'sandd ca issue'"
+)
+
 log = get_logger("transport")
 
 
@@ -239,9 +243,13 @@ class _Server:
                     "it was slow to say what it wants, and had to make way for others"
                 )
             wait = 0.0
+            identity = _identity_of(stream)
             if isinstance(verdict, Upgrade):
-                wait, refusal = self._find_place()
-                verdict = refusal or verdict
+                if presented is not None and presented.requires_certificate and identity is None:
+                    verdict = CERTIFICATE_REQUIRED
+                else:
+                    wait, refusal = self._find_place()
+                    verdict = refusal or verdict
             if isinstance(verdict, Refusal):
                 log.info(
                     "handshake_refused",
@@ -266,7 +274,7 @@ class _Server:
                 subprotocol=self.subprotocol,
                 request_headers=verdict.headers,
                 channel_binding=b"" if presented is None else presented.channel_binding,
-                peer_identity=_identity_of(stream),
+                peer_identity=identity,
             )
             headers = []
             if presented is not None and presented.bundle:
