@@ -135,7 +135,7 @@ def test_a_bad_option_is_told_before_the_rest_is_loaded() -> None:
         (["-s", REFUSING, "--config", "/no/such.toml"], {}, "/no/such.toml"),
         (["-s", REFUSING, "--token-file", "/no/such"], {}, "/no/such"),
         (["-s", REFUSING, "--state-dir", "/dev/null/x"], {}, "/dev/null/x"),
-        (["-s", "ws://u:p@h/ws"], {}, "user name"),
+        (["-s", "wss://u:p@h/ws"], {}, "user name"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
