@@ -30,8 +30,12 @@ from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
+from sandd._core.policy.tenants import TenantPolicies
 from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import Rate
 from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
 from sandd._core.tls.files import DIRECTORY, AuthorityFiles
@@ -68,6 +72,8 @@ __all__ = [
     "JobState",
     "KeptOutput",
     "Process",
+    "Rate",
+    "RateLimits",
     "RemoteStream",
     "Session",
     "connect_controller",
@@ -112,10 +118,12 @@ async def open_controller(
     tls: Tls = None,
     tls_names: Sequence[str] = (),
     client_certificates: ClientCertificates = "off",
+    policy: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -136,7 +144,8 @@ async def open_controller(
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
             ``operator.token``, made for you and used where `operator_token` isn't given, the jobs that are
-            still to be ended on daemons that are away, and the CA of ``tls="auto"``.
+            still to be ended on daemons that are away, and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a
+            tenant's policy.
         tls: "auto": TLS 1.3 with a certificate of the controller's own CA, which it makes, keeps in the state directory
             (without one it is of this run alone), and renews; daemons and operators know it by `Controller.ca_pin`. A
             pair of files in PEM, certificate and key: these, read again when they change. None: no TLS.
@@ -144,6 +153,8 @@ async def open_controller(
             those of loopback; for "auto".
         client_certificates: "optional" or "required": whoever dials in is asked for a certificate of the controller's
             own CA (``sandd ca issue``).
+        policy: a TOML file with what may be asked of daemons at all, by this program as well; see
+            `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -152,11 +163,12 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
         OSError: the address can't be listened on.
         ConfigurationError: an argument makes no sense; the state directory can't be used, or is in use; or a
-            certificate can't be used.
+            policy or certificate can't be used.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
@@ -179,6 +191,11 @@ async def open_controller(
         certificates = await _open_certificates(
             stack, tls, host, tls_names, client_certificates, state_dir
         )
+        policies = TenantPolicies(
+            file=None if policy is None else Path(policy),
+            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+        )
+        await trio.to_thread.run_sync(policies.read)
         service = LocalService(
             host=host,
             port=port,
@@ -188,8 +205,10 @@ async def open_controller(
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
+            rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
             certificates=certificates,
+            policies=policies,
         )
         async with _running(service) as controller:
             yield controller
@@ -534,6 +553,21 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.acceptor.token, service.desk.token = secret, operator_secret
+
+    async def reload_policy(self) -> None:
+        """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
+
+        They apply to what is asked for from now on; what runs goes on. A tenant is held to both, its own and that
+        of everybody.
+
+        Raises:
+            ConfigurationError: one of them can't be used. Those that were in force still are.
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its policies")
+        await trio.to_thread.run_sync(service.policies.read)
 
     # -- inside
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core.tls.contexts import ClientCertificates
-    from sandd.controller import Tls
+    from sandd.controller import RateLimits, Tls
 
 __all__ = ["Server"]
 
@@ -34,10 +34,12 @@ class ServerOptions(TypedDict, total=False):
     tls: Tls
     tls_names: Sequence[str]
     client_certificates: ClientCertificates
+    policy: str | os.PathLike[str] | None
     insecure: bool
     heartbeat: float
     dead_after: float
     max_handshakes_per_second: float
+    rate_limits: RateLimits | None
 
 
 class Server(Client):
@@ -51,7 +53,8 @@ class Server(Client):
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
         options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `tls`, `tls_names`,
-            `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`.
+            `client_certificates`, `policy`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`,
+            `rate_limits`.
 
     Raises:
         OSError: the address can't be listened on.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandd import ConfigurationError
+from sandd import ConfigurationError, Rate, RateLimits
 from sandd.standalone.announcing import Announcement
 from sandd.standalone.options import (
     VARIABLES,
@@ -61,6 +61,7 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         *("--max-handshakes-per-second", "5", "--log-level", "DEBUG", "--log-format", "json"),
         *("--tls", "auto", "--tls-name", "a.example", "--tls-name", "192.0.2.1"),
         *("--client-certificates", "Optional"),
+        *("--rate-limits", "operator=10:50,daemon=0.5"),
     )
     assert options == ControllerOptions(
         host="::1",
@@ -77,6 +78,7 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         tls="auto",
         tls_names=("a.example", "192.0.2.1"),
         client_certificates="optional",
+        rate_limits=RateLimits(operator=Rate(10.0, 50), daemon=Rate(0.5, 1)),
         log_level="debug",
         log_format="json",
     )
@@ -118,6 +120,17 @@ def test_certificates_may_be_files_of_one_s_own(tmp_path: Path) -> None:
     config.write_text('tls = "auto"\ntls_name = ["a", "b"]\n')
     assert parse("--config", str(config)) == ControllerOptions(tls="auto", tls_names=("a", "b"))
     assert parse("--tls", "off").tls is None
+
+
+def test_rate_limits_are_a_text_or_a_table(tmp_path: Path) -> None:
+    """In a variable as on the command line; in the file a table of scopes. Who names one of them says all."""
+    limits = RateLimits(operator=Rate(10.0), tenant=Rate(2.5, 5))
+    config = tmp_path / "controller.toml"
+    config.write_text('[rate_limits]\noperator = 10\ntenant = "2.5:5"\n')
+    assert parse("--config", str(config)).rate_limits == limits
+    env = {"SANDD_CONTROLLER_RATE_LIMITS": "operator=10, tenant=2.5:5"}
+    assert parse(env=env).rate_limits == limits
+    assert parse("--rate-limits", "daemon=1", env=env).rate_limits == RateLimits(daemon=Rate(1.0))
 
 
 def test_every_option_is_also_a_variable() -> None:
@@ -179,6 +192,12 @@ def test_what_a_reload_can_not_change_is_known() -> None:
         (["--client-certificates", "optional"], ["--client-certificates", "--tls auto"]),
         (["--tls", "auto", "--client-certificates", "x"], ["--client-certificates", "'x'"]),
         (["--max-handshakes-per-second", "0"], ["--max-handshakes-per-second"]),
+        (["--rate-limits", "10"], ["--rate-limits", "'10'", "SCOPE=N[:BURST]"]),
+        (["--rate-limits", "robot=1"], ["--rate-limits", "'robot'", "operator, tenant, daemon"]),
+        (["--rate-limits", "daemon=x"], ["--rate-limits daemon", "'x'"]),
+        (["--rate-limits", "daemon=0"], ["--rate-limits daemon", "'0'"]),
+        (["--rate-limits", "daemon=1:0"], ["--rate-limits daemon", "burst of 0"]),
+        (["--rate-limits", "daemon=1:1.5"], ["--rate-limits daemon", "burst of '1.5'"]),
         (["--log-level", "loud"], ["--log-level", "'loud'"]),
         (["--token-file", "/no/such"], ["token file", "/no/such", "No such file"]),
         (["--operator-token-file", "/"], ["token file", "directory"]),
@@ -201,6 +220,9 @@ def test_what_cannot_be_used_is_named_in_one_line(arguments: list[str], words: l
     [
         ("port = true", "--port"),
         ("insecure = 5", "--insecure 5 is neither true nor false"),
+        ("[rate_limits]\nrobot = 1", "'robot'"),
+        ("rate_limits = 5", "'5'"),
+        ("rate_limits = { daemon = [1] }", "'[1]'"),
         ('hots = "x"', "'hots'"),
         ('config = "other"', "'config'"),
         ('server_url = "ws://x"', "'server_url'"),

@@ -30,7 +30,7 @@ from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
@@ -158,7 +158,14 @@ class Route:
 class Router:
     """Joins channels of client links to channels of daemon links."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        authorise: Callable[
+            [ClientLink, wire.Attach], wire.Refused | None
+        ] = lambda _link, _message: None,
+    ) -> None:
+        self._authorise = authorise
+        """Asked of each Attach that would be passed on; a refusal goes back in its stead."""
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
@@ -442,6 +449,10 @@ class Router:
         if link.is_metered and len(link.routes) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
             link.control(number, wire.Refused(RefusedCode.DENIED, text))
+            return
+        refused = self._authorise(link, message)
+        if refused is not None:
+            link.control(number, refused)
             return
         route = self._new_route(link, number, daemon)
         try:

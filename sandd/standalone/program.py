@@ -94,10 +94,12 @@ class Program:
                 tls=options.tls,
                 tls_names=options.tls_names,
                 client_certificates=options.client_certificates,
+                policy=options.policy,
                 insecure=options.insecure,
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
                 max_handshakes_per_second=options.max_handshakes_per_second,
+                rate_limits=options.rate_limits,
             )
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
             async with contextlib.AsyncExitStack() as stack:
@@ -149,11 +151,12 @@ class Program:
         assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+            # First, as certificates that have changed are taken by themselves anyway.
+            if not await self._controller.reload_tls():
+                raise ConfigurationError("the certificate can't be used; see the line before")
+            await self._controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))
-            return
-        if not await self._controller.reload_tls():
-            log.error("reload_failed", error="the certificate can't be used; see the line before")
             return
         self._controller.set_tokens(token=options.token, operator_token=operator_token)
         logs.configure(options.log_level, options.log_format)
