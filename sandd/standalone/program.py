@@ -151,12 +151,12 @@ class Program:
         assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+            # First, as certificates that have changed are taken by themselves anyway.
+            if not await self._controller.reload_tls():
+                raise ConfigurationError("the certificate can't be used; see the line before")
             await self._controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))
-            return
-        if not await self._controller.reload_tls():
-            log.error("reload_failed", error="the certificate can't be used; see the line before")
             return
         self._controller.set_tokens(token=options.token, operator_token=operator_token)
         logs.configure(options.log_level, options.log_format)
