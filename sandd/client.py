@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar, overload
 import trio
 from attrs import frozen
 
-from sandd._core import server_files, specs
+from sandd._core import commands, server_files, specs
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
+from sandd._core.arguments import check_labels, patience
 from sandd._core.bridge import TrioThread
 from sandd._core.held_block import HeldBlock
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.results import CommandResult
 from sandd._core.server_session import ServerSession
 from sandd._core.specs import KILL_GRACE
@@ -279,8 +281,10 @@ class Client:
             timeout: seconds after which to give up, and return False; None: never.
         """
 
+        limit = patience(timeout)
+
         async def wait() -> bool:
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+            with trio.move_on_after(limit):
                 await self._controller.wait_for_daemon(daemon_id)
                 return True
             # With a time-out of 0 the waiting is cancelled before it has looked.
@@ -634,6 +638,14 @@ class Client:
                 killed.
         """
 
+        try:
+            check_labels(labels)
+        except TypeError as error:
+            raise TypeError(
+                f"{error}; it comes first here: broadcast({{'env': 'prod'}}, 'uptime')"
+            ) from None
+        commands.check(command, timeout=timeout, env=env, cwd=cwd, **options)
+
         async def run() -> dict[str, CommandResult]:
             results: dict[str, CommandResult] = {}
             failures: list[Exception] = []
@@ -652,7 +664,7 @@ class Client:
                     failures.append(error)
                     nursery.cancel_scope.cancel()
 
-            async with trio.open_nursery() as nursery:
+            async with open_unwrapping_nursery() as nursery:
                 for daemon in self._controller.daemons(labels):
                     nursery.start_soon(run_on, daemon)
             if failures:
@@ -716,9 +728,10 @@ async def _run_bounded(
     options: ExecOptions,
 ) -> CommandResult:
     """`Daemon.run` that ends even if the daemon went away with the command running."""
-    bound = math.inf
-    if timeout is not None:
-        bound = timeout + options.get("kill_grace", KILL_GRACE) + ANSWER_SECONDS
+    bound, limit = math.inf, specs.seconds("timeout", timeout)
+    if limit is not None:
+        grace = specs.check_grace("kill_grace", options.get("kill_grace", KILL_GRACE))
+        bound = limit + grace + ANSWER_SECONDS
     with trio.move_on_after(bound):
         return await daemon.run(command, timeout=timeout, env=env, cwd=cwd, **options)
     raise CommandTimeout(

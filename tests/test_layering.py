@@ -27,6 +27,7 @@ ROOT = Path(sandd.__file__).parent
 
 CONTROLLER_END = [
     "sandd._core.acceptor",
+    "sandd._core.arguments",
     "sandd._core.asking",
     "sandd._core.commands",
     "sandd._core.controller_state",

@@ -399,7 +399,7 @@ class Daemon:
             trio.ClosedResourceError: the controller is closed.
         """
         self._check_not_gone()
-        offsets = specs.read_offsets(None if since is None else {"stdout": since})
+        offsets = {} if since is None else {wire.Stream.OUTPUT: specs.read_offset("since", since)}
         async with hold_attached_session(
             await self._attach(job_id, offsets, read_only, takeover, kill_grace),
             kill_grace=kill_grace,

@@ -6,12 +6,12 @@ call into that thread.
 
 from __future__ import annotations
 
-import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from sandd._core.arguments import encode_data, patience
 from sandd._core.held_block import HeldBlock
 from sandd._core.kept_pieces import KeptPieces
 
@@ -91,7 +91,7 @@ class ServerSession:
             trio.BrokenResourceError: the session has ended; the cause says so if it was lost or taken over.
             trio.ClosedResourceError: it was closed, or the server was.
         """
-        typed = data.encode() if isinstance(data, str) else data
+        typed = encode_data("data", data)
 
         async def send() -> None:
             async with self._writing:
@@ -116,10 +116,12 @@ class ServerSession:
             trio.ClosedResourceError: it was closed, or the server was.
         """
 
+        limit = patience(timeout)
+
         async def receive() -> Piece | None:
             if not self._kept.is_busy and (self._kept.size or self._session.is_readable):
                 return await self._kept.take(max_bytes)  # even if there is no time
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+            with trio.move_on_after(limit):
                 return await self._kept.take(max_bytes)
             return None
 
@@ -142,8 +144,10 @@ class ServerSession:
         It reads nothing, and a program whose output isn't read may never end. Errors as `Session.wait`.
         """
 
+        limit = patience(timeout)
+
         async def wait() -> ExitStatus | None:
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+            with trio.move_on_after(limit):
                 return await self._session.wait()
             return self._session.status
 
