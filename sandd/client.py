@@ -129,7 +129,7 @@ class DaemonSummary:
     """Unix time, by this machine's clock, of its newest connection."""
 
 
-@frozen
+@frozen(repr=False)
 class FailedResult(CommandResult):
     """In the answer to a `Server.broadcast`, stands for a command that has no result of its own.
 
