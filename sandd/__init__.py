@@ -63,9 +63,17 @@ if TYPE_CHECKING:
     from sandd._core.remote_files import FileReader, FileWriter
     from sandd._core.remote_path import FileChange, RemotePath
     from sandd._core.results import CommandResult, ExitStatus, Outcome
+    from sandd._core.server_streams import ServerInput, ServerOutput
     from sandd._core.spool import Stall
     from sandd._core.transfers.result import TransferResult
-    from sandd.client import Client, DaemonSummary, FailedResult, ServerSession, connect
+    from sandd.client import (
+        Client,
+        DaemonSummary,
+        FailedResult,
+        ServerProcess,
+        ServerSession,
+        connect,
+    )
     from sandd.controller import (
         Controller,
         ControllerStatistics,
@@ -125,6 +133,9 @@ __all__ = [
     "RequestRefused",
     "SanddError",
     "Server",
+    "ServerInput",
+    "ServerOutput",
+    "ServerProcess",
     "ServerSession",
     "Session",
     "SpawnFailed",
@@ -182,6 +193,9 @@ _HOMES = {
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",
+    "ServerInput": "sandd._core.server_streams",
+    "ServerOutput": "sandd._core.server_streams",
+    "ServerProcess": "sandd.client",
     "ServerSession": "sandd.client",
     "Session": "sandd.controller",
     "SpawnFailed": "sandd._core._errors",

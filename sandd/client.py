@@ -26,6 +26,7 @@ from sandd._core.bridge import TrioThread
 from sandd._core.held_block import HeldBlock
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.results import CommandResult
+from sandd._core.server_process import ServerProcess
 from sandd._core.server_session import ServerSession
 from sandd._core.specs import KILL_GRACE
 from sandd.controller import connect_controller
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     Arguments = TypeVarTuple("Arguments")
 
-__all__ = ["Client", "DaemonSummary", "FailedResult", "ServerSession", "connect"]
+__all__ = ["Client", "DaemonSummary", "FailedResult", "ServerProcess", "ServerSession", "connect"]
 
 T = TypeVar("T")
 
@@ -64,6 +65,19 @@ class ExecOptions(TypedDict, total=False):
     kill_grace: float
     max_output: int
     check: bool
+
+
+class ProcessOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.open_process` beyond those that `Client.open_process` names itself."""
+
+    user: str | None
+    timeout: float | None
+    idle_timeout: float | None
+    kill_grace: float
+    lease: float | None
+    on_full: Literal["block", "drop_oldest"]
+    detach: bool
+    job_id: str | None
 
 
 class SessionOptions(TypedDict, total=False):
@@ -342,6 +356,80 @@ class Client:
             return await _run_bounded(daemon, command, timeout, env, cwd, options)
 
         return self.call(run)
+
+    def open_process(
+        self,
+        daemon_id: str,
+        command: Command,
+        *,
+        stdin: bool = True,
+        stderr: Literal["separate", "merge"] = "separate",
+        env: Mapping[str, str] | None = None,
+        cwd: Text | None = None,
+        **options: Unpack[ProcessOptions],
+    ) -> ServerProcess:
+        """Start a command and talk to it while it runs: read what it writes as it comes, write to it, end it.
+
+        ::
+
+            with server.open_process("worker-1", "make test", stderr="merge") as process:
+                for piece in process.stdout:
+                    print(piece.decode(errors="replace"), end="")
+                print(process.wait().exit_code)
+
+        Leaving the block, or `ServerProcess.close` from any thread, ends the whole remote process tree and waits until
+        it is gone. While the daemon is away this waits, and so do the methods of what it gives; nothing is lost.
+
+        Read both outputs, each in a thread of its own, or merge them, or close the one you don't want: as on
+        any pipe, a command stops when what it writes isn't read. About a megabyte fits in between.
+
+        Args:
+            daemon_id: of a daemon that is online or away.
+            command: as for `exec`.
+            stdin: False: the command reads end of file at once.
+            stderr: "merge" sends it into stdout, in the order of writing.
+            env: merged over the daemon's environment.
+            cwd: working directory; None: the daemon's.
+            options: as for `Daemon.open_process`: `user`, `timeout` (None, the default, is no limit), `idle_timeout`,
+                `kill_grace`, `lease`, `on_full`, `detach`, `job_id`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
+            SpawnFailed: the program could not be started. Nothing ran.
+            DaemonGone and others: as for `Daemon.open_process`.
+        """
+        daemon = self.call(self._find, daemon_id)
+        return ServerProcess(
+            self._thread,
+            lambda: daemon.open_process(
+                command, stdin=stdin, stderr=stderr, env=env, cwd=cwd, **options
+            ),
+        )
+
+    def attach_process(
+        self,
+        daemon_id: str,
+        job_id: str,
+        *,
+        since: Mapping[str, int] | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> ServerProcess:
+        """A job that exists, running or ended, whoever started it; arguments and errors as `Daemon.attach_process`.
+
+        `ServerProcess.close` ends it, unless it is detached or was attached with `read_only`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too.
+        """
+        daemon = self.call(self._find, daemon_id)
+        return ServerProcess(
+            self._thread,
+            lambda: daemon.attach_process(
+                job_id, since=since, read_only=read_only, takeover=takeover, kill_grace=kill_grace
+            ),
+        )
 
     def new_session(
         self,
@@ -678,12 +766,11 @@ class Client:
 
         This is the way to all that the trio API has and this class lacks::
 
-            async def tail(daemon_id: str) -> str:
-                daemon = server.controller.daemon(daemon_id)
-                async with daemon.open_process(["tail", "-f", "/var/log/syslog"]) as process:
-                    return (await process.stdout.receive_some()).decode()
+            async def names(daemon_id: str, path: str) -> list[str]:
+                directory = server.controller.daemon(daemon_id).path(path)
+                return [entry.name for entry in await directory.iterdir()]
 
-            server.call(tail, "worker-1")
+            server.call(names, "worker-1", "/work")
 
         The function shares its thread with everything else that the server does: it must not block.
         Its exceptions come out as they are. It sees the calling thread's context variables.
