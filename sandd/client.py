@@ -57,7 +57,7 @@ ANSWER_SECONDS: Final = 10.0
 
 
 class ExecOptions(TypedDict, total=False):
-    """Keyword arguments of `Daemon.run` beyond those that `Server.exec` names itself."""
+    """Keyword arguments of `Daemon.run` beyond those that `Client.exec` names itself."""
 
     input: str | bytes | None
     user: str | None
@@ -81,7 +81,7 @@ class ProcessOptions(TypedDict, total=False):
 
 
 class SessionOptions(TypedDict, total=False):
-    """Keyword arguments of `Daemon.open_session` beyond those that `Server.new_session` names itself."""
+    """Keyword arguments of `Daemon.open_session` beyond those that `Client.new_session` names itself."""
 
     user: str | None
     scrollback: int
@@ -138,21 +138,21 @@ class DaemonSummary:
     state: DaemonState
     """ONLINE, or AWAY when its connection broke and its jobs go on."""
     is_busy: bool
-    """This server has a command or another job on it that has not ended."""
+    """This client has a command or another job on it that has not ended."""
     connected_at: float
     """Unix time, by this machine's clock, of its newest connection."""
 
 
 @frozen(repr=False)
 class FailedResult(CommandResult):
-    """In the answer to a `Server.broadcast`, stands for a command that has no result of its own.
+    """In the answer to a `Client.broadcast`, stands for a command that has no result of its own.
 
     It could not be run, or ran out of time. `exit_code` is -1, and the last line of `stderr` says
     what failed.
     """
 
     error: SanddError
-    """What `Server.exec` would have raised."""
+    """What `Client.exec` would have raised."""
 
     @property
     def signal(self) -> None:
@@ -229,7 +229,7 @@ class Client:
         A Ctrl-C ends the waiting; what remains to be done is done in the background.
 
         Raises:
-            RuntimeError: a function given to `call` did not let itself be cancelled; or the server
+            RuntimeError: a function given to `call` did not let itself be cancelled; or the client
                 had failed, by a defect of its own, before it was closed.
         """
         self._thread.close()
@@ -323,7 +323,7 @@ class Client:
         """Run a command on a daemon to its end, and return what it printed.
 
         The output arrives exactly once, whatever happens to the connection. While the daemon is
-        away this waits, within `timeout`.
+        away this waits, within `timeout`. What another thread is to end, `open_process` runs.
 
         Args:
             daemon_id: of a daemon that is online or away.
@@ -347,7 +347,7 @@ class Client:
             DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have
                 run.
             ValueError: an argument that makes no sense. Nothing ran.
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran is
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile; what ran is
                 killed.
         """
 
@@ -372,7 +372,7 @@ class Client:
 
         ::
 
-            with server.open_process("worker-1", "make test", stderr="merge") as process:
+            with client.open_process("worker-1", "make test", stderr="merge") as process:
                 for piece in process.stdout:
                     print(piece.decode(errors="replace"), end="")
                 print(process.wait().exit_code)
@@ -448,7 +448,7 @@ class Client:
 
         ::
 
-            with server.new_session("worker-1") as session:
+            with client.new_session("worker-1") as session:
                 session.write("ls\r")
                 print(session.read(timeout=1.0))
 
@@ -472,7 +472,7 @@ class Client:
             SpawnFailed: the program could not be started. Nothing ran.
             DaemonGone: the daemon is gone for good.
             ValueError: an argument that makes no sense. Nothing ran.
-            trio.ClosedResourceError: the server is closed.
+            trio.ClosedResourceError: the client is closed.
             RuntimeError: `interactive` in another thread than the main one. Nothing ran.
             NoTerminal: `interactive`, but stdin or stdout is no terminal. Nothing ran.
         """
@@ -543,7 +543,7 @@ class Client:
             data: bytes are the content. A text or a path object is the path of a file here; the content
                 of a text is ``text.encode()``.
             timeout: seconds for all of it; None: no limit.
-            progress: for a copy: called with the bytes done and those in all, in the server's thread,
+            progress: for a copy: called with the bytes done and those in all, in the client's thread,
                 which it must not block.
 
         Raises:
@@ -552,7 +552,7 @@ class Client:
                 PermissionError, IsADirectoryError, ...); a TimeoutError if the time ran out. There is no new file.
             DaemonGone: the daemon is gone for good.
             RequestRefused: the daemon declined.
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile.
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile.
         """
         return self.call(
             server_files.upload_file,
@@ -616,7 +616,7 @@ class Client:
             remote: what the copy is to be, its name included.
             timeout: seconds for all of it; None: no limit. Beyond that it is cancelled, and raises a
                 TransferError that is a TimeoutError.
-            options: as for `Daemon.upload`: `progress` (called in the server's thread, which it must not
+            options: as for `Daemon.upload`: `progress` (called in the client's thread, which it must not
                 block), `update`, `include`, `exclude`.
 
         Raises:
@@ -654,7 +654,7 @@ class Client:
 
         ::
 
-            with server.forward_port("worker-1", 80) as (host, port):
+            with client.forward_port("worker-1", 80) as (host, port):
                 print(urllib.request.urlopen(f"http://{host}:{port}/").read())
 
         Arguments and errors as `Daemon.forward_port`; any thread may connect.
@@ -708,10 +708,11 @@ class Client:
     ) -> dict[str, CommandResult]:
         """Run a command on all daemons that have all of `labels` (None: on all), at once.
 
-        One bad daemon fails no other, and delays the answer by no more than `exec` would take.
+        One bad daemon fails no other, and delays the answer by no more than `exec` would take. (The labels come
+        first here; `Controller.broadcast` has the command first, and the labels by name.)
 
         Args:
-            labels: which daemons.
+            labels: which daemons: those that have all of these; None: all.
             command: as for `exec`, and so are the other arguments. With `check`, a command that
                 ended badly still gives its own result.
 
@@ -722,7 +723,7 @@ class Client:
 
         Raises:
             ValueError: an argument that makes no sense. Nothing ran.
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran is
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile; what ran is
                 killed.
         """
 
@@ -767,18 +768,18 @@ class Client:
         This is the way to all that the trio API has and this class lacks::
 
             async def names(daemon_id: str, path: str) -> list[str]:
-                directory = server.controller.daemon(daemon_id).path(path)
+                directory = client.controller.daemon(daemon_id).path(path)
                 return [entry.name for entry in await directory.iterdir()]
 
-            server.call(names, "worker-1", "/work")
+            client.call(names, "worker-1", "/work")
 
-        The function shares its thread with everything else that the server does: it must not block.
+        The function shares its thread with everything else that the client does: it must not block.
         Its exceptions come out as they are. It sees the calling thread's context variables.
 
         Raises:
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran was
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile; what ran was
                 cancelled.
-            RuntimeError: this *is* the trio thread; or the server has failed, by a defect of its
+            RuntimeError: this *is* the trio thread; or the client has failed, by a defect of its
                 own.
         """
         return self._thread.run(async_fn, *args)

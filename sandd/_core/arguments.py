@@ -48,10 +48,11 @@ def check_count(name: str, value: int, *, lowest: int, most: int, what: str) -> 
 
 def check_mapping(name: str, value: Mapping[str, object] | None, *, like: str) -> None:
     """Nothing, where it is a dict with texts for keys, or None; `like` is an example."""
-    if value is None:
+    given: object = value  # whatever its type says
+    if given is None:
         return
-    if not isinstance(value, Mapping) or not all(isinstance(key, str | bytes) for key in value):
-        raise TypeError(f"{name} is {value!r}; it must be a dict, such as {like}, or None")
+    if not isinstance(given, Mapping) or not all(isinstance(key, str | bytes) for key in given):
+        raise TypeError(f"{name} is {given!r}; it must be a dict, such as {like}, or None")
 
 
 def check_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:

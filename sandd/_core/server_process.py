@@ -35,13 +35,13 @@ class ServerProcess:
 
     ::
 
-        with server.open_process("worker-1", ["make", "test"], stderr="merge") as process:
+        with client.open_process("worker-1", ["make", "test"], stderr="merge") as process:
             for piece in process.stdout:
                 print(piece.decode(errors="replace"), end="")
             print(process.wait().exit_code)
 
     Any number of threads may use it: one reads, say, one writes, and a third one ends it by `close` or `kill`. Use it
-    in a ``with`` block or call `close`; closing the server ends it, too.
+    in a ``with`` block or call `close`; closing the client ends it, too.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class ServerProcess:
     def close(self) -> None:
         """End the process, and wait until its whole tree is gone; a detached one goes on.
 
-        A thread that reads at this moment gets `trio.ClosedResourceError`. Idempotent. Once the server is closed, so
+        A thread that reads at this moment gets `trio.ClosedResourceError`. Idempotent. Once the client is closed, so
         is the process.
         """
         self._block.leave()

@@ -1,6 +1,6 @@
-"""`ServerSession`: a terminal on a daemon for code that doesn't use trio; what `Server.new_session` gives.
+"""`ServerSession`: a terminal on a daemon for code that doesn't use trio; what `Client.new_session` gives.
 
-A task in the server's trio thread holds the session's block open until `close`; every method is a short
+A task in the client's trio thread holds the session's block open until `close`; every method is a short
 call into that thread.
 """
 
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 class ServerSession:
-    """A terminal on a daemon, for synchronous code; made by `Server.new_session` and `Server.attach_session`.
+    """A terminal on a daemon, for synchronous code; made by `Client.new_session` and `Client.attach_session`.
 
     Any number of threads may call its methods; one at a time reads, one at a time writes, and others wait
-    for their turn. Use it in a ``with`` block or call `close`; closing the server ends it, too.
+    for their turn. Use it in a ``with`` block or call `close`; closing the client ends it, too.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ServerSession:
 
         Raises:
             trio.BrokenResourceError: the session has ended; the cause says so if it was lost or taken over.
-            trio.ClosedResourceError: it was closed, or the server was.
+            trio.ClosedResourceError: it was closed, or the client was.
         """
         self._writing.write(data)
 
@@ -107,7 +107,7 @@ class ServerSession:
 
         Raises:
             OutputGap, trio.BrokenResourceError: as `Session.receive_some`.
-            trio.ClosedResourceError: it was closed, or the server was.
+            trio.ClosedResourceError: it was closed, or the client was.
         """
         return self._reading.read(timeout, max_bytes)
 
@@ -135,13 +135,13 @@ class ServerSession:
         return self._run(wait)
 
     def detach(self) -> None:
-        """Let it outlive this object and this program; `Server.attach_session` finds it again."""
+        """Let it outlive this object and this program; `Client.attach_session` finds it again."""
         self._run(self._session.detach)
 
     def close(self) -> None:
         """End the session, and wait until its whole process tree is gone; a detached one goes on.
 
-        A thread that is in `read` gets `trio.ClosedResourceError`. Idempotent. Once the server is closed, so
+        A thread that is in `read` gets `trio.ClosedResourceError`. Idempotent. Once the client is closed, so
         is the session.
         """
         self._block.leave()

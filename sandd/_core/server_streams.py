@@ -101,7 +101,7 @@ class ServerInput:
 
         Raises:
             trio.BrokenResourceError: the process has ended.
-            trio.ClosedResourceError: this was closed before, its process was, or the server was.
+            trio.ClosedResourceError: this was closed before, its process was, or the client was.
         """
         self._writing.write(data)
 
@@ -143,7 +143,7 @@ class ServerOutput:
                 reader only looks on and was overtaken, or asked for what is not kept any more. Said once;
                 reading goes on behind them.
             trio.BrokenResourceError: the job was lost before its output ended.
-            trio.ClosedResourceError: this was closed before, its process was, or the server was.
+            trio.ClosedResourceError: this was closed before, its process was, or the client was.
         """
         return self._reading.read(timeout, max_bytes)
 

@@ -111,8 +111,9 @@ def check_size(rows: int, cols: int) -> None:
 def _argv(command: Command) -> tuple[tuple[bytes, ...], bool]:
     """The arguments, and whether they are one text for the shell."""
     shell = isinstance(command, str | bytes)
+    given: object = command  # whatever its type says
     # Of a mapping, or a set, nobody could say which word comes first.
-    if not shell and (not isinstance(command, Iterable) or isinstance(command, Mapping | Set)):
+    if not shell and (not isinstance(given, Iterable) or isinstance(given, Mapping | Set)):
         raise TypeError(
             f"the command is {command!r}; it must be a text for the shell, or a list of a program "
             "and its arguments"
