@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -22,6 +22,9 @@ from attrs import frozen
 from sandd import wire
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
+from sandd._core.audit.options import AuditOptions
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.writer import open_audit_log
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
@@ -98,6 +101,7 @@ async def open_controller(
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    audit: bool | AuditOptions = False,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -127,6 +131,8 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
+            Nothing is run before its request is on the disk there. See `AuditOptions`.
 
     Raises:
         OSError: the address can't be listened on.
@@ -145,11 +151,19 @@ async def open_controller(
             f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
-    with ExitStack() as stack:
-        state = None
+    options = AuditOptions() if audit is True else audit
+    if options and state_dir is None:
+        raise ConfigurationError("an audit log needs a state_dir, where it is kept")
+    async with AsyncExitStack() as stack:
+        state, sink = None, None
         if state_dir is not None:
             state = stack.enter_context(open_controller_state(Path(state_dir)))
             operator_secret = operator_secret or state.operator_token
+            if options:
+                secrets = [each for each in (secret, operator_secret) if each is not None]
+                sink = await stack.enter_async_context(
+                    open_audit_log(Path(state_dir), options, secrets=secrets)
+                )
         service = LocalService(
             host=host,
             port=port,
@@ -160,7 +174,10 @@ async def open_controller(
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
             ends=None if state is None else state.ends,
+            audit=sink or NO_AUDIT,
         )
+        if sink is not None:
+            sink.settle = service.link.flush
         async with _running(service) as controller:
             yield controller
 

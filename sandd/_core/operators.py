@@ -8,6 +8,8 @@ import trio
 from attrs import define, field
 
 from sandd import wire
+from sandd._core.audit.comings import OPERATOR, gone, let_in, turned_away
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.link import judge_operator
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
@@ -24,6 +26,7 @@ from sandd.wire import RejectCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.router import ClientLink, Router
     from sandd._core.transport import Connection
 
@@ -55,13 +58,14 @@ class OperatorDesk:
     heartbeat: float = 20.0
     dead_after: float = 45.0
     controller_id: str = field(factory=new_controller_id)
+    audit: AuditSink = NO_AUDIT
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.controller_id, self._greet)
+        await shake_hands(connection, self.controller_id, self._greet, self.audit)
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
         hello = greeting.hello
@@ -78,6 +82,7 @@ class OperatorDesk:
             code=reject.code.value,
             reason=reject.message,
         )
+        self.audit.note(turned_away(OPERATOR, connection.remote, reject, actor=hello.name), from_stranger=True)
         return reject
 
     def _admit(self, hello: wire.OperatorHello) -> wire.Reject | None:
@@ -116,11 +121,14 @@ class OperatorDesk:
         link.carrier = pump
         operator = self.operators[hello.client] = Operator(hello.connection, link, pump)
         log.info("operator_connected", operator=hello.name, remote=connection.remote)
+        who = {"tenant": link.tenant, "actor": link.principal}
+        self.audit.note(let_in(OPERATOR, connection.remote, **who))
         try:
             welcome = wire.Welcome(hello.version, self.heartbeat, self.dead_after)
             await welcome_and_pump(connection, pump, welcome, operator=hello.name)
         finally:
             self._remove(hello.client, operator)
+            self.audit.note(gone(OPERATOR, connection.remote, **who))
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.

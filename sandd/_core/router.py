@@ -14,19 +14,26 @@ what may come to wait for it, or because of it, is bounded by lowering the credi
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, evolve, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.trail import Actor, JobTrail
 from sandd._core.credit import CreditPool, Flow
+from sandd._core.held_requests import MAX_HELD_BYTES, Held, PendingRequest
 from sandd._core.scheduler import SHARED_FRAME_BYTES, Scheduler
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from sandd._core.audit.sinks import AuditSink
+    from sandd._core.audit.trail import JobKey, TrackedJob
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it the oldest is dropped, and the job's lease ends it."""
@@ -174,6 +181,14 @@ class ClientLink(RouterLink):
     principal: str = ""
     client: str = ""
     """Of one in another process: the only client that it may be; see `Attach`."""
+    held: dict[int, Held] = field(factory=dict)
+    """Channels that wait for the audit log."""
+    held_bytes: int = 0
+
+    @property
+    def actor(self) -> Actor:
+        """Who it is, for the audit log."""
+        return Actor(self.tenant, self.principal)
 
     @property
     def is_metered(self) -> bool:
@@ -201,12 +216,20 @@ class Route:
     to_daemon: RelayQueue
     flows: dict[wire.Stream, Flow]
     """Of its streams, where it is metered; else none."""
+    job: TrackedJob | None = None
+    """What the audit log knows of the job, where there is one."""
 
 
 class Router:
     """Joins channels of client links to channels of daemon links."""
 
-    def __init__(self) -> None:
+    def __init__(self, audit: AuditSink = NO_AUDIT) -> None:
+        self._audit = audit
+        self._trail = JobTrail(audit)
+        self._pending: dict[JobKey, PendingRequest] = {}
+        """The latest for each job; the log answers in the order in which it is asked."""
+        self._releasing = False
+        """What was held is passed on: nothing of it waits again."""
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
@@ -237,6 +260,9 @@ class Router:
         """The client's link is gone: its channels are detached, its jobs go on."""
         self.clients.pop(link, None)
         self.dirty.discard(link)
+        for held in link.held.values():
+            held.drop_all_but_ends()
+        link.held.clear()
         for route in list(link.routes.values()):
             self._unjoin(route)
             route.daemon.control(route.to_daemon.number, wire.Detach())
@@ -329,6 +355,10 @@ class Router:
             raise LocalProtocolError("a router's link is a client's or a daemon's")
 
     def _from_client(self, link: ClientLink, frame: Frame) -> None:
+        held = link.held.get(frame.channel) if link.held else None
+        if held is not None:
+            self._hold(held, frame)
+            return
         if frame.type is not FrameType.CONTROL:
             route = self._route(link, frame)
             if route is not None:
@@ -342,6 +372,8 @@ class Router:
             case wire.Attach():
                 self._attach(link, frame.channel, message)
             case wire.End():
+                if self._waits(link, frame, message):
+                    return
                 route = self._route(link, frame) if frame.channel else None
                 if route is not None:
                     self._unjoin(route)
@@ -364,6 +396,8 @@ class Router:
             route = self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
+                if route.job is not None and data.stream is Stream.EVENTS:
+                    self._trail.happened(route.job, route.client.actor, data.body)
                 gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
                 if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
@@ -380,6 +414,8 @@ class Router:
         route = self._route(link, frame)
         if route is None:
             return
+        if isinstance(message, wire.Refused) and route.job is not None:
+            self._trail.refused(route.job.key, route.client.actor, message, by="daemon")
         if isinstance(message, wire.Refused | wire.Taken):
             self._unjoin(route)
         number = route.to_client.number
@@ -403,16 +439,23 @@ class Router:
         streams = [cursor.stream for cursor in message.cursors]
         if len({*streams} & wire.TO_CLIENT) < len(streams):
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
+        if not self._is_recorded(link, number, message):
+            return
+        self._open(link, number, message)
+
+    def _open(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        """Pass an Attach on that may be."""
         daemon = self.daemons.get(message.daemon_id)
         if daemon is None:
             if message.daemon_id in self._status:
                 link.control(number, wire.Away())
             else:
-                link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+                refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+                self._refuse(link, number, message, refused)
             return
-        if link.is_metered and len(link.routes) >= MAX_ROUTES:
+        if link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
-            link.control(number, wire.Refused(RefusedCode.DENIED, text))
+            self._refuse(link, number, message, wire.Refused(RefusedCode.DENIED, text))
             return
         route = self._new_route(link, number, daemon)
         try:
@@ -421,8 +464,10 @@ class Router:
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)
-            link.control(number, wire.Refused(RefusedCode.DENIED, str(error)))
+            self._refuse(link, number, message, wire.Refused(RefusedCode.DENIED, str(error)))
             return
+        if self._audit.is_on:
+            route.job = self._trail.get(_key(link, message))
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
             self._drop_ends(daemon, link.tenant, message.job_id)
@@ -430,6 +475,97 @@ class Router:
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
         daemon.schedule(stamped)
+
+    def _refuse(
+        self, link: ClientLink, number: int, message: wire.Attach, refused: wire.Refused
+    ) -> None:
+        link.control(number, refused)
+        if self._audit.is_on:
+            self._trail.refused(_key(link, message), link.actor, refused)
+
+    # -- what waits for the audit log: see `held_requests`
+
+    def _is_recorded(self, link: ClientLink, number: int, message: wire.Attach) -> bool:
+        """Whether the Attach may be passed on at once; else it is held until it may be, or was refused."""
+        if not self._audit.is_on or message.daemon_id not in self.daemons:
+            return True  # in the latter case nothing will be
+        key = _key(link, message)
+        pending = self._pending.get(key)
+        if pending is None or not pending.means(message):
+            if message.spec is None:
+                self._trail.attached(key, message, link.actor)
+                return True
+            if pending is None and self._trail.knows(key, message):
+                return True
+            record = self._trail.request(key, message, link.actor)
+            pending = self._pending[key] = PendingRequest(key, message, record.kind)
+            self._audit.commit(record, partial(self._committed, pending))
+        elif message.spec is None:
+            self._trail.attached(key, message, link.actor)
+        held = link.held[number] = Held(link, number, message)
+        pending.held.append(held)
+        held.count(len(message.spec or b""))
+        self._bound(held)
+        return False
+
+    def _hold(self, held: Held, frame: Frame) -> None:
+        held.take(_by_itself(frame))
+        self._bound(held)
+
+    def _bound(self, held: Held) -> None:
+        """What is held for a client in another process has a bound: a disk may stand still."""
+        link = held.link
+        attach = held.attach
+        if link.is_metered and link.held_bytes > MAX_HELD_BYTES and attach is not None:
+            text = f"{MAX_HELD_BYTES} bytes of this client's wait for the audit log already"
+            del link.held[held.number]
+            held.drop_all_but_ends()
+            self._refuse(link, held.number, attach, wire.Refused(RefusedCode.DENIED, text))
+
+    def _waits(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
+        """Whether the End is held, because it may not overtake the request of its job."""
+        pending = self._pending.get((message.daemon_id, link.tenant, message.job_id))
+        if pending is None or self._releasing or frame.channel:
+            return False
+        held = Held(link, 0, None)
+        held.take(frame)
+        pending.held.append(held)
+        return True
+
+    def _committed(self, pending: PendingRequest, refusal: str | None) -> None:
+        """The request is on record, or can't be: what was held goes on, or doesn't."""
+        if self._pending.get(pending.key) is pending:
+            del self._pending[pending.key]
+        if refusal is None:
+            self._trail.requested(pending.key, pending.message, pending.kind)
+        self._releasing = True
+        try:
+            for held in pending.held:
+                self._release(held, refusal)
+        finally:
+            self._releasing = False
+
+    def _release(self, held: Held, refusal: str | None) -> None:
+        link, attach, frames = held.link, held.attach, held.frames
+        held.let_go()
+        if attach is None:  # an End by itself, or what is left of a channel that is gone
+            for frame in frames:
+                end = wire.decode_control(frame)
+                assert isinstance(end, wire.End)  # nothing else was kept
+                self._end(link, end, 0)
+            return
+        del link.held[held.number]
+        if refusal is not None:
+            self._refuse(link, held.number, attach, wire.Refused(RefusedCode.DENIED, refusal))
+        else:
+            self._open(link, held.number, attach)
+        try:
+            for frame in frames:
+                self._from_client(link, frame)
+        except RemoteProtocolError as error:
+            if link.carrier is None:
+                raise
+            link.carrier.close(f"it broke the protocol: {error}")
 
     def _new_route(self, link: ClientLink, number: int, daemon: DaemonLink) -> Route:
         far = daemon.last_channel + 1
@@ -459,6 +595,8 @@ class Router:
     def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
         client = link.client or message.client
         stamped = wire.End(message.daemon_id, message.job_id, message.grace, client, link.tenant)
+        if self._audit.is_on:
+            self._trail.stopped((message.daemon_id, link.tenant, message.job_id), link.actor)
         daemon = self.daemons.get(message.daemon_id)
         if daemon is not None:
             self._send_end(daemon, stamped, number)
@@ -554,6 +692,10 @@ def _metered(
                 states.append(state)
             return wire.ControlFrame(number, evolve(message, streams=tuple(states)))
     return wire.readdress(number, _by_itself(frame) if flows else frame)
+
+
+def _key(link: ClientLink, message: wire.Attach) -> JobKey:
+    return message.daemon_id, link.tenant, message.job_id
 
 
 def _by_itself(frame: Frame) -> Frame:

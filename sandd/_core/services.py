@@ -13,6 +13,7 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
 from sandd._core.link import Backoff
@@ -27,6 +28,7 @@ from sandd._core.transport import Connection, ListenAddress, serve
 
 if TYPE_CHECKING:
     from sandd._core.admission import Admission
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.controller_state import EndFile
     from sandd._core.job_link import JobLink
 
@@ -157,16 +159,17 @@ class LocalService(Service):
         dead_after: float,
         admission: Admission,
         ends: EndFile | None,
+        audit: AuditSink = NO_AUDIT,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
-        self.router = Router()
+        self.router = Router(audit)
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
         self.registry = Registry()
         self.directory = Directory()
-        self.link = self._local = LocalLink(self.router, self.directory)
+        self.link = self._local = LocalLink(self.router, self.directory, audit=audit)
         self.link.flush()  # it is told that there is nobody yet
         settle = self._local.flush
         self.acceptor = Acceptor(
@@ -177,6 +180,7 @@ class LocalService(Service):
             insecure=insecure,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            audit=audit,
         )
         self.desk = OperatorDesk(
             router=self.router,
@@ -185,6 +189,7 @@ class LocalService(Service):
             heartbeat=heartbeat,
             dead_after=dead_after,
             controller_id=self.acceptor.controller_id,
+            audit=audit,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None

@@ -1,0 +1,35 @@
+"""What comes from outside, as text that can do no harm in a line, on a terminal or in a table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")
+)
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of something to calculate."""
+
+
+def as_text(value: bytes | str) -> str:
+    """The value as text that any program can read: bytes and surrogates that are no characters as ``\\xNN``."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if value.isascii():
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def canonical(fields: dict[str, Any]) -> bytes:
+    """The one line, without its end, that these fields come to: JSON in visible ASCII, keys in order.
+
+    So no newline, escape sequence or bidirectional control is ever in the file, whatever it is looked at with.
+    """
+    # JSON escapes all that could harm except DEL, which can only stand within a string.
+    return _ENCODER.encode(fields).replace("\x7f", "\\u007f").encode("ascii")
+
+
+def as_cell(text: str) -> str:
+    """The text for a table that a spreadsheet may open: a value there, and never a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
