@@ -84,7 +84,10 @@ class Acceptor:
             code=reject.code.value,
             reason=reject.message,
         )
-        self.audit.note(turned_away(DAEMON, connection.remote, reject, daemon=hello.daemon_id), from_stranger=True)
+        self.audit.note(
+            turned_away(DAEMON, connection.remote, reject, daemon=hello.daemon_id),
+            from_stranger=True,
+        )
         return reject
 
     async def _admit(self, hello: wire.Hello, claim: Claim) -> wire.Reject | None:
@@ -177,9 +180,7 @@ class Acceptor:
             instance=hello.instance,
         )
         about_it = {"hostname": hello.hostname, "instance": hello.instance}
-        self.audit.note(
-            let_in(DAEMON, connection.remote, daemon=hello.daemon_id, result=about_it)
-        )
+        self.audit.note(let_in(DAEMON, connection.remote, daemon=hello.daemon_id, result=about_it))
         try:
             self.settle()
             # By itself, before the pump sends what has been scheduled since the daemon counts as online.

@@ -1,8 +1,8 @@
 """Requests that wait for the audit log: nothing of them is passed on before it is known who asked for what.
 
 Sans-IO. An Attach that would start something is held until its record is on the disk, with all that follows on its
-channel, which the credit bounds; so is what names the same job, as it may not overtake the request: an `End`, or another
-Attach. Everything else goes its way.
+channel, which the credit bounds; so is what names the same job, as it may not overtake the request: an `End`, or
+another Attach. Everything else goes its way.
 
     Attach{spec} --record--> held --committed--> in order to the daemon, as if it came now
                               |---refused------> Refused

@@ -82,7 +82,9 @@ class OperatorDesk:
             code=reject.code.value,
             reason=reject.message,
         )
-        self.audit.note(turned_away(OPERATOR, connection.remote, reject, actor=hello.name), from_stranger=True)
+        self.audit.note(
+            turned_away(OPERATOR, connection.remote, reject, actor=hello.name), from_stranger=True
+        )
         return reject
 
     def _admit(self, hello: wire.OperatorHello) -> wire.Reject | None:

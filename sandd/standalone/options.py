@@ -7,7 +7,7 @@ or a command's, which may well have the same environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, fields, frozen
 
@@ -57,6 +57,8 @@ class ControllerOptions:
     heartbeat: float = 20.0
     dead_after: float = 45.0
     max_handshakes_per_second: float = 200.0
+    audit: bool = False
+    audit_on_full: Literal["refuse", "run"] = "refuse"
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
 
@@ -71,7 +73,7 @@ class ControllerOptions:
 
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
-    *("heartbeat", "dead_after", "max_handshakes_per_second"),
+    *("heartbeat", "dead_after", "max_handshakes_per_second", "audit", "audit_on_full"),
     *("log_level", "log_format", "config"),
 )
 VARIABLES: Final = {name: (f"SANDD_CONTROLLER_{name.upper()}",) for name in _NAMES}
@@ -143,6 +145,17 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         metavar="N",
         help="how many connections are let in (default: 200)",
     )
+    parser.add_argument(
+        "--audit",
+        action="store_const",
+        const=True,
+        help="keep an audit log in the state directory: nothing runs before its request is on the disk there",
+    )
+    parser.add_argument(
+        "--audit-on-full",
+        metavar="WHAT",
+        help="while the audit log can't be written: refuse (default), or run unrecorded",
+    )
     add_common_options(parser, version)
 
 
@@ -181,6 +194,8 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
             least=0.1,
             most=100_000,
         ),
+        audit=_boolean("--audit", given.get("audit", False)),
+        audit_on_full=_on_full(given.get("audit_on_full", "refuse")),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )
@@ -196,6 +211,12 @@ def _port(given: object) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise ConfigurationError(f"--port {given!r} is no TCP port: 0 to 65535")
     return int(text)
+
+
+def _on_full(given: object) -> Literal["refuse", "run"]:
+    if given == "refuse" or given == "run":
+        return given
+    raise ConfigurationError(f"--audit-on-full {given!r} is neither refuse nor run")
 
 
 def _boolean(option: str, given: object) -> bool:

@@ -15,9 +15,7 @@ OPERATOR: Final = "operator"
 
 def let_in(kind: str, remote: str, **who: Any) -> Record:
     """Somebody has proven who it is."""
-    return Record(
-        type=RecordType.CONNECTION, outcome="admitted", kind=kind, remote=remote, **who
-    )
+    return Record(type=RecordType.CONNECTION, outcome="admitted", kind=kind, remote=remote, **who)
 
 
 def turned_away(kind: str, remote: str, reject: wire.Reject, **who: Any) -> Record:
@@ -39,6 +37,4 @@ def misbehaved(remote: str, reason: str) -> Record:
 
 def gone(kind: str, remote: str, **who: Any) -> Record:
     """The connection of somebody who was let in has ended."""
-    return Record(
-        type=RecordType.DISCONNECTION, outcome="ended", kind=kind, remote=remote, **who
-    )
+    return Record(type=RecordType.DISCONNECTION, outcome="ended", kind=kind, remote=remote, **who)

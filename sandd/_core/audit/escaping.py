@@ -13,7 +13,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 def as_text(value: bytes | str) -> str:
-    """The value as text that any program can read: bytes and surrogates that are no characters as ``\\xNN``."""
+    """The value as text that any program can read; bytes that are no characters, and surrogates, as escapes."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if value.isascii():

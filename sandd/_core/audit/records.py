@@ -89,9 +89,7 @@ class Record:
 
     def fields(self, redactor: Redactor) -> dict[str, Any]:
         """What the line says besides its number, its time and the line before it."""
-        values = {
-            name: value for name in _FIELDS if (value := getattr(self, name)) is not None
-        }
+        values = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
         kept: dict[str, Any] = redactor.value(values)
         if self.secrets:
             kept = type(redactor)(self.secrets).value(kept)

@@ -15,9 +15,12 @@ MAX_TOKEN_LENGTH: Final = 160
 """Characters of a token of ours that are held back while it may go on: they have about 70."""
 _TOKEN: Final = rb"sd[jo]_[0-9A-Za-z]{16,%d}" % MAX_TOKEN_LENGTH
 """Tokens for daemons and operators tell by their form what they are, so they needn't be known."""
-_TOKEN_BEGINNING: Final = re.compile(rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH)
+_TOKEN_BEGINNING: Final = re.compile(
+    rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH
+)
 _SECRET_NAME: Final = re.compile(
-    r"token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key|auth", re.IGNORECASE
+    r"token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key|auth",
+    re.IGNORECASE,
 )
 """Variables so named are taken to hold something that a command line must not show either."""
 
@@ -35,10 +38,14 @@ class Redactor:
     """Masks what it knows."""
 
     def __init__(self, secrets: Iterable[bytes | str] = ()) -> None:
-        known = {each.encode("utf-8", "surrogateescape") if isinstance(each, str) else each for each in secrets}
+        known = {
+            each.encode("utf-8", "surrogateescape") if isinstance(each, str) else each
+            for each in secrets
+        }
         # The longest first, so that of two which begin alike none is left in part.
         self._secrets = sorted(
-            (each for each in known if len(each) >= LEAST_LENGTH), key=lambda each: (-len(each), each)
+            (each for each in known if len(each) >= LEAST_LENGTH),
+            key=lambda each: (-len(each), each),
         )
         self._pattern = re.compile(b"|".join([*map(re.escape, self._secrets), _TOKEN]))
         beginnings = {each[:size] for each in self._secrets for size in range(1, len(each))}

@@ -318,7 +318,9 @@ class SegmentedLog:
         with path.open("rb") as file:
             file.seek(max(0, head.end - len(head.line) - 1))
             if file.read(len(head.line) + 1) != head.line + b"\n":
-                raise self._damaged(f"{path.name} doesn't have the checkpoint that its head is a copy of")
+                raise self._damaged(
+                    f"{path.name} doesn't have the checkpoint that its head is a copy of"
+                )
 
     def _read_from(self, start: int) -> int:
         """Follow the chain to its last whole line; where that ends. What follows is torn."""

@@ -158,7 +158,13 @@ class JobTrail:
         said = {name: each for name, each in result.items() if each or name == "code"}
         self._sink.note(
             _record(
-                what, job.key, actor, outcome=outcome, kind=job.kind, result=said, reason=reason or None
+                what,
+                job.key,
+                actor,
+                outcome=outcome,
+                kind=job.kind,
+                result=said,
+                reason=reason or None,
             )
         )
 
@@ -192,7 +198,9 @@ def _describe(spec: bytes) -> dict[str, Any]:
         said["cwd"] = asked.cwd
         said["env"] = tuple(sorted(asked.env)) or None
         said["limits"] = {
-            name: each for name in _LIMITS if (each := getattr(asked, name)) is not None and each is not False
+            name: each
+            for name in _LIMITS
+            if (each := getattr(asked, name)) is not None and each is not False
         }
         if asked.env:
             said["secrets"] = tuple(secrets_in(asked.env))
@@ -211,7 +219,9 @@ def _target(asked: wire.Request) -> str | None:
     for name in _TARGETS:
         value = getattr(asked, name, None)
         if value is not None:
-            parts.append(value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"))
+            parts.append(
+                value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+            )
     return " -> ".join(parts) or None
 
 

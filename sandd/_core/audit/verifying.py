@@ -175,7 +175,9 @@ class _Reader:
 
     def _read_line(self, line: Line) -> dict[str, Any]:
         if not line.is_whole:
-            raise _Fault(line.place, "it is torn: the controller ended in the middle of it, or it was cut")
+            raise _Fault(
+                line.place, "it is torn: the controller ended in the middle of it, or it was cut"
+            )
         try:
             return read_line(line.text)
         except BadLine as error:
@@ -205,7 +207,9 @@ class _Reader:
         if fields["prev"] != self.position.prev:
             if before is None or self.position.prev == NOTHING_BEFORE:
                 raise _Fault(line.place, "lines before it were deleted")
-            raise _Fault(before.place, f"it was edited, or replaced: record {expected} follows another one")
+            raise _Fault(
+                before.place, f"it was edited, or replaced: record {expected} follows another one"
+            )
         self.lines += 1
 
     def _misplaced(self, seq: int, expected: int, following: Line | None) -> str:
@@ -216,7 +220,9 @@ class _Reader:
                 next_seq = None
             if next_seq == expected:
                 return f"it was swapped: record {seq} stands here, and {expected} behind it"
-            missing = f"record {expected}" if seq == expected + 1 else f"records {expected} to {seq - 1}"
+            missing = (
+                f"record {expected}" if seq == expected + 1 else f"records {expected} to {seq - 1}"
+            )
             return f"lines were deleted before it: {missing}"
         return f"it was put in, or repeated: record {seq}, where {expected} has to stand"
 
@@ -227,7 +233,10 @@ class _Reader:
         except BadLine as error:
             raise _Fault(line.place, f"it was edited: {error}") from error
         if not holds:
-            raise _Fault(line.place, "its signature doesn't hold: it, or lines since the checkpoint before it, were edited")
+            raise _Fault(
+                line.place,
+                "its signature doesn't hold: it, or lines since the checkpoint before it, were edited",
+            )
         self.checkpoints += 1
         self.signed = self.lines
 

@@ -74,9 +74,7 @@ async def open_audit_log(
         directory = state_dir / LOG_DIRECTORY
         try:
             key = make_key(state_dir / KEY_FILE)
-            return SegmentedLog.open(
-                directory, key, redactor, segment_bytes=options.segment_bytes
-            )
+            return SegmentedLog.open(directory, key, redactor, segment_bytes=options.segment_bytes)
         except OSError as error:
             raise ConfigurationError(f"can't use the audit log in {directory}: {error}") from error
 
