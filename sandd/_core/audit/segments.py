@@ -154,7 +154,7 @@ class SegmentedLog:
         try:
             opened._go_on()
         except BaseException:
-            opened._let_go()
+            opened.let_go()
             raise
         return opened
 
@@ -210,7 +210,7 @@ class SegmentedLog:
         try:
             self.checkpoint()
         finally:
-            self._let_go()
+            self.let_go()
 
     # -- lines
 
@@ -397,7 +397,8 @@ class SegmentedLog:
             self._head = head
             raise
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Let others have it, as if this program had been killed."""
         if self._file >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._file)

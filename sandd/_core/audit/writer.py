@@ -6,6 +6,7 @@ more there is to write, the more of it shares one sync. What nobody waits for ma
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -104,12 +105,18 @@ class AuditLog:
     failure: str | None = None
     """Why nothing can be written at present."""
     _waiting: list[Waiting] = field(factory=list)
+    _under_way: list[Waiting] = field(factory=list)
+    """Those that the thread has."""
     _flood: Flood = field(factory=Flood)
     _lost: int = 0
     """Notes there was no room for while the disk was full."""
     _came: trio.Event = field(factory=trio.Event)
     _urgent: trio.Event = field(factory=trio.Event)
     _closing: bool = False
+    _abandoned: bool = False
+    """The disk hangs, and nobody waits for it any more."""
+    _in_use: threading.Lock = field(factory=threading.Lock)
+    """Held by the thread that uses the file."""
     _scope: trio.CancelScope = field(factory=lambda: trio.CancelScope(shield=True))
 
     def __repr__(self) -> str:
@@ -166,8 +173,10 @@ class AuditLog:
             await self._in_thread(self._file.close)
             return
         # The disk has hung, and may go on with it: the thread that it holds has the file.
+        self._abandoned = True
+        self._let_go_if_abandoned()
         self.failure = "the disk did not take it in time"
-        self._answer(self._take_all(), FULL + self.failure)
+        self._answer([*self._under_way, *self._take_all()], FULL + self.failure)
         log.error("audit_log_not_closed", path=str(self._file.directory), reason=self.failure)
 
     async def _until_due(self) -> None:
@@ -188,6 +197,7 @@ class AuditLog:
         if self._waiting:
             self._came.set()
             self._urgent.set()
+        self._under_way = batch
         try:
             await self._in_thread(partial(self._append, self._with_counts(batch)))
         except OSError as error:
@@ -197,6 +207,7 @@ class AuditLog:
             log.warning("audit_log_recovered", path=str(self._file.directory))
         self.failure = None
         self._lost = 0
+        self._under_way = []
         self._answer(batch, None)
         return True
 
@@ -235,6 +246,7 @@ class AuditLog:
                 on_full=self._options.on_full,
             )
         self.failure = error.strerror or str(error)
+        self._under_way = []
         asked = [each for each in (*batch, *self._waiting) if each.done is not None]
         if self._options.on_full == "run":
             kept = [Waiting(each.stamped, None) for each in (*batch, *self._waiting)]
@@ -264,7 +276,24 @@ class AuditLog:
             self.settle()
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(
+            self._use, work, limiter=self._limiter, abandon_on_cancel=True
+        )
+
+    def _use(self, work: Callable[[], None]) -> None:
+        try:
+            with self._in_use:
+                work()
+        finally:
+            self._let_go_if_abandoned()
+
+    def _let_go_if_abandoned(self) -> None:
+        # Whoever comes second, of the thread and who gives it up, finds the lock free and the mark set.
+        if self._abandoned and self._in_use.acquire(blocking=False):
+            try:
+                self._file.let_go()
+            finally:
+                self._in_use.release()
 
     def _close(self) -> None:
         """Have the task write the rest, and end."""
