@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -151,6 +152,26 @@ async def test_all_that_is_asked_of_a_daemon_is_told(tmp_path: Path) -> None:
         ("kill", "mine"),
     } <= told
     assert len({each["job"] for each in requests}) == len(requests)
+
+
+@posix_only
+async def test_a_recording_is_told_with_its_hash(tmp_path: Path) -> None:
+    """Where it is and what it has to be; the secrets that the log leaves out are not in it either."""
+    recording = tmp_path / "session.cast"
+    options = AuditOptions(secrets=("open sesame",))
+    async with audited(tmp_path / "state", options) as (_, worker):
+        script = "printf 'the word is open '; sleep 0.3; printf 'sesame. done'"
+        async with worker.open_session(["sh", "-c", script], record=recording) as session:
+            shown = b""
+            while b"done" not in shown:
+                shown += await session.receive_some()
+    (told,) = of_type(records_in(tmp_path / "state"), "recording")
+    assert (told["target"], told["outcome"], told["actor"]) == (str(recording), "complete", "local")
+    assert told["result"] == {"sha256": hashlib.sha256(recording.read_bytes()).hexdigest()}
+    events = [json.loads(line) for line in recording.read_text().splitlines()]
+    assert "sesame" not in str(events[1:])
+    output = "".join(event[2] for event in events[1:] if event[1] == "o")
+    assert output == "the word is [redacted]. done"
 
 
 @posix_only

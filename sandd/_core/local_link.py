@@ -33,6 +33,7 @@ class LocalLink(JobLink):
         self.audit = audit
         self._router = router
         self._link = router.add_client(tenant=tenant, principal="local")
+        self.actor = self._link.actor
         self._flushing = False
 
     @trio.lowlevel.enable_ki_protection

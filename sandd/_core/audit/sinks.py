@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandd._core.audit.records import Record
+    from sandd._core.audit.redaction import Redactor
 
 
 class AuditSink(Protocol):
@@ -16,6 +17,10 @@ class AuditSink(Protocol):
     @property
     def is_on(self) -> bool:
         """Somebody keeps them; else they needn't be made."""
+
+    @property
+    def redactor(self) -> Redactor | None:
+        """What is known to be secret, for those who write something else."""
 
     def note(self, record: Record, *, from_stranger: bool = False) -> None:
         """It is written soon; nobody waits for it.
@@ -34,6 +39,7 @@ class NoAudit:
     """Nothing is kept."""
 
     is_on: ClassVar[bool] = False
+    redactor: ClassVar[None] = None
 
     def note(self, record: Record, *, from_stranger: bool = False) -> None:
         """See `AuditSink`."""

@@ -81,7 +81,7 @@ async def open_audit_log(
 
     with trio.CancelScope(shield=True):  # a log that was opened has to be closed
         file = await trio.to_thread.run_sync(open_file, limiter=limiter)
-    opened = AuditLog(file, options, limiter)
+    opened = AuditLog(file, options, limiter, redactor)
     opened.note(Record(type=RecordType.CONTROLLER, outcome="started"))
     async with open_unwrapping_nursery() as nursery:
         nursery.start_soon(opened._serve)
@@ -99,6 +99,7 @@ class AuditLog:
     _file: SegmentedLog
     _options: AuditOptions
     _limiter: trio.CapacityLimiter
+    redactor: Redactor
     settle: Callable[[], None] = field(default=lambda: None)
     """Called when some have heard that their records are safe, or can't be written."""
     is_on: ClassVar[bool] = True
