@@ -130,6 +130,17 @@ def test_an_end_does_not_overtake_its_request(network: Network, channel: int) ->
     assert network.told == [RecordType.REQUEST, RecordType.STOP]
 
 
+def test_leaving_a_session_ends_nothing(network: Network) -> None:
+    """Who only lets it go on stops nothing, and the log says nothing of the kind."""
+    network.send(control(1, ATTACH))
+    network.log.write()
+    network.send(control(1, attrs.evolve(END, left=1)))
+    assert network.told == [RecordType.REQUEST]
+    again = network.join("client")
+    network.send(control(1, ATTACH), link=again)
+    assert not network.log.waiting
+
+
 def test_an_end_of_another_job_does_not_wait(network: Network) -> None:
     """Killing is not what is held up by a disk."""
     network.send(control(1, ATTACH), control(0, attrs.evolve(END, job_id="other")))
@@ -138,7 +149,7 @@ def test_an_end_of_another_job_does_not_wait(network: Network) -> None:
 
 def test_detaching_comes_after_the_request(network: Network) -> None:
     """A job that is to outlive its client is started all the same."""
-    network.send(control(1, ATTACH), control(1, wire.Detach(True)))
+    network.send(control(1, ATTACH), control(1, wire.Detach()))
     network.log.write()
     assert types(network.to_daemon) == [wire.Attach, wire.Detach]
 

@@ -11,6 +11,7 @@ import ast
 import graphlib
 import sys
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,7 @@ LAYERS = {
         "sandd._core.audit.redaction",
         "sandd._core.audit.sinks",
         "sandd._core.audit.trail",
+        "sandd._core.backlog",
         "sandd._core.byte_ring",
         "sandd._core.channels",
         "sandd._core.client",
@@ -112,9 +114,11 @@ LAYERS = {
         "sandd._core.job",
         "sandd._core.job_info",
         "sandd._core.jobs",
+        "sandd._core.kept_ends",
         "sandd._core.link",
         "sandd._core.pace",
         "sandd._core.read_ahead",
+        "sandd._core.relay_queue",
         "sandd._core.results",
         "sandd._core.router",
         "sandd._core.scheduler",
@@ -273,6 +277,7 @@ def is_named(module: str, names: list[str]) -> bool:
     return any(fnmatchcase(module, name) for name in names)
 
 
+@cache
 def layers_of(module: str) -> list[str]:
     """The layers that claim a module: exactly one, or the module or this file is wrong."""
     exact = [layer for layer, names in LAYERS.items() if module in names]
@@ -285,6 +290,7 @@ def height(module: str) -> int:
     return list(LAYERS).index(layer)
 
 
+@cache
 def modules_of(*layers: str) -> list[str]:
     """The modules there are in these layers."""
     return [module for module in FILES if set(layers_of(module)) & set(layers)]
