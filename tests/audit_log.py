@@ -53,15 +53,16 @@ def request(number: int = 1, **changes: Any) -> Record:
     return Record(type=RecordType.REQUEST, outcome="asked", **said | changes)
 
 
-def stamped(record: Record) -> Stamped:
-    """It happened now."""
-    return Stamped(record, time.time(), time.monotonic())
+def append(log: SegmentedLog, *records: Record) -> None:
+    """They happened now, and are on the disk."""
+    made = log.make_lines([Stamped(each, time.time(), time.monotonic()) for each in records])
+    log.append(made)
 
 
 def fill(log: SegmentedLog, count: int, first: int = 1) -> None:
     """So many requests, each in a write of its own, with what is due after each."""
     for number in range(first, first + count):
-        log.append([stamped(request(number))])
+        append(log, request(number))
         log.keep_up()
 
 

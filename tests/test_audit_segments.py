@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from audit_log import (
+    append,
     fill,
     key_in,
     lines_of,
@@ -19,7 +20,6 @@ from audit_log import (
     request,
     segment,
     set_lines,
-    stamped,
 )
 
 from sandd import ConfigurationError
@@ -214,7 +214,7 @@ def test_a_full_disk_takes_nothing_back(
     disk = FullDisk(room)
     monkeypatch.setattr(segments.os, "write", disk.take)
     with pytest.raises(OSError, match="No space"):
-        log.append([stamped(request(number)) for number in range(3, 8)])
+        append(log, *(request(number) for number in range(3, 8)))
     assert segment(tmp_path).read_bytes() == before
     disk.room = 10**9
     fill(log, 3, first=8)
@@ -296,12 +296,11 @@ def test_lines_have_no_secret_in_them(tmp_path: Path) -> None:
     """Those that are known, those that tell by their form, and those that variables are named for."""
     token = "sdo_" + "Ab3" * 20
     with opened_log(tmp_path, secrets=("hunter2-hunter2",)) as log:
-        log.append(
-            [
-                stamped(request(argv=("curl", "-u", "me:hunter2-hunter2"), cwd="/hunter2-hunter2")),
-                stamped(request(argv=(token,), result={"deep": [token]})),
-                stamped(request(argv=("echo", "open sesame"), secrets=(b"open sesame",))),
-            ]
+        append(
+            log,
+            request(argv=("curl", "-u", "me:hunter2-hunter2"), cwd="/hunter2-hunter2"),
+            request(argv=(token,), result={"deep": [token]}),
+            request(argv=("echo", "open sesame"), secrets=(b"open sesame",)),
         )
     text = segment(tmp_path).read_text()
     assert "hunter2" not in text
@@ -315,7 +314,10 @@ def test_lines_are_lines(tmp_path: Path) -> None:
     """Whatever a command holds, the file has one line for it, in characters that a terminal shows."""
     nasty = "a\nb\r\x1b]0;owned\x07\u202egnp\u2028\x7f\x9b\ud800"
     with opened_log(tmp_path) as log:
-        log.append([stamped(request(argv=(nasty, b"\xff\n"), daemon=nasty, reason=nasty))])
+        append(
+            log,
+            request(argv=(nasty, b"\xff\n"), daemon=nasty, reason=nasty),
+        )
     content = segment(tmp_path).read_bytes()
     assert all(0x20 <= byte < 0x7F or byte == 0x0A for byte in content)
     (line,) = [each for each in lines_of(tmp_path) if json.loads(each)["type"] == "request"]

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from audit_log import fill, key_in, lines_of, open_log, opened_log, request, set_lines, stamped
+from audit_log import append, fill, key_in, lines_of, open_log, opened_log, request, set_lines
 
 from sandd import cli
 from sandd._core.audit.records import Record, RecordType
@@ -28,12 +28,11 @@ def log(tmp_path: Path) -> Path:
     """A state directory with a log of several tenants and kinds."""
     with opened_log(tmp_path, segment_bytes=4096) as log:
         fill(log, 20)
-        log.append(
-            [
-                stamped(request(30, tenant="acme", kind="session", argv=("vi", NASTY))),
-                stamped(request(31, tenant="acme", kind="upload", argv=None, target="/tmp/x")),
-                stamped(Record(type=RecordType.REFUSAL, daemon="=cmd()", reason=NASTY)),
-            ]
+        append(
+            log,
+            request(30, tenant="acme", kind="session", argv=("vi", NASTY)),
+            request(31, tenant="acme", kind="upload", argv=None, target="/tmp/x"),
+            Record(type=RecordType.REFUSAL, daemon="=cmd()", reason=NASTY),
         )
     return tmp_path
 

@@ -104,7 +104,7 @@ def test_a_request_says_what_was_asked_for(network: Network) -> None:
         "d",
         JOB,
     )
-    assert (record.kind, record.argv, record.env) == ("command", ("make",), ("A_TOKEN",))
+    assert (record.kind, record.argv, record.env) == ("command", (b"make",), (b"A_TOKEN",))
     assert record.secrets == (b"t0ps3cret",)
 
 
@@ -191,7 +191,7 @@ def test_asking_for_something_else_is_another_request(network: Network) -> None:
     other = wire.encode_spec(wire.CommandSpec((b"rm",)))
     network.send(control(1, ATTACH), control(2, attrs.evolve(ATTACH, spec=other)))
     network.log.write()
-    assert [record.argv for record in network.log.durable] == [("make",), ("rm",)]
+    assert [record.argv for record in network.log.durable] == [(b"make",), (b"rm",)]
     network.send(control(3, ATTACH))
     assert len(network.log.waiting) == 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from audit_log import key_in, open_log, request, segment, stamped
+from audit_log import append, key_in, open_log, request, segment
 from effort import tried
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -51,7 +51,7 @@ class AuditFiles(RuleBasedStateMachine):
         assert self.log is not None
         jobs = self.jobs(count)
         self.unsure.update(jobs)
-        self.log.append([stamped(request(job=job)) for job in jobs])
+        append(self.log, *(request(job=job) for job in jobs))
         self.unsure.difference_update(jobs)
         self.safe += jobs
         self.log.keep_up()

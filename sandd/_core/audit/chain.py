@@ -47,11 +47,13 @@ class Chain:
     """Makes lines of what is to be written."""
 
     sign: Callable[[bytes], bytes]
+    write: Callable[[dict[str, Any]], bytes] = canonical
+    """Makes a line of fields: without what must not be in it."""
     position: Position = field(factory=Position)
 
     def add(self, fields: dict[str, Any], *, ts: str, mono: float) -> bytes:
         """The next line, without its newline."""
-        line = canonical(self._stamped(fields, ts, mono))
+        line = self.write(self._stamped(fields, ts, mono))
         self.position = self.position.after(line)
         return line
 

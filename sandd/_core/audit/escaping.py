@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 _ENCODER: Final = json.JSONEncoder(
@@ -19,6 +20,17 @@ def as_text(value: bytes | str) -> str:
     if value.isascii():
         return value
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def as_json(value: Any) -> Any:
+    """The same of all that a record may hold."""
+    if isinstance(value, bytes | str):
+        return as_text(value)
+    if isinstance(value, tuple | list):
+        return [as_json(each) for each in value]
+    if isinstance(value, Mapping):
+        return {name: as_json(each) for name, each in value.items()}
+    return value
 
 
 def canonical(fields: dict[str, Any]) -> bytes:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from attrs import field, frozen
 
-from sandd._core.audit.escaping import as_text
+from sandd._core.audit.escaping import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from sandd._core.audit.redaction import Redactor
 
 VERSION: Final = 1
 """Of the format of lines; a reader refuses others."""
@@ -45,14 +43,6 @@ class RecordType(enum.StrEnum):
     CERTIFICATE = "ca"
 
 
-def _text(value: bytes | str | None) -> str | None:
-    return None if value is None else as_text(value)
-
-
-def _texts(values: tuple[bytes | str, ...] | None) -> tuple[str, ...] | None:
-    return None if values is None else tuple(as_text(each) for each in values)
-
-
 @frozen(kw_only=True)
 class Record:
     """One event. What is None, or isn't known, is left out of its line."""
@@ -60,41 +50,42 @@ class Record:
     type: RecordType
     outcome: str | None = None
     """One word: "asked", "exited", "refused", ..."""
-    reason: str | None = field(default=None, converter=_text)
+    reason: str | None = None
     """For people: why."""
-    tenant: str | None = field(default=None, converter=_text)
-    actor: str | None = field(default=None, converter=_text)
+    tenant: str | None = None
+    actor: str | None = None
     """Who did it: the principal's name."""
-    remote: str | None = field(default=None, converter=_text)
+    remote: str | None = None
     """Where it came from: a peer's address."""
-    daemon: str | None = field(default=None, converter=_text)
-    job: str | None = field(default=None, converter=_text)
+    daemon: str | None = None
+    job: str | None = None
     kind: str | None = None
     """Of a job: what its spec is called on the wire; of somebody who dials in: "daemon" or "operator"."""
-    argv: tuple[str, ...] | None = field(default=None, converter=_texts)
+    argv: tuple[bytes | str, ...] | None = None
     """Of a program: its command line; with a shell, one text."""
-    target: str | None = field(default=None, converter=_text)
+    target: bytes | str | None = None
     """Of any other job: the path, the address or the job that it is about."""
-    cwd: str | None = field(default=None, converter=_text)
-    env: tuple[str, ...] | None = field(default=None, converter=_texts)
+    cwd: bytes | str | None = None
+    env: tuple[bytes | str, ...] | None = None
     """Names of the variables that were given; never a value."""
-    policy: str | None = field(default=None, converter=_text)
+    policy: str | None = None
     """Hash of the rules that decided."""
     limits: Mapping[str, Any] | None = None
     result: Mapping[str, Any] | None = None
-    trace: str | None = field(default=None, converter=_text)
+    trace: str | None = None
     """What joins it to other systems' records."""
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
     """Not in the line, nor is anything that equals them."""
 
-    def fields(self, redactor: Redactor) -> dict[str, Any]:
+    @property
+    def fields(self) -> dict[str, Any]:
         """What the line says besides its number, its time and the line before it."""
-        values = {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
-        kept: dict[str, Any] = redactor.value(values)
-        if self.secrets:
-            kept = type(redactor)(self.secrets).value(kept)
-        kept["type"] = self.type.value
-        return kept
+        said: dict[str, Any] = {"type": self.type.value}
+        for name in _FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                said[name] = as_json(value)
+        return said
 
 
 _FIELDS: Final = tuple(

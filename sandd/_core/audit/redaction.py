@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from sandd._core.audit.escaping import as_text, canonical
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MASK: Final = "[redacted]"
 LEAST_LENGTH: Final = 6
-"""Characters of a secret: a shorter one would stand in half of all words, and is none."""
+"""Bytes of a secret: a shorter one would stand in half of all words, and is none."""
+PIECE_LENGTH: Final = 256
+"""Bytes of a secret that are looked for in one: so much of a stream may have to be held back."""
+MAX_VARIABLES: Final = 64
+"""Secrets of one request: to look for each in each text takes time, and whoever asks for it gives many."""
 MAX_TOKEN_LENGTH: Final = 160
 """Characters of a token of ours that are held back while it may go on: they have about 70."""
 _TOKEN: Final = rb"sd[jo]_[0-9A-Za-z]{16,%d}" % MAX_TOKEN_LENGTH
@@ -19,57 +27,81 @@ _TOKEN_BEGINNING: Final = re.compile(
     rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH
 )
 _SECRET_NAME: Final = re.compile(
-    r"token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key|auth",
+    rb"token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key|auth",
     re.IGNORECASE,
 )
 """Variables so named are taken to hold something that a command line must not show either."""
 
 
-def secrets_in(variables: Mapping[bytes, bytes]) -> list[bytes]:
-    """Values of an environment that its names call secret."""
-    return [
+def secrets_in(variables: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
+    """Values of an environment that its names call secret, the longest first."""
+    found = {
         value
         for name, value in variables.items()
-        if len(value) >= LEAST_LENGTH and _SECRET_NAME.search(name.decode("utf-8", "replace"))
-    ]
+        if len(value) >= LEAST_LENGTH and _SECRET_NAME.search(name)
+    }
+    return tuple(sorted(found, key=lambda value: (-len(value), value))[:MAX_VARIABLES])
+
+
+def without(value: Any, secrets: Iterable[bytes]) -> Any:
+    """What JSON is made of without a few secrets, the longest first."""
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(as_text(secret), MASK)
+        return value
+    if isinstance(value, dict):
+        return {name: without(each, secrets) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without(each, secrets) for each in value]
+    return value
 
 
 class Redactor:
-    """Masks what it knows."""
+    """Masks what it knows: of a secret of several lines each line, as a terminal changes what is between them."""
 
     def __init__(self, secrets: Iterable[bytes | str] = ()) -> None:
-        known = {
-            each.encode("utf-8", "surrogateescape") if isinstance(each, str) else each
-            for each in secrets
-        }
+        known: set[bytes] = set()
+        for each in secrets:
+            secret = each.encode("utf-8", "surrogateescape") if isinstance(each, str) else each
+            # Also as it reads in a line, should it be no text.
+            known.update(_pieces(secret), _pieces(as_text(secret).encode()))
         # The longest first, so that of two which begin alike none is left in part.
-        self._secrets = sorted(
-            (each for each in known if len(each) >= LEAST_LENGTH),
-            key=lambda each: (-len(each), each),
-        )
-        self._pattern = re.compile(b"|".join([*map(re.escape, self._secrets), _TOKEN]))
-        beginnings = {each[:size] for each in self._secrets for size in range(1, len(each))}
-        self._beginnings = frozenset(beginnings)
-        self._longest = max((len(each) for each in self._secrets), default=0)
+        self.pieces = sorted(known, key=lambda each: (-len(each), each))
+        self.pattern = re.compile(b"|".join([*map(re.escape, self.pieces), _TOKEN]))
+        # What they look like in JSON, which writes each character by itself.
+        escaped = [
+            json.dumps(piece.decode("utf-8", "surrogateescape"))[1:-1] for piece in self.pieces
+        ]
+        in_lines = [re.escape(each.encode("ascii")) for each in escaped]
+        self._in_lines = re.compile(b"|".join([*in_lines, _TOKEN]))
 
     def __repr__(self) -> str:
-        return f"<Redactor of {len(self._secrets)} secrets>"
+        return f"<Redactor of {len(self.pieces)} secrets>"
+
+    @cached_property
+    def beginnings(self) -> frozenset[bytes]:
+        """Everything that may become a secret when more follows."""
+        return frozenset(piece[:size] for piece in self.pieces for size in range(1, len(piece)))
+
+    def line(self, fields: dict[str, Any]) -> bytes:
+        """The line that the fields come to, without secrets."""
+        line = canonical(fields)
+        # Hardly any line has one, and one look at a whole line costs less than one at each text in it.
+        return line if self._in_lines.search(line) is None else canonical(self.value(fields))
 
     def text(self, text: str) -> str:
         """The text without secrets."""
-        if len(text) < LEAST_LENGTH:
-            return text
         data = text.encode("utf-8", "surrogateescape")
-        if self._pattern.search(data) is None:
+        if self.pattern.search(data) is None:
             return text
-        return self._pattern.sub(MASK.encode(), data).decode("utf-8", "surrogateescape")
+        return self.pattern.sub(MASK.encode(), data).decode("utf-8", "surrogateescape")
 
     def value(self, value: Any) -> Any:
-        """The same of what JSON is made of; keys are ours, and stay."""
+        """The same of what JSON is made of; names are ours, and stay."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {key: self.value(each) for key, each in value.items()}
+            return {name: self.value(each) for name, each in value.items()}
         if isinstance(value, list | tuple):
             return [self.value(each) for each in value]
         return value
@@ -77,6 +109,14 @@ class Redactor:
     def stream(self) -> RedactedStream:
         """For what arrives in pieces."""
         return RedactedStream(self)
+
+
+def _pieces(secret: bytes) -> Iterator[bytes]:
+    """What is looked for: its lines, each in parts of about the same length."""
+    for line in secret.splitlines():
+        if len(line) >= LEAST_LENGTH:
+            size = -(-len(line) // -(-len(line) // PIECE_LENGTH))
+            yield from (line[start : start + size] for start in range(0, len(line), size))
 
 
 class RedactedStream:
@@ -87,6 +127,7 @@ class RedactedStream:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
+        self._longest = max((len(each) for each in redactor.pieces), default=0)
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
@@ -102,7 +143,7 @@ class RedactedStream:
         shown = bytearray()
         position = 0
         hold = len(data) if is_last else self._undecided(data, 0)
-        for match in self._redactor._pattern.finditer(data):
+        for match in self._redactor.pattern.finditer(data):
             if match.start() >= hold:
                 break
             shown += data[position : match.start()] + MASK.encode()
@@ -117,12 +158,11 @@ class RedactedStream:
 
     def _undecided(self, data: bytes, start: int) -> int:
         """Where the earliest beginning of a secret stands that may go on in the next piece."""
-        redactor = self._redactor
         earliest = len(data)
         token = _TOKEN_BEGINNING.search(data, max(start, len(data) - MAX_TOKEN_LENGTH - 4))
         if token is not None:
             earliest = token.start()
-        for position in range(max(start, len(data) - redactor._longest + 1), earliest):
-            if data[position:] in redactor._beginnings:
+        for position in range(max(start, len(data) - self._longest + 1), earliest):
+            if data[position:] in self._redactor.beginnings:
                 return position
         return earliest

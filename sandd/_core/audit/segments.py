@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 import time
-from datetime import UTC, datetime
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from attrs import define, frozen
@@ -23,6 +23,7 @@ from sandd._core._errors import ConfigurationError
 from sandd._core.audit.chain import BadLine, Chain, Position, read_line
 from sandd._core.audit.escaping import canonical
 from sandd._core.audit.records import Record, RecordType
+from sandd._core.audit.redaction import without
 from sandd._core.logs import get_logger
 from sandd._core.state_directory import lock_directory, replace_file
 
@@ -58,6 +59,15 @@ class Stamped:
     """Wall clock, in seconds since 1970: for people, who compare it with other systems'."""
     mono: float
     """A clock that nobody sets."""
+
+
+@frozen
+class Lines:
+    """Lines that are to be written."""
+
+    lines: list[bytes]
+    before: Position
+    """Where the chain stands if they can't be."""
 
 
 @frozen
@@ -115,7 +125,6 @@ class SegmentedLog:
 
     directory: Path
     _key: SigningKey
-    _redactor: Redactor
     _segment_bytes: int
     _chain: Chain
     _lock: IO[str]
@@ -149,7 +158,12 @@ class SegmentedLog:
         if lock is None:
             raise ConfigurationError(f"the audit log in {directory} is another controller's")
         opened = cls(
-            directory, key, redactor, segment_bytes, Chain(key.sign), lock, secrets.token_hex(8)
+            directory,
+            key,
+            segment_bytes,
+            Chain(key.sign, redactor.line),
+            lock,
+            secrets.token_hex(8),
         )
         try:
             opened._go_on()
@@ -163,19 +177,25 @@ class SegmentedLog:
 
     # -- what it is for
 
-    def append(self, records: Iterable[Stamped]) -> None:
+    def make_lines(self, records: Iterable[Stamped]) -> Lines:
+        """The next lines, to be written before any others are made. Nothing of this blocks."""
+        before = self._chain.position
+        lines = []
+        for each in records:
+            fields = each.record.fields
+            if each.record.secrets:
+                fields = without(fields, each.record.secrets)
+            lines.append(self._chain_line(fields, each.at, each.mono))
+        return Lines(lines, before)
+
+    def append(self, made: Lines) -> None:
         """Write them, all or none; they are on the disk when this returns.
 
         OSError: none is, and the log is as it was before.
         """
         if self._broken is not None:
             raise OSError(self._broken)
-        before = self._chain.position
-        lines = [
-            self._chain_line(each.record.fields(self._redactor), each.at, each.mono)
-            for each in records
-        ]
-        self._write(lines, before)
+        self._write(made.lines, made.before)
 
     def keep_up(self) -> None:
         """What is due from time to time: a checkpoint, its copy, the next segment. OSError: it is still due."""
@@ -408,7 +428,14 @@ class SegmentedLog:
 
 
 def _shown(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """UTC, to the microsecond, in a form in which texts sort as times do."""
+    second, microseconds = divmod(round(at * 1_000_000), 1_000_000)
+    return f"{_shown_second(second)}.{microseconds:06d}Z"
+
+
+@lru_cache(maxsize=2)
+def _shown_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _sync(descriptor: int) -> None:

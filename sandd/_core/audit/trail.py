@@ -203,7 +203,7 @@ def _describe(spec: bytes) -> dict[str, Any]:
             if (each := getattr(asked, name)) is not None and each is not False
         }
         if asked.env:
-            said["secrets"] = tuple(secrets_in(asked.env))
+            said["secrets"] = secrets_in(asked.env)
         return said
     said["target"] = _target(asked)
     return said
