@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, Final
 
 _ENCODER: Final = json.JSONEncoder(
@@ -24,11 +23,11 @@ def as_text(value: bytes | str) -> str:
 
 def as_json(value: Any) -> Any:
     """The same of all that a record may hold."""
-    if isinstance(value, bytes | str):
+    if isinstance(value, (str, bytes)):
         return as_text(value)
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return [as_json(each) for each in value]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: as_json(each) for name, each in value.items()}
     return value
 

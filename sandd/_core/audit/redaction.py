@@ -23,6 +23,7 @@ MAX_TOKEN_LENGTH: Final = 160
 """Characters of a token of ours that are held back while it may go on: they have about 70."""
 _TOKEN: Final = rb"sd[jo]_[0-9A-Za-z]{16,%d}" % MAX_TOKEN_LENGTH
 """Tokens for daemons and operators tell by their form what they are, so they needn't be known."""
+_TOKEN_MARKS: Final = (b"sdj_", b"sdo_")
 _TOKEN_BEGINNING: Final = re.compile(
     rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH
 )
@@ -72,8 +73,7 @@ class Redactor:
         escaped = [
             json.dumps(piece.decode("utf-8", "surrogateescape"))[1:-1] for piece in self.pieces
         ]
-        in_lines = [re.escape(each.encode("ascii")) for each in escaped]
-        self._in_lines = re.compile(b"|".join([*in_lines, _TOKEN]))
+        self._in_lines = [*(each.encode("ascii") for each in escaped), *_TOKEN_MARKS]
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self.pieces)} secrets>"
@@ -86,8 +86,11 @@ class Redactor:
     def line(self, fields: dict[str, Any]) -> bytes:
         """The line that the fields come to, without secrets."""
         line = canonical(fields)
-        # Hardly any line has one, and one look at a whole line costs less than one at each text in it.
-        return line if self._in_lines.search(line) is None else canonical(self.value(fields))
+        # Hardly any line has one, and to look for them in the whole costs a tenth of looking in each text.
+        for each in self._in_lines:
+            if each in line:
+                return canonical(self.value(fields))
+        return line
 
     def text(self, text: str) -> str:
         """The text without secrets."""
