@@ -641,7 +641,7 @@ class World(JobWorld):
             assert not any(counted), "something still counts as waiting"
         for client in self.router.clients:
             assert (client.held, client.held_bytes) == ({}, 0), "something is still held"
-        assert not self.router._pending
+        assert not len(self.router._held)
         self.check_trail()
         for cable in self.cables:
             if cable.far.is_open:

@@ -11,16 +11,19 @@ another Attach. Everything else goes its way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.relay_queue import by_itself
 from sandd.wire import FrameType, Stream
 
 if TYPE_CHECKING:
-    from sandd._core.audit.trail import JobKey
+    from sandd._core.audit.sinks import AuditSink
+    from sandd._core.audit.trail import JobKey, JobTrail
     from sandd._core.router import ClientLink
     from sandd.wire import Frame
 
@@ -98,3 +101,132 @@ class PendingRequest:
         return message.spec is None or (message.spec, message.instance, message.client) == (
             mine.spec, mine.instance, mine.client
         )  # fmt: skip
+
+
+class Passage(Protocol):
+    """The router: what was held goes on there."""
+
+    def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        """Pass on an Attach that may be."""
+
+    def turn_down(self, link: ClientLink, number: int, message: wire.Attach, text: str) -> None:
+        """Tell the client that its Attach is not passed on, and why."""
+
+    def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
+        """Pass on an End."""
+
+    def receive(self, link: ClientLink, frame: Frame) -> None:
+        """Take a frame, as if it came now."""
+
+
+class HeldRequests:
+    """What waits in one router."""
+
+    def __init__(self, audit: AuditSink, trail: JobTrail, passage: Passage) -> None:
+        self._audit = audit
+        self._trail = trail
+        self._passage = passage
+        self._pending: dict[JobKey, PendingRequest] = {}
+        """The latest for each job; the log answers in the order in which it is asked."""
+        self._releasing = False
+        """What was held is passed on: nothing of it waits again."""
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def admits(self, link: ClientLink, number: int, message: wire.Attach) -> bool:
+        """Whether the Attach may be passed on at once; else it is held until it may be, or was turned down."""
+        if not self._audit.is_on:
+            return True
+        key = job_key(link, message)
+        pending = self._pending.get(key)
+        if pending is None or not pending.means(message):
+            if message.spec is None:
+                self._trail.attached(key, message, link.actor)
+                return True
+            if pending is None and self._trail.knows(key, message):
+                return True
+            record = self._trail.request(key, message, link.actor)
+            pending = self._pending[key] = PendingRequest(key, message, record.kind)
+            self._audit.commit(record, partial(self._committed, pending))
+        elif message.spec is None:
+            self._trail.attached(key, message, link.actor)
+        held = link.held[number] = Held(link, number, message)
+        pending.held.append(held)
+        held.count(len(message.spec or b""))
+        self._bound(held)
+        return False
+
+    def keeps(self, link: ClientLink, frame: Frame) -> bool:
+        """Whether the frame is held, as its channel is."""
+        held = link.held.get(frame.channel)
+        if held is None:
+            return False
+        held.take(by_itself(frame))
+        self._bound(held)
+        return True
+
+    def keeps_end(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
+        """Whether the End is held, because it may not overtake the request of its job."""
+        pending = self._pending.get((message.daemon_id, link.tenant, message.job_id))
+        if pending is None or self._releasing or frame.channel:
+            return False
+        held = Held(link, 0, None)
+        held.take(by_itself(frame))
+        pending.held.append(held)
+        return True
+
+    def forget(self, link: ClientLink) -> None:
+        """The link is gone, and its channels with it."""
+        for held in link.held.values():
+            held.drop_all_but_ends()
+        link.held.clear()
+
+    def _bound(self, held: Held) -> None:
+        """What is held for a client in another process has a bound: a disk may stand still."""
+        link, attach = held.link, held.attach
+        if link.is_metered and link.held_bytes > MAX_HELD_BYTES and attach is not None:
+            text = f"{MAX_HELD_BYTES} bytes of this client's wait for the audit log already"
+            del link.held[held.number]
+            held.drop_all_but_ends()
+            self._passage.turn_down(link, held.number, attach, text)
+
+    def _committed(self, pending: PendingRequest, refusal: str | None) -> None:
+        """The request is on record, or can't be: what was held goes on, or doesn't."""
+        if self._pending.get(pending.key) is pending:
+            del self._pending[pending.key]
+        if refusal is None:
+            self._trail.requested(pending.key, pending.message, pending.kind)
+        self._releasing = True
+        try:
+            for held in pending.held:
+                try:
+                    self._release(held, refusal)
+                except RemoteProtocolError as error:
+                    if held.link.carrier is None:
+                        raise
+                    held.link.carrier.close(f"it broke the protocol: {error}")
+        finally:
+            self._releasing = False
+
+    def _release(self, held: Held, refusal: str | None) -> None:
+        link, attach, frames = held.link, held.attach, held.frames
+        held.let_go()
+        if attach is None:  # an End by itself, or what is left of a channel that is gone
+            for frame in frames:
+                end = wire.decode_control(frame)
+                assert isinstance(end, wire.End)  # nothing else was kept
+                self._passage.end_job(link, end, 0)
+            return
+        del link.held[held.number]
+        if refusal is not None:
+            self._passage.turn_down(link, held.number, attach, refusal)
+        else:
+            self._passage.open_channel(link, held.number, attach)
+        for frame in frames:
+            self._passage.receive(link, frame)
+
+
+def job_key(link: ClientLink, message: wire.Attach) -> JobKey:
+    """Which job the Attach is about."""
+    return message.daemon_id, link.tenant, message.job_id

@@ -15,7 +15,6 @@ no credit by the room there is for each sender (`backlog`).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, evolve, field
@@ -26,9 +25,9 @@ from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.audit.trail import Actor, JobTrail
 from sandd._core.backlog import Backlog, Share
 from sandd._core.credit import CreditPool, Flow
-from sandd._core.held_requests import MAX_HELD_BYTES, Held, PendingRequest
+from sandd._core.held_requests import HeldRequests, job_key
 from sandd._core.kept_ends import KeptEnds
-from sandd._core.relay_queue import MeteredQueue, RelayQueue
+from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
 from sandd._core.scheduler import Scheduler, control_size
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from sandd._core.audit.sinks import AuditSink
-    from sandd._core.audit.trail import JobKey, TrackedJob
+    from sandd._core.audit.trail import TrackedJob
+    from sandd._core.held_requests import Held
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
@@ -178,10 +178,7 @@ class Router:
     def __init__(self, audit: AuditSink = NO_AUDIT) -> None:
         self._audit = audit
         self._trail = JobTrail(audit)
-        self._pending: dict[JobKey, PendingRequest] = {}
-        """The latest for each job; the log answers in the order in which it is asked."""
-        self._releasing = False
-        """What was held is passed on: nothing of it waits again."""
+        self._held = HeldRequests(audit, self._trail, self)
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
@@ -210,9 +207,7 @@ class Router:
         """The client's link is gone: its channels are detached, its jobs go on."""
         self.clients.pop(link, None)
         self.dirty.discard(link)
-        for held in link.held.values():
-            held.drop_all_but_ends()
-        link.held.clear()
+        self._held.forget(link)
         for route in list(link.routes.values()):
             self._detach(route, wire.Detach())
         for parting in link.partings.values():
@@ -343,10 +338,7 @@ class Router:
             raise LocalProtocolError("a router's link is a client's or a daemon's")
 
     def _from_client(self, link: ClientLink, frame: Frame) -> None:
-        held = link.held.get(frame.channel) if link.held else None
-        if held is not None:
-            held.take(_by_itself(frame))
-            self._bound(held)
+        if link.held and self._held.keeps(link, frame):
             return
         if frame.type is not FrameType.CONTROL:
             route = self._route(link, frame)
@@ -361,7 +353,7 @@ class Router:
             case wire.Attach():
                 self._attach(link, frame.channel, message)
             case wire.End():
-                if self._waits(link, frame, message):
+                if self._held.keeps_end(link, frame, message):
                     return
                 route = self._route(link, frame) if frame.channel else None
                 number = 0
@@ -370,7 +362,7 @@ class Router:
                     self._leave(route)
                 else:
                     self._let_go(link, frame.channel)
-                self._end(link, message, number)
+                self.end_job(link, message, number)
             case wire.Window() | wire.Flush():
                 route = self._route(link, frame)
                 if route is not None:
@@ -426,7 +418,7 @@ class Router:
                 self._unjoin(route)
                 for control in queue.take_controls():
                     client.control(queue.number, control)
-        passed = wire.readdress(queue.number, _by_itself(frame) if route.flows else frame)
+        passed = wire.readdress(queue.number, by_itself(frame) if route.flows else frame)
         if route.flows and not route.to_client_share.has_room(control_size(passed)):
             self._refuse(route)
         else:
@@ -469,23 +461,26 @@ class Router:
         streams = [cursor.stream for cursor in message.cursors]
         if len({*streams} & wire.TO_CLIENT) < len(streams):
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
-        if self._is_recorded(link, number, message):
-            self._open(link, number, message)
+        is_for_somebody = (
+            message.daemon_id in self.daemons and message.daemon_id not in link.partings
+        )
+        if not is_for_somebody or self._held.admits(link, number, message):
+            self.open_channel(link, number, message)
 
-    def _open(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+    def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
         """Pass on an Attach that may be."""
         daemon = self.daemons.get(message.daemon_id)
         if daemon is None or message.daemon_id in link.partings:
             if message.daemon_id in self._status:
                 link.control(number, wire.Away())
             else:
-                self._turn_down(
+                self.turn_down(
                     link, number, message, "no such daemon", RefusedCode.DAEMON_NOT_FOUND
                 )
             return
         if link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
-            self._turn_down(link, number, message, text)
+            self.turn_down(link, number, message, text)
             return
         route = self._new_route(link, number, daemon)
         try:
@@ -494,15 +489,15 @@ class Router:
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)
-            self._turn_down(link, number, message, str(error))
+            self.turn_down(link, number, message, str(error))
             return
         share = route.to_daemon_share
         if not share.has_room(control_size(stamped)):
             self._unjoin(route)
-            self._turn_down(link, number, message, TOO_MUCH)
+            self.turn_down(link, number, message, TOO_MUCH)
             return
         if self._audit.is_on:
-            route.job = self._trail.get(_key(link, message))
+            route.job = self._trail.get(job_key(link, message))
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
             daemon.ends.drop(link.tenant, message.job_id)
@@ -511,7 +506,7 @@ class Router:
         daemon.routes[daemon.last_channel] = route
         daemon.schedule(stamped, share=share)
 
-    def _turn_down(
+    def turn_down(
         self,
         link: ClientLink,
         number: int,
@@ -519,91 +514,11 @@ class Router:
         text: str,
         code: RefusedCode = RefusedCode.DENIED,
     ) -> None:
+        """Tell the client that its Attach is not passed on, and why."""
         refused = wire.Refused(code, text)
         link.control(number, refused)
         if self._audit.is_on:
-            self._trail.refused(_key(link, message), link.actor, refused)
-
-    # -- what waits for the audit log: see `held_requests`
-
-    def _is_recorded(self, link: ClientLink, number: int, message: wire.Attach) -> bool:
-        """Whether the Attach may be passed on at once; else it is held until it may be, or was refused."""
-        if not self._audit.is_on:
-            return True
-        if message.daemon_id not in self.daemons or message.daemon_id in link.partings:
-            return True  # nothing will be
-        key = _key(link, message)
-        pending = self._pending.get(key)
-        if pending is None or not pending.means(message):
-            if message.spec is None:
-                self._trail.attached(key, message, link.actor)
-                return True
-            if pending is None and self._trail.knows(key, message):
-                return True
-            record = self._trail.request(key, message, link.actor)
-            pending = self._pending[key] = PendingRequest(key, message, record.kind)
-            self._audit.commit(record, partial(self._committed, pending))
-        elif message.spec is None:
-            self._trail.attached(key, message, link.actor)
-        held = link.held[number] = Held(link, number, message)
-        pending.held.append(held)
-        held.count(len(message.spec or b""))
-        self._bound(held)
-        return False
-
-    def _bound(self, held: Held) -> None:
-        """What is held for a client in another process has a bound: a disk may stand still."""
-        link, attach = held.link, held.attach
-        if link.is_metered and link.held_bytes > MAX_HELD_BYTES and attach is not None:
-            text = f"{MAX_HELD_BYTES} bytes of this client's wait for the audit log already"
-            del link.held[held.number]
-            held.drop_all_but_ends()
-            self._turn_down(link, held.number, attach, text)
-
-    def _waits(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
-        """Whether the End is held, because it may not overtake the request of its job."""
-        pending = self._pending.get((message.daemon_id, link.tenant, message.job_id))
-        if pending is None or self._releasing or frame.channel:
-            return False
-        held = Held(link, 0, None)
-        held.take(_by_itself(frame))
-        pending.held.append(held)
-        return True
-
-    def _committed(self, pending: PendingRequest, refusal: str | None) -> None:
-        """The request is on record, or can't be: what was held goes on, or doesn't."""
-        if self._pending.get(pending.key) is pending:
-            del self._pending[pending.key]
-        if refusal is None:
-            self._trail.requested(pending.key, pending.message, pending.kind)
-        self._releasing = True
-        try:
-            for held in pending.held:
-                try:
-                    self._release(held, refusal)
-                except RemoteProtocolError as error:
-                    if held.link.carrier is None:
-                        raise
-                    held.link.carrier.close(f"it broke the protocol: {error}")
-        finally:
-            self._releasing = False
-
-    def _release(self, held: Held, refusal: str | None) -> None:
-        link, attach, frames = held.link, held.attach, held.frames
-        held.let_go()
-        if attach is None:  # an End by itself, or what is left of a channel that is gone
-            for frame in frames:
-                end = wire.decode_control(frame)
-                assert isinstance(end, wire.End)  # nothing else was kept
-                self._end(link, end, 0)
-            return
-        del link.held[held.number]
-        if refusal is not None:
-            self._turn_down(link, held.number, attach, refusal)
-        else:
-            self._open(link, held.number, attach)
-        for frame in frames:
-            self._from_client(link, frame)
+            self._trail.refused(job_key(link, message), link.actor, refused)
 
     def _new_route(self, link: ClientLink, number: int, daemon: DaemonLink) -> Route:
         far = daemon.last_channel + 1
@@ -634,7 +549,8 @@ class Router:
         queue.put_window(flow.update())
         link.activate(queue)
 
-    def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
+    def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
+        """Pass on an End, on that channel of the daemon's; or keep it until the daemon is back."""
         client = link.client or message.client
         stamped = evolve(message, client=client, tenant=link.tenant)
         if self._audit.is_on and message.left is None:
@@ -745,22 +661,6 @@ def _metered_attached(message: wire.Attached, route: Route) -> wire.Attached:
             flow.place(state.start, by_sender=True)
         states.append(state)
     return evolve(message, streams=tuple(states))
-
-
-def _key(link: ClientLink, message: wire.Attach) -> JobKey:
-    return message.daemon_id, link.tenant, message.job_id
-
-
-PINNED_FACTOR: Final = 4
-"""A control frame that waits may keep so many times its size alive."""
-
-
-def _by_itself(frame: Frame) -> Frame:
-    """The frame, without the message that it came in, if that is much larger: it would be kept along with it."""
-    payload = frame.payload
-    if memoryview(payload.obj).nbytes < PINNED_FACTOR * len(payload):
-        return frame
-    return frame._replace(payload=memoryview(bytes(payload)))
 
 
 def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
