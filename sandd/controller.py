@@ -22,6 +22,7 @@ from attrs import frozen
 from sandd import wire
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
+from sandd._core.audit.changes import policies_in_force, policies_refused, tokens_set
 from sandd._core.audit.options import AuditOptions
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.audit.writer import open_audit_log
@@ -31,8 +32,12 @@ from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
+from sandd._core.policy.tenants import TenantPolicies
 from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import Rate
 from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
 from sandd.wire import DaemonState, JobState
@@ -58,6 +63,8 @@ __all__ = [
     "JobState",
     "KeptOutput",
     "Process",
+    "Rate",
+    "RateLimits",
     "RemoteStream",
     "Session",
     "connect_controller",
@@ -97,11 +104,13 @@ async def open_controller(
     token: str | bytes | None = None,
     operator_token: str | bytes | None = None,
     state_dir: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
     audit: bool | AuditOptions = False,
+    rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -122,7 +131,9 @@ async def open_controller(
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
             ``operator.token``, made for you and used where `operator_token` isn't given, and the jobs that are
-            still to be ended on daemons that are away.
+            still to be ended on daemons that are away. ``policy/TENANT.toml`` in it is a tenant's policy.
+        policy: a TOML file with what may be asked of daemons at all, by this program as well; see
+            `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -133,10 +144,12 @@ async def open_controller(
             while it lasts, and has 10,000 daemons back within a minute after a restart.
         audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
             Nothing is run before its request is on the disk there. See `AuditOptions`.
+        rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
         OSError: the address can't be listened on.
-        ConfigurationError: an argument makes no sense; or the state directory can't be used, or is in use.
+        ConfigurationError: an argument makes no sense; or the state directory, or a policy, can't be used, or is
+            in use.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
@@ -164,6 +177,13 @@ async def open_controller(
                 sink = await stack.enter_async_context(
                     open_audit_log(Path(state_dir), options, secrets=secrets)
                 )
+        policies = TenantPolicies(
+            file=None if policy is None else Path(policy),
+            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+        )
+        await trio.to_thread.run_sync(policies.read)
+        if sink is not None:
+            sink.note(policies_in_force(policies.hashes))
         service = LocalService(
             host=host,
             port=port,
@@ -173,8 +193,10 @@ async def open_controller(
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
+            rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
             audit=sink or NO_AUDIT,
+            policies=policies,
         )
         if sink is not None:
             sink.settle = service.link.flush
@@ -420,6 +442,29 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.acceptor.token, service.desk.token = secret, operator_secret
+        changed = tokens_set(daemons=secret is not None, operators=operator_secret is not None)
+        service.link.audit.note(changed)
+
+    async def reload_policy(self) -> None:
+        """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
+
+        They apply to what is asked for from now on; what runs goes on. A tenant is held to both, its own and that
+        of everybody.
+
+        Raises:
+            ConfigurationError: one of them can't be used. Those that were in force still are.
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its policies")
+        audit = service.link.audit
+        try:
+            await trio.to_thread.run_sync(service.policies.read)
+        except ConfigurationError as error:
+            audit.note(policies_refused(str(error)))
+            raise
+        audit.note(policies_in_force(service.policies.hashes))
 
     # -- inside
 

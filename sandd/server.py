@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core.audit.options import AuditOptions
+    from sandd.controller import RateLimits
 
 __all__ = ["Server"]
 
@@ -29,11 +30,13 @@ class ServerOptions(TypedDict, total=False):
     token: str | bytes | None
     operator_token: str | bytes | None
     state_dir: str | os.PathLike[str] | None
+    policy: str | os.PathLike[str] | None
     insecure: bool
     heartbeat: float
     dead_after: float
     max_handshakes_per_second: float
     audit: bool | AuditOptions
+    rate_limits: RateLimits | None
 
 
 class Server(Client):
@@ -48,6 +51,8 @@ class Server(Client):
         port: TCP port; 0 takes a free one, see `address`.
         options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `insecure`,
             `heartbeat`, `dead_after`, `max_handshakes_per_second`, `audit`.
+        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`,
+            `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
 
     Raises:
         OSError: the address can't be listened on.

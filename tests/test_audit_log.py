@@ -237,6 +237,31 @@ async def test_attaching_is_told(tmp_path: Path) -> None:
     assert told[2]["result"] == {"role": "viewer", "takeover": False}
 
 
+@posix_only
+async def test_policies_and_tokens_are_told(tmp_path: Path) -> None:
+    """What is in force, by its hash; what was refused by it; and that other secrets count."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text('default = "deny"\n')
+    policy.chmod(0o600)
+    state = tmp_path / "state"
+    async with audited(state, policy=policy) as (controller, worker):
+        with pytest.raises(sandd.PolicyDenied):
+            await worker.run(["true"])
+        policy.write_text("nonsense")
+        with pytest.raises(ConfigurationError):
+            await controller.reload_policy()
+        controller.set_tokens(token="second-secret", operator_token=None)
+    records = records_in(state)
+    in_force, refused = of_type(records, "policy")
+    (denied,) = of_type(records, "refusal")
+    assert in_force["result"] == {"*": denied["policy"]}
+    assert denied["outcome"] == "policy_denied"
+    assert refused["outcome"] == "refused"
+    assert not of_type(records, "request")
+    (changed,) = of_type(records, "token")
+    assert changed["result"] == {"daemons_need_one": True, "operators_may_come": False}
+
+
 async def test_a_log_needs_a_place() -> None:
     """Without a state directory nothing is opened."""
     with pytest.raises(ConfigurationError, match="state_dir"):

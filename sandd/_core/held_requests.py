@@ -19,7 +19,7 @@ from attrs import define, field
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.relay_queue import by_itself
-from sandd.wire import FrameType, Stream
+from sandd.wire import FrameType, RefusedCode, Stream
 
 if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
@@ -109,7 +109,9 @@ class Passage(Protocol):
     def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
         """Pass on an Attach that may be."""
 
-    def turn_down(self, link: ClientLink, number: int, message: wire.Attach, text: str) -> None:
+    def turn_down(
+        self, link: ClientLink, number: int, message: wire.Attach, refused: wire.Refused
+    ) -> None:
         """Tell the client that its Attach is not passed on, and why."""
 
     def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
@@ -189,7 +191,8 @@ class HeldRequests:
             text = f"{MAX_HELD_BYTES} bytes of this client's wait for the audit log already"
             del link.held[held.number]
             held.drop_all_but_ends()
-            self._passage.turn_down(link, held.number, attach, text)
+            refused = wire.Refused(RefusedCode.DENIED, text)
+            self._passage.turn_down(link, held.number, attach, refused)
 
     def _committed(self, pending: PendingRequest, refusal: str | None) -> None:
         """The request is on record, or can't be: what was held goes on, or doesn't."""
@@ -220,7 +223,8 @@ class HeldRequests:
             return
         del link.held[held.number]
         if refusal is not None:
-            self._passage.turn_down(link, held.number, attach, refusal)
+            refused = wire.Refused(RefusedCode.DENIED, refusal)
+            self._passage.turn_down(link, held.number, attach, refused)
         else:
             self._passage.open_channel(link, held.number, attach)
         for frame in frames:

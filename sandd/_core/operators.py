@@ -13,12 +13,14 @@ from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.link import judge_operator
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     new_controller_id,
+    note_judgement,
     shake_hands,
     welcome_and_pump,
 )
@@ -62,6 +64,7 @@ class OperatorDesk:
     """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
     controller_id: str = field(factory=new_controller_id)
     audit: AuditSink = NO_AUDIT
+    failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
@@ -74,6 +77,7 @@ class OperatorDesk:
         hello = greeting.hello
         reject = judge_operator(hello, greeting.challenge, token=self.token)
         assert isinstance(hello, wire.OperatorHello)  # judge_operator refuses anything else
+        note_judgement(connection, reject, self.failures)
         reject = reject or self._admit(hello)
         if reject is None:
             await self._pump(connection, hello)
@@ -137,6 +141,7 @@ class OperatorDesk:
         finally:
             self._remove(hello.client, operator)
             self.audit.note(gone(OPERATOR, connection.remote, **who))
+            self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.

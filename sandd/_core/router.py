@@ -33,7 +33,7 @@ from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.audit.trail import TrackedJob
@@ -175,9 +175,18 @@ class Route:
 class Router:
     """Joins channels of client links to channels of daemon links."""
 
-    def __init__(self, audit: AuditSink = NO_AUDIT) -> None:
+    def __init__(
+        self,
+        authorise: Callable[
+            [ClientLink, wire.Attach], wire.Refused | None
+        ] = lambda _link, _message: None,
+        audit: AuditSink = NO_AUDIT,
+        policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
+    ) -> None:
+        self._authorise = authorise
+        """Asked of each Attach that would be passed on; a refusal goes back in its stead."""
         self._audit = audit
-        self._trail = JobTrail(audit)
+        self._trail = JobTrail(audit, policies_of)
         self._held = HeldRequests(audit, self._trail, self)
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
@@ -464,7 +473,10 @@ class Router:
         is_for_somebody = (
             message.daemon_id in self.daemons and message.daemon_id not in link.partings
         )
-        if not is_for_somebody or self._held.admits(link, number, message):
+        refused = self._authorise(link, message) if is_for_somebody else None
+        if refused is not None:
+            self.turn_down(link, number, message, refused)
+        elif not is_for_somebody or self._held.admits(link, number, message):
             self.open_channel(link, number, message)
 
     def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
@@ -474,13 +486,12 @@ class Router:
             if message.daemon_id in self._status:
                 link.control(number, wire.Away())
             else:
-                self.turn_down(
-                    link, number, message, "no such daemon", RefusedCode.DAEMON_NOT_FOUND
-                )
+                refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+                self.turn_down(link, number, message, refused)
             return
         if link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
-            self.turn_down(link, number, message, text)
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, text))
             return
         route = self._new_route(link, number, daemon)
         try:
@@ -489,12 +500,12 @@ class Router:
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)
-            self.turn_down(link, number, message, str(error))
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, str(error)))
             return
         share = route.to_daemon_share
         if not share.has_room(control_size(stamped)):
             self._unjoin(route)
-            self.turn_down(link, number, message, TOO_MUCH)
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
             return
         if self._audit.is_on:
             route.job = self._trail.get(job_key(link, message))
@@ -507,15 +518,9 @@ class Router:
         daemon.schedule(stamped, share=share)
 
     def turn_down(
-        self,
-        link: ClientLink,
-        number: int,
-        message: wire.Attach,
-        text: str,
-        code: RefusedCode = RefusedCode.DENIED,
+        self, link: ClientLink, number: int, message: wire.Attach, refused: wire.Refused
     ) -> None:
         """Tell the client that its Attach is not passed on, and why."""
-        refused = wire.Refused(code, text)
         link.control(number, refused)
         if self._audit.is_on:
             self._trail.refused(job_key(link, message), link.actor, refused)

@@ -19,7 +19,7 @@ from sandd._core.audit.redaction import secrets_in
 from sandd._core.tombstones import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sandd._core.audit.sinks import AuditSink
 
@@ -59,8 +59,14 @@ class TrackedJob:
 class JobTrail:
     """What is told of a router's jobs."""
 
-    def __init__(self, sink: AuditSink) -> None:
+    def __init__(
+        self,
+        sink: AuditSink,
+        policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
+    ) -> None:
         self._sink = sink
+        self._policies_of = policies_of
+        """Hashes of the policies that a tenant is held to."""
         self._jobs: OrderedDict[JobKey, TrackedJob] = OrderedDict()
 
     def get(self, key: JobKey) -> TrackedJob | None:
@@ -81,6 +87,7 @@ class JobTrail:
         """What is to be on the disk before the Attach is passed on."""
         assert message.spec is not None
         said = _describe(message.spec)
+        said["policy"] = ",".join(self._policies_of(actor.tenant)) or None
         return _record(RecordType.REQUEST, key, actor, outcome="asked", **said)
 
     def requested(self, key: JobKey, message: wire.Attach, kind: str | None) -> None:
@@ -113,6 +120,7 @@ class JobTrail:
                 kind=None if job is None else job.kind,
                 outcome=refused.code.value,
                 reason=refused.message,
+                policy=refused.policy_hash or None,
                 result={"by": by},
             )
         )
