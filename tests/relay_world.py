@@ -254,7 +254,7 @@ class World(JobWorld):
     ) -> None:
         super().__init__()
         self.log = ModelLog(is_on=audited)
-        self.router = Router(self.log)
+        self.router = Router(audit=self.log)
         self.disk = ModelDisk()
         self.table = JobTable("instance-1", retention=retention, spool=spool)
         self.now = 0.0

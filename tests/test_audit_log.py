@@ -241,7 +241,7 @@ async def test_attaching_is_told(tmp_path: Path) -> None:
 async def test_policies_and_tokens_are_told(tmp_path: Path) -> None:
     """What is in force, by its hash; what was refused by it; and that other secrets count."""
     policy = tmp_path / "policy.toml"
-    policy.write_text('default = "deny"\n')
+    policy.write_text('version = 1\ndefault = "deny"\n')
     policy.chmod(0o600)
     state = tmp_path / "state"
     async with audited(state, policy=policy) as (controller, worker):

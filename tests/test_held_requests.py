@@ -27,7 +27,7 @@ class Network:
 
     def __init__(self) -> None:
         self.log = ModelLog()
-        self.router = Router(self.log)
+        self.router = Router(audit=self.log)
         self.daemon = self.router.add_daemon("d", "here")
         self.client = self.join("client")
 
