@@ -689,6 +689,7 @@ class RefusedCode(enum.StrEnum):
     UNSUPPORTED = "unsupported"  # the spec has a field or kind this daemon doesn't know
     DAEMON_NOT_FOUND = "daemon_not_found"
     DENIED = "denied"
+    RATE_LIMITED = "rate_limited"  # too many starts, of `scope`; try again after `retry_after`
     POLICY_DENIED = (
         "policy_denied"  # no rule allows it: of the daemon's policy, or the controller's
     )
@@ -703,6 +704,8 @@ class Refused:
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
+    retry_after: float | None = field(default=None, validator=optional(_seconds))  # RATE_LIMITED
+    scope: str = field(default="", validator=_id)  # RATE_LIMITED: "operator", "tenant" or "daemon"
     policy_hash: str = field(default="", validator=_at_most(64))  # for POLICY_DENIED: which policy
 
 

@@ -141,7 +141,7 @@ def test_guide_code_is_found() -> None:
 
 def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     """The file shown in the guide is understood, whatever else is said."""
-    (piece,) = [each for each in pieces("toml") if "server_url" in each.code]
+    (piece,) = [each for each in pieces("toml") if "daemon_id" in each.code]
     token = tmp_path / "token"
     token.write_text("secret\n")
     config = tmp_path / "sandd.toml"
@@ -149,6 +149,18 @@ def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     options = parse_daemon_options(["--config", str(config)], {}, prog="sandd", version="0")
     assert options.token == b"secret"
     assert options.labels == {"env": "prod", "arch": "arm"}
+
+
+def test_guide_rate_limits_are_valid(tmp_path: Path) -> None:
+    """The table shown in the guide is one of a controller's file."""
+    (piece,) = [each for each in pieces("toml") if "rate_limits" in each.code]
+    config = tmp_path / "controller.toml"
+    config.write_text(piece.code)
+    options = standalone.parse_controller_options(
+        ["--config", str(config)], {}, prog="sandd", version="0"
+    )
+    limits = sandd.RateLimits(operator=sandd.Rate(10, burst=50), daemon=sandd.Rate(5))
+    assert options.rate_limits == limits
 
 
 def test_guide_policy_is_one() -> None:

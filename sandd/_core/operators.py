@@ -11,12 +11,14 @@ from sandd import wire
 from sandd._core.link import judge_operator
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     new_controller_id,
+    note_judgement,
     shake_hands,
     welcome_and_pump,
 )
@@ -58,6 +60,7 @@ class OperatorDesk:
     may_answer: Callable[[], bool] = lambda: True
     """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
     controller_id: str = field(factory=new_controller_id)
+    failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
@@ -70,6 +73,7 @@ class OperatorDesk:
         hello = greeting.hello
         reject = judge_operator(hello, greeting.challenge, token=self.token)
         assert isinstance(hello, wire.OperatorHello)  # judge_operator refuses anything else
+        note_judgement(connection, reject, self.failures)
         reject = reject or self._admit(hello)
         if reject is None:
             await self._pump(connection, hello)
@@ -127,6 +131,7 @@ class OperatorDesk:
             await welcome_and_pump(connection, pump, welcome, operator=hello.name)
         finally:
             self._remove(hello.client, operator)
+            self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.
