@@ -100,8 +100,8 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     daemon = commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
-    add_ca_command(commands)
     add_audit_command(commands)
+    add_ca_command(commands)
     add_completion_command(commands)
     if with_programs:
         from sandd._core.daemon_options import add_daemon_options

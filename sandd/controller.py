@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -221,11 +221,12 @@ async def open_controller(
             directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
         )
         await trio.to_thread.run_sync(policies.read)
-        certificates = await _open_certificates(
-            stack, tls, host, tls_names, client_certificates, state_dir
-        )
         if sink is not None:
             sink.note(policies_in_force(policies.hashes))
+        files = stack.enter_context(ExitStack())
+        certificates = await _open_certificates(
+            files, tls, host, tls_names, client_certificates, state_dir
+        )
         service = LocalService(
             host=host,
             port=port,
@@ -393,7 +394,7 @@ def _trust(url: str, options: TrustOptions, *, insecure: bool) -> Trust | None:
 
 
 async def _open_certificates(
-    stack: AsyncExitStack,
+    stack: ExitStack,
     tls: Tls,
     host: str,
     names: Sequence[str],

@@ -262,6 +262,23 @@ async def test_policies_and_tokens_are_told(tmp_path: Path) -> None:
     assert changed["result"] == {"daemons_need_one": True, "operators_may_come": False}
 
 
+@posix_only
+async def test_certificates_are_told(tmp_path: Path) -> None:
+    """Which are shown, by their hash and the pin that others know the CA by; and that others can't be used."""
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(
+            port=0, state_dir=tmp_path, audit=True, tls="auto"
+        ) as controller:
+            pin = controller.ca_pin
+            for path in (tmp_path / "tls").iterdir():
+                path.write_bytes(b"nonsense")
+            assert not await controller.reload_tls()
+    in_force, refused = of_type(records_in(tmp_path), "ca")
+    assert in_force["result"]["ca_pin"] == pin
+    assert len(in_force["result"]["leaf_sha256"]) == 64
+    assert refused["outcome"] == "refused"
+
+
 async def test_a_log_needs_a_place() -> None:
     """Without a state directory nothing is opened."""
     with pytest.raises(ConfigurationError, match="state_dir"):

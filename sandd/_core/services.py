@@ -13,6 +13,7 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
+from sandd._core.audit.changes import certificates_in_force
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
@@ -187,6 +188,10 @@ class LocalService(Service):
         self._host, self._port = host, port
         self.certificates = certificates
         """What it serves by; None: no TLS."""
+        if certificates is not None:
+            certificates.audit = audit
+            served = certificates.current.channel_binding
+            audit.note(certificates_in_force(certificates.certificates.pin, served))
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
         )

@@ -27,3 +27,21 @@ def tokens_set(*, daemons: bool, operators: bool) -> Record:
         outcome="set",
         result={"daemons_need_one": daemons, "operators_may_come": operators},
     )
+
+
+def certificates_in_force(pin: object | None, leaf: bytes) -> Record:
+    """Who dials in is shown these from now on.
+
+    Args:
+        pin: of the controller's own CA, if it has one.
+        leaf: SHA-256 of the certificate that is shown.
+    """
+    result = {"leaf_sha256": leaf.hex()}
+    if pin is not None:
+        result["ca_pin"] = str(pin)
+    return Record(type=RecordType.CERTIFICATE, outcome="in_force", result=result)
+
+
+def certificates_refused(reason: str) -> Record:
+    """Others were to be shown, and can't be used; the old ones still are."""
+    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
