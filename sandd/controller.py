@@ -12,8 +12,7 @@ from __future__ import annotations
 import getpass
 import socket
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import trio
@@ -23,28 +22,46 @@ from sandd import wire
 from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
-from sandd._core.arguments import check_count, check_number, check_path, check_text
+from sandd._core.arguments import check_count, check_number, check_text, read_path
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
+from sandd._core.dialer import shown_url
 from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
+from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
+from sandd._core.policy.tenants import TenantPolicies
 from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import Rate
 from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
+from sandd._core.tls.files import DIRECTORY, AuthorityFiles
+from sandd._core.tls.pins import read_pins
+from sandd._core.tls.plain import leaves_in_the_clear
+from sandd._core.tls.trust import Trust
+from sandd._core.tls.trust_options import TrustOptions
 from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
+    from sandd._core.tls.contexts import ClientCertificates
+    from sandd._core.tls.renewal import LiveCertificates
+
+    Tls: TypeAlias = Literal["auto"] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None
+
+log = get_logger("controller")
 
 __all__ = [
     "Controller",
@@ -57,6 +74,8 @@ __all__ = [
     "JobState",
     "KeptOutput",
     "Process",
+    "Rate",
+    "RateLimits",
     "RemoteStream",
     "Session",
     "connect_controller",
@@ -88,6 +107,8 @@ class ControllerStatistics:
     loop_lag: float
     """Seconds that the event loop was late at the last look: much more than 0.01 means that something in
     this program blocks it."""
+    certificate_failures: int = 0
+    """Times that a new certificate could not be used, and the old one stayed."""
 
 
 @protected_context
@@ -98,10 +119,15 @@ async def open_controller(
     token: str | bytes | None = None,
     operator_token: str | bytes | None = None,
     state_dir: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | None = None,
+    tls: Tls = None,
+    tls_names: Sequence[str] = (),
+    client_certificates: ClientCertificates = "off",
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -121,8 +147,18 @@ async def open_controller(
             around it doesn't count, there and here.
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
-            ``operator.token``, made for you and used where `operator_token` isn't given, and the jobs that are
-            still to be ended on daemons that are away.
+            ``operator.token``, made for you and used where `operator_token` isn't given, the jobs that are
+            still to be ended on daemons that are away, and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a
+            tenant's policy.
+        policy: a TOML file with what may be asked of daemons at all, by this program as well; see
+            `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
+        tls: "auto": TLS 1.3 with a certificate of the controller's own CA, which it makes, keeps in the state directory
+            (without one it is of this run alone), and renews; daemons and operators know it by `Controller.ca_pin`. A
+            pair of files in PEM, certificate and key: these, read again when they change. None: no TLS.
+        tls_names: host names and addresses that the controller is dialled by, beside `host`, this machine's name and
+            those of loopback; for "auto".
+        client_certificates: "optional" or "required": whoever dials in is asked for a certificate of the controller's
+            own CA (``sandd ca issue``).
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -131,10 +167,12 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
         OSError: the address can't be listened on.
-        ConfigurationError: an argument makes no sense; or the state directory can't be used, or is in use.
+        ConfigurationError: an argument makes no sense; the state directory can't be used, or is in use; or a
+            policy or a certificate can't be used.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
@@ -146,7 +184,11 @@ async def open_controller(
         check_number(
             "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
         )
-        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
+        state_path, policy_path = read_path("state_dir", state_dir), read_path("policy", policy)
+        if not isinstance(rate_limits, RateLimits | None):
+            raise TypeError(
+                f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
+            )
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -163,6 +205,14 @@ async def open_controller(
         if state_path is not None:
             state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
+        policies = TenantPolicies(
+            file=policy_path,
+            directory=None if state_path is None else state_path / POLICY_DIRECTORY,
+        )
+        await trio.to_thread.run_sync(policies.read)
+        certificates = await _open_certificates(
+            stack, tls, host, tls_names, client_certificates, state_path
+        )
         service = LocalService(
             host=host,
             port=port,
@@ -172,7 +222,10 @@ async def open_controller(
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
+            rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
+            policies=policies,
+            certificates=certificates,
         )
         async with _running(service) as controller:
             yield controller
@@ -180,7 +233,15 @@ async def open_controller(
 
 @protected_context
 async def connect_controller(
-    url: str, *, token: str | bytes | None = None, connect_timeout: float = 10.0
+    url: str,
+    *,
+    token: str | bytes | None = None,
+    ca_pin: str | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    client_certificate: str | os.PathLike[str] | None = None,
+    client_key: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+    connect_timeout: float = 10.0,
 ) -> AsyncIterator[Controller]:
     """A controller in another process, as a `Controller` of this one, while the block lasts.
 
@@ -191,9 +252,16 @@ async def connect_controller(
     where the controller can't be reached then, they end by their leases. An exception of the body comes out as itself.
 
     Args:
-        url: of the controller: ``ws://HOST:PORT``. The port is 8765 where none is named; a path of ``/ws`` or
-            ``/operator`` doesn't matter, any other is that which a proxy has it under.
+        url: of the controller: ``ws://HOST:PORT``, or ``wss://HOST:PORT`` if it speaks TLS. The port is 8765 where none
+            is named; a path of ``/ws`` or ``/operator`` doesn't matter, any other is that which a proxy has it under.
         token: the controller's `operator_token`; white space around it doesn't count.
+        ca_pin: ``sha256:HEX``, what the controller's own CA is known by, see `Controller.ca_pin`; several with commas
+            between them. No other certificate is taken, and nothing is said to whoever has another.
+        ca_file: CA certificates to trust, in PEM. Without this and `ca_pin`: those of this system.
+        client_certificate: what to show to a controller that asks for a certificate, in PEM.
+        client_key: the key to it; None: it is in the same file.
+        insecure: dial a ``ws://`` URL of another machine, where whoever is on the way can read all, and take the
+            controller's place.
         connect_timeout: seconds in which the first connection has to come about.
 
     Raises:
@@ -205,9 +273,18 @@ async def connect_controller(
     """
     secret = _secret(token, "token", "be refused")
     with _refusing_nonsense():
-        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_text("url", url, what="the URL of a controller, such as ws://HOST:PORT")
         check_number("connect_timeout", connect_timeout)
+        trust_options = TrustOptions(
+            pins=() if ca_pin is None else read_pins(check_text("ca_pin", ca_pin)),
+            ca_file=read_path("ca_file", ca_file),
+            client_certificate=read_path("client_certificate", client_certificate),
+            client_key=read_path("client_key", client_key),
+        )
     operator_url, daemon_url = _urls(url)
+    trust = _trust(operator_url, trust_options, insecure=insecure)
+    if trust is not None:
+        await trio.to_thread.run_sync(trust.check)
     if not connect_timeout > 0:
         raise ConfigurationError(f"connect_timeout is {connect_timeout}; it must be above 0")
     service = RemoteService(
@@ -216,6 +293,7 @@ async def connect_controller(
         token=secret,
         name=_own_name(),
         connect_timeout=connect_timeout,
+        trust=trust,
     )
     async with _running(service) as controller:
         yield controller
@@ -242,6 +320,8 @@ def _refusing_nonsense() -> Iterator[None]:
     """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
     try:
         yield
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 
@@ -268,14 +348,67 @@ def _urls(url: str) -> tuple[str, str]:
         port = parts.port or DEFAULT_PORT
     except ValueError as error:
         raise ConfigurationError(f"{url!r} is no URL: {error}") from error
-    if parts.scheme != "ws" or not parts.hostname:
-        raise ConfigurationError(f"{url!r} is no URL of a controller; ws://HOST:PORT is")
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ConfigurationError(
+            f"{url!r} is no URL of a controller; ws://HOST:PORT is, and wss://HOST:PORT"
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     path = parts.path.rstrip("/")
     for end in (wire.DAEMON_PATH, wire.OPERATOR_PATH):
         path = path.removesuffix(end)
-    base = f"ws://{host}:{port}{path}"
+    base = f"{parts.scheme}://{host}:{port}{path}"
     return base + wire.OPERATOR_PATH, base + wire.DAEMON_PATH
+
+
+def _trust(url: str, options: TrustOptions, *, insecure: bool) -> Trust | None:
+    """By what the controller is known; None: it speaks no TLS."""
+    if url.startswith("wss:"):
+        return Trust(url, options)
+    if not options.is_empty:
+        raise ConfigurationError(
+            f"a CA pin, a CA file and a client certificate are for TLS, and {shown_url(url)} is not: use wss://"
+        )
+    if leaves_in_the_clear(url):
+        if not insecure:
+            raise ConfigurationError(
+                f"{shown_url(url)} would be dialled without TLS, and whoever is on the way could take the "
+                "controller's place: use wss://, or say insecure=True (--insecure)"
+            )
+        log.warning("connection_is_not_secure", url=shown_url(url))
+    return None
+
+
+async def _open_certificates(
+    stack: ExitStack,
+    tls: Tls,
+    host: str,
+    names: Sequence[str],
+    client_certificates: ClientCertificates,
+    directory: Path | None,
+) -> LiveCertificates | None:
+    """What the controller is to serve by; None: no TLS."""
+    if tls != "auto" and directory is not None:
+        # Else commands on this machine would dial by it.
+        await trio.to_thread.run_sync(AuthorityFiles(directory / DIRECTORY).withdraw)
+    if tls is None:
+        if names or client_certificates != "off":
+            raise ConfigurationError(
+                'tls_names and client_certificates are for TLS: say tls="auto", or give it files'
+            )
+        return None
+    # Not before: cryptography takes long to load, and is of no use without TLS.
+    from sandd._core.tls.certificates import choose_certificates
+    from sandd._core.tls.renewal import LiveCertificates
+
+    certificates = choose_certificates(
+        tls,
+        host=host,
+        names=names,
+        client_certificates=client_certificates,
+        state_dir=directory,
+        stack=stack,
+    )
+    return await LiveCertificates.load(certificates)
 
 
 def _own_name() -> str:
@@ -322,6 +455,27 @@ class Controller:
         """
         return self._service.url
 
+    @property
+    def ca_pin(self) -> str | None:
+        """``sha256:HEX``, what the CA behind this controller's certificate is known by; None where that is not its own.
+
+        A daemon's option ``--ca-pin``, and `connect_controller`'s `ca_pin`.
+        """
+        return self._service.ca_pin
+
+    async def reload_tls(self) -> bool:
+        """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.
+
+        That happens by itself, within ten seconds, where a file has changed. Without TLS there is nothing to read.
+
+        Raises:
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so is its certificate")
+        return service.certificates is None or await service.certificates.reload()
+
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
         """The daemons, online or away, that have all of `labels` and whose id matches the glob, by id."""
         entries = self._service.directory.select(labels, match)
@@ -364,6 +518,7 @@ class Controller:
             bytes_received=received,
             bytes_sent=sent,
             loop_lag=self._service.loop_lag,
+            certificate_failures=self._service.certificate_failures,
         )
 
     # -- what it does
@@ -435,6 +590,21 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.acceptor.token, service.desk.token = secret, operator_secret
+
+    async def reload_policy(self) -> None:
+        """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
+
+        They apply to what is asked for from now on; what runs goes on. A tenant is held to both, its own and that
+        of everybody.
+
+        Raises:
+            ConfigurationError: one of them can't be used. Those that were in force still are.
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its policies")
+        await trio.to_thread.run_sync(service.policies.read)
 
     # -- inside
 

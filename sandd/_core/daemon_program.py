@@ -16,19 +16,24 @@ import trio
 from sandd._core._errors import ConfigurationError
 from sandd._core.daemon_end import DaemonEnd
 from sandd._core.daemon_options import DaemonOptions, default_max_running
-from sandd._core.dialer import Dialer
+from sandd._core.dialer import Dialer, shown_url
 from sandd._core.file_requests import FileRequests
 from sandd._core.files.confined_roots import open_root
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.policy.granted_files import GrantedFiles
+from sandd._core.policy.paths import is_beneath
+from sandd._core.policy.reading import MAX_POLICY_BYTES, read_policy
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
+from sandd._core.tls.plain import leaves_in_the_clear
+from sandd._core.tls.trust import Trust
 from sandd._core.transfer_requests import TransferRequests
 from sandd._core.transfers.partials import Partials
 
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandd._core.files.roots import Root
+    from sandd._core.policy.permits import Gate
+    from sandd._core.policy.rules import Policy
 
 log = get_logger("daemon")
 
@@ -54,7 +61,8 @@ async def run_daemon(
     """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
 
     Raises:
-        ConfigurationError: the state directory, or the root, can't be used. Nothing was started.
+        ConfigurationError: the state directory, the root, the policy or a certificate can't be used. Nothing was
+            started.
         AuthenticationFailed: the controller refused our credentials.
         RequestRefused: the controller will never take this daemon as it is.
     """
@@ -64,6 +72,9 @@ async def run_daemon(
         open_spool_files(state.path) as files,
         _open_root(options.root) as root,
     ):
+        gate, policy = _open_gate(options)
+        if policy is not None:
+            root = GrantedFiles(policy)
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -76,13 +87,16 @@ async def run_daemon(
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
-                table = JobTable(instance, spool=spool)
+                table = JobTable(
+                    instance, spool=spool, judge=(lambda _: None) if gate is None else gate.judge
+                )
                 runner = JobRunner(
                     table,
                     host,
                     nursery,
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
+                    gate=gate,
                 )
                 partials = Partials(state.path / "transfers")
                 runner.requests.offer(FileRequests(root, partials).doers)
@@ -102,7 +116,8 @@ async def run_daemon(
                     ancestors=ancestors,
                 )
                 end = DaemonEnd(identity, options.token, runner)
-                dialer = Dialer(options.server_url, end, Backoff(maximum=options.reconnect_max))
+                backoff = Backoff(maximum=options.reconnect_max)
+                dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
@@ -117,6 +132,47 @@ async def run_daemon(
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()
         log.info("stopped", daemon_id=daemon_id)
+
+
+def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:
+    """What stands between what is asked for and what is done."""
+    if options.policy is None:
+        return None, None
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            "--policy is not for Windows: what a daemon does there can't be held to one"
+        )
+    else:
+        # The other platform can't import these.
+        from sandd._core.policy.gate import open_gate
+        from sandd._core.policy.trust import read_trusted
+
+        name = str(options.policy)
+        data = read_trusted(name, max_bytes=MAX_POLICY_BYTES, option="--policy")
+        policy = read_policy(data, name=name)
+        if options.root is not None:
+            inside = os.path.realpath(options.root)
+            for grant in (*policy.files_read, *policy.files_write):
+                if not is_beneath(os.path.realpath(grant), inside):
+                    raise ConfigurationError(
+                        f"--policy {name!r} grants files in {grant}, which is not beneath --root {options.root}"
+                    )
+        return open_gate(policy), policy
+
+
+def _trust(options: DaemonOptions, directory: Path) -> Trust | None:
+    """By what the controller is known; None where no TLS is spoken, which is loud unless it stays on this machine."""
+    if leaves_in_the_clear(options.server_url):
+        log.warning(
+            "connection_is_not_secure",
+            url=shown_url(options.server_url),
+            reason="without TLS whoever is on the way can read all that is sent, and command this daemon",
+        )
+    if not options.server_url.startswith("wss:"):
+        return None
+    trust = Trust(options.server_url, options.trust, directory)
+    trust.check()
+    return trust
 
 
 @contextlib.contextmanager

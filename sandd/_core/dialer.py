@@ -20,17 +20,20 @@ from sandd._core._errors import (
     SanddError,
 )
 from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
 from sandd._core.transport import Connection, connect
 from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
     from sandd._core.link import Backoff
+    from sandd._core.tls.trust import Trust
 
 log = get_logger("link")
 
-LEAST_ID_WAIT: Final = 1.0
-"""Seconds between two tries at an id that another daemon holds."""
+LEAST_REJECT_WAIT: Final = 1.0
+"""Seconds after a refusal, whatever the controller says: until then nothing will have changed, and each try costs both
+a handshake."""
 
 
 class Rejected(SanddError):
@@ -65,6 +68,8 @@ class Dialer:
     url: str
     caller: Caller
     backoff: Backoff
+    trust: Trust | None = None
+    """By what the controller is known, for a wss:// URL."""
     connections: int = 0
     """Dials so far."""
     pump: Pump | None = None
@@ -100,7 +105,10 @@ class Dialer:
         retry_after = 0.0
         try:
             async with connect(
-                self.url, subprotocol=wire.SUBPROTOCOL, max_message_bytes=wire.MAX_MESSAGE_BYTES
+                self.url,
+                subprotocol=wire.SUBPROTOCOL,
+                max_message_bytes=wire.MAX_MESSAGE_BYTES,
+                ssl_context=None if self.trust is None else await self.trust.context(),
             ) as connection:
                 welcome = await self._introduce(connection)
                 live_at = trio.current_time()
@@ -108,7 +116,7 @@ class Dialer:
                 log.info("connected", url=shown_url(self.url))
                 self.live.set()
                 try:
-                    await pump.run()
+                    await self._pump(pump, connection)
                 finally:
                     self.pump = None
                     self.live = trio.Event()
@@ -141,6 +149,14 @@ class Dialer:
             "a pump ends by an error"
         )  # pragma: no cover - says so to the type checker
 
+    async def _pump(self, pump: Pump, connection: Connection) -> None:
+        if self.trust is None:
+            await pump.run()
+        else:
+            async with open_unwrapping_nursery() as nursery:
+                nursery.start_soon(self.trust.look_after, connection.bundle_digest)
+                await pump.run()
+
     async def _introduce(self, connection: Connection) -> wire.Welcome:
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
             challenge = await receive_control(connection)
@@ -166,9 +182,7 @@ class Dialer:
             ) from error
         if reject.code in (RejectCode.BAD_HELLO, RejectCode.BAD_VERSION):
             raise RequestRefused(f"the controller refuses us: {reject.message}") from error
-        retry_after = reject.retry_after
-        if reject.code in (RejectCode.ID_IN_USE, RejectCode.CLONED):
-            retry_after = max(retry_after or 0.0, LEAST_ID_WAIT)
+        retry_after = max(reject.retry_after or 0.0, LEAST_REJECT_WAIT)
         wait = self.backoff.after_failure(retry_after)
         log.warning(
             "rejected", code=reject.code.value, reason=reject.message, retry_in=round(wait, 2)
