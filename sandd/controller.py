@@ -12,7 +12,6 @@ from __future__ import annotations
 import getpass
 import socket
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from sandd import wire
 from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
-from sandd._core.arguments import check_count, check_number, check_path, check_text
+from sandd._core.arguments import check_count, check_number, check_text, read_path
 from sandd._core.audit.changes import policies_in_force, policies_refused, tokens_set
 from sandd._core.audit.options import AuditOptions
 from sandd._core.audit.sinks import NO_AUDIT
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
@@ -191,7 +191,11 @@ async def open_controller(
         check_number(
             "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
         )
-        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
+        state_path, policy_path = read_path("state_dir", state_dir), read_path("policy", policy)
+        if not isinstance(rate_limits, RateLimits | None):
+            raise TypeError(
+                f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
+            )
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -217,15 +221,15 @@ async def open_controller(
                     open_audit_log(state_path, options, secrets=secrets)
                 )
         policies = TenantPolicies(
-            file=None if policy is None else Path(policy),
-            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+            file=policy_path,
+            directory=None if state_path is None else state_path / POLICY_DIRECTORY,
         )
         await trio.to_thread.run_sync(policies.read)
         if sink is not None:
             sink.note(policies_in_force(policies.hashes))
         files = stack.enter_context(ExitStack())
         certificates = await _open_certificates(
-            files, tls, host, tls_names, client_certificates, state_dir
+            files, tls, host, tls_names, client_certificates, state_path
         )
         service = LocalService(
             host=host,
@@ -290,15 +294,15 @@ async def connect_controller(
     """
     secret = _secret(token, "token", "be refused")
     with _refusing_nonsense():
-        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_text("url", url, what="the URL of a controller, such as ws://HOST:PORT")
         check_number("connect_timeout", connect_timeout)
+        trust_options = TrustOptions(
+            pins=() if ca_pin is None else read_pins(check_text("ca_pin", ca_pin)),
+            ca_file=read_path("ca_file", ca_file),
+            client_certificate=read_path("client_certificate", client_certificate),
+            client_key=read_path("client_key", client_key),
+        )
     operator_url, daemon_url = _urls(url)
-    trust_options = TrustOptions(
-        pins=() if ca_pin is None else read_pins(ca_pin),
-        ca_file=None if ca_file is None else Path(ca_file),
-        client_certificate=None if client_certificate is None else Path(client_certificate),
-        client_key=None if client_key is None else Path(client_key),
-    )
     trust = _trust(operator_url, trust_options, insecure=insecure)
     if trust is not None:
         await trio.to_thread.run_sync(trust.check)
@@ -337,6 +341,8 @@ def _refusing_nonsense() -> Iterator[None]:
     """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
     try:
         yield
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 
@@ -399,10 +405,9 @@ async def _open_certificates(
     host: str,
     names: Sequence[str],
     client_certificates: ClientCertificates,
-    state_dir: str | os.PathLike[str] | None,
+    directory: Path | None,
 ) -> LiveCertificates | None:
     """What the controller is to serve by; None: no TLS."""
-    directory = None if state_dir is None else Path(state_dir)
     if tls != "auto" and directory is not None:
         # Else commands on this machine would dial by it.
         await trio.to_thread.run_sync(AuthorityFiles(directory / DIRECTORY).withdraw)
