@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -25,6 +25,12 @@ from sandd._core.admission import Admission
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
+from sandd._core.identity.administration import Enrolled, NewToken, Tokens
+from sandd._core.identity.gate import Gate
+from sandd._core.identity.proofs import read_credential
+from sandd._core.identity.records import EnrolledDaemon, EnrolmentState, TokenInfo
+from sandd._core.identity.store import open_store
+from sandd._core.identity.tokens import TokenKind, is_token
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.nurseries import open_unwrapping_nursery
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
+    from sandd._core.identity.store import Store
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
 
@@ -51,12 +58,19 @@ __all__ = [
     "DaemonEvent",
     "DaemonInfo",
     "DaemonState",
+    "Enrolled",
+    "EnrolledDaemon",
+    "EnrolmentState",
     "JobInfo",
     "JobState",
     "KeptOutput",
+    "NewToken",
     "Process",
     "RemoteStream",
     "Session",
+    "TokenInfo",
+    "TokenKind",
+    "Tokens",
     "connect_controller",
     "open_controller",
 ]
@@ -117,8 +131,9 @@ async def open_controller(
             around it doesn't count, there and here.
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
-            ``operator.token``, made for you and used where `operator_token` isn't given, and the jobs that are
-            still to be ended on daemons that are away.
+            ``operator.token``, made for you and used where `operator_token` isn't given, the tokens and daemons of
+            `Controller.tokens` and `Controller.enrolled`, and the jobs that are still to be ended on daemons that are
+            away.
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -145,17 +160,16 @@ async def open_controller(
             f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
-    with ExitStack() as stack:
-        state = None
+    async with AsyncExitStack() as stack:
+        state = store = None
         if state_dir is not None:
             state = stack.enter_context(open_controller_state(Path(state_dir)))
             operator_secret = operator_secret or state.operator_token
+            store = await stack.enter_async_context(open_store(Path(state_dir)))
         service = LocalService(
             host=host,
             port=port,
-            token=secret,
-            operator_token=operator_secret,
-            insecure=insecure,
+            gate=Gate(store, secret, operator_secret, insecure),
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
@@ -180,7 +194,8 @@ async def connect_controller(
     Args:
         url: of the controller: ``ws://HOST:PORT``. The port is 8765 where none is named; a path of ``/ws`` or
             ``/operator`` doesn't matter, any other is that which a proxy has it under.
-        token: the controller's `operator_token`; white space around it doesn't count.
+        token: an operator's token (``sdo_...``), or the controller's `operator_token`; white space around it doesn't
+            count.
         connect_timeout: seconds in which the first connection has to come about.
 
     Raises:
@@ -190,14 +205,14 @@ async def connect_controller(
         RequestRefused: the controller speaks another version.
         ConfigurationError: an argument makes no sense.
     """
-    secret = _secret(token, "token", "be refused")
+    secret = _secret(token, "token", "be refused", accepted=TokenKind.OPERATOR)
     operator_url, daemon_url = _urls(url)
     if not connect_timeout > 0:
         raise ConfigurationError(f"connect_timeout is {connect_timeout}; it must be above 0")
     service = RemoteService(
         operator_url,
         daemon_url=daemon_url,
-        token=secret,
+        credential=None if secret is None else read_credential(secret, TokenKind.OPERATOR),
         name=_own_name(),
         connect_timeout=connect_timeout,
     )
@@ -221,13 +236,20 @@ async def _running(service: Service) -> AsyncIterator[Controller]:
         service.abandon()
 
 
-def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
+def _secret(
+    token: str | bytes | None, name: str, otherwise: str, *, accepted: TokenKind | None = None
+) -> bytes | None:
     if token is None:
         return None
     # As the daemon does: a file that holds it ends with a newline.
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
         raise ConfigurationError(f"the {name} is empty; leave it out to {otherwise}")
+    if is_token(secret) and accepted is None:
+        raise ConfigurationError(
+            f"the {name} is a secret of your own choice, and this is a token of sandd's: whoever is to come in by "
+            "that has it, and the controller knows it by its state directory"
+        )
     return secret
 
 
@@ -308,6 +330,31 @@ class Controller:
     async def wait_for_daemon(self, daemon_id: str) -> Daemon:
         """The daemon, as soon as it is online: at once, or when it dials in. Bound it with `trio.fail_after`."""
         return self._handle(await self._service.directory.wait_online(daemon_id))
+
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens by which daemons join, and operators come in.
+
+        Raises:
+            ConfigurationError: the controller has no `state_dir` to keep them in.
+            RuntimeError: the controller is in another process.
+        """
+        return Tokens(*self._keeps())
+
+    @property
+    def enrolled(self) -> Enrolled:
+        """Daemons that have joined by a token, whether they are here or not. Errors as of `tokens`."""
+        return Enrolled(*self._keeps())
+
+    def _keeps(self) -> tuple[Store, Gate]:
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its tokens")
+        if service.gate.store is None:
+            raise ConfigurationError(
+                "this controller keeps no tokens: give it a directory for them (open_controller(state_dir=...))"
+            )
+        return service.gate.store, service.gate
 
     def open_events(self) -> AbstractAsyncContextManager[AsyncIterator[DaemonEvent]]:
         """An async context manager for an endless async iterator over what happens to daemons from now on.
@@ -402,7 +449,7 @@ class Controller:
             raise RuntimeError("the controller is in another process, and so are its tokens")
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
-        service.acceptor.token, service.desk.token = secret, operator_secret
+        service.gate.token, service.gate.operator_token = secret, operator_secret
 
     # -- inside
 

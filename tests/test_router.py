@@ -23,6 +23,7 @@ from scripted import (
 from sandd import wire
 from sandd._core import router as router_module
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.identity.rights import EVERYTHING, Principal
 from sandd._core.router import ClientLink, DaemonLink, Router, RouterLink
 from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
 
@@ -42,11 +43,11 @@ class Network:
         self.daemon = self.router.add_daemon("d", "here")
         self.client = self.join()
 
-    def join(self, **names: str) -> ClientLink:
-        """Another client, that has heard what there is."""
-        client = self.router.add_client(**names)
-        drain(client.scheduler)
-        return client
+    def join(self, principal: Principal = EVERYTHING, client: str = "") -> ClientLink:
+        """Another client, that has heard what there is; one in another process has a name."""
+        link = self.router.add_client(principal=principal, client=client)
+        drain(link.scheduler)
+        return link
 
     def attach(self, channel: int = 1, client: ClientLink | None = None, **changes: Any) -> int:
         """A client attaches; returns the channel the daemon hears it on."""
@@ -124,8 +125,8 @@ def test_a_new_link_supersedes_the_old_one(network: Network) -> None:
 
 
 def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
-    """Tenant and principal are the link's, whatever the client said; all else is as it said."""
-    client = network.join(tenant="acme", principal="alice")
+    """The principal is the link's and the tenant the daemon's, whatever the client said; all else is as it said."""
+    client = network.join(Principal("alice"))
     message = wire.Attach(
         daemon_id="d",
         job_id="j",
@@ -149,7 +150,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
     )
     network.router.receive(client, control(4, message))
     assert drain(network.daemon.scheduler) == [
-        (1, attrs.evolve(message, tenant="acme", principal="alice"))
+        (1, attrs.evolve(message, tenant="default", principal="alice"))
     ]
 
 
@@ -195,7 +196,7 @@ def test_channel_numbers_only_rise(network: Network) -> None:
 
 def test_an_attach_too_large_to_be_stamped_is_refused(network: Network) -> None:
     """A client at the limit of a message gets an answer, and leaves no channel behind."""
-    client = network.join(tenant="t" * 128, principal="p" * 128)
+    client = network.join(Principal("p" * 128))
     plain = len(wire.encode_control(1, attrs.evolve(ATTACH, spec=b""))[1])
     largest = attrs.evolve(ATTACH, spec=bytes(wire.MAX_CONTROL_BYTES - plain - 8))
     network.router.receive(client, control(1, largest))
@@ -417,11 +418,11 @@ def test_dirty_names_the_links_that_have_something_to_send(network: Network) -> 
 
 
 def test_end_is_passed_on_in_the_links_own_name(network: Network) -> None:
-    """The tenant is the link's, all else as the client said; a job needn't be attached for it."""
-    client = network.join(tenant="acme")
+    """The tenant is the daemon's, all else as the client said; a job needn't be attached for it."""
+    client = network.join()
     message = wire.End("d", "job", 1.5, "client", "forged")
     network.router.receive(client, control(0, message))
-    assert drain(network.daemon.scheduler) == [(0, attrs.evolve(message, tenant="acme"))]
+    assert drain(network.daemon.scheduler) == [(0, attrs.evolve(message, tenant="default"))]
 
 
 def test_end_is_kept_for_a_daemon_that_is_away(network: Network) -> None:
@@ -464,8 +465,6 @@ def test_an_old_end_does_not_hit_a_new_job_of_the_same_id(network: Network) -> N
     drain(network.daemon.scheduler)
     network.attach(1, job_id="chosen", spec=None)
     network.attach(2, job_id="chosen")
-    other = network.join(tenant="elsewhere")
-    network.attach(1, other, job_id="other")
     network.router.remove_daemon(network.daemon, DaemonState.AWAY)
     fresh = network.router.add_daemon("d", "here")
     assert drain(fresh.scheduler) == [(0, wire.End("d", "other", tenant="default"))]

@@ -19,6 +19,7 @@ from sandd._core.daemon_options import DaemonOptions, default_max_running
 from sandd._core.dialer import Dialer
 from sandd._core.file_requests import FileRequests
 from sandd._core.files.confined_roots import open_root
+from sandd._core.identity.keyring import Keyring
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
@@ -101,7 +102,8 @@ async def run_daemon(
                     daemon_version=version,
                     ancestors=ancestors,
                 )
-                end = DaemonEnd(identity, options.token, runner)
+                keyring = Keyring(state.path, daemon_id, options.credential)
+                end = DaemonEnd(identity, keyring, runner)
                 dialer = Dialer(options.server_url, end, Backoff(maximum=options.reconnect_max))
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)

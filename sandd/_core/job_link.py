@@ -259,8 +259,8 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
 class JobLink(ABC):
     """All jobs of one client, and the way to the controller that knows the daemons they are on."""
 
-    def __init__(self, directory: Directory) -> None:
-        self.client = Client(directory.take)
+    def __init__(self, directory: Directory, client_prefix: str = "") -> None:
+        self.client = Client(directory.take, prefix=client_prefix)
         self.directory = directory
         self.closed = False
         self.jobs_started = 0

@@ -35,11 +35,6 @@ class Greeting:
     hello: wire.Control | wire.Unknown
 
 
-def new_controller_id() -> str:
-    """A name for one start of a controller."""
-    return secrets.token_hex(8)
-
-
 async def shake_hands(
     connection: Connection,
     controller_id: str,

@@ -7,6 +7,10 @@ keeps no bytes but those under way: per link and channel it holds a queue, bound
 Nothing is queued for a daemon that isn't live: the client gets `Away` and attaches again later.
 The one thing kept for it is an `End`: the owner left, so the job must not outlive that.
 
+Daemons are known by their full names, and each belongs to one tenant; so do its jobs, whoever starts them. A client
+says and hears of them as its principal has it (`identity.rights`), and of those it may not see nothing at all: they
+are answered for as those that were never there.
+
 A client in this process takes all there is at once, and keeps what it sends. Of one in another process neither is sure:
 what may come to wait for it, or because of it, is bounded by lowering the credit that passes: see `credit`.
 """
@@ -21,6 +25,7 @@ from attrs import define, evolve, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.credit import CreditPool, Flow
+from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.scheduler import SHARED_FRAME_BYTES, Scheduler
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
@@ -170,8 +175,7 @@ class RouterLink:
 class ClientLink(RouterLink):
     """A link to a client; everything it asks for is asked in this name."""
 
-    tenant: str = "default"
-    principal: str = ""
+    principal: Principal = EVERYTHING
     client: str = ""
     """Of one in another process: the only client that it may be; see `Attach`."""
 
@@ -186,9 +190,15 @@ class DaemonLink(RouterLink):
     """A link to a live daemon."""
 
     daemon_id: str = ""
+    """Its full name."""
     instance: str = ""
     ends: deque[wire.End] = field(factory=lambda: deque(maxlen=MAX_ENDS_UNDER_WAY))
     """The latest Ends sent on it: should it break, they may not have arrived."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is, and all its jobs."""
+        return split_name(self.daemon_id)[0]
 
 
 @define(eq=False)
@@ -201,6 +211,7 @@ class Route:
     to_daemon: RelayQueue
     flows: dict[wire.Stream, Flow]
     """Of its streams, where it is metered; else none."""
+    role: wire.Role = wire.Role.OWNER
 
 
 class Router:
@@ -222,14 +233,14 @@ class Router:
     # -- links come and go
 
     def add_client(
-        self, *, tenant: str = "default", principal: str = "", client: str = "", now: float = 0.0
+        self, *, principal: Principal = EVERYTHING, client: str = "", now: float = 0.0
     ) -> ClientLink:
-        """A client is connected; it is told of every daemon."""
-        link = ClientLink(self.dirty, tenant=tenant, principal=principal, client=client)
+        """A client is connected; it is told of every daemon that it may see."""
+        link = ClientLink(self.dirty, principal=principal, client=client)
         self.clients[link] = None
         for status in self._status.values():
             since = self._since.get(status.daemon_id, now)
-            link.control(0, evolve(status, connected_for=max(0.0, now - since)))
+            _tell_news(link, evolve(status, connected_for=max(0.0, now - since)))
         link.control(0, wire.DaemonsTold())
         return link
 
@@ -292,9 +303,9 @@ class Router:
         self._status[status.daemon_id] = status
         self._publish(status)
 
-    def _publish(self, news: wire.News) -> None:
+    def _publish(self, news: wire.DaemonStatus | wire.DaemonCloned) -> None:
         for client in self.clients:
-            client.control(0, news)
+            _tell_news(client, news)
 
     def forget_daemon(self, daemon_id: str) -> None:
         """Nobody asks for this daemon any more: keep nothing of it."""
@@ -335,6 +346,8 @@ class Router:
                 data = wire.decode_data(frame)
                 if data.stream not in wire.TO_DAEMON or data.gap_end is not None:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
+                if route.role is wire.Role.VIEWER:
+                    raise RemoteProtocolError(f"{data.stream.name} on a channel that only looks on")
                 self._forward(route.daemon, route.to_daemon, frame, data)
             return
         message = wire.decode_control(frame)
@@ -345,7 +358,7 @@ class Router:
                 route = self._route(link, frame) if frame.channel else None
                 if route is not None:
                     self._unjoin(route)
-                self._end(link, message, 0 if route is None else route.to_daemon.number)
+                self._end(link, message, route)
             case wire.Window() | wire.Detach() | wire.Flush():
                 route = self._route(link, frame)
                 if route is None:
@@ -403,21 +416,26 @@ class Router:
         streams = [cursor.stream for cursor in message.cursors]
         if len({*streams} & wire.TO_CLIENT) < len(streams):
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
-        daemon = self.daemons.get(message.daemon_id)
+        name = link.principal.full_name(message.daemon_id)
+        if name is None or name not in self._status:
+            link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+            return
+        refusal = self.authorise(link, message)
+        if refusal is not None:
+            link.control(number, refusal)
+            return
+        daemon = self.daemons.get(name)
         if daemon is None:
-            if message.daemon_id in self._status:
-                link.control(number, wire.Away())
-            else:
-                link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+            link.control(number, wire.Away())
             return
         if link.is_metered and len(link.routes) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
             link.control(number, wire.Refused(RefusedCode.DENIED, text))
             return
-        route = self._new_route(link, number, daemon)
+        route = self._new_route(link, number, daemon, message.role)
         try:
             stamped = wire.encode_control(
-                daemon.last_channel + 1, _stamp(_metered_attach(message, route), link)
+                daemon.last_channel + 1, _stamp(_metered_attach(message, route), link, daemon)
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)
@@ -425,16 +443,22 @@ class Router:
             return
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
-            self._drop_ends(daemon, link.tenant, message.job_id)
+            self._drop_ends(daemon, message.job_id)
         daemon.last_channel += 1
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
         daemon.schedule(stamped)
 
-    def _new_route(self, link: ClientLink, number: int, daemon: DaemonLink) -> Route:
+    def authorise(self, link: ClientLink, message: wire.Attach) -> wire.Refused | None:
+        """Why the client may not do that on a daemon that it sees; None: it may."""
+        return link.principal.refusal(message, link.client or message.client)
+
+    def _new_route(
+        self, link: ClientLink, number: int, daemon: DaemonLink, role: wire.Role
+    ) -> Route:
         far = daemon.last_channel + 1
         if not link.is_metered:
-            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {})
+            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {}, role)
         flows: dict[wire.Stream, Flow] = {}
         route = Route(
             link,
@@ -442,6 +466,7 @@ class Router:
             daemon,
             MeteredQueue(far, daemon, flows),
             flows,
+            role,
         )
         for stream in wire.Stream:
             pool = (daemon if stream in wire.TO_DAEMON else link).pool
@@ -456,10 +481,20 @@ class Router:
         else:
             route.daemon.control(route.to_daemon.number, update)
 
-    def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
+    def _end(self, link: ClientLink, message: wire.End, route: Route | None) -> None:
         client = link.client or message.client
-        stamped = wire.End(message.daemon_id, message.job_id, message.grace, client, link.tenant)
-        daemon = self.daemons.get(message.daemon_id)
+        name = link.principal.full_name(message.daemon_id)
+        is_allowed = name is not None and link.principal.may_end(message.job_id, client)
+        number = 0
+        if route is not None and is_allowed and name == route.daemon.daemon_id:
+            number = route.to_daemon.number
+        elif route is not None:  # all that it closes is the channel
+            route.daemon.control(route.to_daemon.number, wire.Detach())
+        if name is None or not is_allowed:
+            return  # nobody waits for an answer to this
+        tenant, _ = split_name(name)
+        stamped = wire.End(name, message.job_id, message.grace, client, tenant)
+        daemon = self.daemons.get(name)
         if daemon is not None:
             self._send_end(daemon, stamped, number)
         else:  # away, or not back yet since this controller was started
@@ -470,8 +505,8 @@ class Router:
         daemon.control(number, message)
         daemon.ends.append(message)
 
-    def _drop_ends(self, daemon: DaemonLink, tenant: str, job_id: str) -> None:
-        kept = [end for end in daemon.ends if (end.tenant, end.job_id) != (tenant, job_id)]
+    def _drop_ends(self, daemon: DaemonLink, job_id: str) -> None:
+        kept = [end for end in daemon.ends if end.job_id != job_id]
         daemon.ends = deque(kept, maxlen=MAX_ENDS_UNDER_WAY)
 
     @property
@@ -564,10 +599,17 @@ def _by_itself(frame: Frame) -> Frame:
     return frame._replace(payload=memoryview(bytes(payload)))
 
 
-def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
+def _tell_news(link: ClientLink, news: wire.DaemonStatus | wire.DaemonCloned) -> None:
+    """What became of a daemon, to a client that may see it, by the name that it knows."""
+    shown = link.principal.shown(news.daemon_id)
+    if shown is not None:
+        link.control(0, news if shown == news.daemon_id else evolve(news, daemon_id=shown))
+
+
+def _stamp(message: wire.Attach, link: ClientLink, daemon: DaemonLink) -> wire.Attach:
     """The Attach in the name the link was authenticated for, whatever the client put there."""
     return wire.Attach(
-        daemon_id=message.daemon_id,
+        daemon_id=daemon.daemon_id,
         job_id=message.job_id,
         client=link.client or message.client,
         cursors=message.cursors,
@@ -578,7 +620,7 @@ def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
         generation=message.generation,
         settled=message.settled,
         attempt=message.attempt,
-        tenant=link.tenant,
-        principal=link.principal,
+        tenant=daemon.tenant,
+        principal=link.principal.name,
         output_credit=message.output_credit,
     )

@@ -28,6 +28,8 @@ from sandd._core.transport import Connection, ListenAddress, serve
 if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.controller_state import EndFile
+    from sandd._core.identity.gate import Gate
+    from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
 
 log = get_logger("controller")
@@ -150,9 +152,7 @@ class LocalService(Service):
         *,
         host: str,
         port: int,
-        token: bytes | None,
-        operator_token: bytes | None,
-        insecure: bool,
+        gate: Gate,
         heartbeat: float,
         dead_after: float,
         admission: Admission,
@@ -160,6 +160,7 @@ class LocalService(Service):
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
+        self.gate = gate
         self.router = Router()
         self._ends = ends
         self._ends_written = 0
@@ -173,18 +174,16 @@ class LocalService(Service):
             router=self.router,
             registry=self.registry,
             settle=settle,
-            token=token,
-            insecure=insecure,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
         )
         self.desk = OperatorDesk(
             router=self.router,
             settle=settle,
-            token=operator_token,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
-            controller_id=self.acceptor.controller_id,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
@@ -235,6 +234,7 @@ class LocalService(Service):
             self._listening = addresses[0]
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
+            nursery.start_soon(self.gate.watch)
             log.info("controller_started", address=self.address)
             opened.started()
 
@@ -283,13 +283,19 @@ class RemoteService(Service):
     """A connection to a controller in another process, made again whenever it breaks."""
 
     def __init__(
-        self, url: str, *, daemon_url: str, token: bytes | None, name: str, connect_timeout: float
+        self,
+        url: str,
+        *,
+        daemon_url: str,
+        credential: Credential | None,
+        name: str,
+        connect_timeout: float,
     ) -> None:
         super().__init__()
         self._url, self._daemon_url = url, daemon_url
         self._connect_timeout = connect_timeout
         self.directory = Directory()
-        self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
+        self.link = self._remote = RemoteLink(self.directory, credential=credential, name=name)
         self._dialer = Dialer(url, self._remote, Backoff())
 
     @property

@@ -64,6 +64,9 @@ class Connection:
     """The path of the request, without its query."""
     headers: Mapping[str, str]
     """The request's headers, server side: lower-case names, repeated ones joined by commas."""
+    channel_binding: bytes
+    """SHA-256 of the server's certificate, in DER, the same at both ends of one TLS connection; empty without TLS.
+    Whoever stands in between with a certificate of his own can't make the two the same."""
 
     def __init__(
         self,
@@ -76,7 +79,9 @@ class Connection:
         host: str | None = None,
         subprotocol: str,
         request_headers: Iterable[tuple[bytes, bytes]] = (),
+        channel_binding: bytes = b"",
     ) -> None:
+        self.channel_binding = channel_binding
         self.remote = str(meter.remote)
         self.local = str(meter.local)
         self.is_loopback = meter.remote.is_loopback
