@@ -56,7 +56,8 @@ async def shake_hands(
         await connection.aclose(1008, reject.code.value)
     except RemoteProtocolError as error:
         log.warning("connection_refused", remote=connection.remote, reason=str(error))
-        await connection.aclose(1002, str(error)[:100])
+        # Whatever it was: nothing is heard of somebody who has not said who it is.
+        await connection.aclose(1008, str(error)[:100])
     except ConnectionLost as error:
         log.info("connection_lost", remote=connection.remote, reason=str(error))
 

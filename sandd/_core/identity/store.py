@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -46,8 +47,8 @@ class Store:
 @protected_context
 async def open_store(directory: Path) -> AsyncIterator[Store]:
     """The records in a state directory, for as long as the block lasts; ConfigurationError if they can't be used."""
-    database = await trio.to_thread.run_sync(open_database, directory)
-    store = Store(database)
+    store = Store(await trio.to_thread.run_sync(open_database, directory))
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.aclose)
+        await store.ask(lambda database: database.tidy(time.time()))
         yield store
