@@ -24,6 +24,7 @@ from sandd import wire
 from sandd._core import router as router_module
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.identity.rights import EVERYTHING, Principal
+from sandd._core.identity.rights import Role as RightsRole
 from sandd._core.router import ClientLink, DaemonLink, Router, RouterLink
 from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
 
@@ -205,6 +206,94 @@ def test_an_attach_too_large_to_be_stamped_is_refused(network: Network) -> None:
     assert network.is_empty()
     network.router.receive(client, data(1, Stream.INPUT, 0, b"late"))
     assert network.attach(2, client) == 1
+
+
+# ---- whose daemons -------------------------------------------------------------------------------
+
+ACME = Principal("alice", "acme", RightsRole.RUNNER)
+EVE = Principal("eve", role=RightsRole.VIEWER)
+
+
+def test_a_client_hears_of_its_tenants_daemons_alone(network: Network) -> None:
+    """When it comes, and of each change after that; by plain ids, and told no end of what it never saw."""
+    network.router.add_daemon("acme/d", "there")
+    client = network.router.add_client(principal=ACME)
+    assert drain(client.scheduler) == [
+        (0, wire.DaemonStatus("d", DaemonState.ONLINE, "there")),
+        TOLD,
+    ]
+    network.router.add_daemon("e", "here")
+    network.router.tell_cloned("d", "x", wire.UNDESCRIBED)
+    network.router.remove_daemon(network.daemon, DaemonState.GONE)
+    assert drain(client.scheduler) == []
+    network.router.tell_cloned("acme/d", "x", wire.UNDESCRIBED)
+    assert drain(client.scheduler) == [(0, wire.DaemonCloned("d", "x"))]
+
+
+@pytest.mark.parametrize("said", ["d", "other/d", "acme/d", "default/d", "nobody", "/", ""])
+def test_another_tenants_daemon_is_answered_for_as_none(network: Network, said: str) -> None:
+    """Online, away or never there: one answer, and nothing reaches a daemon."""
+    network.router.add_daemon("other/d", "there")
+    network.router.add_daemon("other/away", "there")
+    client = network.join(ACME)
+    drain(network.daemon.scheduler)
+    network.router.receive(client, control(1, attrs.evolve(ATTACH, daemon_id=said)))
+    assert drain(client.scheduler) == [
+        (1, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+    ]
+    network.router.receive(client, control(0, wire.End(said, "job")))
+    assert drain(network.daemon.scheduler) == []
+    assert network.router.daemons["other/d"].scheduler.pending == 0
+    kept = [end.daemon_id for end in network.router.kept_ends]
+    assert all(name.startswith("acme/") for name in kept)
+
+
+def test_jobs_and_ends_are_of_the_daemons_tenant(network: Network) -> None:
+    """Whoever asks, its tenant's or one who sees all; and the daemon hears its full name."""
+    acme = network.router.add_daemon("acme/d", "there")
+    for principal, said in ((ACME, "d"), (EVERYTHING, "acme/d")):
+        client = network.join(principal)
+        network.router.receive(client, control(1, attrs.evolve(ATTACH, daemon_id=said)))
+        network.router.receive(client, control(0, wire.End(said, "job", client="c")))
+        (_, attach), (_, end) = drain(acme.scheduler)
+        assert (attach.daemon_id, attach.tenant, attach.principal) == (
+            *("acme/d", "acme"),
+            principal.name,
+        )
+        assert end == wire.End("acme/d", "job", client="c", tenant="acme")
+    assert drain(network.daemon.scheduler) == []
+
+
+def test_an_end_closes_no_channel_of_another_daemon(network: Network) -> None:
+    """It may name one daemon, and come on a channel that leads to another: that one is only detached."""
+    acme = network.router.add_daemon("acme/d", "there")
+    number = network.attach(1)
+    network.router.receive(network.client, control(1, wire.End("acme/d", "job")))
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+    assert drain(acme.scheduler) == [(0, wire.End("acme/d", "job", tenant="acme"))]
+
+
+def test_a_viewers_channel_carries_nothing_to_the_daemon(network: Network) -> None:
+    """Whatever the daemon would say to that."""
+    client = network.join(EVE, client="0" * 16)
+    number = network.attach(1, client, spec=None, role=Role.VIEWER)
+    for stream in (Stream.INPUT, Stream.OPS):
+        with pytest.raises(RemoteProtocolError, match="only looks on"):
+            network.router.receive(client, data(1, stream, 0, b"x"))
+    network.router.receive(client, control(1, wire.End("d", "job")))
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+
+
+def test_what_a_client_may_not_do_is_refused_before_the_daemon_hears_of_it(
+    network: Network,
+) -> None:
+    """By the router, whose table says which right it takes."""
+    client = network.join(EVE, client="0" * 16)
+    network.router.receive(client, control(1, ATTACH))
+    ((number, refused),) = drain(client.scheduler)
+    assert (number, refused.code) == (1, RefusedCode.DENIED)
+    assert "'eve' may not do that" in refused.message
+    assert network.is_empty()
 
 
 # ---- frames --------------------------------------------------------------------------------------
