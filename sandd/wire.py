@@ -94,7 +94,7 @@ import enum
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, get_args
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
 import attrs
 import msgpack
@@ -761,8 +761,6 @@ class Taken:
 class Detach:
     """client -> daemon, or router -> daemon for a client that went: the channel is closed, the job goes on."""
 
-    for_good: bool = False  # the client has what it wants: what a session shows from now on is only its scrollback
-
 
 @frozen
 class Flush:
@@ -801,6 +799,9 @@ class End:
     Idempotent, and valid for a job that is running, ended, or has never been heard of: then a start
     of that id which arrives later never runs. The router keeps it for a daemon that is away.
     In the name of a client that isn't the job's owner, or is no more, it has no effect.
+
+    With `left` the job goes on, and nothing is forgotten: its owner has what it wants, so what a session shows from now
+    on is only its scrollback.
     """
 
     daemon_id: str = field(validator=_full_name)
@@ -810,6 +811,9 @@ class End:
     )  # seconds from TERM to KILL; None: as the spec says
     client: str = field(default="", validator=_id)  # as in Attach: who leaves; "": whoever owns it
     tenant: str = field(default="", validator=_id)  # stamped by the router
+    left: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # generation of the ownership that is given up; a later one isn't meant
 
 
 Control: TypeAlias = (
@@ -1634,24 +1638,45 @@ def _build_converter(*, strict_fields: bool) -> Any:
 
 _converter = _build_converter(strict_fields=False)
 _spec_converter = _build_converter(strict_fields=True)
-_SPEC_TO_WIRE: Final = {
-    cls: _spec_converter.get_unstructure_hook(cls) for cls in SPEC_KINDS.values()
-}
-_SPEC_FROM_WIRE: Final = {
-    cls: _spec_converter.get_structure_hook(cls) for cls in SPEC_KINDS.values()
-}
+_Key = TypeVar("_Key")
+_Made = TypeVar("_Made")
+
+
+class _OnFirstUse(dict[_Key, _Made]):
+    """What is made for each key when it is first asked for.
+
+    cattrs writes and compiles a function for each message and direction, 4 ms each: all of them would be half of
+    what a program takes to start that then uses a dozen.
+    """
+
+    def __init__(self, make: Callable[[_Key], _Made]) -> None:
+        self._make = make
+
+    def __missing__(self, key: _Key) -> _Made:
+        made = self[key] = self._make(key)
+        return made
+
+
+_SPEC_TO_WIRE: Final = _OnFirstUse(_spec_converter.get_unstructure_hook)
+_SPEC_FROM_WIRE: Final = _OnFirstUse(_spec_converter.get_structure_hook)
 
 
 class _Codec:
-    """One family of tagged messages, with cattrs' functions for each looked up beforehand.
+    """One family of tagged messages, with cattrs' functions for each.
 
     Not cattrs' tagged unions: with a default for unknown tags they remember each one they have met.
     """
 
     def __init__(self, tags: Mapping[type, str], what: str) -> None:
         self._what = what
-        self._to_wire = {c: (tag, _converter.get_unstructure_hook(c)) for c, tag in tags.items()}
-        self._from_wire = {tag: (c, _converter.get_structure_hook(c)) for c, tag in tags.items()}
+        by_tag = {tag: cls for cls, tag in tags.items()}
+        self._to_wire: _OnFirstUse[type, tuple[str, Any]] = _OnFirstUse(
+            lambda cls: (tags[cls], _converter.get_unstructure_hook(cls))
+        )
+        self._known = frozenset(by_tag)
+        self._from_wire: _OnFirstUse[str, tuple[type, Any]] = _OnFirstUse(
+            lambda tag: (by_tag[tag], _converter.get_structure_hook(by_tag[tag]))
+        )
 
     def encode(self, message: Control | Event | Op | Answer | Record) -> bytes:
         tag, unstructure = self._to_wire[type(message)]
@@ -1704,8 +1729,10 @@ class _Codec:
     def _structure(self, value: Any) -> Any:
         if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")
-        known = self._from_wire.get(tag)
-        return Unknown(tag[:64]) if known is None else known[1](value, known[0])
+        if tag not in self._known:
+            return Unknown(tag[:64])
+        cls, structure = self._from_wire[tag]
+        return structure(value, cls)
 
 
 def _pack(value: Any) -> bytes:

@@ -198,6 +198,19 @@ def test_a_job_runs_and_ends(peer: Peer) -> None:
     assert job.outputs[Stream.OUTPUT].take(99) == b"abc"
 
 
+@pytest.mark.parametrize("state", [DaemonState.GONE, DaemonState.ONLINE])
+def test_a_job_that_has_told_all_is_no_loss(peer: Peer, state: DaemonState) -> None:
+    """Its daemon is gone, or another, before anybody has looked: what became of it is known all the same."""
+    job, channel = peer.running()
+    half, _ = peer.running()
+    peer.client.receive(event(channel, 1, EXITED))
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, b"abc", final=True))
+    assert job.finished
+    peer.client.receive(control(0, wire.DaemonStatus("d", state, "another")))
+    assert (job.state, job.error, job.result) == (AttachState.CLOSED, None, EXITED)
+    assert isinstance(half.error, DaemonGone)
+
+
 def test_an_event_answers_a_start(peer: Peer) -> None:
     """The daemon has nothing else to say to a new job: then its first event says that it is attached."""
     job = peer.client.open("d", attrs.evolve(SPEC, stdin=False))
@@ -634,7 +647,7 @@ def test_viewers_send_nothing(peer: Peer) -> None:
     assert peer.heard() == []
     peer.client.receive(data(channel, Stream.OUTPUT, 3, b"x"))
     peer.client.close(job)
-    assert peer.heard() == [(channel, wire.Detach(for_good=True))]
+    assert peer.heard() == [(channel, wire.Detach())]
 
 
 def test_takeover_is_asked_for_until_it_was_granted(peer: Peer) -> None:
@@ -746,6 +759,33 @@ def test_an_attached_job_that_was_forgotten_is_closed(peer: Peer) -> None:
 # ---- leaving -------------------------------------------------------------------------------------
 
 
+def test_leaving_a_session_is_said_until_a_link_stands(peer: Peer) -> None:
+    """It goes on, and its daemon need not keep for us what it shows; a cut may lose the word, so it is said again."""
+    job = peer.client.open("d", wire.SessionSpec(detach=True))
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, terminal=True, detached=True)
+    peer.heard()
+    peer.client.close(job)
+    left = wire.End("d", job.id, client=peer.client.id, left=1)
+    assert peer.heard() == [(channel, left)]
+    peer.client.link_down()
+    assert peer.heard() == [(0, left)]
+
+
+def test_a_session_that_was_ended_or_given_up_is_not_left(peer: Peer) -> None:
+    """The one is over, and whose the other is has not changed."""
+    job = peer.client.open("d", wire.SessionSpec())
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, terminal=True)
+    peer.client.end(job)
+    peer.client.close(job)
+    other = peer.client.attach("d", "theirs")
+    peer.attached(2, terminal=True, streams=existing())
+    peer.client.give_up(other)
+    said = [said for _, said in peer.heard() if not isinstance(said, wire.Attach)]
+    assert said == [wire.End("d", job.id, client=peer.client.id), wire.Detach(), wire.Detach()]
+
+
 def test_leaving_ends_the_job_in_our_own_name(peer: Peer) -> None:
     """End says who leaves, so that it can't hit another owner's job."""
     job, channel = peer.running()
@@ -754,7 +794,7 @@ def test_leaving_ends_the_job_in_our_own_name(peer: Peer) -> None:
     peer.client.close(job)
     assert peer.heard() == [
         (0, wire.End("d", job.id, 2.5, peer.client.id)),
-        (channel, wire.Detach(for_good=True)),
+        (channel, wire.Detach()),
     ]
     assert (job.state, job.error) == (AttachState.CLOSED, None)
     peer.client.close(job, DaemonGone("late"))

@@ -11,6 +11,7 @@ import ast
 import graphlib
 import sys
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ LAYERS = {
     "sans-IO": [
         "sandd._core.admission",
         "sandd._core.asciicast",
+        "sandd._core.backlog",
         "sandd._core.byte_ring",
         "sandd._core.channels",
         "sandd._core.client",
@@ -109,9 +111,11 @@ LAYERS = {
         "sandd._core.job",
         "sandd._core.job_info",
         "sandd._core.jobs",
+        "sandd._core.kept_ends",
         "sandd._core.link",
         "sandd._core.pace",
         "sandd._core.read_ahead",
+        "sandd._core.relay_queue",
         "sandd._core.results",
         "sandd._core.router",
         "sandd._core.scheduler",
@@ -276,6 +280,7 @@ def is_named(module: str, names: list[str]) -> bool:
     return any(fnmatchcase(module, name) for name in names)
 
 
+@cache
 def layers_of(module: str) -> list[str]:
     """The layers that claim a module: exactly one, or the module or this file is wrong."""
     exact = [layer for layer, names in LAYERS.items() if module in names]
@@ -288,6 +293,7 @@ def height(module: str) -> int:
     return list(LAYERS).index(layer)
 
 
+@cache
 def modules_of(*layers: str) -> list[str]:
     """The modules there are in these layers."""
     return [module for module in FILES if set(layers_of(module)) & set(layers)]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+TMUX: Final = shutil.which("tmux")
+needs_tmux = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 """On each test that uses it."""
 
 PROMPT: Final = "local$ "
@@ -113,7 +114,7 @@ class Tmux:
         self.run(f"until test \"$(stty size)\" = '{rows} {columns}'; do sleep 0.05; done")
 
     def _wait(self, pattern: str, look: Callable[[], str], seconds: float) -> re.Match[str]:
-        give_up = time.monotonic() + seconds
+        give_up, pause = time.monotonic() + seconds, 0.01
         while True:
             seen = look()
             found = re.search(pattern, seen)
@@ -121,11 +122,13 @@ class Tmux:
                 return found
             if time.monotonic() > give_up:
                 pytest.fail(f"{pattern!r} was not to be seen within {seconds} s:\n{self.screen()}")
-            time.sleep(0.02)
+            # Each look is a process, which takes its time from the program that is looked at.
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
 
     def _do(self, *arguments: str) -> str:
         return subprocess.run(
-            ["tmux", "-S", str(self._socket), "-f", os.devnull, *arguments],
+            [TMUX or "tmux", "-S", str(self._socket), "-f", os.devnull, *arguments],
             env=self._env,
             check=True,
             capture_output=True,

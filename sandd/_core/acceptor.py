@@ -17,6 +17,7 @@ from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
+    STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     shake_hands,
@@ -116,7 +117,7 @@ class Acceptor:
                     return wire.Reject(
                         RejectCode.STALE,
                         "a newer connection, or start, of this daemon is known",
-                        0.0,
+                        STALE_RETRY_SECONDS,
                     )
                 case Ruling.REFUSE:
                     return self._refuse(record, claim, hello)

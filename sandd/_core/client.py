@@ -153,6 +153,7 @@ class Client:
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
         if self._may_end(job):
+            job.end_said = True
             self._say_end(wire.End(job.daemon_id, job.id, grace, self.id), 0)
 
     def forget(self, job: ClientJob) -> None:
@@ -160,6 +161,7 @@ class Client:
         if self._may_end(job):
             number = 0 if job.channel is None else job.channel.number
             self._drop_channel(job)
+            job.end_said = True
             message = wire.End(job.daemon_id, job.id, None, self.id)
             # A generated id is never used again, so nothing that overtakes this can mean that job.
             late = job.sequence is not None
@@ -176,9 +178,20 @@ class Client:
         ours = rival is None or rival.error is not None or rival.given_up
         return job.sent and job.error is None and job.role is Role.OWNER and ours
 
+    def _leaves_a_session(self, job: ClientJob) -> bool:
+        """It goes on without us, and we have had it."""
+        return job.terminal and not (job.given_up or job.end_said) and self._may_end(job)
+
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
         """We are done with the job; it goes on, unless `end` was called."""
-        self._detach(job, for_good=not job.given_up)
+        if error is None and self._leaves_a_session(job):
+            # A message that is said again where a cut may have lost it: else all that it shows would be kept for us.
+            number = 0 if job.channel is None else job.channel.number
+            self._drop_channel(job)
+            message = wire.End(job.daemon_id, job.id, client=self.id, left=job.generation)
+            self._say_end(message, number)
+        else:
+            self._detach(job)
         job.state = AttachState.CLOSED
         job.error = job.error or error
         self.jobs.pop(job, None)
@@ -236,7 +249,9 @@ class Client:
         changed = []
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance
-            if message.state is DaemonState.ONLINE and other:
+            if job.finished and (other or message.state is DaemonState.GONE):
+                self.close(job)  # all that it had to tell has come: that is what counts
+            elif message.state is DaemonState.ONLINE and other:
                 self.close(
                     job,
                     DaemonGone(
@@ -428,12 +443,12 @@ class Client:
         }
         self.close(job, errors.get(message.code) or RequestRefused(text))
 
-    def _detach(self, job: ClientJob, *, for_good: bool = False) -> None:
+    def _detach(self, job: ClientJob) -> None:
         """Close a channel that the other end may still hold open."""
         if job.channel is not None:
             number = job.channel.number
             self._drop_channel(job)
-            self.scheduler.control(wire.ControlFrame(number, wire.Detach(for_good)))
+            self.scheduler.control(wire.ControlFrame(number, wire.Detach()))
 
     def _drop_channel(self, job: ClientJob) -> None:
         if job.channel is not None:

@@ -67,6 +67,8 @@ class ClientJob:
         """Another of the same client, that was told to take this one's job over."""
         self.given_up = False
         """It was let go before anybody had it: what it was about to take over is as it was."""
+        self.end_said = False
+        """It was ended, and not only left."""
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None

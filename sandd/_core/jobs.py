@@ -187,8 +187,6 @@ class JobTable:
                 attachment = self._attachment(link, channel)
                 if attachment is None:
                     return []
-                if message.for_good and attachment.channel.holds:
-                    attachment.job.leave()
                 return self._detach(attachment, now)
             case wire.Flush():
                 attachment = self._attachment(link, channel)
@@ -453,6 +451,10 @@ class JobTable:
     def _end(self, message: wire.End, now: float) -> Effects:
         key = (message.tenant, message.job_id)
         job = self.jobs.get(key)
+        if message.left is not None:
+            if job is not None and (job.client, job.generation) == (message.client, message.left):
+                job.leave()
+            return []
         if job is None:
             self.tombstones.forestall(key, now)
             return []

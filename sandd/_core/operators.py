@@ -13,6 +13,7 @@ from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
+    STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     shake_hands,
@@ -56,6 +57,8 @@ class OperatorDesk:
     gate: Gate
     heartbeat: float = 20.0
     dead_after: float = 45.0
+    may_answer: Callable[[], bool] = lambda: True
+    """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
@@ -102,7 +105,9 @@ class OperatorDesk:
             return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
         known = self.operators.get(hello.client)
         if known is not None and known.connection >= hello.connection:
-            return wire.Reject(RejectCode.STALE, "a newer connection of this client is known", 0.0)
+            return wire.Reject(
+                RejectCode.STALE, "a newer connection of this client is known", STALE_RETRY_SECONDS
+            )
         if known is None and len(self.operators) >= MAX_OPERATORS:
             return wire.Reject(
                 RejectCode.BUSY,
@@ -133,6 +138,7 @@ class OperatorDesk:
             after_pull=self.settle,
             heartbeat=NEVER,  # the operator pings; we answer, and count its silence
             dead_after=self.dead_after,
+            may_answer=self.may_answer,
         )
         link.carrier = pump
         given.close = pump.close
@@ -154,6 +160,11 @@ class OperatorDesk:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.
         if link in self.router.clients:
             self.router.receive(link, frame)
+
+    def answer(self) -> None:
+        """Answer the pings that had to wait: who is about to leave goes when it has its answer."""
+        for operator in self.operators.values():
+            operator.pump.answer()
 
     def _remove(self, client: str, operator: Operator) -> None:
         if self.operators.get(client) is operator:

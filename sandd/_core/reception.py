@@ -23,6 +23,9 @@ log = get_logger("links")
 
 DRAIN_RETRY_SECONDS: Final = 1.0
 """How soon daemons and operators may come back to a controller that is closing: it may be restarting."""
+STALE_RETRY_SECONDS: Final = 1.0
+"""When to dial again whose connection was not its newest: mostly that is the end of it, but of a program that was
+copied while it ran each copy makes the other's stale, for ever."""
 
 
 @frozen

@@ -39,8 +39,8 @@ DRAIN_SECONDS: Final = 3.0
 LAG_INTERVAL: Final = 1.0
 """How often the loop's lag is measured, and daemons' leases are looked at."""
 KEEP_INTERVAL: Final = 0.2
-"""How often Ends that are kept for absent daemons go to the disk: in that time a controller that is killed may
-forget some, if the client that said them is gone as well. Then the job's lease ends it."""
+"""How often Ends that are kept for absent daemons go to the disk. A client that leaves waits for that, as its ping is
+answered behind it: so a controller that is killed forgets none that nobody else remembers."""
 
 
 class Service(ABC):
@@ -165,6 +165,10 @@ class LocalService(Service):
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
+        self._ends_tried = 0
+        """The same when that was tried last: a disk that is full is not the operators' business."""
+        self._tried_at_look: int | None = None
+        """`_ends_tried` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
         self.link = self._local = LocalLink(self.router, self.directory)
@@ -184,6 +188,7 @@ class LocalService(Service):
             gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            may_answer=lambda: not self._has_unwritten_ends,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
@@ -254,6 +259,12 @@ class LocalService(Service):
                 log.warning("ends_not_kept", path=str(file.path), error=str(error))
             else:
                 self._ends_written = version
+            self._ends_tried = version
+            self.desk.answer()
+
+    @property
+    def _has_unwritten_ends(self) -> bool:
+        return self._ends is not None and self.router.ends_version != self._ends_tried
 
     @trio.lowlevel.enable_ki_protection
     async def _handle(self, connection: Connection) -> None:
@@ -268,7 +279,15 @@ class LocalService(Service):
                 self.router.forget_daemon(daemon_id)
             else:
                 self.router.daemon_gone(daemon_id)
+        self._answer_where_the_disk_hangs()
         self.link.flush()
+
+    def _answer_where_the_disk_hangs(self) -> None:
+        """A write that takes from one look to the next holds up no pings: operators would take us for dead."""
+        tried = self._ends_tried if self._has_unwritten_ends else None
+        if tried is not None and tried == self._tried_at_look:
+            self.desk.answer()
+        self._tried_at_look = tried
 
     async def _leave(self) -> None:
         pumps = [*self.acceptor.say_goodbye(), *self.desk.say_goodbye()]
@@ -329,14 +348,23 @@ class RemoteService(Service):
 
     async def _leave(self) -> None:
         if self.link.client.has_ended_any:
-            # The controller is to know it before we are gone.
-            await self._dialer.live.wait()
-            if self._dialer.pump is not None:
-                try:
-                    await self._dialer.pump.ping()
-                except ConnectionLost as error:
-                    log.warning("farewells_unheard", reason=str(error))
+            await self._be_heard()
         await self._dialer.say_goodbye("the client has closed")
+
+    async def _be_heard(self) -> None:
+        """The controller has what we said, if need be on another connection, where it is said again. Bound it."""
+        while True:
+            await self._dialer.live.wait()
+            pump = self._dialer.pump
+            try:
+                if pump is not None:
+                    await pump.ping()
+                    return
+            except ConnectionLost as error:
+                log.warning("farewells_unheard", reason=str(error))
+            # Its end has yet to be seen to by the dialer, some turns from now; until then it counts as live.
+            while self._dialer.pump is pump and pump is not None:
+                await trio.lowlevel.checkpoint()
 
 
 def _bracketed(host: str) -> str:
