@@ -173,6 +173,7 @@ LAYERS = {
         "sandd.completion",
         "sandd.command_line.*",
         "sandd.copying.*",
+        "sandd.enrolling.*",
         "sandd.executing.*",
         "sandd.fleet.*",
         "sandd.forwarding.*",
@@ -188,7 +189,13 @@ LAYERS = {
             "sandd._core.transfers",
             "sandd.testing",
         ),
-        *("sandd.command_line", "sandd.copying", "sandd.executing", "sandd.fleet"),
+        *(
+            "sandd.command_line",
+            "sandd.copying",
+            "sandd.enrolling",
+            "sandd.executing",
+            "sandd.fleet",
+        ),
         *("sandd.forwarding", "sandd.standalone", "sandd.terminal"),
     ],
 }
