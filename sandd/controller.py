@@ -36,6 +36,8 @@ from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import Rate
 from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
 from sandd.wire import DaemonState, JobState
@@ -66,6 +68,8 @@ __all__ = [
     "KeptOutput",
     "NewToken",
     "Process",
+    "Rate",
+    "RateLimits",
     "RemoteStream",
     "Session",
     "TokenInfo",
@@ -112,6 +116,7 @@ async def open_controller(
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -142,6 +147,7 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
         OSError: the address can't be listened on.
@@ -173,6 +179,7 @@ async def open_controller(
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
+            rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
         )
         async with _running(service) as controller:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import os
     from typing import Unpack
 
+    from sandd.controller import RateLimits
+
 __all__ = ["Server"]
 
 
@@ -31,6 +33,7 @@ class ServerOptions(TypedDict, total=False):
     heartbeat: float
     dead_after: float
     max_handshakes_per_second: float
+    rate_limits: RateLimits | None
 
 
 class Server(Client):
@@ -44,7 +47,7 @@ class Server(Client):
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
         options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `insecure`,
-            `heartbeat`, `dead_after`, `max_handshakes_per_second`.
+            `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
 
     Raises:
         OSError: the address can't be listened on.

@@ -734,6 +734,7 @@ class RefusedCode(enum.StrEnum):
     UNSUPPORTED = "unsupported"  # the spec has a field or kind this daemon doesn't know
     DAEMON_NOT_FOUND = "daemon_not_found"
     DENIED = "denied"
+    RATE_LIMITED = "rate_limited"  # too many starts, of `scope`; try again after `retry_after`
 
 
 @frozen
@@ -745,6 +746,8 @@ class Refused:
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
+    retry_after: float | None = field(default=None, validator=optional(_seconds))  # RATE_LIMITED
+    scope: str = field(default="", validator=_id)  # RATE_LIMITED: "operator", "tenant" or "daemon"
 
 
 @frozen

@@ -16,6 +16,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    RateLimited,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -720,6 +721,7 @@ ERRORS: dict[RefusedCode, type[SanddError]] = {
     RefusedCode.BUSY: RequestRefused,
     RefusedCode.UNSUPPORTED: RequestRefused,
     RefusedCode.DENIED: RequestRefused,
+    RefusedCode.RATE_LIMITED: RateLimited,
 }
 
 
@@ -735,6 +737,42 @@ def test_a_refusal_becomes_the_fitting_error(peer: Peer, code: RefusedCode) -> N
     assert "because" in str(job.error)
     peer.client.end(job)
     peer.client.close(job)
+    assert peer.heard() == []
+
+
+def test_a_start_that_is_one_too_many_says_when_to_try_again(peer: Peer) -> None:
+    """And whose limit it was; it never ran."""
+    job = peer.client.open("d", SPEC)
+    channel, _ = peer.attach_heard()
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "because", 1.5, "tenant")
+    peer.client.receive(control(channel, refused))
+    assert isinstance(job.error, RateLimited)
+    assert (job.error.scope, job.error.retry_after) == ("tenant", 1.5)
+    assert peer.client.held_back == []
+
+
+def test_a_start_that_was_sent_before_is_held_back_and_asked_for_again(peer: Peer) -> None:
+    """It may run since the first time, so nobody may be told that it doesn't."""
+    job = peer.client.open("d", SPEC)
+    peer.attach_heard()
+    peer.client.link_down()
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "because", 1.5, "daemon")
+    peer.client.receive(control(channel, refused))
+    assert (job.state, job.error) == (AttachState.WAITING, None)
+    assert peer.client.held_back == [(job, 1.5)]
+    assert peer.heard() == []
+    peer.client.ask_again(job)
+    channel, attach = peer.attach_heard()
+    assert attach.spec is not None
+    peer.client.ask_again(job)  # once is enough
+    assert peer.heard() == []
+    peer.attached(channel)
+    assert job.confirmed
+    peer.client.forget(job)
+    peer.heard()
+    peer.client.ask_again(job)  # it was left
     assert peer.heard() == []
 
 

@@ -138,7 +138,7 @@ def test_guide_code_is_found() -> None:
 
 def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     """The file shown in the guide is understood, whatever else is said."""
-    (piece,) = pieces("toml")
+    (piece,) = [each for each in pieces("toml") if "daemon_id" in each.code]
     token = tmp_path / "token"
     token.write_text("secret\n")
     config = tmp_path / "sandd.toml"
@@ -146,6 +146,18 @@ def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     options = parse_daemon_options(["--config", str(config)], {}, prog="sandd", version="0")
     assert options.credential == SharedSecret(b"secret")
     assert options.labels == {"env": "prod", "arch": "arm"}
+
+
+def test_guide_rate_limits_are_valid(tmp_path: Path) -> None:
+    """The table shown in the guide is one of a controller's file."""
+    (piece,) = [each for each in pieces("toml") if "rate_limits" in each.code]
+    config = tmp_path / "controller.toml"
+    config.write_text(piece.code)
+    options = standalone.parse_controller_options(
+        ["--config", str(config)], {}, prog="sandd", version="0"
+    )
+    limits = sandd.RateLimits(operator=sandd.Rate(10, burst=50), daemon=sandd.Rate(5))
+    assert options.rate_limits == limits
 
 
 def test_guide_has_every_option_of_the_daemon() -> None:

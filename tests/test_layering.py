@@ -114,6 +114,8 @@ LAYERS = {
         "sandd._core.kept_ends",
         "sandd._core.link",
         "sandd._core.pace",
+        "sandd._core.rate_limits",
+        "sandd._core.rate_limits.*",
         "sandd._core.read_ahead",
         "sandd._core.relay_queue",
         "sandd._core.results",

@@ -672,7 +672,10 @@ async def test_what_was_said_on_a_link_that_dies_is_heard_on_the_next(
         proxy.release()
         await until(lambda: not nursery.child_tasks)
         assert caplog.text.count("farewells_unheard") == 1
-        assert service._dialer.pump is not first
+        second = service._dialer.pump
+        assert second is not None
+        assert second is not first
+        assert second._answered > 0
 
 
 # ---- stuck and slow ones -------------------------------------------------------------------------

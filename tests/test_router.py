@@ -707,6 +707,28 @@ def test_links_are_told_apart() -> None:
     assert len({first, second}) == 2
 
 
+def test_what_is_not_authorised_reaches_no_daemon() -> None:
+    """The client is told what the judge said; nobody is asked of a daemon that isn't there."""
+    asked: list[str] = []
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "too many", 1.5, "daemon")
+
+    def judge(_link: ClientLink, message: wire.Attach) -> wire.Refused | None:
+        asked.append(message.job_id)
+        return refused if message.job_id == "bad" else None
+
+    router = Router(judge)
+    daemon = router.add_daemon("d", "here")
+    client = router.add_client()
+    drain(client.scheduler)
+    router.receive(client, control(1, attrs.evolve(ATTACH, job_id="bad")))
+    assert drain(client.scheduler) == [(1, refused)]
+    assert (drain(daemon.scheduler), daemon.routes, client.routes) == ([], {}, {})
+    router.receive(client, control(2, attrs.evolve(ATTACH, job_id="good")))
+    assert len(drain(daemon.scheduler)) == 1
+    router.receive(client, control(3, attrs.evolve(ATTACH, daemon_id="none", job_id="other")))
+    assert asked == ["bad", "good"]
+
+
 # ---- whoever says too much is hurt alone ------------------------------------------------------------
 
 
@@ -789,7 +811,7 @@ def test_a_client_that_floods_attaches_is_refused(network: Network) -> None:
 
 def test_with_another_connection_a_client_has_no_more_room(network: Network) -> None:
     """What waits counts for whom it was let in as, until it is sent."""
-    network.daemon.backlog.limit = 300_000
+    network.daemon.backlog.limit = 350_000
     for n in range(2):
         client = network.join(client=f"c{n}", principal=Principal("operator:one", "*"))
         network.router.receive(client, control(1, attrs.evolve(ATTACH, spec=bytes(100_000))))
@@ -882,6 +904,18 @@ def test_crumbs_that_wait_are_put_together(network: Network) -> None:
     assert client.waiting == 0
 
 
+def test_a_hole_stays_a_hole(network: Network) -> None:
+    """What a daemon left out without a word is for its client to notice: nothing is put together across it."""
+    client = metered(network)
+    number = attached(network, client)
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"ab"))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 5, b"cd"))
+    assert drain(client.scheduler) == [
+        (1, Bytes(Stream.OUTPUT, 0, b"ab")),
+        (1, Bytes(Stream.OUTPUT, 5, b"cd")),
+    ]
+
+
 def test_attached_is_said_once(network: Network) -> None:
     """Again and again it would fill the client's link."""
     number = attached(network, metered(network))
@@ -909,6 +943,7 @@ def leaving(network: Network) -> tuple[ClientLink, list[Any]]:
 def test_results_under_way_arrive_before_their_daemon_is_gone(network: Network) -> None:
     """Its status overtakes nothing that was there before; then each channel is closed, and all of it told."""
     client, expected = leaving(network)
+    assert client.pool.flows == 4  # what waits still counts
     heard = drain(client.scheduler)
     assert sorted(heard[: len(expected)], key=str) == sorted(expected, key=str)
     assert heard[len(expected) :] == [(1, wire.Away()), (2, wire.Away()), (0, GONE)]

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import ConnectionLost
@@ -15,11 +15,13 @@ from sandd._core.fencing import Claim, Ruling
 from sandd._core.identity.gate import REFUSED_DAEMON
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
+    note_judgement,
     shake_hands,
     welcome_and_pump,
 )
@@ -51,6 +53,7 @@ class Acceptor:
     gate: Gate
     heartbeat: float = 20.0
     dead_after: float = 45.0
+    failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     bytes_received: int = 0
     """On links that have ended; `statistics` adds the live ones."""
@@ -86,6 +89,7 @@ class Acceptor:
             is_loopback=connection.is_loopback,
             channel_binding=connection.channel_binding,
         )
+        note_judgement(connection, reject, self.failures)
         if reject is not None:
             return reject
         assert isinstance(hello, wire.Hello)  # the gate lets nothing else in
@@ -206,6 +210,7 @@ class Acceptor:
             self.bytes_received += pump.bytes_received
             self.bytes_sent += pump.bytes_sent
             self._offline(link, _state_after(pump))
+            self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.

@@ -27,6 +27,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    RateLimited,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered, to be said again after a cut; saying one twice is harmless."""
+LEAST_RETRY_SECONDS: Final = 0.1
+"""Until a start that was one too many is asked for again, where nobody says when: so it is no busy loop."""
 
 
 @define
@@ -80,6 +83,8 @@ class Client:
         """Attaches sent so far, over all links."""
         self._ends: deque[wire.End] = deque(maxlen=MAX_ENDS_UNDER_WAY)
         """The latest that were sent: should the link break, they may not have arrived."""
+        self.held_back: list[tuple[ClientJob, float]] = []
+        """Jobs to `ask_again` for, each after so many seconds; the shell empties it."""
 
     # -- what the application does
 
@@ -133,6 +138,11 @@ class Client:
         job = ClientJob(daemon_id, job_id, spec=None, role=role, takeover=takeover, since=since)
         self._add(job, own)
         return job
+
+    def ask_again(self, job: ClientJob) -> None:
+        """Attach a job that was held back, unless it is attached or left by now."""
+        if job in self.jobs:
+            self._attach(job)
 
     def activate(self, job: ClientJob) -> None:
         """Something was appended to the job's logs, or consumed from them."""
@@ -306,6 +316,7 @@ class Client:
             return
         self._attempts += 1
         first = not job.sent
+        job.is_repeated = not first
         job.instance = job.instance or daemon.instance
         number, self._next_channel = self._next_channel, self._next_channel + 1
         windows = [
@@ -432,6 +443,12 @@ class Client:
 
     def _refused(self, job: ClientJob, message: wire.Refused) -> None:
         self._drop_channel(job)
+        if message.code is RefusedCode.RATE_LIMITED and job.is_repeated:
+            # That nothing ran is true of this Attach, and not of the one before: so it is asked again until one
+            # is let pass, and the daemon tells.
+            job.times_held_back += 1
+            self.held_back.append((job, message.retry_after or LEAST_RETRY_SECONDS))
+            return
         text = f"job {job.id} on daemon {job.daemon_id!r}: {message.message}"
         errors: dict[RefusedCode, SanddError] = {
             RefusedCode.JOB_NOT_FOUND: JobNotFound(text),
@@ -440,6 +457,9 @@ class Client:
             RefusedCode.JOB_ID_CONFLICT: JobIdConflict(text),
             RefusedCode.TAKEN: JobTaken(text),
             RefusedCode.DAEMON_NOT_FOUND: DaemonNotFound(text),
+            RefusedCode.RATE_LIMITED: RateLimited(
+                text, scope=message.scope, retry_after=message.retry_after or LEAST_RETRY_SECONDS
+            ),
         }
         self.close(job, errors.get(message.code) or RequestRefused(text))
 

@@ -73,6 +73,10 @@ class ClientJob:
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
         self.state = AttachState.WAITING
+        self.is_repeated = False
+        """Its spec was sent before, so it may run already, whatever becomes of the latest Attach."""
+        self.times_held_back = 0
+        """So often it was one start too many, when it may have been running already."""
         self.attaches_plainly = False
         """It may be ATTACHED without being told so; see `wire.Attached`."""
         self.confirmed = False

@@ -11,11 +11,13 @@ from sandd import wire
 from sandd._core.identity.gate import REFUSED_OPERATOR
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
+    note_judgement,
     shake_hands,
     welcome_and_pump,
 )
@@ -59,6 +61,7 @@ class OperatorDesk:
     dead_after: float = 45.0
     may_answer: Callable[[], bool] = lambda: True
     """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
+    failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
@@ -90,6 +93,7 @@ class OperatorDesk:
         reject = await self.gate.admit_operator(
             given, greeting, channel_binding=connection.channel_binding
         )
+        note_judgement(connection, reject, self.failures)
         if reject is not None:
             return reject
         assert isinstance(hello, wire.OperatorHello)  # the gate lets nothing else in
@@ -155,6 +159,7 @@ class OperatorDesk:
             await welcome_and_pump(connection, pump, welcome, operator=hello.name)
         finally:
             self._remove(hello.client, operator)
+            self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.

@@ -35,7 +35,7 @@ from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
@@ -169,7 +169,14 @@ class Route:
 class Router:
     """Joins channels of client links to channels of daemon links."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        authorise: Callable[
+            [ClientLink, wire.Attach], wire.Refused | None
+        ] = lambda _link, _message: None,
+    ) -> None:
+        self._authorise = authorise
+        """Asked of each Attach that would be passed on, by the daemon's full name; a refusal goes back in its stead."""
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
@@ -445,7 +452,7 @@ class Router:
         if name is None or name not in self._status:
             link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
             return
-        refusal = self.authorise(link, message)
+        refusal = link.principal.refusal(message, link.client or message.client)
         if refusal is not None:
             link.control(number, refusal)
             return
@@ -456,6 +463,10 @@ class Router:
         if link.is_metered and len(link.routes) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
             link.control(number, wire.Refused(RefusedCode.DENIED, text))
+            return
+        refused = self._authorise(link, evolve(message, daemon_id=name))
+        if refused is not None:
+            link.control(number, refused)
             return
         route = self._new_route(link, number, daemon, message.role)
         try:
@@ -478,10 +489,6 @@ class Router:
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
         daemon.schedule(stamped, share=share)
-
-    def authorise(self, link: ClientLink, message: wire.Attach) -> wire.Refused | None:
-        """Why the client may not do that on a daemon that it sees; None: it may."""
-        return link.principal.refusal(message, link.client or message.client)
 
     def _new_route(
         self, link: ClientLink, number: int, daemon: DaemonLink, role: wire.Role

@@ -15,11 +15,14 @@ from sandd._core._errors import (
 from sandd._core.acceptor import Acceptor
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
+from sandd._core.identity.rights import split_name
 from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.operators import OperatorDesk
+from sandd._core.rate_limits.credentials import FailedCredentials
+from sandd._core.rate_limits.job_starts import JobStartLimiter
 from sandd._core.registry import Registry
 from sandd._core.remote_link import RemoteLink
 from sandd._core.router import Router
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
+    from sandd._core.rate_limits.job_starts import RateLimits
+    from sandd._core.router import ClientLink
 
 log = get_logger("controller")
 
@@ -92,6 +97,7 @@ class Service(ABC):
                 async with open_unwrapping_nursery() as nursery:
                     await nursery.start(lambda task_status: self._serve(task_status))
                     nursery.start_soon(self.link.run)
+                    nursery.start_soon(self.link.ask_again)
                     nursery.start_soon(self._watch_lag)
                     task_status.started(scope)
                     await self._closing.wait()
@@ -156,19 +162,20 @@ class LocalService(Service):
         heartbeat: float,
         dead_after: float,
         admission: Admission,
+        rate_limits: RateLimits,
         ends: EndFile | None,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
         self.gate = gate
-        self.router = Router()
+        self.router = Router(self._authorise)
+        self._job_starts = JobStartLimiter(rate_limits)
+        self._failures = FailedCredentials()
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
-        self._ends_tried = 0
-        """The same when that was tried last: a disk that is full is not the operators' business."""
-        self._tried_at_look: int | None = None
-        """`_ends_tried` at the last look, if there were others to be written by then."""
+        self._written_at_look: int | None = None
+        """`_ends_written` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
         self.link = self._local = LocalLink(self.router, self.directory)
@@ -181,6 +188,7 @@ class LocalService(Service):
             gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            failures=self._failures,
         )
         self.desk = OperatorDesk(
             router=self.router,
@@ -189,6 +197,7 @@ class LocalService(Service):
             heartbeat=heartbeat,
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
+            failures=self._failures,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
@@ -233,6 +242,8 @@ class LocalService(Service):
                     subprotocol=wire.SUBPROTOCOL,
                     max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
                     admission=self._admission,
+                    until_admitted=True,
+                    barred_for=self._barred_for,
                     task_status=task_status,
                 )
             )
@@ -259,12 +270,11 @@ class LocalService(Service):
                 log.warning("ends_not_kept", path=str(file.path), error=str(error))
             else:
                 self._ends_written = version
-            self._ends_tried = version
-            self.desk.answer()
+            self.desk.answer()  # a disk that is full is not the operators' business
 
     @property
     def _has_unwritten_ends(self) -> bool:
-        return self._ends is not None and self.router.ends_version != self._ends_tried
+        return self._ends is not None and self.router.ends_version != self._ends_written
 
     @trio.lowlevel.enable_ki_protection
     async def _handle(self, connection: Connection) -> None:
@@ -272,6 +282,18 @@ class LocalService(Service):
             await self.desk.handle(connection)
         else:
             await self.acceptor.handle(connection)
+
+    def _barred_for(self, host: str, path: str) -> float:
+        return self._failures.barred_for(host, path, trio.current_time())
+
+    def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
+        return self._job_starts.judge(
+            attach,
+            operator=f"{link.principal.tenant}/{link.principal.name}",
+            tenant=split_name(attach.daemon_id)[0],
+            is_agent=not link.client,
+            now=trio.current_time(),
+        )
 
     def _look_after(self) -> None:
         for daemon_id, forgotten in self.registry.expire():
@@ -284,10 +306,10 @@ class LocalService(Service):
 
     def _answer_where_the_disk_hangs(self) -> None:
         """A write that takes from one look to the next holds up no pings: operators would take us for dead."""
-        tried = self._ends_tried if self._has_unwritten_ends else None
-        if tried is not None and tried == self._tried_at_look:
+        written = self._ends_written if self._has_unwritten_ends else None
+        if written is not None and written == self._written_at_look:
             self.desk.answer()
-        self._tried_at_look = tried
+        self._written_at_look = written
 
     async def _leave(self) -> None:
         pumps = [*self.acceptor.say_goodbye(), *self.desk.say_goodbye()]

@@ -21,6 +21,8 @@ from sandd._core.program_options import (
     read_number,
     read_token,
 )
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import LEAST_PER_SECOND, MOST_PER_SECOND, Rate
 
 if TYPE_CHECKING:
     import argparse
@@ -57,6 +59,7 @@ class ControllerOptions:
     heartbeat: float = 20.0
     dead_after: float = 45.0
     max_handshakes_per_second: float = 200.0
+    rate_limits: RateLimits = field(factory=RateLimits)
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
 
@@ -71,9 +74,11 @@ class ControllerOptions:
 
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
-    *("heartbeat", "dead_after", "max_handshakes_per_second"),
+    *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits"),
     *("log_level", "log_format", "config"),
 )
+SCOPES: Final = ("operator", "tenant", "daemon")
+"""Whose starts may be limited."""
 VARIABLES: Final = {name: (f"SANDD_CONTROLLER_{name.upper()}",) for name in _NAMES}
 
 
@@ -143,6 +148,12 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         metavar="N",
         help="how many connections are let in (default: 200)",
     )
+    parser.add_argument(
+        "--rate-limits",
+        metavar="SCOPE=N[:BURST],...",
+        help="commands and sessions that may be started per second, and at once, by each operator, by each "
+        "tenant and on each daemon: operator=10:50,daemon=5 (default: as many as anybody likes)",
+    )
     add_common_options(parser, version)
 
 
@@ -181,6 +192,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
             least=0.1,
             most=100_000,
         ),
+        rate_limits=_rate_limits(given.get("rate_limits", "")),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )
@@ -196,6 +208,42 @@ def _port(given: object) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise ConfigurationError(f"--port {given!r} is no TCP port: 0 to 65535")
     return int(text)
+
+
+def _rate_limits(given: object) -> RateLimits:
+    """From a text as on the command line, or from a table of the file."""
+    if isinstance(given, dict):
+        pairs = [(str(scope), str(rate)) for scope, rate in given.items()]
+    else:
+        pairs = []
+        for text in filter(None, str(given).split(",")):
+            scope, equals, rate = text.partition("=")
+            if not equals:
+                raise ConfigurationError(f"--rate-limits {text!r} is not SCOPE=N[:BURST]")
+            pairs.append((scope.strip(), rate.strip()))
+    rates: dict[str, Rate] = {}
+    for scope, rate in pairs:
+        if scope not in SCOPES:
+            raise ConfigurationError(
+                f"--rate-limits {scope!r} is nobody's limit: a scope is one of {', '.join(SCOPES)}"
+            )
+        rates[scope] = _rate(f"--rate-limits {scope}", rate)
+    return RateLimits(
+        operator=rates.get("operator"), tenant=rates.get("tenant"), daemon=rates.get("daemon")
+    )
+
+
+def _rate(option: str, text: str) -> Rate:
+    number, colon, burst = text.partition(":")
+    per_second = read_number(option, number, least=LEAST_PER_SECOND, most=MOST_PER_SECOND)
+    if not colon:
+        return Rate(per_second)
+    if not (burst.isascii() and burst.isdecimal() and 1 <= len(burst) <= 7):
+        raise ConfigurationError(f"{option}: a burst of {burst!r} is not a whole number")
+    try:
+        return Rate(per_second, int(burst))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {error}") from error
 
 
 def _boolean(option: str, given: object) -> bool:

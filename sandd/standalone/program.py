@@ -95,6 +95,7 @@ class Program:
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
                 max_handshakes_per_second=options.max_handshakes_per_second,
+                rate_limits=options.rate_limits,
             )
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
             async with contextlib.AsyncExitStack() as stack:

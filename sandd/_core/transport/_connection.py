@@ -56,6 +56,8 @@ class Connection:
 
     remote: str
     """``host:port`` of the peer."""
+    host: str
+    """The peer's address, without the port."""
     local: str
     """``host:port`` on this side."""
     is_loopback: bool
@@ -67,6 +69,8 @@ class Connection:
     channel_binding: bytes
     """SHA-256 of the server's certificate, in DER, the same at both ends of one TLS connection; empty without TLS.
     Whoever stands in between with a certificate of his own can't make the two the same."""
+    on_admitted: Callable[[], None] | None = None
+    """For `serve`: what `admit` means."""
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Connection:
     ) -> None:
         self.channel_binding = channel_binding
         self.remote = str(meter.remote)
+        self.host = meter.remote.host
         self.local = str(meter.local)
         self.is_loopback = meter.remote.is_loopback
         self.path = path
@@ -131,6 +136,12 @@ class Connection:
     def __repr__(self) -> str:
         role = "to" if self._protocol.client else "from"
         return f"<Connection {role} {self.remote}{self.path} {self._state.name.lower()}>"
+
+    def admit(self) -> None:
+        """The peer has said who it is, and may stay: it takes up no stranger's place any more (`serve`)."""
+        if self.on_admitted is not None:
+            self.on_admitted()
+            self.on_admitted = None
 
     @property
     def last_write_progress(self) -> float:
