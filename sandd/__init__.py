@@ -4,6 +4,7 @@
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
 #   sandd/completion.py       `sandd completion`: Tab, in a shell
 #   sandd/standalone/         `sandd controller`: a controller as a program of its own
+#   sandd/enrolling/          `sandd token`, `sandd daemons`: who may come in
 #   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
 #   sandd/executing/          `sandd exec`: a command, as if it ran here

@@ -31,17 +31,26 @@ class Announcement:
     """Other machines reach it, too: by this machine's name, not by the address in the URL."""
 
     @classmethod
-    def of(cls, url: str, options: ControllerOptions, operator_token_file: Path | None) -> Self:
+    def of(
+        cls,
+        url: str,
+        options: ControllerOptions,
+        operator_token_file: Path | None,
+        *,
+        join_token_file: Path | None = None,
+    ) -> Self:
         """What there is to say of the controller at `url`.
 
         Args:
             url: its own, for daemons.
             options: what it was told.
             operator_token_file: what a command has to be told; None: it finds the token by itself.
+            join_token_file: what a daemon has to be given to join; None: it needs nothing, or what they share.
         """
         daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
-        if options.token_file is not None:
-            daemon += ["--token-file", str(options.token_file.absolute())]
+        daemon_token_file = join_token_file or options.token_file
+        if daemon_token_file is not None:
+            daemon += ["--token-file", str(daemon_token_file.absolute())]
         address = urlsplit(url).netloc
         operator = ["sandd", "ps"]
         if address != f"{DEFAULT_HOST}:{DEFAULT_PORT}":

@@ -55,6 +55,8 @@ class ControllerOptions:
     operator_token_file: Path | None = None
     operator_token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
     """What operators must know; None: what is in the state directory, made there if need be."""
+    print_join: bool = False
+    """Make a join token at the start, and tell the daemon's command with it."""
     insecure: bool = False
     heartbeat: float = 20.0
     dead_after: float = 45.0
@@ -73,7 +75,8 @@ class ControllerOptions:
 
 
 _NAMES: Final = (
-    *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
+    *("host", "port", "state_dir", "token_file", "operator_token_file"),
+    *("print_join", "insecure"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits"),
     *("log_level", "log_format", "config"),
 )
@@ -126,6 +129,13 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         metavar="FILE",
         help="file with the secret that commands and programs have to know (default: operator.token "
         "in the state directory, made there at the first start)",
+    )
+    parser.add_argument(
+        "--print-join",
+        action="store_const",
+        const=True,
+        help="make a token by which one daemon may join within 15 minutes, in the state directory, and tell "
+        "the command for it",
     )
     parser.add_argument(
         "--insecure",
@@ -183,6 +193,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_token(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        print_join=_boolean("--print-join", given.get("print_join", False)),
         insecure=_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
         dead_after=dead_after,
