@@ -1,4 +1,4 @@
-"""``sandd token`` and ``sandd daemons``: what they change, print and refuse, with a controller that runs and without."""
+"""``sandd token`` and ``sandd daemons``: what they change, print and refuse, with a controller or without."""
 
 from __future__ import annotations
 
