@@ -29,6 +29,7 @@ class ServerOptions(TypedDict, total=False):
     token: str | bytes | None
     operator_token: str | bytes | None
     state_dir: str | os.PathLike[str] | None
+    policy: str | os.PathLike[str] | None
     insecure: bool
     heartbeat: float
     dead_after: float
@@ -46,8 +47,8 @@ class Server(Client):
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `insecure`,
-            `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
+        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`,
+            `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
 
     Raises:
         OSError: the address can't be listened on.

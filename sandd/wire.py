@@ -735,6 +735,9 @@ class RefusedCode(enum.StrEnum):
     DAEMON_NOT_FOUND = "daemon_not_found"
     DENIED = "denied"
     RATE_LIMITED = "rate_limited"  # too many starts, of `scope`; try again after `retry_after`
+    POLICY_DENIED = (
+        "policy_denied"  # no rule allows it: of the daemon's policy, or the controller's
+    )
 
 
 @frozen
@@ -748,6 +751,7 @@ class Refused:
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
     retry_after: float | None = field(default=None, validator=optional(_seconds))  # RATE_LIMITED
     scope: str = field(default="", validator=_id)  # RATE_LIMITED: "operator", "tenant" or "daemon"
+    policy_hash: str = field(default="", validator=_at_most(64))  # for POLICY_DENIED: which policy
 
 
 @frozen
@@ -897,6 +901,7 @@ class FailedCode(enum.StrEnum):
     JOB_NOT_FOUND = "job_not_found"  # a request names a job that isn't there: nothing was done
     DECLINED = "declined"  # a request asks for what can't be done here: nothing was done
     SYSTEM = "system"  # a system call failed for a request: `symbol` says how
+    POLICY_DENIED = "policy_denied"  # the daemon's policy, by what is on its disk: nothing ran
 
 
 @frozen
@@ -913,6 +918,7 @@ class Failed:
     symbol: str = field(
         default="", validator=_at_most(32)
     )  # for SYSTEM: "ENOENT", ...; the numbers differ between systems
+    policy_hash: str = field(default="", validator=_at_most(64))  # for POLICY_DENIED: which policy
 
 
 Event: TypeAlias = Started | Stalled | Flowing | Exited | Failed

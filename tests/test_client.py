@@ -203,12 +203,14 @@ def test_a_job_runs_and_ends(peer: Peer) -> None:
 def test_a_job_that_has_told_all_is_no_loss(peer: Peer, state: DaemonState) -> None:
     """Its daemon is gone, or another, before anybody has looked: what became of it is known all the same."""
     job, channel = peer.running()
+    job.terminal = True
     half, _ = peer.running()
     peer.client.receive(event(channel, 1, EXITED))
     peer.client.receive(data(channel, Stream.OUTPUT, 0, b"abc", final=True))
     assert job.finished
     peer.client.receive(control(0, wire.DaemonStatus("d", state, "another")))
     assert (job.state, job.error, job.result) == (AttachState.CLOSED, None, EXITED)
+    assert not peer.client.has_ended_any  # nobody is left who would have to hear of it
     assert isinstance(half.error, DaemonGone)
 
 

@@ -26,8 +26,12 @@ import sandd.cli
 import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
 from sandd._core.identity.proofs import SharedSecret
+from sandd._core.policy.linting import errors
+from sandd._core.policy.reading import read_policy
+from sandd._core.policy.refusing import judge_spec
 from sandd.standalone import options as standalone
 from sandd.testing import open_fault_proxy
+from sandd.wire import CommandSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,6 +162,16 @@ def test_guide_rate_limits_are_valid(tmp_path: Path) -> None:
     )
     limits = sandd.RateLimits(operator=sandd.Rate(10, burst=50), daemon=sandd.Rate(5))
     assert options.rate_limits == limits
+
+
+def test_guide_policy_is_one() -> None:
+    """The one that is shown has nothing that a daemon would refuse, the hash that is shown, and allows what it says."""
+    (piece,) = [each for each in pieces("toml") if "[[rule]]" in each.code]
+    policy = read_policy(piece.code.encode(), name="guide")
+    assert errors(policy) == []
+    assert f"policy {policy.hash}: 1 rule" in GUIDE
+    command = (b"run-tests", b"run", b"--fast", b"unit")
+    assert judge_spec(policy, CommandSpec(command, cwd=b"/work")) is None
 
 
 def test_guide_has_every_option_of_the_daemon() -> None:

@@ -190,5 +190,14 @@ class RateLimited(RequestRefused):
         """Seconds from when this was refused; then one more is let pass, unless somebody else comes first."""
 
 
+class PolicyDenied(RequestRefused):
+    """A policy, the daemon's or the controller's, names nothing that would allow this. Nothing ran."""
+
+    def __init__(self, reason: str, *, policy_hash: str = "") -> None:
+        super().__init__(reason)
+        self.policy_hash = policy_hash
+        """Which policy it was: the first digits of the hash that ``sandd policy check`` shows."""
+
+
 class AuthenticationFailed(RequestRefused):
     """The peer did not accept our credentials, or we have none where some are needed."""

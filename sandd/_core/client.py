@@ -27,6 +27,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    PolicyDenied,
     RateLimited,
     RemoteProtocolError,
     RequestRefused,
@@ -202,6 +203,9 @@ class Client:
             self._say_end(message, number)
         else:
             self._detach(job)
+        self._shut(job, error)
+
+    def _shut(self, job: ClientJob, error: SanddError | None = None) -> None:
         job.state = AttachState.CLOSED
         job.error = job.error or error
         self.jobs.pop(job, None)
@@ -260,7 +264,9 @@ class Client:
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance
             if job.finished and (other or message.state is DaemonState.GONE):
-                self.close(job)  # all that it had to tell has come: that is what counts
+                # All that it had to tell has come: that is what counts.
+                self._detach(job)
+                self._shut(job)
             elif message.state is DaemonState.ONLINE and other:
                 self.close(
                     job,
@@ -460,6 +466,7 @@ class Client:
             RefusedCode.RATE_LIMITED: RateLimited(
                 text, scope=message.scope, retry_after=message.retry_after or LEAST_RETRY_SECONDS
             ),
+            RefusedCode.POLICY_DENIED: PolicyDenied(text, policy_hash=message.policy_hash),
         }
         self.close(job, errors.get(message.code) or RequestRefused(text))
 

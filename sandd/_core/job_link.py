@@ -17,6 +17,7 @@ from sandd import wire
 from sandd._core._errors import (
     DaemonGone,
     JobNotFound,
+    PolicyDenied,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -251,6 +252,9 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
             return JobNotFound(f"daemon {job.daemon_id!r}: {failed.message}")
         case FailedCode.DECLINED:
             return RequestRefused(f"daemon {job.daemon_id!r}: {failed.message}")
+        case FailedCode.POLICY_DENIED:
+            text = f"job {job.id} on daemon {job.daemon_id!r}: {failed.message}"
+            return PolicyDenied(text, policy_hash=failed.policy_hash)
         case FailedCode.SYSTEM:
             name = None if failed.filename is None else os.fsdecode(failed.filename)
             return transfer_error(failed.symbol, failed.message, name)

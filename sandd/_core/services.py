@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
+    from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
     from sandd._core.router import ClientLink
 
@@ -164,6 +165,7 @@ class LocalService(Service):
         admission: Admission,
         rate_limits: RateLimits,
         ends: EndFile | None,
+        policies: TenantPolicies,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
@@ -171,6 +173,7 @@ class LocalService(Service):
         self.router = Router(self._authorise)
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
+        self.policies = policies
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
@@ -287,10 +290,11 @@ class LocalService(Service):
         return self._failures.barred_for(host, path, trio.current_time())
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
-        return self._job_starts.judge(
+        tenant, _ = split_name(attach.daemon_id)
+        return self.policies.judge(tenant, attach) or self._job_starts.judge(
             attach,
             operator=f"{link.principal.tenant}/{link.principal.name}",
-            tenant=split_name(attach.daemon_id)[0],
+            tenant=tenant,
             is_agent=not link.client,
             now=trio.current_time(),
         )

@@ -57,6 +57,8 @@ class ControllerOptions:
     """What operators must know; None: what is in the state directory, made there if need be."""
     print_join: bool = False
     """Make a join token at the start, and tell the daemon's command with it."""
+    policy: Path | None = None
+    """What may be asked of daemons; None: what their own policies allow."""
     insecure: bool = False
     heartbeat: float = 20.0
     dead_after: float = 45.0
@@ -75,9 +77,8 @@ class ControllerOptions:
 
 
 _NAMES: Final = (
-    *("host", "port", "state_dir", "token_file", "operator_token_file"),
-    *("print_join", "insecure"),
-    *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits"),
+    *("host", "port", "state_dir", "token_file", "operator_token_file", "print_join", "insecure"),
+    *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
     *("log_level", "log_format", "config"),
 )
 SCOPES: Final = ("operator", "tenant", "daemon")
@@ -91,7 +92,7 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Be a controller: let daemons dial in, and people and programs run commands on them. "
         "'ready URL' on stdout says that it listens. SIGTERM and Ctrl-C end it in good order; SIGHUP reads "
-        "the token files and --config again.",
+        "the token files, the policies and --config again.",
         epilog="Each option is also read from the environment (SANDD_CONTROLLER_PORT, ...) and from the TOML "
         "file given by --config; the command line wins, then the environment. Exit code: 0 after "
         "SIGTERM or Ctrl-C, 2 for a bad option, 125 if it can't listen, or can't use its state directory.",
@@ -136,6 +137,12 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         const=True,
         help="make a token by which one daemon may join within 15 minutes, in the state directory, and tell "
         "the command for it",
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="let only what this file allows be asked of daemons; for one tenant besides: policy/TENANT.toml in "
+        "the state directory",
     )
     parser.add_argument(
         "--insecure",
@@ -194,6 +201,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
         print_join=_boolean("--print-join", given.get("print_join", False)),
+        policy=_path(given, "policy"),
         insecure=_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
         dead_after=dead_after,

@@ -96,6 +96,7 @@ class Program:
                 token=options.token,
                 operator_token=options.operator_token,
                 state_dir=state_dir,
+                policy=options.policy,
                 insecure=options.insecure,
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
@@ -166,6 +167,7 @@ class Program:
         assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+            await self._controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))
             return
