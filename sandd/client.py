@@ -143,14 +143,25 @@ class FailedResult(CommandResult):
         """None: -1 stands for a failure here, not for signal 1."""
 
 
-def connect(url: str, *, token: str | bytes | None = None, connect_timeout: float = 10.0) -> Client:
+def connect(
+    url: str,
+    *,
+    token: str | bytes | None = None,
+    ca_pin: str | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    client_certificate: str | os.PathLike[str] | None = None,
+    client_key: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+    connect_timeout: float = 10.0,
+) -> Client:
     """A `Client` of a controller in another process, as ``sandd controller`` runs one.
 
     Once connected it dials again for ever, and goes on with all that it had begun.
 
     Args:
-        url: ``ws://HOST[:PORT]``; the port is 8765 where none is given.
+        url: ``ws://HOST[:PORT]`` or ``wss://HOST[:PORT]``; the port is 8765 where none is given.
         token: secret that operators must prove to know.
+        ca_pin: as for `connect_controller`, and so are `ca_file`, `client_certificate`, `client_key` and `insecure`.
         connect_timeout: seconds until there must be a connection.
 
     Raises:
@@ -161,7 +172,16 @@ def connect(url: str, *, token: str | bytes | None = None, connect_timeout: floa
     """
     self = object.__new__(Client)
     self._open(
-        lambda: connect_controller(url, token=token, connect_timeout=connect_timeout),
+        lambda: connect_controller(
+            url,
+            token=token,
+            ca_pin=ca_pin,
+            ca_file=ca_file,
+            client_certificate=client_certificate,
+            client_key=client_key,
+            insecure=insecure,
+            connect_timeout=connect_timeout,
+        ),
         "sandd.Client",
     )
     return self
@@ -229,6 +249,11 @@ class Client:
     def url(self) -> str:
         """For a daemon's ``--server-url`` on this machine; elsewhere, put this one's name in it."""
         return self._controller.url
+
+    @property
+    def ca_pin(self) -> str | None:
+        """``sha256:HEX`` for a daemon's ``--ca-pin``; None where the controller has no CA of its own."""
+        return self._controller.ca_pin
 
     @property
     def controller(self) -> Controller:

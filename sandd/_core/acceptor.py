@@ -88,6 +88,7 @@ class Acceptor:
             greeting,
             is_loopback=connection.is_loopback,
             channel_binding=connection.channel_binding,
+            certificate=connection.peer_identity,
         )
         note_judgement(connection, reject, self.failures)
         if reject is not None:

@@ -91,7 +91,10 @@ class OperatorDesk:
         """Serve the operator to the link's end, if it is to have one; else the answer."""
         hello = greeting.hello
         reject = await self.gate.admit_operator(
-            given, greeting, channel_binding=connection.channel_binding
+            given,
+            greeting,
+            channel_binding=connection.channel_binding,
+            certificate=connection.peer_identity,
         )
         note_judgement(connection, reject, self.failures)
         if reject is not None:

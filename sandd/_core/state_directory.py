@@ -29,7 +29,6 @@ ID_NAME = "daemon-id"
 STARTS_NAME = "starts"
 _MAX_STARTS_BYTES = 4096
 """More than what we write; a file that is larger is none of ours."""
-_O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would make other ends of lines
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 """What a lock that another process holds is told by, from system to system."""
 
@@ -114,12 +113,12 @@ def record_start(directory: Path, instance: str) -> tuple[str, ...]:
 def replace_file(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write a whole file in the place of another, durably: at every moment one of the two is there.
 
-    Its permissions are `mode`, less the umask.
+    `mode` is its permissions, less the umask; whatever the other one's were.
     """
     temporary = path.with_name(f"{path.name}.new")
-    temporary.unlink(missing_ok=True)  # what was left there may be open to more than this one
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, mode)
-    with os.fdopen(descriptor, "wb") as file:
+    temporary.unlink(missing_ok=True)  # left by a crash; it would keep its own permissions
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -38,23 +38,31 @@ class Announcement:
         operator_token_file: Path | None,
         *,
         join_token_file: Path | None = None,
+        ca_pin: str | None = None,
     ) -> Self:
         """What there is to say of the controller at `url`.
 
         Args:
             url: its own, for daemons.
             options: what it was told.
-            operator_token_file: what a command has to be told; None: it finds the token by itself.
+            operator_token_file: what a command has to be told; None: it finds the token by itself, and the CA.
             join_token_file: what a daemon has to be given to join; None: it needs nothing, or what they share.
+            ca_pin: of its own CA, if it has one.
         """
         daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
+        if ca_pin is not None:
+            daemon += ["--ca-pin", ca_pin]
         daemon_token_file = join_token_file or options.token_file
         if daemon_token_file is not None:
             daemon += ["--token-file", str(daemon_token_file.absolute())]
-        address = urlsplit(url).netloc
+        parts = urlsplit(url)
         operator = ["sandd", "ps"]
-        if address != f"{DEFAULT_HOST}:{DEFAULT_PORT}":
-            operator += ["--controller", f"ws://{address}"]
+        # Where the CA is the user's own, nothing tells a command that there is TLS.
+        is_default = parts.netloc == f"{DEFAULT_HOST}:{DEFAULT_PORT}"
+        if not is_default or (parts.scheme == "wss" and (ca_pin is None or operator_token_file)):
+            operator += ["--controller", f"{parts.scheme}://{parts.netloc}"]
+        if ca_pin is not None and operator_token_file is not None:
+            operator += ["--ca-pin", ca_pin]
         if operator_token_file is not None:
             operator += ["--token-file", str(operator_token_file.absolute())]
         return cls(url, shlex.join(daemon), shlex.join(operator), options.host in EVERY_ADDRESS)

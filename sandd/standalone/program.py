@@ -97,6 +97,9 @@ class Program:
                 operator_token=options.operator_token,
                 state_dir=state_dir,
                 policy=options.policy,
+                tls=options.tls,
+                tls_names=options.tls_names,
+                client_certificates=options.client_certificates,
                 insecure=options.insecure,
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
@@ -136,6 +139,7 @@ class Program:
             self.options,
             None if is_found else self._token_file,
             join_token_file=join_file,
+            ca_pin=controller.ca_pin,
         )
         log.info(
             "ready",
@@ -167,6 +171,9 @@ class Program:
         assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+            # First, as certificates that have changed are taken by themselves anyway.
+            if not await self._controller.reload_tls():
+                raise ConfigurationError("the certificate can't be used; see the line before")
             await self._controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))

@@ -51,6 +51,8 @@ LOCKED_RETRY: Final = 60.0
 """Seconds after which a locked daemon may ask again."""
 TAKEN_RETRY: Final = 10.0
 """Seconds after which a daemon may ask again for an id that is another's."""
+OPERATOR_URI: Final = "sandd:operator:"
+"""So begins what is in an operator's certificate."""
 REFUSED_DAEMON: Final = wire.Reject(
     RejectCode.UNAUTHENTICATED,
     "the daemon's token is missing or wrong, or no longer valid: see its option --token-file; "
@@ -101,7 +103,13 @@ class Gate:
     # -- daemons
 
     async def admit_daemon(
-        self, given: Pass, greeting: Greeting, *, is_loopback: bool, channel_binding: bytes
+        self,
+        given: Pass,
+        greeting: Greeting,
+        *,
+        is_loopback: bool,
+        channel_binding: bytes,
+        certificate: str | None = None,
     ) -> wire.Reject | None:
         """The answer to a Hello that isn't let in; None: it is, and `given` says as whom.
 
@@ -110,6 +118,7 @@ class Gate:
             greeting: what was said.
             is_loopback: the peer is on this machine.
             channel_binding: of the connection, if TLS ends here; else b"".
+            certificate: the URI in the certificate that it has shown, which has to be its own; None: it has none.
         """
         hello, challenge = greeting.hello, greeting.challenge
         if not isinstance(hello, wire.Hello):
@@ -121,7 +130,10 @@ class Gate:
             return problem
         if channel_binding and hello.channel_binding != channel_binding:
             return REFUSED_DAEMON  # it was said to another than us
+        name = full_name(DEFAULT_TENANT, hello.daemon_id)
         match hello.credential:
+            case CredentialKind.SHARED if not _fits(certificate, "daemon", name):
+                return REFUSED_DAEMON
             case CredentialKind.SHARED if self.token is None:
                 if not (is_loopback or self.insecure):
                     return NO_TOKEN
@@ -130,11 +142,14 @@ class Gate:
                 if proves_secret(hello, challenge, self.token):
                     return await self._admit_unenrolled(given, hello)
             case CredentialKind.JOIN if self.store is not None:
-                return await self._join(given, self.store, hello, challenge)
+                return await self._join(given, self.store, hello, challenge, certificate)
             case CredentialKind.KEY if self.store is not None:
                 secret = daemon_secret(self.store.master_key, hello.key_id, hello.generation)
                 if proves_secret(hello, challenge, secret):
-                    return await self._log_in(given, self.store, hello, greeting.challenged_at)
+                    reject = await self._log_in(given, self.store, hello, greeting.challenged_at)
+                    if reject is None and not _fits(certificate, "daemon", given.uid, given.name):
+                        return REFUSED_DAEMON
+                    return reject
         return REFUSED_DAEMON
 
     async def _admit_unenrolled(self, given: Pass, hello: wire.Hello) -> wire.Reject | None:
@@ -149,13 +164,19 @@ class Gate:
         return None
 
     async def _join(
-        self, given: Pass, store: Store, hello: wire.Hello, challenge: wire.Challenge
+        self,
+        given: Pass,
+        store: Store,
+        hello: wire.Hello,
+        challenge: wire.Challenge,
+        certificate: str | None,
     ) -> wire.Reject | None:
         token = await store.ask(lambda database: database.token(hello.key_id))
         if (
             token is None
             or token.kind is not TokenKind.JOIN
             or not proves_token(hello, challenge, token.digest)
+            or not _fits(certificate, "daemon", full_name(token.tenant, hello.daemon_id))
         ):
             return REFUSED_DAEMON
         joined = await store.ask(
@@ -232,7 +253,12 @@ class Gate:
     # -- operators
 
     async def admit_operator(
-        self, given: Pass, greeting: Greeting, *, channel_binding: bytes
+        self,
+        given: Pass,
+        greeting: Greeting,
+        *,
+        channel_binding: bytes,
+        certificate: str | None = None,
     ) -> wire.Reject | None:
         """As `admit_daemon`, for an operator."""
         hello, challenge = greeting.hello, greeting.challenge
@@ -249,7 +275,8 @@ class Gate:
             return REFUSED_OPERATOR  # it was said to another than us
         match hello.credential:
             case CredentialKind.SHARED if self.operator_token is not None:
-                if proves_secret(hello, challenge, self.operator_token):
+                is_operator = (certificate or OPERATOR_URI).startswith(OPERATOR_URI)
+                if proves_secret(hello, challenge, self.operator_token) and is_operator:
                     name = f"operator:{hello.name}"[: wire.MAX_ID_LENGTH]
                     given.principal = Principal(name, EVERY_TENANT, Role.ADMIN)
                     return None
@@ -261,6 +288,7 @@ class Gate:
                     and token.kind is TokenKind.OPERATOR
                     and proves_token(hello, challenge, token.digest)
                     and token.is_valid(self._clock())
+                    and _fits(certificate, "operator", token.name)
                 ):
                     if not is_client_of(hello.client, token.id):
                         text = "that client's name is not one for this token"
@@ -290,6 +318,11 @@ class Gate:
         if self.store is not None:
             tokens, daemons = await self.store.ask(lambda database: database.invalid(self._clock()))
             self.passes.withdraw(token_ids=tokens, uids=daemons)
+
+
+def _fits(certificate: str | None, kind: str, *names: str) -> bool:
+    """Whether the certificate is that of one of these, or there is none; see ``sandd ca issue``."""
+    return certificate is None or certificate in {f"sandd:{kind}:{name}" for name in names}
 
 
 def _taken(hello: wire.Hello) -> wire.Reject:

@@ -106,7 +106,7 @@ class PolicyGate(Gate):
         return PolicyDenied(denial(self.policy, category), policy_hash=self.policy.hash)
 
     def _environment(self, request: SpawnRequest, rule: Rule) -> Mapping[bytes, bytes]:
-        variables = self._base | request.env
+        variables: dict[bytes, bytes] = {**self._base, **request.env}
         variables |= {os.fsencode(k): os.fsencode(v) for k, v in rule.env.items()}
         return variables | {b"SANDD_JOB": request.marker}
 
