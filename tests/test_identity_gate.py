@@ -272,6 +272,52 @@ async def test_a_relayed_proof_is_refused_where_tls_ends(tmp_path: Path, kind: s
             assert await is_let_in(forged) is (binding == ours)
 
 
+@pytest.mark.parametrize("kind", ["join", "key", "shared", "token", "operators"])
+async def test_a_certificate_has_to_be_of_whoever_proves_itself(tmp_path: Path, kind: str) -> None:
+    """With another's, or one for the other purpose, no token and no key lets anybody in; without one it does."""
+    async with guarded(tmp_path, token="shared", operator_token="operators") as controller:
+        gate = gate_of(controller)
+        challenge = wire.Challenge(b"n" * 32, gate.controller_id)
+        async with raw_daemon(
+            controller.url, "w", credential=await join_token(controller, tenant="acme")
+        ) as daemon:
+            key = key_of(daemon)
+        join = await join_token(controller, tenant="acme", uses=9)
+        token = await operator_token(controller, "alice")
+        client = client_prefix(token.key_id) + "0" * 16
+        hello: wire.Hello | wire.OperatorHello
+        hello, fitting = {
+            "join": (answer_challenge(challenge, Identity("x", "i"), 1, join), "daemon:acme/x"),
+            "key": (answer_challenge(challenge, Identity("w", "i"), 1, key), f"daemon:{key.uid}"),
+            "shared": (
+                answer_challenge(challenge, Identity("s", "i"), 1, SharedSecret(b"shared")),
+                "daemon:s",
+            ),
+            "token": (answer_as_operator(challenge, client, 1, "", token), "operator:alice"),
+            "operators": (
+                answer_as_operator(challenge, "c", 1, "", SharedSecret(b"operators")),
+                "operator:anybody",
+            ),
+        }[kind]
+
+        async def is_let_in(certificate: str | None) -> bool:
+            said = greeting(challenge, hello)
+            with gate.passes.issued() as given:
+                if isinstance(hello, wire.OperatorHello):
+                    return None is await gate.admit_operator(
+                        given, said, channel_binding=b"", certificate=certificate
+                    )
+                return None is await gate.admit_daemon(
+                    given, said, is_loopback=True, channel_binding=b"", certificate=certificate
+                )
+
+        for wrong in ("daemon:other", "operator:", "daemon:", "operator:bob", "whatever"):
+            if kind != "operators" or not wrong.startswith("operator:"):
+                assert not await is_let_in(f"sandd:{wrong}")
+        assert await is_let_in(f"sandd:{fitting}")
+        assert await is_let_in(None)
+
+
 async def test_a_copied_key_locks_both(tmp_path: Path) -> None:
     """As soon as both have come: whoever is here is put out, and nobody is let in, until somebody has looked."""
     async with guarded(tmp_path) as controller:
