@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -20,8 +20,10 @@ import trio
 from attrs import frozen
 
 from sandd import wire
+from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
+from sandd._core.arguments import check_count, check_number, check_path, check_text
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.dialer import shown_url
@@ -53,7 +55,7 @@ from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Unpack
 
@@ -96,6 +98,8 @@ __all__ = [
 
 MOST_HANDSHAKES_PER_SECOND: Final = 100_000
 """Far beyond what one processor can do: a bound on arithmetic only."""
+MOST_AT_ONCE: Final = 1_000_000
+"""Daemons that run a broadcast at the same time, where nobody bounds it: more than there are."""
 DEFAULT_PORT: Final = 8765
 
 
@@ -186,6 +190,15 @@ async def open_controller(
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
+    with _refusing_nonsense():
+        check_text("host", host, what="an address to listen on, such as '127.0.0.1' or '0.0.0.0'")
+        check_count("port", port, lowest=0, most=65535, what="the number of a port, 0 to 65535")
+        check_number("heartbeat", heartbeat)
+        check_number("dead_after", dead_after)
+        check_number(
+            "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
+        )
+        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -199,10 +212,10 @@ async def open_controller(
         )
     async with AsyncExitStack() as stack:
         state = store = None
-        if state_dir is not None:
-            state = stack.enter_context(open_controller_state(Path(state_dir)))
+        if state_path is not None:
+            state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
-            store = await stack.enter_async_context(open_store(Path(state_dir)))
+            store = await stack.enter_async_context(open_store(state_path))
         policies = TenantPolicies(
             file=None if policy is None else Path(policy),
             directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
@@ -269,6 +282,9 @@ async def connect_controller(
         ConfigurationError: an argument makes no sense.
     """
     secret = _secret(token, "token", "be refused", accepted=TokenKind.OPERATOR)
+    with _refusing_nonsense():
+        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_number("connect_timeout", connect_timeout)
     operator_url, daemon_url = _urls(url)
     trust_options = TrustOptions(
         pins=() if ca_pin is None else read_pins(ca_pin),
@@ -309,11 +325,25 @@ async def _running(service: Service) -> AsyncIterator[Controller]:
         service.abandon()
 
 
+@contextmanager
+def _refusing_nonsense() -> Iterator[None]:
+    """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _secret(
     token: str | bytes | None, name: str, otherwise: str, *, accepted: TokenKind | None = None
 ) -> bytes | None:
     if token is None:
         return None
+    if not isinstance(token, str | bytes):  # which is not shown: who knows what it is
+        raise ConfigurationError(
+            f"the {name} is a {type(token).__name__}; it must be the secret itself, a text or bytes "
+            "(of a file that holds it, what its read_text() gives)"
+        )
     # As the daemon does: a file that holds it ends with a newline.
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
@@ -559,9 +589,11 @@ class Controller:
         Returns:
             Daemon id to its result or its error.
         """
-        if concurrency is not None and concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
-        limiter = trio.CapacityLimiter(concurrency or 1_000_000)
+        if concurrency is not None:
+            most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
+            check_count("concurrency", concurrency, lowest=1, most=most, what=what)
+        commands.check(command, **options)
+        limiter = trio.CapacityLimiter(concurrency or MOST_AT_ONCE)
         results: dict[str, CommandResult | SanddError] = {}
         misuse: list[Exception] = []
 
