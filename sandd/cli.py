@@ -66,6 +66,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     from sandd.certificates.options import add_ca_command
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
+    from sandd.enrolling.options import add_enrolling_commands
     from sandd.executing.options import add_exec_command
     from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
@@ -93,6 +94,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
+    add_enrolling_commands(commands)
     add_policy_commands(commands)
     controller = commands.add_parser(
         "controller", help="be a controller that stands alone, for daemons and for these commands"

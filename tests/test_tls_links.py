@@ -203,17 +203,17 @@ async def test_a_daemon_s_certificate_is_no_controller_s(tmp_path: Path, token_f
 async def test_a_controller_may_want_certificates(
     tmp_path: Path, token_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One made by the command lets a daemon in, and an operator; without, or with one that is past, they are told."""
+    """One made by the command lets a daemon in, and an operator; none, another's, or one that is past doesn't."""
     state_dir = tmp_path / "state"
     async with secure_controller(state_dir, client_certificates="required") as controller:
         assert controller.ca_pin is not None
         known = ["--token-file", token_file, "--ca-pin", controller.ca_pin]
-        for kind, name in (("daemon", "u-1"), ("operator", "me")):
+        for kind, name in (("daemon", "worker-1"), ("operator", "me")):
             out = str(tmp_path / f"{name}.pem")
             given = ["--state-dir", str(state_dir), kind, name, "--out", out]
             assert run_sandd(["ca", "issue", *given]) == 0
             assert f"sandd:{kind}:{name}" in capsys.readouterr().out
-        shown = ["--client-cert", str(tmp_path / "u-1.pem")]
+        shown = ["--client-cert", str(tmp_path / "worker-1.pem")]
         async with open_daemon(controller.url, "worker-1", arguments=[*known, *shown]):
             worker = await controller.wait_for_daemon("worker-1")
             assert (await worker.run("true")).success
@@ -226,6 +226,8 @@ async def test_a_controller_may_want_certificates(
             with pytest.raises(ControllerUnreachable, match="certificate is required"):
                 async with connect(connect_timeout=0.5):
                     pass
+        async with open_daemon(controller.url, "other", arguments=[*known, *shown]) as daemon:
+            assert await daemon.wait() == 1  # a stolen certificate, even with the right token
         past = issue_client(
             authority_in(state_dir).old, "sandd:daemon:late", time.time() - 1000, seconds=500
         )

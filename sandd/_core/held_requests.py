@@ -18,6 +18,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.identity.rights import split_name
 from sandd._core.relay_queue import by_itself
 from sandd.wire import FrameType, RefusedCode, Stream
 
@@ -140,7 +141,7 @@ class HeldRequests:
         """Whether the Attach may be passed on at once; else it is held until it may be, or was turned down."""
         if not self._audit.is_on:
             return True
-        key = job_key(link, message)
+        key = job_key(message)
         pending = self._pending.get(key)
         if pending is None or not pending.means(message):
             if message.spec is None:
@@ -168,10 +169,14 @@ class HeldRequests:
         self._bound(held)
         return True
 
-    def keeps_end(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
-        """Whether the End is held, because it may not overtake the request of its job."""
-        pending = self._pending.get((message.daemon_id, link.tenant, message.job_id))
-        if pending is None or self._releasing or frame.channel:
+    def keeps_end(
+        self, link: ClientLink, frame: Frame, daemon: str | None, message: wire.End
+    ) -> bool:
+        """Whether the End is held, because it may not overtake the request of its job, on the daemon of that name."""
+        if daemon is None or self._releasing or frame.channel:
+            return False
+        pending = self._pending.get((daemon, split_name(daemon)[0], message.job_id))
+        if pending is None:
             return False
         held = Held(link, 0, None)
         held.take(by_itself(frame))
@@ -231,6 +236,6 @@ class HeldRequests:
             self._passage.receive(link, frame)
 
 
-def job_key(link: ClientLink, message: wire.Attach) -> JobKey:
-    """Which job the Attach is about."""
-    return message.daemon_id, link.tenant, message.job_id
+def job_key(message: wire.Attach) -> JobKey:
+    """Which job the Attach is about, which says the daemon's full name."""
+    return message.daemon_id, split_name(message.daemon_id)[0], message.job_id

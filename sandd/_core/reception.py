@@ -42,11 +42,6 @@ class Greeting:
     hello: wire.Control | wire.Unknown
 
 
-def new_controller_id() -> str:
-    """A name for one start of a controller."""
-    return secrets.token_hex(8)
-
-
 async def shake_hands(
     connection: Connection,
     controller_id: str,
@@ -70,7 +65,8 @@ async def shake_hands(
     except RemoteProtocolError as error:
         log.warning("connection_refused", remote=connection.remote, reason=str(error))
         audit.note(misbehaved(connection.remote, str(error)), from_stranger=True)
-        await connection.aclose(1002, str(error)[:100])
+        # Whatever it was: nothing is heard of somebody who has not said who it is.
+        await connection.aclose(1008, str(error)[:100])
     except ConnectionLost as error:
         log.info("connection_lost", remote=connection.remote, reason=str(error))
 

@@ -17,6 +17,7 @@ from sandd._core.audit.changes import certificates_in_force
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
+from sandd._core.identity.rights import split_name
 from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.controller_state import EndFile
+    from sandd._core.identity.gate import Gate
+    from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
@@ -172,9 +175,7 @@ class LocalService(Service):
         *,
         host: str,
         port: int,
-        token: bytes | None,
-        operator_token: bytes | None,
-        insecure: bool,
+        gate: Gate,
         heartbeat: float,
         dead_after: float,
         admission: Admission,
@@ -186,6 +187,7 @@ class LocalService(Service):
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
+        self.gate = gate
         self.certificates = certificates
         """What it serves by; None: no TLS."""
         if certificates is not None:
@@ -212,8 +214,7 @@ class LocalService(Service):
             router=self.router,
             registry=self.registry,
             settle=settle,
-            token=token,
-            insecure=insecure,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
             audit=audit,
@@ -222,11 +223,10 @@ class LocalService(Service):
         self.desk = OperatorDesk(
             router=self.router,
             settle=settle,
-            token=operator_token,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
-            controller_id=self.acceptor.controller_id,
             audit=audit,
             failures=self._failures,
         )
@@ -295,6 +295,7 @@ class LocalService(Service):
             self._listening = addresses[0]
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
+            nursery.start_soon(self.gate.watch)
             if self.certificates is not None:
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
@@ -336,10 +337,11 @@ class LocalService(Service):
         return self._failures.barred_for(host, path, trio.current_time())
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
-        return self.policies.judge(link.tenant, attach) or self._job_starts.judge(
+        tenant, _ = split_name(attach.daemon_id)
+        return self.policies.judge(tenant, attach) or self._job_starts.judge(
             attach,
-            operator=f"{link.tenant}/{link.principal}",
-            tenant=link.tenant,
+            operator=f"{link.principal.tenant}/{link.principal.name}",
+            tenant=tenant,
             is_agent=not link.client,
             now=trio.current_time(),
         )
@@ -377,7 +379,7 @@ class RemoteService(Service):
         url: str,
         *,
         daemon_url: str,
-        token: bytes | None,
+        credential: Credential | None,
         name: str,
         connect_timeout: float,
         trust: Trust | None = None,
@@ -386,7 +388,7 @@ class RemoteService(Service):
         self._url, self._daemon_url = url, daemon_url
         self._connect_timeout = connect_timeout
         self.directory = Directory()
-        self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
+        self.link = self._remote = RemoteLink(self.directory, credential=credential, name=name)
         self._dialer = Dialer(url, self._remote, Backoff(), trust)
 
     @property
