@@ -10,6 +10,7 @@ import os
 import sys
 
 from sandd import __version__
+from sandd.command_line.writing import CantWrite, flush_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,40 +23,45 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. Bad usage raises SystemExit(2), as argparse does."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            flush_stdout()  # argparse has printed, perhaps, and left its failure to the interpreter
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except CantWrite as error:
+        from sandd.command_line.stopping import tell
+
+        return tell(error)
+
+
+def _run(given: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
         from sandd.completion import answer
 
         answer(build_parser(with_programs=True))
-    try:
-        if given[:1] == ["daemon"]:
-            # All of the rest is the daemon's, options that argparse would claim for us included.
-            from sandd import daemon
+    if given[:1] == ["daemon"]:
+        # All of the rest is the daemon's, options that argparse would claim for us included.
+        from sandd import daemon
 
-            return daemon.main(given[1:], prog="sandd daemon")
-        if given[:1] == ["controller"]:
-            from sandd.standalone.main import main as run_controller
+        return daemon.main(given[1:], prog="sandd daemon")
+    if given[:1] == ["controller"]:
+        from sandd.standalone.main import main as run_controller
 
-            return run_controller(given[1:])
-        from sandd.command_line.remote_command import split
+        return run_controller(given[1:])
+    from sandd.command_line.remote_command import split
 
-        given, remote_command = split(given)
-        parser = build_parser()
-        options = parser.parse_args(given)
-        if options.command is None:
-            parser.print_help(sys.stderr)
-            return 2
-        if remote_command is not None:
-            options.remote_command = remote_command
-        code: int = options.run(options)
-        return code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does. Nothing is left to be said to anybody,
-        # and the interpreter must not try to when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    given, remote_command = split(given)
+    parser = build_parser()
+    options = parser.parse_args(given)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if remote_command is not None:
+        options.remote_command = remote_command
+    code: int = options.run(options)
+    return code
 
 
 def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:

@@ -379,10 +379,8 @@ def test_output_that_can_not_be_written(where: Where, marker: Marker) -> None:
 
 
 def test_streams_that_were_closed_before(where: Where) -> None:
-    """What has no descriptor goes nowhere, and to no other descriptor of ours."""
-    line = shlex.join(
-        command_line(where, "-i", "--", "sh", "-c", "cat; echo x; echo y >&2; exit 6")
-    )
+    """What has no descriptor is empty, or goes nowhere, and to no other descriptor of ours."""
+    line = shlex.join(command_line(where, "-i", "--", "sh", "-c", "cat; echo y >&2; exit 6"))
     done = subprocess.run(
         ["sh", "-c", f"exec {line} <&- >&- 2>&-"],
         env=daemon_environment(where.env),

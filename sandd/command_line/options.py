@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandd.command_line.choosing import JobName
 
 CONTROLLER_VARIABLE = "SANDD_CONTROLLER"
 TOKEN_FILE_VARIABLE = "SANDD_TOKEN_FILE"  # noqa: S105 - the name of a variable, and no secret
@@ -74,9 +78,22 @@ def add_job_argument(parser: argparse.ArgumentParser, *, several: bool = False) 
     parser.add_argument(
         "jobs" if several else "job",
         metavar="JOB",
+        type=read_job_name,
         nargs="+" if several else None,
         help="DAEMON/ID; of the id, and without DAEMON/ too, a unique beginning is enough",
     )
+
+
+def read_job_name(text: str) -> JobName:
+    """``DAEMON/ID``, or the beginning of an id; argparse says what is wrong with any other text."""
+    from sandd.command_line.choosing import (
+        JobName,
+    )  # late: what it imports is for who looks for a job
+
+    try:
+        return JobName.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_seconds(text: str) -> float:

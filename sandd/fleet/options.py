@@ -146,6 +146,7 @@ def _add_kill(commands: Commands) -> None:
         "-s",
         "--signal",
         metavar="SIGNAL",
+        type=_read_signal,
         default="TERM",
         help="what they get first (default: TERM, for all of the tree; another is for its process group)",
     )
@@ -211,6 +212,15 @@ def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1_000_000):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of daemons: 1 or more")
     return int(text)
+
+
+def _read_signal(text: str) -> str:
+    from sandd._core.specs import normal_signal  # late: what that imports is for who kills
+
+    try:
+        return normal_signal(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _run_ps(options: argparse.Namespace) -> int:

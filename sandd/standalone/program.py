@@ -21,6 +21,7 @@ from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.program_options import read_token
 from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
+from sandd.command_line.writing import CantWrite
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
 
@@ -130,10 +131,9 @@ class Program:
             operator_command=said.operator_command,
         )
         # Nobody has to read them, and the controller serves whether somebody does or not.
-        with contextlib.suppress(OSError, ValueError):
-            if self.options.log_format == "text":
-                await say(str(said))
-        with contextlib.suppress(OSError, ValueError):
+        if self.options.log_format == "text":
+            await say(str(said))
+        with contextlib.suppress(CantWrite):
             await put_out(f"ready {said.url}")
 
     async def _reload(self) -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.choosing import JobName
 from sandd.command_line.connecting import open_connection
-from sandd.command_line.exit_codes import OUR_FAILURE, code_of_status
+from sandd.command_line.exit_codes import MISUSED, OUR_FAILURE, code_of_status
 from sandd.command_line.finding_jobs import find_job
 from sandd.command_line.outages import tell_outages
 from sandd.command_line.reaching import reach_daemon
-from sandd.command_line.stopping import Failure, fail
+from sandd.command_line.stopping import Failure
+from sandd.command_line.writing import fail
 from sandd.terminal.conversation import Conversation, Ending
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
@@ -46,19 +46,17 @@ HUNG_UP: Final = 129
 def run_shell(options: argparse.Namespace) -> int:
     """Hold a new session at this terminal; returns the exit code. Nothing is left of the terminal's modes."""
     if options.local and options.detach:
-        return fail("--local and --detach: the session would end with the daemon, and that with us")
+        return fail(
+            "--local and --detach: the session would end with the daemon, and that with us", MISUSED
+        )
     return run_at_terminal(partial(_shell, options))
 
 
 def run_attach(options: argparse.Namespace) -> int:
     """Hold a session that exists at this terminal; returns the exit code."""
     if options.read_only and options.takeover:
-        return fail("--read-only and --takeover: who only looks on takes nothing over")
-    try:
-        name = JobName.parse(options.job)
-    except ValueError as error:
-        return fail(str(error))
-    return run_at_terminal(partial(_attach, options, name))
+        return fail("--read-only and --takeover: who only looks on takes nothing over", MISUSED)
+    return run_at_terminal(partial(_attach, options))
 
 
 # ---- the two commands -----------------------------------------------------------------------------
@@ -111,11 +109,9 @@ async def _opened(
         yield session
 
 
-async def _attach(
-    options: argparse.Namespace, name: JobName, terminal: LocalTerminal, _: Stop
-) -> int:
+async def _attach(options: argparse.Namespace, terminal: LocalTerminal, _: Stop) -> int:
     async with open_connection(options) as controller:
-        daemon, job = await find_job(controller, name, wait=options.wait, sessions=True)
+        daemon, job = await find_job(controller, options.job, wait=options.wait, sessions=True)
         if job.owned and not (options.read_only or options.takeover):
             raise Failure(
                 f"somebody is attached to {daemon.id}/{job.job_id}: --takeover takes it from them, "
