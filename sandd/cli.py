@@ -50,18 +50,30 @@ def _run(given: list[str]) -> int:
         from sandd.standalone.main import main as run_controller
 
         return run_controller(given[1:])
-    from sandd.command_line.remote_command import split
-
-    given, remote_command = split(given)
-    parser = build_parser()
-    options = parser.parse_args(given)
-    if options.command is None:
-        parser.print_help(sys.stderr)
-        return 2
-    if remote_command is not None:
-        options.remote_command = remote_command
+    options = parse(given)
     code: int = options.run(options)
     return code
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line says; its `run` does it. SystemExit(2) if it means nothing, and then that is told."""
+    from sandd.command_line.remote_command import TAKE_COMMANDS, split
+
+    ours, remote_command = split(given)
+    parser = build_parser()
+    options, strange = parser.parse_known_args(ours)
+    if strange:
+        # argparse would show the usage of `sandd` itself.
+        told = f"unrecognized arguments: {' '.join(strange)}"
+        if options.command in TAKE_COMMANDS and not strange[0].startswith("-"):
+            told = f"{strange[0]!r} is no option: put -- before CMD"
+        getattr(options, "parser", parser).error(told)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if remote_command is not None:
+        options.remote_command = remote_command
+    return options
 
 
 def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
@@ -103,6 +115,8 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
     add_completion_command(commands)
+    for each in commands.choices.values():
+        each.set_defaults(parser=each)  # for complaints: in its words, with its usage
     if with_programs:
         from sandd._core.daemon_options import add_daemon_options
         from sandd.standalone.options import add_options

@@ -66,7 +66,7 @@ class ControllerProcess:
         """What a command has to have in its environment to find it."""
         return {
             "SANDD_CONTROLLER": self.url,
-            "SANDD_TOKEN_FILE": str(self.token_file),
+            "SANDD_OPERATOR_TOKEN_FILE": str(self.token_file),
         }
 
     def run_command(

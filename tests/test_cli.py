@@ -85,8 +85,15 @@ def test_version() -> None:
         pytest.param(["--vers"], "error", id="abbreviated-option"),
         pytest.param(["demo", "now"], "unrecognized arguments: now", id="argument-too-many"),
         pytest.param(["daemon"], "sandd daemon: error: no controller to dial", id="daemon-no-url"),
-        pytest.param(["shell"], "the following arguments are required: DAEMON", id="shell-of-whom"),
-        pytest.param(["shell", "w", "ls"], "unrecognized arguments: ls", id="shell-no-dashes"),
+        pytest.param(
+            ["shell"], "sandd shell: error: it takes a DAEMON, or --local", id="shell-of-whom"
+        ),
+        pytest.param(
+            ["shell", "w", "ls"],
+            "sandd shell: error: 'ls' is no option: put -- before CMD",
+            id="shell-no-dashes",
+        ),
+        pytest.param(["shell", "--local", "--detach"], "shell: error: --local", id="shell-local"),
         pytest.param(["shell", "w", "-e", "K", "--", "-e"], "'K' is not K=V", id="shell-variable"),
         pytest.param(["shell", "w", "--wait", "x"], "'x' is no number of", id="shell-wait"),
         pytest.param(["attach"], "the following arguments are required: JOB", id="attach-to-what"),
@@ -94,8 +101,17 @@ def test_version() -> None:
         pytest.param(["forward", "w"], "arguments are required: TARGET", id="forward-what"),
         pytest.param(["ps", "-l", "x"], "'x' is not K=V", id="ps-label"),
         pytest.param(["jobs", "--timeout", "x"], "no number of seconds", id="jobs-timeout"),
+        pytest.param(["cp", "--bogus", "a", "w:"], "usage: sandd cp [options]", id="cp-option"),
         pytest.param(["run"], "which command?", id="run-what"),
-        pytest.param(["run", "ls"], "unrecognized arguments: ls", id="run-no-dashes"),
+        pytest.param(
+            ["run", "ls"], "sandd run: error: 'ls' is no option: put --", id="run-no-dashes"
+        ),
+        pytest.param(["run", "--timeout", "0", "--", "x"], "0 is no time", id="run-no-time"),
+        pytest.param(["run", "--bogus", "--", "x"], "usage: sandd run [options]", id="run-option"),
+        pytest.param(["kill", "-s", "BOGUS", "J"], "'BOGUS'", id="kill-signal"),
+        pytest.param(["kill", ""], "argument JOB: '' names no job", id="kill-nothing"),
+        pytest.param(["logs", "w/"], "argument JOB: 'w/' names no job", id="logs-nothing"),
+        pytest.param(["ps", "--controller", "x"], "--controller: 'x' is no URL", id="no-url"),
         pytest.param(["run", "--concurrency", "0", "--", "x"], "'0' is no number", id="run-0"),
         pytest.param(["kill"], "the following arguments are required: JOB", id="kill-what"),
         pytest.param(["completion", "csh"], "invalid choice: 'csh'", id="completion-csh"),

@@ -273,7 +273,7 @@ def test_what_is_begun_and_left(where: Where, tmp_path: Path) -> None:
     done = run(where, "--detach", "--", "sh", "-c", script)
     assert (done.returncode, done.stderr) == (0, b"")
     assert re.fullmatch(rb"w/[0-9a-f]+\.\d+\n", done.stdout)
-    token = Path(where.env["SANDD_TOKEN_FILE"]).read_bytes()
+    token = Path(where.env["SANDD_OPERATOR_TOKEN_FILE"]).read_bytes()
 
     async def look() -> sandd.JobInfo:
         async with sandd.connect_controller(

@@ -278,7 +278,7 @@ def test_a_host_or_a_directory_that_can_not_be(tmp_path: Path) -> None:
 
 def may_operate(controller: ControllerProcess, token: Path) -> bool:
     """Whether a command with that token is let in."""
-    done = controller.run_command("ps", env={"SANDD_TOKEN_FILE": str(token)})
+    done = controller.run_command("ps", env={"SANDD_OPERATOR_TOKEN_FILE": str(token)})
     assert done.returncode in (0, 125)
     assert done.returncode == 0 or "refused" in done.stderr
     return done.returncode == 0
@@ -300,7 +300,7 @@ def test_a_reload_takes_new_tokens(tmp_path: Path) -> None:
     (tmp_path / "was").write_text("old")
     options = ["--token-file", str(daemons), "--operator-token-file", str(operators)]
     with running_controller(*options) as controller:
-        env = {"SANDD_TOKEN_FILE": str(operators)}
+        env = {"SANDD_OPERATOR_TOKEN_FILE": str(operators)}
         with (
             running_daemon(
                 controller.url, "early", arguments=["--token-file", str(tmp_path / "was")]
@@ -504,7 +504,7 @@ def test_stopped_it_drains_and_what_runs_goes_on(tmp_path: Path, marker: Marker)
     (tmp_path / "home").mkdir()
     environment = {
         "SANDD_CONTROLLER": f"ws://127.0.0.1:{port}",
-        "SANDD_TOKEN_FILE": str(tmp_path / "home" / "state" / "operator.token"),
+        "SANDD_OPERATOR_TOKEN_FILE": str(tmp_path / "home" / "state" / "operator.token"),
     }
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(started("--port", port, home=tmp_path / "home"))

@@ -315,9 +315,12 @@ class RemoteService(Service):
             with trio.move_on_after(self._connect_timeout) as patience:
                 await self.directory.told.wait()
             if patience.cancelled_caught:
+                url = shown_url(self._url)
+                # Nobody has said the path: it is what is behind any URL of a controller.
+                why = self._dialer.failure.removeprefix(f"could not connect to {url}: ")
                 raise ControllerUnreachable(
-                    f"no controller could be reached at {shown_url(self._url)} within "
-                    f"{self._connect_timeout:g} s: {self._dialer.failure or 'it does not answer'}"
+                    f"no controller could be reached at {url.removesuffix(wire.OPERATOR_PATH)} within "
+                    f"{self._connect_timeout:g} s: {why or 'it does not answer'}"
                 )
             opened.started()
 

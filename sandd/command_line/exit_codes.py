@@ -9,7 +9,7 @@ import errno
 import signal
 from typing import TYPE_CHECKING, Final
 
-from sandd._core._errors import CommandTimeout, SpawnFailed
+from sandd._core._errors import CommandTimeout, SanddError, SpawnFailed
 from sandd.command_line.writing import ReaderGone
 from sandd.wire import Outcome
 
@@ -65,4 +65,6 @@ def code_of_error(error: BaseException) -> int:
         return TIMED_OUT
     if isinstance(error, SpawnFailed):
         return _SPAWN_CODES.get(error.errno or 0, OUR_FAILURE)
+    if isinstance(error, ValueError) and not isinstance(error, SanddError):
+        return MISUSED  # of an argument that makes no sense; nothing ran
     return OUR_FAILURE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import sys
 from typing import TYPE_CHECKING
 
 import attrs
@@ -28,11 +27,6 @@ async def say(text: str) -> None:
         await trio.to_thread.run_sync(write_text, "stderr", lines, abandon_on_cancel=True)
     except CantWrite:
         pass  # what goes wrong for that reason is for nobody to hear
-
-
-def somebody_watches() -> bool:
-    """stderr is a terminal: notices, that are no failures, are for a person who waits there."""
-    return sys.stderr is not None and sys.stderr.isatty()
 
 
 async def say_nothing(_: str) -> None:

@@ -18,11 +18,11 @@ from attrs import define
 from sandd._core._errors import SpawnFailed
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.exit_codes import code_of_status
-from sandd.command_line.outages import tell_outages
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.own_streams import CHUNK_BYTES, descriptor_of, read_chunks
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, run_command
-from sandd.command_line.telling import put_out, say, somebody_watches
+from sandd.command_line.telling import put_out, say
 from sandd.command_line.writing import CantWrite
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.shell import hold_new_session
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
     from sandd.command_line.writing import Name
-    from sandd.controller import Controller, Daemon, Process
+    from sandd.controller import Process
     from sandd.terminal.local import LocalTerminal
 
-NOTICE_SECONDS: Final = 2.0
-"""How long a daemon may be away before somebody is told: most cuts are shorter."""
 _UNEXPECTED_ENDS: Final[Mapping[Outcome, str]] = {
     Outcome.TIMED_OUT: "it ran out of time",
     Outcome.LEASE_EXPIRED: "nobody held it for so long that its lease passed",
@@ -60,12 +58,18 @@ def run_exec(options: argparse.Namespace) -> int:
 async def _exec_at_terminal(
     options: argparse.Namespace, terminal: LocalTerminal, stop: Stop
 ) -> int:
-    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
-        return await hold_new_session(options, controller, daemon, terminal)
+    async with (
+        reach_daemon(options, options.daemon, stop) as (controller, daemon),
+        minding_outages(controller, daemon, wait=options.wait) as outages,
+    ):
+        return await hold_new_session(options, daemon, terminal, outages)
 
 
 async def _exec(options: argparse.Namespace, stop: Stop) -> int:
-    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
+    async with (
+        reach_daemon(options, options.daemon, stop) as (controller, daemon),
+        minding_outages(controller, daemon, wait=options.wait) as outages,
+    ):
         try:
             async with daemon.open_process(
                 options.remote_command,
@@ -78,9 +82,8 @@ async def _exec(options: argparse.Namespace, stop: Stop) -> int:
                 detach=options.detach,
             ) as process:
                 if not options.detach:
-                    return await _Execution(controller, daemon, process, stop).run(
-                        interactive=options.interactive
-                    )
+                    outages.begun("if it lives, the command goes on there")
+                    return await _Execution(process, stop).run(interactive=options.interactive)
         except SpawnFailed as error:
             if options.cwd is not None and error.filename == options.cwd:
                 raise Failure(str(error)) from error  # it is no program that isn't there
@@ -102,30 +105,15 @@ async def _tell_begun(job: str) -> None:
 class _Execution:
     """A command that runs there, and this program's streams."""
 
-    _controller: Controller
-    _daemon: Daemon
     _process: Process
     _stop: Stop
 
     async def run(self, *, interactive: bool) -> int:
         """Until it has ended, and all it wrote has been written here; the exit code."""
-        async with (
-            self._controller.open_events() as events,
-            open_unwrapping_nursery() as beside,
-        ):
+        async with open_unwrapping_nursery() as beside:
             beside.start_soon(self._hand_on, self._stop.spare_interrupt())
             if interactive:
                 beside.start_soon(self._feed)
-            if somebody_watches():
-                meaning = "if it lives, the command goes on there"
-                beside.start_soon(
-                    partial(
-                        tell_outages,
-                        *(self._daemon, events, say),
-                        meaning=meaning,
-                        after=NOTICE_SECONDS,
-                    )
-                )
             async with open_unwrapping_nursery() as outputs:
                 outputs.start_soon(self._copy, self._process.stdout, "stdout")
                 outputs.start_soon(self._copy, self._process.stderr, "stderr")

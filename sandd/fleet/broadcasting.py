@@ -19,10 +19,9 @@ from sandd._core._errors import SanddError
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.command_line.connecting import open_connection
-from sandd.command_line.exit_codes import MISUSED
+from sandd.command_line.outages import NOTICE_SECONDS, describe_outage
 from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import say
-from sandd.command_line.writing import fail
 from sandd.fleet.lines import Lines
 from sandd.fleet.outcomes import Ending, Verdict, summarise
 from sandd.fleet.output import FILES, Output
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 
 NOT_ALL_WELL: Final = 1
 """Exit code where the command has not ended with 0 on each daemon."""
-NOTICE_SECONDS: Final = 2.0
-"""How long a daemon may be away before somebody is told: most cuts are shorter."""
 OVERDUE_SECONDS: Final = 10.0
 """With a time-out, how much later than it and the kill grace a daemon that is away is given up."""
 CHUNK_BYTES: Final = 32 * 1024
@@ -54,7 +51,7 @@ _RESET: Final = b"\x1b[0m"
 def run_broadcast(options: argparse.Namespace) -> int:
     """Run the command on the daemons that are chosen; returns the exit code."""
     if not options.remote_command:
-        return fail("which command? It stands behind --, as in: sandd run -- uptime", MISUSED)
+        options.parser.error("which command? It stands behind --, as in: sandd run -- uptime")
     return run_command(partial(_broadcast, options))
 
 
@@ -121,6 +118,9 @@ class Broadcast:
         self._command = options.remote_command
         self._settings = _settings(options)
         self._timeout: float | None = options.timeout
+        self._patience = min(
+            math.inf if each is None else each for each in (options.timeout, options.wait)
+        )
         self._targets = {each.id: _Target(each) for each in daemons}
         self._limiter = trio.CapacityLimiter(options.concurrency or len(daemons))
         self._output = output
@@ -148,7 +148,7 @@ class Broadcast:
         with target.scope:
             try:
                 # Whoever is away takes nobody's turn.
-                with trio.move_on_after(math.inf if self._timeout is None else self._timeout):
+                with trio.move_on_after(self._patience):
                     while target.is_away:
                         target.changed = trio.Event()
                         await target.changed.wait()
@@ -213,7 +213,7 @@ class Broadcast:
     async def _tell_away(self, target: _Target) -> None:
         await trio.sleep(NOTICE_SECONDS)
         if target.is_away and target.ending is None:
-            await say(f"[{target.daemon.id} is away; waiting for it]")
+            await say(describe_outage(target.daemon))
 
 
 # ---- what is printed ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import OUR_FAILURE, code_of_error
 from sandd.command_line.finding_jobs import find_job
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import put_out, say
 from sandd.command_line.writing import CantWrite, ReaderGone
@@ -50,8 +51,9 @@ async def _on_each(options: argparse.Namespace, act: Act, _: Stop) -> int:
     async def on(controller: Controller, name: JobName) -> None:
         nonlocal code
         try:
-            daemon, job = await find_job(controller, name)
-            await act(daemon, job.job_id)
+            daemon, job = await find_job(controller, name, wait=options.wait)
+            async with minding_outages(controller, daemon, wait=options.wait):
+                await act(daemon, job.job_id)
             await put_out(f"{daemon.id}/{job.job_id}")
         except ReaderGone as error:
             code = code or code_of_error(error)

@@ -13,6 +13,7 @@ from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import code_of_status
 from sandd.command_line.finding_jobs import find_job
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.stopping import run_command
 from sandd.command_line.telling import say
 from sandd.fleet.output import FILES, Output
@@ -34,9 +35,12 @@ def run_logs(options: argparse.Namespace) -> int:
 async def _logs(options: argparse.Namespace, stop: Stop) -> int:
     output = Output(stop)
     async with open_connection(options) as controller:
-        daemon, job = await find_job(controller, options.job)
+        daemon, job = await find_job(controller, options.job, wait=options.wait)
         await _tell_what_is_gone(job)
-        async with daemon.attach_process(job.job_id, read_only=True) as process:
+        async with (
+            minding_outages(controller, daemon, wait=options.wait),
+            daemon.attach_process(job.job_id, read_only=True) as process,
+        ):
             async with open_unwrapping_nursery() as nursery:
                 for file in FILES:
                     end = math.inf if options.follow else job.kept[file].end
