@@ -17,7 +17,9 @@ from sandd.command_line.outages import Outages, minding_outages
 from sandd.command_line.stopping import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from controllers import ControllerProcess
 
 
 @define(eq=False, slots=False)
@@ -149,36 +151,53 @@ async def test_what_has_begun_is_not_given_up(autojump_clock: trio.testing.MockC
     assert heard == ["[worker-1 is back]", "[worker-1 is away; it goes on]"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kills a daemon")
-def test_no_command_waits_in_silence_or_longer_than_it_was_told_to() -> None:
-    """Whatever is asked of a daemon that is away: so many seconds, or with a line that says what is waited for."""
-    commands = [
-        "exec w -- true",
-        "exec --detach w -- true",
-        "logs w/x",
-        "kill w/x",
-        "forget w/x",
-        "cp /etc/passwd w:",
-        "forward w 1",
-    ]
-    with running_controller() as controller, controller.daemon("w") as daemon, ExitStack() as stack:
+# ---- the commands ---------------------------------------------------------------------------------
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="sends real signals")
+COMMANDS = [
+    "exec w -- true",
+    "exec --detach w -- true",
+    "logs w/x",
+    "kill w/x",
+    "forget w/x",
+    "cp /etc/passwd w:",
+    "forward -R w 0:1",
+]
+
+
+@pytest.fixture(scope="module")
+def controller(_own_temporary_directory: None) -> Iterator[ControllerProcess]:
+    """With a daemon that is away, and won't come back."""
+    with running_controller() as controller, controller.daemon("w") as daemon:
         daemon.kill()
         controller.wait_for_daemon("w", "away")
+        yield controller
+
+
+@posix_only
+def test_no_command_waits_in_silence(controller: ControllerProcess) -> None:
+    """Whatever is asked of a daemon that is away: a line says what is waited for, where no terminal is, too."""
+    with ExitStack() as stack:
         waiting = [
-            stack.enter_context(controller.running_command(*each.split())) for each in commands
+            stack.enter_context(controller.running_command(*each.split())) for each in COMMANDS
         ]
         for process in waiting:
             assert next_line(process, file="stderr") == "[w is away; waiting for it]\n"
             assert process.poll() is None
             process.terminate()
             assert process.wait(SECONDS) == 143
-        for words in map(str.split, commands):
-            with controller.running_command(words[0], "--wait", "0.5", *words[1:]) as process:
-                out, told = process.communicate(timeout=SECONDS)
-            failure = "sandd: w is away, and was not back within 0.5 s (--wait)\n"
-            assert (process.returncode, out, told) == (125, "", failure)
-        done = controller.run_command("run", "--wait", "0.5", "--", "true")
-        assert (done.returncode, done.stdout) == (1, "")
-        assert (
-            done.stderr == "sandd: 0 ok, 1 timed out\nsandd: timed out (away, never started): w\n"
-        )
+
+
+@posix_only
+def test_no_command_waits_longer_than_it_was_told_to(controller: ControllerProcess) -> None:
+    """And one that is about many daemons takes it for one that could not be reached."""
+    with ExitStack() as stack:
+        waiting = [
+            stack.enter_context(controller.running_command(words[0], "--wait", "0.5", *words[1:]))
+            for words in (*map(str.split, COMMANDS), ["run", "--", "true"])
+        ]
+        ends = [(process.communicate(timeout=SECONDS), process.returncode) for process in waiting]
+    failure = "sandd: w is away, and was not back within 0.5 s (--wait)\n"
+    assert ends[:-1] == [(("", failure), 125)] * len(COMMANDS)
+    summary = "sandd: 0 ok, 1 timed out\nsandd: timed out (away, never started): w\n"
+    assert ends[-1] == (("", summary), 1)
