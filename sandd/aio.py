@@ -99,6 +99,7 @@ class Controller(Wrapper[Inner]):
         return self._inner.statistics()
 
     broadcast = calls(Inner.broadcast)
+    reload_policy = calls(Inner.reload_policy)
 
     def set_tokens(self, *, token: str | bytes | None, operator_token: str | bytes | None) -> None:
         """From now on these are the secrets that daemons and operators must know; who is connected stays.

@@ -85,6 +85,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     from sandd.executing.options import add_exec_command
     from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
+    from sandd.policing.options import add_policy_commands
     from sandd.terminal.options import add_commands
 
     parser = argparse.ArgumentParser(
@@ -108,6 +109,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
+    add_policy_commands(commands)
     controller = commands.add_parser(
         "controller", help="be a controller that stands alone, for daemons and for these commands"
     )

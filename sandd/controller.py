@@ -28,8 +28,12 @@ from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
+from sandd._core.policy.tenants import TenantPolicies
 from sandd._core.port_streams import RemoteStream
 from sandd._core.process_handle import Process
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import Rate
 from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
 from sandd.wire import DaemonState, JobState
@@ -55,6 +59,8 @@ __all__ = [
     "JobState",
     "KeptOutput",
     "Process",
+    "Rate",
+    "RateLimits",
     "RemoteStream",
     "Session",
     "connect_controller",
@@ -94,10 +100,12 @@ async def open_controller(
     token: str | bytes | None = None,
     operator_token: str | bytes | None = None,
     state_dir: str | os.PathLike[str] | None = None,
+    policy: str | os.PathLike[str] | None = None,
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -118,7 +126,9 @@ async def open_controller(
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
             ``operator.token``, made for you and used where `operator_token` isn't given, and the jobs that are
-            still to be ended on daemons that are away.
+            still to be ended on daemons that are away. ``policy/TENANT.toml`` in it is a tenant's policy.
+        policy: a TOML file with what may be asked of daemons at all, by this program as well; see
+            `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -127,10 +137,12 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
         OSError: the address can't be listened on.
-        ConfigurationError: an argument makes no sense; or the state directory can't be used, or is in use.
+        ConfigurationError: an argument makes no sense; or the state directory, or a policy, can't be used, or is
+            in use.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
@@ -150,6 +162,11 @@ async def open_controller(
         if state_dir is not None:
             state = stack.enter_context(open_controller_state(Path(state_dir)))
             operator_secret = operator_secret or state.operator_token
+        policies = TenantPolicies(
+            file=None if policy is None else Path(policy),
+            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+        )
+        await trio.to_thread.run_sync(policies.read)
         service = LocalService(
             host=host,
             port=port,
@@ -159,7 +176,9 @@ async def open_controller(
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
+            rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
+            policies=policies,
         )
         async with _running(service) as controller:
             yield controller
@@ -403,6 +422,21 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.acceptor.token, service.desk.token = secret, operator_secret
+
+    async def reload_policy(self) -> None:
+        """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
+
+        They apply to what is asked for from now on; what runs goes on. A tenant is held to both, its own and that
+        of everybody.
+
+        Raises:
+            ConfigurationError: one of them can't be used. Those that were in force still are.
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its policies")
+        await trio.to_thread.run_sync(service.policies.read)
 
     # -- inside
 

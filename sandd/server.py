@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import os
     from typing import Unpack
 
+    from sandd.controller import RateLimits
+
 __all__ = ["Server"]
 
 
@@ -27,10 +29,12 @@ class ServerOptions(TypedDict, total=False):
     token: str | bytes | None
     operator_token: str | bytes | None
     state_dir: str | os.PathLike[str] | None
+    policy: str | os.PathLike[str] | None
     insecure: bool
     heartbeat: float
     dead_after: float
     max_handshakes_per_second: float
+    rate_limits: RateLimits | None
 
 
 class Server(Client):
@@ -43,8 +47,8 @@ class Server(Client):
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `insecure`,
-            `heartbeat`, `dead_after`, `max_handshakes_per_second`.
+        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`,
+            `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
 
     Raises:
         OSError: the address can't be listened on.

@@ -689,6 +689,10 @@ class RefusedCode(enum.StrEnum):
     UNSUPPORTED = "unsupported"  # the spec has a field or kind this daemon doesn't know
     DAEMON_NOT_FOUND = "daemon_not_found"
     DENIED = "denied"
+    RATE_LIMITED = "rate_limited"  # too many starts, of `scope`; try again after `retry_after`
+    POLICY_DENIED = (
+        "policy_denied"  # no rule allows it: of the daemon's policy, or the controller's
+    )
 
 
 @frozen
@@ -700,6 +704,9 @@ class Refused:
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
+    retry_after: float | None = field(default=None, validator=optional(_seconds))  # RATE_LIMITED
+    scope: str = field(default="", validator=_id)  # RATE_LIMITED: "operator", "tenant" or "daemon"
+    policy_hash: str = field(default="", validator=_at_most(64))  # for POLICY_DENIED: which policy
 
 
 @frozen
@@ -715,8 +722,6 @@ class Taken:
 @frozen
 class Detach:
     """client -> daemon, or router -> daemon for a client that went: the channel is closed, the job goes on."""
-
-    for_good: bool = False  # the client has what it wants: what a session shows from now on is only its scrollback
 
 
 @frozen
@@ -756,6 +761,9 @@ class End:
     Idempotent, and valid for a job that is running, ended, or has never been heard of: then a start
     of that id which arrives later never runs. The router keeps it for a daemon that is away.
     In the name of a client that isn't the job's owner, or is no more, it has no effect.
+
+    With `left` the job goes on, and nothing is forgotten: its owner has what it wants, so what a session shows from now
+    on is only its scrollback.
     """
 
     daemon_id: str = field(validator=_id)
@@ -765,6 +773,9 @@ class End:
     )  # seconds from TERM to KILL; None: as the spec says
     client: str = field(default="", validator=_id)  # as in Attach: who leaves; "": whoever owns it
     tenant: str = field(default="", validator=_id)  # stamped by the router
+    left: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # generation of the ownership that is given up; a later one isn't meant
 
 
 Control: TypeAlias = (
@@ -845,6 +856,7 @@ class FailedCode(enum.StrEnum):
     JOB_NOT_FOUND = "job_not_found"  # a request names a job that isn't there: nothing was done
     DECLINED = "declined"  # a request asks for what can't be done here: nothing was done
     SYSTEM = "system"  # a system call failed for a request: `symbol` says how
+    POLICY_DENIED = "policy_denied"  # the daemon's policy, by what is on its disk: nothing ran
 
 
 @frozen
@@ -861,6 +873,7 @@ class Failed:
     symbol: str = field(
         default="", validator=_at_most(32)
     )  # for SYSTEM: "ENOENT", ...; the numbers differ between systems
+    policy_hash: str = field(default="", validator=_at_most(64))  # for POLICY_DENIED: which policy
 
 
 Event: TypeAlias = Started | Stalled | Flowing | Exited | Failed

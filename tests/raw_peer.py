@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
+import trio.testing
 
 from sandd._core.transport import Connection, ListenAddress, connect, serve
 from sandd._core.transport._streams import Address
@@ -144,6 +145,27 @@ async def raw_client(address: ListenAddress, **request: Any) -> AsyncIterator[Ra
         head = await peer.read_head()
         assert head.startswith("HTTP/1.1 101 "), head
         yield peer
+
+
+@contextlib.asynccontextmanager
+async def loris(address: ListenAddress, count: int, start: bytes) -> AsyncIterator[None]:
+    """So many clients that begin a request and never get on with it; each comes again when it is thrown out."""
+
+    async def dawdle() -> None:
+        while True:
+            with contextlib.suppress(OSError, trio.BrokenResourceError):
+                async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                    await stream.send_all(start)
+                    while await stream.receive_some():
+                        pass
+            await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(dawdle)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 @contextlib.asynccontextmanager

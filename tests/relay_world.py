@@ -24,6 +24,7 @@ from sandd._core.job import DaemonLink, Job
 from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
 from sandd._core.read_ahead import READ_AHEAD
+from sandd._core.relay_queue import MeteredQueue
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
 from sandd._core.spool import PIECE_BYTES, Spool
@@ -189,14 +190,15 @@ def waiting_for(client: router_module.ClientLink) -> int:
     """Bytes of outputs that the router holds for it."""
     held = 0
     for route in client.routes.values():
-        for frame in route.to_client._bulk:
-            held += len(wire.decode_data(wire.as_frame(frame)).body)
+        queue = route.to_client
+        assert isinstance(queue, MeteredQueue)
+        held += sum(len(piece.body) for piece in queue._pieces)
     return held
 
 
 def small_pool() -> CreditPool:
     """For so much that what flows here meets its bounds."""
-    return CreditPool(100_000, least=4000, first=10_000)
+    return CreditPool(100_000, least=4000, first=10_000, first_part=4)
 
 
 SCROLLBACK = 1000
@@ -592,7 +594,8 @@ class World(JobWorld):
         for link in [*self.router.clients, *self.router.daemons.values()]:
             assert not link.routes, "a route is left"
             assert not link.scheduler.pending, "something is still scheduled"
-            assert (link.waiting, link.pool.promised) == (0, 0), "something still counts as waiting"
+            counted = (link.waiting, link.backlog.waiting, *link.pool.held.values())
+            assert not any(counted), "something still counts as waiting"
         for cable in self.cables:
             if cable.far.is_open:
                 assert not self.table_links[cable].attachments, "an attachment is left"

@@ -16,6 +16,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    RateLimited,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -196,6 +197,21 @@ def test_a_job_runs_and_ends(peer: Peer) -> None:
     peer.client.receive(data(channel, Stream.OUTPUT, 2, b"c", final=True))
     assert job.finished
     assert job.outputs[Stream.OUTPUT].take(99) == b"abc"
+
+
+@pytest.mark.parametrize("state", [DaemonState.GONE, DaemonState.ONLINE])
+def test_a_job_that_has_told_all_is_no_loss(peer: Peer, state: DaemonState) -> None:
+    """Its daemon is gone, or another, before anybody has looked: what became of it is known all the same."""
+    job, channel = peer.running()
+    job.terminal = True
+    half, _ = peer.running()
+    peer.client.receive(event(channel, 1, EXITED))
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, b"abc", final=True))
+    assert job.finished
+    peer.client.receive(control(0, wire.DaemonStatus("d", state, "another")))
+    assert (job.state, job.error, job.result) == (AttachState.CLOSED, None, EXITED)
+    assert not peer.client.has_ended_any  # nobody is left who would have to hear of it
+    assert isinstance(half.error, DaemonGone)
 
 
 def test_an_event_answers_a_start(peer: Peer) -> None:
@@ -634,7 +650,7 @@ def test_viewers_send_nothing(peer: Peer) -> None:
     assert peer.heard() == []
     peer.client.receive(data(channel, Stream.OUTPUT, 3, b"x"))
     peer.client.close(job)
-    assert peer.heard() == [(channel, wire.Detach(for_good=True))]
+    assert peer.heard() == [(channel, wire.Detach())]
 
 
 def test_takeover_is_asked_for_until_it_was_granted(peer: Peer) -> None:
@@ -707,6 +723,7 @@ ERRORS: dict[RefusedCode, type[SanddError]] = {
     RefusedCode.BUSY: RequestRefused,
     RefusedCode.UNSUPPORTED: RequestRefused,
     RefusedCode.DENIED: RequestRefused,
+    RefusedCode.RATE_LIMITED: RateLimited,
 }
 
 
@@ -722,6 +739,42 @@ def test_a_refusal_becomes_the_fitting_error(peer: Peer, code: RefusedCode) -> N
     assert "because" in str(job.error)
     peer.client.end(job)
     peer.client.close(job)
+    assert peer.heard() == []
+
+
+def test_a_start_that_is_one_too_many_says_when_to_try_again(peer: Peer) -> None:
+    """And whose limit it was; it never ran."""
+    job = peer.client.open("d", SPEC)
+    channel, _ = peer.attach_heard()
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "because", 1.5, "tenant")
+    peer.client.receive(control(channel, refused))
+    assert isinstance(job.error, RateLimited)
+    assert (job.error.scope, job.error.retry_after) == ("tenant", 1.5)
+    assert peer.client.held_back == []
+
+
+def test_a_start_that_was_sent_before_is_held_back_and_asked_for_again(peer: Peer) -> None:
+    """It may run since the first time, so nobody may be told that it doesn't."""
+    job = peer.client.open("d", SPEC)
+    peer.attach_heard()
+    peer.client.link_down()
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "because", 1.5, "daemon")
+    peer.client.receive(control(channel, refused))
+    assert (job.state, job.error) == (AttachState.WAITING, None)
+    assert peer.client.held_back == [(job, 1.5)]
+    assert peer.heard() == []
+    peer.client.ask_again(job)
+    channel, attach = peer.attach_heard()
+    assert attach.spec is not None
+    peer.client.ask_again(job)  # once is enough
+    assert peer.heard() == []
+    peer.attached(channel)
+    assert job.confirmed
+    peer.client.forget(job)
+    peer.heard()
+    peer.client.ask_again(job)  # it was left
     assert peer.heard() == []
 
 
@@ -746,6 +799,33 @@ def test_an_attached_job_that_was_forgotten_is_closed(peer: Peer) -> None:
 # ---- leaving -------------------------------------------------------------------------------------
 
 
+def test_leaving_a_session_is_said_until_a_link_stands(peer: Peer) -> None:
+    """It goes on, and its daemon need not keep for us what it shows; a cut may lose the word, so it is said again."""
+    job = peer.client.open("d", wire.SessionSpec(detach=True))
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, terminal=True, detached=True)
+    peer.heard()
+    peer.client.close(job)
+    left = wire.End("d", job.id, client=peer.client.id, left=1)
+    assert peer.heard() == [(channel, left)]
+    peer.client.link_down()
+    assert peer.heard() == [(0, left)]
+
+
+def test_a_session_that_was_ended_or_given_up_is_not_left(peer: Peer) -> None:
+    """The one is over, and whose the other is has not changed."""
+    job = peer.client.open("d", wire.SessionSpec())
+    channel, _ = peer.attach_heard()
+    peer.attached(channel, terminal=True)
+    peer.client.end(job)
+    peer.client.close(job)
+    other = peer.client.attach("d", "theirs")
+    peer.attached(2, terminal=True, streams=existing())
+    peer.client.give_up(other)
+    said = [said for _, said in peer.heard() if not isinstance(said, wire.Attach)]
+    assert said == [wire.End("d", job.id, client=peer.client.id), wire.Detach(), wire.Detach()]
+
+
 def test_leaving_ends_the_job_in_our_own_name(peer: Peer) -> None:
     """End says who leaves, so that it can't hit another owner's job."""
     job, channel = peer.running()
@@ -754,7 +834,7 @@ def test_leaving_ends_the_job_in_our_own_name(peer: Peer) -> None:
     peer.client.close(job)
     assert peer.heard() == [
         (0, wire.End("d", job.id, 2.5, peer.client.id)),
-        (channel, wire.Detach(for_good=True)),
+        (channel, wire.Detach()),
     ]
     assert (job.state, job.error) == (AttachState.CLOSED, None)
     peer.client.close(job, DaemonGone("late"))

@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandd import wire
+from sandd._core import credit
 from sandd._core._errors import RemoteProtocolError
-from sandd._core.credit import GREATEST_SHARE, LEAST_BYTES, CreditPool, Flow
+from sandd._core.credit import GREATEST_SHARE, LEAST_BYTES, CreditPool, Flow, Standing
 from sandd.wire import Data, Stream
 
 LIMIT = 1000
 LEAST = 10
 FIRST = 100
+REST = LEAST * (1 + GREATEST_SHARE)
+"""What a flow has where the greatest shares have the pool among them: their least is not of it, and so free."""
 
 
 class Told(list[int]):
@@ -26,7 +29,7 @@ class Told(list[int]):
 
 def small_pool() -> CreditPool:
     """A pool whose bounds are soon met."""
-    return CreditPool(LIMIT, least=LEAST, first=FIRST)
+    return CreditPool(LIMIT, least=LEAST, first=FIRST, first_part=1)
 
 
 def data(stream: Stream, offset: int, size: int, *, final: bool = False) -> Data:
@@ -83,29 +86,104 @@ def test_idle_flows_leave_room_for_others() -> None:
     busy.want(10_000)
     for _ in range(5):
         busy.pass_on(busy.granted)
-    assert busy.granted - busy.passed == LIMIT // 6
+    assert busy.granted - busy.passed == LIMIT // GREATEST_SHARE
     assert pool.promised <= LIMIT
+
+
+def test_a_thousand_idle_jobs_leave_a_bulk_stream_its_window() -> None:
+    """What they hold is next to nothing, in both directions, and it doesn't divide what the one needs."""
+    down, up = CreditPool(), CreditPool()
+    for _ in range(1000):
+        for stream in (Stream.OUTPUT, Stream.ERROR):
+            Flow(stream, down, "a", Told()).want(wire.MIB)
+        waiting_for_input = Flow(Stream.INPUT, up, "a", Told())
+        waiting_for_input.allow(wire.INITIAL_INPUT_BYTES)
+        waiting_for_input.want(256 * wire.KIB)
+    for stream, pool in ((Stream.OUTPUT, down), (Stream.INPUT, up)):
+        bulk = Flow(stream, pool, "a", Told())
+        bulk.want(1000 * wire.MIB)
+        for _ in range(40):
+            bulk.pass_on(bulk.granted)
+        assert bulk.granted - bulk.passed >= 256 * wire.KIB
+        assert pool.promised <= pool.limit
+
+
+def test_who_had_much_and_fell_silent_holds_nobody_back() -> None:
+    """What it holds is dormant when others have passed a little, until it says as much again."""
+    pool = small_pool()
+    silent = [Flow(Stream.OUTPUT, pool, "a", Told()) for _ in range(GREATEST_SHARE)]
+    for _ in range(6):
+        for flow in silent:
+            flow.want(10_000)
+            flow.pass_on(flow.granted)
+    held = [flow.granted - flow.passed for flow in silent]
+    assert sum(held) == LIMIT
+    late = Flow(Stream.OUTPUT, pool, "a", Told())
+    late.want(10_000)
+    assert late.granted == REST
+    for _ in range(2 * LIMIT // REST):
+        late.pass_on(late.granted)
+    assert late.granted - late.passed == LIMIT // GREATEST_SHARE
+    assert [flow.granted - flow.passed for flow in silent] == held
+    assert pool.held[Standing.DORMANT] == LIMIT - LEAST * GREATEST_SHARE
+    # One wakes: it has no more than it had, and what it had counts again.
+    silent[0].pass_on(silent[0].passed + FIRST)
+    assert silent[0].granted - silent[0].passed < held[0]
+    silent[0].pass_on(silent[0].granted)
+    assert pool.held[Standing.DORMANT] < LIMIT - LEAST * GREATEST_SHARE
+    for flow in (*silent, late):
+        flow.close()
+    assert not any(pool.held.values())
+
+
+def test_there_is_room_for_so_much_that_is_dormant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond that counts as before: so the bound holds whoever wakes."""
+    monkeypatch.setattr(credit, "DORMANT_POOLS", 0)
+    pool = small_pool()
+    silent, late = (Flow(Stream.OUTPUT, pool, "a", Told()) for _ in range(2))
+    for flow in (silent, late):
+        flow.want(100_000)
+        for _ in range(20):
+            flow.pass_on(flow.granted)
+    assert pool.held[Standing.DORMANT] == 0
+    assert pool.promised == 2 * (LIMIT // GREATEST_SHARE - LEAST)
+
+
+def test_a_flow_whose_sender_is_gone_is_granted_nothing() -> None:
+    """What has arrived passes, and what else was promised is free at once."""
+    pool, told = small_pool(), Told()
+    flow = Flow(Stream.OUTPUT, pool, "a", told)
+    flow.want(10_000)
+    flow.arrived(data(Stream.OUTPUT, 0, 50))
+    flow.stop()
+    assert pool.promised == 50 - LEAST
+    flow.pass_on(50)
+    assert (pool.promised, told) == (0, [])
 
 
 def test_where_the_pool_is_used_up_everything_still_moves() -> None:
     """A little at a time; and it has more as soon as others leave."""
     pool = small_pool()
     hogs = [Flow(Stream.OUTPUT, pool, "a", Told()) for _ in range(GREATEST_SHARE)]
-    for hog in hogs:
-        hog.want(10_000)
-        hog.pass_on(hog.granted)
-        hog.pass_on(hog.granted)
+    for _ in range(6):
+        for hog in hogs:
+            hog.want(10_000)
+            hog.pass_on(hog.granted)
     late = Flow(Stream.OUTPUT, pool, "b", Told())
-    assert late.want(10_000) == LEAST
-    late.pass_on(LEAST)
-    assert late.granted == 2 * LEAST
+    assert late.want(10_000) == REST
+    later = Flow(Stream.OUTPUT, pool, "b", Told())
+    assert later.want(10_000) == LEAST
+    for flow, each in ((late, REST), (later, LEAST)):
+        flow.pass_on(each)
+        assert flow.granted == 2 * each
     for hog in hogs:
         hog.close()
         hog.close()
-    late.pass_on(2 * LEAST)
-    assert late.granted - late.passed == FIRST
+    late.pass_on(2 * REST)
+    assert late.granted - late.passed == 2 * REST
     late.close()
-    assert (pool.promised, pool.bound) == (0, LIMIT)
+    later.close()
+    assert (pool.promised, pool.flows) == (0, 0)
 
 
 def test_clients_share_before_their_flows_do() -> None:
@@ -113,7 +191,7 @@ def test_clients_share_before_their_flows_do() -> None:
     pool = small_pool()
     for client, count in (("a", 9), ("b", 1)):
         for _ in range(count):
-            pool.join(client)
+            pool.rouse(Flow(Stream.OUTPUT, pool, client, Told()))
     assert pool.share("a") == LIMIT // 18
     assert pool.share("b") == LIMIT // 4  # of two, but no flow has more than a fourth
 
@@ -201,7 +279,7 @@ def test_messages_are_counted_and_not_shared() -> None:
     with pytest.raises(RemoteProtocolError):
         flow.arrived(data(Stream.EVENTS, 64, 1))
     flow.close()
-    assert (pool.promised, pool.bound) == (0, LIMIT)
+    assert (pool.promised, pool.flows) == (0, 0)
 
 
 def test_a_flow_that_begins_far_on_is_placed() -> None:
@@ -231,7 +309,7 @@ def test_what_may_be_sent_unasked_is_not_what_is_granted() -> None:
     told = Told()
     flow = Flow(Stream.INPUT, pool, "a", told)
     flow.allow(64)
-    assert pool.promised == 64
+    assert pool.promised == 0
     assert flow.arrived(data(Stream.INPUT, 0, 64)) == 64
     with pytest.raises(RemoteProtocolError, match="exceeds its credit of 64"):
         flow.arrived(data(Stream.INPUT, 64, 1))
@@ -281,8 +359,9 @@ def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) 
                 flow.close()
                 del flows[number], arrived[number]
         waiting = sum(end - flow.passed for end, flow in zip(arrived, flows, strict=True))
-        assert waiting <= pool.promised <= pool.bound + LEAST * 40
-        assert pool.promised >= 0
+        held = sum(pool.held.values())
+        assert waiting <= held + LEAST * len(flows) <= pool.bound
+        assert min(pool.held.values()) >= 0
     for number, flow in enumerate(flows):
         told[flow] = flow.want(flow.wanted + 100)
         flow.pass_on(arrived[number])
@@ -298,6 +377,7 @@ def test_nothing_stands_still_and_no_more_waits_than_may(script: st.DataObject) 
 
 
 def test_the_limits_are_what_the_documentation_says() -> None:
-    """16 MiB a link, and 4 KiB for each stream."""
+    """16 MiB a link, and 4 KiB for each stream; four times as much where dormant flows wake."""
+    assert CreditPool().bound == 64 * wire.MIB
     assert CreditPool().limit == 16 * wire.MIB
     assert CreditPool().least == LEAST_BYTES == 4 * wire.KIB

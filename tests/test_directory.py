@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from sandd import DaemonNotFound, DaemonState, wire
+from sandd import DaemonNotFound, DaemonState, RemoteProtocolError, wire
 from sandd._core.directory import AWAY_LEASE, MAX_EVENTS, DaemonEvent, Directory
 
 if TYPE_CHECKING:
@@ -124,6 +124,30 @@ async def test_what_a_daemon_said_of_itself_is_known() -> None:
     assert (info.id, info.hostname, info.platform, info.arch) == ("d", "host", "linux", "x86_64")
     assert (info.version, info.labels, info.instance) == ("1", {"env": "prod"}, "one")
     assert before - 100.0 <= info.connected_at <= time.time() - 100.0
+
+
+@pytest.mark.parametrize("bound", ["MAX_ENTRIES", "MAX_ENTRIES_CHARACTERS"])
+async def test_a_controller_cannot_fill_our_memory_with_daemons(
+    monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    """Neither by their number nor by what they say; what has gone makes room, and a change of one needs none."""
+    directory = Directory()
+    come(directory)
+    most = 2 if bound == "MAX_ENTRIES" else 2 * directory._characters
+    monkeypatch.setattr(f"sandd._core.directory.{bound}", most)
+    come(directory, "e")
+    with pytest.raises(RemoteProtocolError, match=r"more than .* daemons, or too much of them"):
+        come(directory, "f")
+    if bound == "MAX_ENTRIES_CHARACTERS":
+        with pytest.raises(RemoteProtocolError):
+            come(directory, "e", labels={"a": ""})
+    assert {entry.info.id for entry in directory} == {"d", "e"}
+    for _ in range(3):
+        go(directory, DaemonState.AWAY)
+        come(directory)
+    go(directory, DaemonState.GONE)
+    come(directory, "f")
+    assert {entry.info.id for entry in directory} == {"e", "f"}
 
 
 # ---- events -------------------------------------------------------------------------------------

@@ -25,8 +25,12 @@ import sandd
 import sandd.cli
 import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+from sandd._core.policy.linting import errors
+from sandd._core.policy.reading import read_policy
+from sandd._core.policy.refusing import judge_spec
 from sandd.standalone import options as standalone
 from sandd.testing import open_fault_proxy
+from sandd.wire import CommandSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +141,7 @@ def test_guide_code_is_found() -> None:
 
 def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     """The file shown in the guide is understood, whatever else is said."""
-    (piece,) = pieces("toml")
+    (piece,) = [each for each in pieces("toml") if "daemon_id" in each.code]
     token = tmp_path / "token"
     token.write_text("secret\n")
     config = tmp_path / "sandd.toml"
@@ -145,6 +149,28 @@ def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     options = parse_daemon_options(["--config", str(config)], {}, prog="sandd", version="0")
     assert options.token == b"secret"
     assert options.labels == {"env": "prod", "arch": "arm"}
+
+
+def test_guide_rate_limits_are_valid(tmp_path: Path) -> None:
+    """The table shown in the guide is one of a controller's file."""
+    (piece,) = [each for each in pieces("toml") if "rate_limits" in each.code]
+    config = tmp_path / "controller.toml"
+    config.write_text(piece.code)
+    options = standalone.parse_controller_options(
+        ["--config", str(config)], {}, prog="sandd", version="0"
+    )
+    limits = sandd.RateLimits(operator=sandd.Rate(10, burst=50), daemon=sandd.Rate(5))
+    assert options.rate_limits == limits
+
+
+def test_guide_policy_is_one() -> None:
+    """The one that is shown has nothing that a daemon would refuse, the hash that is shown, and allows what it says."""
+    (piece,) = [each for each in pieces("toml") if "[[rule]]" in each.code]
+    policy = read_policy(piece.code.encode(), name="guide")
+    assert errors(policy) == []
+    assert f"policy {policy.hash}: 1 rule" in GUIDE
+    command = (b"run-tests", b"run", b"--fast", b"unit")
+    assert judge_spec(policy, CommandSpec(command, cwd=b"/work")) is None
 
 
 def test_guide_has_every_option_of_the_daemon() -> None:

@@ -20,6 +20,7 @@ from sandd._core._errors import (
     JobNotFound,
     LocalProtocolError,
     OutputGap,
+    PolicyDenied,
     ProtocolError,
     RemoteProtocolError,
     RequestRefused,
@@ -53,6 +54,7 @@ def test_everything_raised_on_purpose_is_a_sandd_error() -> None:
         (CommandTimeout, [TimeoutError]),
         (SpawnFailed, [OSError]),
         (AuthenticationFailed, [RequestRefused]),
+        (PolicyDenied, [RequestRefused]),
         (LocalProtocolError, [ProtocolError]),
         (RemoteProtocolError, [ProtocolError]),
     ],
@@ -79,6 +81,7 @@ def test_errors_carry_their_particulars() -> None:
     assert ConnectionLost("x", code=1001).code == 1001
     assert ConnectionLost("x").code is None
     assert RequestRefused("because").reason == "because"
+    assert PolicyDenied("because", policy_hash="0a").policy_hash == "0a"
     gap = OutputGap(3, 10)
     assert (gap.start, gap.end) == (3, 10)
     assert "3 to 10" in str(gap)

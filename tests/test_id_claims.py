@@ -141,7 +141,7 @@ async def test_the_hello_of_one_that_was_restarted_meanwhile_raises_no_alarm(
         async def say_hello_late() -> None:
             async with make(**A, before_hello=hold_up) as late:
                 assert refusal_of(late).code is RejectCode.STALE
-                assert refusal_of(late).retry_after == 0.0
+                assert refusal_of(late).retry_after == 1.0
             is_told.set()
 
         nursery.start_soon(say_hello_late)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from scripted import Bytes, Skip, control, cursors
-from test_jobs import BOB, RING, Daemon
+from test_jobs import ALICE, BOB, RING, Daemon
 
 from sandd import wire
 from sandd.wire import Role, Stream
@@ -90,6 +91,12 @@ def test_an_owner_whose_connection_broke_gets_all_of_it(daemon: Daemon) -> None:
     assert daemon.job().outputs[Stream.OUTPUT].base == 0
 
 
+def left(daemon: Daemon, generation: int = 1, client: str = ALICE) -> wire.End:
+    """Its owner says that it leaves the job, for good, to itself."""
+    tenant, job_id = daemon.job().key
+    return wire.End("d", job_id, client=client, tenant=tenant, left=generation)
+
+
 @pytest.mark.parametrize("for_good", [False, True])
 def test_of_a_session_that_was_left_the_scrollback_is_enough(
     daemon: Daemon, for_good: bool
@@ -97,7 +104,7 @@ def test_of_a_session_that_was_left_the_scrollback_is_enough(
     """Its owner said that it won't come back for more; else all is kept, for it may."""
     show(daemon, 100)
     acknowledge(daemon, 100)
-    daemon.receive(control(1, wire.Detach(for_good)))
+    daemon.receive(control(1, left(daemon) if for_good else wire.Detach()))
     show(daemon, 5000)
     log = daemon.job().outputs[Stream.OUTPUT]
     assert (log.base, log.floor) == ((4100, 5100) if for_good else (0, 100))
@@ -113,9 +120,36 @@ def test_what_a_viewer_says_on_leaving_counts_for_nothing(daemon: Daemon) -> Non
     show(daemon, 5000)
     daemon.heard()
     daemon.resume(2, client=BOB, role=Role.VIEWER)
-    daemon.receive(control(2, wire.Detach(for_good=True)))
+    daemon.receive(control(2, left(daemon, client=BOB)))
     show(daemon, 100)
     assert daemon.job().outputs[Stream.OUTPUT].floor == 0
+
+
+def test_leaving_is_heard_behind_a_cut(daemon: Daemon) -> None:
+    """On whatever link, said again, it is the same and ends nothing; of a job that is not there nothing comes."""
+    show(daemon, 5000)
+    said = left(daemon)
+    daemon.table.close_link(daemon.link, daemon.now)
+    again = daemon.restarted_link()
+    for _ in range(2):
+        again.receive(control(0, said))
+    assert daemon.job().outputs[Stream.OUTPUT].floor == 5000
+    assert not daemon.job().end_requested
+    again.receive(control(0, attrs.evolve(said, job_id="another")))
+    assert not daemon.table.tombstones.holds((said.tenant, "another"), daemon.now)
+
+
+def test_leaving_means_the_ownership_that_was_left(daemon: Daemon) -> None:
+    """Said again when its client has come back for more, it is too late: that may be cut, and come back for all."""
+    show(daemon, 100)
+    said = left(daemon)
+    daemon.receive(control(1, said))
+    daemon.resume(2, cursors=cursors(output=100, credit=0))
+    assert daemon.job().generation == 2
+    show(daemon, 5000)
+    daemon.table.close_link(daemon.link, daemon.now)
+    daemon.restarted_link().receive(control(0, said))
+    assert daemon.job().outputs[Stream.OUTPUT].floor == 100
 
 
 def test_a_command_that_was_left_is_kept_whole() -> None:
@@ -125,7 +159,7 @@ def test_a_command_that_was_left_is_kept_whole() -> None:
         spec=wire.encode_spec(wire.CommandSpec((b"x",), detach=True)), cursors=cursors(credit=RING)
     )
     daemon.heard()
-    daemon.receive(control(1, wire.Detach(for_good=True)))
+    daemon.receive(control(1, wire.Detach()))
     daemon.job().write(Stream.OUTPUT, bytes(5000))
     assert daemon.job().outputs[Stream.OUTPUT].floor == 0
     assert not daemon.job().terminal

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -586,6 +587,95 @@ async def test_ends_that_cannot_be_kept_are_told(
             hosting(host).router.restore_ends([wire.End("d", "j")])
             await until(lambda: caplog.text.count("ends_not_kept") >= 2)
         await until(lambda: EndFile(tmp_path / ENDS_FILE).read() == [wire.End("d", "j")])
+
+
+@contextlib.asynccontextmanager
+async def said_and_asked(host: sandd.Controller, job_id: str) -> AsyncIterator[Connection]:
+    """An operator that has said an End for a daemon that is away, and pings."""
+    async with dialled(host) as connection:
+        assert isinstance(await introduced(connection, job_id), wire.Welcome)
+        parts = [*wire.encode_control(0, wire.End("away", job_id))]
+        parts += wire.encode_control(0, wire.Ping(7))
+        await connection.send_message(b"".join(parts))
+        yield connection
+
+
+async def pong(connection: Connection) -> None:
+    """Return with the answer to a ping."""
+    while True:
+        for frame in wire.decode_frames(await connection.receive_message()):
+            if isinstance(wire.decode_control(frame), wire.Pong):
+                return
+
+
+async def test_who_leaves_has_its_answer_when_its_ends_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nobody else remembers them, and the controller may be killed the next moment."""
+    may_write = threading.Event()
+    write = EndFile.write
+
+    def wait(file: EndFile, ends: Any) -> None:
+        may_write.wait(LIMIT)
+        write(file, ends)
+
+    monkeypatch.setattr(EndFile, "write", wait)
+    monkeypatch.setattr(services, "LAG_INTERVAL", LIMIT)
+    async with hosted(state_dir=tmp_path) as host:
+        async with said_and_asked(host, "job") as connection:
+            await until(lambda: bool(hosting(host).router.kept_ends))
+            with trio.move_on_after(2 * services.KEEP_INTERVAL) as scope:
+                await pong(connection)
+            assert scope.cancelled_caught
+            may_write.set()
+            await pong(connection)
+            assert [end.job_id for end in EndFile(tmp_path / ENDS_FILE).read()] == ["job"]
+
+
+@pytest.mark.parametrize("how", ["hangs", "full"])
+async def test_a_disk_that_is_no_good_takes_no_operator_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """One that hangs holds an answer up for a moment, one that is full for no longer than it takes to find out."""
+    may_write = threading.Event()
+
+    def fail(file: EndFile, ends: Any) -> None:
+        if how == "hangs":
+            may_write.wait(LIMIT)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EndFile, "write", fail)
+    monkeypatch.setattr(services, "LAG_INTERVAL", 0.05)
+    async with hosted(state_dir=tmp_path) as host:
+        async with said_and_asked(host, "job") as connection:
+            await pong(connection)
+        may_write.set()
+
+
+async def test_what_was_said_on_a_link_that_dies_is_heard_on_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who leaves and gets no answer asks again, as long as there is time."""
+    async with (
+        hosted() as host,
+        open_fault_proxy(host.address) as proxy,
+        sandd.connect_controller(proxy.url, token=TOKEN) as controller,
+        trio.open_nursery() as nursery,
+    ):
+        service = dialler(controller)
+        first = service._dialer.pump
+        assert first is not None
+        proxy.blackhole()
+        nursery.start_soon(service._be_heard)
+        await until(lambda: first._ping_number > 0)
+        proxy.cut()
+        proxy.release()
+        await until(lambda: not nursery.child_tasks)
+        assert caplog.text.count("farewells_unheard") == 1
+        second = service._dialer.pump
+        assert second is not None
+        assert second is not first
+        assert second._answered > 0
 
 
 # ---- stuck and slow ones -------------------------------------------------------------------------

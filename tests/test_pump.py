@@ -171,6 +171,7 @@ async def opened(
     heartbeat: float = NEVER,
     dead_after: float = 1e6,
     on_frame: Callable[[wire.Frame], None] | None = None,
+    may_answer: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[Bench]:
     """A pump that runs while the block lasts; its timers keep still, unless asked otherwise."""
     connection, scheduler = FakeConnection(), Scheduler()
@@ -183,6 +184,7 @@ async def opened(
         heartbeat=heartbeat,
         dead_after=dead_after,
         after_message=lambda: turns.append(len(frames)),
+        may_answer=may_answer,
     )
     bench = Bench(connection, scheduler, pump, frames, turns, [])
 
@@ -446,6 +448,33 @@ async def test_pings_that_come_together_are_answered_once() -> None:
         assert bench.connection.controls == [wire.Pong(100)]
 
 
+async def test_a_peer_that_pings_and_reads_nothing_has_one_answer_waiting() -> None:
+    """The latest, ahead of what else waits for it."""
+    async with opened() as bench:
+        bench.connection.block()
+        bench.schedule(1)
+        await trio.testing.wait_all_tasks_blocked()
+        bench.schedule(2)
+        for number in range(1, 50):
+            bench.connection.say(wire.encode_control(0, wire.Ping(number)))
+            await trio.testing.wait_all_tasks_blocked()
+        bench.connection.unblock()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [c for c in bench.connection.controls if isinstance(c, wire.Pong)] == [wire.Pong(49)]
+
+
+async def test_an_answer_waits_until_it_may_be_given() -> None:
+    """It says that all before it is safe: who is asked knows when that is so."""
+    async with opened(may_answer=lambda: False) as bench:
+        bench.connection.say(wire.encode_control(0, wire.Ping(7)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.connection.controls == []
+        for _ in range(2):
+            bench.pump.answer()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.connection.controls == [wire.Pong(7)]
+
+
 async def test_pinging_returns_with_the_answer() -> None:
     """Any number of tasks may wait for one, and a pong that nobody waits for is nothing."""
     async with opened() as bench:
@@ -635,6 +664,18 @@ async def test_a_peer_that_lets_control_messages_pile_up_is_given_up(
         bench.scheduler.control(large)
         bench.scheduler.control(large)
         await trio.sleep(3)
+        assert "does not read" in str(bench.outcome[0])
+
+
+async def test_that_is_noticed_when_it_is_said() -> None:
+    """Not only when the timer looks: until then everybody would go on talking to it."""
+    async with opened() as bench:
+        bench.connection.block()
+        large = (bytes(9), bytes(MAX_CONTROL_BACKLOG // 2 + 1))
+        bench.scheduler.control(large)
+        bench.scheduler.control(large)
+        bench.pump.wake()
+        await trio.testing.wait_all_tasks_blocked()
         assert "does not read" in str(bench.outcome[0])
 
 

@@ -21,7 +21,6 @@ from scripted import (
 )
 
 from sandd import wire
-from sandd._core import router as router_module
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.router import ClientLink, DaemonLink, Router, RouterLink
 from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
@@ -471,9 +470,9 @@ def test_an_old_end_does_not_hit_a_new_job_of_the_same_id(network: Network) -> N
     assert drain(fresh.scheduler) == [(0, wire.End("d", "other", tenant="default"))]
 
 
-def test_kept_ends_are_bounded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_ends_are_bounded(network: Network) -> None:
     """Beyond the bound the oldest goes, and that job's lease ends it."""
-    monkeypatch.setattr(router_module, "MAX_END_INTENTS", 3)
+    network.router._ends.limit = 3
     network.router.remove_daemon(network.daemon, DaemonState.AWAY)
     for n in range(5):
         network.router.receive(network.client, control(0, wire.End("d", f"{n}")))
@@ -530,8 +529,7 @@ def test_senseless_cursors_cost_a_client_its_link_and_nobody_anything(
     with pytest.raises(RemoteProtocolError, match="twice, or for one to the daemon"):
         network.router.receive(client, control(1, attrs.evolve(ATTACH, cursors=asked)))
     network.router.remove_client(client)
-    assert network.daemon.pool.promised == 0
-    assert network.daemon.pool.bound == network.daemon.pool.limit
+    assert (network.daemon.pool.promised, network.daemon.pool.flows) == (0, 0)
     assert drain(network.daemon.scheduler) == []
 
 
@@ -541,18 +539,18 @@ def test_what_waits_keeps_no_more_than_a_few_times_its_size(network: Network) ->
     network.router.receive(client, control(1, attrs.evolve(ATTACH, client="c")))
     ((number, _),) = drain(network.daemon.scheduler)
     padding = b"".join(wire.encode_control(0, wire.Ping())) * 50_000
+    size = 3 * wire.KIB  # so that no two of them are put together
     for offset in range(20):
-        parts = [*wire.encode_data(number, Stream.OUTPUT, offset, b"x")]
-        parts += wire.encode_control(number, wire.Flush(offset))
-        first, second, *_ = wire.decode_frames(b"".join(parts) + padding)
+        parts = [*wire.encode_data(number, Stream.OUTPUT, offset * size, bytes(size))]
+        newer = unknown(number)
+        first, *_ = wire.decode_frames(b"".join(parts) + padding)
+        view = memoryview(bytes(newer.payload) + padding)[: len(newer.payload)]
         network.router.receive(network.daemon, first)
-        network.router.receive(network.daemon, second)
+        network.router.receive(network.daemon, newer._replace(payload=view))
     frames = client.scheduler.next_frames()
     assert len(frames) == 40
-    kept = {id(body.obj): body.nbytes for _, body in frames if isinstance(body, memoryview)}
     held = sum(memoryview(body.obj).nbytes for _, body in frames if isinstance(body, memoryview))
-    assert len(kept) == 40
-    assert held < 40 * 64
+    assert held < 20 * (size + 64)
 
 
 def test_credit_that_was_under_way_takes_none_back(network: Network) -> None:
@@ -619,3 +617,282 @@ def test_links_are_told_apart() -> None:
     assert isinstance(first, DaemonLink)
     assert first != second
     assert len({first, second}) == 2
+
+
+def test_what_is_not_authorised_reaches_no_daemon() -> None:
+    """The client is told what the judge said; nobody is asked of a daemon that isn't there."""
+    asked: list[str] = []
+    refused = wire.Refused(RefusedCode.RATE_LIMITED, "too many", 1.5, "daemon")
+
+    def judge(_link: ClientLink, message: wire.Attach) -> wire.Refused | None:
+        asked.append(message.job_id)
+        return refused if message.job_id == "bad" else None
+
+    router = Router(judge)
+    daemon = router.add_daemon("d", "here")
+    client = router.add_client()
+    drain(client.scheduler)
+    router.receive(client, control(1, attrs.evolve(ATTACH, job_id="bad")))
+    assert drain(client.scheduler) == [(1, refused)]
+    assert (drain(daemon.scheduler), daemon.routes, client.routes) == ([], {}, {})
+    router.receive(client, control(2, attrs.evolve(ATTACH, job_id="good")))
+    assert len(drain(daemon.scheduler)) == 1
+    router.receive(client, control(3, attrs.evolve(ATTACH, daemon_id="none", job_id="other")))
+    assert asked == ["bad", "good"]
+
+
+# ---- whoever says too much is hurt alone ------------------------------------------------------------
+
+
+def metered(network: Network, name: str = "c") -> ClientLink:
+    """A client in another process, of its own principal."""
+    return network.join(client=name, principal=f"operator:{name}")
+
+
+def attached(network: Network, client: ClientLink, channel: int = 1, **changes: Any) -> int:
+    """It attaches; the daemon's channel."""
+    return network.attach(channel, client, job_id=f"{client.client}-{channel}", **changes)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pytest.param(
+            lambda n: wire.Window((wire.StreamWindow(Stream.OUTPUT, n, wire.MIB + n),)), id="window"
+        ),
+        pytest.param(lambda n: wire.Flush(n), id="flush"),
+    ],
+)
+def test_a_flood_of_what_only_the_latest_counts_of_is_one_frame(
+    network: Network, flood: Any
+) -> None:
+    """Acks, credit and flushes that wait, either way: the latest says it all, after any number of them."""
+    client = metered(network)
+    number = attached(network, client)
+    for n in range(10_000):
+        network.router.receive(client, control(1, flood(n)))
+    ((channel, said),) = drain(network.daemon.scheduler)
+    assert channel == number
+    if isinstance(said, wire.Flush):
+        assert said == flood(9999)
+        for n in range(10_000):
+            network.router.receive(network.daemon, control(number, flood(n)))
+        assert drain(client.scheduler) == [(1, flood(9999))]
+    else:
+        assert said.streams[0].ack == 9999
+
+
+@pytest.mark.parametrize("last", [wire.Detach(), wire.End("d", "c-1", client="c")])
+def test_acks_that_wait_are_heard_before_the_channel_closes(
+    network: Network, last: wire.Control
+) -> None:
+    """What the client had read is not to be read again by the next one."""
+    client = metered(network)
+    number = attached(network, client)
+    window = wire.Window((wire.StreamWindow(Stream.OUTPUT, 5, 5),))
+    network.router.receive(client, control(1, window))
+    network.router.receive(client, control(1, last))
+    (first, said), (second, closed) = drain(network.daemon.scheduler)
+    assert (first, second) == (number, number)
+    assert said.streams[0].ack == 5
+    assert isinstance(closed, type(last))
+
+
+def test_a_client_that_floods_attaches_is_refused(network: Network) -> None:
+    """A line that takes nothing holds a part of it; others still come through, and the daemon's link stands."""
+    network.daemon.backlog.limit = 1_000_000
+    hostile, honest = metered(network), metered(network, "honest")
+    spec = bytes(50_000)
+    for channel in range(1, 100):
+        network.router.receive(hostile, control(channel, attrs.evolve(ATTACH, spec=spec)))
+        network.router.receive(hostile, control(channel, wire.Detach()))
+    refused = [said for _, said in drain(hostile.scheduler)]
+    assert {said.code for said in refused} == {RefusedCode.DENIED}
+    assert 85 < len(refused) < 99
+    assert network.daemon.backlog.waiting <= network.daemon.backlog.limit
+    network.router.receive(honest, control(1, attrs.evolve(ATTACH, client="honest")))
+    assert drain(honest.scheduler) == []
+    heard = [
+        said.client for _, said in drain(network.daemon.scheduler) if isinstance(said, wire.Attach)
+    ]
+    assert heard[-1] == "honest"
+    assert network.daemon.backlog.waiting == 0
+    network.router.receive(hostile, control(100, attrs.evolve(ATTACH, spec=spec)))
+    assert drain(hostile.scheduler) == []
+
+
+def test_with_another_connection_a_client_has_no_more_room(network: Network) -> None:
+    """What waits counts for whom it was let in as, until it is sent."""
+    network.daemon.backlog.limit = 350_000
+    for n in range(2):
+        client = network.join(client=f"c{n}", principal="operator:one")
+        network.router.receive(client, control(1, attrs.evolve(ATTACH, spec=bytes(100_000))))
+        assert len(drain(client.scheduler)) == n
+        network.router.remove_client(client)
+
+
+def test_a_client_that_floods_ends_loses_its_link(network: Network) -> None:
+    """There is no channel that could be refused; what others say is heard."""
+    network.daemon.backlog.limit = 10_000
+    hostile, honest = metered(network), metered(network, "honest")
+    with pytest.raises(RemoteProtocolError, match="too many Ends for daemon 'd'"):  # noqa: PT012 - one of them
+        for n in range(100):
+            network.router.receive(hostile, control(0, wire.End("d", f"{n}")))
+    network.router.remove_client(hostile)
+    network.router.receive(honest, control(0, wire.End("d", "job")))
+    assert drain(network.daemon.scheduler)[-1][1].client == "honest"
+
+
+@pytest.mark.parametrize("way", ["ops", "events", "newer", "unasked"])
+def test_messages_within_credit_cost_their_channel_and_no_link(network: Network, way: str) -> None:
+    """Large ones on many channels to a line that takes none: who sends them has so much room, and no more."""
+    client, other = metered(network), metered(network, "other")
+    for link in (client, network.daemon):
+        link.backlog.limit = 10 * wire.MIB
+    numbers = [attached(network, client, channel) for channel in range(1, 9)]
+    body = bytes(wire.MAX_DATA_BYTES)
+    for n in range(wire.MESSAGE_WINDOW):
+        for channel, number in enumerate(numbers, 1):
+            match way:
+                case "ops":
+                    network.router.receive(client, data(channel, Stream.OPS, n, body))
+                case "unasked":  # 64 KiB of INPUT, in the smallest pieces there are
+                    for offset in range(1024 * n, 1024 * (n + 1), 32):
+                        network.router.receive(
+                            client, data(channel, Stream.INPUT, offset, body[:32])
+                        )
+                case "events":
+                    network.router.receive(network.daemon, data(number, Stream.EVENTS, n, body))
+                case "newer":
+                    frame = unknown(number)
+                    frame = frame._replace(
+                        payload=memoryview(_padded(bytes(frame.payload), 100_000))
+                    )
+                    network.router.receive(network.daemon, frame)
+    victim = network.daemon if way in ("ops", "unasked") else client
+    assert victim.waiting <= 10 * wire.MIB
+    assert victim.backlog.waiting <= 10 * wire.MIB
+    assert not victim.scheduler.overrun
+    said = [each for _, each in drain(client.scheduler) if isinstance(each, wire.Refused)]
+    if way == "unasked":  # crumbs are put together: all of it is there, and no more
+        assert not said
+        assert sum(len(each.body) for _, each in drain(network.daemon.scheduler)) == 8 * 65536
+    else:
+        assert {each.code for each in said} == {RefusedCode.DENIED}
+        assert len(said) == 8
+        drain(network.daemon.scheduler)
+    attached(network, other)
+    assert victim.backlog.waiting == 0
+    assert victim.waiting == 0
+
+
+def _padded(payload: bytes, size: int) -> bytes:
+    """A message of a newer version with a large field more."""
+    assert payload[0] & 0xF0 == 0x80  # a map of less than 16
+    field = b"\xa1x" + b"\xc6" + size.to_bytes(4, "big") + bytes(size)
+    return bytes([payload[0] + 1]) + payload[1:] + field
+
+
+def test_crumbs_that_wait_are_put_together(network: Network) -> None:
+    """Of a program that prints byte by byte it is not the heads that fill memory; nothing is changed by that."""
+    client = metered(network)
+    number = attached(network, client, cursors=cursors(credit=wire.MIB))
+    count = 20_000
+    for n in range(count):
+        for stream in (Stream.OUTPUT, Stream.ERROR):
+            network.router.receive(network.daemon, data(number, stream, n, bytes([n % 251])))
+    assert client.waiting < 3 * count
+    network.router.receive(network.daemon, gap(number, Stream.OUTPUT, count, count + 5))
+    network.router.receive(network.daemon, gap(number, Stream.OUTPUT, count + 5, count + 9))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, count + 9, b"x"))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, count + 10, final=True))
+    heard = [said for _, said in drain(client.scheduler)]
+    *pieces, skip, end = [said for said in heard if said.stream is Stream.OUTPUT]
+    assert b"".join(each.body for each in pieces) == bytes(n % 251 for n in range(count))
+    assert (skip, end) == (
+        Skip(Stream.OUTPUT, count, count + 9),
+        Bytes(Stream.OUTPUT, count + 9, b"x", True),
+    )
+    assert client.waiting == 0
+
+
+def test_a_hole_stays_a_hole(network: Network) -> None:
+    """What a daemon left out without a word is for its client to notice: nothing is put together across it."""
+    client = metered(network)
+    number = attached(network, client)
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"ab"))
+    network.router.receive(network.daemon, data(number, Stream.OUTPUT, 5, b"cd"))
+    assert drain(client.scheduler) == [
+        (1, Bytes(Stream.OUTPUT, 0, b"ab")),
+        (1, Bytes(Stream.OUTPUT, 5, b"cd")),
+    ]
+
+
+def test_attached_is_said_once(network: Network) -> None:
+    """Again and again it would fill the client's link."""
+    number = attached(network, metered(network))
+    network.router.receive(network.daemon, control(number, ATTACHED))
+    with pytest.raises(RemoteProtocolError, match="Attached twice"):
+        network.router.receive(network.daemon, control(number, ATTACHED))
+
+
+# ---- a daemon that leaves for good -------------------------------------------------------------------
+
+
+def leaving(network: Network) -> tuple[ClientLink, list[Any]]:
+    """A client on a slow line has two jobs' results under way; then the daemon says goodbye."""
+    client = metered(network)
+    numbers = [attached(network, client, channel) for channel in (1, 2)]
+    expected: list[Any] = []
+    for channel, number in enumerate(numbers, 1):
+        network.router.receive(network.daemon, event(number, 0, wire.Started(1)))
+        network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"result"))
+        expected += [(channel, wire.Started(1)), (channel, Bytes(Stream.OUTPUT, 0, b"result"))]
+    network.router.remove_daemon(network.daemon, DaemonState.GONE)
+    return client, expected
+
+
+def test_results_under_way_arrive_before_their_daemon_is_gone(network: Network) -> None:
+    """Its status overtakes nothing that was there before; then each channel is closed, and all of it told."""
+    client, expected = leaving(network)
+    assert client.pool.flows == 4  # what waits still counts
+    heard = drain(client.scheduler)
+    assert sorted(heard[: len(expected)], key=str) == sorted(expected, key=str)
+    assert heard[len(expected) :] == [(1, wire.Away()), (2, wire.Away()), (0, GONE)]
+    assert (client.routes, client.partings, client.waiting) == ({}, {}, 0)
+    assert not any(client.pool.held.values())
+    assert client.pool.flows == 0
+
+
+def test_a_successor_is_told_behind_them(network: Network) -> None:
+    """The latest of what became of the daemon; who asks for the old one meanwhile has to wait for that."""
+    client, expected = leaving(network)
+    fresh = network.router.add_daemon("d", "another")
+    network.router.receive(client, control(3, ATTACH))
+    heard = drain(client.scheduler)
+    assert heard[0] == (3, wire.Away())
+    assert len(heard) == 1 + len(expected) + 3
+    assert heard[-1] == (0, wire.DaemonStatus("d", DaemonState.ONLINE, "another"))
+    assert drain(fresh.scheduler) == []
+    network.router.receive(client, control(4, ATTACH))
+    assert len(drain(fresh.scheduler)) == 1
+
+
+def test_a_client_may_leave_what_is_under_way(network: Network) -> None:
+    """It closes the channels: nothing is sent on them any more, and the daemon's end is told at once."""
+    client, _ = leaving(network)
+    network.router.receive(client, control(1, wire.Detach()))
+    network.router.receive(client, control(1, wire.Detach()))
+    network.router.receive(client, control(2, wire.Window(())))
+    network.router.receive(client, data(2, Stream.INPUT, 0, b"late"))
+    network.router.receive(client, control(2, wire.End("d", "c-2")))
+    assert drain(client.scheduler) == [(0, GONE)]
+    assert (client.partings, client.waiting) == ({}, 0)
+
+
+def test_a_client_that_goes_leaves_nothing_of_them(network: Network) -> None:
+    """Nothing is kept for a link that is gone."""
+    client, _ = leaving(network)
+    network.router.remove_client(client)
+    assert (client.waiting, client.partings) == (0, {})
+    assert not client.scheduler.pending

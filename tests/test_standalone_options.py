@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandd import ConfigurationError
+from sandd import ConfigurationError, Rate, RateLimits
 from sandd.standalone.announcing import Announcement
 from sandd.standalone.options import (
     VARIABLES,
@@ -59,6 +59,7 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         *("--host", "::1", "--port", "0", "--state-dir", str(tmp_path), "--token-file", token),
         *("--operator-token-file", token, "--insecure", "--heartbeat", "1.5", "--dead-after", "4"),
         *("--max-handshakes-per-second", "5", "--log-level", "DEBUG", "--log-format", "json"),
+        *("--rate-limits", "operator=10:50,daemon=0.5"),
     )
     assert options == ControllerOptions(
         host="::1",
@@ -72,6 +73,7 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         heartbeat=1.5,
         dead_after=4.0,
         max_handshakes_per_second=5.0,
+        rate_limits=RateLimits(operator=Rate(10.0, 50), daemon=Rate(0.5, 1)),
         log_level="debug",
         log_format="json",
     )
@@ -95,6 +97,17 @@ def test_the_command_line_wins_then_the_environment_then_the_file(
     assert parse("--heartbeat", "5", env=env) == ControllerOptions(
         host="0.0.0.0", port=2, heartbeat=5.0, token_file=Path(token), token=b"s3cret"
     )
+
+
+def test_rate_limits_are_a_text_or_a_table(tmp_path: Path) -> None:
+    """In a variable as on the command line; in the file a table of scopes. Who names one of them says all."""
+    limits = RateLimits(operator=Rate(10.0), tenant=Rate(2.5, 5))
+    config = tmp_path / "controller.toml"
+    config.write_text('[rate_limits]\noperator = 10\ntenant = "2.5:5"\n')
+    assert parse("--config", str(config)).rate_limits == limits
+    env = {"SANDD_CONTROLLER_RATE_LIMITS": "operator=10, tenant=2.5:5"}
+    assert parse(env=env).rate_limits == limits
+    assert parse("--rate-limits", "daemon=1", env=env).rate_limits == RateLimits(daemon=Rate(1.0))
 
 
 def test_every_option_is_also_a_variable() -> None:
@@ -150,6 +163,12 @@ def test_what_a_reload_can_not_change_is_known() -> None:
         (["--heartbeat", "45"], ["--heartbeat (45) must be below --dead-after (45)"]),
         (["--dead-after", "7201"], ["--dead-after"]),
         (["--max-handshakes-per-second", "0"], ["--max-handshakes-per-second"]),
+        (["--rate-limits", "10"], ["--rate-limits", "'10'", "SCOPE=N[:BURST]"]),
+        (["--rate-limits", "robot=1"], ["--rate-limits", "'robot'", "operator, tenant, daemon"]),
+        (["--rate-limits", "daemon=x"], ["--rate-limits daemon", "'x'"]),
+        (["--rate-limits", "daemon=0"], ["--rate-limits daemon", "'0'"]),
+        (["--rate-limits", "daemon=1:0"], ["--rate-limits daemon", "burst of 0"]),
+        (["--rate-limits", "daemon=1:1.5"], ["--rate-limits daemon", "burst of '1.5'"]),
         (["--log-level", "loud"], ["--log-level", "'loud'"]),
         (["--token-file", "/no/such"], ["token file", "/no/such", "No such file"]),
         (["--operator-token-file", "/"], ["token file", "directory"]),
@@ -172,6 +191,9 @@ def test_what_cannot_be_used_is_named_in_one_line(arguments: list[str], words: l
     [
         ("port = true", "--port"),
         ("insecure = 5", "--insecure 5 is neither true nor false"),
+        ("[rate_limits]\nrobot = 1", "'robot'"),
+        ("rate_limits = 5", "'5'"),
+        ("rate_limits = { daemon = [1] }", "'[1]'"),
         ('hots = "x"', "'hots'"),
         ('config = "other"', "'config'"),
         ('server_url = "ws://x"', "'server_url'"),

@@ -175,5 +175,25 @@ class RequestRefused(SanddError):
         self.reason = reason
 
 
+class RateLimited(RequestRefused):
+    """Too many commands or sessions were started in too short a time. Nothing ran; try again after `retry_after`."""
+
+    def __init__(self, reason: str, *, scope: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.scope = scope
+        """Whose limit it is: "operator", "tenant" or "daemon"."""
+        self.retry_after = retry_after
+        """Seconds from when this was refused; then one more is let pass, unless somebody else comes first."""
+
+
+class PolicyDenied(RequestRefused):
+    """A policy, the daemon's or the controller's, names nothing that would allow this. Nothing ran."""
+
+    def __init__(self, reason: str, *, policy_hash: str = "") -> None:
+        super().__init__(reason)
+        self.policy_hash = policy_hash
+        """Which policy it was: the first digits of the hash that ``sandd policy check`` shows."""
+
+
 class AuthenticationFailed(RequestRefused):
     """The peer did not accept our credentials, or we have none where some are needed."""

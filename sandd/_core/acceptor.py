@@ -14,11 +14,14 @@ from sandd._core.fencing import Claim, Ruling
 from sandd._core.link import judge_hello
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
+    STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     new_controller_id,
+    note_judgement,
     shake_hands,
     welcome_and_pump,
 )
@@ -50,6 +53,7 @@ class Acceptor:
     heartbeat: float = 20.0
     dead_after: float = 45.0
     controller_id: str = field(factory=new_controller_id)
+    failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     bytes_received: int = 0
     """On links that have ended; `statistics` adds the live ones."""
@@ -68,6 +72,7 @@ class Acceptor:
             trusted_peer=self.insecure or connection.is_loopback,
         )
         assert isinstance(hello, wire.Hello)  # judge_hello refuses anything else
+        note_judgement(connection, reject, self.failures)
         claim = Claim.of(hello, greeting.challenged_at)
         reject = reject or await self._admit(hello, claim)
         if reject is None:
@@ -101,7 +106,7 @@ class Acceptor:
                     return wire.Reject(
                         RejectCode.STALE,
                         "a newer connection, or start, of this daemon is known",
-                        0.0,
+                        STALE_RETRY_SECONDS,
                     )
                 case Ruling.REFUSE:
                     return self._refuse(record, claim, hello)
@@ -184,6 +189,7 @@ class Acceptor:
             self.bytes_received += pump.bytes_received
             self.bytes_sent += pump.bytes_sent
             self._offline(link, _state_after(pump))
+            self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.

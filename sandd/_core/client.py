@@ -27,6 +27,8 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    PolicyDenied,
+    RateLimited,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered, to be said again after a cut; saying one twice is harmless."""
+LEAST_RETRY_SECONDS: Final = 0.1
+"""Until a start that was one too many is asked for again, where nobody says when: so it is no busy loop."""
 
 
 @define
@@ -78,6 +82,8 @@ class Client:
         """Attaches sent so far, over all links."""
         self._ends: deque[wire.End] = deque(maxlen=MAX_ENDS_UNDER_WAY)
         """The latest that were sent: should the link break, they may not have arrived."""
+        self.held_back: list[tuple[ClientJob, float]] = []
+        """Jobs to `ask_again` for, each after so many seconds; the shell empties it."""
 
     # -- what the application does
 
@@ -132,6 +138,11 @@ class Client:
         self._add(job, own)
         return job
 
+    def ask_again(self, job: ClientJob) -> None:
+        """Attach a job that was held back, unless it is attached or left by now."""
+        if job in self.jobs:
+            self._attach(job)
+
     def activate(self, job: ClientJob) -> None:
         """Something was appended to the job's logs, or consumed from them."""
         if job.channel is not None:
@@ -151,6 +162,7 @@ class Client:
     def end(self, job: ClientJob, grace: float | None = None) -> None:
         """Leave the job: kill what runs of it, then forget it. Reaches an absent daemon as the router's intent."""
         if self._may_end(job):
+            job.end_said = True
             self._say_end(wire.End(job.daemon_id, job.id, grace, self.id), 0)
 
     def forget(self, job: ClientJob) -> None:
@@ -158,6 +170,7 @@ class Client:
         if self._may_end(job):
             number = 0 if job.channel is None else job.channel.number
             self._drop_channel(job)
+            job.end_said = True
             message = wire.End(job.daemon_id, job.id, None, self.id)
             # A generated id is never used again, so nothing that overtakes this can mean that job.
             late = job.sequence is not None
@@ -174,9 +187,23 @@ class Client:
         ours = rival is None or rival.error is not None or rival.given_up
         return job.sent and job.error is None and job.role is Role.OWNER and ours
 
+    def _leaves_a_session(self, job: ClientJob) -> bool:
+        """It goes on without us, and we have had it."""
+        return job.terminal and not (job.given_up or job.end_said) and self._may_end(job)
+
     def close(self, job: ClientJob, error: SanddError | None = None) -> None:
         """We are done with the job; it goes on, unless `end` was called."""
-        self._detach(job, for_good=not job.given_up)
+        if error is None and self._leaves_a_session(job):
+            # A message that is said again where a cut may have lost it: else all that it shows would be kept for us.
+            number = 0 if job.channel is None else job.channel.number
+            self._drop_channel(job)
+            message = wire.End(job.daemon_id, job.id, client=self.id, left=job.generation)
+            self._say_end(message, number)
+        else:
+            self._detach(job)
+        self._shut(job, error)
+
+    def _shut(self, job: ClientJob, error: SanddError | None = None) -> None:
         job.state = AttachState.CLOSED
         job.error = job.error or error
         self.jobs.pop(job, None)
@@ -234,7 +261,11 @@ class Client:
         changed = []
         for job in [job for job in self.jobs if job.daemon_id == message.daemon_id]:
             other = job.sent and job.instance != message.instance
-            if message.state is DaemonState.ONLINE and other:
+            if job.finished and (other or message.state is DaemonState.GONE):
+                # All that it had to tell has come: that is what counts.
+                self._detach(job)
+                self._shut(job)
+            elif message.state is DaemonState.ONLINE and other:
                 self.close(
                     job,
                     DaemonGone(
@@ -289,6 +320,7 @@ class Client:
             return
         self._attempts += 1
         first = not job.sent
+        job.is_repeated = not first
         job.instance = job.instance or daemon.instance
         number, self._next_channel = self._next_channel, self._next_channel + 1
         windows = [
@@ -415,6 +447,12 @@ class Client:
 
     def _refused(self, job: ClientJob, message: wire.Refused) -> None:
         self._drop_channel(job)
+        if message.code is RefusedCode.RATE_LIMITED and job.is_repeated:
+            # That nothing ran is true of this Attach, and not of the one before: so it is asked again until one
+            # is let pass, and the daemon tells.
+            job.times_held_back += 1
+            self.held_back.append((job, message.retry_after or LEAST_RETRY_SECONDS))
+            return
         text = f"job {job.id} on daemon {job.daemon_id!r}: {message.message}"
         errors: dict[RefusedCode, SanddError] = {
             RefusedCode.JOB_NOT_FOUND: JobNotFound(text),
@@ -423,15 +461,19 @@ class Client:
             RefusedCode.JOB_ID_CONFLICT: JobIdConflict(text),
             RefusedCode.TAKEN: JobTaken(text),
             RefusedCode.DAEMON_NOT_FOUND: DaemonNotFound(text),
+            RefusedCode.RATE_LIMITED: RateLimited(
+                text, scope=message.scope, retry_after=message.retry_after or LEAST_RETRY_SECONDS
+            ),
+            RefusedCode.POLICY_DENIED: PolicyDenied(text, policy_hash=message.policy_hash),
         }
         self.close(job, errors.get(message.code) or RequestRefused(text))
 
-    def _detach(self, job: ClientJob, *, for_good: bool = False) -> None:
+    def _detach(self, job: ClientJob) -> None:
         """Close a channel that the other end may still hold open."""
         if job.channel is not None:
             number = job.channel.number
             self._drop_channel(job)
-            self.scheduler.control(wire.ControlFrame(number, wire.Detach(for_good)))
+            self.scheduler.control(wire.ControlFrame(number, wire.Detach()))
 
     def _drop_channel(self, job: ClientJob) -> None:
         if job.channel is not None:

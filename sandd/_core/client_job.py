@@ -67,10 +67,16 @@ class ClientJob:
         """Another of the same client, that was told to take this one's job over."""
         self.given_up = False
         """It was let go before anybody had it: what it was about to take over is as it was."""
+        self.end_said = False
+        """It was ended, and not only left."""
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
         self.state = AttachState.WAITING
+        self.is_repeated = False
+        """Its spec was sent before, so it may run already, whatever becomes of the latest Attach."""
+        self.times_held_back = 0
+        """So often it was one start too many, when it may have been running already."""
         self.attaches_plainly = False
         """It may be ATTACHED without being told so; see `wire.Attached`."""
         self.confirmed = False

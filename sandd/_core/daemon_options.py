@@ -57,6 +57,8 @@ class DaemonOptions:
     """Bytes of output on disk, of one job."""
     root: Path | None = None
     """The directory that a client's paths are confined to; None: whatever the daemon's user may reach."""
+    policy: Path | None = None
+    """A file with what may be asked for; None: anything."""
 
 
 # option -> environment variables; the first that is set counts
@@ -67,6 +69,7 @@ _VARIABLES: Final = {
     "token_file": ("SANDD_TOKEN_FILE",),
     "state_dir": ("SANDD_STATE_DIR",),
     "root": ("SANDD_ROOT",),
+    "policy": ("SANDD_POLICY",),
     "log_level": ("SANDD_LOG_LEVEL",),
     "log_format": ("SANDD_LOG_FORMAT",),
     "reconnect_max": ("SANDD_RECONNECT_MAX",),
@@ -120,6 +123,12 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="reach files beneath this directory only (commands are not confined by this)",
     )
     parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="do only what this file allows (see 'sandd policy check'); it must be root's or ours, and nobody "
+        "else may write it",
+    )
+    parser.add_argument(
         "--reconnect-max", metavar="SECONDS", help="longest wait between dials (default: 30)"
     )
     parser.add_argument(
@@ -169,6 +178,7 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         raise ConfigurationError(problem)
     token_file = given.get("token_file")
     state_dir = given.get("state_dir")
+    policy = given.get("policy")
     max_running = given.get("max_running")
     return DaemonOptions(
         server_url=url,
@@ -177,6 +187,7 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         token=None if token_file is None else read_token(Path(str(token_file))),
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
+        policy=None if policy is None else Path(str(policy)),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
         reconnect_max=read_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),

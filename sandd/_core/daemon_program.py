@@ -23,6 +23,9 @@ from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.policy.granted_files import GrantedFiles
+from sandd._core.policy.paths import is_beneath
+from sandd._core.policy.reading import MAX_POLICY_BYTES, read_policy
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sandd._core.files.roots import Root
+    from sandd._core.policy.permits import Gate
+    from sandd._core.policy.rules import Policy
 
 log = get_logger("daemon")
 
@@ -54,7 +59,7 @@ async def run_daemon(
     """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
 
     Raises:
-        ConfigurationError: the state directory, or the root, can't be used. Nothing was started.
+        ConfigurationError: the state directory, the root or the policy can't be used. Nothing was started.
         AuthenticationFailed: the controller refused our credentials.
         RequestRefused: the controller will never take this daemon as it is.
     """
@@ -64,6 +69,9 @@ async def run_daemon(
         open_spool_files(state.path) as files,
         _open_root(options.root) as root,
     ):
+        gate, policy = _open_gate(options)
+        if policy is not None:
+            root = GrantedFiles(policy)
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -76,13 +84,16 @@ async def run_daemon(
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
-                table = JobTable(instance, spool=spool)
+                table = JobTable(
+                    instance, spool=spool, judge=(lambda _: None) if gate is None else gate.judge
+                )
                 runner = JobRunner(
                     table,
                     host,
                     nursery,
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
+                    gate=gate,
                 )
                 partials = Partials(state.path / "transfers")
                 runner.requests.offer(FileRequests(root, partials).doers)
@@ -117,6 +128,32 @@ async def run_daemon(
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()
         log.info("stopped", daemon_id=daemon_id)
+
+
+def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:
+    """What stands between what is asked for and what is done."""
+    if options.policy is None:
+        return None, None
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            "--policy is not for Windows: what a daemon does there can't be held to one"
+        )
+    else:
+        # The other platform can't import these.
+        from sandd._core.policy.gate import open_gate
+        from sandd._core.policy.trust import read_trusted
+
+        name = str(options.policy)
+        data = read_trusted(name, max_bytes=MAX_POLICY_BYTES, option="--policy")
+        policy = read_policy(data, name=name)
+        if options.root is not None:
+            inside = os.path.realpath(options.root)
+            for grant in (*policy.files_read, *policy.files_write):
+                if not is_beneath(os.path.realpath(grant), inside):
+                    raise ConfigurationError(
+                        f"--policy {name!r} grants files in {grant}, which is not beneath --root {options.root}"
+                    )
+        return open_gate(policy), policy
 
 
 @contextlib.contextmanager

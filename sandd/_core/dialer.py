@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 log = get_logger("link")
 
-LEAST_ID_WAIT: Final = 1.0
-"""Seconds between two tries at an id that another daemon holds."""
+LEAST_REJECT_WAIT: Final = 1.0
+"""Seconds after a refusal, whatever the controller says: until then nothing will have changed, and each try costs both
+a handshake."""
 
 
 class Rejected(SanddError):
@@ -166,9 +167,7 @@ class Dialer:
             ) from error
         if reject.code in (RejectCode.BAD_HELLO, RejectCode.BAD_VERSION):
             raise RequestRefused(f"the controller refuses us: {reject.message}") from error
-        retry_after = reject.retry_after
-        if reject.code in (RejectCode.ID_IN_USE, RejectCode.CLONED):
-            retry_after = max(retry_after or 0.0, LEAST_ID_WAIT)
+        retry_after = max(reject.retry_after or 0.0, LEAST_REJECT_WAIT)
         wait = self.backoff.after_failure(retry_after)
         log.warning(
             "rejected", code=reject.code.value, reason=reject.message, retry_in=round(wait, 2)

@@ -11,7 +11,7 @@ import trio
 from attrs import define, field, frozen
 
 from sandd import wire
-from sandd._core._errors import DaemonNotFound
+from sandd._core._errors import DaemonNotFound, RemoteProtocolError
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import OUTPUT_NAMES, stalls_by_name
 from sandd.wire import DaemonState
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 MAX_EVENTS: Final = 1024
 """Events held for a subscriber that doesn't read; beyond it they are counted."""
+MAX_ENTRIES: Final = 100_000
+"""Daemons that a controller may tell of: as many as it may know."""
+MAX_ENTRIES_CHARACTERS: Final = 256 * wire.MIB
+"""Of all that these say of themselves: some 2,700 each, if there are so many."""
 AWAY_LEASE: Final = 24 * 3600.0
 """Seconds after which an absent daemon is given up: its own jobs' default lease."""
 
@@ -122,6 +126,8 @@ class Directory:
         self._entries: dict[str, Entry] = {}
         self._subscribers: set[_Subscriber] = set()
         self._arrivals: dict[str, trio.Event] = {}
+        self._characters = 0
+        """Of all that is kept of daemons."""
         self._closed = False
         self.told = trio.Event()
         """Every daemon that the controller knew when we came is in here."""
@@ -197,7 +203,10 @@ class Directory:
     # -- changes
 
     def take(self, news: wire.News) -> None:
-        """What the controller tells."""
+        """What the controller tells.
+
+        RemoteProtocolError where that is of more daemons than there can be: it would fill our memory.
+        """
         match news:
             case wire.DaemonStatus():
                 self._take_status(news)
@@ -217,6 +226,14 @@ class Directory:
             known = None
         was = None if known is None else known.state
         info = _info(status.daemon_id, status.instance, status.about, status.connected_for)
+        more = _characters(info) - (0 if known is None else _characters(known.info))
+        if (known is None and len(self._entries) >= MAX_ENTRIES) or (
+            self._characters + more > MAX_ENTRIES_CHARACTERS
+        ):
+            raise RemoteProtocolError(
+                f"the controller tells of more than {MAX_ENTRIES} daemons, or too much of them"
+            )
+        self._characters += more
         if known is not None and was is status.state is DaemonState.AWAY:
             known.info = info
             return
@@ -262,11 +279,19 @@ class Directory:
     def _lose(self, entry: Entry | None) -> None:
         if entry is not None:
             del self._entries[entry.info.id]
+            self._characters -= _characters(entry.info)
             self._tell(DaemonEvent("lost", entry.info.id, entry.info))
 
     def _tell(self, event: DaemonEvent) -> None:
         for subscriber in self._subscribers:
             subscriber.put(event)
+
+
+def _characters(info: DaemonInfo) -> int:
+    """What is kept of a daemon."""
+    labels = sum(len(key) + len(value) for key, value in info.labels.items())
+    texts = (info.id, info.hostname, info.platform, info.arch, info.version, info.instance)
+    return labels + sum(map(len, texts))
 
 
 def _info(

@@ -222,12 +222,13 @@ class Job:
         errno: int = 0,
         symbol: str = "",
         filename: bytes | None = None,
+        policy_hash: str = "",
     ) -> None:
         """There is no exit status: the job couldn't be started, or its fate is unknown."""
         self.tell_started()
         text = message[: wire.MAX_TEXT_LENGTH]
         name = None if filename is None else filename[: wire.MAX_TEXT_LENGTH]
-        self._end(wire.Failed(code, text, errno, name, self._finals(), symbol))
+        self._end(wire.Failed(code, text, errno, name, self._finals(), symbol, policy_hash))
 
     def _finals(self) -> dict[Stream, int]:
         finals = {}

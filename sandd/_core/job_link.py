@@ -5,7 +5,9 @@ What carries the frames is for `LocalLink` (a router in this process) and `Remot
 
 from __future__ import annotations
 
+import math
 import os
+import random
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +17,7 @@ from sandd import wire
 from sandd._core._errors import (
     DaemonGone,
     JobNotFound,
+    PolicyDenied,
     RemoteProtocolError,
     RequestRefused,
     SanddError,
@@ -45,6 +48,8 @@ FLUSH_SECONDS: Final = 10.0
 LATE_SECONDS: Final = 0.02
 """How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
 one by one, each takes the processor from the command that is under way by then."""
+LONGEST_PATIENCE: Final = 60.0
+"""Seconds after which a job that was held back by a rate limit is asked for again, whatever the controller says."""
 EVERYTHING: Final = wire.MAX_OFFSET
 INPUT_CAPACITY: Final = 256 * wire.KIB
 """Of a program's stdin, what is kept here until the program has taken it."""
@@ -247,6 +252,9 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
             return JobNotFound(f"daemon {job.daemon_id!r}: {failed.message}")
         case FailedCode.DECLINED:
             return RequestRefused(f"daemon {job.daemon_id!r}: {failed.message}")
+        case FailedCode.POLICY_DENIED:
+            text = f"job {job.id} on daemon {job.daemon_id!r}: {failed.message}"
+            return PolicyDenied(text, policy_hash=failed.policy_hash)
         case FailedCode.SYSTEM:
             name = None if failed.filename is None else os.fsdecode(failed.filename)
             return transfer_error(failed.symbol, failed.message, name)
@@ -254,6 +262,17 @@ def failure(failed: wire.Failed, job: ClientJob) -> SanddError:
             return DaemonGone(
                 f"job {job.id} on daemon {job.daemon_id!r} was lost: {failed.message}"
             )
+
+
+def _patience(job: ClientJob, seconds: float) -> float:
+    """Seconds until a job that was held back is asked for again, after `seconds` at the earliest.
+
+    All that were under way when a link was cut are told of the same time, when there is room for one of them. So they
+    spread out, each time further.
+    """
+    spread = 2.0 ** min(job.times_held_back, 10)  # bounded because floats are
+    factor = random.uniform(1.0, spread)  # noqa: S311 - nobody gains anything by guessing it
+    return min(seconds * factor, LONGEST_PATIENCE)
 
 
 class JobLink(ABC):
@@ -268,6 +287,8 @@ class JobLink(ABC):
         """Files in the making, of transfers to this machine."""
         self._handles: dict[ClientJob, JobHandle] = {}
         self._later = trio.Event()
+        self._is_held_back = trio.Event()
+        """Set when the client has jobs to ask for again."""
         self._farewells: list[ClientJob] = []
         """Jobs that are to be forgotten when `_later` is seen to."""
 
@@ -402,6 +423,24 @@ class JobLink(ABC):
             self._later = trio.Event()
             self.flush(late=True)
 
+    @trio.lowlevel.enable_ki_protection
+    async def ask_again(self) -> None:
+        """Ask for the jobs again that were held back by a rate limit; as long as the controller lives."""
+        due: list[tuple[float, ClientJob]] = []
+        while True:
+            next_at = min((when for when, _ in due), default=math.inf)
+            with trio.move_on_at(next_at):
+                await self._is_held_back.wait()
+            self._is_held_back = trio.Event()
+            now = trio.current_time()
+            due += [(now + _patience(job, seconds), job) for job, seconds in self.client.held_back]
+            self.client.held_back.clear()
+            for when, job in due:
+                if when <= now:
+                    self.client.ask_again(job)
+            due = [(when, job) for when, job in due if when > now]
+            self.flush()
+
     def tell_stalls(self, job: ClientJob, before: Mapping[Stream, wire.Stalled]) -> None:
         """The job's `stalls` have changed."""
         self.directory.tell_stalls(job, before)
@@ -425,6 +464,8 @@ class JobLink(ABC):
                 self.client.end(broken)
                 self.client.close(broken, error)
                 changed = [broken]
+        if self.client.held_back:
+            self._is_held_back.set()
         for job in changed:
             handle = self._handles.get(job)
             if handle is not None:

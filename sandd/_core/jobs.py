@@ -25,7 +25,7 @@ from sandd._core.tombstones import JobKey, Tombstones, generate, parse
 from sandd.wire import JobState, RefusedCode, Role, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sandd._core.spool import Spool
 
@@ -89,12 +89,19 @@ class JobTable:
     """All jobs of a daemon instance, and every rule about who may do what with them."""
 
     def __init__(
-        self, instance: str, *, retention: float = DEFAULT_LEASE, spool: Spool | None = None
+        self,
+        instance: str,
+        *,
+        retention: float = DEFAULT_LEASE,
+        spool: Spool | None = None,
+        judge: Callable[[wire.Spec], wire.Refused | None] = lambda _: None,
     ) -> None:
         self.instance = instance
         self.retention = retention
         self.spool = spool
         """Where output goes while nobody is attached; None: it stays in memory."""
+        self._judge = judge
+        """Why a spec may not be done here, if it may not: by the daemon's policy. It does no I/O."""
         self.jobs: dict[JobKey, Job] = {}
         self.tombstones = Tombstones()
         self.draining = False
@@ -187,8 +194,6 @@ class JobTable:
                 attachment = self._attachment(link, channel)
                 if attachment is None:
                     return []
-                if message.for_good and attachment.channel.holds:
-                    attachment.job.leave()
                 return self._detach(attachment, now)
             case wire.Flush():
                 attachment = self._attachment(link, channel)
@@ -278,6 +283,9 @@ class JobTable:
             spec = wire.decode_spec(message.spec)
         except wire.UnsupportedSpec as error:
             return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
+        denial = self._judge(spec)
+        if denial is not None:
+            return denial
         if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         return self._add(key, message.spec, spec, now)
@@ -453,6 +461,10 @@ class JobTable:
     def _end(self, message: wire.End, now: float) -> Effects:
         key = (message.tenant, message.job_id)
         job = self.jobs.get(key)
+        if message.left is not None:
+            if job is not None and (job.client, job.generation) == (message.client, message.left):
+                job.leave()
+            return []
         if job is None:
             self.tombstones.forestall(key, now)
             return []

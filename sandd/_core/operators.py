@@ -11,11 +11,14 @@ from sandd import wire
 from sandd._core.link import judge_operator
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
+from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
     DRAIN_RETRY_SECONDS,
+    STALE_RETRY_SECONDS,
     Greeting,
     farewell,
     new_controller_id,
+    note_judgement,
     shake_hands,
     welcome_and_pump,
 )
@@ -54,7 +57,10 @@ class OperatorDesk:
     token: bytes | None
     heartbeat: float = 20.0
     dead_after: float = 45.0
+    may_answer: Callable[[], bool] = lambda: True
+    """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
     controller_id: str = field(factory=new_controller_id)
+    failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
@@ -67,6 +73,7 @@ class OperatorDesk:
         hello = greeting.hello
         reject = judge_operator(hello, greeting.challenge, token=self.token)
         assert isinstance(hello, wire.OperatorHello)  # judge_operator refuses anything else
+        note_judgement(connection, reject, self.failures)
         reject = reject or self._admit(hello)
         if reject is None:
             await self._pump(connection, hello)
@@ -85,7 +92,9 @@ class OperatorDesk:
             return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
         known = self.operators.get(hello.client)
         if known is not None and known.connection >= hello.connection:
-            return wire.Reject(RejectCode.STALE, "a newer connection of this client is known", 0.0)
+            return wire.Reject(
+                RejectCode.STALE, "a newer connection of this client is known", STALE_RETRY_SECONDS
+            )
         if known is None and len(self.operators) >= MAX_OPERATORS:
             return wire.Reject(
                 RejectCode.BUSY,
@@ -112,6 +121,7 @@ class OperatorDesk:
             after_pull=self.settle,
             heartbeat=NEVER,  # the operator pings; we answer, and count its silence
             dead_after=self.dead_after,
+            may_answer=self.may_answer,
         )
         link.carrier = pump
         operator = self.operators[hello.client] = Operator(hello.connection, link, pump)
@@ -121,11 +131,17 @@ class OperatorDesk:
             await welcome_and_pump(connection, pump, welcome, operator=hello.name)
         finally:
             self._remove(hello.client, operator)
+            self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.
         if link in self.router.clients:
             self.router.receive(link, frame)
+
+    def answer(self) -> None:
+        """Answer the pings that had to wait: who is about to leave goes when it has its answer."""
+        for operator in self.operators.values():
+            operator.pump.answer()
 
     def _remove(self, client: str, operator: Operator) -> None:
         if self.operators.get(client) is operator:

@@ -33,6 +33,7 @@ as sending one takes."""
 FRAMES_PER_TURN = 128
 """Frames taken before other tasks run. Ours are mostly fewer in a message; but 2 MiB hold 80,000 pings,
 two seconds of work (m)."""
+UNREAD = "the peer does not read: too many control messages wait for it"
 HANDSHAKE_SECONDS = 10.0
 """From the first byte of a connection to Welcome or Reject."""
 
@@ -65,6 +66,7 @@ class Pump:
         dead_after: float,
         after_message: Callable[[], None] = lambda: None,
         after_pull: Callable[[], None] = lambda: None,
+        may_answer: Callable[[], bool] = lambda: True,
     ) -> None:
         self._connection = connection
         self._scheduler = scheduler
@@ -72,6 +74,8 @@ class Pump:
         self._after_message = after_message
         self._after_pull = after_pull
         """Called when sources have been asked for what they have: they may want more for the next time."""
+        self._may_answer = may_answer
+        """Whether a ping may be answered: it says that all before it is safe. If not, `answer` is called later."""
         self._now = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, which looks for the clock anew each time."""
         self._liveness = Liveness(self._now(), heartbeat, dead_after)
@@ -109,6 +113,8 @@ class Pump:
         A small message goes out at once, which saves three turns of the loop. What follows soon is left
         to the writer, all in one message: in a crowd, batching is worth more.
         """
+        if self._scheduler.overrun:
+            self.close(UNREAD)
         now = self._now()
         if self._parked and now >= self._crowd_until:
             # Whom the pull wakes may wake us: that goes behind what was pulled, and is left to the writer.
@@ -221,13 +227,18 @@ class Pump:
                     return False
             return True
         finally:
-            if self._unanswered is not None:
-                # Before the data that may wait: a slow link is not a dead one. One for all that came
-                # together: a flood of pings costs next to nothing.
-                self._scheduler.control(wire.encode_control(0, wire.Pong(self._unanswered)))
-                self._unanswered = None
-                self.wake()
+            if self._may_answer():
+                self.answer()
             self._after_message()  # what came before a farewell or a bad frame counts
+
+    def answer(self) -> None:
+        """Answer the latest ping, if that has not been done."""
+        if self._unanswered is not None:
+            # Before the data that may wait: a slow link is not a dead one. One for all that came
+            # together: a flood of pings costs next to nothing.
+            self._scheduler.answer(wire.encode_control(0, wire.Pong(self._unanswered)))
+            self._unanswered = None
+            self.wake()
 
     def _link_frame(self, frame: wire.Frame) -> None:
         message = wire.decode_control(frame)
@@ -280,9 +291,7 @@ class Pump:
             await trio.sleep_until(planned)
             now = self._now()
             if self._scheduler.overrun:
-                raise ConnectionLost(
-                    "the peer does not read: too many control messages wait for it"
-                )
+                raise ConnectionLost(UNREAD)
             if now - planned > own_lag:
                 self._liveness.lagged(now - planned)
                 continue

@@ -16,6 +16,7 @@ from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_cont
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sandd._core.rate_limits.credentials import FailedCredentials
     from sandd._core.router import RouterLink
     from sandd._core.transport import Connection
 
@@ -23,6 +24,9 @@ log = get_logger("links")
 
 DRAIN_RETRY_SECONDS: Final = 1.0
 """How soon daemons and operators may come back to a controller that is closing: it may be restarting."""
+STALE_RETRY_SECONDS: Final = 1.0
+"""When to dial again whose connection was not its newest: mostly that is the end of it, but of a program that was
+copied while it ran each copy makes the other's stale, for ever."""
 
 
 @frozen
@@ -64,6 +68,20 @@ async def shake_hands(
         await connection.aclose(1002, str(error)[:100])
     except ConnectionLost as error:
         log.info("connection_lost", remote=connection.remote, reason=str(error))
+
+
+def note_judgement(
+    connection: Connection, reject: wire.Reject | None, failures: FailedCredentials
+) -> None:
+    """What the judgement of its Hello means for the peer, and for others who come from its address."""
+    now = trio.current_time()
+    if reject is None:
+        connection.admit()
+        failures.proven(connection.host, connection.path, now)
+    elif reject.code is wire.RejectCode.UNAUTHENTICATED and not connection.is_loopback:
+        barred = failures.failed(connection.host, connection.path, now)
+        if barred:
+            log.warning("address_barred", remote=connection.remote, seconds=barred)
 
 
 async def _hear_hello(

@@ -5,31 +5,35 @@ dirty, and the shell sends what they hold. Offsets, acks and credit run end to e
 keeps no bytes but those under way: per link and channel it holds a queue, bounded by the receiver's credit.
 
 Nothing is queued for a daemon that isn't live: the client gets `Away` and attaches again later.
-The one thing kept for it is an `End`: the owner left, so the job must not outlive that.
+The one thing kept for it is an `End`: the owner left, so the job must not outlive that. What a daemon had sent before
+it left for good still reaches its clients; only behind that do they hear that it has left.
 
 A client in this process takes all there is at once, and keeps what it sends. Of one in another process neither is sure:
-what may come to wait for it, or because of it, is bounded by lowering the credit that passes: see `credit`.
+what may come to wait for it, or because of it, is bounded by lowering the credit that passes (`credit`), and what needs
+no credit by the room there is for each sender (`backlog`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, evolve, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.backlog import Backlog, Share
 from sandd._core.credit import CreditPool, Flow
-from sandd._core.scheduler import SHARED_FRAME_BYTES, Scheduler
+from sandd._core.kept_ends import KeptEnds
+from sandd._core.relay_queue import MeteredQueue, RelayQueue
+from sandd._core.scheduler import Scheduler, control_size
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 MAX_END_INTENTS: Final = 10_000
-"""Ends kept for daemons that are away; beyond it the oldest is dropped, and the job's lease ends it."""
+"""Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
 
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered per daemon link, to be said again after a cut; saying one twice is harmless."""
@@ -37,44 +41,9 @@ MAX_ENDS_UNDER_WAY: Final = 1024
 MAX_ROUTES: Final = 8192
 """Channels that a client in another process may have open: for each something may come to wait."""
 
-MAX_WAITING_BYTES: Final = 64 * wire.MIB
-"""Under way to one link over all metered routes, messages included. The credit keeps to a third of that; who sends
-more by messages, of which a window holds 8 MiB a channel, costs the receiver its connection, and it comes back."""
-
-
-PINNED_FACTOR: Final = 4
-"""A frame that waits may keep so many times its size alive: a copy of each would cost more than that is worth."""
-HEAD_BYTES: Final = 128
-"""What a frame counts for besides its bytes: it is three objects."""
-
-
-class RelayQueue:
-    """Frames under way to one channel of one link; a `Source` for its scheduler."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._urgent: deque[OutgoingFrame] = deque()
-        self._bulk: deque[OutgoingFrame] = deque()
-
-    def put(self, frame: Frame, data: wire.Data) -> None:
-        """Take a stream's frame; the order within the stream is kept."""
-        queue = self._urgent if data.stream in wire.MESSAGE_STREAMS else self._bulk
-        queue.append(wire.readdress(self.number, frame))
-
-    def next_urgent(self) -> OutgoingFrame | None:
-        """See `Source`."""
-        return self._urgent.popleft() if self._urgent else None
-
-    def next_bulk(self, limit: int) -> OutgoingFrame | None:
-        """See `Source`; frames are passed on whole, unless the line is a slow one."""
-        if not self._bulk:
-            return None
-        frame = self._bulk.popleft()
-        if limit < SHARED_FRAME_BYTES and not isinstance(frame, wire.ControlFrame):
-            frame, rest = wire.split_data(frame, limit)
-            if rest is not None:
-                self._bulk.appendleft(rest)
-        return frame
+TOO_MUCH: Final = (
+    "more waits on a slow line than one may have under way there; try again when it has gone"
+)
 
 
 class Carrier(Protocol):
@@ -85,54 +54,6 @@ class Carrier(Protocol):
 
     def close(self, reason: str) -> None:
         """End the link."""
-
-
-class MeteredQueue(RelayQueue):
-    """A queue whose streams tell their flows what has passed."""
-
-    def __init__(self, number: int, link: RouterLink, flows: dict[wire.Stream, Flow]) -> None:
-        super().__init__(number)
-        self._link = link
-        self._flows = flows
-        self._ends: dict[bool, deque[tuple[Flow, int, int, int]]] = {True: deque(), False: deque()}
-        """Of each frame: its flow, where that stands behind it, units of a gap, and its size; the urgent ones and the
-        others."""
-
-    def put(self, frame: Frame, data: wire.Data) -> None:
-        """Take a stream's frame. RemoteProtocolError where its sender has no credit for it."""
-        flow = self._flows[data.stream]
-        end = flow.arrived(data)
-        if self._link.scheduler.overrun:
-            return  # its connection is about to be given up
-        skipped = 0 if data.gap_end is None else data.gap_end - data.offset
-        size = len(data.body) + HEAD_BYTES
-        self._link.add_waiting(size)
-        self._ends[data.stream in wire.MESSAGE_STREAMS].append((flow, end, skipped, size))
-        super().put(_by_itself(frame), data)
-
-    def next_urgent(self) -> OutgoingFrame | None:
-        """See `Source`."""
-        return self._passed(super().next_urgent(), urgent=True)
-
-    def next_bulk(self, limit: int) -> OutgoingFrame | None:
-        """See `Source`."""
-        before = len(self._bulk)
-        frame = super().next_bulk(limit)
-        # What is left of one that was split, on a slow line, has yet to go.
-        return frame if len(self._bulk) == before else self._passed(frame, urgent=False)
-
-    def _passed(self, frame: OutgoingFrame | None, *, urgent: bool) -> OutgoingFrame | None:
-        if frame is not None:
-            flow, end, skipped, size = self._ends[urgent].popleft()
-            self._link.waiting -= size
-            flow.pass_on(end, skipped)
-        return frame
-
-    def close(self) -> None:
-        """Nothing of it is sent any more."""
-        for ends in self._ends.values():
-            self._link.waiting -= sum(size for *_, size in ends)
-            ends.clear()
 
 
 @define(eq=False)
@@ -147,22 +68,31 @@ class RouterLink:
     routes: dict[int, Route] = field(factory=dict)
     last_channel: int = 0
     pool: CreditPool = field(factory=CreditPool)
+    backlog: Backlog = field(factory=Backlog)
     waiting: int = 0
-    """Bytes under way to it over metered routes."""
+    """Bytes under way to it over metered routes: the pool and the backlog bound them."""
 
-    def add_waiting(self, size: int) -> None:
-        """So many more; beyond MAX_WAITING_BYTES it is to be given up."""
-        self.waiting += size
-        if self.waiting > MAX_WAITING_BYTES:
-            self.scheduler.overrun = True
+    def control(
+        self,
+        channel: int,
+        message: wire.Control,
+        *,
+        late: bool = False,
+        share: Share | None = None,
+    ) -> None:
+        """Queue a control message; `late` and `share` as in `Scheduler.control`."""
+        self.schedule(wire.ControlFrame(channel, message), late=late, share=share)
 
-    def control(self, channel: int, message: wire.Control, *, late: bool = False) -> None:
-        """Queue a control message; `late` as in `Scheduler.control`."""
-        self.schedule(wire.ControlFrame(channel, message), late=late)
-
-    def schedule(self, frame: OutgoingFrame, *, late: bool = False) -> None:
+    def schedule(
+        self, frame: OutgoingFrame, *, late: bool = False, share: Share | None = None
+    ) -> None:
         """Queue a control frame."""
-        self.scheduler.control(frame, late=late)
+        self.scheduler.control(frame, late=late, share=share)
+        self.dirty.add(self)
+
+    def activate(self, queue: RelayQueue) -> None:
+        """The queue has something for this link."""
+        self.scheduler.activate(queue)
         self.dirty.add(self)
 
 
@@ -174,11 +104,18 @@ class ClientLink(RouterLink):
     principal: str = ""
     client: str = ""
     """Of one in another process: the only client that it may be; see `Attach`."""
+    partings: dict[str, Parting] = field(factory=dict)
+    """Daemons that have left for good, of which something is still under way to it."""
 
     @property
     def is_metered(self) -> bool:
         """What it grants is passed on within bounds."""
         return self.client != ""
+
+    @property
+    def sender(self) -> Hashable:
+        """Whose the room is that it takes at daemons: with another connection it has no more of it."""
+        return self.tenant, self.principal
 
 
 @define(eq=False)
@@ -187,8 +124,18 @@ class DaemonLink(RouterLink):
 
     daemon_id: str = ""
     instance: str = ""
-    ends: deque[wire.End] = field(factory=lambda: deque(maxlen=MAX_ENDS_UNDER_WAY))
+    ends: KeptEnds = field(factory=lambda: KeptEnds(MAX_ENDS_UNDER_WAY))
     """The latest Ends sent on it: should it break, they may not have arrived."""
+
+
+@define(eq=False)
+class Parting:
+    """A daemon has left for good, and a client has yet to hear the last of it."""
+
+    news: wire.DaemonStatus | None = None
+    """What the client is told then: the latest."""
+    routes: dict[int, Route] = field(factory=dict)
+    """On which something is under way, by the client's channel."""
 
 
 @define(eq=False)
@@ -201,12 +148,24 @@ class Route:
     to_daemon: RelayQueue
     flows: dict[wire.Stream, Flow]
     """Of its streams, where it is metered; else none."""
+    to_client_share: Share
+    to_daemon_share: Share
+    """The room that the daemon has at the client, and the client at the daemon."""
+    is_answered: bool = False
+    """The daemon has said Attached."""
 
 
 class Router:
     """Joins channels of client links to channels of daemon links."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        authorise: Callable[
+            [ClientLink, wire.Attach], wire.Refused | None
+        ] = lambda _link, _message: None,
+    ) -> None:
+        self._authorise = authorise
+        """Asked of each Attach that would be passed on; a refusal goes back in its stead."""
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
@@ -215,9 +174,7 @@ class Router:
         self._status: dict[str, wire.DaemonStatus] = {}
         self._since: dict[str, float] = {}
         """When each daemon's newest link began, by the shell's clock."""
-        self._ends: OrderedDict[tuple[str, str, str, str], wire.End] = OrderedDict()
-        self.ends_version = 0
-        """Rises whenever `kept_ends` changes."""
+        self._ends = KeptEnds(MAX_END_INTENTS)
 
     # -- links come and go
 
@@ -238,8 +195,11 @@ class Router:
         self.clients.pop(link, None)
         self.dirty.discard(link)
         for route in list(link.routes.values()):
-            self._unjoin(route)
-            route.daemon.control(route.to_daemon.number, wire.Detach())
+            self._detach(route, wire.Detach())
+        for parting in link.partings.values():
+            for route in parting.routes.values():
+                _close(route)
+        link.partings.clear()
 
     def add_daemon(
         self,
@@ -256,9 +216,8 @@ class Router:
             self._drop_daemon(previous, DaemonState.AWAY)
         self.daemons[link.daemon_id] = link
         self._since[link.daemon_id] = now
-        for key in [key for key in self._ends if key[0] == link.daemon_id]:
-            self._send_end(link, self._ends.pop(key))
-            self.ends_version += 1
+        for end, sender in self._ends.take(link.daemon_id):
+            self._send_end(link, end, sender)
         self._announce(wire.DaemonStatus(link.daemon_id, DaemonState.ONLINE, link.instance, about))
         return link
 
@@ -272,11 +231,42 @@ class Router:
         del self.daemons[link.daemon_id]
         self.dirty.discard(link)
         if state is DaemonState.AWAY:
-            for end in link.ends:
-                self._keep(end)
+            for end, sender in link.ends.all():
+                self._ends.keep(end, sender)
         for route in list(link.routes.values()):
-            self._unjoin(route)
-            route.client.control(route.to_client.number, wire.Away())
+            if state is DaemonState.GONE and route.to_client.holds_data:
+                self._see_off(route)
+            else:
+                self._unjoin(route)
+                route.client.control(route.to_client.number, wire.Away())
+
+    def _see_off(self, route: Route) -> None:
+        """Nothing more comes from the daemon: what is under way arrives, and then the client hears so."""
+        client, number, daemon_id = route.client, route.to_client.number, route.daemon.daemon_id
+        del client.routes[number], route.daemon.routes[route.to_daemon.number]
+        route.to_daemon.close()
+        for stream, flow in route.flows.items():
+            flow.stop() if stream in wire.TO_CLIENT else flow.close()
+        client.partings.setdefault(daemon_id, Parting()).routes[number] = route
+        route.to_client.finish(wire.Away(), lambda: self._parted(route))
+        client.activate(route.to_client)
+
+    def _let_go(self, link: ClientLink, number: int) -> None:
+        """It wants nothing more that is under way on the channel, from a daemon that has left."""
+        for parting in link.partings.values():
+            if number in parting.routes:
+                self._parted(parting.routes[number])
+                break
+
+    def _parted(self, route: Route) -> None:
+        client, daemon_id = route.client, route.daemon.daemon_id
+        _close(route)
+        parting = client.partings[daemon_id]
+        del parting.routes[route.to_client.number]
+        if not parting.routes:
+            del client.partings[daemon_id]
+            if parting.news is not None:
+                client.control(0, parting.news)
 
     def daemon_gone(self, daemon_id: str) -> None:
         """An absent daemon is given up for good."""
@@ -294,15 +284,20 @@ class Router:
 
     def _publish(self, news: wire.News) -> None:
         for client in self.clients:
-            client.control(0, news)
+            parting = None
+            if client.partings and isinstance(news, wire.DaemonStatus):
+                parting = client.partings.get(news.daemon_id)
+            if parting is None:
+                client.control(0, news)
+            else:
+                assert isinstance(news, wire.DaemonStatus)
+                parting.news = news
 
     def forget_daemon(self, daemon_id: str) -> None:
         """Nobody asks for this daemon any more: keep nothing of it."""
         self._status.pop(daemon_id, None)
         self._since.pop(daemon_id, None)
-        for key in [key for key in self._ends if key[0] == daemon_id]:
-            del self._ends[key]
-            self.ends_version += 1
+        self._ends.take(daemon_id)
 
     def wake_carriers(self) -> None:
         """Have whatever was scheduled for links with a carrier sent."""
@@ -335,7 +330,7 @@ class Router:
                 data = wire.decode_data(frame)
                 if data.stream not in wire.TO_DAEMON or data.gap_end is not None:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
-                self._forward(route.daemon, route.to_daemon, frame, data)
+                self._forward(route, route.daemon, route.to_daemon, frame, data)
             return
         message = wire.decode_control(frame)
         match message:
@@ -343,17 +338,23 @@ class Router:
                 self._attach(link, frame.channel, message)
             case wire.End():
                 route = self._route(link, frame) if frame.channel else None
+                number = 0
                 if route is not None:
-                    self._unjoin(route)
-                self._end(link, message, 0 if route is None else route.to_daemon.number)
-            case wire.Window() | wire.Detach() | wire.Flush():
+                    number = route.to_daemon.number
+                    self._leave(route)
+                else:
+                    self._let_go(link, frame.channel)
+                self._end(link, message, number)
+            case wire.Window() | wire.Flush():
                 route = self._route(link, frame)
-                if route is None:
-                    return
-                if isinstance(message, wire.Detach):
-                    self._unjoin(route)
-                number = route.to_daemon.number
-                route.daemon.schedule(_metered(message, route, frame, number, wire.TO_CLIENT))
+                if route is not None:
+                    _pass_on(message, route, route.daemon, route.to_daemon, wire.TO_CLIENT)
+            case wire.Detach():
+                route = self._route(link, frame)
+                if route is not None:
+                    self._detach(route, message)
+                else:
+                    self._let_go(link, frame.channel)
             case wire.Unknown():
                 pass
             case _:
@@ -367,7 +368,7 @@ class Router:
                 gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
                 if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
-                self._forward(route.client, route.to_client, frame, data)
+                self._forward(route, route.client, route.to_client, frame, data)
             return
         message = wire.decode_control(frame)
         if isinstance(message, wire.Unknown) and frame.channel == 0:
@@ -380,10 +381,26 @@ class Router:
         route = self._route(link, frame)
         if route is None:
             return
-        if isinstance(message, wire.Refused | wire.Taken):
-            self._unjoin(route)
-        number = route.to_client.number
-        route.client.schedule(_metered(message, route, frame, number, wire.TO_DAEMON))
+        client, queue = route.client, route.to_client
+        match message:
+            case wire.Window() | wire.Flush():
+                _pass_on(message, route, client, queue, wire.TO_DAEMON)
+                return
+            case wire.Attached():
+                if route.is_answered:
+                    raise RemoteProtocolError("Attached twice on one channel")
+                route.is_answered = True
+                client.control(queue.number, _metered_attached(message, route))
+                return
+            case wire.Refused() | wire.Taken():
+                self._unjoin(route)
+                for control in queue.take_controls():
+                    client.control(queue.number, control)
+        passed = wire.readdress(queue.number, _by_itself(frame) if route.flows else frame)
+        if route.flows and not route.to_client_share.has_room(control_size(passed)):
+            self._refuse(route)
+        else:
+            client.schedule(passed, share=route.to_client_share)
 
     def _route(self, link: RouterLink, frame: Frame) -> Route | None:
         """None: that channel was closed, and this frame was under way; it is no error."""
@@ -391,10 +408,29 @@ class Router:
             raise RemoteProtocolError(f"frame for channel {frame.channel}, which was never opened")
         return link.routes.get(frame.channel)
 
-    def _forward(self, link: RouterLink, queue: RelayQueue, frame: Frame, data: wire.Data) -> None:
-        queue.put(frame, data)
-        link.scheduler.activate(queue)
-        link.dirty.add(link)
+    def _forward(
+        self, route: Route, link: RouterLink, queue: RelayQueue, frame: Frame, data: wire.Data
+    ) -> None:
+        if queue.put(frame, data):
+            link.activate(queue)
+        else:
+            self._refuse(route)
+
+    def _refuse(self, route: Route) -> None:
+        """More waits for one end than the other may have there: that costs the channel, and nobody anything else."""
+        number = route.to_client.number
+        self._detach(route, wire.Detach())
+        route.client.control(number, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
+
+    def _leave(self, route: Route) -> None:
+        """The client closes the channel: the daemon hears what it had said of acks before."""
+        self._unjoin(route)
+        for control in route.to_daemon.take_controls():
+            route.daemon.control(route.to_daemon.number, control, share=route.to_daemon_share)
+
+    def _detach(self, route: Route, message: wire.Detach) -> None:
+        self._leave(route)
+        route.daemon.control(route.to_daemon.number, message, share=route.to_daemon_share)
 
     def _attach(self, link: ClientLink, number: int, message: wire.Attach) -> None:
         if number <= link.last_channel:
@@ -404,7 +440,7 @@ class Router:
         if len({*streams} & wire.TO_CLIENT) < len(streams):
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
         daemon = self.daemons.get(message.daemon_id)
-        if daemon is None:
+        if daemon is None or message.daemon_id in link.partings:
             if message.daemon_id in self._status:
                 link.control(number, wire.Away())
             else:
@@ -413,6 +449,10 @@ class Router:
         if link.is_metered and len(link.routes) >= MAX_ROUTES:
             text = f"a client may have {MAX_ROUTES} jobs open at a time"
             link.control(number, wire.Refused(RefusedCode.DENIED, text))
+            return
+        refused = self._authorise(link, message)
+        if refused is not None:
+            link.control(number, refused)
             return
         route = self._new_route(link, number, daemon)
         try:
@@ -423,25 +463,32 @@ class Router:
             self._unjoin(route)
             link.control(number, wire.Refused(RefusedCode.DENIED, str(error)))
             return
+        share = route.to_daemon_share
+        if not share.has_room(control_size(stamped)):
+            self._unjoin(route)
+            link.control(number, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
+            return
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
-            self._drop_ends(daemon, link.tenant, message.job_id)
+            daemon.ends.drop(link.tenant, message.job_id)
         daemon.last_channel += 1
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
-        daemon.schedule(stamped)
+        daemon.schedule(stamped, share=share)
 
     def _new_route(self, link: ClientLink, number: int, daemon: DaemonLink) -> Route:
         far = daemon.last_channel + 1
+        shares = link.backlog.share(daemon.daemon_id), daemon.backlog.share(link.sender)
         if not link.is_metered:
-            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {})
+            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {}, *shares)
         flows: dict[wire.Stream, Flow] = {}
         route = Route(
             link,
-            MeteredQueue(number, link, flows),
+            MeteredQueue(number, link, flows, shares[0]),
             daemon,
-            MeteredQueue(far, daemon, flows),
+            MeteredQueue(far, daemon, flows, shares[1]),
             flows,
+            *shares,
         )
         for stream in wire.Stream:
             pool = (daemon if stream in wire.TO_DAEMON else link).pool
@@ -450,56 +497,62 @@ class Router:
 
     def _tell(self, route: Route, flow: Flow) -> None:
         """The flow's sender may send more."""
-        update = wire.Window((flow.update(),))
         if flow.stream in wire.TO_DAEMON:
-            route.client.control(route.to_client.number, update)
+            link: RouterLink = route.client
+            queue = route.to_client
         else:
-            route.daemon.control(route.to_daemon.number, update)
+            link, queue = route.daemon, route.to_daemon
+        queue.put_window(flow.update())
+        link.activate(queue)
 
     def _end(self, link: ClientLink, message: wire.End, number: int) -> None:
         client = link.client or message.client
-        stamped = wire.End(message.daemon_id, message.job_id, message.grace, client, link.tenant)
+        stamped = evolve(message, client=client, tenant=link.tenant)
         daemon = self.daemons.get(message.daemon_id)
-        if daemon is not None:
-            self._send_end(daemon, stamped, number)
-        else:  # away, or not back yet since this controller was started
-            self._keep(stamped)
+        if daemon is None:  # away, or not back yet since this controller was started
+            self._ends.keep(stamped, link.sender)
+            return
+        share = daemon.backlog.share(link.sender)
+        if link.is_metered and not share.has_room(control_size(wire.ControlFrame(0, stamped))):
+            raise RemoteProtocolError(f"too many Ends for daemon {daemon.daemon_id!r}: {TOO_MUCH}")
+        self._send_end(daemon, stamped, link.sender, number)
 
-    def _send_end(self, daemon: DaemonLink, message: wire.End, number: int = 0) -> None:
+    def _send_end(
+        self, daemon: DaemonLink, message: wire.End, sender: Hashable, number: int = 0
+    ) -> None:
         # In its place: a request that follows is not to find a job that was left before it.
-        daemon.control(number, message)
-        daemon.ends.append(message)
-
-    def _drop_ends(self, daemon: DaemonLink, tenant: str, job_id: str) -> None:
-        kept = [end for end in daemon.ends if (end.tenant, end.job_id) != (tenant, job_id)]
-        daemon.ends = deque(kept, maxlen=MAX_ENDS_UNDER_WAY)
+        daemon.control(number, message, share=daemon.backlog.share(sender))
+        daemon.ends.keep(message, sender)
 
     @property
     def kept_ends(self) -> list[wire.End]:
         """Those for daemons that are away, or not back yet since this controller was started."""
-        return list(self._ends.values())
+        return [end for end, _ in self._ends.all()]
+
+    @property
+    def ends_version(self) -> int:
+        """Rises whenever `kept_ends` changes."""
+        return self._ends.version
 
     def restore_ends(self, ends: Iterable[wire.End]) -> None:
         """Those that an earlier controller had kept."""
         for end in ends:
-            self._keep(end)
-
-    def _keep(self, end: wire.End) -> None:
-        self.ends_version += 1
-        self._ends[end.daemon_id, end.tenant, end.job_id, end.client] = end
-        if len(self._ends) > MAX_END_INTENTS:
-            self._ends.popitem(last=False)
+            self._ends.keep(end, (end.tenant, end.client))
 
     def _unjoin(self, route: Route) -> None:
         route.client.routes.pop(route.to_client.number, None)
-        route.client.scheduler.discard(route.to_client)
         route.daemon.routes.pop(route.to_daemon.number, None)
-        route.daemon.scheduler.discard(route.to_daemon)
-        for queue in (route.to_client, route.to_daemon):
-            if isinstance(queue, MeteredQueue):
-                queue.close()
-        for flow in route.flows.values():
-            flow.close()
+        _close(route)
+
+
+def _close(route: Route) -> None:
+    """Nothing of it is sent any more."""
+    route.client.scheduler.discard(route.to_client)
+    route.daemon.scheduler.discard(route.to_daemon)
+    route.to_client.close()
+    route.to_daemon.close()
+    for flow in route.flows.values():
+        flow.close()
 
 
 def _metered_attach(message: wire.Attach, route: Route) -> wire.Attach:
@@ -524,36 +577,47 @@ def _metered_attach(message: wire.Attach, route: Route) -> wire.Attach:
     return evolve(message, cursors=tuple(cursors))
 
 
-def _metered(
-    message: wire.Control | wire.Unknown,
+def _pass_on(
+    message: wire.Window | wire.Flush,
     route: Route,
-    frame: Frame,
-    number: int,
+    link: RouterLink,
+    queue: RelayQueue,
     streams: frozenset[Stream],
-) -> OutgoingFrame:
-    """The frame for the other end's channel, with as much credit for `streams` as may be passed on."""
+) -> None:
+    """Take it to the other end of the route, with as much credit for `streams` as may be passed on."""
+    if isinstance(message, wire.Flush):
+        queue.put_flush(message)
+    else:
+        flows = route.flows
+        if flows and any(entry.stream not in streams for entry in message.streams):
+            raise RemoteProtocolError("credit for a stream that flows the other way")
+        for entry in message.streams:
+            if flows:
+                granted = flows[entry.stream].want(entry.max_offset, entry.ack)
+                entry = evolve(entry, max_offset=granted)
+            queue.put_window(entry)
+    link.activate(queue)
+
+
+def _metered_attached(message: wire.Attached, route: Route) -> wire.Attached:
+    """The answer with as much credit as may be passed on."""
     flows = route.flows
-    match message:
-        case wire.Window() if flows:
-            if any(entry.stream not in streams for entry in message.streams):
-                raise RemoteProtocolError("credit for a stream that flows the other way")
-            entries = [
-                evolve(entry, max_offset=flows[entry.stream].want(entry.max_offset, entry.ack))
-                for entry in message.streams
-            ]
-            return wire.ControlFrame(number, wire.Window(tuple(entries)))
-        case wire.Attached() if flows:
-            states = []
-            for state in message.streams:
-                flow = flows[state.stream]
-                if state.stream in streams:
-                    flow.place(state.received)
-                    state = evolve(state, max_offset=flow.want(state.max_offset))
-                else:
-                    flow.place(state.start, by_sender=True)
-                states.append(state)
-            return wire.ControlFrame(number, evolve(message, streams=tuple(states)))
-    return wire.readdress(number, _by_itself(frame) if flows else frame)
+    if not flows:
+        return message
+    states = []
+    for state in message.streams:
+        flow = flows[state.stream]
+        if state.stream in wire.TO_DAEMON:
+            flow.place(state.received)
+            state = evolve(state, max_offset=flow.want(state.max_offset))
+        else:
+            flow.place(state.start, by_sender=True)
+        states.append(state)
+    return evolve(message, streams=tuple(states))
+
+
+PINNED_FACTOR: Final = 4
+"""A control frame that waits may keep so many times its size alive."""
 
 
 def _by_itself(frame: Frame) -> Frame:

@@ -19,10 +19,11 @@ import trio
 from attrs import define, field
 
 from sandd import wire
-from sandd._core._errors import SpawnFailed
+from sandd._core._errors import PolicyDenied, SpawnFailed
 from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.logs import get_logger
+from sandd._core.policy.permits import Permit
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import (
     Child,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.job import DaemonLink, Job
+    from sandd._core.policy.permits import Gate
     from sandd._core.pump import Pump
     from sandd._core.spool_files import SpoolFiles
 
@@ -113,9 +115,12 @@ class JobRunner:
         *,
         max_running: int,
         files: SpoolFiles | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._table = table
         self._host = host
+        self._gate = gate
+        """The daemon's policy; None: whatever is asked for is run."""
         self._nursery = nursery
         self._now = trio.lowlevel.current_clock().current_time
         self._free_slots = max_running
@@ -307,8 +312,8 @@ class JobRunner:
             running = self._queue.popleft()
             self._free_slots -= 1
             running.has_slot = True
-            # Users may come from a network, and take seconds.
-            if running.spec.user is None:
+            # Users may come from a network, and take seconds; so may what a policy has to look at.
+            if running.spec.user is None and self._gate is None:
                 running.began_at = self._now()
                 try:
                     request = spawn_request(running.job, running.spec, self._table.instance)
@@ -390,9 +395,13 @@ class JobRunner:
                     await self._host.begun(begun)
                     return begun
                 self.flush()  # this may take longer than the answer to the start should wait
-                request = await self._request(job, running.spec)
-                running.began_at = self._now()
-                return await self._host.spawn(request)
+                with Permit() as permit:
+                    request = await self._request(job, running.spec, permit)
+                    running.began_at = self._now()
+                    return await self._host.spawn(request)
+            except PolicyDenied as error:
+                job.failed(FailedCode.POLICY_DENIED, error.reason, policy_hash=error.policy_hash)
+                return None
             except SpawnFailed as error:
                 delay = next(delays, None) if error.errno in SHORTAGES else None
                 if delay is None:
@@ -407,18 +416,16 @@ class JobRunner:
                 job.failed(FailedCode.LOST, str(error))
                 return None
 
-    async def _request(self, job: Job, spec: wire.ProgramSpec) -> SpawnRequest:
-        if spec.user is None:
-            return spawn_request(job, spec, self._table.instance)
+    async def _request(self, job: Job, spec: wire.ProgramSpec, permit: Permit) -> SpawnRequest:
+        instance = self._table.instance
+        if self._gate is not None:
+            make = partial(self._gate.check, job, spec, instance, permit)
+        elif spec.user is None:
+            return spawn_request(job, spec, instance)
+        else:
+            make = partial(spawn_request, job, spec, instance)
         # Users may come from a network, and take seconds.
-        return await trio.to_thread.run_sync(
-            spawn_request,
-            job,
-            spec,
-            self._table.instance,
-            limiter=self._lookups,
-            abandon_on_cancel=True,
-        )
+        return await trio.to_thread.run_sync(make, limiter=self._lookups, abandon_on_cancel=True)
 
     async def _supervise(self, running: RunningJob, child: Child) -> None:
         job = running.job

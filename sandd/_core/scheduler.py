@@ -4,9 +4,9 @@ Sources are *pulled*: a source that has something says so with `activate`, and i
 only when the socket can take them. So a connection queues control frames and nothing else, and
 bulk data never stands between a keystroke and the socket.
 
-Order: control frames; then one urgent frame from each source in turn (events, ops, windows: all of
-them bounded by small windows, so they can't starve the rest); then late control frames, farewells
-that nobody waits for; then data, one frame a source in turn.
+Order: the answer to a ping; control frames; then one urgent frame from each source in turn (events,
+ops, windows: all of them bounded by small windows, so they can't starve the rest); then late control
+frames, farewells that nobody waits for; then data, one frame a source in turn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sandd import wire
 from sandd._core.pace import MOST_BYTES
 
 if TYPE_CHECKING:
+    from sandd._core.backlog import Share
     from sandd.wire import Buffer, OutgoingFrame
 
 BATCH_BYTES: Final = MOST_BYTES
@@ -46,9 +47,10 @@ class Scheduler:
     """What one connection sends next. Bounded: control by MAX_CONTROL_BACKLOG, the rest is pulled."""
 
     def __init__(self) -> None:
-        self._control: deque[OutgoingFrame] = deque()
-        self._late: deque[OutgoingFrame] = deque()
+        self._control: deque[tuple[OutgoingFrame, Share | None]] = deque()
+        self._late: deque[tuple[OutgoingFrame, Share | None]] = deque()
         self._control_bytes = 0
+        self._pong: OutgoingFrame | None = None
         self.batch_bytes = BATCH_BYTES
         """A message is closed, and a data frame ends, at this much: less on a slow line."""
         self.overrun = False
@@ -60,23 +62,38 @@ class Scheduler:
     @property
     def pending(self) -> bool:
         """Whether `next_message` may have something."""
-        return bool(self._control or self._urgent or self._late or self._bulk)
+        return bool(
+            self._control or self._urgent or self._late or self._bulk or self._pong is not None
+        )
 
     @property
     def pressing(self) -> bool:
         """The same, for what somebody may wait for."""
-        return bool(self._control or self._urgent or self._bulk)
+        return bool(self._control or self._urgent or self._bulk or self._pong is not None)
 
-    def control(self, frame: OutgoingFrame, *, late: bool = False) -> None:
+    def control(
+        self, frame: OutgoingFrame, *, late: bool = False, share: Share | None = None
+    ) -> None:
         """Queue a control frame, ahead of everything but earlier ones.
 
         `late`: nobody waits for it, so what is urgent goes first, control frames or not.
+        `share`: whose it is; it counts there until it is sent.
         """
-        self._control_bytes += _size(frame) + FRAME_OVERHEAD
+        size = control_size(frame)
+        self._control_bytes += size
         if self._control_bytes > MAX_CONTROL_BACKLOG:
             self.overrun = True
         if not self.overrun:
-            (self._late if late else self._control).append(frame)
+            (self._late if late else self._control).append((frame, share))
+            if share is not None:
+                share.add(size)
+
+    def answer(self, pong: OutgoingFrame) -> None:
+        """Send this before all else, in the place of an answer to an earlier ping that still waits.
+
+        So a peer that pings and doesn't read fills nothing.
+        """
+        self._pong = pong
 
     def activate(self, source: Source) -> None:
         """The source may have something; it keeps its place if it already waits."""
@@ -97,12 +114,12 @@ class Scheduler:
         """
         frames: list[OutgoingFrame] = []
         room = max_bytes
+        if self._pong is not None:
+            pong, self._pong = self._pong, None
+            room -= _size(pong)
+            frames.append(pong)
         while self._control and room > 0:
-            frame = self._control.popleft()
-            size = _size(frame)
-            self._control_bytes -= size + FRAME_OVERHEAD
-            room -= size
-            frames.append(frame)
+            room -= self._take_control(self._control, frames)
         while self._urgent and room > 0:
             source = next(iter(self._urgent))
             del self._urgent[source]
@@ -112,11 +129,7 @@ class Scheduler:
                 room -= _size(urgent)
                 frames.append(urgent)
         while late and self._late and room > 0:
-            frame = self._late.popleft()
-            size = _size(frame)
-            self._control_bytes -= size + FRAME_OVERHEAD
-            room -= size
-            frames.append(frame)
+            room -= self._take_control(self._late, frames)
         while self._bulk and room > 0:
             source = next(iter(self._bulk))
             del self._bulk[source]
@@ -128,6 +141,17 @@ class Scheduler:
                 frames.append(bulk)
         return frames
 
+    def _take_control(
+        self, queue: deque[tuple[OutgoingFrame, Share | None]], frames: list[OutgoingFrame]
+    ) -> int:
+        frame, share = queue.popleft()
+        size = _size(frame)
+        self._control_bytes -= size + FRAME_OVERHEAD
+        if share is not None:
+            share.remove(size + FRAME_OVERHEAD)
+        frames.append(frame)
+        return size
+
     def next_message(self) -> bytes | None:
         """The next WebSocket message, or None when there is nothing to send."""
         frames = self.next_frames(self.batch_bytes)
@@ -137,6 +161,11 @@ class Scheduler:
         for frame in frames:
             parts += wire.encoded(frame)
         return b"".join(parts)
+
+
+def control_size(frame: OutgoingFrame) -> int:
+    """What a control frame counts for while it waits."""
+    return _size(frame) + FRAME_OVERHEAD
 
 
 def _size(frame: OutgoingFrame) -> int:

@@ -20,6 +20,8 @@ from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.operators import OperatorDesk
+from sandd._core.rate_limits.credentials import FailedCredentials
+from sandd._core.rate_limits.job_starts import JobStartLimiter
 from sandd._core.registry import Registry
 from sandd._core.remote_link import RemoteLink
 from sandd._core.router import Router
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.controller_state import EndFile
     from sandd._core.job_link import JobLink
+    from sandd._core.policy.tenants import TenantPolicies
+    from sandd._core.rate_limits.job_starts import RateLimits
+    from sandd._core.router import ClientLink
 
 log = get_logger("controller")
 
@@ -37,8 +42,8 @@ DRAIN_SECONDS: Final = 3.0
 LAG_INTERVAL: Final = 1.0
 """How often the loop's lag is measured, and daemons' leases are looked at."""
 KEEP_INTERVAL: Final = 0.2
-"""How often Ends that are kept for absent daemons go to the disk: in that time a controller that is killed may
-forget some, if the client that said them is gone as well. Then the job's lease ends it."""
+"""How often Ends that are kept for absent daemons go to the disk. A client that leaves waits for that, as its ping is
+answered behind it: so a controller that is killed forgets none that nobody else remembers."""
 
 
 class Service(ABC):
@@ -90,6 +95,7 @@ class Service(ABC):
                 async with open_unwrapping_nursery() as nursery:
                     await nursery.start(lambda task_status: self._serve(task_status))
                     nursery.start_soon(self.link.run)
+                    nursery.start_soon(self.link.ask_again)
                     nursery.start_soon(self._watch_lag)
                     task_status.started(scope)
                     await self._closing.wait()
@@ -156,14 +162,21 @@ class LocalService(Service):
         heartbeat: float,
         dead_after: float,
         admission: Admission,
+        rate_limits: RateLimits,
         ends: EndFile | None,
+        policies: TenantPolicies,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
-        self.router = Router()
+        self.router = Router(self._authorise)
+        self._job_starts = JobStartLimiter(rate_limits)
+        self._failures = FailedCredentials()
+        self.policies = policies
         self._ends = ends
         self._ends_written = 0
         """The router's `ends_version` when the file was written."""
+        self._written_at_look: int | None = None
+        """`_ends_written` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
         self.link = self._local = LocalLink(self.router, self.directory)
@@ -177,6 +190,7 @@ class LocalService(Service):
             insecure=insecure,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            failures=self._failures,
         )
         self.desk = OperatorDesk(
             router=self.router,
@@ -184,7 +198,9 @@ class LocalService(Service):
             token=operator_token,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            may_answer=lambda: not self._has_unwritten_ends,
             controller_id=self.acceptor.controller_id,
+            failures=self._failures,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
@@ -229,6 +245,8 @@ class LocalService(Service):
                     subprotocol=wire.SUBPROTOCOL,
                     max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
                     admission=self._admission,
+                    until_admitted=True,
+                    barred_for=self._barred_for,
                     task_status=task_status,
                 )
             )
@@ -254,6 +272,11 @@ class LocalService(Service):
                 log.warning("ends_not_kept", path=str(file.path), error=str(error))
             else:
                 self._ends_written = version
+            self.desk.answer()  # a disk that is full is not the operators' business
+
+    @property
+    def _has_unwritten_ends(self) -> bool:
+        return self._ends is not None and self.router.ends_version != self._ends_written
 
     @trio.lowlevel.enable_ki_protection
     async def _handle(self, connection: Connection) -> None:
@@ -262,13 +285,33 @@ class LocalService(Service):
         else:
             await self.acceptor.handle(connection)
 
+    def _barred_for(self, host: str, path: str) -> float:
+        return self._failures.barred_for(host, path, trio.current_time())
+
+    def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
+        return self.policies.judge(link.tenant, attach) or self._job_starts.judge(
+            attach,
+            operator=f"{link.tenant}/{link.principal}",
+            tenant=link.tenant,
+            is_agent=not link.client,
+            now=trio.current_time(),
+        )
+
     def _look_after(self) -> None:
         for daemon_id, forgotten in self.registry.expire():
             if forgotten:
                 self.router.forget_daemon(daemon_id)
             else:
                 self.router.daemon_gone(daemon_id)
+        self._answer_where_the_disk_hangs()
         self.link.flush()
+
+    def _answer_where_the_disk_hangs(self) -> None:
+        """A write that takes from one look to the next holds up no pings: operators would take us for dead."""
+        written = self._ends_written if self._has_unwritten_ends else None
+        if written is not None and written == self._written_at_look:
+            self.desk.answer()
+        self._written_at_look = written
 
     async def _leave(self) -> None:
         pumps = [*self.acceptor.say_goodbye(), *self.desk.say_goodbye()]
@@ -326,14 +369,23 @@ class RemoteService(Service):
 
     async def _leave(self) -> None:
         if self.link.client.has_ended_any:
-            # The controller is to know it before we are gone.
-            await self._dialer.live.wait()
-            if self._dialer.pump is not None:
-                try:
-                    await self._dialer.pump.ping()
-                except ConnectionLost as error:
-                    log.warning("farewells_unheard", reason=str(error))
+            await self._be_heard()
         await self._dialer.say_goodbye("the client has closed")
+
+    async def _be_heard(self) -> None:
+        """The controller has what we said, if need be on another connection, where it is said again. Bound it."""
+        while True:
+            await self._dialer.live.wait()
+            pump = self._dialer.pump
+            try:
+                if pump is not None:
+                    await pump.ping()
+                    return
+            except ConnectionLost as error:
+                log.warning("farewells_unheard", reason=str(error))
+            # Its end has yet to be seen to by the dialer, some turns from now; until then it counts as live.
+            while self._dialer.pump is pump and pump is not None:
+                await trio.lowlevel.checkpoint()
 
 
 def _bracketed(host: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TAKE_COMMANDS = ("shell", "exec", "run")
+TAKE_COMMANDS = ("shell", "exec", "run", "policy")
 """Commands of ours behind whose ``--`` another one stands."""
 
 

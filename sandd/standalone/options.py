@@ -21,6 +21,8 @@ from sandd._core.program_options import (
     read_number,
     read_token,
 )
+from sandd._core.rate_limits.job_starts import RateLimits
+from sandd._core.rate_limits.rates import LEAST_PER_SECOND, MOST_PER_SECOND, Rate
 
 if TYPE_CHECKING:
     import argparse
@@ -53,10 +55,13 @@ class ControllerOptions:
     operator_token_file: Path | None = None
     operator_token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
     """What operators must know; None: what is in the state directory, made there if need be."""
+    policy: Path | None = None
+    """What may be asked of daemons; None: what their own policies allow."""
     insecure: bool = False
     heartbeat: float = 20.0
     dead_after: float = 45.0
     max_handshakes_per_second: float = 200.0
+    rate_limits: RateLimits = field(factory=RateLimits)
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
 
@@ -71,9 +76,11 @@ class ControllerOptions:
 
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
-    *("heartbeat", "dead_after", "max_handshakes_per_second"),
+    *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
     *("log_level", "log_format", "config"),
 )
+SCOPES: Final = ("operator", "tenant", "daemon")
+"""Whose starts may be limited."""
 VARIABLES: Final = {name: (f"SANDD_CONTROLLER_{name.upper()}",) for name in _NAMES}
 
 
@@ -83,7 +90,7 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Be a controller: let daemons dial in, and people and programs run commands on them. "
         "'ready URL' on stdout says that it listens. SIGTERM and Ctrl-C end it in good order; SIGHUP reads "
-        "the token files and --config again.",
+        "the token files, the policies and --config again.",
         epilog="Each option is also read from the environment (SANDD_CONTROLLER_PORT, ...) and from the TOML "
         "file given by --config; the command line wins, then the environment. Exit code: 0 after "
         "SIGTERM or Ctrl-C, 2 for a bad option, 125 if it can't listen, or can't use its state directory.",
@@ -123,6 +130,12 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         "in the state directory, made there at the first start)",
     )
     parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="let only what this file allows be asked of daemons; for one tenant besides: policy/TENANT.toml in "
+        "the state directory",
+    )
+    parser.add_argument(
         "--insecure",
         action="store_const",
         const=True,
@@ -142,6 +155,12 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         "--max-handshakes-per-second",
         metavar="N",
         help="how many connections are let in (default: 200)",
+    )
+    parser.add_argument(
+        "--rate-limits",
+        metavar="SCOPE=N[:BURST],...",
+        help="commands and sessions that may be started per second, and at once, by each operator, by each "
+        "tenant and on each daemon: operator=10:50,daemon=5 (default: as many as anybody likes)",
     )
     add_common_options(parser, version)
 
@@ -172,6 +191,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_token(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        policy=_path(given, "policy"),
         insecure=_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
         dead_after=dead_after,
@@ -181,6 +201,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
             least=0.1,
             most=100_000,
         ),
+        rate_limits=_rate_limits(given.get("rate_limits", "")),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )
@@ -196,6 +217,42 @@ def _port(given: object) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise ConfigurationError(f"--port {given!r} is no TCP port: 0 to 65535")
     return int(text)
+
+
+def _rate_limits(given: object) -> RateLimits:
+    """From a text as on the command line, or from a table of the file."""
+    if isinstance(given, dict):
+        pairs = [(str(scope), str(rate)) for scope, rate in given.items()]
+    else:
+        pairs = []
+        for text in filter(None, str(given).split(",")):
+            scope, equals, rate = text.partition("=")
+            if not equals:
+                raise ConfigurationError(f"--rate-limits {text!r} is not SCOPE=N[:BURST]")
+            pairs.append((scope.strip(), rate.strip()))
+    rates: dict[str, Rate] = {}
+    for scope, rate in pairs:
+        if scope not in SCOPES:
+            raise ConfigurationError(
+                f"--rate-limits {scope!r} is nobody's limit: a scope is one of {', '.join(SCOPES)}"
+            )
+        rates[scope] = _rate(f"--rate-limits {scope}", rate)
+    return RateLimits(
+        operator=rates.get("operator"), tenant=rates.get("tenant"), daemon=rates.get("daemon")
+    )
+
+
+def _rate(option: str, text: str) -> Rate:
+    number, colon, burst = text.partition(":")
+    per_second = read_number(option, number, least=LEAST_PER_SECOND, most=MOST_PER_SECOND)
+    if not colon:
+        return Rate(per_second)
+    if not (burst.isascii() and burst.isdecimal() and 1 <= len(burst) <= 7):
+        raise ConfigurationError(f"{option}: a burst of {burst!r} is not a whole number")
+    try:
+        return Rate(per_second, int(burst))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {error}") from error
 
 
 def _boolean(option: str, given: object) -> bool:

@@ -92,10 +92,12 @@ class Program:
                 token=options.token,
                 operator_token=options.operator_token,
                 state_dir=state_dir,
+                policy=options.policy,
                 insecure=options.insecure,
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
                 max_handshakes_per_second=options.max_handshakes_per_second,
+                rate_limits=options.rate_limits,
             )
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
             async with contextlib.AsyncExitStack() as stack:
@@ -141,6 +143,7 @@ class Program:
         assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+            await self._controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))
             return

@@ -27,6 +27,8 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     control_groups    one group around all jobs, for what can't be done one by one
     exit_watch        hearing of an exit without reaping
     process_table     reading /proc (Linux) or ps (macOS), signals that hit no stranger
+    checked_launch    starting one program that a policy has checked, and
+    exec_lock         what that may execute
     spawner_messages  what daemon and spawner say to each other
 """
 
@@ -36,6 +38,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sandd._core.processes.interface import (
+    CheckedProgram,
     Child,
     ChildLost,
     ExitStatus,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 __all__ = [
+    "CheckedProgram",
     "Child",
     "ChildLost",
     "ExitStatus",

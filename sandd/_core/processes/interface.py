@@ -27,6 +27,22 @@ class ChildLost(SanddError):
 
 
 @attrs.frozen
+class CheckedProgram:
+    """What a policy has checked, and opened, so that nothing takes its place. Whoever opened it closes it."""
+
+    path: bytes
+    """Of the program; its arguments needn't begin with that."""
+    executable: int | None = None
+    """A descriptor of it; None where only a path can be executed: of a script, and not on Linux."""
+    directory: int | None = None
+    """Of the working directory; None: the daemon's."""
+    ruleset: int | None = None
+    """Of what it, and whatever it starts, may execute: see `exec_lock`. None: anything."""
+    is_alone: bool = False
+    """It may start nothing."""
+
+
+@attrs.frozen
 class SpawnRequest:
     """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
@@ -50,6 +66,8 @@ class SpawnRequest:
     base: Mapping[bytes, bytes] = attrs.field(factory=dict)
     """What `env` is merged over. To be the same object for many requests, and never changed: a host may
     have passed it on once and for all."""
+    checked: CheckedProgram | None = None
+    """What is run instead of what `argv` begins with, and where; then `cwd` is only its name. POSIX only."""
 
 
 @attrs.frozen

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
+from sandd._core.processes.checked_launch import launch_checked
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, TypeAlias
@@ -54,6 +56,8 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
         OSError: it can't be started; `filename` is what it failed on. Nothing ran.
         ValueError: a NUL in an argument or "=" in a variable's name.
     """
+    if request.checked is not None:
+        return launch_checked(request, env, descriptors)
     if request.terminal:
         return _launch_in_terminal(request, env, descriptors[0])
     pipes = iter(descriptors)

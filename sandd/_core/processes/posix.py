@@ -42,7 +42,7 @@ from sandd._core.processes.users import resolve_user
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from sandd._core.processes.interface import SpawnRequest
+    from sandd._core.processes.interface import CheckedProgram, SpawnRequest
 
 MAX_REQUEST_BYTES = 8 << 20
 """Linux never takes more than 6 MiB of arguments and environment (execve(2): 3/4 of the default
@@ -127,6 +127,7 @@ class PosixProcessHost(ProcessHost):
             return None
         self._last_job += 1
         job = self._last_job
+        checked = request.checked
         message = Spawn(
             job=job,
             argv=request.argv,
@@ -138,15 +139,18 @@ class PosixProcessHost(ProcessHost):
             merge_stderr=request.merge_stderr,
             terminal=request.terminal is not None,
             base=None if link.base is request.base else dict(request.base),
+            checked=None if checked is None else _announced(checked),
         )
         count = request.stdin + 1 + (not request.merge_stderr) if request.terminal is None else 1
+        opened = [] if checked is None else _opened(checked)
+        count += len(opened)
         data = encode(message, descriptors=count)
         if len(data) > MAX_REQUEST_BYTES:
             program = os.fsdecode(request.argv[0])
             raise SpawnFailed(errno.E2BIG, os.strerror(errno.E2BIG), program)
         pipes = open_job_pipes(request, may_grow=len(self._children) < MAX_JOBS_WITH_LARGE_PIPES)
         try:
-            link.send(data, pipes.theirs)
+            link.send(data, [*pipes.theirs, *opened])
         except SpawnerGoneError:
             pipes.close()
             self.keeper.drop(link)
@@ -194,6 +198,16 @@ class PosixProcessHost(ProcessHost):
                 child.answered()
         if not was_clean:  # told last: no kill waits for a line of the log
             log.warning("jobs_lost", jobs=len(lost), survivors=left)
+
+
+def _announced(checked: CheckedProgram) -> tuple[bytes, bool, bool, bool, bool]:
+    there = [each is not None for each in (checked.executable, checked.directory, checked.ruleset)]
+    return (checked.path, there[0], there[1], there[2], checked.is_alone)
+
+
+def _opened(checked: CheckedProgram) -> list[int]:
+    files = (checked.executable, checked.directory, checked.ruleset)
+    return [each for each in files if each is not None]
 
 
 async def _abandon(child: PosixChild) -> None:

@@ -13,6 +13,7 @@ get around, because it reads and writes through nothing else:
 
     _client.py      connect(): TCP, TLS and WebSocket handshake within one deadline
     _server.py      serve(): the accept loop; each connection guarded by itself
+    _places.py      whose handshakes make way for whose, while there are too many
     _http.py        what the server answers to a request before, or instead of, a WebSocket
 
 Two private names of trio-websocket are used, `WebSocketConnection._reader_task` and its

@@ -56,6 +56,8 @@ class Connection:
 
     remote: str
     """``host:port`` of the peer."""
+    host: str
+    """The peer's address, without the port."""
     local: str
     """``host:port`` on this side."""
     is_loopback: bool
@@ -64,6 +66,8 @@ class Connection:
     """The path of the request, without its query."""
     headers: Mapping[str, str]
     """The request's headers, server side: lower-case names, repeated ones joined by commas."""
+    on_admitted: Callable[[], None] | None = None
+    """For `serve`: what `admit` means."""
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Connection:
         request_headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         self.remote = str(meter.remote)
+        self.host = meter.remote.host
         self.local = str(meter.local)
         self.is_loopback = meter.remote.is_loopback
         self.path = path
@@ -126,6 +131,12 @@ class Connection:
     def __repr__(self) -> str:
         role = "to" if self._protocol.client else "from"
         return f"<Connection {role} {self.remote}{self.path} {self._state.name.lower()}>"
+
+    def admit(self) -> None:
+        """The peer has said who it is, and may stay: it takes up no stranger's place any more (`serve`)."""
+        if self.on_admitted is not None:
+            self.on_admitted()
+            self.on_admitted = None
 
     @property
     def last_write_progress(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 from typing import TYPE_CHECKING, Final
@@ -14,8 +13,10 @@ from wsproto import ConnectionType
 from sandd._core._errors import ConfigurationError, ConnectionLost, RemoteProtocolError
 from sandd._core.admission import Place
 from sandd._core.logs import get_logger
+from sandd._core.rate_limits.networks import network_of
 from sandd._core.transport._connection import Connection
 from sandd._core.transport._http import Refusal, RequestReader, Upgrade
+from sandd._core.transport._places import HandshakePlaces, Hearing
 from sandd._core.transport._protocol import GuardedProtocol
 from sandd._core.transport._streams import Address, MeteredStream, over_tls
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from sandd._core.admission import Admission
+    from sandd._core.transport._places import Place as HandshakePlace
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds a peer gets to answer our goodbye."""
@@ -31,10 +33,6 @@ CLOSE_TIMEOUT: Final = 2.0
 LINGER_TIMEOUT: Final = 1.0
 """Seconds a refused peer gets to read why. Closing with its bytes unread would reset the connection
 and throw our answer away."""
-
-PATIENCE: Final = 1.0
-"""Seconds that a peer may take for its request while others wait for its place: so that those who connect
-and say nothing, of whom a few hundred cost nobody anything, keep nobody out."""
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting once the system is out of descriptors or memory (as in trio)."""
@@ -63,6 +61,8 @@ async def serve(
     max_connections: int = 16384,
     max_handshakes: int = 256,
     admission: Admission | None = None,
+    until_admitted: bool = False,
+    barred_for: Callable[[str, str], float] = lambda _host, _path: 0.0,
     ssl_context: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[list[ListenAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -82,9 +82,12 @@ async def serve(
         handshake_timeout: seconds from accept to open, TLS included; the wait for its place is not.
         max_connections: open at a time; one more is answered 503.
         max_handshakes: under way at a time; more wait in the system's queue, until one of these has
-            sent no whole request for a second, and has to make way.
+            to make way: see `_places`.
         admission: who asks for a WebSocket waits for its place, or is answered 503 with a
             Retry-After; None: everybody comes in at once.
+        until_admitted: a handshake is over when the handler calls `Connection.admit`, not before.
+        barred_for: of a host and a path: seconds for which it isn't heard there, and answered 429 with a
+            Retry-After; 0.0: it is heard.
         ssl_context: for TLS.
         task_status: gets the addresses once they take connections.
 
@@ -100,8 +103,10 @@ async def serve(
         max_message_bytes=max_message_bytes,
         handshake_timeout=handshake_timeout,
         max_connections=max_connections,
-        handshakes=trio.Semaphore(max_handshakes, max_value=max_handshakes),
+        places=HandshakePlaces(max_handshakes),
         admission=admission,
+        until_admitted=until_admitted,
+        barred_for=barred_for,
         ssl_context=ssl_context,
     )
     async with trio.open_nursery() as nursery:
@@ -119,13 +124,13 @@ class _Server:
     max_message_bytes: int
     handshake_timeout: float
     max_connections: int
-    handshakes: trio.Semaphore
+    places: HandshakePlaces
     admission: Admission | None
+    until_admitted: bool
+    barred_for: Callable[[str, str], float]
     ssl_context: ssl.SSLContext | None
     open_connections: int = field(default=0, init=False)
     """Those that wait for their place included."""
-    unheard: dict[trio.CancelScope, float] = field(factory=dict, init=False)
-    """Those of which no whole request was heard yet, and since when; the longest waiting first."""
 
     @trio.lowlevel.enable_ki_protection
     async def accept_loop(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -144,55 +149,48 @@ class _Server:
                     continue
                 in_trouble = False
                 try:
+                    network = network_of(tcp.socket.getpeername()[0])
+                except OSError:  # it is gone already
+                    tcp.socket.close()
+                    continue
+                try:
                     # After accept, not before: a listener that only waits must not hold a place
                     # that another one needs.
-                    await self.take_handshake()
+                    place = await self.places.take(network)
                 except BaseException:
                     tcp.socket.close()
                     raise
-                nursery.start_soon(self.run_connection, tcp, nursery)
-
-    async def take_handshake(self) -> None:
-        """A place among those that shake hands; who has said too little for too long makes way for it."""
-        while True:
-            with contextlib.suppress(trio.WouldBlock):
-                self.handshakes.acquire_nowait()
-                return
-            oldest = next(iter(self.unheard), None)
-            silent_until = math.inf if oldest is None else self.unheard[oldest] + PATIENCE
-            with trio.move_on_at(silent_until):
-                await self.handshakes.acquire()
-                return
-            if oldest in self.unheard:
-                del self.unheard[oldest]
-                oldest.cancel()
+                nursery.start_soon(self.run_connection, tcp, place, nursery)
 
     @trio.lowlevel.enable_ki_protection
-    async def run_connection(self, tcp: trio.SocketStream, nursery: trio.Nursery) -> None:
-        with contextlib.ExitStack() as place:
-            place.callback(self.handshakes.release)
-            connection = await self.shake_hands(tcp, place)
-        if connection is None:
-            return
+    async def run_connection(
+        self, tcp: trio.SocketStream, place: HandshakePlace, nursery: trio.Nursery
+    ) -> None:
+        hearing = Hearing(self.places, place)
         try:
-            connection.start(nursery)
-            await self.run_handler(connection)
+            connection = await self.shake_hands(tcp, hearing)
+            if connection is None:
+                return
+            try:
+                if self.until_admitted:
+                    connection.on_admitted = hearing.end
+                else:
+                    hearing.end()
+                connection.start(nursery)
+                await self.run_handler(connection, hearing)
+            finally:
+                self.open_connections -= 1
         finally:
-            self.open_connections -= 1
+            hearing.end()
 
-    async def shake_hands(
-        self, tcp: trio.SocketStream, place: contextlib.ExitStack
-    ) -> Connection | None:
-        """The connection; None if there is none: then the socket is closed and it was logged.
-
-        `place` is closed early where others may be heard meanwhile.
-        """
+    async def shake_hands(self, tcp: trio.SocketStream, hearing: Hearing) -> Connection | None:
+        """The connection; None if there is none: then the socket is closed and it was logged."""
         remote = "?"
         try:
             meter = MeteredStream(tcp)
             remote = str(meter.remote)
             with trio.move_on_after(self.handshake_timeout) as deadline:
-                return await self._shake_hands(meter, place, deadline)
+                return await self._shake_hands(meter, hearing, deadline)
             log.info("handshake_timed_out", remote=remote, timeout=self.handshake_timeout)
         except (trio.BrokenResourceError, ConnectionLost, OSError) as exc:
             log.info("handshake_failed", remote=remote, reason=str(exc.__cause__ or exc))
@@ -201,7 +199,7 @@ class _Server:
         return None
 
     async def _shake_hands(
-        self, meter: MeteredStream, place: contextlib.ExitStack, deadline: trio.CancelScope
+        self, meter: MeteredStream, hearing: Hearing, deadline: trio.CancelScope
     ) -> Connection | None:
         counted = accepted = False
         try:
@@ -214,19 +212,15 @@ class _Server:
                 subprotocol=self.subprotocol,
                 secure=self.ssl_context is not None,
             )
-            with trio.CancelScope() as unheard:
-                self.unheard[unheard] = trio.current_time()
-                try:
-                    stream, verdict = await self._hear_request(meter, reader)
-                finally:
-                    self.unheard.pop(unheard, None)
+            with hearing.listen() as unheard:
+                stream, verdict = await self._hear_request(meter, reader)
             if unheard.cancelled_caught:
                 raise ConnectionLost(
                     "it was slow to say what it wants, and had to make way for others"
                 )
             wait = 0.0
             if isinstance(verdict, Upgrade):
-                wait, refusal = self._find_place()
+                wait, refusal = self._find_place(meter.remote.host, verdict.path)
                 verdict = refusal or verdict
             if isinstance(verdict, Refusal):
                 log.info(
@@ -240,9 +234,8 @@ class _Server:
             self.open_connections += 1  # before the next await: another handshake looks at it
             counted = True
             if wait:
-                place.close()  # who waits here costs nothing, and others can be told at once
                 deadline.deadline += wait
-                await trio.sleep(wait)
+                await hearing.interrupt(wait)
             connection = Connection(
                 meter,
                 stream,
@@ -277,8 +270,12 @@ class _Server:
             pass
         return stream, verdict
 
-    def _find_place(self) -> tuple[float, Refusal | None]:
+    def _find_place(self, host: str, path: str) -> tuple[float, Refusal | None]:
         """Seconds until there is a place for one more WebSocket, or why there is none."""
+        if (barred := self.barred_for(host, path)) > 0.0:
+            return 0.0, Refusal(
+                429, "too many credentials from this address were wrong", _retry_after(barred)
+            )
         if self.open_connections >= self.max_connections:
             return 0.0, Refusal(503, "too many connections", (("Retry-After", "10"),))
         if self.admission is None:
@@ -286,17 +283,23 @@ class _Server:
         answer = self.admission.ask(trio.current_time())
         if isinstance(answer, Place):
             return answer.wait, None
-        # In whole seconds (RFC 9110 s. 10.2.3), and not before the time.
-        retry_after = str(math.ceil(answer.retry_after))
-        return 0.0, Refusal(503, "too many at once", (("Retry-After", retry_after),))
+        return 0.0, Refusal(503, "too many at once", _retry_after(answer.retry_after))
 
-    async def run_handler(self, connection: Connection) -> None:
+    async def run_handler(self, connection: Connection, hearing: Hearing) -> None:
         """Run the handler to its end, and close the connection with the code that fits that end."""
         code, reason = 1001, "the server is going away"  # the handler was cancelled
         try:
             try:
-                await self.handler(connection)
+                with hearing.listen() as unheard:
+                    await self.handler(connection)
                 code, reason = 1000, ""
+                if unheard.cancelled_caught:
+                    log.info(
+                        "handshake_failed",
+                        remote=connection.remote,
+                        reason="it was slow to say who it is, and had to make way for others",
+                    )
+                    code, reason = 1013, "others are waiting"  # "try again later" (IANA)
             except BaseExceptionGroup as group:
                 failures, rest = group.split(Exception)
                 if failures is not None:
@@ -307,6 +310,11 @@ class _Server:
                 code, reason = _close_code_for(exc, connection)
         finally:
             await connection.aclose(code, reason, timeout=CLOSE_TIMEOUT)
+
+
+def _retry_after(seconds: float) -> tuple[tuple[str, str], ...]:
+    """The header: in whole seconds (RFC 9110 s. 10.2.3), and not before the time."""
+    return (("Retry-After", str(math.ceil(seconds))),)
 
 
 def _close_code_for(error: Exception, connection: Connection) -> tuple[int, str]:

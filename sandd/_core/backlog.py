@@ -1,0 +1,70 @@
+"""What may wait for one link without credit for its bytes: control frames and messages, shared by their senders.
+
+Sans-IO. Credit bounds the bytes of streams. An Attach, an End or a message on OPS and EVENTS has none that counts
+bytes, so a sender that says more of them than a slow line takes would fill the link of whoever is at its other end. So
+each sender may have as much waiting as is left free: alone it has half, two have a third each, and whatever they
+do there is room for one more. Who goes beyond that is refused, and the link and all others stand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field, frozen
+
+from sandd import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+BACKLOG_BYTES: Final = 48 * wire.MIB
+"""All senders together. The link is given up at `scheduler.MAX_CONTROL_BACKLOG`: what is between the two is for what
+the controller itself has to say, of daemons that come and go."""
+
+
+@define(eq=False)
+class Backlog:
+    """Bytes that wait for one link, by whom they are from."""
+
+    limit: int = BACKLOG_BYTES
+    waiting: int = 0
+    """Of all senders."""
+    _by_sender: dict[Hashable, int] = field(factory=dict)
+
+    def share(self, sender: Hashable) -> Share:
+        """That sender's."""
+        return Share(self, sender)
+
+    def of(self, sender: Hashable) -> int:
+        """Bytes of that sender that wait."""
+        return self._by_sender.get(sender, 0)
+
+    def add(self, sender: Hashable, size: int) -> None:
+        """So many more of its bytes wait; fewer, where negative."""
+        self.waiting += size
+        own = self._by_sender.get(sender, 0) + size
+        if own:
+            self._by_sender[sender] = own
+        else:  # who has nothing waiting costs nothing
+            self._by_sender.pop(sender, None)
+
+
+@frozen
+class Share:
+    """One sender's part of a link's backlog."""
+
+    backlog: Backlog
+    sender: Hashable
+
+    def has_room(self, size: int) -> bool:
+        """Whether the sender may have so many more bytes waiting."""
+        backlog = self.backlog
+        return backlog.of(self.sender) + size <= backlog.limit - backlog.waiting - size
+
+    def add(self, size: int) -> None:
+        """So many more wait, whether there is room or not."""
+        self.backlog.add(self.sender, size)
+
+    def remove(self, size: int) -> None:
+        """So many have gone."""
+        self.backlog.add(self.sender, -size)

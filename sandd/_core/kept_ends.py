@@ -1,0 +1,72 @@
+"""Ends that are to be said, or said again, to daemons: the latest, bounded, and shared by who said them.
+
+Sans-IO. Nobody confirms an End; saying one twice is harmless. Beyond the bound the oldest goes of whoever has most, so
+nobody can push out another's by saying many; the job's lease ends what was forgotten here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, TypeAlias
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from sandd import wire
+
+Key: TypeAlias = tuple[str, str, str, str]
+
+
+@define
+class KeptEnds:
+    """At most so many; one for each job and client."""
+
+    limit: int
+    version: int = 0
+    """Rises whenever they change."""
+    _by_sender: dict[Hashable, OrderedDict[Key, wire.End]] = field(factory=dict)
+    """The oldest of each is its first."""
+    _senders: OrderedDict[Key, Hashable] = field(factory=OrderedDict)
+    """All of them, the oldest first."""
+
+    def __len__(self) -> int:
+        return len(self._senders)
+
+    def all(self) -> list[tuple[wire.End, Hashable]]:
+        """Each with who said it, the oldest first."""
+        return [(self._by_sender[sender][key], sender) for key, sender in self._senders.items()]
+
+    def keep(self, end: wire.End, sender: Hashable) -> None:
+        """One more, or one that is said again."""
+        key = (end.daemon_id, end.tenant, end.job_id, end.client)
+        if key in self._senders:
+            ends = self._by_sender[self._senders[key]]
+            if ends[key] == end:
+                return
+            self._drop(key)
+        self._senders[key] = sender
+        self._by_sender.setdefault(sender, OrderedDict())[key] = end
+        self.version += 1
+        if len(self._senders) > self.limit:
+            most = max(self._by_sender.values(), key=len)
+            self._drop(next(iter(most)))
+
+    def take(self, daemon_id: str) -> list[tuple[wire.End, Hashable]]:
+        """Those for this daemon, which are kept no more."""
+        return [self._drop(key) for key in [key for key in self._senders if key[0] == daemon_id]]
+
+    def drop(self, tenant: str, job_id: str) -> None:
+        """Forget those for a job."""
+        for key in [key for key in self._senders if (key[1], key[2]) == (tenant, job_id)]:
+            self._drop(key)
+
+    def _drop(self, key: Key) -> tuple[wire.End, Hashable]:
+        sender = self._senders.pop(key)
+        ends = self._by_sender[sender]
+        end = ends.pop(key)
+        if not ends:
+            del self._by_sender[sender]
+        self.version += 1
+        return end, sender
