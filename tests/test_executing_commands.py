@@ -124,10 +124,23 @@ def line_of(process: subprocess.Popen[bytes]) -> bytes:
         pytest.param(["--", "sh", "-c", "kill -TERM $$"], 143, b"", id="killed"),
         pytest.param(["--", "/no/such"], 127, b"'/no/such'", id="not-found"),
         pytest.param(["--", "/etc/passwd"], 126, b"'/etc/passwd'", id="not-executable"),
-        pytest.param(["-w", "/no/such", "--", "ls"], 125, b"'/no/such'", id="no-directory"),
-        pytest.param(["--timeout", "0.2", "--", "sleep", "60"], 124, b"ran out of time", id="late"),
         pytest.param(
-            ["--idle-timeout", "0.2", "--", "sleep", "60"], 124, b"ran out of time", id="silent"
+            ["-w", "/no/such", "--", "ls"],
+            125,
+            b"-w /no/such: it can't be the working",
+            id="no-directory",
+        ),
+        pytest.param(
+            ["--timeout", "0.2", "--", "sleep", "60"],
+            124,
+            b"it ran for 0.2 s (--timeout)",
+            id="late",
+        ),
+        pytest.param(
+            ["--idle-timeout", "0.2", "--", "sleep", "60"],
+            124,
+            b"nothing for 0.2 s (--idle-timeout)",
+            id="silent",
         ),
         pytest.param(["-t", "--", "ls"], 125, b"stdin is not a terminal", id="no-terminal"),
     ],

@@ -259,6 +259,21 @@ async def test_nobody_there_is_told_in_time() -> None:
     assert isinstance(caught.value, sandd.ControllerUnreachable)
 
 
+async def test_who_dials_where_others_belong_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon at the operators' end, which ends, and an operator at the daemons'."""
+    async with hosted() as host:
+        wrong = host.url.replace(wire.DAEMON_PATH, wire.OPERATOR_PATH)
+        async with open_daemon(wrong, "w") as daemon:
+            assert await daemon.wait() not in (0, None)
+            assert "daemons dial in at /ws, and /operator is for operators" in daemon.log
+        monkeypatch.setattr("sandd.controller._urls", lambda url: (url, url))
+        with pytest.raises(
+            sandd.RequestRefused, match="operators dial in at /operator, and /ws is"
+        ):
+            async with sandd.connect_controller(host.url, token=TOKEN):
+                pytest.fail("it was let in")
+
+
 async def test_empty_tokens_are_refused() -> None:
     """Of either end; leaving it out is the way to say none."""
     with pytest.raises(sandd.ConfigurationError, match="operator_token is empty"):

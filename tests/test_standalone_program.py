@@ -31,6 +31,7 @@ from daemons import daemon_environment, running_daemon
 from process_tools import linux_only, posix_only, until_sync
 
 import sandd
+from sandd._core.controller_state import default_state_dir, open_controller_state
 from sandd.standalone.options import ControllerOptions
 from sandd.standalone.program import Program
 
@@ -262,6 +263,23 @@ def test_who_comes_second_is_told(by_state: bool, tmp_path: Path) -> None:
         assert controller.run_command("ps").returncode == 0
 
 
+@linux_only
+def test_a_second_one_on_the_port_of_the_first_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a directory that nobody has named."""
+    home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    with open_controller_state(default_state_dir(4321)):
+        done = run_controller("--port", "4321", **home)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == (
+        "sandd controller: error: a controller of yours runs on port 4321 already ('sandd ps' shows its "
+        "daemons); another one needs another --port\n"
+    )
+
+
 def test_a_host_or_a_directory_that_can_not_be(tmp_path: Path) -> None:
     """One line each."""
     state = ["--state-dir", str(tmp_path)]
@@ -388,12 +406,8 @@ def test_a_reload_changes_the_log_and_names_what_it_can_not_change(tmp_path: Pat
 
 
 @linux_only
-def test_nohup_is_heeded(tmp_path: Path) -> None:
-    """Whoever starts it with SIGHUP ignored wants it to live on."""
-    with started(home=tmp_path) as process:
-        read_ready(process)
-        assert handles(process.pid, signal.SIGHUP)
-    (tmp_path / "log").unlink()
+def test_under_nohup_it_reloads_as_well(tmp_path: Path) -> None:
+    """Whoever starts it with SIGHUP ignored wants it to live on, and so it does."""
     command = f"trap '' HUP; exec {shlex.quote(sys.executable)} -m sandd controller --port 0"
     with subprocess.Popen(
         ["sh", "-c", command],
@@ -404,7 +418,8 @@ def test_nohup_is_heeded(tmp_path: Path) -> None:
     ) as process:
         try:
             read_ready(process)
-            assert not handles(process.pid, signal.SIGHUP)
+            process.send_signal(signal.SIGHUP)
+            next_line(process, "reloaded", file="stderr")
         finally:
             process.terminate()
             process.communicate(timeout=SECONDS)

@@ -322,6 +322,11 @@ class LocalService(Service):
             await self._write_ends(self._ends)
 
 
+MOST_WAIT_SECONDS: Final = 2.0
+"""Of operators, before they dial again: people and scripts wait for them, and they are few. A thousand of them are
+five hundred dials in a second while nobody answers; once somebody does, no more than it lets in."""
+
+
 class RemoteService(Service):
     """A connection to a controller in another process, made again whenever it breaks."""
 
@@ -333,7 +338,7 @@ class RemoteService(Service):
         self._connect_timeout = connect_timeout
         self.directory = Directory()
         self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
-        self._dialer = Dialer(url, self._remote, Backoff())
+        self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS))
 
     @property
     def address(self) -> str:

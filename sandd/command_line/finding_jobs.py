@@ -48,7 +48,7 @@ async def find_job(
     try:
         daemon_id, job = _choose(name, jobs, sessions=sessions)
     except NoSuchJob as error:
-        silent = [each for each in daemons if each not in jobs]
+        silent = sorted(each for each in daemons if each not in jobs)
         more = f"\nnot asked, or without an answer: {', '.join(silent)}" if silent else ""
         raise NoSuchJob(f"{error}{more}") from error
     return daemons[daemon_id], job

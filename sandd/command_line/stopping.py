@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
-from sandd._core._errors import SanddError
+from sandd._core._errors import SanddError, SpawnFailed
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.exit_codes import MISUSED, OUR_FAILURE, code_of_error, code_of_signal
 from sandd.command_line.telling import put_bytes
@@ -141,6 +141,12 @@ def _heeded() -> list[signal.Signals]:
         for each in STOP_SIGNALS
         if each.name != "SIGHUP" or signal.getsignal(each) is not signal.SIG_IGN
     ]
+
+
+def check_directory(error: SpawnFailed, cwd: str | None) -> None:
+    """Raise Failure if it was the working directory that was not there, and no program."""
+    if cwd is not None and error.filename == cwd:
+        raise Failure(f"-w {cwd}: it can't be the working directory: {error.strerror}") from error
 
 
 def tell(error: Exception) -> int:

@@ -21,7 +21,7 @@ from sandd.command_line.exit_codes import code_of_status
 from sandd.command_line.outages import minding_outages
 from sandd.command_line.own_streams import CHUNK_BYTES, descriptor_of, read_chunks
 from sandd.command_line.reaching import reach_daemon
-from sandd.command_line.stopping import Failure, run_command
+from sandd.command_line.stopping import Failure, check_directory, run_command
 from sandd.command_line.telling import put_out, say
 from sandd.command_line.writing import CantWrite
 from sandd.terminal.program import run_at_terminal
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
     from sandd.terminal.local import LocalTerminal
 
 _UNEXPECTED_ENDS: Final[Mapping[Outcome, str]] = {
-    Outcome.TIMED_OUT: "it ran out of time",
     Outcome.LEASE_EXPIRED: "nobody held it for so long that its lease passed",
     Outcome.OUT_OF_MEMORY: "its memory was not enough",
     Outcome.LIMIT_EXCEEDED: "it went beyond a limit",
-    Outcome.CANCELLED: "somebody has asked for that",
+    Outcome.CANCELLED: "somebody has asked for that (as 'sandd kill' does), or the daemon was stopped",
 }
 """Why a command was ended that didn't end by itself."""
 
@@ -83,10 +82,9 @@ async def _exec(options: argparse.Namespace, stop: Stop) -> int:
             ) as process:
                 if not options.detach:
                     outages.begun("if it lives, the command goes on there")
-                    return await _Execution(process, stop).run(interactive=options.interactive)
+                    return await _Execution(options, process, stop).run()
         except SpawnFailed as error:
-            if options.cwd is not None and error.filename == options.cwd:
-                raise Failure(str(error)) from error  # it is no program that isn't there
+            check_directory(error, options.cwd)
             raise
         await _tell_begun(f"{daemon.id}/{process.job_id}")
         return 0
@@ -105,21 +103,22 @@ async def _tell_begun(job: str) -> None:
 class _Execution:
     """A command that runs there, and this program's streams."""
 
+    _options: argparse.Namespace
     _process: Process
     _stop: Stop
 
-    async def run(self, *, interactive: bool) -> int:
+    async def run(self) -> int:
         """Until it has ended, and all it wrote has been written here; the exit code."""
         async with open_unwrapping_nursery() as beside:
             beside.start_soon(self._hand_on, self._stop.spare_interrupt())
-            if interactive:
+            if self._options.interactive:
                 beside.start_soon(self._feed)
             async with open_unwrapping_nursery() as outputs:
                 outputs.start_soon(self._copy, self._process.stdout, "stdout")
                 outputs.start_soon(self._copy, self._process.stderr, "stderr")
             status = await self._process.wait()
             beside.cancel_scope.cancel()
-        if (why := describe_end(status)) is not None:
+        if (why := describe_end(status, self._options)) is not None:
             await say(f"sandd: the command was killed: {why}")
         return code_of_status(status)
 
@@ -155,6 +154,13 @@ class _Execution:
         await self._process.signal("INT")
 
 
-def describe_end(status: ExitStatus) -> str | None:
+def describe_end(status: ExitStatus, options: argparse.Namespace) -> str | None:
     """Why it has not ended by itself, nor by a signal that its exit code tells."""
+    if status.outcome is Outcome.TIMED_OUT:
+        total, silent = options.timeout, options.idle_timeout
+        if silent is not None and (total is None or status.duration < total):
+            return f"it wrote nothing for {silent:g} s (--idle-timeout)"
+        if total is not None:
+            return f"it ran for {total:g} s (--timeout)"
+        return "it ran out of time"  # of somebody else's: the daemon's own
     return _UNEXPECTED_ENDS.get(status.outcome)

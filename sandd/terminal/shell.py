@@ -21,7 +21,7 @@ from sandd.command_line.finding_jobs import find_job
 from sandd.command_line.options import LOCAL_ID
 from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
-from sandd.command_line.stopping import Failure
+from sandd.command_line.stopping import Failure, check_directory
 from sandd.terminal.conversation import Conversation, Ending
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
@@ -110,8 +110,7 @@ async def _opened(
         try:
             session = await stack.enter_async_context(opening)
         except SpawnFailed as error:
-            if options.cwd is not None and error.filename == options.cwd:
-                raise Failure(str(error)) from error
+            check_directory(error, options.cwd)
             raise
         except OSError as error:  # of the file alone: what fails on the daemon is a SpawnFailed
             raise Failure(f"--record {options.record}: {error.strerror or error}") from error
