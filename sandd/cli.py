@@ -15,7 +15,7 @@ from sandd.command_line.writing import CantWrite, flush_stdout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -117,7 +117,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
     add_completion_command(commands)
-    for each in commands.choices.values():
+    for each in _parsers_below(commands):
         each.set_defaults(parser=each)  # for complaints: in its words, with its usage
     if with_programs:
         from sandd._core.daemon_options import add_daemon_options
@@ -126,6 +126,17 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
         add_options(controller, __version__)
         add_daemon_options(daemon, __version__)
     return parser
+
+
+def _parsers_below(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> Iterator[argparse.ArgumentParser]:
+    """Those of the commands, and of the commands of these."""
+    for parser in commands.choices.values():
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, type(commands)):
+                yield from _parsers_below(action)
 
 
 def _demo(_: argparse.Namespace) -> int:

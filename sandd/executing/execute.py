@@ -19,11 +19,11 @@ from sandd._core._errors import SpawnFailed
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.exit_codes import code_of_status
 from sandd.command_line.outages import minding_outages
-from sandd.command_line.own_streams import CHUNK_BYTES, descriptor_of, read_chunks
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, check_directory, run_command
 from sandd.command_line.telling import put_out, say
 from sandd.command_line.writing import CantWrite
+from sandd.executing.own_input import CHUNK_BYTES, descriptor_of, read_chunks
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.shell import hold_new_session
 from sandd.wire import Outcome
