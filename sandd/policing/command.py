@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from sandd.command_line.writing import write_text
-from sandd.policing.check import Report
+    from sandd.policing.check import Report
 
 
 def run(options: argparse.Namespace) -> int:
