@@ -274,8 +274,10 @@ def test_a_controller_that_is_started_anew(tmp_path: Path) -> None:
         fifo.write_text("second\n")
         assert process.poll() is None
         with running_controller("--port", str(port), home=home):
-            assert process.communicate(timeout=SECONDS) == (b"second\n", b"")
-            assert process.returncode == 9
+            output, told = process.communicate(timeout=SECONDS)
+            assert (output, process.returncode) == (b"second\n", 9)
+            # That it takes long is told, and nothing else.
+            assert b"sandd:" not in told
 
 
 def test_what_is_begun_and_left(where: Where, tmp_path: Path) -> None:

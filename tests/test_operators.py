@@ -259,6 +259,15 @@ async def test_nobody_there_is_told_in_time() -> None:
     assert isinstance(caught.value, sandd.ControllerUnreachable)
 
 
+def test_an_operator_dials_again_soon() -> None:
+    """However long there has been nobody: people wait for it."""
+    service = RemoteService(
+        "ws://h:1/operator", daemon_url="ws://h:1/ws", token=None, name="x", connect_timeout=1
+    )
+    backoff = service._dialer.backoff
+    assert max(backoff.after_failure(None) for _ in range(50)) <= 2.0
+
+
 async def test_who_dials_where_others_belong_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon at the operators' end, which ends, and an operator at the daemons'."""
     async with hosted() as host:
