@@ -79,6 +79,13 @@ class Controller(Wrapper[Inner]):
         """
         return self._inner.url
 
+    @property
+    def ca_pin(self) -> str | None:
+        """``sha256:HEX``, what the CA behind this controller's certificate is known by; None if that is not its own."""
+        return self._inner.ca_pin
+
+    reload_tls = calls(Inner.reload_tls)
+
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
         """The daemons, online or away, that have all of `labels` and whose id matches the glob, by id."""
         return [Daemon(self._thread, each) for each in self._inner.daemons(labels, match=match)]

@@ -80,6 +80,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     """The command line's grammar; of ``daemon`` and ``controller``, which read their own, only `with_programs`."""
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
+    from sandd.certificates.options import add_ca_command
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
     from sandd.executing.options import add_exec_command
@@ -116,6 +117,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     daemon = commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
+    add_ca_command(commands)
     add_completion_command(commands)
     for each in _parsers_below(commands):
         each.set_defaults(parser=each)  # for complaints: in its words, with its usage

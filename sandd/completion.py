@@ -110,11 +110,12 @@ def _ask(
     import trio
 
     from sandd.command_line.connecting import open_connection
+    from sandd.command_line.options import add_controller_options
 
-    given = argparse.Namespace(
-        controller=getattr(options, "controller", None),
-        token_file=getattr(options, "token_file", None),
-    )
+    # Of a command line that is not complete yet, some have no value.
+    defaults = argparse.ArgumentParser()
+    add_controller_options(defaults)
+    given = argparse.Namespace(**(vars(defaults.parse_args([])) | vars(options)))
 
     async def ask() -> list[str]:
         with trio.move_on_after(ASKING_SECONDS):

@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import trio
 from attrs import frozen
 
 from sandd import wire
+from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
+from sandd._core.arguments import check_count, check_number, check_path, check_text
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
+from sandd._core.dialer import shown_url
 from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
+from sandd._core.logs import get_logger
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
 from sandd._core.policy.tenants import TenantPolicies
@@ -36,17 +40,28 @@ from sandd._core.rate_limits.job_starts import RateLimits
 from sandd._core.rate_limits.rates import Rate
 from sandd._core.services import LocalService, RemoteService, Service
 from sandd._core.session_handle import Session
+from sandd._core.tls.files import DIRECTORY, AuthorityFiles
+from sandd._core.tls.pins import read_pins
+from sandd._core.tls.plain import leaves_in_the_clear
+from sandd._core.tls.trust import Trust
+from sandd._core.tls.trust_options import TrustOptions
 from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
+    from sandd._core.tls.contexts import ClientCertificates
+    from sandd._core.tls.renewal import LiveCertificates
+
+    Tls: TypeAlias = Literal["auto"] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None
+
+log = get_logger("controller")
 
 __all__ = [
     "Controller",
@@ -69,6 +84,8 @@ __all__ = [
 
 MOST_HANDSHAKES_PER_SECOND: Final = 100_000
 """Far beyond what one processor can do: a bound on arithmetic only."""
+MOST_AT_ONCE: Final = 1_000_000
+"""Daemons that run a broadcast at the same time, where nobody bounds it: more than there are."""
 DEFAULT_PORT: Final = 8765
 
 
@@ -90,6 +107,8 @@ class ControllerStatistics:
     loop_lag: float
     """Seconds that the event loop was late at the last look: much more than 0.01 means that something in
     this program blocks it."""
+    certificate_failures: int = 0
+    """Times that a new certificate could not be used, and the old one stayed."""
 
 
 @protected_context
@@ -101,6 +120,9 @@ async def open_controller(
     operator_token: str | bytes | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     policy: str | os.PathLike[str] | None = None,
+    tls: Tls = None,
+    tls_names: Sequence[str] = (),
+    client_certificates: ClientCertificates = "off",
     insecure: bool = False,
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
@@ -125,10 +147,18 @@ async def open_controller(
             around it doesn't count, there and here.
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
-            ``operator.token``, made for you and used where `operator_token` isn't given, and the jobs that are
-            still to be ended on daemons that are away. ``policy/TENANT.toml`` in it is a tenant's policy.
+            ``operator.token``, made for you and used where `operator_token` isn't given, the jobs that are
+            still to be ended on daemons that are away, and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a
+            tenant's policy.
         policy: a TOML file with what may be asked of daemons at all, by this program as well; see
             `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
+        tls: "auto": TLS 1.3 with a certificate of the controller's own CA, which it makes, keeps in the state directory
+            (without one it is of this run alone), and renews; daemons and operators know it by `Controller.ca_pin`. A
+            pair of files in PEM, certificate and key: these, read again when they change. None: no TLS.
+        tls_names: host names and addresses that the controller is dialled by, beside `host`, this machine's name and
+            those of loopback; for "auto".
+        client_certificates: "optional" or "required": whoever dials in is asked for a certificate of the controller's
+            own CA (``sandd ca issue``).
         insecure: take daemons from anywhere without a token.
         heartbeat: seconds of silence after which daemons ping, 0.05 to 3,600.
         dead_after: seconds without a word from a daemon until its connection is given up; above
@@ -141,11 +171,20 @@ async def open_controller(
 
     Raises:
         OSError: the address can't be listened on.
-        ConfigurationError: an argument makes no sense; or the state directory, or a policy, can't be used, or is
-            in use.
+        ConfigurationError: an argument makes no sense; the state directory can't be used, or is in use; or a
+            policy or a certificate can't be used.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
+    with _refusing_nonsense():
+        check_text("host", host, what="an address to listen on, such as '127.0.0.1' or '0.0.0.0'")
+        check_count("port", port, lowest=0, most=65535, what="the number of a port, 0 to 65535")
+        check_number("heartbeat", heartbeat)
+        check_number("dead_after", dead_after)
+        check_number(
+            "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
+        )
+        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -159,14 +198,17 @@ async def open_controller(
         )
     with ExitStack() as stack:
         state = None
-        if state_dir is not None:
-            state = stack.enter_context(open_controller_state(Path(state_dir)))
+        if state_path is not None:
+            state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
         policies = TenantPolicies(
             file=None if policy is None else Path(policy),
             directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
         )
         await trio.to_thread.run_sync(policies.read)
+        certificates = await _open_certificates(
+            stack, tls, host, tls_names, client_certificates, state_dir
+        )
         service = LocalService(
             host=host,
             port=port,
@@ -179,6 +221,7 @@ async def open_controller(
             rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
             policies=policies,
+            certificates=certificates,
         )
         async with _running(service) as controller:
             yield controller
@@ -186,7 +229,15 @@ async def open_controller(
 
 @protected_context
 async def connect_controller(
-    url: str, *, token: str | bytes | None = None, connect_timeout: float = 10.0
+    url: str,
+    *,
+    token: str | bytes | None = None,
+    ca_pin: str | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    client_certificate: str | os.PathLike[str] | None = None,
+    client_key: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+    connect_timeout: float = 10.0,
 ) -> AsyncIterator[Controller]:
     """A controller in another process, as a `Controller` of this one, while the block lasts.
 
@@ -197,9 +248,16 @@ async def connect_controller(
     where the controller can't be reached then, they end by their leases. An exception of the body comes out as itself.
 
     Args:
-        url: of the controller: ``ws://HOST:PORT``. The port is 8765 where none is named; a path of ``/ws`` or
-            ``/operator`` doesn't matter, any other is that which a proxy has it under.
+        url: of the controller: ``ws://HOST:PORT``, or ``wss://HOST:PORT`` if it speaks TLS. The port is 8765 where none
+            is named; a path of ``/ws`` or ``/operator`` doesn't matter, any other is that which a proxy has it under.
         token: the controller's `operator_token`; white space around it doesn't count.
+        ca_pin: ``sha256:HEX``, what the controller's own CA is known by, see `Controller.ca_pin`; several with commas
+            between them. No other certificate is taken, and nothing is said to whoever has another.
+        ca_file: CA certificates to trust, in PEM. Without this and `ca_pin`: those of this system.
+        client_certificate: what to show to a controller that asks for a certificate, in PEM.
+        client_key: the key to it; None: it is in the same file.
+        insecure: dial a ``ws://`` URL of another machine, where whoever is on the way can read all, and take the
+            controller's place.
         connect_timeout: seconds in which the first connection has to come about.
 
     Raises:
@@ -210,7 +268,19 @@ async def connect_controller(
         ConfigurationError: an argument makes no sense.
     """
     secret = _secret(token, "token", "be refused")
+    with _refusing_nonsense():
+        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_number("connect_timeout", connect_timeout)
     operator_url, daemon_url = _urls(url)
+    trust_options = TrustOptions(
+        pins=() if ca_pin is None else read_pins(ca_pin),
+        ca_file=None if ca_file is None else Path(ca_file),
+        client_certificate=None if client_certificate is None else Path(client_certificate),
+        client_key=None if client_key is None else Path(client_key),
+    )
+    trust = _trust(operator_url, trust_options, insecure=insecure)
+    if trust is not None:
+        await trio.to_thread.run_sync(trust.check)
     if not connect_timeout > 0:
         raise ConfigurationError(f"connect_timeout is {connect_timeout}; it must be above 0")
     service = RemoteService(
@@ -219,6 +289,7 @@ async def connect_controller(
         token=secret,
         name=_own_name(),
         connect_timeout=connect_timeout,
+        trust=trust,
     )
     async with _running(service) as controller:
         yield controller
@@ -240,9 +311,23 @@ async def _running(service: Service) -> AsyncIterator[Controller]:
         service.abandon()
 
 
+@contextmanager
+def _refusing_nonsense() -> Iterator[None]:
+    """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
     if token is None:
         return None
+    if not isinstance(token, str | bytes):  # which is not shown: who knows what it is
+        raise ConfigurationError(
+            f"the {name} is a {type(token).__name__}; it must be the secret itself, a text or bytes "
+            "(of a file that holds it, what its read_text() gives)"
+        )
     # As the daemon does: a file that holds it ends with a newline.
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
@@ -257,14 +342,68 @@ def _urls(url: str) -> tuple[str, str]:
         port = parts.port or DEFAULT_PORT
     except ValueError as error:
         raise ConfigurationError(f"{url!r} is no URL: {error}") from error
-    if parts.scheme != "ws" or not parts.hostname:
-        raise ConfigurationError(f"{url!r} is no URL of a controller; ws://HOST:PORT is")
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ConfigurationError(
+            f"{url!r} is no URL of a controller; ws://HOST:PORT is, and wss://HOST:PORT"
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     path = parts.path.rstrip("/")
     for end in (wire.DAEMON_PATH, wire.OPERATOR_PATH):
         path = path.removesuffix(end)
-    base = f"ws://{host}:{port}{path}"
+    base = f"{parts.scheme}://{host}:{port}{path}"
     return base + wire.OPERATOR_PATH, base + wire.DAEMON_PATH
+
+
+def _trust(url: str, options: TrustOptions, *, insecure: bool) -> Trust | None:
+    """By what the controller is known; None: it speaks no TLS."""
+    if url.startswith("wss:"):
+        return Trust(url, options)
+    if not options.is_empty:
+        raise ConfigurationError(
+            f"a CA pin, a CA file and a client certificate are for TLS, and {shown_url(url)} is not: use wss://"
+        )
+    if leaves_in_the_clear(url):
+        if not insecure:
+            raise ConfigurationError(
+                f"{shown_url(url)} would be dialled without TLS, and whoever is on the way could take the "
+                "controller's place: use wss://, or say insecure=True (--insecure)"
+            )
+        log.warning("connection_is_not_secure", url=shown_url(url))
+    return None
+
+
+async def _open_certificates(
+    stack: ExitStack,
+    tls: Tls,
+    host: str,
+    names: Sequence[str],
+    client_certificates: ClientCertificates,
+    state_dir: str | os.PathLike[str] | None,
+) -> LiveCertificates | None:
+    """What the controller is to serve by; None: no TLS."""
+    directory = None if state_dir is None else Path(state_dir)
+    if tls != "auto" and directory is not None:
+        # Else commands on this machine would dial by it.
+        await trio.to_thread.run_sync(AuthorityFiles(directory / DIRECTORY).withdraw)
+    if tls is None:
+        if names or client_certificates != "off":
+            raise ConfigurationError(
+                'tls_names and client_certificates are for TLS: say tls="auto", or give it files'
+            )
+        return None
+    # Not before: cryptography takes long to load, and is of no use without TLS.
+    from sandd._core.tls.certificates import choose_certificates
+    from sandd._core.tls.renewal import LiveCertificates
+
+    certificates = choose_certificates(
+        tls,
+        host=host,
+        names=names,
+        client_certificates=client_certificates,
+        state_dir=directory,
+        stack=stack,
+    )
+    return await LiveCertificates.load(certificates)
 
 
 def _own_name() -> str:
@@ -311,6 +450,27 @@ class Controller:
         """
         return self._service.url
 
+    @property
+    def ca_pin(self) -> str | None:
+        """``sha256:HEX``, what the CA behind this controller's certificate is known by; None where that is not its own.
+
+        A daemon's option ``--ca-pin``, and `connect_controller`'s `ca_pin`.
+        """
+        return self._service.ca_pin
+
+    async def reload_tls(self) -> bool:
+        """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.
+
+        That happens by itself, within ten seconds, where a file has changed. Without TLS there is nothing to read.
+
+        Raises:
+            RuntimeError: the controller is in another process.
+        """
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so is its certificate")
+        return service.certificates is None or await service.certificates.reload()
+
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
         """The daemons, online or away, that have all of `labels` and whose id matches the glob, by id."""
         entries = self._service.directory.select(labels, match)
@@ -353,6 +513,7 @@ class Controller:
             bytes_received=received,
             bytes_sent=sent,
             loop_lag=self._service.loop_lag,
+            certificate_failures=self._service.certificate_failures,
         )
 
     # -- what it does
@@ -382,9 +543,11 @@ class Controller:
         Returns:
             Daemon id to its result or its error.
         """
-        if concurrency is not None and concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
-        limiter = trio.CapacityLimiter(concurrency or 1_000_000)
+        if concurrency is not None:
+            most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
+            check_count("concurrency", concurrency, lowest=1, most=most, what=what)
+        commands.check(command, **options)
+        limiter = trio.CapacityLimiter(concurrency or MOST_AT_ONCE)
         results: dict[str, CommandResult | SanddError] = {}
         misuse: list[Exception] = []
 

@@ -16,9 +16,11 @@ from sandd.controller import open_controller
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
     from typing import Unpack
 
-    from sandd.controller import RateLimits
+    from sandd._core.tls.contexts import ClientCertificates
+    from sandd.controller import RateLimits, Tls
 
 __all__ = ["Server"]
 
@@ -30,6 +32,9 @@ class ServerOptions(TypedDict, total=False):
     operator_token: str | bytes | None
     state_dir: str | os.PathLike[str] | None
     policy: str | os.PathLike[str] | None
+    tls: Tls
+    tls_names: Sequence[str]
+    client_certificates: ClientCertificates
     insecure: bool
     heartbeat: float
     dead_after: float
@@ -47,8 +52,8 @@ class Server(Client):
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`,
-            `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
+        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`, `tls`, `tls_names`,
+            `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
 
     Raises:
         OSError: the address can't be listened on.

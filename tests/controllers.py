@@ -57,6 +57,11 @@ class ControllerProcess:
         return self.state_dir / "operator.token"
 
     @property
+    def ca_file(self) -> Path:
+        """What they have to trust, where its CA is its own."""
+        return self.state_dir / "tls" / "ca.pem"
+
+    @property
     def log(self) -> str:
         """Everything it wrote to stderr so far."""
         return (self.home / "log").read_text("utf-8", "replace")
@@ -64,10 +69,10 @@ class ControllerProcess:
     @property
     def env(self) -> dict[str, str]:
         """What a command has to have in its environment to find it."""
-        return {
-            "SANDD_CONTROLLER": self.url,
-            "SANDD_OPERATOR_TOKEN_FILE": str(self.token_file),
-        }
+        found = {"SANDD_CONTROLLER": self.url, "SANDD_OPERATOR_TOKEN_FILE": str(self.token_file)}
+        if self.url.startswith("wss:"):
+            found["SANDD_CA_FILE"] = str(self.ca_file)
+        return found
 
     def run_command(
         self, *arguments: str, env: Mapping[str, str] | None = None, **settings: Any
@@ -146,7 +151,7 @@ def read_ready(process: subprocess.Popen[str]) -> str:
     if sys.platform != "win32":
         assert select.select([process.stdout], [], [], SECONDS)[0], "it is not ready in time"
     line = process.stdout.readline()
-    found = re.fullmatch(r"ready (ws://\S+)\n", line)
+    found = re.fullmatch(r"ready (wss?://\S+)\n", line)
     assert found, f"{line!r}, and its exit code is {process.poll()}"
     return found[1]
 

@@ -12,7 +12,7 @@ from daemons import daemon_environment
 from peers import free_port
 
 from sandd._core.controller_state import default_state_dir
-from sandd.command_line.connecting import is_loopback, own_token_file
+from sandd.command_line.connecting import own_token_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,24 +76,6 @@ def test_the_token_of_one_s_own_controller_is_found(
     assert own_token_file("ws://192.0.2.1:8765") is None
     assert own_token_file("ws://controller.example:8765") is None
     assert own_token_file("ws://127.0.0.1:eighty") is None
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [
-        ("127.0.0.1", True),
-        ("127.1.2.3", True),
-        ("::1", True),
-        ("localhost", True),
-        ("localhost.example", False),
-        ("10.0.0.1", False),
-        ("::2", False),
-        ("", False),
-    ],
-)
-def test_what_is_this_machine(host: str, here: bool) -> None:
-    """Only what can be no other: a token of this machine's is for nobody else."""
-    assert is_loopback(host) is here
 
 
 def test_who_is_not_let_in_is_told_what_to_do(

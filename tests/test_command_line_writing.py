@@ -14,7 +14,7 @@ from attrs import frozen
 from controllers import SECONDS, ControllerProcess, running_controller
 from daemons import daemon_environment
 
-from sandd.command_line import writing
+from sandd.command_line import stopping, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,4 +168,4 @@ def test_failures_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
         writing.write("stdout", b"x")
     monkeypatch.setattr(sys, "stderr", None)
     writing.write("stderr", b"x")
-    assert writing.fail("nobody is told", 7) == 7
+    assert stopping.fail("nobody is told", 7) == 7

@@ -9,12 +9,15 @@ import pytest
 from sandd import ConfigurationError
 from sandd._core.daemon_options import DaemonOptions, default_max_running, parse_daemon_options
 from sandd._core.program_options import MAX_TOKEN_BYTES
+from sandd._core.tls.pins import Pin
+from sandd._core.tls.trust_options import TrustOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-URL = "ws://controller:8765/ws"
+URL = "wss://controller:8765/ws"
+PIN = Pin(bytes(range(32)))
 
 
 def parse(*arguments: str, env: Mapping[str, str] | None = None) -> DaemonOptions:
@@ -81,11 +84,11 @@ def test_options_are_taken(tmp_path: Path) -> None:
     assert "s3cret" not in repr(options)
 
 
-@pytest.mark.parametrize("given", ["ws://h:1", "ws://h:1/"])
+@pytest.mark.parametrize("given", ["wss://h:1", "wss://h:1/"])
 def test_a_url_without_a_path_gets_ours(given: str) -> None:
     """Nobody has to remember /ws; another path is left alone."""
-    assert parse("-s", given).server_url == "ws://h:1/ws"
-    assert parse("-s", "ws://h:1/tunnel").server_url == "ws://h:1/tunnel"
+    assert parse("-s", given).server_url == "wss://h:1/ws"
+    assert parse("-s", "wss://h:1/tunnel").server_url == "wss://h:1/tunnel"
 
 
 def test_every_option_is_also_a_variable(tmp_path: Path) -> None:
@@ -114,14 +117,47 @@ def test_every_option_is_also_a_variable(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_known_of_the_controller(tmp_path: Path) -> None:
+    """A pin or CA file and a client certificate, by options, by variables and from the file; the pin in any case."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    by_pin = TrustOptions(pins=(PIN,), client_certificate=certificate, client_key=key)
+    given = ("--client-cert", str(certificate), "--client-key", str(key))
+    assert parse("--ca-pin", str(PIN), *given).trust == by_pin
+    env = {
+        "SANDD_CA_PIN": f"sha256:{PIN.digest.hex().upper()}",
+        "SANDD_CLIENT_CERT": str(certificate),
+        "SANDD_CLIENT_KEY": str(key),
+    }
+    assert parse(env=env).trust == by_pin
+    config = tmp_path / "daemon.toml"
+    config.write_text(f'server_url = "{URL}"\nca_file = "{certificate}"\n')
+    assert parse("--config", str(config)).trust == TrustOptions(ca_file=certificate)
+    assert parse(env={"SANDD_CA_FILE": str(certificate)}).trust == TrustOptions(ca_file=certificate)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "127.9.9.9"])
+def test_on_this_machine_no_tls_is_needed(host: str) -> None:
+    """Nobody else is on the way."""
+    assert parse("-s", f"ws://{host}:1/ws").server_url == f"ws://{host}:1/ws"
+
+
+@pytest.mark.parametrize("host", ["controller", "192.0.2.1", "localhost.example", "[2001:db8::1]"])
+def test_to_another_machine_without_tls_has_to_be_asked_for(host: str) -> None:
+    """Whoever is on the way could command the daemon: what would do is said, and the way out."""
+    text = complaint("-s", f"ws://{host}:1/ws")
+    assert all(word in text for word in (host, "wss://", "--ca-pin", "--insecure"))
+    assert parse("-s", f"ws://{host}:1/ws", "--insecure").insecure
+    assert parse("-s", f"ws://{host}:1/ws", env={"SANDD_INSECURE": "1"}).insecure
+
+
 def test_the_originals_variables_are_understood() -> None:
     """SERVER_URL and DAEMON_ID count where ours are not set."""
-    env = {"SERVER_URL": "ws://theirs/ws", "DAEMON_ID": "theirs"}
+    env = {"SERVER_URL": "wss://theirs/ws", "DAEMON_ID": "theirs"}
     options = parse_daemon_options([], env, prog="p", version="v")
-    assert (options.server_url, options.daemon_id) == ("ws://theirs/ws", "theirs")
-    env |= {"SANDD_SERVER_URL": "ws://ours/ws", "SANDD_DAEMON_ID": "ours"}
+    assert (options.server_url, options.daemon_id) == ("wss://theirs/ws", "theirs")
+    env |= {"SANDD_SERVER_URL": "wss://ours/ws", "SANDD_DAEMON_ID": "ours"}
     options = parse_daemon_options([], env, prog="p", version="v")
-    assert (options.server_url, options.daemon_id) == ("ws://ours/ws", "ours")
+    assert (options.server_url, options.daemon_id) == ("wss://ours/ws", "ours")
 
 
 def test_an_empty_variable_is_not_set() -> None:
@@ -133,13 +169,13 @@ def test_the_command_line_wins_then_the_environment_then_the_file(tmp_path: Path
     """Option by option."""
     config = tmp_path / "daemon.toml"
     config.write_text(
-        'server_url = "ws://file/ws"\ndaemon_id = "file"\nreconnect_max = 1\nlog_level = "error"\n'
+        'server_url = "wss://file/ws"\ndaemon_id = "file"\nreconnect_max = 1\nlog_level = "error"\n'
         'labels = { from = "file", number = 5 }\n'
     )
     env = {"SANDD_DAEMON_ID": "env", "SANDD_RECONNECT_MAX": "2", "SANDD_CONFIG": str(config)}
     options = parse_daemon_options(["--reconnect-max", "3"], env, prog="p", version="v")
     assert options == DaemonOptions(
-        server_url="ws://file/ws",
+        server_url="wss://file/ws",
         daemon_id="env",
         labels={"from": "file", "number": "5"},
         log_level="error",
@@ -214,6 +250,8 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{name}" in text
     for name in ("log-level", "log-format", "reconnect-max", "max-running", "version"):
         assert f"--{name}" in text
+    for name in ("ca-pin", "ca-file", "client-cert", "client-key", "insecure"):
+        assert f"--{name}" in text
     for name in ("spool-quota", "job-spool-quota", "root"):
         assert f"--{name}" in text
     assert "SANDD_SERVER_URL" in text
@@ -286,6 +324,12 @@ def test_a_label_that_cannot_be_is_named(label: str) -> None:
         (["--daemon-id"], ["--daemon-id"]),
         (["--token-file", "/no/such/file"], ["token file", "/no/such/file", "No such file"]),
         (["--token-file", "/"], ["token file", "directory"]),
+        (["--ca-pin", "sha256:12"], ["'sha256:12'", "64 hexadecimal digits"]),
+        (["--ca-pin", "x" * 64], ["CA pin"]),
+        (["--ca-pin", str(PIN), "--ca-file", "x"], ["CA pin", "CA file", "one"]),
+        (["--client-key", "x"], ["client key", "client certificate"]),
+        (["-s", "ws://127.0.0.1", "--ca-pin", str(PIN)], ["--ca-pin", "wss://"]),
+        (["--insecure", "--config", "/dev/null"], ["--server-url"]),
     ],
     ids=lambda value: " ".join(value)[:30],
 )
@@ -317,13 +361,13 @@ def test_an_empty_or_endless_token_is_an_error(tmp_path: Path, content: bytes) -
         (b'server_uri = "x"', "'server_uri'"),
         (b'config = "other"', "'config'"),
         (b"server_url = 5", "'5'"),
-        (b'server_url = "ws://h"\nmax_running = true', "--max-running"),
-        (b'server_url = "ws://h"\nreconnect_max = []', "--reconnect-max"),
-        (b'server_url = "ws://h"\nlabels = 7', "label"),
-        (b'server_url = "ws://h"\nlabels = [1]', "label"),
-        (b'server_url = "ws://h"\nlog_level = {}', "--log-level"),
-        (b'server_url = "ws://h"\ndaemon_id = []', "daemon id"),
-        (b'server_url = "ws://h"\ntoken_file = 5', "token file"),
+        (b'server_url = "wss://h"\nmax_running = true', "--max-running"),
+        (b'server_url = "wss://h"\nreconnect_max = []', "--reconnect-max"),
+        (b'server_url = "wss://h"\nlabels = 7', "label"),
+        (b'server_url = "wss://h"\nlabels = [1]', "label"),
+        (b'server_url = "wss://h"\nlog_level = {}', "--log-level"),
+        (b'server_url = "wss://h"\ndaemon_id = []', "daemon id"),
+        (b'server_url = "wss://h"\ntoken_file = 5', "token file"),
     ],
     ids=repr,
 )

@@ -135,7 +135,7 @@ def test_a_bad_option_is_told_before_the_rest_is_loaded() -> None:
         (["-s", REFUSING, "--config", "/no/such.toml"], {}, "/no/such.toml"),
         (["-s", REFUSING, "--token-file", "/no/such"], {}, "/no/such"),
         (["-s", REFUSING, "--state-dir", "/dev/null/x"], {}, "/dev/null/x"),
-        (["-s", "ws://u:p@h/ws"], {}, "user name"),
+        (["-s", "wss://u:p@h/ws"], {}, "user name"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -273,7 +273,9 @@ async def test_a_daemon_from_beyond_loopback_needs_a_token(insecure: bool) -> No
     with trio.fail_after(LIMIT):
         async with sandd.open_controller("0.0.0.0", 0, insecure=insecure) as controller:
             port = controller.address.rpartition(":")[2]
-            async with open_daemon(f"ws://{host}:{port}/ws") as daemon:
+            url = f"ws://{host}:{port}/ws"
+            async with open_daemon(url, arguments=["--insecure"]) as daemon:
+                assert "connection_is_not_secure" in await daemon.wait_for_log("started")
                 if insecure:
                     worker = await controller.wait_for_daemon("worker-1")
                     assert (await worker.run("echo in")).stdout == "in\n"

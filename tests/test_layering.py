@@ -27,6 +27,7 @@ ROOT = Path(sandd.__file__).parent
 
 CONTROLLER_END = [
     "sandd._core.acceptor",
+    "sandd._core.arguments",
     "sandd._core.asking",
     "sandd._core.commands",
     "sandd._core.controller_state",
@@ -52,6 +53,10 @@ CONTROLLER_END = [
     "sandd._core.services",
     "sandd._core.session_handle",
     "sandd._core.specs",
+    "sandd._core.tls.authority",
+    "sandd._core.tls.certificates",
+    "sandd._core.tls.files",
+    "sandd._core.tls.renewal",
     "sandd.controller",
 ]
 DAEMON_END = [
@@ -123,6 +128,11 @@ LAYERS = {
         "sandd._core.spool",
         "sandd._core.spooled_log",
         "sandd._core.streams",
+        "sandd._core.tls.key_pair",
+        "sandd._core.tls.pins",
+        "sandd._core.tls.plain",
+        "sandd._core.tls.rotation",
+        "sandd._core.tls.trust_options",
         "sandd._core.tombstones",
         "sandd._core.transfers.agenda",
         "sandd._core.transfers.arrivals",
@@ -142,6 +152,8 @@ LAYERS = {
         "sandd._core.pump",
         "sandd._core.sockets",
         "sandd._core.state_directory",
+        "sandd._core.tls.contexts",
+        "sandd._core.tls.trust",
         "sandd._core.transfers.*",
         "sandd._core.transport",
         "sandd._core.transport.*",
@@ -166,11 +178,13 @@ LAYERS = {
         *("sandd._core.bridge", "sandd._core.held_block"),
         *("sandd._core.kept_pieces", "sandd._core.promise"),
         *("sandd._core.aio.*", "sandd.aio"),
-        *("sandd._core.server_files", "sandd._core.server_session", "sandd.client", "sandd.server"),
+        *("sandd._core.server_files", "sandd._core.server_streams", "sandd._core.server_process"),
+        *("sandd._core.server_session", "sandd.client", "sandd.server"),
     ],
     "testing": ["sandd.testing.*"],
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
+        "sandd.certificates.*",
         "sandd.completion",
         "sandd.command_line.*",
         "sandd.copying.*",
@@ -182,10 +196,11 @@ LAYERS = {
         "sandd.terminal.*",
     ],
     "package": [
-        *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.policy"),
+        *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.policy", "sandd._core.tls"),
         *("sandd._core.transfers", "sandd.testing"),
-        *("sandd.command_line", "sandd.copying", "sandd.executing", "sandd.fleet"),
-        *("sandd.forwarding", "sandd.policing", "sandd.standalone", "sandd.terminal"),
+        *("sandd.certificates", "sandd.command_line", "sandd.copying", "sandd.executing"),
+        *("sandd.fleet", "sandd.forwarding", "sandd.policing", "sandd.standalone"),
+        "sandd.terminal",
     ],
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""

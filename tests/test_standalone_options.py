@@ -60,6 +60,8 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         *("--operator-token-file", token, "--insecure", "--heartbeat", "1.5", "--dead-after", "4"),
         *("--max-handshakes-per-second", "5", "--log-level", "DEBUG", "--log-format", "json"),
         *("--rate-limits", "operator=10:50,daemon=0.5"),
+        *("--tls", "auto", "--tls-name", "a.example", "--tls-name", "192.0.2.1"),
+        *("--client-certificates", "Optional"),
     )
     assert options == ControllerOptions(
         host="::1",
@@ -74,6 +76,9 @@ def test_options_are_taken(token: str, tmp_path: Path) -> None:
         dead_after=4.0,
         max_handshakes_per_second=5.0,
         rate_limits=RateLimits(operator=Rate(10.0, 50), daemon=Rate(0.5, 1)),
+        tls="auto",
+        tls_names=("a.example", "192.0.2.1"),
+        client_certificates="optional",
         log_level="debug",
         log_format="json",
     )
@@ -108,6 +113,24 @@ def test_rate_limits_are_a_text_or_a_table(tmp_path: Path) -> None:
     env = {"SANDD_CONTROLLER_RATE_LIMITS": "operator=10, tenant=2.5:5"}
     assert parse(env=env).rate_limits == limits
     assert parse("--rate-limits", "daemon=1", env=env).rate_limits == RateLimits(daemon=Rate(1.0))
+
+
+def test_certificates_may_be_files_of_one_s_own(tmp_path: Path) -> None:
+    """From options, variables and the file alike; a list of names may have commas, or be one."""
+    pair = (tmp_path / "cert", tmp_path / "key")
+    assert parse("--tls-cert", str(pair[0]), "--tls-key", str(pair[1])).tls == pair
+    env = {
+        "SANDD_CONTROLLER_TLS_CERT": str(pair[0]),
+        "SANDD_CONTROLLER_TLS_KEY": str(pair[1]),
+        "SANDD_CONTROLLER_CLIENT_CERTIFICATES": "required",
+    }
+    assert parse(env=env) == ControllerOptions(tls=pair, client_certificates="required")
+    named = {"SANDD_CONTROLLER_TLS": "auto", "SANDD_CONTROLLER_TLS_NAME": "a, b"}
+    assert parse(env=named).tls_names == ("a", "b")
+    config = tmp_path / "controller.toml"
+    config.write_text('tls = "auto"\ntls_name = ["a", "b"]\n')
+    assert parse("--config", str(config)) == ControllerOptions(tls="auto", tls_names=("a", "b"))
+    assert parse("--tls", "off").tls is None
 
 
 def test_every_option_is_also_a_variable() -> None:
@@ -162,6 +185,13 @@ def test_what_a_reload_can_not_change_is_known() -> None:
         (["--heartbeat", "3601"], ["--heartbeat", "at most 3600"]),
         (["--heartbeat", "45"], ["--heartbeat (45) must be below --dead-after (45)"]),
         (["--dead-after", "7201"], ["--dead-after"]),
+        (["--tls", "on"], ["--tls", "'on'", "auto"]),
+        (["--tls", "auto", "--tls-cert", "x"], ["--tls auto", "--tls-cert"]),
+        (["--tls-cert", "x"], ["--tls-cert", "--tls-key"]),
+        (["--tls-key", "x"], ["--tls-cert", "--tls-key"]),
+        (["--tls-name", "x"], ["--tls-name", "--tls auto"]),
+        (["--client-certificates", "optional"], ["--client-certificates", "--tls auto"]),
+        (["--tls", "auto", "--client-certificates", "x"], ["--client-certificates", "'x'"]),
         (["--max-handshakes-per-second", "0"], ["--max-handshakes-per-second"]),
         (["--rate-limits", "10"], ["--rate-limits", "'10'", "SCOPE=N[:BURST]"]),
         (["--rate-limits", "robot=1"], ["--rate-limits", "'robot'", "operator, tenant, daemon"]),

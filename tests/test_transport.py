@@ -30,6 +30,7 @@ from trio.testing import check_half_closeable_stream
 from wsproto import ConnectionType, WSConnection
 
 from sandd._core._errors import ConfigurationError, ConnectionLost
+from sandd._core.tls.contexts import server_tls
 from sandd._core.transport import Connection, ListenAddress, connect, serve
 from sandd._core.transport._streams import NOTSENT_LOWAT, Address, MeteredStream
 
@@ -127,11 +128,10 @@ async def test_messages_are_not_sent_without_waiting_where_that_would_hurt() -> 
 
 async def test_messages_over_tls() -> None:
     """wss:// carries the same, and a certificate nobody vouches for is named as the reason."""
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_context.load_cert_chain(CERTIFICATE)
+    presented = server_tls(CERTIFICATE, CERTIFICATE)
     trusting = ssl.create_default_context(cafile=CERTIFICATE)
     with trio.fail_after(30):
-        async with serving(ssl_context=server_context) as address:
+        async with serving(tls=lambda: presented) as address:
             url = f"wss://127.0.0.1:{address.port}/ws"
             async with connect(url, ssl_context=trusting, **OPTIONS) as connection:
                 assert not connection.send_message_nowait(b"x")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from raw_peer import (
 
 from sandd._core._errors import ConnectionLost
 from sandd._core.admission import LONGEST_WAIT, Admission
+from sandd._core.tls.contexts import server_tls
 from sandd._core.transport import connect
 
 if TYPE_CHECKING:
@@ -262,10 +262,9 @@ async def test_stray_head_request_gets_no_body() -> None:
 
 async def test_garbage_instead_of_tls_is_let_go(caplog: pytest.LogCaptureFixture) -> None:
     """A TLS port tells who speaks HTTP, and closes on everything else; in time, logged once."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
+    presented = server_tls(CERTIFICATE, CERTIFICATE)
     with trio.fail_after(30):
-        async with serving(ssl_context=context, handshake_timeout=0.2) as address:
+        async with serving(tls=lambda: presented, handshake_timeout=0.2) as address:
             for garbage, event, answer in (
                 (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "handshake_refused", "over TLS"),
                 (b"SSH-2.0-OpenSSH_9.2p1\r\n", "handshake_failed", ""),

@@ -14,12 +14,17 @@ from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
     Parser,
     add_common_options,
+    add_trust_options,
     gather,
+    read_boolean,
     read_log_format,
     read_log_level,
     read_number,
     read_token,
+    read_trust,
 )
+from sandd._core.tls.plain import leaves_in_the_clear
+from sandd._core.tls.trust_options import TrustOptions
 from sandd.wire import MIB
 
 if TYPE_CHECKING:
@@ -59,6 +64,10 @@ class DaemonOptions:
     """The directory that a client's paths are confined to; None: whatever the daemon's user may reach."""
     policy: Path | None = None
     """A file with what may be asked for; None: anything."""
+    trust: TrustOptions = Factory(TrustOptions)
+    """By what the controller is known, and what is presented to it, where the URL is wss://."""
+    insecure: bool = False
+    """A ws:// URL of another machine is dialled all the same."""
 
 
 # option -> environment variables; the first that is set counts
@@ -67,6 +76,11 @@ _VARIABLES: Final = {
     "daemon_id": ("SANDD_DAEMON_ID", "DAEMON_ID"),
     "labels": ("SANDD_LABELS",),
     "token_file": ("SANDD_TOKEN_FILE",),
+    "ca_pin": ("SANDD_CA_PIN",),
+    "ca_file": ("SANDD_CA_FILE",),
+    "client_cert": ("SANDD_CLIENT_CERT",),
+    "client_key": ("SANDD_CLIENT_KEY",),
+    "insecure": ("SANDD_INSECURE",),
     "state_dir": ("SANDD_STATE_DIR",),
     "root": ("SANDD_ROOT",),
     "policy": ("SANDD_POLICY",),
@@ -115,6 +129,14 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
     )
     parser.add_argument(
         "--token-file", metavar="FILE", help="file that holds the token the controller asks for"
+    )
+    add_trust_options(parser)
+    parser.add_argument(
+        "--insecure",
+        action="store_const",
+        const=True,
+        help="dial a ws:// URL of another machine, without TLS: whoever is on the way can read all, and command "
+        "this daemon",
     )
     parser.add_argument("--state-dir", metavar="DIR", help="directory of this daemon's own")
     parser.add_argument(
@@ -167,6 +189,17 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         raise ConfigurationError(
             f"--server-url {url!r} is not usable: it must look like ws://HOST:PORT/ws or wss://..."
         )
+    trust = read_trust(given)
+    if parts.scheme == "ws" and not trust.is_empty:
+        raise ConfigurationError(
+            f"--ca-pin, --ca-file and --client-cert are for TLS, and --server-url {url!r} is not: use wss://"
+        )
+    insecure = read_boolean("--insecure", given.get("insecure", False))
+    if leaves_in_the_clear(url) and not insecure:
+        raise ConfigurationError(
+            f"--server-url {url!r} would be dialled without TLS, and whoever is on the way could command this "
+            "daemon: use wss:// (with --ca-pin, for a controller with --tls auto), or say --insecure"
+        )
     if parts.path in ("", "/"):
         url = parts._replace(path="/ws").geturl()
     daemon_id = given.get("daemon_id")
@@ -185,6 +218,8 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         daemon_id=None if daemon_id is None else str(daemon_id),
         labels=labels,
         token=None if token_file is None else read_token(Path(str(token_file))),
+        trust=trust,
+        insecure=insecure,
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
         policy=None if policy is None else Path(str(policy)),

@@ -16,7 +16,7 @@ import trio
 from sandd._core._errors import ConfigurationError
 from sandd._core.daemon_end import DaemonEnd
 from sandd._core.daemon_options import DaemonOptions, default_max_running
-from sandd._core.dialer import Dialer
+from sandd._core.dialer import Dialer, shown_url
 from sandd._core.file_requests import FileRequests
 from sandd._core.files.confined_roots import open_root
 from sandd._core.jobs import JobTable
@@ -32,6 +32,8 @@ from sandd._core.runner import JobRunner
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
+from sandd._core.tls.plain import leaves_in_the_clear
+from sandd._core.tls.trust import Trust
 from sandd._core.transfer_requests import TransferRequests
 from sandd._core.transfers.partials import Partials
 
@@ -59,7 +61,8 @@ async def run_daemon(
     """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
 
     Raises:
-        ConfigurationError: the state directory, the root or the policy can't be used. Nothing was started.
+        ConfigurationError: the state directory, the root, the policy or a certificate can't be used. Nothing was
+            started.
         AuthenticationFailed: the controller refused our credentials.
         RequestRefused: the controller will never take this daemon as it is.
     """
@@ -113,7 +116,8 @@ async def run_daemon(
                     ancestors=ancestors,
                 )
                 end = DaemonEnd(identity, options.token, runner)
-                dialer = Dialer(options.server_url, end, Backoff(maximum=options.reconnect_max))
+                backoff = Backoff(maximum=options.reconnect_max)
+                dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
@@ -154,6 +158,21 @@ def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:
                         f"--policy {name!r} grants files in {grant}, which is not beneath --root {options.root}"
                     )
         return open_gate(policy), policy
+
+
+def _trust(options: DaemonOptions, directory: Path) -> Trust | None:
+    """By what the controller is known; None where no TLS is spoken, which is loud unless it stays on this machine."""
+    if leaves_in_the_clear(options.server_url):
+        log.warning(
+            "connection_is_not_secure",
+            url=shown_url(options.server_url),
+            reason="without TLS whoever is on the way can read all that is sent, and command this daemon",
+        )
+    if not options.server_url.startswith("wss:"):
+        return None
+    trust = Trust(options.server_url, options.trust, directory)
+    trust.check()
+    return trust
 
 
 @contextlib.contextmanager

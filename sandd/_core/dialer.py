@@ -20,12 +20,14 @@ from sandd._core._errors import (
     SanddError,
 )
 from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
 from sandd._core.transport import Connection, connect
 from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
     from sandd._core.link import Backoff
+    from sandd._core.tls.trust import Trust
 
 log = get_logger("link")
 
@@ -66,6 +68,8 @@ class Dialer:
     url: str
     caller: Caller
     backoff: Backoff
+    trust: Trust | None = None
+    """By what the controller is known, for a wss:// URL."""
     connections: int = 0
     """Dials so far."""
     pump: Pump | None = None
@@ -101,7 +105,10 @@ class Dialer:
         retry_after = 0.0
         try:
             async with connect(
-                self.url, subprotocol=wire.SUBPROTOCOL, max_message_bytes=wire.MAX_MESSAGE_BYTES
+                self.url,
+                subprotocol=wire.SUBPROTOCOL,
+                max_message_bytes=wire.MAX_MESSAGE_BYTES,
+                ssl_context=None if self.trust is None else await self.trust.context(),
             ) as connection:
                 welcome = await self._introduce(connection)
                 live_at = trio.current_time()
@@ -109,7 +116,7 @@ class Dialer:
                 log.info("connected", url=shown_url(self.url))
                 self.live.set()
                 try:
-                    await pump.run()
+                    await self._pump(pump, connection)
                 finally:
                     self.pump = None
                     self.live = trio.Event()
@@ -141,6 +148,14 @@ class Dialer:
         raise AssertionError(
             "a pump ends by an error"
         )  # pragma: no cover - says so to the type checker
+
+    async def _pump(self, pump: Pump, connection: Connection) -> None:
+        if self.trust is None:
+            await pump.run()
+        else:
+            async with open_unwrapping_nursery() as nursery:
+                nursery.start_soon(self.trust.look_after, connection.bundle_digest)
+                await pump.run()
 
     async def _introduce(self, connection: Connection) -> wire.Welcome:
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:

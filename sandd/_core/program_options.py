@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.tls.pins import read_pins
+from sandd._core.tls.trust_options import TrustOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +40,41 @@ def add_common_options(parser: argparse.ArgumentParser, version: str) -> None:
     )
     parser.add_argument("--log-format", metavar="FORMAT", help="text or json (default: text)")
     parser.add_argument("--version", action="version", version=f"sandd {version}")
+
+
+def add_trust_options(parser: argparse._ActionsContainer) -> None:
+    """By what a controller is known, for whoever dials it."""
+    parser.add_argument(
+        "--ca-pin",
+        metavar="PIN",
+        help="sha256:HEX of the controller's CA certificate, as the controller prints it (several: with commas)",
+    )
+    parser.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        help="CA certificates to trust, in PEM (default without a pin: those of this system)",
+    )
+    parser.add_argument(
+        "--client-cert",
+        metavar="FILE",
+        help="certificate to show to a controller that asks for one (sandd ca issue)",
+    )
+    parser.add_argument("--client-key", metavar="FILE", help="its key (default: in the same file)")
+
+
+def read_trust(given: Mapping[str, Any]) -> TrustOptions:
+    """What was said by these options. ConfigurationError if they can't be, or not together."""
+
+    def path(name: str) -> Path | None:
+        return None if given.get(name) is None else Path(str(given[name]))
+
+    pins = given.get("ca_pin")
+    return TrustOptions(
+        pins=() if pins is None else read_pins(str(pins)),
+        ca_file=path("ca_file"),
+        client_certificate=path("client_cert"),
+        client_key=path("client_key"),
+    )
 
 
 def gather(
@@ -95,6 +132,20 @@ def read_token(path: Path) -> bytes:
             f"the token file {path} is empty, or larger than {MAX_TOKEN_BYTES} bytes"
         )
     return token
+
+
+_BOOLEANS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def read_boolean(option: str, given: object) -> bool:
+    """Yes or no, in any of the usual words."""
+    value = _BOOLEANS.get(str(given).lower())
+    if value is None:
+        raise ConfigurationError(f"{option} {given!r} is neither true nor false")
+    return value
 
 
 def read_log_level(given: Mapping[str, Any]) -> str:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
     from sandd._core.router import ClientLink
+    from sandd._core.tls.contexts import ServerTls
+    from sandd._core.tls.renewal import LiveCertificates
+    from sandd._core.tls.trust import Trust
 
 log = get_logger("controller")
 
@@ -71,6 +74,16 @@ class Service(ABC):
     @abstractmethod
     def url(self) -> str:
         """Where daemons dial in."""
+
+    @property
+    @abstractmethod
+    def ca_pin(self) -> str | None:
+        """What the CA behind the controller's certificate is known by, where that is its own."""
+
+    @property
+    def certificate_failures(self) -> int:
+        """Times that a new certificate could not be used."""
+        return 0
 
     @property
     @abstractmethod
@@ -165,9 +178,12 @@ class LocalService(Service):
         rate_limits: RateLimits,
         ends: EndFile | None,
         policies: TenantPolicies,
+        certificates: LiveCertificates | None = None,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
+        self.certificates = certificates
+        """What it serves by; None: no TLS."""
         self.router = Router(self._authorise)
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
@@ -218,7 +234,20 @@ class LocalService(Service):
         # "Every address" is none that can be dialled.
         every = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
         host = every.get(self._listening.host, self._listening.host)
-        return f"ws://{_bracketed(host)}:{self._listening.port}{wire.DAEMON_PATH}"
+        scheme = "ws" if self.certificates is None else "wss"
+        return f"{scheme}://{_bracketed(host)}:{self._listening.port}{wire.DAEMON_PATH}"
+
+    @property
+    def ca_pin(self) -> str | None:
+        """Of its own CA, if it has one."""
+        if self.certificates is None or self.certificates.certificates.pin is None:
+            return None
+        return str(self.certificates.certificates.pin)
+
+    @property
+    def certificate_failures(self) -> int:
+        """Times that a new certificate could not be used, and the old one stayed."""
+        return 0 if self.certificates is None else self.certificates.failures
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -247,14 +276,20 @@ class LocalService(Service):
                     admission=self._admission,
                     until_admitted=True,
                     barred_for=self._barred_for,
+                    tls=self._presented,
                     task_status=task_status,
                 )
             )
             self._listening = addresses[0]
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
+            if self.certificates is not None:
+                nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
             opened.started()
+
+    def _presented(self) -> ServerTls | None:
+        return None if self.certificates is None else self.certificates.current
 
     @trio.lowlevel.enable_ki_protection
     async def _keep_ends(self, file: EndFile) -> None:
@@ -331,14 +366,21 @@ class RemoteService(Service):
     """A connection to a controller in another process, made again whenever it breaks."""
 
     def __init__(
-        self, url: str, *, daemon_url: str, token: bytes | None, name: str, connect_timeout: float
+        self,
+        url: str,
+        *,
+        daemon_url: str,
+        token: bytes | None,
+        name: str,
+        connect_timeout: float,
+        trust: Trust | None = None,
     ) -> None:
         super().__init__()
         self._url, self._daemon_url = url, daemon_url
         self._connect_timeout = connect_timeout
         self.directory = Directory()
         self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
-        self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS))
+        self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS), trust)
 
     @property
     def address(self) -> str:
@@ -349,6 +391,12 @@ class RemoteService(Service):
     def url(self) -> str:
         """Where daemons dial in."""
         return self._daemon_url
+
+    @property
+    def ca_pin(self) -> str | None:
+        """What it is dialled by, if that is a pin."""
+        trust = self._dialer.trust
+        return None if trust is None else ",".join(map(str, trust.options.pins)) or None
 
     @property
     def traffic(self) -> tuple[int, int]:

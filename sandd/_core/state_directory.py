@@ -110,10 +110,15 @@ def record_start(directory: Path, instance: str) -> tuple[str, ...]:
     return tuple(earlier)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a whole file in the place of another, durably: at every moment one of the two is there."""
+def replace_file(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write a whole file in the place of another, durably: at every moment one of the two is there.
+
+    `mode` is its permissions, less the umask; whatever the other one's were.
+    """
     temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # left by a crash; it would keep its own permissions
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 from urllib.parse import urlsplit
 
 import trio
@@ -20,8 +19,19 @@ from sandd._core._errors import (
 )
 from sandd._core.controller_state import TOKEN_FILE, default_state_dir
 from sandd._core.interrupts import protected_context
-from sandd._core.program_options import read_token
-from sandd.command_line.options import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, TOKEN_FILE_VARIABLE
+from sandd._core.program_options import read_boolean, read_token
+from sandd._core.tls.files import DIRECTORY, PUBLIC_FILE
+from sandd._core.tls.plain import is_loopback
+from sandd.command_line.options import (
+    CA_FILE_VARIABLE,
+    CA_PIN_VARIABLE,
+    CLIENT_CERT_VARIABLE,
+    CLIENT_KEY_VARIABLE,
+    CONTROLLER_VARIABLE,
+    DEFAULT_CONTROLLER,
+    INSECURE_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+)
 from sandd.command_line.stopping import Failure, Misuse
 from sandd.controller import DEFAULT_PORT, connect_controller
 
@@ -44,12 +54,15 @@ async def open_connection(options: argparse.Namespace) -> AsyncIterator[Controll
     Raises:
         Failure: it can't be reached, or doesn't let us in; says why, and what to do.
     """
-    url = options.controller or os.environ.get(CONTROLLER_VARIABLE) or DEFAULT_CONTROLLER
+    url = options.controller or os.environ.get(CONTROLLER_VARIABLE) or default_controller()
     token = await _find_token(options, url)
+    trust = _trust(options, url)
     async with AsyncExitStack() as stack:
         try:
             controller = await stack.enter_async_context(
-                connect_controller(url, token=token.secret, connect_timeout=CONNECT_SECONDS)
+                connect_controller(
+                    url, token=token.secret, connect_timeout=CONNECT_SECONDS, **trust
+                )
             )
         except AuthenticationFailed as error:
             raise Failure(f"the controller at {url} refused us: {error}; {token.origin}") from error
@@ -57,7 +70,8 @@ async def open_connection(options: argparse.Namespace) -> AsyncIterator[Controll
             raise Failure(f"{error}; {_advice(options)}") from error
         except ConfigurationError as error:
             source = "--controller" if options.controller else f"${CONTROLLER_VARIABLE}"
-            raise Misuse(f"{source}: {error}") from error
+            where = f"{source}: " if repr(url) in str(error) else ""
+            raise Misuse(f"{where}{error}") from error
         except SanddError as error:
             raise Failure(f"the controller at {url}: {error}") from error
         yield controller
@@ -111,22 +125,76 @@ async def _read(path: Path, source: str = "") -> bytes:
         raise Failure(f"{source}{error}") from error
 
 
+def default_controller() -> str:
+    """This user's own controller on this machine, by TLS if that is what it speaks."""
+    secure = DEFAULT_CONTROLLER.replace("ws://", "wss://")
+    ca_file = own_ca_file(secure)
+    return DEFAULT_CONTROLLER if ca_file is None or not ca_file.is_file() else secure
+
+
+class TrustArguments(TypedDict, total=False):
+    """Keyword arguments of `connect_controller`: by what the controller is known."""
+
+    ca_pin: str | None
+    ca_file: str | Path | None
+    client_certificate: str | None
+    client_key: str | None
+    insecure: bool
+
+
+def _trust(options: argparse.Namespace, url: str) -> TrustArguments:
+    """What the options say of it, or the environment; of a controller of this user's on this machine, its own word."""
+    pin = options.ca_pin or os.environ.get(CA_PIN_VARIABLE)
+    file: str | Path | None = options.ca_file or os.environ.get(CA_FILE_VARIABLE)
+    if options.ca_file and not options.ca_pin:
+        pin = None  # what is said here wins over the environment
+    if options.ca_pin and not options.ca_file:
+        file = None
+    if not url.startswith("wss:") and not (options.ca_pin or options.ca_file):
+        pin = file = None  # the environment is for other controllers as well
+    elif not (pin or file):
+        own = own_ca_file(url)
+        file = own if own is not None and own.is_file() else None
+    certificate = options.client_cert or os.environ.get(CLIENT_CERT_VARIABLE)
+    key = options.client_key or os.environ.get(CLIENT_KEY_VARIABLE)
+    if not url.startswith("wss:") and not (options.client_cert or options.client_key):
+        certificate = key = None
+    return TrustArguments(
+        ca_pin=pin or None,
+        ca_file=file or None,
+        client_certificate=certificate or None,
+        client_key=key or None,
+        insecure=options.insecure or _is_insecure(),
+    )
+
+
+def _is_insecure() -> bool:
+    given = os.environ.get(INSECURE_VARIABLE)
+    try:
+        return bool(given) and read_boolean(f"${INSECURE_VARIABLE}", given)
+    except ConfigurationError as error:
+        raise Failure(str(error)) from error
+
+
 def own_token_file(url: str) -> Path | None:
     """Where this user's own controller has put its secret, if the URL is one of this machine."""
+    directory = _own_state_dir(url)
+    return None if directory is None else directory / TOKEN_FILE
+
+
+def own_ca_file(url: str) -> Path | None:
+    """Where this user's own controller has put the CA that it serves by, if the URL is one of this machine."""
+    directory = _own_state_dir(url)
+    if directory is None or not url.startswith("wss:"):
+        return None
+    return directory / DIRECTORY / PUBLIC_FILE
+
+
+def _own_state_dir(url: str) -> Path | None:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or DEFAULT_PORT
-        path = default_state_dir(port) / TOKEN_FILE
+        path = default_state_dir(port)
     except (ValueError, OSError):
         return None  # no URL: who connects complains better; or no place for any state
     return path if is_loopback(host) else None
-
-
-def is_loopback(host: str) -> bool:
-    """A name or an address of this machine, which no other machine can have."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

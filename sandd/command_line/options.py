@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from sandd.command_line.choosing import JobName
 
 CONTROLLER_VARIABLE = "SANDD_CONTROLLER"
+CA_PIN_VARIABLE = "SANDD_CA_PIN"
+CA_FILE_VARIABLE = "SANDD_CA_FILE"
+CLIENT_CERT_VARIABLE = "SANDD_CLIENT_CERT"
+CLIENT_KEY_VARIABLE = "SANDD_CLIENT_KEY"
+INSECURE_VARIABLE = "SANDD_INSECURE"
 TOKEN_FILE_VARIABLE = "SANDD_OPERATOR_TOKEN_FILE"  # noqa: S105 - the name of a variable, and no secret
 """Not SANDD_TOKEN_FILE: that is a daemon's, whose secret is another, and which may have the same environment."""
 DEFAULT_CONTROLLER = "ws://127.0.0.1:8765"
@@ -30,6 +35,32 @@ def add_controller_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"file with the secret for its operators (default: ${TOKEN_FILE_VARIABLE}, or that of "
         "your own controller on this machine)",
+    )
+    group.add_argument(
+        "--ca-pin",
+        metavar="PIN",
+        help=f"sha256:HEX of its CA certificate, for a wss:// URL (default: ${CA_PIN_VARIABLE}, or that "
+        "of your own controller on this machine)",
+    )
+    group.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        help=f"CA certificates to trust instead, in PEM (default: ${CA_FILE_VARIABLE}, or those of this system)",
+    )
+    group.add_argument(
+        "--client-cert",
+        metavar="FILE",
+        help=f"certificate to show to it, if it asks for one (default: ${CLIENT_CERT_VARIABLE})",
+    )
+    group.add_argument(
+        "--client-key",
+        metavar="FILE",
+        help=f"its key (default: ${CLIENT_KEY_VARIABLE}, or in the same file)",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help=f"go to another machine without TLS, where others may read all of it (or ${INSECURE_VARIABLE}=1)",
     )
 
 

@@ -13,10 +13,11 @@ import trio
 from attrs import define, field
 
 from sandd._core._errors import SanddError, SpawnFailed
+from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.exit_codes import MISUSED, OUR_FAILURE, code_of_error, code_of_signal
 from sandd.command_line.telling import put_bytes
-from sandd.command_line.writing import CantWrite, ReaderGone, fail
+from sandd.command_line.writing import CantWrite, ReaderGone, write_text
 from sandd.local_daemon import DaemonDidNotCome
 
 if TYPE_CHECKING:
@@ -154,3 +155,13 @@ def tell(error: Exception) -> int:
     if isinstance(error, ReaderGone):
         return code_of_error(error)
     return fail(str(error), error.code if isinstance(error, Failure) else code_of_error(error))
+
+
+def fail(why: str, code: int = OUR_FAILURE) -> int:
+    """Say on stderr what went wrong, in words that can't be a sequence for the terminal; returns the exit code."""
+    lines = "".join(f"{printable(line)}\n" for line in f"sandd: {why}".splitlines())
+    try:
+        write_text("stderr", lines)
+    except CantWrite:
+        pass  # nobody can be told; the exit code tells
+    return code

@@ -96,15 +96,3 @@ def drop_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-
-
-def fail(why: str, code: int) -> int:
-    """Say on stderr what went wrong, in words that can't be a sequence for the terminal; returns the exit code."""
-    from sandd._core.logs import printable
-
-    lines = "".join(f"{printable(line)}\n" for line in f"sandd: {why}".splitlines())
-    try:
-        write_text("stderr", lines)
-    except CantWrite:
-        pass  # nobody can be told; the exit code tells
-    return code

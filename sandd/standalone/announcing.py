@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-from sandd.command_line.connecting import is_loopback
+from sandd._core.tls.plain import is_loopback
 from sandd.standalone.options import DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -34,21 +34,35 @@ class Announcement:
     """Other machines reach it, and their daemons have no way to say that they belong here."""
 
     @classmethod
-    def of(cls, url: str, options: ControllerOptions, operator_token_file: Path | None) -> Self:
+    def of(
+        cls,
+        url: str,
+        options: ControllerOptions,
+        operator_token_file: Path | None,
+        *,
+        ca_pin: str | None = None,
+    ) -> Self:
         """What there is to say of the controller at `url`.
 
         Args:
             url: its own, for daemons.
             options: what it was told.
-            operator_token_file: what a command has to be told; None: it finds the token by itself.
+            operator_token_file: what a command has to be told; None: it finds the token by itself, and the CA.
+            ca_pin: of its own CA, if it has one.
         """
         daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
+        if ca_pin is not None:
+            daemon += ["--ca-pin", ca_pin]
         if options.token_file is not None:
             daemon += ["--token-file", str(options.token_file.absolute())]
-        address = urlsplit(url).netloc
+        parts = urlsplit(url)
         operator = ["sandd", "ps"]
-        if address != f"{DEFAULT_HOST}:{DEFAULT_PORT}":
-            operator += ["--controller", f"ws://{address}"]
+        # Where the CA is the user's own, nothing tells a command that there is TLS.
+        is_default = parts.netloc == f"{DEFAULT_HOST}:{DEFAULT_PORT}"
+        if not is_default or (parts.scheme == "wss" and (ca_pin is None or operator_token_file)):
+            operator += ["--controller", f"{parts.scheme}://{parts.netloc}"]
+        if ca_pin is not None and operator_token_file is not None:
+            operator += ["--ca-pin", ca_pin]
         if operator_token_file is not None:
             operator += ["--token-file", str(operator_token_file.absolute())]
         elsewhere = options.host in EVERY_ADDRESS

@@ -7,7 +7,7 @@ or a command's, which may well have the same environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, fields, frozen
 
@@ -16,6 +16,7 @@ from sandd._core.program_options import (
     Parser,
     add_common_options,
     gather,
+    read_boolean,
     read_log_format,
     read_log_level,
     read_number,
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sandd._core.program_options import LogFormat
+    from sandd._core.tls.contexts import ClientCertificates
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8765
-_BOOLEANS: Final = {
-    **dict.fromkeys(("1", "true", "yes", "on"), True),
-    **dict.fromkeys(("0", "false", "no", "off"), False),
-}
 _AT_ONCE: Final = {"in_force": "at once"}
 """Metadata of what a reload changes; for the rest it takes a new start."""
 
@@ -57,6 +55,10 @@ class ControllerOptions:
     """What operators must know; None: what is in the state directory, made there if need be."""
     policy: Path | None = None
     """What may be asked of daemons; None: what their own policies allow."""
+    tls: Literal["auto"] | tuple[Path, Path] | None = None
+    """Whose certificate it serves by: its own CA's, or that in a file, with its key."""
+    tls_names: tuple[str, ...] = ()
+    client_certificates: ClientCertificates = "off"
     insecure: bool = False
     heartbeat: float = 20.0
     dead_after: float = 45.0
@@ -77,6 +79,7 @@ class ControllerOptions:
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
+    *("tls", "tls_cert", "tls_key", "tls_name", "client_certificates"),
     *("log_level", "log_format", "config"),
 )
 SCOPES: Final = ("operator", "tenant", "daemon")
@@ -90,7 +93,7 @@ def build_parser(prog: str, version: str) -> argparse.ArgumentParser:
         prog=prog,
         description="Be a controller: let daemons dial in, and people and programs run commands on them. "
         "'ready URL' on stdout says that it listens. SIGTERM and Ctrl-C end it in good order; SIGHUP reads "
-        "the token files, the policies and --config again.",
+        "the token files, the certificate, the policies and --config again.",
         epilog="Each option is also read from the environment (SANDD_CONTROLLER_PORT, ...) and from the TOML "
         "file given by --config; the command line wins, then the environment. Exit code: 0 after "
         "SIGTERM or Ctrl-C, 2 for a bad option, 125 if it can't listen, or can't use its state directory.",
@@ -142,6 +145,27 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="take daemons from anywhere without a token",
     )
     parser.add_argument(
+        "--tls",
+        metavar="auto|off",
+        help="auto: TLS with a certificate of a CA of its own, which peers know by --ca-pin (default: off)",
+    )
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", help="TLS with this certificate, in PEM, and --tls-key"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, in PEM")
+    parser.add_argument(
+        "--tls-name",
+        action="append",
+        metavar="NAME",
+        help="host name or address that it is dialled by, for --tls auto; may be given often",
+    )
+    parser.add_argument(
+        "--client-certificates",
+        metavar="HOW",
+        help="whether whoever dials in needs a certificate (sandd ca issue): off, optional or required "
+        "(default: off)",
+    )
+    parser.add_argument(
         "--heartbeat",
         metavar="SECONDS",
         help="silence after which daemons ping (default: 20)",
@@ -183,7 +207,18 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         raise ConfigurationError(
             f"--heartbeat ({heartbeat:g}) must be below --dead-after ({dead_after:g})"
         )
+    tls = _tls(given)
+    names, asks = _names(given.get("tls_name")), _client_certificates(given)
+    if names and tls != "auto":
+        raise ConfigurationError(
+            "--tls-name is for --tls auto: a certificate file has its own names"
+        )
+    if asks != "off" and tls is None:
+        raise ConfigurationError("--client-certificates is for TLS: say --tls auto, or --tls-cert")
     return ControllerOptions(
+        tls=tls,
+        tls_names=names,
+        client_certificates=asks,
         host=str(given.get("host", DEFAULT_HOST)),
         port=_port(given.get("port", DEFAULT_PORT)),
         state_dir=_path(given, "state_dir"),
@@ -192,7 +227,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
         policy=_path(given, "policy"),
-        insecure=_boolean("--insecure", given.get("insecure", False)),
+        insecure=read_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
         dead_after=dead_after,
         max_handshakes_per_second=read_number(
@@ -205,6 +240,39 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )
+
+
+def _tls(given: Mapping[str, Any]) -> Literal["auto"] | tuple[Path, Path] | None:
+    how = str(given.get("tls", "off")).lower()
+    certificate, key = _path(given, "tls_cert"), _path(given, "tls_key")
+    if how not in ("auto", "off"):
+        raise ConfigurationError(f"--tls {how!r} is neither auto nor off")
+    if certificate is None and key is None:
+        return "auto" if how == "auto" else None
+    if how == "auto":
+        raise ConfigurationError(
+            "--tls auto makes a certificate; leave out --tls-cert and --tls-key"
+        )
+    if certificate is None or key is None:
+        raise ConfigurationError("--tls-cert and --tls-key need each other")
+    return certificate, key
+
+
+def _names(given: object) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    entries = given if isinstance(given, list) else str(given).split(",")
+    return tuple(name for entry in entries if (name := str(entry).strip()))
+
+
+def _client_certificates(given: Mapping[str, Any]) -> ClientCertificates:
+    match str(given.get("client_certificates", "off")).lower():
+        case "off" | "optional" | "required" as how:
+            return how
+        case how:
+            raise ConfigurationError(
+                f"--client-certificates {how!r} is not one of off, optional, required"
+            )
 
 
 def _path(given: Mapping[str, Any], name: str) -> Path | None:
@@ -253,10 +321,3 @@ def _rate(option: str, text: str) -> Rate:
         return Rate(per_second, int(burst))
     except ConfigurationError as error:
         raise ConfigurationError(f"{option}: {error}") from error
-
-
-def _boolean(option: str, given: object) -> bool:
-    value = _BOOLEANS.get(str(given).lower())
-    if value is None:
-        raise ConfigurationError(f"{option} {given!r} is neither true nor false")
-    return value

@@ -93,6 +93,9 @@ class Program:
                 operator_token=options.operator_token,
                 state_dir=state_dir,
                 policy=options.policy,
+                tls=options.tls,
+                tls_names=options.tls_names,
+                client_certificates=options.client_certificates,
                 insecure=options.insecure,
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
@@ -129,7 +132,12 @@ class Program:
         assert self._token_file is not None
         port = int(controller.address.rpartition(":")[2])
         is_found = self._token_file == default_state_dir(port) / TOKEN_FILE
-        said = Announcement.of(controller.url, self.options, None if is_found else self._token_file)
+        said = Announcement.of(
+            controller.url,
+            self.options,
+            None if is_found else self._token_file,
+            ca_pin=controller.ca_pin,
+        )
         log.info(
             "ready",
             url=said.url,
@@ -147,6 +155,9 @@ class Program:
         assert self._controller is not None
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
+            # First, as certificates that have changed are taken by themselves anyway.
+            if not await self._controller.reload_tls():
+                raise ConfigurationError("the certificate can't be used; see the line before")
             await self._controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandd._core._errors import JobTaken
-from sandd.command_line.exit_codes import OUR_FAILURE
-from sandd.command_line.stopping import TOLD, run_until_stopped, tell
-from sandd.command_line.writing import fail
-from sandd.terminal.local import NoTerminal, open_terminal
+from sandd.command_line.stopping import TOLD, fail, run_until_stopped, tell
+from sandd.terminal.local import open_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +28,6 @@ def run_at_terminal(body: Callable[[LocalTerminal, Stop], Awaitable[int]]) -> in
         with open_terminal() as terminal:
             return trio.run(run_until_stopped, partial(body, terminal))
     except JobTaken:
-        return fail("somebody else has taken the session over; it goes on there", OUR_FAILURE)
-    except (*TOLD, NoTerminal) as error:
+        return fail("somebody else has taken the session over; it goes on there")
+    except TOLD as error:
         return tell(error)

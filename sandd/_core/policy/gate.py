@@ -106,9 +106,8 @@ class PolicyGate(Gate):
         return PolicyDenied(denial(self.policy, category), policy_hash=self.policy.hash)
 
     def _environment(self, request: SpawnRequest, rule: Rule) -> Mapping[bytes, bytes]:
-        variables = self._base | request.env
-        variables |= {os.fsencode(k): os.fsencode(v) for k, v in rule.env.items()}
-        return variables | {b"SANDD_JOB": request.marker}
+        given = {os.fsencode(k): os.fsencode(v) for k, v in rule.env.items()}
+        return {**self._base, **request.env, **given, b"SANDD_JOB": request.marker}
 
     def _open_ruleset(self, rule: Rule, program: Executable, owner: Owner, permit: Permit) -> int:
         files = [program.descriptor, *program.needed]

@@ -1,7 +1,7 @@
 """One WebSocket connection, dialled or accepted, that survives whatever its peer does.
 
 This package alone imports trio-websocket, wsproto and h11; nothing of theirs leaves it, so that
-another WebSocket library could take their place behind these four names. trio-websocket keeps what
+another WebSocket library could take their place behind these names. trio-websocket keeps what
 it is good at - the reader loop, the write lock, both handshakes - between two guards that it can't
 get around, because it reads and writes through nothing else:
 
@@ -17,11 +17,12 @@ get around, because it reads and writes through nothing else:
     _http.py        what the server answers to a request before, or instead of, a WebSocket
 
 Two private names of trio-websocket are used, `WebSocketConnection._reader_task` and its
-`_stream_lock`; a test holds them.
+`_stream_lock`, and one of trio, `SSLStream._outgoing`; tests hold them.
 """
 
-from sandd._core.transport._client import connect
+from sandd._core.transport._client import connect, fetch
 from sandd._core.transport._connection import Connection
+from sandd._core.transport._http import BUNDLE_PATH
 from sandd._core.transport._server import ListenAddress, serve
 
-__all__ = ["Connection", "ListenAddress", "connect", "serve"]
+__all__ = ["BUNDLE_PATH", "Connection", "ListenAddress", "connect", "fetch", "serve"]

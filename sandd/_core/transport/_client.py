@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -16,7 +17,13 @@ from wsproto.events import Request
 from sandd._core._errors import ConfigurationError, ConnectionLost
 from sandd._core.transport._connection import Connection
 from sandd._core.transport._protocol import GuardedProtocol
-from sandd._core.transport._streams import Address, MeteredStream, over_tls
+from sandd._core.transport._streams import (
+    Address,
+    MeteredStream,
+    over_tls,
+    shake_hands_over_tls,
+    why_broken,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -165,10 +172,12 @@ async def _dial(
         with trio.fail_after(timeout):
             meter = MeteredStream(await trio.open_tcp_stream(target.host, target.port))
             stream: trio.abc.Stream = meter
+            channel_binding = b""
             if target.ssl_context is not None:
                 tried = "TLS handshake"
                 tls = over_tls(meter, target.ssl_context, server_hostname=target.host)
-                await tls.do_handshake()
+                await shake_hands_over_tls(tls)
+                channel_binding = hashlib.sha256(tls.getpeercert(binary_form=True)).digest()
                 stream = tls
             tried = "answer to the WebSocket handshake"
             connection = Connection(
@@ -180,6 +189,7 @@ async def _dial(
                 host=target.host_header,
                 subprotocol=subprotocol,
                 request_headers=headers,
+                channel_binding=channel_binding,
             )
             connection.start(nursery)
             await connection.wait_answered()
@@ -191,21 +201,86 @@ async def _dial(
             await connection.aclose(1002, f"{subprotocol} is required", timeout=0.1)
         elif meter is not None:
             meter.close()
-        retry_after: float | None = None
-        match exc:
-            case trio.TooSlowError():
-                problem = f"no {tried} within {timeout:g} s"
-            case ConnectionLost():
-                problem, retry_after = str(exc), exc.retry_after
-            case OSError():
-                problem = _describe_os_error(exc)
-            case trio.BrokenResourceError():  # of TLS; ours come as ConnectionLost
-                problem = f"no {tried}: {exc.__cause__ or exc or 'the connection broke'}"
-            case _:
-                raise
-        raise ConnectionLost(
-            f"could not connect to {target.shown}: {problem}", retry_after=retry_after
-        ) from exc
+        if (lost := _as_lost(exc, tried, timeout, target)) is None:
+            raise
+        raise lost from exc
+
+
+async def fetch(
+    url: str, path: str, *, ssl_context: ssl.SSLContext, timeout: float = 10.0, max_bytes: int
+) -> bytes:
+    """What the server of a ``wss`` URL has at another path: the body of its answer to a GET.
+
+    For what is too small, and too rarely asked for, to need an HTTP client.
+
+    Raises:
+        ConfigurationError: the URL can't be used. Nothing was sent.
+        ConnectionLost: there is no such thing, or more than `max_bytes` of it, or no connection; says which.
+    """
+    target = _Target.parse(url, ssl_context)
+    tried = "TCP connection"
+    meter: MeteredStream | None = None
+    try:
+        with trio.fail_after(timeout):
+            meter = MeteredStream(await trio.open_tcp_stream(target.host, target.port))
+            tried = "TLS handshake"
+            tls = over_tls(meter, ssl_context, server_hostname=target.host)
+            await shake_hands_over_tls(tls)
+            tried = f"answer to GET {path}"
+            return await _get(tls, target.host_header, path, max_bytes)
+    except BaseException as exc:
+        if (lost := _as_lost(exc, tried, timeout, target)) is None:
+            raise
+        raise lost from exc
+    finally:
+        if meter is not None:
+            meter.close()
+
+
+async def _get(stream: trio.abc.Stream, host: str, path: str, max_bytes: int) -> bytes:
+    http = h11.Connection(h11.CLIENT)
+    request = h11.Request(
+        method="GET", target=path, headers=[("Host", host), ("Connection", "close")]
+    )
+    await stream.send_all((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    body = b""
+    while True:
+        try:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(bytes(await stream.receive_some()))
+                continue
+        except h11.RemoteProtocolError as exc:
+            raise ConnectionLost(f"its answer to GET {path} is no HTTP ({exc})") from exc
+        if isinstance(event, h11.Response) and event.status_code != 200:
+            raise ConnectionLost(f"it has nothing at {path}: HTTP status {event.status_code}")
+        if isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > max_bytes:
+                raise ConnectionLost(f"more than {max_bytes} bytes came for {path}")
+        if isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
+            return body
+
+
+def _as_lost(
+    error: BaseException, tried: str, timeout: float, target: _Target
+) -> ConnectionLost | None:
+    """Why there is no connection; None: the error is of another kind."""
+    retry_after: float | None = None
+    match error:
+        case trio.TooSlowError():
+            problem = f"no {tried} within {timeout:g} s"
+        case ConnectionLost():
+            problem, retry_after = str(error), error.retry_after
+        case OSError():
+            problem = _describe_os_error(error)
+        case trio.BrokenResourceError():  # of TLS; a connection's come as ConnectionLost
+            problem = f"no {tried}: {why_broken(error)}"
+        case _:
+            return None
+    return ConnectionLost(
+        f"could not connect to {target.shown}: {problem}", retry_after=retry_after
+    )
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -16,7 +16,9 @@ import trio_websocket
 
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.logs import get_logger
+from sandd._core.transport._http import BUNDLE_HEADER
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol
+from sandd._core.transport._streams import why_broken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -68,6 +70,11 @@ class Connection:
     """The request's headers, server side: lower-case names, repeated ones joined by commas."""
     on_admitted: Callable[[], None] | None = None
     """For `serve`: what `admit` means."""
+    channel_binding: bytes
+    """SHA-256 of the server's certificate, in DER, the same at both ends of one TLS connection; empty without TLS.
+    Whoever stands in between with a certificate of his own can't make the two the same."""
+    peer_identity: str | None
+    """The URI in the client certificate that was verified, server side; None: there was none."""
 
     def __init__(
         self,
@@ -80,7 +87,11 @@ class Connection:
         host: str | None = None,
         subprotocol: str,
         request_headers: Iterable[tuple[bytes, bytes]] = (),
+        channel_binding: bytes = b"",
+        peer_identity: str | None = None,
     ) -> None:
+        self.channel_binding = channel_binding
+        self.peer_identity = peer_identity
         self.remote = str(meter.remote)
         self.host = meter.remote.host
         self.local = str(meter.local)
@@ -313,10 +324,12 @@ class Connection:
 
     # ---- for connect() and serve() --------------------------------------------------------------
 
-    async def accept(self, request: Request, subprotocol: str) -> None:
-        """Answer the upgrade request (server side, before `start`)."""
+    async def accept(
+        self, request: Request, subprotocol: str, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Answer the upgrade request, with these headers besides (server side, before `start`)."""
         await trio_websocket.WebSocketRequest(self._websocket, request).accept(
-            subprotocol=subprotocol
+            subprotocol=subprotocol, extra_headers=headers
         )
         if self._write_failed:
             raise self._loss() from self._failure
@@ -354,7 +367,7 @@ class Connection:
             raise ConnectionLost(f"its answer is no WebSocket handshake ({error})") from error
         if self._failure is not None:
             raise ConnectionLost(
-                f"the connection broke in the WebSocket handshake ({self._failure})"
+                f"the connection broke in the WebSocket handshake ({_why(self._failure)})"
             ) from self._failure
         raise ConnectionLost("it closed the connection in the WebSocket handshake")
 
@@ -362,6 +375,14 @@ class Connection:
     def subprotocol(self) -> str | None:
         """What the server chose (client side)."""
         return self._websocket.subprotocol
+
+    @property
+    def bundle_digest(self) -> str:
+        """What the server says of the CA certificates that it has for us (client side); "" if nothing."""
+        for name, value in self._websocket.handshake_headers:
+            if name.lower() == BUNDLE_HEADER:
+                return value.decode("ascii", "replace")
+        return ""
 
     # ---- the background -------------------------------------------------------------------------
 
@@ -460,12 +481,16 @@ class Connection:
                 f"{self.remote} closed the connection with {code}{said}", code=close.code
             )
         if self._failure is not None:
-            return ConnectionLost(f"the connection to {self.remote} broke: {self._failure}")
+            return ConnectionLost(f"the connection to {self.remote} broke: {_why(self._failure)}")
         if self._goodbye is not None:
             return ConnectionLost(
                 f"this side closed the connection to {self.remote} with code {self._goodbye}"
             )
         return ConnectionLost(f"the connection to {self.remote} ended without a goodbye")
+
+
+def _why(failure: Exception) -> str:
+    return why_broken(failure) if isinstance(failure, trio.BrokenResourceError) else str(failure)
 
 
 _UNLIMITED_BYTES: Final = 2**63

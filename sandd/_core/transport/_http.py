@@ -25,6 +25,14 @@ _TLS_HELLO: Final = 0x16
 """First byte of a TLS handshake (RFC 8446 s. 5.1), which no HTTP request begins with."""
 
 
+BUNDLE_PATH: Final = "/ca.pem"
+"""Where a server whose CA is its own has the certificates that its peers are to trust. Who reads them without trust in
+them yet knows what they are by a pin."""
+
+BUNDLE_HEADER: Final = b"sandd-ca"
+"""In the answer to an upgrade: the digest of what is there now, so that peers needn't look in vain."""
+
+
 def _shortened(reason: str) -> str:
     return reason[:MAX_REASON]
 
@@ -37,6 +45,13 @@ class Refusal:
     """0: not worth an answer."""
     reason: str = field(converter=_shortened)
     headers: tuple[tuple[str, str], ...] = ()
+
+
+@frozen
+class Document:
+    """What a request without a WebSocket asks for, and gets."""
+
+    body: bytes
 
 
 @frozen
@@ -56,11 +71,19 @@ class RequestReader:
         paths: where the WebSockets are; the first is the one to be told of.
         subprotocol: the one that must be among those offered.
         secure: whether TLS is below; for the sentence only.
+        bundle: what is at `BUNDLE_PATH`; nothing, where it is empty.
     """
 
     def __init__(
-        self, protocol: GuardedProtocol, *, paths: tuple[str, ...], subprotocol: str, secure: bool
+        self,
+        protocol: GuardedProtocol,
+        *,
+        paths: tuple[str, ...],
+        subprotocol: str,
+        secure: bool,
+        bundle: bytes = b"",
     ) -> None:
+        self._bundle = bundle
         self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
         self._protocol = protocol
         self._paths = paths
@@ -72,7 +95,7 @@ class RequestReader:
         self._bytes_seen = 0
         self._wants_body = True
 
-    def feed(self, data: bytes) -> Upgrade | Refusal | None:
+    def feed(self, data: bytes) -> Upgrade | Document | Refusal | None:
         """The verdict, or None: more bytes are needed. `b""` means there are no more."""
         if not data and not self._bytes_seen:
             return Refusal(0, "connected and left without a word")
@@ -90,18 +113,25 @@ class RequestReader:
             return self._judge(event)
         return Refusal(0, "left in the middle of its request")
 
-    def render(self, refusal: Refusal) -> bytes:
-        """The refusal as an HTTP response; nothing, where nobody would read it."""
-        if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE} or not refusal.status:
+    def render(self, answer: Refusal | Document) -> bytes:
+        """The answer as an HTTP response; nothing, where nobody would read it."""
+        if isinstance(answer, Document):
+            return self._render(200, "application/x-pem-file", answer.body)
+        if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE} or not answer.status:
             return b""
-        body = f"{refusal.reason}.\n{self._spoken}\n".encode()
+        body = f"{answer.reason}.\n{self._spoken}\n".encode()
+        return self._render(answer.status, "text/plain; charset=utf-8", body, answer.headers)
+
+    def _render(
+        self, status: int, content_type: str, body: bytes, headers: tuple[tuple[str, str], ...] = ()
+    ) -> bytes:
         head = h11.Response(
-            status_code=refusal.status,
+            status_code=status,
             headers=[
-                ("Content-Type", "text/plain; charset=utf-8"),
+                ("Content-Type", content_type),
                 ("Content-Length", str(len(body))),
                 ("Connection", "close"),
-                *refusal.headers,
+                *headers,
             ],
         )
         if not self._wants_body:  # h11 would refuse to send one
@@ -109,10 +139,14 @@ class RequestReader:
         parts = [self._http.send(part) for part in (head, h11.Data(body), h11.EndOfMessage())]
         return b"".join(part for part in parts if part)
 
-    def _judge(self, request: h11.Request) -> Upgrade | Refusal:
+    def _judge(self, request: h11.Request) -> Upgrade | Document | Refusal:
         self._wants_body = request.method != b"HEAD"
         headers = list(request.headers)
         path = request.target.decode("ascii").partition("?")[0]
+        if path == BUNDLE_PATH and self._bundle:
+            if request.method not in (b"GET", b"HEAD"):
+                return Refusal(405, f"{path} can only be read", (("Allow", "GET, HEAD"),))
+            return Document(self._bundle)
         if path not in self._paths:
             return Refusal(404, f"there is nothing at {path}")
         if any(name == b"origin" for name, _ in headers):

@@ -15,16 +15,28 @@ from sandd._core.admission import Place
 from sandd._core.logs import get_logger
 from sandd._core.rate_limits.networks import network_of
 from sandd._core.transport._connection import Connection
-from sandd._core.transport._http import Refusal, RequestReader, Upgrade
+from sandd._core.transport._http import (
+    BUNDLE_HEADER,
+    Document,
+    Refusal,
+    RequestReader,
+    Upgrade,
+)
 from sandd._core.transport._places import HandshakePlaces, Hearing
 from sandd._core.transport._protocol import GuardedProtocol
-from sandd._core.transport._streams import Address, MeteredStream, over_tls
+from sandd._core.transport._streams import (
+    Address,
+    MeteredStream,
+    over_tls,
+    shake_hands_over_tls,
+    spoke_http,
+)
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from sandd._core.admission import Admission
+    from sandd._core.tls.contexts import ServerTls
     from sandd._core.transport._places import Place as HandshakePlace
 
 CLOSE_TIMEOUT: Final = 2.0
@@ -36,6 +48,10 @@ and throw our answer away."""
 
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting once the system is out of descriptors or memory (as in trio)."""
+
+CERTIFICATE_REQUIRED: Final = Refusal(
+    403, "a client certificate is required here: --client-cert, made by 'sandd ca issue'"
+)
 
 log = get_logger("transport")
 
@@ -63,7 +79,7 @@ async def serve(
     admission: Admission | None = None,
     until_admitted: bool = False,
     barred_for: Callable[[str, str], float] = lambda _host, _path: 0.0,
-    ssl_context: ssl.SSLContext | None = None,
+    tls: Callable[[], ServerTls | None] = lambda: None,
     task_status: trio.TaskStatus[list[ListenAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run `handler` for each WebSocket connection, until cancelled.
@@ -88,7 +104,7 @@ async def serve(
         until_admitted: a handshake is over when the handler calls `Connection.admit`, not before.
         barred_for: of a host and a path: seconds for which it isn't heard there, and answered 429 with a
             Retry-After; 0.0: it is heard.
-        ssl_context: for TLS.
+        tls: asked at the beginning of each connection what to present to it; None: no TLS.
         task_status: gets the addresses once they take connections.
 
     Raises:
@@ -107,7 +123,7 @@ async def serve(
         admission=admission,
         until_admitted=until_admitted,
         barred_for=barred_for,
-        ssl_context=ssl_context,
+        tls=tls,
     )
     async with trio.open_nursery() as nursery:
         for listener in listeners:
@@ -128,7 +144,7 @@ class _Server:
     admission: Admission | None
     until_admitted: bool
     barred_for: Callable[[str, str], float]
-    ssl_context: ssl.SSLContext | None
+    tls: Callable[[], ServerTls | None]
     open_connections: int = field(default=0, init=False)
     """Those that wait for their place included."""
 
@@ -202,6 +218,7 @@ class _Server:
         self, meter: MeteredStream, hearing: Hearing, deadline: trio.CancelScope
     ) -> Connection | None:
         counted = accepted = False
+        presented = self.tls()
         try:
             protocol = GuardedProtocol(
                 ConnectionType.SERVER, max_message_bytes=self.max_message_bytes
@@ -210,18 +227,23 @@ class _Server:
                 protocol,
                 paths=self.paths,
                 subprotocol=self.subprotocol,
-                secure=self.ssl_context is not None,
+                secure=presented is not None,
+                bundle=b"" if presented is None else presented.bundle,
             )
             with hearing.listen() as unheard:
-                stream, verdict = await self._hear_request(meter, reader)
+                stream, verdict = await self._hear_request(meter, reader, presented)
             if unheard.cancelled_caught:
                 raise ConnectionLost(
                     "it was slow to say what it wants, and had to make way for others"
                 )
             wait = 0.0
+            identity = _identity_of(stream)
             if isinstance(verdict, Upgrade):
-                wait, refusal = self._find_place(meter.remote.host, verdict.path)
-                verdict = refusal or verdict
+                if presented is not None and presented.requires_certificate and identity is None:
+                    verdict = CERTIFICATE_REQUIRED
+                else:
+                    wait, refusal = self._find_place(meter.remote.host, verdict.path)
+                    verdict = refusal or verdict
             if isinstance(verdict, Refusal):
                 log.info(
                     "handshake_refused",
@@ -229,6 +251,7 @@ class _Server:
                     status=verdict.status,
                     reason=verdict.reason,
                 )
+            if not isinstance(verdict, Upgrade):
                 await _answer(stream, meter, reader.render(verdict))
                 return None
             self.open_connections += 1  # before the next await: another handshake looks at it
@@ -243,8 +266,13 @@ class _Server:
                 path=verdict.path,
                 subprotocol=self.subprotocol,
                 request_headers=verdict.headers,
+                channel_binding=b"" if presented is None else presented.channel_binding,
+                peer_identity=identity,
             )
-            await connection.accept(verdict.event, self.subprotocol)
+            headers = []
+            if presented is not None and presented.bundle:
+                headers.append((BUNDLE_HEADER, presented.bundle_digest.encode()))
+            await connection.accept(verdict.event, self.subprotocol, headers)
             accepted = True
             return connection
         finally:
@@ -253,17 +281,17 @@ class _Server:
                 meter.close()
 
     async def _hear_request(
-        self, meter: MeteredStream, reader: RequestReader
-    ) -> tuple[trio.abc.Stream, Upgrade | Refusal]:
+        self, meter: MeteredStream, reader: RequestReader, presented: ServerTls | None
+    ) -> tuple[trio.abc.Stream, Upgrade | Document | Refusal]:
         """TLS if there is any, and what the peer asks for, judged."""
         stream: trio.abc.Stream = meter
-        if self.ssl_context is not None:
-            tls = over_tls(meter, self.ssl_context)
+        if presented is not None:
+            tls = over_tls(meter, presented.context)
             try:
-                await tls.do_handshake()
+                await shake_hands_over_tls(tls)
                 stream = tls
             except trio.BrokenResourceError as exc:
-                if getattr(exc.__cause__, "reason", None) != "HTTP_REQUEST":
+                if not spoke_http(exc):
                     raise
                 return meter, Refusal(400, "spoke plain HTTP to a port that wants TLS")
         while (verdict := reader.feed(bytes(await stream.receive_some()))) is None:
@@ -337,6 +365,16 @@ def _leaves(error: Exception) -> Iterator[Exception]:
             yield from _leaves(each)
     else:
         yield error
+
+
+def _identity_of(stream: trio.abc.Stream) -> str | None:
+    """The URI of the client certificate, which TLS has verified."""
+    if isinstance(stream, trio.SSLStream):
+        certificate = stream.getpeercert() or {}
+        for kind, value in certificate.get("subjectAltName", ()):
+            if kind == "URI":
+                return str(value)
+    return None
 
 
 async def _answer(stream: trio.abc.Stream, meter: MeteredStream, response: bytes) -> None:

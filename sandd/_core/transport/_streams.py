@@ -214,6 +214,44 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
+ALERT_TIMEOUT: Final = 1.0
+"""Seconds for telling the peer why its certificate is refused."""
+
+
+async def shake_hands_over_tls(stream: trio.SSLStream[MeteredStream]) -> None:
+    """Do the handshake; if that fails, the peer is told why before this raises `trio.BrokenResourceError`.
+
+    trio leaves the alert unsent (`_outgoing`, a private name that a test holds). In TLS 1.3 a client whose certificate
+    is refused has finished its handshake by then: without the alert all was well, and then the connection ended.
+    """
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError as exc:
+        # Whoever spoke plain HTTP is answered in HTTP.
+        alert = b"" if spoke_http(exc) else stream._outgoing.read()
+        meter = stream.transport_stream
+        if alert:
+            with trio.move_on_after(ALERT_TIMEOUT):
+                try:
+                    await meter.send_all(alert)
+                    await meter.send_eof()
+                    while await meter.receive_some():  # closed with bytes unread, it would be lost
+                        pass
+                except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                    pass  # whoever has gone doesn't want to know
+        raise
+
+
+def spoke_http(error: trio.BrokenResourceError) -> bool:
+    """Whether a handshake failed because the peer spoke plain HTTP."""
+    return getattr(error.__cause__, "reason", None) == "HTTP_REQUEST"
+
+
+def why_broken(error: trio.BrokenResourceError) -> str:
+    """What broke a stream, in words; trio's own text is mostly empty where TLS is concerned."""
+    return str(error.__cause__ or error) or "the connection broke"
+
+
 def over_tls(
     stream: MeteredStream, context: ssl.SSLContext, *, server_hostname: str | None = None
 ) -> trio.SSLStream[MeteredStream]:

@@ -1,0 +1,369 @@
+"""Connections over TLS: what both ends know of each other, what a refused one is told, and who can't hold up others."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from raw_peer import MIB, OPTIONS, RawPeer, echo, raw_server, serving
+from tls_peers import pem_of, server_pair, strict_client, write_pair
+
+from sandd._core._errors import ConfigurationError, ConnectionLost
+from sandd._core.tls.authority import issue_client, new_authority
+from sandd._core.tls.contexts import ServerTls, client_context, server_tls, unverified_context
+from sandd._core.tls.pins import read_certificates
+from sandd._core.transport import BUNDLE_PATH, Connection, connect, fetch
+from sandd._core.transport import _connection as connection_module
+from sandd._core.transport._streams import ALERT_TIMEOUT
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from sandd._core.tls.contexts import ClientCertificates
+    from sandd._core.transport import ListenAddress
+
+CA = new_authority(time.time())
+TRUSTING = client_context(authorities=pem_of(CA))
+
+
+def presented_by(directory: Path, how: ClientCertificates = "off") -> ServerTls:
+    """A server of our CA."""
+    path = write_pair(server_pair(CA), directory)
+    return server_tls(
+        path, path, bundle=pem_of(CA), client_authorities=pem_of(CA), client_certificates=how
+    )
+
+
+@pytest.fixture
+def presented(tmp_path: Path) -> ServerTls:
+    """One that asks nobody for a certificate."""
+    return presented_by(tmp_path)
+
+
+def url_of(address: ListenAddress) -> str:
+    """For a client of TLS."""
+    return f"wss://127.0.0.1:{address.port}/ws"
+
+
+def dial(
+    address: ListenAddress, context: ssl.SSLContext = TRUSTING, **options: Any
+) -> AbstractAsyncContextManager[Connection]:
+    """A client of ours."""
+    return connect(url_of(address), ssl_context=context, **(OPTIONS | options))
+
+
+def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Why handshakes failed, of the log so far."""
+    return [
+        str(record.msg.get("reason"))  # type: ignore[union-attr] # structlog's
+        for record in caplog.records
+        if record.name == "sandd.transport"
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _log_what_matters(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sandd.transport")
+
+
+# ---- what both ends know ------------------------------------------------------------------------
+
+
+async def test_both_ends_have_the_same_binding(presented: ServerTls, tmp_path: Path) -> None:
+    """The hash of the server's certificate; without TLS it is empty, on both."""
+    accepted: list[Connection] = []
+
+    async def handler(connection: Connection) -> None:
+        accepted.append(connection)
+        await echo(connection)
+
+    certificate = read_certificates((tmp_path / "pair.pem").read_bytes())[0]
+    with trio.fail_after(30):
+        async with serving(handler, tls=lambda: presented) as address, dial(address) as ours:
+            await ours.send_message(b"x" * MIB)
+            assert await ours.receive_message() == b"x" * MIB
+            assert ours.channel_binding == hashlib.sha256(certificate).digest()
+            assert accepted[0].channel_binding == ours.channel_binding
+            assert ours.bundle_digest == presented.bundle_digest
+        async with (
+            serving(handler) as address,
+            connect(f"ws://127.0.0.1:{address.port}/ws", **OPTIONS) as ours,
+        ):
+            assert (ours.channel_binding, accepted[1].channel_binding) == (b"", b"")
+            assert ours.bundle_digest == ""
+
+
+@pytest.mark.parametrize("how", ["off", "optional", "required"])
+async def test_a_verified_client_certificate_is_known_by_its_uri(
+    how: ClientCertificates, tmp_path: Path
+) -> None:
+    """One that wasn't asked for is nobody's, and none is None."""
+    identities: list[str | None] = []
+
+    async def handler(connection: Connection) -> None:
+        identities.append(connection.peer_identity)
+
+    pair = issue_client(CA, "sandd:daemon:u-1", time.time())
+    shown = client_context(
+        authorities=pem_of(CA), certificate_file=write_pair(pair, tmp_path, "client")
+    )
+    with trio.fail_after(30):
+        presented = presented_by(tmp_path, how)
+        async with serving(handler, tls=lambda: presented) as address:
+            for context in (shown, TRUSTING):
+                if context is TRUSTING and how == "required":
+                    continue
+                async with dial(address, context) as connection:
+                    with pytest.raises(ConnectionLost):
+                        await connection.receive_message()
+    named = "sandd:daemon:u-1"
+    assert identities == {"off": [None, None], "optional": [named, None], "required": [named]}[how]
+
+
+async def test_new_connections_get_the_new_certificate(tmp_path: Path) -> None:
+    """Those that are open go on with the old one, and handshakes that have begun do."""
+    presented = presented_by(tmp_path)
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address, dial(address) as before:
+            presented = presented_by(tmp_path)
+            async with dial(address) as after:
+                for connection in (before, after):
+                    await connection.send_message(b"x")
+                    assert await connection.receive_message() == b"x"
+                assert after.channel_binding == presented.channel_binding
+                assert after.channel_binding != before.channel_binding
+
+
+# ---- who is refused is told ---------------------------------------------------------------------
+
+
+async def test_a_client_without_its_certificate_is_told_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In TLS 1.3 it has finished its handshake by then: without the alert all was well, and then it ended."""
+    past = issue_client(CA, "sandd:daemon:u", time.time() - 1000, seconds=500)
+    late = client_context(
+        authorities=pem_of(CA), certificate_file=write_pair(past, tmp_path, "past")
+    )
+    other = issue_client(new_authority(time.time()), "sandd:daemon:u", time.time())
+    stranger = client_context(
+        authorities=pem_of(CA), certificate_file=write_pair(other, tmp_path, "other")
+    )
+    presented = presented_by(tmp_path, "required")
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address:
+            # On first contact by a pin there is none to be shown yet.
+            assert await fetch(
+                url_of(address), BUNDLE_PATH, ssl_context=unverified_context(), max_bytes=MIB
+            )
+            for context, told, logged in (
+                (TRUSTING, "403.* certificate is required here: --client-cert", "is required"),
+                (late, "certificate expired", "certificate has expired"),
+                (stranger, "unknown ca", "unable to get local issuer"),
+            ):
+                with pytest.raises(ConnectionLost, match=f"(?i){told}"):
+                    async with dial(address, context):
+                        pass
+                while not reasons(caplog):
+                    await trio.sleep(0.001)
+                (reason,) = reasons(caplog)
+                assert logged in reason
+                caplog.clear()
+
+
+async def test_a_server_that_is_refused_is_told_why(
+    presented: ServerTls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log names the reason, so whoever looks there needn't go to the client."""
+    stranger = client_context(authorities=pem_of(new_authority(time.time())))
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address:
+            with pytest.raises(ConnectionLost, match=r"no TLS handshake.*verify failed"):
+                async with dial(address, stranger):
+                    pass
+            while not reasons(caplog):
+                await trio.sleep(0.001)
+            assert "unknown ca" in reasons(caplog)[0].lower()
+
+
+async def test_tls_1_2_is_refused(presented: ServerTls, caplog: pytest.LogCaptureFixture) -> None:
+    """And told as what it is."""
+    older = strict_client(CA, maximum_version=ssl.TLSVersion.TLSv1_2)
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address:
+            with pytest.raises(ConnectionLost, match=r"(?i)protocol version"):
+                async with dial(address, older):
+                    pass
+            while not reasons(caplog):
+                await trio.sleep(0.001)
+            assert "unsupported protocol" in reasons(caplog)[0].lower()
+
+
+async def test_an_alert_waits_for_nobody(presented: ServerTls) -> None:
+    """Whoever is refused and stays keeps the server for a second at most."""
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address:
+            async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                begun = trio.current_time()
+                await stream.send_all(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+                assert await RawPeer(stream).is_closed()
+                assert trio.current_time() - begun < ALERT_TIMEOUT + 2
+
+
+# ---- the server's CA ----------------------------------------------------------------------------
+
+
+async def test_the_bundle_is_there_for_everybody(presented: ServerTls) -> None:
+    """Who doesn't trust it yet reads it; GET and HEAD only."""
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address:
+            unverified = unverified_context()
+            got = await fetch(url_of(address), BUNDLE_PATH, ssl_context=unverified, max_bytes=MIB)
+            assert got == pem_of(CA)
+            for method, status in (("HEAD", "200"), ("POST", "405")):
+                stream = await trio.open_ssl_over_tcp_stream(
+                    "127.0.0.1", address.port, ssl_context=unverified, https_compatible=True
+                )
+                async with stream:
+                    await stream.send_all(
+                        f"{method} {BUNDLE_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                    )
+                    answer = b""
+                    while part := await stream.receive_some():
+                        answer += part
+                assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+                assert b"CERTIFICATE" not in answer
+
+
+async def test_without_a_ca_of_its_own_nothing_is_there(tmp_path: Path) -> None:
+    """Nor without TLS, where anybody could have put something else in its place."""
+    path = write_pair(server_pair(CA), tmp_path)
+    bare = server_tls(path, path)
+    with trio.fail_after(30):
+        async with serving(tls=lambda: bare) as address:
+            with pytest.raises(ConnectionLost, match=r"nothing at /ca\.pem: HTTP status 404"):
+                await fetch(url_of(address), BUNDLE_PATH, ssl_context=TRUSTING, max_bytes=MIB)
+        async with serving() as address:
+            with pytest.raises(ConnectionLost, match="no TLS handshake"):
+                await fetch(url_of(address), BUNDLE_PATH, ssl_context=TRUSTING, max_bytes=MIB)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + bytes(2000), "more than 1000 bytes"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2000), "more than 1000 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n", "is no HTTP"),
+        (b"nonsense\r\n\r\n", "is no HTTP"),
+        (b"", "is no HTTP|broke"),
+        (b"x" * 100_000, "is no HTTP"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://x/\r\nContent-Length: 0\r\n\r\n", "status 302"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_whatever_answers_a_fetch_it_ends(
+    answer: bytes, words: str, presented: ServerTls
+) -> None:
+    """With a word on it, in bounded memory; nothing is followed elsewhere."""
+
+    async def behave(peer: RawPeer) -> None:
+        stream = trio.SSLStream(
+            peer.stream, presented.context, server_side=True, https_compatible=True
+        )
+        await stream.receive_some()
+        await stream.send_all(answer)
+
+    with trio.fail_after(30):
+        async with raw_server(behave) as url:
+            with pytest.raises(ConnectionLost, match=words):
+                await fetch(url.replace("ws:", "wss:"), "/x", ssl_context=TRUSTING, max_bytes=1000)
+
+
+async def test_a_fetch_is_for_tls_alone() -> None:
+    """A URL without it is a mistake of the caller's."""
+    with pytest.raises(ConfigurationError, match="use wss://"):
+        await fetch("ws://127.0.0.1:1/ws", "/x", ssl_context=TRUSTING, max_bytes=1)
+
+
+# ---- time and cancellation ----------------------------------------------------------------------
+
+
+async def test_whoever_says_half_a_hello_keeps_nobody_out(presented: ServerTls) -> None:
+    """Fifty of them make way for one that speaks, though a server takes but eight handshakes at a time."""
+    with trio.fail_after(60):
+        async with (
+            serving(tls=lambda: presented, max_handshakes=8) as address,
+            AsyncExitStack() as stack,
+        ):
+            for number in range(50):
+                stream = await trio.open_tcp_stream(address.host, address.port)
+                await stack.enter_async_context(stream)
+                if number % 2:
+                    await stream.send_all(b"\x16\x03\x01\x02\x00\x01")
+            async with dial(address, timeout=30) as connection:
+                await connection.send_message(b"x")
+                assert await connection.receive_message() == b"x"
+
+
+async def test_nothing_is_left_of_a_handshake_that_was_cancelled(presented: ServerTls) -> None:
+    """At either end, in dialling and in fetching: the socket is closed at once, and the other end sees it."""
+    ended = trio.Event()
+
+    async def say_nothing(peer: RawPeer) -> None:
+        await peer.is_closed()
+        ended.set()
+
+    async def dial_in_vain(url: str) -> None:
+        async with connect(url, ssl_context=TRUSTING, **OPTIONS):
+            pass
+
+    with trio.fail_after(30):
+        async with raw_server(say_nothing) as url:
+            secure = url.replace("ws:", "wss:")
+            attempt = partial(fetch, secure, "/x", ssl_context=TRUSTING, max_bytes=1)
+            for act in (partial(dial_in_vain, secure), attempt):
+                ended = trio.Event()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(act)
+                    await trio.testing.wait_all_tasks_blocked(0.02)
+                    nursery.cancel_scope.cancel()
+                await ended.wait()
+        stream = None
+        async with serving(tls=lambda: presented) as address:
+            stream = await trio.open_tcp_stream(address.host, address.port)
+            await stream.send_all(b"\x16\x03\x01\x02\x00\x01")
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        async with stream:
+            assert await RawPeer(stream).is_closed()
+
+
+async def test_a_server_that_never_answers_is_given_up(presented: ServerTls) -> None:
+    """In the time that was given for all of it."""
+
+    async def say_nothing(peer: RawPeer) -> None:
+        await peer.is_closed()
+
+    with trio.fail_after(30):
+        async with raw_server(say_nothing) as url:
+            secure = url.replace("ws:", "wss:")
+            with pytest.raises(ConnectionLost, match=r"no TLS handshake within 0\.1 s"):
+                async with connect(secure, ssl_context=TRUSTING, timeout=0.1, **OPTIONS):
+                    pass
+            with pytest.raises(ConnectionLost, match=r"no TLS handshake within 0\.1 s"):
+                await fetch(secure, "/x", ssl_context=TRUSTING, timeout=0.1, max_bytes=1)
+
+
+def test_the_private_name_of_trio_is_there(presented: ServerTls) -> None:
+    """Where an alert waits that trio doesn't send; connections don't use it otherwise."""
+    near, _ = trio.testing.memory_stream_pair()
+    stream = trio.SSLStream(near, presented.context, server_side=True)
+    assert isinstance(stream._outgoing, ssl.MemoryBIO)
+    assert connection_module.BUNDLE_HEADER == b"sandd-ca"
