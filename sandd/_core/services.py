@@ -371,6 +371,11 @@ class LocalService(Service):
             await self._write_ends(self._ends)
 
 
+MOST_WAIT_SECONDS: Final = 2.0
+"""Of operators, before they dial again: people and scripts wait for them, and they are few. A thousand of them are
+five hundred dials in a second while nobody answers; once somebody does, no more than it lets in."""
+
+
 class RemoteService(Service):
     """A connection to a controller in another process, made again whenever it breaks."""
 
@@ -389,7 +394,7 @@ class RemoteService(Service):
         self._connect_timeout = connect_timeout
         self.directory = Directory()
         self.link = self._remote = RemoteLink(self.directory, credential=credential, name=name)
-        self._dialer = Dialer(url, self._remote, Backoff(), trust)
+        self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS), trust)
 
     @property
     def address(self) -> str:
@@ -420,9 +425,12 @@ class RemoteService(Service):
             with trio.move_on_after(self._connect_timeout) as patience:
                 await self.directory.told.wait()
             if patience.cancelled_caught:
+                url = shown_url(self._url)
+                # Nobody has said the path: it is what is behind any URL of a controller.
+                why = self._dialer.failure.removeprefix(f"could not connect to {url}: ")
                 raise ControllerUnreachable(
-                    f"no controller could be reached at {shown_url(self._url)} within "
-                    f"{self._connect_timeout:g} s: {self._dialer.failure or 'it does not answer'}"
+                    f"no controller could be reached at {url.removesuffix(wire.OPERATOR_PATH)} within "
+                    f"{self._connect_timeout:g} s: {why or 'it does not answer'}"
                 )
             opened.started()
 
