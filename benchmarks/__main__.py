@@ -17,6 +17,7 @@ import trio
 from attrs import frozen
 
 from benchmarks import (
+    audit,
     broadcast,
     bulk,
     exec_latency,
@@ -90,6 +91,7 @@ BENCHMARKS = {
         routed.measure,
     ),
     "tls": Benchmark("a daemon that has dialled in over TLS", "the same without TLS", tls.measure),
+    "audit": Benchmark('run("true"), with an audit log', "the same without", audit.measure),
     "broadcast": Benchmark(
         '"true" on many daemons at once',
         "as many subprocess.Popen in flight, from one thread",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -20,8 +20,14 @@ import trio
 from attrs import frozen
 
 from sandd import wire
+from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
+from sandd._core.arguments import check_count, check_number, check_path, check_text
+from sandd._core.audit.changes import policies_in_force, policies_refused, tokens_set
+from sandd._core.audit.options import AuditOptions
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.writer import open_audit_log
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.dialer import shown_url
@@ -47,7 +53,7 @@ from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Unpack
 
@@ -82,6 +88,8 @@ __all__ = [
 
 MOST_HANDSHAKES_PER_SECOND: Final = 100_000
 """Far beyond what one processor can do: a bound on arithmetic only."""
+MOST_AT_ONCE: Final = 1_000_000
+"""Daemons that run a broadcast at the same time, where nobody bounds it: more than there are."""
 DEFAULT_PORT: Final = 8765
 
 
@@ -123,6 +131,7 @@ async def open_controller(
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
@@ -163,6 +172,8 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
+            Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
@@ -172,6 +183,15 @@ async def open_controller(
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
+    with _refusing_nonsense():
+        check_text("host", host, what="an address to listen on, such as '127.0.0.1' or '0.0.0.0'")
+        check_count("port", port, lowest=0, most=65535, what="the number of a port, 0 to 65535")
+        check_number("heartbeat", heartbeat)
+        check_number("dead_after", dead_after)
+        check_number(
+            "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
+        )
+        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -183,11 +203,19 @@ async def open_controller(
             f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
-    with ExitStack() as stack:
-        state = None
-        if state_dir is not None:
-            state = stack.enter_context(open_controller_state(Path(state_dir)))
+    options = AuditOptions() if audit is True else audit
+    if options and state_path is None:
+        raise ConfigurationError("an audit log needs a state_dir, where it is kept")
+    async with AsyncExitStack() as stack:
+        state, sink = None, None
+        if state_path is not None:
+            state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
+            if options:
+                secrets = [each for each in (secret, operator_secret) if each is not None]
+                sink = await stack.enter_async_context(
+                    open_audit_log(state_path, options, secrets=secrets)
+                )
         policies = TenantPolicies(
             file=None if policy is None else Path(policy),
             directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
@@ -196,6 +224,8 @@ async def open_controller(
         certificates = await _open_certificates(
             stack, tls, host, tls_names, client_certificates, state_dir
         )
+        if sink is not None:
+            sink.note(policies_in_force(policies.hashes))
         service = LocalService(
             host=host,
             port=port,
@@ -207,9 +237,12 @@ async def open_controller(
             admission=Admission(max_handshakes_per_second),
             rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
+            audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
         )
+        if sink is not None:
+            sink.settle = service.link.flush
         async with _running(service) as controller:
             yield controller
 
@@ -255,6 +288,9 @@ async def connect_controller(
         ConfigurationError: an argument makes no sense.
     """
     secret = _secret(token, "token", "be refused")
+    with _refusing_nonsense():
+        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_number("connect_timeout", connect_timeout)
     operator_url, daemon_url = _urls(url)
     trust_options = TrustOptions(
         pins=() if ca_pin is None else read_pins(ca_pin),
@@ -295,9 +331,23 @@ async def _running(service: Service) -> AsyncIterator[Controller]:
         service.abandon()
 
 
+@contextmanager
+def _refusing_nonsense() -> Iterator[None]:
+    """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
     if token is None:
         return None
+    if not isinstance(token, str | bytes):  # which is not shown: who knows what it is
+        raise ConfigurationError(
+            f"the {name} is a {type(token).__name__}; it must be the secret itself, a text or bytes "
+            "(of a file that holds it, what its read_text() gives)"
+        )
     # As the daemon does: a file that holds it ends with a newline.
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
@@ -343,7 +393,7 @@ def _trust(url: str, options: TrustOptions, *, insecure: bool) -> Trust | None:
 
 
 async def _open_certificates(
-    stack: ExitStack,
+    stack: AsyncExitStack,
     tls: Tls,
     host: str,
     names: Sequence[str],
@@ -513,9 +563,11 @@ class Controller:
         Returns:
             Daemon id to its result or its error.
         """
-        if concurrency is not None and concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
-        limiter = trio.CapacityLimiter(concurrency or 1_000_000)
+        if concurrency is not None:
+            most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
+            check_count("concurrency", concurrency, lowest=1, most=most, what=what)
+        commands.check(command, **options)
+        limiter = trio.CapacityLimiter(concurrency or MOST_AT_ONCE)
         results: dict[str, CommandResult | SanddError] = {}
         misuse: list[Exception] = []
 
@@ -553,6 +605,8 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.acceptor.token, service.desk.token = secret, operator_secret
+        changed = tokens_set(daemons=secret is not None, operators=operator_secret is not None)
+        service.link.audit.note(changed)
 
     async def reload_policy(self) -> None:
         """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
@@ -567,7 +621,13 @@ class Controller:
         service = self._service
         if not isinstance(service, LocalService):
             raise RuntimeError("the controller is in another process, and so are its policies")
-        await trio.to_thread.run_sync(service.policies.read)
+        audit = service.link.audit
+        try:
+            await trio.to_thread.run_sync(service.policies.read)
+        except ConfigurationError as error:
+            audit.note(policies_refused(str(error)))
+            raise
+        audit.note(policies_in_force(service.policies.hashes))
 
     # -- inside
 

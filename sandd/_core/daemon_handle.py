@@ -17,6 +17,7 @@ from sandd._core.remote_path import RemotePath
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.session_handle import (
     Session,
+    describe_recording,
     hold_attached_session,
     hold_session,
     recording,
@@ -354,15 +355,25 @@ class Daemon:
             lease=lease,
             detach=detach,
         )
-        async with recording(
-            record, spec, title=f"a session on {self.id}", include_input=record_input
-        ) as recorder:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            handle = commands.start(self._link, self.id, spec, job_id=job_id)
-            async with hold_session(
-                handle, kill_grace=spec.kill_grace, recorder=recorder
-            ) as session:
-                yield session
+        audit = self._link.audit
+        recorder = handle = None
+        try:
+            async with recording(
+                record,
+                spec,
+                title=f"a session on {self.id}",
+                include_input=record_input,
+                redactor=audit.redactor,
+            ) as recorder:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                handle = commands.start(self._link, self.id, spec, job_id=job_id)
+                async with hold_session(
+                    handle, kill_grace=spec.kill_grace, recorder=recorder
+                ) as session:
+                    yield session
+        finally:
+            if recorder is not None and handle is not None:
+                audit.note(describe_recording(recorder, handle))
 
     @protected_context
     async def attach_session(
@@ -399,7 +410,7 @@ class Daemon:
             trio.ClosedResourceError: the controller is closed.
         """
         self._check_not_gone()
-        offsets = specs.read_offsets(None if since is None else {"stdout": since})
+        offsets = {} if since is None else {wire.Stream.OUTPUT: specs.read_offset("since", since)}
         async with hold_attached_session(
             await self._attach(job_id, offsets, read_only, takeover, kill_grace),
             kill_grace=kill_grace,
@@ -430,7 +441,8 @@ class Daemon:
             local: a file or a directory; a link there is followed, and those within a tree are copied as links.
             remote: what the copy is to be, its name included. Its directory must be there. A relative path
                 starts at the daemon's working directory, or at its ``--root``.
-            progress: called with the bytes done and the bytes in all, often, in this task.
+            progress: called with the bytes done and the bytes in all, in this task: about every two megabytes, and
+                every few hundred small files. When all is done this still waits until it is safe on the disk there.
             update: True: skip what is there with the same size and time of modification. "hash": skip
                 what is there with the same content, whatever its time.
             include: one or several patterns as in a .gitignore; of a tree, only files that match one are copied.

@@ -13,6 +13,7 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
 from sandd._core.link import Backoff
@@ -29,6 +30,7 @@ from sandd._core.transport import Connection, ListenAddress, serve
 
 if TYPE_CHECKING:
     from sandd._core.admission import Admission
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.controller_state import EndFile
     from sandd._core.job_link import JobLink
     from sandd._core.policy.tenants import TenantPolicies
@@ -179,12 +181,15 @@ class LocalService(Service):
         ends: EndFile | None,
         policies: TenantPolicies,
         certificates: LiveCertificates | None = None,
+        audit: AuditSink = NO_AUDIT,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
         self.certificates = certificates
         """What it serves by; None: no TLS."""
-        self.router = Router(self._authorise)
+        self.router = Router(
+            self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
+        )
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
         self.policies = policies
@@ -195,7 +200,7 @@ class LocalService(Service):
         """`_ends_written` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
-        self.link = self._local = LocalLink(self.router, self.directory)
+        self.link = self._local = LocalLink(self.router, self.directory, audit=audit)
         self.link.flush()  # it is told that there is nobody yet
         settle = self._local.flush
         self.acceptor = Acceptor(
@@ -206,6 +211,7 @@ class LocalService(Service):
             insecure=insecure,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            audit=audit,
             failures=self._failures,
         )
         self.desk = OperatorDesk(
@@ -216,6 +222,7 @@ class LocalService(Service):
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
             controller_id=self.acceptor.controller_id,
+            audit=audit,
             failures=self._failures,
         )
         self._admission = admission

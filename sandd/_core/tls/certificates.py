@@ -19,7 +19,7 @@ from sandd._core.tls.rotation import Phase, Rotation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import ExitStack
+    from contextlib import AsyncExitStack
 
     from sandd._core.tls.key_pair import KeyPair
     from sandd._core.tls.pins import Pin
@@ -168,7 +168,7 @@ def choose_certificates(
     names: Sequence[str],
     client_certificates: str,
     state_dir: Path | None,
-    stack: ExitStack,
+    stack: AsyncExitStack,
 ) -> Certificates:
     """Where the certificate comes from that `open_controller` was told to serve by.
 
