@@ -291,6 +291,8 @@ class LocalService(Service):
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
             if self.certificates is not None:
+                self.certificates.note = self.link.audit.note
+                self.link.audit.note(self.certificates.record())
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
             opened.started()
