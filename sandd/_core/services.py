@@ -13,7 +13,6 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
-from sandd._core.audit.changes import certificates_in_force
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
@@ -190,10 +189,6 @@ class LocalService(Service):
         self.gate = gate
         self.certificates = certificates
         """What it serves by; None: no TLS."""
-        if certificates is not None:
-            certificates.audit = audit
-            served = certificates.current.channel_binding
-            audit.note(certificates_in_force(certificates.certificates.pin, served))
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
         )
@@ -297,6 +292,8 @@ class LocalService(Service):
                 nursery.start_soon(self._keep_ends, self._ends)
             nursery.start_soon(self.gate.watch)
             if self.certificates is not None:
+                self.certificates.note = self.link.audit.note
+                self.link.audit.note(self.certificates.record())
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
             opened.started()
