@@ -26,6 +26,7 @@ from benchmarks import (
     ports,
     routed,
     throughput,
+    tls,
 )
 from benchmarks.cpu import OthersMeter
 from benchmarks.fleet import Stopped
@@ -90,6 +91,7 @@ BENCHMARKS = {
         routed.measure,
     ),
     "audit": Benchmark('run("true"), with an audit log', "the same without", audit.measure),
+    "tls": Benchmark("a daemon that has dialled in over TLS", "the same without TLS", tls.measure),
     "broadcast": Benchmark(
         '"true" on many daemons at once',
         "as many subprocess.Popen in flight, from one thread",

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import sandd
 
+HERE = str(Path(__file__).parent)
 DAEMON = [sys.executable, "-m", "sandd.daemon", "--daemon-id", "worker-1", "--log-level", "warning"]
 
 
@@ -45,13 +47,19 @@ def work(server: sandd.Server) -> None:
     for daemon_id, result in server.broadcast({"env": "prod"}, "exit 3").items():
         print(f"{daemon_id} ended with {result.exit_code}")
 
-    # Whatever only the trio API has runs in the server's own thread.
-    async def first_bytes(daemon_id: str) -> bytes:
-        worker = server.controller.daemon(daemon_id)
-        async with worker.open_process("yes") as process:
-            return bytes(await process.stdout.receive_some(6))
+    # Output as it comes. Any thread may end it: by `kill`, or by `close`, as leaving the block does.
+    with server.open_process("worker-1", "echo begun; sleep 60", stderr="merge") as process:
+        for piece in process.stdout:
+            print(f"streamed: {piece!r}")
+            process.kill()
+        print(f"it ended with {process.exit_code}")
 
-    print(f"streamed: {server.call(first_bytes, 'worker-1')!r}")
+    # Whatever only the trio API has runs in the server's own thread.
+    async def names(daemon_id: str, path: str) -> list[str]:
+        directory = server.controller.daemon(daemon_id).path(path)
+        return [entry.name for entry in await directory.iterdir()]
+
+    print("here it found the program:", "sync_agent.py" in server.call(names, "worker-1", HERE))
 
 
 if __name__ == "__main__":

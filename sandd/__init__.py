@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         JobNotFound,
         JobTaken,
         LocalProtocolError,
+        NoTerminal,
         OutputGap,
         PolicyDenied,
         ProtocolError,
@@ -66,9 +67,17 @@ if TYPE_CHECKING:
     from sandd._core.remote_files import FileReader, FileWriter
     from sandd._core.remote_path import FileChange, RemotePath
     from sandd._core.results import CommandResult, ExitStatus, Outcome
+    from sandd._core.server_streams import ServerInput, ServerOutput
     from sandd._core.spool import Stall
     from sandd._core.transfers.result import TransferResult
-    from sandd.client import Client, DaemonSummary, FailedResult, ServerSession, connect
+    from sandd.client import (
+        Client,
+        DaemonSummary,
+        FailedResult,
+        ServerProcess,
+        ServerSession,
+        connect,
+    )
     from sandd.controller import (
         Controller,
         ControllerStatistics,
@@ -121,6 +130,7 @@ __all__ = [
     "JobTaken",
     "KeptOutput",
     "LocalProtocolError",
+    "NoTerminal",
     "Outcome",
     "OutputGap",
     "PolicyDenied",
@@ -135,6 +145,9 @@ __all__ = [
     "RequestRefused",
     "SanddError",
     "Server",
+    "ServerInput",
+    "ServerOutput",
+    "ServerProcess",
     "ServerSession",
     "Session",
     "SpawnFailed",
@@ -183,6 +196,7 @@ _HOMES = {
     "JobTaken": "sandd._core._errors",
     "KeptOutput": "sandd._core.job_info",
     "LocalProtocolError": "sandd._core._errors",
+    "NoTerminal": "sandd._core._errors",
     "Outcome": "sandd._core.results",
     "OutputGap": "sandd._core._errors",
     "PolicyDenied": "sandd._core._errors",
@@ -197,6 +211,9 @@ _HOMES = {
     "RequestRefused": "sandd._core._errors",
     "SanddError": "sandd._core._errors",
     "Server": "sandd.server",
+    "ServerInput": "sandd._core.server_streams",
+    "ServerOutput": "sandd._core.server_streams",
+    "ServerProcess": "sandd.client",
     "ServerSession": "sandd.client",
     "Session": "sandd.controller",
     "SpawnFailed": "sandd._core._errors",

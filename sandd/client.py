@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar, overload
 import trio
 from attrs import frozen
 
-from sandd._core import server_files, specs
+from sandd._core import commands, server_files, specs
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
+from sandd._core.arguments import check_labels, patience
 from sandd._core.bridge import TrioThread
 from sandd._core.held_block import HeldBlock
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.results import CommandResult
+from sandd._core.server_process import ServerProcess
 from sandd._core.server_session import ServerSession
 from sandd._core.specs import KILL_GRACE
 from sandd.controller import connect_controller
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
     Arguments = TypeVarTuple("Arguments")
 
-__all__ = ["Client", "DaemonSummary", "FailedResult", "ServerSession", "connect"]
+__all__ = ["Client", "DaemonSummary", "FailedResult", "ServerProcess", "ServerSession", "connect"]
 
 T = TypeVar("T")
 
@@ -54,7 +57,7 @@ ANSWER_SECONDS: Final = 10.0
 
 
 class ExecOptions(TypedDict, total=False):
-    """Keyword arguments of `Daemon.run` beyond those that `Server.exec` names itself."""
+    """Keyword arguments of `Daemon.run` beyond those that `Client.exec` names itself."""
 
     input: str | bytes | None
     user: str | None
@@ -64,8 +67,21 @@ class ExecOptions(TypedDict, total=False):
     check: bool
 
 
+class ProcessOptions(TypedDict, total=False):
+    """Keyword arguments of `Daemon.open_process` beyond those that `Client.open_process` names itself."""
+
+    user: str | None
+    timeout: float | None
+    idle_timeout: float | None
+    kill_grace: float
+    lease: float | None
+    on_full: Literal["block", "drop_oldest"]
+    detach: bool
+    job_id: str | None
+
+
 class SessionOptions(TypedDict, total=False):
-    """Keyword arguments of `Daemon.open_session` beyond those that `Server.new_session` names itself."""
+    """Keyword arguments of `Daemon.open_session` beyond those that `Client.new_session` names itself."""
 
     user: str | None
     scrollback: int
@@ -122,21 +138,21 @@ class DaemonSummary:
     state: DaemonState
     """ONLINE, or AWAY when its connection broke and its jobs go on."""
     is_busy: bool
-    """This server has a command or another job on it that has not ended."""
+    """This client has a command or another job on it that has not ended."""
     connected_at: float
     """Unix time, by this machine's clock, of its newest connection."""
 
 
-@frozen
+@frozen(repr=False)
 class FailedResult(CommandResult):
-    """In the answer to a `Server.broadcast`, stands for a command that has no result of its own.
+    """In the answer to a `Client.broadcast`, stands for a command that has no result of its own.
 
     It could not be run, or ran out of time. `exit_code` is -1, and the last line of `stderr` says
     what failed.
     """
 
     error: SanddError
-    """What `Server.exec` would have raised."""
+    """What `Client.exec` would have raised."""
 
     @property
     def signal(self) -> None:
@@ -233,7 +249,7 @@ class Client:
         A Ctrl-C ends the waiting; what remains to be done is done in the background.
 
         Raises:
-            RuntimeError: a function given to `call` did not let itself be cancelled; or the server
+            RuntimeError: a function given to `call` did not let itself be cancelled; or the client
                 had failed, by a defect of its own, before it was closed.
         """
         self._thread.close()
@@ -304,8 +320,10 @@ class Client:
             timeout: seconds after which to give up, and return False; None: never.
         """
 
+        limit = patience(timeout)
+
         async def wait() -> bool:
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+            with trio.move_on_after(limit):
                 await self._controller.wait_for_daemon(daemon_id)
                 return True
             # With a time-out of 0 the waiting is cancelled before it has looked.
@@ -330,7 +348,7 @@ class Client:
         """Run a command on a daemon to its end, and return what it printed.
 
         The output arrives exactly once, whatever happens to the connection. While the daemon is
-        away this waits, within `timeout`.
+        away this waits, within `timeout`. What another thread is to end, `open_process` runs.
 
         Args:
             daemon_id: of a daemon that is online or away.
@@ -354,7 +372,7 @@ class Client:
             DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have
                 run.
             ValueError: an argument that makes no sense. Nothing ran.
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran is
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile; what ran is
                 killed.
         """
 
@@ -363,6 +381,80 @@ class Client:
             return await _run_bounded(daemon, command, timeout, env, cwd, options)
 
         return self.call(run)
+
+    def open_process(
+        self,
+        daemon_id: str,
+        command: Command,
+        *,
+        stdin: bool = True,
+        stderr: Literal["separate", "merge"] = "separate",
+        env: Mapping[str, str] | None = None,
+        cwd: Text | None = None,
+        **options: Unpack[ProcessOptions],
+    ) -> ServerProcess:
+        """Start a command and talk to it while it runs: read what it writes as it comes, write to it, end it.
+
+        ::
+
+            with client.open_process("worker-1", "make test", stderr="merge") as process:
+                for piece in process.stdout:
+                    print(piece.decode(errors="replace"), end="")
+                print(process.wait().exit_code)
+
+        Leaving the block, or `ServerProcess.close` from any thread, ends the whole remote process tree and waits until
+        it is gone. While the daemon is away this waits, and so do the methods of what it gives; nothing is lost.
+
+        Read both outputs, each in a thread of its own, or merge them, or close the one you don't want: as on
+        any pipe, a command stops when what it writes isn't read. About a megabyte fits in between.
+
+        Args:
+            daemon_id: of a daemon that is online or away.
+            command: as for `exec`.
+            stdin: False: the command reads end of file at once.
+            stderr: "merge" sends it into stdout, in the order of writing.
+            env: merged over the daemon's environment.
+            cwd: working directory; None: the daemon's.
+            options: as for `Daemon.open_process`: `user`, `timeout` (None, the default, is no limit), `idle_timeout`,
+                `kill_grace`, `lease`, `on_full`, `detach`, `job_id`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
+            SpawnFailed: the program could not be started. Nothing ran.
+            DaemonGone and others: as for `Daemon.open_process`.
+        """
+        daemon = self.call(self._find, daemon_id)
+        return ServerProcess(
+            self._thread,
+            lambda: daemon.open_process(
+                command, stdin=stdin, stderr=stderr, env=env, cwd=cwd, **options
+            ),
+        )
+
+    def attach_process(
+        self,
+        daemon_id: str,
+        job_id: str,
+        *,
+        since: Mapping[str, int] | None = None,
+        read_only: bool = False,
+        takeover: bool = False,
+        kill_grace: float = KILL_GRACE,
+    ) -> ServerProcess:
+        """A job that exists, running or ended, whoever started it; arguments and errors as `Daemon.attach_process`.
+
+        `ServerProcess.close` ends it, unless it is detached or was attached with `read_only`.
+
+        Raises:
+            DaemonNotFound: no daemon of that id is known; a ValueError too.
+        """
+        daemon = self.call(self._find, daemon_id)
+        return ServerProcess(
+            self._thread,
+            lambda: daemon.attach_process(
+                job_id, since=since, read_only=read_only, takeover=takeover, kill_grace=kill_grace
+            ),
+        )
 
     def new_session(
         self,
@@ -381,7 +473,7 @@ class Client:
 
         ::
 
-            with server.new_session("worker-1") as session:
+            with client.new_session("worker-1") as session:
                 session.write("ls\r")
                 print(session.read(timeout=1.0))
 
@@ -405,7 +497,7 @@ class Client:
             SpawnFailed: the program could not be started. Nothing ran.
             DaemonGone: the daemon is gone for good.
             ValueError: an argument that makes no sense. Nothing ran.
-            trio.ClosedResourceError: the server is closed.
+            trio.ClosedResourceError: the client is closed.
             RuntimeError: `interactive` in another thread than the main one. Nothing ran.
             NoTerminal: `interactive`, but stdin or stdout is no terminal. Nothing ran.
         """
@@ -476,7 +568,7 @@ class Client:
             data: bytes are the content. A text or a path object is the path of a file here; the content
                 of a text is ``text.encode()``.
             timeout: seconds for all of it; None: no limit.
-            progress: for a copy: called with the bytes done and those in all, in the server's thread,
+            progress: for a copy: called with the bytes done and those in all, in the client's thread,
                 which it must not block.
 
         Raises:
@@ -485,7 +577,7 @@ class Client:
                 PermissionError, IsADirectoryError, ...); a TimeoutError if the time ran out. There is no new file.
             DaemonGone: the daemon is gone for good.
             RequestRefused: the daemon declined.
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile.
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile.
         """
         return self.call(
             server_files.upload_file,
@@ -549,7 +641,7 @@ class Client:
             remote: what the copy is to be, its name included.
             timeout: seconds for all of it; None: no limit. Beyond that it is cancelled, and raises a
                 TransferError that is a TimeoutError.
-            options: as for `Daemon.upload`: `progress` (called in the server's thread, which it must not
+            options: as for `Daemon.upload`: `progress` (called in the client's thread, which it must not
                 block), `update`, `include`, `exclude`.
 
         Raises:
@@ -587,7 +679,7 @@ class Client:
 
         ::
 
-            with server.forward_port("worker-1", 80) as (host, port):
+            with client.forward_port("worker-1", 80) as (host, port):
                 print(urllib.request.urlopen(f"http://{host}:{port}/").read())
 
         Arguments and errors as `Daemon.forward_port`; any thread may connect.
@@ -641,10 +733,11 @@ class Client:
     ) -> dict[str, CommandResult]:
         """Run a command on all daemons that have all of `labels` (None: on all), at once.
 
-        One bad daemon fails no other, and delays the answer by no more than `exec` would take.
+        One bad daemon fails no other, and delays the answer by no more than `exec` would take. (The labels come
+        first here; `Controller.broadcast` has the command first, and the labels by name.)
 
         Args:
-            labels: which daemons.
+            labels: which daemons: those that have all of these; None: all.
             command: as for `exec`, and so are the other arguments. With `check`, a command that
                 ended badly still gives its own result.
 
@@ -655,9 +748,17 @@ class Client:
 
         Raises:
             ValueError: an argument that makes no sense. Nothing ran.
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran is
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile; what ran is
                 killed.
         """
+
+        try:
+            check_labels(labels)
+        except TypeError as error:
+            raise TypeError(
+                f"{error}; it comes first here: broadcast({{'env': 'prod'}}, 'uptime')"
+            ) from None
+        commands.check(command, timeout=timeout, env=env, cwd=cwd, **options)
 
         async def run() -> dict[str, CommandResult]:
             results: dict[str, CommandResult] = {}
@@ -677,7 +778,7 @@ class Client:
                     failures.append(error)
                     nursery.cancel_scope.cancel()
 
-            async with trio.open_nursery() as nursery:
+            async with open_unwrapping_nursery() as nursery:
                 for daemon in self._controller.daemons(labels):
                     nursery.start_soon(run_on, daemon)
             if failures:
@@ -691,20 +792,19 @@ class Client:
 
         This is the way to all that the trio API has and this class lacks::
 
-            async def tail(daemon_id: str) -> str:
-                daemon = server.controller.daemon(daemon_id)
-                async with daemon.open_process(["tail", "-f", "/var/log/syslog"]) as process:
-                    return (await process.stdout.receive_some()).decode()
+            async def names(daemon_id: str, path: str) -> list[str]:
+                directory = client.controller.daemon(daemon_id).path(path)
+                return [entry.name for entry in await directory.iterdir()]
 
-            server.call(tail, "worker-1")
+            client.call(names, "worker-1", "/work")
 
-        The function shares its thread with everything else that the server does: it must not block.
+        The function shares its thread with everything else that the client does: it must not block.
         Its exceptions come out as they are. It sees the calling thread's context variables.
 
         Raises:
-            trio.ClosedResourceError: the server is closed, or was closed meanwhile; what ran was
+            trio.ClosedResourceError: the client is closed, or was closed meanwhile; what ran was
                 cancelled.
-            RuntimeError: this *is* the trio thread; or the server has failed, by a defect of its
+            RuntimeError: this *is* the trio thread; or the client has failed, by a defect of its
                 own.
         """
         return self._thread.run(async_fn, *args)
@@ -741,9 +841,10 @@ async def _run_bounded(
     options: ExecOptions,
 ) -> CommandResult:
     """`Daemon.run` that ends even if the daemon went away with the command running."""
-    bound = math.inf
-    if timeout is not None:
-        bound = timeout + options.get("kill_grace", KILL_GRACE) + ANSWER_SECONDS
+    bound, limit = math.inf, specs.seconds("timeout", timeout)
+    if limit is not None:
+        grace = specs.check_grace("kill_grace", options.get("kill_grace", KILL_GRACE))
+        bound = limit + grace + ANSWER_SECONDS
     with trio.move_on_after(bound):
         return await daemon.run(command, timeout=timeout, env=env, cwd=cwd, **options)
     raise CommandTimeout(

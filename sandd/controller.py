@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import AsyncExitStack, ExitStack
-from pathlib import Path
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -20,8 +19,10 @@ import trio
 from attrs import frozen
 
 from sandd import wire
+from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
+from sandd._core.arguments import check_count, check_number, check_text, read_path
 from sandd._core.audit.changes import policies_in_force, policies_refused, tokens_set
 from sandd._core.audit.options import AuditOptions
 from sandd._core.audit.sinks import NO_AUDIT
@@ -51,8 +52,9 @@ from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
@@ -86,6 +88,8 @@ __all__ = [
 
 MOST_HANDSHAKES_PER_SECOND: Final = 100_000
 """Far beyond what one processor can do: a bound on arithmetic only."""
+MOST_AT_ONCE: Final = 1_000_000
+"""Daemons that run a broadcast at the same time, where nobody bounds it: more than there are."""
 DEFAULT_PORT: Final = 8765
 
 
@@ -179,6 +183,19 @@ async def open_controller(
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
+    with _refusing_nonsense():
+        check_text("host", host, what="an address to listen on, such as '127.0.0.1' or '0.0.0.0'")
+        check_count("port", port, lowest=0, most=65535, what="the number of a port, 0 to 65535")
+        check_number("heartbeat", heartbeat)
+        check_number("dead_after", dead_after)
+        check_number(
+            "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
+        )
+        state_path, policy_path = read_path("state_dir", state_dir), read_path("policy", policy)
+        if not isinstance(rate_limits, RateLimits | None):
+            raise TypeError(
+                f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
+            )
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -191,28 +208,28 @@ async def open_controller(
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
     options = AuditOptions() if audit is True else audit
-    if options and state_dir is None:
+    if options and state_path is None:
         raise ConfigurationError("an audit log needs a state_dir, where it is kept")
     async with AsyncExitStack() as stack:
         state, sink = None, None
-        if state_dir is not None:
-            state = stack.enter_context(open_controller_state(Path(state_dir)))
+        if state_path is not None:
+            state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
             if options:
                 secrets = [each for each in (secret, operator_secret) if each is not None]
                 sink = await stack.enter_async_context(
-                    open_audit_log(Path(state_dir), options, secrets=secrets)
+                    open_audit_log(state_path, options, secrets=secrets)
                 )
         policies = TenantPolicies(
-            file=None if policy is None else Path(policy),
-            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+            file=policy_path,
+            directory=None if state_path is None else state_path / POLICY_DIRECTORY,
         )
         await trio.to_thread.run_sync(policies.read)
         if sink is not None:
             sink.note(policies_in_force(policies.hashes))
         files = stack.enter_context(ExitStack())
         certificates = await _open_certificates(
-            files, tls, host, tls_names, client_certificates, state_dir
+            files, tls, host, tls_names, client_certificates, state_path
         )
         service = LocalService(
             host=host,
@@ -276,13 +293,16 @@ async def connect_controller(
         ConfigurationError: an argument makes no sense.
     """
     secret = _secret(token, "token", "be refused")
+    with _refusing_nonsense():
+        check_text("url", url, what="the URL of a controller, such as ws://HOST:PORT")
+        check_number("connect_timeout", connect_timeout)
+        trust_options = TrustOptions(
+            pins=() if ca_pin is None else read_pins(check_text("ca_pin", ca_pin)),
+            ca_file=read_path("ca_file", ca_file),
+            client_certificate=read_path("client_certificate", client_certificate),
+            client_key=read_path("client_key", client_key),
+        )
     operator_url, daemon_url = _urls(url)
-    trust_options = TrustOptions(
-        pins=() if ca_pin is None else read_pins(ca_pin),
-        ca_file=None if ca_file is None else Path(ca_file),
-        client_certificate=None if client_certificate is None else Path(client_certificate),
-        client_key=None if client_key is None else Path(client_key),
-    )
     trust = _trust(operator_url, trust_options, insecure=insecure)
     if trust is not None:
         await trio.to_thread.run_sync(trust.check)
@@ -316,9 +336,25 @@ async def _running(service: Service) -> AsyncIterator[Controller]:
         service.abandon()
 
 
+@contextmanager
+def _refusing_nonsense() -> Iterator[None]:
+    """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
     if token is None:
         return None
+    if not isinstance(token, str | bytes):  # which is not shown: who knows what it is
+        raise ConfigurationError(
+            f"the {name} is a {type(token).__name__}; it must be the secret itself, a text or bytes "
+            "(of a file that holds it, what its read_text() gives)"
+        )
     # As the daemon does: a file that holds it ends with a newline.
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
@@ -369,10 +405,9 @@ async def _open_certificates(
     host: str,
     names: Sequence[str],
     client_certificates: ClientCertificates,
-    state_dir: str | os.PathLike[str] | None,
+    directory: Path | None,
 ) -> LiveCertificates | None:
     """What the controller is to serve by; None: no TLS."""
-    directory = None if state_dir is None else Path(state_dir)
     if tls != "auto" and directory is not None:
         # Else commands on this machine would dial by it.
         await trio.to_thread.run_sync(AuthorityFiles(directory / DIRECTORY).withdraw)
@@ -534,9 +569,11 @@ class Controller:
         Returns:
             Daemon id to its result or its error.
         """
-        if concurrency is not None and concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
-        limiter = trio.CapacityLimiter(concurrency or 1_000_000)
+        if concurrency is not None:
+            most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
+            check_count("concurrency", concurrency, lowest=1, most=most, what=what)
+        commands.check(command, **options)
+        limiter = trio.CapacityLimiter(concurrency or MOST_AT_ONCE)
         results: dict[str, CommandResult | SanddError] = {}
         misuse: list[Exception] = []
 

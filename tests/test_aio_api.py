@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import sandd
 from sandd import aio
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
 
 STREAM_NAMES = {"send_all", "receive_some", "wait_send_all_might_not_block", "is_readable"}
 """What trio's streams have and anyio's call otherwise, or don't have."""
@@ -74,3 +79,22 @@ def test_it_comes_with_the_package() -> None:
     """As an attribute, without an import of its own."""
     assert "aio" in dir(sandd)
     assert sandd.aio is aio
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda: sandd.open_controller(port=0),
+        lambda: sandd.connect_controller("ws://127.0.0.1", token="secret"),
+    ],
+    ids=["open", "connect"],
+)
+def test_the_trio_api_on_asyncio_names_it(block: Any) -> None:
+    """Whoever took the wrong one of the two learns which is right, instead of how trio works inside."""
+
+    async def enter(block: AbstractAsyncContextManager[object]) -> None:
+        async with block:
+            pytest.fail("it was opened")
+
+    with pytest.raises(RuntimeError, match=r"API for trio.*on asyncio use .* sandd\.aio"):
+        asyncio.run(enter(block()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import inspect
 import os
@@ -124,3 +125,14 @@ def test_an_error_that_this_system_does_not_know_is_still_one() -> None:
     error = transfer_error("EDOOFUS", "Programming error")
     assert isinstance(error, OSError)
     assert (error.errno, error.strerror, error.filename) == (errno.EIO, "Programming error", None)
+
+
+def test_what_an_error_has_is_documented() -> None:
+    """The reference shows what its caller may look at, as far as there is something said of it."""
+    silent = []
+    for node in ast.walk(ast.parse(inspect.getsource(_errors))):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(statement, ast.Assign) and not isinstance(following, ast.Expr):
+                    silent.append(ast.unparse(statement))
+    assert silent == []

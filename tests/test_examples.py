@@ -86,13 +86,19 @@ SHOWN: Final = {
         100 commands on 10 daemons: the squares add up to 328350
         out of time; jobs left: []
     """,
+    "connected_agent.py": """
+        ready
+        exit code 0, output 'hello from /bin/sh\\n'
+    """,
     "sync_agent.py": """
         exit code 0, output 'hello\\n'
         squares: [0, 1, 4, 9, 16, 25, 36, 49]
         CommandTimeout: the command did not finish within 0.5 s and was killed
         DaemonNotFound: daemon 'worker-2' not found: known are worker-1
         worker-1 ended with 3
-        streamed: b'y\\ny\\ny\\n'
+        streamed: b'begun\\n'
+        it ended with -9
+        here it found the program: True
         the daemon ended with 0
     """,
 }

@@ -27,6 +27,7 @@ ROOT = Path(sandd.__file__).parent
 
 CONTROLLER_END = [
     "sandd._core.acceptor",
+    "sandd._core.arguments",
     "sandd._core.asking",
     "sandd._core.audit.keys",
     "sandd._core.audit.options",
@@ -192,7 +193,8 @@ LAYERS = {
         *("sandd._core.bridge", "sandd._core.held_block"),
         *("sandd._core.kept_pieces", "sandd._core.promise"),
         *("sandd._core.aio.*", "sandd.aio"),
-        *("sandd._core.server_files", "sandd._core.server_session", "sandd.client", "sandd.server"),
+        *("sandd._core.server_files", "sandd._core.server_streams", "sandd._core.server_process"),
+        *("sandd._core.server_session", "sandd.client", "sandd.server"),
     ],
     "testing": ["sandd.testing.*"],
     "command": [

@@ -70,11 +70,16 @@ def test_output_is_text_on_request() -> None:
     assert (both.stdout, both.stderr) == ("grüß\n", "\ufffd!")
 
 
-def test_a_result_prints_without_its_output() -> None:
-    """A result in a log says how the command ended, not all it printed."""
-    shown = repr(result(stdout_bytes=b"secret"))
-    assert "secret" not in shown
-    assert "exit_code=0" in shown
+def test_a_result_shows_how_it_ended_and_what_was_printed() -> None:
+    """Of a long output, how it begins and ends: a result in a log is a line or two, whatever it holds."""
+    shown = repr(result(stdout_bytes="grüß\n".encode(), stderr_bytes=b"\x1b[31m\xff"))
+    assert "exit_code=0, outcome='exited', stdout='grüß\\n', stderr='\\x1b[31m\ufffd', dur" in shown
+    assert "pipes_held" not in shown
+    long = repr(result(stdout_bytes=b"begun " + b"." * 9_000_000 + b" done", truncated=True))
+    assert "stdout='begun ....." in long
+    assert "..... done' (9000011 bytes), stderr=''" in long
+    assert ", truncated=True, " in long
+    assert len(long) < 600
     assert result().duration_ms == 1235
 
 

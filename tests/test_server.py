@@ -29,7 +29,7 @@ from sandd import (
     Server,
     SpawnFailed,
 )
-from sandd.client import ExecOptions, FailedResult
+from sandd.client import ExecOptions, FailedResult, ProcessOptions
 from sandd.server import ServerOptions
 from sandd.wire import DaemonState, Outcome
 
@@ -387,6 +387,9 @@ def test_the_options_are_those_of_the_trio_api() -> None:
     ours = inspect.signature(Server.exec).parameters.keys() - {"daemon_id", "options"}
     theirs = inspect.signature(sandd.Daemon.run).parameters.keys()
     assert ours | ExecOptions.__annotations__.keys() == theirs
+    ours = inspect.signature(Server.open_process).parameters.keys() - {"daemon_id", "options"}
+    theirs = inspect.signature(sandd.Daemon.open_process).parameters.keys()
+    assert ours | ProcessOptions.__annotations__.keys() == theirs
 
 
 # ---- the end ------------------------------------------------------------------------------------

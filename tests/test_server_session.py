@@ -202,7 +202,7 @@ def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.M
         assert read_until(session, b"\n") == b"first\r\n"
         before = session.offset
         interrupt(type_and_wait)
-        until_sync(lambda: session._kept.size)
+        until_sync(lambda: session._reading.kept.size)
         assert session.offset == before
         with pytest.raises(ValueError, match="at least 1"):
             session.read(max_bytes=0)

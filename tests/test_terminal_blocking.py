@@ -17,7 +17,7 @@ from standing_daemon import StandingDaemon, standing_daemon
 from tmux import needs_tmux, running_tmux
 
 import sandd
-from sandd.terminal.local import NoTerminal
+from sandd import NoTerminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

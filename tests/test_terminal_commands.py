@@ -17,6 +17,7 @@ from sandd import (
     DaemonState,
     ExitStatus,
     JobTaken,
+    NoTerminal,
     Outcome,
     RequestRefused,
     SpawnFailed,
@@ -26,7 +27,7 @@ from sandd.command_line.remote_command import split
 from sandd.command_line.stopping import STOP_SIGNALS, Failure, Stop
 from sandd.terminal import program
 from sandd.terminal.conversation import Ended, Ending
-from sandd.terminal.local import LocalTerminal, NoTerminal
+from sandd.terminal.local import LocalTerminal
 from sandd.terminal.shell import Where
 
 if TYPE_CHECKING:

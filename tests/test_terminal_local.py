@@ -14,7 +14,8 @@ import trio.lowlevel
 import trio.testing
 from attrs import define, field
 
-from sandd.terminal.local import LocalTerminal, NoTerminal, Size, open_terminal
+from sandd import NoTerminal
+from sandd.terminal.local import LocalTerminal, Size, open_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

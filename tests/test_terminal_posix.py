@@ -12,8 +12,9 @@ import trio
 termios = pytest.importorskip("termios", reason="there are no such terminals")
 fcntl = pytest.importorskip("fcntl", reason="there are no such terminals")
 
+from sandd import NoTerminal  # noqa: E402
 from sandd.terminal import posix  # noqa: E402 - where it can be imported
-from sandd.terminal.local import LocalTerminal, NoTerminal, open_terminal  # noqa: E402
+from sandd.terminal.local import LocalTerminal, open_terminal  # noqa: E402
 from sandd.terminal.posix import PosixTerminal  # noqa: E402
 
 if TYPE_CHECKING:

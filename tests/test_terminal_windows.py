@@ -13,7 +13,7 @@ import pytest
 import trio
 
 import sandd
-from sandd.terminal.local import NoTerminal
+from sandd import NoTerminal
 
 if TYPE_CHECKING:
     from types import ModuleType

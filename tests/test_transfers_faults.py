@@ -147,7 +147,7 @@ async def test_a_device_is_not_written_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["small", "large", "tree"])
 async def test_a_target_whose_directory_is_missing(tmp_path: Path, kind: str) -> None:
-    """It isn't made: who mistyped a path finds out."""
+    """It isn't made: who mistyped a path finds out, and what it is that isn't there."""
     source = tmp_path / "source"
     if kind == "tree":
         source.mkdir()
@@ -158,7 +158,11 @@ async def test_a_target_whose_directory_is_missing(tmp_path: Path, kind: str) ->
 
     assert isinstance(copied.received, FileNotFoundError)
     assert copied.received.filename == os.fsencode(tmp_path / "no" / "target")
+    assert (
+        copied.received.strerror == f"there is no directory {str(tmp_path / 'no')!r} to make it in"
+    )
     assert isinstance(copied.sent, FileNotFoundError)
+    assert copied.sent.strerror == copied.received.strerror
     assert names_below(tmp_path) == (["source"])
 
 

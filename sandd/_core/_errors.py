@@ -22,6 +22,10 @@ class ConfigurationError(SanddError, ValueError):
     """An option or file given to a controller or daemon can't be used. Nothing was started."""
 
 
+class NoTerminal(SanddError):
+    """This program has no terminal for a person to have a session at; says why. Nothing ran."""
+
+
 class ProtocolError(SanddError):
     """Somebody broke the rules of the wire protocol."""
 
@@ -94,6 +98,7 @@ class CommandFailed(SanddError):
     def __init__(self, message: str, *, result: CommandResult) -> None:
         super().__init__(message)
         self.result = result
+        """All that it printed, and how it ended."""
 
 
 class OutputGap(SanddError):
@@ -104,7 +109,9 @@ class OutputGap(SanddError):
             f"bytes {start} to {end} were dropped before they could be read; read on for the rest"
         )
         self.start = start
+        """Offset of the first byte that is missing, from the stream's beginning."""
         self.end = end
+        """Offset of the first byte behind them, which is read next."""
 
 
 class SpawnFailed(SanddError, OSError):
@@ -173,6 +180,7 @@ class RequestRefused(SanddError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        """Why, in words for a person."""
 
 
 class RateLimited(RequestRefused):

@@ -9,9 +9,10 @@ import trio
 
 from sandd import wire
 from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
+from sandd._core.arguments import check_count, encode_data
 from sandd._core.client_job import AttachState
 from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, ExitStatus
-from sandd._core.specs import KILL_GRACE, build_spec, seconds
+from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.wire import Outcome, Stream
 
 if TYPE_CHECKING:
@@ -41,12 +42,6 @@ class RunOptions(TypedDict, total=False):
     check: bool
 
 
-def _bytes(data: str | bytes) -> bytes:
-    if isinstance(data, str):
-        return data.encode()
-    return bytes(memoryview(data))  # bytes(7) would be seven zeros
-
-
 def start(
     link: JobLink,
     daemon_id: str,
@@ -67,27 +62,45 @@ def start(
         ) from error
 
 
-@trio.lowlevel.enable_ki_protection
-async def run(
-    link: JobLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
-) -> CommandResult:
-    """Run a command to its end and gather what it printed; see `Daemon.run`."""
+def check(command: Command, **options: Unpack[RunOptions]) -> None:
+    """Nothing, where `run` would take them; TypeError or ValueError, even if there is nobody to run it."""
+    unknown = options.keys() - RunOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{min(unknown)!r} is no option of a command")
+    _read(command, options)
+
+
+def _read(command: Command, options: RunOptions) -> tuple[wire.CommandSpec, bytes, int]:
+    """What is asked for, its input, and how much of its output is kept."""
     given = options.get("input")
-    input_data = b"" if given is None else _bytes(given)
-    max_output = options.get("max_output", DEFAULT_MAX_OUTPUT)
-    if max_output < 0:
-        raise ValueError(f"max_output is {max_output}; it must be a number of bytes, 0 or more")
-    timeout = seconds("timeout", options.get("timeout"))
+    input_data = b"" if given is None else encode_data("input", given)
+    max_output = check_count(
+        "max_output",
+        options.get("max_output", DEFAULT_MAX_OUTPUT),
+        lowest=0,
+        most=wire.MAX_OFFSET,  # of no consequence
+        what="a number of bytes, 0 or more",
+    )
     spec = build_spec(
         command,
         stdin=bool(input_data),
         cwd=options.get("cwd"),
         env=options.get("env"),
         user=options.get("user"),
-        timeout=timeout,
+        timeout=options.get("timeout"),
         idle_timeout=options.get("idle_timeout"),
         kill_grace=options.get("kill_grace", KILL_GRACE),
     )
+    return spec, input_data, max_output
+
+
+@trio.lowlevel.enable_ki_protection
+async def run(
+    link: JobLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
+) -> CommandResult:
+    """Run a command to its end and gather what it printed; see `Daemon.run`."""
+    spec, input_data, max_output = _read(command, options)
+    timeout = spec.timeout
     collectors = {Stream.OUTPUT: Collector(max_output), Stream.ERROR: Collector(max_output)}
     await trio.lowlevel.checkpoint_if_cancelled()
     handle = start(link, daemon_id, spec, input_data=input_data, collectors=collectors)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import trio
 
 from sandd import wire
 from sandd._core._errors import TransferError, describe_system_error, transfer_error
+from sandd._core.arguments import check_function
 from sandd._core.files.roots import AnyFile
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.specs import encode_path
@@ -19,7 +21,7 @@ from sandd._core.transfers.sending import send
 from sandd.wire import Stream, Update
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
 
     from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.specs import Text
@@ -45,6 +47,7 @@ async def upload(
 ) -> TransferResult:
     """See `Daemon.upload`."""
     spec = wire.UploadSpec(encode_path("remote", remote), read_update(update))
+    check_function("progress", progress)
     chosen, left_out = read_patterns("include", include), read_patterns("exclude", exclude)
     source = _local_path(local)
     await trio.lowlevel.checkpoint_if_cancelled()
@@ -72,6 +75,7 @@ async def download(
     exclude: Patterns,
 ) -> TransferResult:
     """See `Daemon.download`."""
+    check_function("progress", progress)
     spec = wire.DownloadSpec(
         encode_path("remote", remote),
         read_update(update),
@@ -115,7 +119,11 @@ def read_patterns(name: str, patterns: Patterns) -> tuple[str, ...]:
     """One pattern or several; TypeError for what is none."""
     if patterns is None:
         return ()
-    read = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    read = (
+        (patterns,)
+        if isinstance(patterns, str) or not isinstance(patterns, Iterable)
+        else tuple(patterns)
+    )
     if not all(isinstance(pattern, str) for pattern in read):
         raise TypeError(f"{name} is {patterns!r}; it must be a pattern, or several")
     return read

@@ -410,7 +410,7 @@ class Daemon:
             trio.ClosedResourceError: the controller is closed.
         """
         self._check_not_gone()
-        offsets = specs.read_offsets(None if since is None else {"stdout": since})
+        offsets = {} if since is None else {wire.Stream.OUTPUT: specs.read_offset("since", since)}
         async with hold_attached_session(
             await self._attach(job_id, offsets, read_only, takeover, kill_grace),
             kill_grace=kill_grace,
@@ -441,7 +441,8 @@ class Daemon:
             local: a file or a directory; a link there is followed, and those within a tree are copied as links.
             remote: what the copy is to be, its name included. Its directory must be there. A relative path
                 starts at the daemon's working directory, or at its ``--root``.
-            progress: called with the bytes done and the bytes in all, often, in this task.
+            progress: called with the bytes done and the bytes in all, in this task: about every two megabytes, and
+                every few hundred small files. When all is done this still waits until it is safe on the disk there.
             update: True: skip what is there with the same size and time of modification. "hash": skip
                 what is there with the same content, whatever its time.
             include: one or several patterns as in a .gitignore; of a tree, only files that match one are copied.

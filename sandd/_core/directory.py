@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import DaemonNotFound, RemoteProtocolError
+from sandd._core.arguments import check_daemon_id, check_labels, check_text
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import OUTPUT_NAMES, stalls_by_name
 from sandd.wire import DaemonState
@@ -142,6 +143,7 @@ class Directory:
 
     def find(self, daemon_id: str) -> Entry:
         """A daemon that is online or away; DaemonNotFound if none of that id is."""
+        check_daemon_id(daemon_id)
         entry = self._entries.get(daemon_id)
         if entry is None:
             known = sorted(self._entries)
@@ -155,7 +157,8 @@ class Directory:
 
     def select(self, labels: Mapping[str, str] | None, match: str) -> list[Entry]:
         """Daemons, online or away, whose labels include all of `labels` and whose id matches the glob."""
-        wanted = (labels or {}).items()
+        wanted = check_labels(labels).items()
+        check_text("match", match, what="a glob, such as 'worker-*'")
         return [
             entry
             for entry in self
@@ -165,6 +168,7 @@ class Directory:
     @trio.lowlevel.enable_ki_protection
     async def wait_online(self, daemon_id: str) -> Entry:
         """The daemon, as soon as it is online."""
+        check_daemon_id(daemon_id)
         await trio.lowlevel.checkpoint()
         while True:
             entry = self._entries.get(daemon_id)

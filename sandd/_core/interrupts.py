@@ -58,6 +58,11 @@ class _ProtectedContext(AbstractAsyncContextManager[T, "bool | None"]):
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> T:
+        if not trio.lowlevel.in_trio_task():  # else trio fails by an attribute of its own
+            raise RuntimeError(
+                "this is sandd's API for trio, and it is not trio that runs this: on asyncio use the same "
+                "names of sandd.aio; in plain code and threads sandd.Server and sandd.connect"
+            )
         return await self._context.__aenter__()
 
     @trio.lowlevel.enable_ki_protection

@@ -55,7 +55,7 @@ class Process(HeldJob):
     def stdin(self) -> trio.abc.SendStream:
         """The process' standard input; closing it is end of file.
 
-        Not there with ``stdin=False`` or ``read_only=True``.
+        There is none with ``stdin=False`` or ``read_only=True``: asking for it raises trio.ClosedResourceError.
         """
         if self._stdin is None:
             how = "attached with read_only=True" if self._reads_only else "opened with stdin=False"
@@ -69,7 +69,10 @@ class Process(HeldJob):
 
     @property
     def stderr(self) -> trio.abc.ReceiveStream:
-        """The process' standard error, as `stdout`. Not there with ``stderr="merge"``."""
+        """The process' standard error, as `stdout`.
+
+        There is none with ``stderr="merge"``: asking for it raises trio.ClosedResourceError.
+        """
         if self._stderr is None:
             raise trio.ClosedResourceError(
                 'this process was opened with stderr="merge": read stdout'

@@ -6,7 +6,7 @@ import signal as _signal
 from collections import deque
 from typing import Final
 
-from attrs import field, frozen
+from attrs import frozen
 
 from sandd._core.streams import Gap
 from sandd.wire import KIB, MIB, Exited, Outcome
@@ -17,6 +17,8 @@ DEFAULT_MAX_OUTPUT: Final = 16 * MIB
 """Bytes kept per stream by `Daemon.run`."""
 _OMITTED: Final = b"\n... %d bytes omitted ...\n"
 _CHUNK: Final = 64 * KIB
+_SHOWN: Final = 200
+"""Bytes of an output that a result shows of itself: what a person asks first, and no more than a line or two."""
 
 
 def signal_name(number: int) -> str:
@@ -56,13 +58,21 @@ class ExitStatus:
         return self.exit_code == 0 and self.outcome is Outcome.EXITED
 
 
-@frozen
+def _shown(content: bytes) -> str:
+    """The output itself, or how it begins and ends."""
+    if len(content) <= _SHOWN:
+        return repr(content.decode("utf-8", "replace"))
+    head, tail = content[: _SHOWN // 2], content[-_SHOWN // 2 :]
+    return f"{_shown(head)} ... {_shown(tail)} ({len(content)} bytes)"
+
+
+@frozen(repr=False)
 class CommandResult:
     """What one command produced and how it ended."""
 
-    stdout_bytes: bytes = field(repr=False)
+    stdout_bytes: bytes
     """Standard output; at most `max_output` bytes, then head and tail with a line between them."""
-    stderr_bytes: bytes = field(repr=False)
+    stderr_bytes: bytes
     exit_code: int
     """The process' own exit code; ``-N`` if signal N killed it."""
     outcome: Outcome
@@ -77,6 +87,14 @@ class CommandResult:
     pipes_held: bool
     """A background child kept a pipe open past the drain grace; what it wrote later is lost."""
     job_id: str
+
+    def __repr__(self) -> str:
+        unusual = [name for name in ("truncated", "pipes_held") if getattr(self, name)]
+        return (
+            f"{type(self).__name__}(exit_code={self.exit_code}, outcome={self.outcome.value!r}, "
+            f"stdout={_shown(self.stdout_bytes)}, stderr={_shown(self.stderr_bytes)}, "
+            f"duration={self.duration:.6g}{''.join(f', {name}=True' for name in unusual)}, job_id={self.job_id!r})"
+        )
 
     @property
     def stdout(self) -> str:

@@ -30,7 +30,7 @@ async def upload_file(
     timeout: float | None,
     progress: Progress | None,
 ) -> TransferResult:
-    """See `Server.upload_file`."""
+    """See `Client.upload_file`."""
     daemon = find()
     name = os.fsdecode(remote_path)
     if isinstance(data, bytes | bytearray | memoryview):
@@ -57,7 +57,7 @@ async def _write_file(daemon: Daemon, remote_path: Text, data: bytes) -> Transfe
 
 
 async def read_file(find: Callable[[], Daemon], remote_path: Text, timeout: float | None) -> bytes:
-    """See `Server.download_file`."""
+    """See `Client.download_file`."""
     path = find().path(os.fspath(remote_path))
     return await in_time(path.read_bytes, str(path), timeout)
 
@@ -69,7 +69,7 @@ async def download_file(
     timeout: float | None,
     progress: Progress | None,
 ) -> TransferResult:
-    """See `Server.download_file`."""
+    """See `Client.download_file`."""
     daemon = find()
 
     async def download() -> TransferResult:

@@ -1,19 +1,19 @@
-"""`ServerSession`: a terminal on a daemon for code that doesn't use trio; what `Server.new_session` gives.
+"""`ServerSession`: a terminal on a daemon for code that doesn't use trio; what `Client.new_session` gives.
 
-A task in the server's trio thread holds the session's block open until `close`; every method is a short
+A task in the client's trio thread holds the session's block open until `close`; every method is a short
 call into that thread.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from sandd._core.arguments import patience
 from sandd._core.held_block import HeldBlock
-from sandd._core.kept_pieces import KeptPieces
+from sandd._core.server_streams import Reading, Writing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from sandd._core.bridge import TrioThread
-    from sandd._core.kept_pieces import Piece
     from sandd._core.results import ExitStatus
     from sandd._core.session_handle import Session
 
@@ -30,10 +29,10 @@ T = TypeVar("T")
 
 
 class ServerSession:
-    """A terminal on a daemon, for synchronous code; made by `Server.new_session` and `Server.attach_session`.
+    """A terminal on a daemon, for synchronous code; made by `Client.new_session` and `Client.attach_session`.
 
     Any number of threads may call its methods; one at a time reads, one at a time writes, and others wait
-    for their turn. Use it in a ``with`` block or call `close`; closing the server ends it, too.
+    for their turn. Use it in a ``with`` block or call `close`; closing the client ends it, too.
     """
 
     def __init__(
@@ -42,15 +41,16 @@ class ServerSession:
         open_session: Callable[[], AbstractAsyncContextManager[Session]],
     ) -> None:
         self._thread = thread
-        # A call that was interrupted goes on in the background for a moment, when the next one may be there.
-        self._writing = trio.Lock()
         self._block = HeldBlock(
             thread,
             lambda: self._hold_open(open_session),
             take_back=lambda session: session._take_back(),
         )
         self._session = session = self._block.enter()
-        self._kept = KeptPieces(session.receive_some, lambda: session.offset)
+        self._writing = Writing(thread, session.send_all)
+        self._reading = Reading(
+            thread, session.receive_some, lambda: session.is_readable, lambda: session.offset
+        )
 
     def __repr__(self) -> str:
         return repr(self._session).replace("sandd.Session", "sandd.ServerSession")
@@ -76,7 +76,7 @@ class ServerSession:
     @property
     def offset(self) -> int:
         """How many bytes of what it shows have been read, from its beginning."""
-        return self._session.offset - self._kept.size
+        return self._reading.offset
 
     @property
     def exit_code(self) -> int | None:
@@ -89,15 +89,9 @@ class ServerSession:
 
         Raises:
             trio.BrokenResourceError: the session has ended; the cause says so if it was lost or taken over.
-            trio.ClosedResourceError: it was closed, or the server was.
+            trio.ClosedResourceError: it was closed, or the client was.
         """
-        typed = data.encode() if isinstance(data, str) else data
-
-        async def send() -> None:
-            async with self._writing:
-                await self._session.send_all(typed)
-
-        self._run(send)
+        self._writing.write(data)
 
     def read(self, timeout: float | None = None, max_bytes: int | None = None) -> bytes | None:
         """What it shows next: as soon as there is something, and all of it, in pieces that end anywhere.
@@ -113,20 +107,9 @@ class ServerSession:
 
         Raises:
             OutputGap, trio.BrokenResourceError: as `Session.receive_some`.
-            trio.ClosedResourceError: it was closed, or the server was.
+            trio.ClosedResourceError: it was closed, or the client was.
         """
-
-        async def receive() -> Piece | None:
-            if not self._kept.is_busy and (self._kept.size or self._session.is_readable):
-                return await self._kept.take(max_bytes)  # even if there is no time
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
-                return await self._kept.take(max_bytes)
-            return None
-
-        piece = self._thread.run(receive, unwanted=self._put_back)
-        if piece is not None and piece.gap is not None:
-            raise piece.gap
-        return None if piece is None else piece.data
+        return self._reading.read(timeout, max_bytes)
 
     def resize(self, rows: int, cols: int) -> None:
         """Tell the program that its window has another size now."""
@@ -142,21 +125,23 @@ class ServerSession:
         It reads nothing, and a program whose output isn't read may never end. Errors as `Session.wait`.
         """
 
+        limit = patience(timeout)
+
         async def wait() -> ExitStatus | None:
-            with trio.move_on_after(math.inf if timeout is None else max(0.0, timeout)):
+            with trio.move_on_after(limit):
                 return await self._session.wait()
             return self._session.status
 
         return self._run(wait)
 
     def detach(self) -> None:
-        """Let it outlive this object and this program; `Server.attach_session` finds it again."""
+        """Let it outlive this object and this program; `Client.attach_session` finds it again."""
         self._run(self._session.detach)
 
     def close(self) -> None:
         """End the session, and wait until its whole process tree is gone; a detached one goes on.
 
-        A thread that is in `read` gets `trio.ClosedResourceError`. Idempotent. Once the server is closed, so
+        A thread that is in `read` gets `trio.ClosedResourceError`. Idempotent. Once the client is closed, so
         is the session.
         """
         self._block.leave()
@@ -166,15 +151,11 @@ class ServerSession:
     def _run(self, async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
         return self._thread.run(async_fn, *args)
 
-    def _put_back(self, piece: Piece | None) -> None:
-        if piece is not None:
-            self._kept.put_back(piece)
-
     @asynccontextmanager
     async def _hold_open(
         self, open_session: Callable[[], AbstractAsyncContextManager[Session]]
     ) -> AsyncIterator[Session]:
         async with open_session() as session:
             yield session
-            self._kept.close()
+            self._reading.kept.close()
             await session.aclose()  # whoever reads at this moment is told that it was closed

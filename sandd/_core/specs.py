@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any, Final
 
 from sandd import wire
+from sandd._core.arguments import check_count, check_mapping, check_number, check_text
 from sandd._core.job_info import OUTPUT_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import TypeAlias
 
     from sandd.wire import Stream
@@ -48,7 +48,7 @@ def build_spec(
     argv, shell = _argv(command)
     return wire.CommandSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
-        stdin=stdin,
+        stdin=bool(stdin),
         merge_stderr=merge_stderr,
         timeout=seconds("timeout", timeout),
         idle_timeout=seconds("idle_timeout", idle_timeout),
@@ -75,15 +75,17 @@ def build_session_spec(
 ) -> wire.SessionSpec:
     """The spec that asks for a terminal with `command` in it; None: the user's shell. Errors as `build_spec`."""
     check_size(rows, cols)
+    kind = "the name of a terminal type, such as 'xterm'"
+    check_text("term", term, what=kind)
     if not (0 < len(term) <= 64 and term.isascii() and term.isprintable()):
-        raise ValueError(
-            f"term is {term!r}; it must be the name of a terminal type, such as 'xterm'"
-        )
-    kept = operator.index(scrollback)
-    if not 0 <= kept <= wire.MAX_SCROLLBACK_BYTES:
-        raise ValueError(
-            f"scrollback is {kept}; it must be a number of bytes from 0 to {wire.MAX_SCROLLBACK_BYTES}"
-        )
+        raise ValueError(f"term is {term!r}; it must be {kind}")
+    kept = check_count(
+        "scrollback",
+        scrollback,
+        lowest=0,
+        most=wire.MAX_SCROLLBACK_BYTES,
+        what=f"a number of bytes from 0 to {wire.MAX_SCROLLBACK_BYTES}",
+    )
     argv, shell = ((), False) if command is None else _argv(command)
     return wire.SessionSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
@@ -109,7 +111,9 @@ def check_size(rows: int, cols: int) -> None:
 def _argv(command: Command) -> tuple[tuple[bytes, ...], bool]:
     """The arguments, and whether they are one text for the shell."""
     shell = isinstance(command, str | bytes)
-    if not shell and not isinstance(command, Iterable):
+    given: object = command  # whatever its type says
+    # Of a mapping, or a set, nobody could say which word comes first.
+    if not shell and (not isinstance(given, Iterable) or isinstance(given, Mapping | Set)):
         raise TypeError(
             f"the command is {command!r}; it must be a text for the shell, or a list of a program "
             "and its arguments"
@@ -135,6 +139,7 @@ def _program(
     user: str | None,
 ) -> dict[str, Any]:
     """What all specs that run a program have in common."""
+    check_mapping("env", env, like="{'LANG': 'C'}")
     environment = {
         _encode(key, "env has the name {!r}"): _encode(value, "env has the value {!r}")
         for key, value in (env.items() if env else ())
@@ -155,6 +160,7 @@ def _program(
 
 def check_job_id(job_id: str) -> str:
     """The id itself; ValueError for what can't be one."""
+    check_text("job_id", job_id, what="the id of a job, a text")
     if not (0 < len(job_id) <= wire.MAX_ID_LENGTH and job_id.isprintable()):
         raise ValueError(
             f"job_id {job_id!r} is not usable: 1 to {wire.MAX_ID_LENGTH} printable characters"
@@ -188,22 +194,29 @@ def _encode(text: Text, what: str = "{!r}") -> bytes:
 def read_offsets(since: Mapping[str, int] | None) -> dict[Stream, int]:
     """`Process.offsets` as the streams they belong to; ValueError for what can't be offsets."""
     streams = {name: stream for stream, name in OUTPUT_NAMES.items()}
+    check_mapping("since", since, like="Process.offsets")
     offsets = {}
     for name, offset in (since or {}).items():
-        if name not in streams or not 0 <= operator.index(offset) <= wire.MAX_OFFSET:
+        if name not in streams:
             raise ValueError(
-                f"since has {name!r}: {offset!r}; it holds bytes of 'stdout' and of 'stderr', "
+                f"since has the name {name!r}; it holds bytes of 'stdout' and of 'stderr', "
                 "as Process.offsets does"
             )
-        offsets[streams[name]] = operator.index(offset)
+        offsets[streams[name]] = read_offset(f"since[{name!r}]", offset)
     return offsets
+
+
+def read_offset(name: str, offset: int) -> int:
+    """The number of bytes; ValueError for what can't be one."""
+    most = wire.MAX_OFFSET
+    return check_count(name, offset, lowest=0, most=most, what="a number of bytes, 0 or more")
 
 
 def seconds(name: str, value: float | None) -> float | None:
     """The number itself, None for no bound; ValueError for what is no time."""
     if value is None or value == math.inf:
         return None
-    number = float(value)
+    number = check_number(name, value)
     if not 0 <= number <= wire.MAX_SECONDS:
         raise ValueError(f"{name} is {value!r}; it must be a number of seconds, 0 or more")
     return number
@@ -211,11 +224,12 @@ def seconds(name: str, value: float | None) -> float | None:
 
 def check_grace(name: str, value: float) -> float:
     """The seconds from TERM to KILL; ValueError for what can't be waited for."""
-    if not 0 <= value <= MAX_GRACE:
+    number = check_number(name, value)
+    if not 0 <= number <= MAX_GRACE:
         raise ValueError(
             f"{name} is {value!r}; it must be a number of seconds from 0 to {MAX_GRACE:g}"
         )
-    return float(value)
+    return number
 
 
 def address(
@@ -230,7 +244,8 @@ def address(
             raise ValueError(f"{what}path is {path!r}; it must be the path of a Unix socket")
         return "", 0, name
     if not isinstance(port, int):
-        raise TypeError(f"{what}port is {port!r}; it must be a whole number, or say {what}path")
+        instead = f", or say {what}path" if what else ""
+        raise TypeError(f"{what}port is {port!r}; it must be a whole number{instead}")
     if not lowest <= port <= 65535:
         raise ValueError(f"{what}port is {port}; it must be from {lowest} to 65535")
     if not isinstance(host, str):

@@ -62,6 +62,7 @@ class Stall:
     """Why the daemon's disk takes no more of an output, so that the command waits."""
 
     reason: StallReason
+    """A quota, or the disk."""
     message: str = ""
     """What the daemon's system says, where its disk is full or broken."""
 

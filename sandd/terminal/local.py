@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
 
+from sandd._core._errors import NoTerminal
 from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.terminal.modes import Modes
@@ -32,10 +33,6 @@ LAST_WORDS_SECONDS: Final = 1.0
 """What a terminal that shows nothing any more gets for the sequences that undo modes: raw mode ends then."""
 LOOK_SECONDS: Final = 0.25
 """Between two looks at the size, where no signal tells of its change."""
-
-
-class NoTerminal(Exception):
-    """There is no terminal to work with; says why."""
 
 
 class Size(NamedTuple):

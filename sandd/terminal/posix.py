@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import trio
 
-from sandd.terminal.local import NoTerminal, Size
+from sandd._core._errors import NoTerminal
+from sandd.terminal.local import Size
 
 assert sys.platform != "win32"  # tells mypy not to look any further there
 

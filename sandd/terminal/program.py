@@ -14,7 +14,7 @@ import trio
 from sandd._core._errors import JobTaken
 from sandd.command_line.exit_codes import code_of_error
 from sandd.command_line.stopping import TOLD, fail, run_until_stopped
-from sandd.terminal.local import NoTerminal, open_terminal
+from sandd.terminal.local import open_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,5 +30,5 @@ def run_at_terminal(body: Callable[[LocalTerminal, Stop], Awaitable[int]]) -> in
             return trio.run(run_until_stopped, partial(body, terminal))
     except JobTaken:
         return fail("somebody else has taken the session over; it goes on there")
-    except (*TOLD, NoTerminal) as error:
+    except TOLD as error:
         return fail(str(error), code_of_error(error))

@@ -94,7 +94,7 @@ class Process(_Job[process_handle.Process]):
     def stdin(self) -> anyio.abc.ByteSendStream:
         """The process' standard input; closing it is end of file.
 
-        Not there with ``stdin=False`` or ``read_only=True``.
+        There is none with ``stdin=False`` or ``read_only=True``: asking for it raises anyio.ClosedResourceError.
         """
         if self._stdin is None:
             _raise_why_not(self._inner, "stdin")
@@ -107,7 +107,10 @@ class Process(_Job[process_handle.Process]):
 
     @property
     def stderr(self) -> anyio.abc.ByteReceiveStream:
-        """The process' standard error, as `stdout`. Not there with ``stderr="merge"``."""
+        """The process' standard error, as `stdout`.
+
+        There is none with ``stderr="merge"``: asking for it raises anyio.ClosedResourceError.
+        """
         if self._stderr is None:
             _raise_why_not(self._inner, "stderr")
         return self._stderr

@@ -175,6 +175,7 @@ class Writer:
             try:
                 status = self._root.stat(path, follow_symlinks=False)
             except FileNotFoundError:
+                self._check_folder(path)
                 break
             if not stat.S_ISLNK(status.st_mode):
                 break
@@ -182,6 +183,16 @@ class Writer:
         else:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._top)
         self._top = path
+
+    def _check_folder(self, path: bytes) -> None:
+        """FileNotFoundError that says what is missing, rather than what is to be made, before anything is sent."""
+        folder = os.path.dirname(path)
+        try:
+            if folder:
+                self._root.stat(folder)
+        except FileNotFoundError as error:
+            text = f"there is no directory {os.fsdecode(folder)!r} to make it in"
+            raise FileNotFoundError(errno.ENOENT, text, self._top) from error
 
     def do(self, steps: Iterable[Step]) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
         """Take the steps. The answers to what is asked in them."""
