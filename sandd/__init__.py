@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         TokenNotFound,
         TransferError,
     )
+    from sandd._core.audit.options import AuditOptions
     from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.remote_files import FileReader, FileWriter
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
+    "AuditOptions",
     "AuthenticationFailed",
     "ChangeKind",
     "Client",
@@ -179,6 +181,7 @@ __all__ = [
 # Where each public name lives. Importing on first use (PEP 562) keeps `python -m sandd.daemon` free
 # of the controller, and the spawner, which must start in milliseconds, free of trio.
 _HOMES = {
+    "AuditOptions": "sandd._core.audit.options",
     "AuthenticationFailed": "sandd._core._errors",
     "ChangeKind": "sandd.wire",
     "Client": "sandd.client",

@@ -62,6 +62,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     """The command line's grammar; of ``daemon`` and ``controller``, which read their own, only `with_programs`."""
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
+    from sandd.auditing.options import add_audit_command
     from sandd.certificates.options import add_ca_command
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
@@ -101,6 +102,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     daemon = commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
+    add_audit_command(commands)
     add_ca_command(commands)
     add_completion_command(commands)
     if with_programs:

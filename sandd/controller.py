@@ -12,7 +12,6 @@ from __future__ import annotations
 import getpass
 import socket
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -23,7 +22,11 @@ from sandd import wire
 from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
-from sandd._core.arguments import check_count, check_number, check_path, check_text
+from sandd._core.arguments import check_count, check_number, check_text, read_path
+from sandd._core.audit.changes import policies_in_force, policies_refused, tokens_set
+from sandd._core.audit.options import AuditOptions
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.writer import open_audit_log
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.dialer import shown_url
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
@@ -141,6 +145,7 @@ async def open_controller(
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
@@ -181,6 +186,8 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
+            Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
@@ -198,7 +205,11 @@ async def open_controller(
         check_number(
             "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
         )
-        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
+        state_path, policy_path = read_path("state_dir", state_dir), read_path("policy", policy)
+        if not isinstance(rate_limits, RateLimits | None):
+            raise TypeError(
+                f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
+            )
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -210,19 +221,30 @@ async def open_controller(
             f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
+    options = AuditOptions() if audit is True else audit
+    if options and state_path is None:
+        raise ConfigurationError("an audit log needs a state_dir, where it is kept")
     async with AsyncExitStack() as stack:
-        state = store = None
+        state = store = sink = None
         if state_path is not None:
             state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
             store = await stack.enter_async_context(open_store(state_path))
+            if options:
+                secrets = [each for each in (secret, operator_secret) if each is not None]
+                sink = await stack.enter_async_context(
+                    open_audit_log(state_path, options, secrets=secrets)
+                )
         policies = TenantPolicies(
-            file=None if policy is None else Path(policy),
-            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+            file=policy_path,
+            directory=None if state_path is None else state_path / POLICY_DIRECTORY,
         )
         await trio.to_thread.run_sync(policies.read)
+        if sink is not None:
+            sink.note(policies_in_force(policies.hashes))
+        files = stack.enter_context(ExitStack())
         certificates = await _open_certificates(
-            stack.enter_context(ExitStack()), tls, host, tls_names, client_certificates, state_dir
+            files, tls, host, tls_names, client_certificates, state_path
         )
         service = LocalService(
             host=host,
@@ -233,9 +255,12 @@ async def open_controller(
             admission=Admission(max_handshakes_per_second),
             rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
+            audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
         )
+        if sink is not None:
+            sink.settle = service.link.flush
         async with _running(service) as controller:
             yield controller
 
@@ -283,15 +308,15 @@ async def connect_controller(
     """
     secret = _secret(token, "token", "be refused", accepted=TokenKind.OPERATOR)
     with _refusing_nonsense():
-        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_text("url", url, what="the URL of a controller, such as ws://HOST:PORT")
         check_number("connect_timeout", connect_timeout)
+        trust_options = TrustOptions(
+            pins=() if ca_pin is None else read_pins(check_text("ca_pin", ca_pin)),
+            ca_file=read_path("ca_file", ca_file),
+            client_certificate=read_path("client_certificate", client_certificate),
+            client_key=read_path("client_key", client_key),
+        )
     operator_url, daemon_url = _urls(url)
-    trust_options = TrustOptions(
-        pins=() if ca_pin is None else read_pins(ca_pin),
-        ca_file=None if ca_file is None else Path(ca_file),
-        client_certificate=None if client_certificate is None else Path(client_certificate),
-        client_key=None if client_key is None else Path(client_key),
-    )
     trust = _trust(operator_url, trust_options, insecure=insecure)
     if trust is not None:
         await trio.to_thread.run_sync(trust.check)
@@ -330,6 +355,8 @@ def _refusing_nonsense() -> Iterator[None]:
     """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
     try:
         yield
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 
@@ -399,10 +426,9 @@ async def _open_certificates(
     host: str,
     names: Sequence[str],
     client_certificates: ClientCertificates,
-    state_dir: str | os.PathLike[str] | None,
+    directory: Path | None,
 ) -> LiveCertificates | None:
     """What the controller is to serve by; None: no TLS."""
-    directory = None if state_dir is None else Path(state_dir)
     if tls != "auto" and directory is not None:
         # Else commands on this machine would dial by it.
         await trio.to_thread.run_sync(AuthorityFiles(directory / DIRECTORY).withdraw)
@@ -631,6 +657,8 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.gate.token, service.gate.operator_token = secret, operator_secret
+        changed = tokens_set(daemons=secret is not None, operators=operator_secret is not None)
+        service.link.audit.note(changed)
 
     async def reload_policy(self) -> None:
         """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
@@ -645,7 +673,13 @@ class Controller:
         service = self._service
         if not isinstance(service, LocalService):
             raise RuntimeError("the controller is in another process, and so are its policies")
-        await trio.to_thread.run_sync(service.policies.read)
+        audit = service.link.audit
+        try:
+            await trio.to_thread.run_sync(service.policies.read)
+        except ConfigurationError as error:
+            audit.note(policies_refused(str(error)))
+            raise
+        audit.note(policies_in_force(service.policies.hashes))
 
     # -- inside
 

@@ -11,6 +11,8 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import ConnectionLost
+from sandd._core.audit.comings import DAEMON, gone, let_in, turned_away
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.fencing import Claim, Ruling
 from sandd._core.identity.gate import REFUSED_DAEMON
 from sandd._core.logs import get_logger
@@ -31,6 +33,7 @@ from sandd.wire import DaemonState, RejectCode
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
     from sandd._core.router import DaemonLink, Router
@@ -53,6 +56,7 @@ class Acceptor:
     gate: Gate
     heartbeat: float = 20.0
     dead_after: float = 45.0
+    audit: AuditSink = NO_AUDIT
     failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     bytes_received: int = 0
@@ -61,7 +65,7 @@ class Acceptor:
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.gate.controller_id, self._greet)
+        await shake_hands(connection, self.gate.controller_id, self._greet, self.audit)
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
         with self.gate.passes.issued() as given:
@@ -75,6 +79,10 @@ class Acceptor:
             remote=connection.remote,
             code=reject.code.value,
             reason=reject.message,
+        )
+        self.audit.note(
+            turned_away(DAEMON, connection.remote, reject, daemon=hello.daemon_id),
+            from_stranger=True,
         )
         return reject
 
@@ -193,6 +201,9 @@ class Acceptor:
             remote=connection.remote,
             instance=hello.instance,
         )
+        about_it = {"hostname": hello.hostname, "instance": hello.instance}
+        who = {"tenant": link.tenant, "daemon": given.name}
+        self.audit.note(let_in(DAEMON, connection.remote, result=about_it, **who))
         try:
             self.settle()
             # By itself, before the pump sends what has been scheduled since the daemon counts as online.
@@ -211,6 +222,7 @@ class Acceptor:
             self.bytes_received += pump.bytes_received
             self.bytes_sent += pump.bytes_sent
             self._offline(link, _state_after(pump))
+            self.audit.note(gone(DAEMON, connection.remote, **who))
             self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:

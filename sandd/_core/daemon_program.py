@@ -152,6 +152,9 @@ def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:
         name = str(options.policy)
         data = read_trusted(name, max_bytes=MAX_POLICY_BYTES, option="--policy")
         policy = read_policy(data, name=name)
+        runs_as_us = any(rule.user is None for rule in policy.rules)
+        if runs_as_us and os.stat(name).st_uid == os.geteuid() != 0:
+            log.warning("policy_may_be_written_by_jobs", path=name)
         if options.root is not None:
             inside = os.path.realpath(options.root)
             for grant in (*policy.files_read, *policy.files_write):

@@ -24,6 +24,8 @@ from sandd._core._errors import (
     SpawnFailed,
     transfer_error,
 )
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.trail import Actor
 from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import TypeAlias
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.directory import Directory
     from sandd._core.streams import Gap
 
@@ -280,6 +283,10 @@ class JobLink(ABC):
 
     def __init__(self, directory: Directory, client_prefix: str = "") -> None:
         self.client = Client(directory.take, prefix=client_prefix)
+        self.audit: AuditSink = NO_AUDIT
+        """Of the controller, where that is in this process."""
+        self.actor = Actor("", "")
+        """Who this client is there."""
         self.directory = directory
         self.closed = False
         self.jobs_started = 0

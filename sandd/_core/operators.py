@@ -8,6 +8,8 @@ import trio
 from attrs import define, field
 
 from sandd import wire
+from sandd._core.audit.comings import OPERATOR, gone, let_in, turned_away
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.identity.gate import REFUSED_OPERATOR
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
@@ -26,6 +28,7 @@ from sandd.wire import RejectCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
     from sandd._core.identity.rights import Principal
@@ -61,6 +64,7 @@ class OperatorDesk:
     dead_after: float = 45.0
     may_answer: Callable[[], bool] = lambda: True
     """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
+    audit: AuditSink = NO_AUDIT
     failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
@@ -68,7 +72,7 @@ class OperatorDesk:
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.gate.controller_id, self._greet)
+        await shake_hands(connection, self.gate.controller_id, self._greet, self.audit)
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
         with self.gate.passes.issued() as given:
@@ -82,6 +86,9 @@ class OperatorDesk:
             remote=connection.remote,
             code=reject.code.value,
             reason=reject.message,
+        )
+        self.audit.note(
+            turned_away(OPERATOR, connection.remote, reject, actor=hello.name), from_stranger=True
         )
         return reject
 
@@ -157,11 +164,14 @@ class OperatorDesk:
             tenant=principal.tenant,
             remote=connection.remote,
         )
+        who = {"tenant": principal.tenant, "actor": principal.name}
+        self.audit.note(let_in(OPERATOR, connection.remote, **who))
         try:
             welcome = wire.Welcome(hello.version, self.heartbeat, self.dead_after)
             await welcome_and_pump(connection, pump, welcome, operator=hello.name)
         finally:
             self._remove(hello.client, operator)
+            self.audit.note(gone(OPERATOR, connection.remote, **who))
             self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:

@@ -10,12 +10,15 @@ from attrs import frozen
 
 from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.audit.comings import misbehaved
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.rate_limits.credentials import FailedCredentials
     from sandd._core.router import RouterLink
     from sandd._core.transport import Connection
@@ -43,6 +46,7 @@ async def shake_hands(
     connection: Connection,
     controller_id: str,
     greet: Callable[[Connection, Greeting], Awaitable[wire.Reject | None]],
+    audit: AuditSink = NO_AUDIT,
 ) -> None:
     """Challenge the peer, and have `greet` serve it to the link's end, or say why not.
 
@@ -60,6 +64,7 @@ async def shake_hands(
         await connection.aclose(1008, reject.code.value)
     except RemoteProtocolError as error:
         log.warning("connection_refused", remote=connection.remote, reason=str(error))
+        audit.note(misbehaved(connection.remote, str(error)), from_stranger=True)
         # Whatever it was: nothing is heard of somebody who has not said who it is.
         await connection.aclose(1008, str(error)[:100])
     except ConnectionLost as error:

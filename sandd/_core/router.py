@@ -25,17 +25,24 @@ from attrs import define, evolve, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.trail import Actor, JobTrail
 from sandd._core.backlog import Backlog, Share
 from sandd._core.credit import CreditPool, Flow
+from sandd._core.held_requests import HeldRequests, job_key
 from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
-from sandd._core.relay_queue import MeteredQueue, RelayQueue
+from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
 from sandd._core.scheduler import Scheduler, control_size
 from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, OutgoingFrame, RefusedCode, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
+
+    from sandd._core.audit.sinks import AuditSink
+    from sandd._core.audit.trail import TrackedJob
+    from sandd._core.held_requests import Held
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
@@ -110,6 +117,14 @@ class ClientLink(RouterLink):
     """Of one in another process: the only client that it may be; see `Attach`."""
     partings: dict[str, Parting] = field(factory=dict)
     """Daemons that have left for good, of which something is still under way to it."""
+    held: dict[int, Held] = field(factory=dict)
+    """Channels that wait for the audit log."""
+    held_bytes: int = 0
+
+    @property
+    def actor(self) -> Actor:
+        """Who it is, for the audit log."""
+        return Actor(self.principal.tenant, self.principal.name)
 
     @property
     def is_metered(self) -> bool:
@@ -164,6 +179,8 @@ class Route:
     """The room that the daemon has at the client, and the client at the daemon."""
     is_answered: bool = False
     """The daemon has said Attached."""
+    job: TrackedJob | None = None
+    """What the audit log knows of the job, where there is one."""
 
 
 class Router:
@@ -174,9 +191,14 @@ class Router:
         authorise: Callable[
             [ClientLink, wire.Attach], wire.Refused | None
         ] = lambda _link, _message: None,
+        audit: AuditSink = NO_AUDIT,
+        policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
     ) -> None:
         self._authorise = authorise
         """Asked of each Attach that would be passed on, by the daemon's full name; a refusal goes back in its stead."""
+        self._audit = audit
+        self._trail = JobTrail(audit, policies_of)
+        self._held = HeldRequests(audit, self._trail, self)
         self.clients: dict[ClientLink, None] = {}  # an ordered set
         self.daemons: dict[str, DaemonLink] = {}
         self.dirty: set[RouterLink] = set()
@@ -205,6 +227,7 @@ class Router:
         """The client's link is gone: its channels are detached, its jobs go on."""
         self.clients.pop(link, None)
         self.dirty.discard(link)
+        self._held.forget(link)
         for route in list(link.routes.values()):
             self._detach(route, wire.Detach())
         for parting in link.partings.values():
@@ -335,6 +358,8 @@ class Router:
             raise LocalProtocolError("a router's link is a client's or a daemon's")
 
     def _from_client(self, link: ClientLink, frame: Frame) -> None:
+        if link.held and self._held.keeps(link, frame):
+            return
         if frame.type is not FrameType.CONTROL:
             route = self._route(link, frame)
             if route is not None:
@@ -350,6 +375,9 @@ class Router:
             case wire.Attach():
                 self._attach(link, frame.channel, message)
             case wire.End():
+                named = self.meant(link, message)
+                if named is not None and self._held.keeps_end(link, frame, named):
+                    return
                 route = self._route(link, frame) if frame.channel else None
                 if route is None:
                     self._let_go(link, frame.channel)
@@ -374,6 +402,8 @@ class Router:
             route = self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
+                if route.job is not None and data.stream is Stream.EVENTS:
+                    self._trail.happened(route.job, route.client.actor, data.body)
                 gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
                 if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
@@ -402,10 +432,12 @@ class Router:
                 client.control(queue.number, _metered_attached(message, route))
                 return
             case wire.Refused() | wire.Taken():
+                if isinstance(message, wire.Refused) and route.job is not None:
+                    self._trail.refused(route.job.key, client.actor, message, by="daemon")
                 self._unjoin(route)
                 for control in queue.take_controls():
                     client.control(queue.number, control)
-        passed = wire.readdress(queue.number, _by_itself(frame) if route.flows else frame)
+        passed = wire.readdress(queue.number, by_itself(frame) if route.flows else frame)
         if route.flows and not route.to_client_share.has_room(control_size(passed)):
             self._refuse(route)
         else:
@@ -450,23 +482,39 @@ class Router:
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
         name = link.principal.full_name(message.daemon_id)
         if name is None or name not in self._status:
-            link.control(number, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+            self._turn_down_unseen(link, number, message)
             return
-        refusal = link.principal.refusal(message, link.client or message.client)
-        if refusal is not None:
-            link.control(number, refusal)
-            return
-        daemon = self.daemons.get(name)
-        if daemon is None or name in link.partings:
-            link.control(number, wire.Away())
-            return
-        if link.is_metered and len(link.routes) >= MAX_ROUTES:
-            text = f"a client may have {MAX_ROUTES} jobs open at a time"
-            link.control(number, wire.Refused(RefusedCode.DENIED, text))
-            return
-        refused = self._authorise(link, evolve(message, daemon_id=name))
+        message = evolve(message, daemon_id=name)
+        refused = link.principal.refusal(message, link.client or message.client)
+        is_for_somebody = name in self.daemons and name not in link.partings
+        if refused is None and is_for_somebody:
+            refused = self._authorise(link, message)
         if refused is not None:
-            link.control(number, refused)
+            self.turn_down(link, number, message, refused)
+        elif not is_for_somebody or self._held.admits(link, number, message):
+            self.open_channel(link, number, message)
+
+    def _turn_down_unseen(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        """A daemon that isn't there, or not for this client: it can't tell which."""
+        refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+        link.control(number, refused)
+        if self._audit.is_on:  # as what the client said: of another tenant there is nothing to say
+            key = (message.daemon_id, link.principal.tenant, message.job_id)
+            self._trail.refused(key, link.actor, refused)
+
+    def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        """Pass on an Attach that may be, and that means the daemon by its full name."""
+        daemon = self.daemons.get(message.daemon_id)
+        if daemon is None or message.daemon_id in link.partings:
+            if message.daemon_id in self._status:
+                link.control(number, wire.Away())
+            else:
+                refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+                self.turn_down(link, number, message, refused)
+            return
+        if link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
+            text = f"a client may have {MAX_ROUTES} jobs open at a time"
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, text))
             return
         route = self._new_route(link, number, daemon, message.role)
         try:
@@ -475,13 +523,15 @@ class Router:
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)
-            link.control(number, wire.Refused(RefusedCode.DENIED, str(error)))
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, str(error)))
             return
         share = route.to_daemon_share
         if not share.has_room(control_size(stamped)):
             self._unjoin(route)
-            link.control(number, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
             return
+        if self._audit.is_on:
+            route.job = self._trail.get(job_key(message))
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
             daemon.ends.drop(daemon.tenant, message.job_id)
@@ -489,6 +539,14 @@ class Router:
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
         daemon.schedule(stamped, share=share)
+
+    def turn_down(
+        self, link: ClientLink, number: int, message: wire.Attach, refused: wire.Refused
+    ) -> None:
+        """Tell the client that its Attach is not passed on, and why."""
+        link.control(number, refused)
+        if self._audit.is_on:
+            self._trail.refused(job_key(message), link.actor, refused)
 
     def _new_route(
         self, link: ClientLink, number: int, daemon: DaemonLink, role: wire.Role
@@ -523,19 +581,33 @@ class Router:
         link.activate(queue)
 
     def _end(self, link: ClientLink, message: wire.End, route: Route | None) -> None:
+        number = 0
+        if route is not None:
+            named = self.meant(link, message)
+            if named is not None and named.daemon_id == route.daemon.daemon_id:
+                number = route.to_daemon.number
+                self._leave(route)
+            else:  # all that it closes is the channel
+                self._detach(route, wire.Detach())
+        self.end_job(link, message, number)
+
+    def meant(self, link: ClientLink, message: wire.End) -> wire.End | None:
+        """The End by the full name of its daemon, in its tenant's name; None: it is not for the client to say."""
         client = link.client or message.client
         name = link.principal.full_name(message.daemon_id)
-        is_allowed = name is not None and link.principal.may_end(message.job_id, client)
-        number = 0
-        if route is not None and is_allowed and name == route.daemon.daemon_id:
-            number = route.to_daemon.number
-            self._leave(route)
-        elif route is not None:  # all that it closes is the channel
-            self._detach(route, wire.Detach())
-        if name is None or not is_allowed:
-            return  # nobody waits for an answer to this
-        stamped = evolve(message, daemon_id=name, client=client, tenant=split_name(name)[0])
-        daemon = self.daemons.get(name)
+        if name is None or not link.principal.may_end(message.job_id, client):
+            return None
+        return evolve(message, daemon_id=name, client=client, tenant=split_name(name)[0])
+
+    def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
+        """Pass on an End, on that channel of the daemon's; or keep it until the daemon is back."""
+        stamped = self.meant(link, message)
+        if stamped is None:
+            return  # nobody waits for an answer to it
+        if self._audit.is_on and stamped.left is None:
+            key = (stamped.daemon_id, stamped.tenant, stamped.job_id)
+            self._trail.stopped(key, link.actor)
+        daemon = self.daemons.get(stamped.daemon_id)
         if daemon is None:  # away, or not back yet since this controller was started
             self._ends.keep(stamped, link.sender)
             return
@@ -641,18 +713,6 @@ def _metered_attached(message: wire.Attached, route: Route) -> wire.Attached:
             flow.place(state.start, by_sender=True)
         states.append(state)
     return evolve(message, streams=tuple(states))
-
-
-PINNED_FACTOR: Final = 4
-"""A control frame that waits may keep so many times its size alive."""
-
-
-def _by_itself(frame: Frame) -> Frame:
-    """The frame, without the message that it came in, if that is much larger: it would be kept along with it."""
-    payload = frame.payload
-    if memoryview(payload.obj).nbytes < PINNED_FACTOR * len(payload):
-        return frame
-    return frame._replace(payload=memoryview(bytes(payload)))
 
 
 def _tell_news(link: ClientLink, news: wire.DaemonStatus | wire.DaemonCloned) -> None:

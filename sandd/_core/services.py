@@ -13,6 +13,8 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
+from sandd._core.audit.changes import certificates_in_force
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
 from sandd._core.identity.rights import split_name
@@ -30,6 +32,7 @@ from sandd._core.transport import Connection, ListenAddress, serve
 
 if TYPE_CHECKING:
     from sandd._core.admission import Admission
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.controller_state import EndFile
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.proofs import Credential
@@ -180,13 +183,20 @@ class LocalService(Service):
         ends: EndFile | None,
         policies: TenantPolicies,
         certificates: LiveCertificates | None = None,
+        audit: AuditSink = NO_AUDIT,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
         self.gate = gate
         self.certificates = certificates
         """What it serves by; None: no TLS."""
-        self.router = Router(self._authorise)
+        if certificates is not None:
+            certificates.audit = audit
+            served = certificates.current.channel_binding
+            audit.note(certificates_in_force(certificates.certificates.pin, served))
+        self.router = Router(
+            self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
+        )
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
         self.policies = policies
@@ -197,7 +207,7 @@ class LocalService(Service):
         """`_ends_written` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
-        self.link = self._local = LocalLink(self.router, self.directory)
+        self.link = self._local = LocalLink(self.router, self.directory, audit=audit)
         self.link.flush()  # it is told that there is nobody yet
         settle = self._local.flush
         self.acceptor = Acceptor(
@@ -207,6 +217,7 @@ class LocalService(Service):
             gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            audit=audit,
             failures=self._failures,
         )
         self.desk = OperatorDesk(
@@ -216,6 +227,7 @@ class LocalService(Service):
             heartbeat=heartbeat,
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
+            audit=audit,
             failures=self._failures,
         )
         self._admission = admission

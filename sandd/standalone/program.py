@@ -16,6 +16,7 @@ from attrs import define, field
 
 from sandd._core import logs
 from sandd._core._errors import ConfigurationError
+from sandd._core.audit.options import AuditOptions
 from sandd._core.controller_state import TOKEN_FILE, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
@@ -104,6 +105,7 @@ class Program:
                 heartbeat=options.heartbeat,
                 dead_after=options.dead_after,
                 max_handshakes_per_second=options.max_handshakes_per_second,
+                audit=AuditOptions(on_full=options.audit_on_full) if options.audit else False,
                 rate_limits=options.rate_limits,
             )
             self._state_dir = state_dir

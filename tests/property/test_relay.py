@@ -53,10 +53,13 @@ class Relay(RuleBasedStateMachine):
         detach=st.booleans(),
         terminal=st.sampled_from([False, False, True]),
         spool=st.builds(Spool.within, QUOTAS, QUOTAS) | st.none(),
+        audited=st.booleans(),
     )
-    def set_up(self, dropping: bool, detach: bool, terminal: bool, spool: Spool | None) -> None:
+    def set_up(
+        self, dropping: bool, detach: bool, terminal: bool, spool: Spool | None, audited: bool
+    ) -> None:
         """Everybody is connected, and a first job is wanted."""
-        self.world = World(spool, retention=RETENTION)
+        self.world = World(spool, retention=RETENTION, audited=audited)
         self.dropping = dropping
         self.detach = detach
         self.terminal = terminal
@@ -242,6 +245,12 @@ class Relay(RuleBasedStateMachine):
     def serve_disk(self) -> None:
         """The daemon's disk does what it was asked for."""
         self.world.serve_disk()
+
+    @precondition(lambda self: bool(self.world.log.waiting))
+    @rule(count=st.integers(1, 3))
+    def write_log(self, count: int) -> None:
+        """The audit log's disk takes some of what is held until it has it."""
+        self.world.log.write(count)
 
     # -- the network
 

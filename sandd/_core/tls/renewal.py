@@ -9,11 +9,14 @@ import trio
 from attrs import define
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.audit.changes import certificates_in_force, certificates_refused
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.tls.certificates import Certificates
     from sandd._core.tls.contexts import ServerTls
 
@@ -38,6 +41,7 @@ class LiveCertificates:
     look_seconds: float = LOOK_SECONDS
     failures: int = 0
     """Reloads that changed nothing, because there was nothing usable."""
+    audit: AuditSink = NO_AUDIT
     _complaint: str = ""
 
     @classmethod
@@ -71,6 +75,7 @@ class LiveCertificates:
             if not (is_retry and str(error) == self._complaint):
                 self.failures += 1
                 log.error("certificate_reload_failed", error=str(error))
+                self.audit.note(certificates_refused(str(error)))
             self._complaint = str(error)
             return False
         self._complaint = ""
@@ -78,5 +83,6 @@ class LiveCertificates:
             fresh.bundle != self.current.bundle
         ):
             log.info("certificate_reloaded", pin=str(self.certificates.pin or ""))
+            self.audit.note(certificates_in_force(self.certificates.pin, fresh.channel_binding))
         self.current = fresh
         return True

@@ -1,0 +1,47 @@
+"""Changes of who may do what, as records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandd._core.audit.records import Record, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def policies_in_force(hashes: Mapping[str, str]) -> Record:
+    """These policies apply from now on, by tenant; ``*`` is everybody's."""
+    return Record(type=RecordType.POLICY, outcome="in_force", result=dict(hashes))
+
+
+def policies_refused(reason: str) -> Record:
+    """Others were to apply, and can't be used; those that did still do."""
+    return Record(type=RecordType.POLICY, outcome="refused", reason=reason)
+
+
+def tokens_set(*, daemons: bool, operators: bool) -> Record:
+    """Daemons and operators have to know other secrets from now on, or none is taken."""
+    return Record(
+        type=RecordType.TOKEN,
+        outcome="set",
+        result={"daemons_need_one": daemons, "operators_may_come": operators},
+    )
+
+
+def certificates_in_force(pin: object | None, leaf: bytes) -> Record:
+    """Who dials in is shown these from now on.
+
+    Args:
+        pin: of the controller's own CA, if it has one.
+        leaf: SHA-256 of the certificate that is shown.
+    """
+    result = {"leaf_sha256": leaf.hex()}
+    if pin is not None:
+        result["ca_pin"] = str(pin)
+    return Record(type=RecordType.CERTIFICATE, outcome="in_force", result=result)
+
+
+def certificates_refused(reason: str) -> Record:
+    """Others were to be shown, and can't be used; the old ones still are."""
+    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
