@@ -169,14 +169,13 @@ class HeldRequests:
         self._bound(held)
         return True
 
-    def keeps_end(
-        self, link: ClientLink, frame: Frame, daemon: str | None, message: wire.End
-    ) -> bool:
-        """Whether the End is held, because it may not overtake the request of its job, on the daemon of that name."""
-        if daemon is None or self._releasing or frame.channel:
-            return False
-        pending = self._pending.get((daemon, split_name(daemon)[0], message.job_id))
-        if pending is None:
+    def keeps_end(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
+        """Whether the End is held, because it may not overtake the request of its job.
+
+        `message` is what the frame says, by the daemon's full name and in its tenant's.
+        """
+        pending = self._pending.get((message.daemon_id, message.tenant, message.job_id))
+        if pending is None or self._releasing or frame.channel:
             return False
         held = Held(link, 0, None)
         held.take(by_itself(frame))
@@ -237,5 +236,5 @@ class HeldRequests:
 
 
 def job_key(message: wire.Attach) -> JobKey:
-    """Which job the Attach is about, which says the daemon's full name."""
+    """Which job the Attach is about, that means the daemon by its full name."""
     return message.daemon_id, split_name(message.daemon_id)[0], message.job_id

@@ -375,7 +375,8 @@ class Router:
             case wire.Attach():
                 self._attach(link, frame.channel, message)
             case wire.End():
-                if self._held.keeps_end(link, frame, self._ended_at(link, message), message):
+                named = self.meant(link, message)
+                if named is not None and self._held.keeps_end(link, frame, named):
                     return
                 route = self._route(link, frame) if frame.channel else None
                 if route is None:
@@ -481,10 +482,10 @@ class Router:
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
         name = link.principal.full_name(message.daemon_id)
         if name is None or name not in self._status:
-            refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
-            self.turn_down(link, number, message, refused)
+            self._turn_down_unseen(link, number, message)
             return
-        message = evolve(message, daemon_id=name)  # from here on by its full name
+        if name != message.daemon_id:
+            message = evolve(message, daemon_id=name)  # from here on by its full name
         refusal = link.principal.refusal(message, link.client or message.client)
         if refusal is not None:
             self.turn_down(link, number, message, refusal)
@@ -498,11 +499,23 @@ class Router:
         elif self._held.admits(link, number, message):
             self.open_channel(link, number, message)
 
+    def _turn_down_unseen(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        """A daemon that isn't there, or not for this client: it can't tell which."""
+        refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+        link.control(number, refused)
+        if self._audit.is_on:  # as what the client said: of another tenant there is nothing to say
+            key = (message.daemon_id, link.principal.tenant, message.job_id)
+            self._trail.refused(key, link.actor, refused)
+
     def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
-        """Pass on an Attach that may be, by the daemon's full name."""
+        """Pass on an Attach that may be, and that means the daemon by its full name."""
         daemon = self.daemons.get(message.daemon_id)
-        if daemon is None or message.daemon_id in link.partings:  # it has left meanwhile
-            link.control(number, wire.Away())
+        if daemon is None or message.daemon_id in link.partings:
+            if message.daemon_id in self._status:
+                link.control(number, wire.Away())
+            else:
+                refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+                self.turn_down(link, number, message, refused)
             return
         route = self._new_route(link, number, daemon, message.role)
         try:
@@ -570,31 +583,32 @@ class Router:
 
     def _end(self, link: ClientLink, message: wire.End, route: Route | None) -> None:
         number = 0
-        name = self._ended_at(link, message)
-        if route is not None and name == route.daemon.daemon_id:
-            number = route.to_daemon.number
-            self._leave(route)
-        elif route is not None:  # all that it closes is the channel
-            self._detach(route, wire.Detach())
+        if route is not None:
+            named = self.meant(link, message)
+            if named is not None and named.daemon_id == route.daemon.daemon_id:
+                number = route.to_daemon.number
+                self._leave(route)
+            else:  # all that it closes is the channel
+                self._detach(route, wire.Detach())
         self.end_job(link, message, number)
 
-    def _ended_at(self, link: ClientLink, message: wire.End) -> str | None:
-        """The full name of the daemon that is to hear of the End; None: nobody is, and nobody waits for an answer."""
+    def meant(self, link: ClientLink, message: wire.End) -> wire.End | None:
+        """The End by the full name of its daemon, in its tenant's name; None: it is not for the client to say."""
         client = link.client or message.client
-        is_allowed = link.principal.may_end(message.job_id, client)
-        return link.principal.full_name(message.daemon_id) if is_allowed else None
+        name = link.principal.full_name(message.daemon_id)
+        if name is None or not link.principal.may_end(message.job_id, client):
+            return None
+        return evolve(message, daemon_id=name, client=client, tenant=split_name(name)[0])
 
     def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
         """Pass on an End, on that channel of the daemon's; or keep it until the daemon is back."""
-        name = self._ended_at(link, message)
-        if name is None:
-            return
-        tenant = split_name(name)[0]
-        client = link.client or message.client
-        stamped = evolve(message, daemon_id=name, client=client, tenant=tenant)
-        if self._audit.is_on and message.left is None:
-            self._trail.stopped((name, tenant, message.job_id), link.actor)
-        daemon = self.daemons.get(name)
+        stamped = self.meant(link, message)
+        if stamped is None:
+            return  # nobody waits for an answer to it
+        if self._audit.is_on and stamped.left is None:
+            key = (stamped.daemon_id, stamped.tenant, stamped.job_id)
+            self._trail.stopped(key, link.actor)
+        daemon = self.daemons.get(stamped.daemon_id)
         if daemon is None:  # away, or not back yet since this controller was started
             self._ends.keep(stamped, link.sender)
             return
