@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ import pytest
 import trio
 from daemons import open_daemon
 from peers_with_credentials import OPTIONS, guarded
-from raw_peer import RawPeer, loris, serving, upgrade_request
+from raw_peer import RawPeer, loris, raw_server, serving, upgrade_request
 from tls_peers import pem_of, server_pair, strict_client, write_pair
 
 import sandd
@@ -18,9 +19,11 @@ from sandd import wire
 from sandd._core import reception
 from sandd._core.tls.authority import new_authority
 from sandd._core.tls.contexts import server_tls
+from sandd._core.tls.pins import Pin, read_certificates
 from sandd._core.transport import ListenAddress, serve
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sandd._core.transport import Connection
@@ -69,6 +72,56 @@ async def test_tls_1_2_lets_nobody_in_and_nothing_out(tmp_path: Path) -> None:
             log = await daemon.wait_for_log("dial_failed")
             assert "protocol" in log.lower()
     assert came == []
+
+
+# ---- another in the controller's place ----------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def impostor(directory: Path, heard: list[bytes]) -> AsyncIterator[str]:
+    """A server with a CA of its own, which it offers as a controller does; keeps each request, and yields its URL."""
+    ca = new_authority(time.time())
+    pair = write_pair(server_pair(ca), directory, "impostor.pem")
+    context = server_tls(pair, pair).context
+    body = pem_of(ca)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+        len(body), body,
+    )  # fmt: skip
+
+    async def treat(peer: RawPeer) -> None:
+        stream = trio.SSLStream(peer.stream, context, server_side=True, https_compatible=True)
+        said = b""
+        while b"\r\n\r\n" not in said and (more := await stream.receive_some()):
+            said += more
+        heard.append(said)
+        await stream.send_all(answer)
+        heard.append(await stream.receive_some())
+
+    async with raw_server(treat) as url:
+        yield url.replace("ws:", "wss:")
+
+
+async def test_a_pin_of_another_lets_no_byte_of_a_token_out(tmp_path: Path) -> None:
+    """Whoever stands in the controller's place hears one question, which says nothing, from daemons and operators."""
+    pin = str(Pin.of(read_certificates(pem_of(new_authority(time.time())))[0]))
+    (tmp_path / "token").write_text(TOKEN)
+    heard: list[bytes] = []
+    with trio.fail_after(60):
+        async with impostor(tmp_path, heard) as url:
+            arguments = ["--token-file", str(tmp_path / "token"), "--ca-pin", pin]
+            async with open_daemon(url, arguments=arguments) as daemon:
+                await daemon.wait_for_log("is not the controller that the CA pin is of")
+            asked_by_daemon = len(heard)
+            with pytest.raises(sandd.ControllerUnreachable, match="CA pin"):
+                async with sandd.connect_controller(
+                    url, token=TOKEN, ca_pin=pin, connect_timeout=0.5
+                ):
+                    pass
+    assert 0 < asked_by_daemon < len(heard)
+    questions = {each.lower() for each in heard if each}
+    (question,) = questions
+    assert question.startswith(b"get /ca.pem http/1.1\r\n")
+    assert b"worker" not in question
 
 
 # ---- browsers -----------------------------------------------------------------------------------
