@@ -45,6 +45,7 @@ class Guest(Service):
 
     address = "in memory"
     url = "in memory"
+    ca_pin = None
     traffic = (0, 0)
 
     def wake(self) -> None:

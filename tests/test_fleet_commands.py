@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from controllers import SECONDS, ControllerProcess, next_line, running_controller
-from daemons import DaemonProcess, running_daemon
+from daemons import DaemonProcess, daemon_environment, running_daemon
 from process_tools import until_sync
 from tmux import needs_tmux, running_tmux
 
@@ -177,6 +180,33 @@ def test_a_live_view_follows_the_size_of_its_window(
         tmux.wait_for(r"(?s)\A((?!guest).)*2 online")
         tmux.type("C-c")
         tmux.wait_for_prompt()
+
+
+def test_a_live_view_on_a_terminal_without_a_size(controller: ControllerProcess) -> None:
+    """As a fresh one is that expect or a CI runner has made: it is shown as on an ordinary one."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandd", "ps", "-w"],
+        env=daemon_environment(controller.env | {"TERM": "xterm"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"2 online" not in shown:
+            assert select.select([ours], [], [], SECONDS)[0], shown
+            shown += os.read(ours, 65_536)
+        assert b"worker-1" in shown
+        process.terminate()
+        while select.select([ours], [], [], SECONDS)[0]:
+            try:
+                if not os.read(ours, 65_536):
+                    break
+            except OSError:  # EIO: it has ended
+                break
+    os.close(ours)
+    assert process.returncode == 143
 
 
 @needs_tmux

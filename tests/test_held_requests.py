@@ -34,7 +34,7 @@ class Network:
 
     def join(self, client: str = "") -> ClientLink:
         """Another client, that has heard what there is."""
-        principal = Principal(f"operator:{client}", "*")
+        principal = Principal(f"operator:{client}")
         link = self.router.add_client(principal=principal, client=client)
         link.carrier = Carrier()
         drain(link.scheduler)

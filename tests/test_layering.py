@@ -225,8 +225,8 @@ LAYERS = {
         "sandd.terminal.*",
     ],
     "package": [
-        *("sandd._core.audit", "sandd.auditing"),
         *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.identity"),
+        *("sandd._core.audit", "sandd.auditing"),
         *("sandd._core.policy", "sandd._core.tls", "sandd._core.transfers", "sandd.testing"),
         *("sandd.certificates", "sandd.command_line", "sandd.copying", "sandd.enrolling"),
         "sandd.executing",

@@ -253,10 +253,36 @@ async def test_nobody_there_is_told_in_time() -> None:
     with pytest.raises(sandd.ConfigurationError, match="must be above 0"):
         async with sandd.connect_controller("ws://127.0.0.1:1", token=TOKEN, connect_timeout=0):
             pytest.fail("it was dialled")
-    with pytest.raises(ConnectionError, match=r"within 0\.3 s: could not connect") as caught:
+    with pytest.raises(
+        ConnectionError, match=r"at ws://127\.0\.0\.1:1 within 0\.3 s: .*refused$"
+    ) as caught:
         async with sandd.connect_controller("ws://127.0.0.1:1", token=TOKEN, connect_timeout=0.3):
             pytest.fail("it was let in")
     assert isinstance(caught.value, sandd.ControllerUnreachable)
+
+
+def test_an_operator_dials_again_soon() -> None:
+    """However long there has been nobody: people wait for it."""
+    service = RemoteService(
+        "ws://h:1/operator", daemon_url="ws://h:1/ws", token=None, name="x", connect_timeout=1
+    )
+    backoff = service._dialer.backoff
+    assert max(backoff.after_failure(None) for _ in range(50)) <= 2.0
+
+
+async def test_who_dials_where_others_belong_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon at the operators' end, which ends, and an operator at the daemons'."""
+    async with hosted() as host:
+        wrong = host.url.replace(wire.DAEMON_PATH, wire.OPERATOR_PATH)
+        async with open_daemon(wrong, "w") as daemon:
+            assert await daemon.wait() not in (0, None)
+            assert "daemons dial in at /ws, and /operator is for operators" in daemon.log
+        monkeypatch.setattr("sandd.controller._urls", lambda url: (url, url))
+        with pytest.raises(
+            sandd.RequestRefused, match="operators dial in at /operator, and /ws is"
+        ):
+            async with sandd.connect_controller(host.url, token=TOKEN):
+                pytest.fail("it was let in")
 
 
 async def test_empty_tokens_are_refused() -> None:

@@ -6,6 +6,7 @@ The relays here stand where an attacker on the network would.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -316,6 +317,23 @@ async def test_a_rotation_loses_nobody(
                 controller.url, token=TOKEN, ca_pin=first_pin, connect_timeout=0.5
             ):
                 pass
+
+
+async def test_changes_are_in_the_audit_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The certificate that a controller begins with, and each that follows."""
+    state_dir = tmp_path / "state"
+    async with secure_controller(state_dir, audit=True) as controller:
+        assert run_sandd(["ca", "rotate", "--state-dir", str(state_dir)]) == 0
+        assert await controller.reload_tls()
+        pin = controller.ca_pin
+    segments = sorted((state_dir / "audit").glob("*.jsonl"))
+    records = [json.loads(line) for path in segments for line in path.read_bytes().splitlines()]
+    changes = [each["result"]["authorities"] for each in records if each["type"] == "ca"]
+    assert [len(each) for each in changes] == [1, 2]
+    assert changes[0] == [pin] == changes[1][:1]
+    assert capsys.readouterr().out.startswith("trust-both")
 
 
 async def test_a_bad_pair_changes_nothing(tmp_path: Path, token_file: str) -> None:

@@ -202,7 +202,7 @@ class Acceptor:
             instance=hello.instance,
         )
         about_it = {"hostname": hello.hostname, "instance": hello.instance}
-        who = {"tenant": link.tenant, "daemon": given.name}
+        who = {"tenant": link.tenant, "daemon": link.daemon_id}
         self.audit.note(let_in(DAEMON, connection.remote, result=about_it, **who))
         try:
             self.settle()

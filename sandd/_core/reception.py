@@ -14,6 +14,7 @@ from sandd._core.audit.comings import misbehaved
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
+from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +57,9 @@ async def shake_hands(
     challenged_at = trio.current_time()
     try:
         hello = await _hear_hello(connection, challenge)
-        reject = await greet(connection, Greeting(challenge, challenged_at, hello))
+        reject = _judge_place(connection.path, hello)
+        if reject is None:
+            reject = await greet(connection, Greeting(challenge, challenged_at, hello))
         if reject is None:
             return
         with trio.move_on_after(HANDSHAKE_SECONDS):
@@ -83,6 +86,17 @@ def note_judgement(
         barred = failures.failed(connection.host, connection.path, now)
         if barred:
             log.warning("address_barred", remote=connection.remote, seconds=barred)
+
+
+def _judge_place(path: str, hello: wire.Control | wire.Unknown) -> wire.Reject | None:
+    """Who has dialled where others are taken is told where it belongs."""
+    if isinstance(hello, wire.Hello) and path == wire.OPERATOR_PATH:
+        where = f"daemons dial in at {wire.DAEMON_PATH}, and {path} is for operators"
+    elif isinstance(hello, wire.OperatorHello) and path == wire.DAEMON_PATH:
+        where = f"operators dial in at {wire.OPERATOR_PATH}, and {path} is for daemons"
+    else:
+        return None
+    return wire.Reject(RejectCode.BAD_HELLO, where)
 
 
 async def _hear_hello(

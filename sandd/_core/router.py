@@ -26,7 +26,7 @@ from attrs import define, evolve, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.audit.sinks import NO_AUDIT
-from sandd._core.audit.trail import Actor, JobTrail
+from sandd._core.audit.trail import JobTrail
 from sandd._core.backlog import Backlog, Share
 from sandd._core.credit import CreditPool, Flow
 from sandd._core.held_requests import HeldRequests, job_key
@@ -122,9 +122,9 @@ class ClientLink(RouterLink):
     held_bytes: int = 0
 
     @property
-    def actor(self) -> Actor:
+    def actor(self) -> str:
         """Who it is, for the audit log."""
-        return Actor(self.principal.tenant, self.principal.name)
+        return self.principal.name
 
     @property
     def is_metered(self) -> bool:
@@ -484,14 +484,19 @@ class Router:
         if name is None or name not in self._status:
             self._turn_down_unseen(link, number, message)
             return
-        message = evolve(message, daemon_id=name)
-        refused = link.principal.refusal(message, link.client or message.client)
-        is_for_somebody = name in self.daemons and name not in link.partings
-        if refused is None and is_for_somebody:
-            refused = self._authorise(link, message)
-        if refused is not None:
-            self.turn_down(link, number, message, refused)
-        elif not is_for_somebody or self._held.admits(link, number, message):
+        if name != message.daemon_id:
+            message = evolve(message, daemon_id=name)  # from here on by its full name
+        refusal = link.principal.refusal(message, link.client or message.client)
+        if refusal is not None:
+            self.turn_down(link, number, message, refusal)
+        elif name not in self.daemons or name in link.partings:
+            link.control(number, wire.Away())
+        elif link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
+            text = f"a client may have {MAX_ROUTES} jobs open at a time"
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, text))
+        elif (refusal := self._authorise(link, message)) is not None:
+            self.turn_down(link, number, message, refusal)
+        elif self._held.admits(link, number, message):
             self.open_channel(link, number, message)
 
     def _turn_down_unseen(self, link: ClientLink, number: int, message: wire.Attach) -> None:
@@ -511,10 +516,6 @@ class Router:
             else:
                 refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
                 self.turn_down(link, number, message, refused)
-            return
-        if link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
-            text = f"a client may have {MAX_ROUTES} jobs open at a time"
-            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, text))
             return
         route = self._new_route(link, number, daemon, message.role)
         try:

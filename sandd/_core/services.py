@@ -13,7 +13,6 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
-from sandd._core.audit.changes import certificates_in_force
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
@@ -190,10 +189,6 @@ class LocalService(Service):
         self.gate = gate
         self.certificates = certificates
         """What it serves by; None: no TLS."""
-        if certificates is not None:
-            certificates.audit = audit
-            served = certificates.current.channel_binding
-            audit.note(certificates_in_force(certificates.certificates.pin, served))
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
         )
@@ -297,6 +292,8 @@ class LocalService(Service):
                 nursery.start_soon(self._keep_ends, self._ends)
             nursery.start_soon(self.gate.watch)
             if self.certificates is not None:
+                self.certificates.note = self.link.audit.note
+                self.link.audit.note(self.certificates.record())
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
             opened.started()
@@ -371,6 +368,11 @@ class LocalService(Service):
             await self._write_ends(self._ends)
 
 
+MOST_WAIT_SECONDS: Final = 2.0
+"""Of operators, before they dial again: people and scripts wait for them, and they are few. A thousand of them are
+five hundred dials in a second while nobody answers; once somebody does, no more than it lets in."""
+
+
 class RemoteService(Service):
     """A connection to a controller in another process, made again whenever it breaks."""
 
@@ -389,7 +391,7 @@ class RemoteService(Service):
         self._connect_timeout = connect_timeout
         self.directory = Directory()
         self.link = self._remote = RemoteLink(self.directory, credential=credential, name=name)
-        self._dialer = Dialer(url, self._remote, Backoff(), trust)
+        self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS), trust)
 
     @property
     def address(self) -> str:
@@ -420,9 +422,12 @@ class RemoteService(Service):
             with trio.move_on_after(self._connect_timeout) as patience:
                 await self.directory.told.wait()
             if patience.cancelled_caught:
+                url = shown_url(self._url)
+                # Nobody has said the path: it is what is behind any URL of a controller.
+                why = self._dialer.failure.removeprefix(f"could not connect to {url}: ")
                 raise ControllerUnreachable(
-                    f"no controller could be reached at {shown_url(self._url)} within "
-                    f"{self._connect_timeout:g} s: {self._dialer.failure or 'it does not answer'}"
+                    f"no controller could be reached at {url.removesuffix(wire.OPERATOR_PATH)} within "
+                    f"{self._connect_timeout:g} s: {why or 'it does not answer'}"
                 )
             opened.started()
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from sandd._core.tls.plain import is_loopback
 from sandd.standalone.options import DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Announcement:
     operator_command: str
     elsewhere: bool
     """Other machines reach it, too: by this machine's name, not by the address in the URL."""
+    refuses_strangers: bool
+    """Other machines reach it, and their daemons have no way to say that they belong here."""
 
     @classmethod
     def of(
@@ -65,11 +68,21 @@ class Announcement:
             operator += ["--ca-pin", ca_pin]
         if operator_token_file is not None:
             operator += ["--token-file", str(operator_token_file.absolute())]
-        return cls(url, shlex.join(daemon), shlex.join(operator), options.host in EVERY_ADDRESS)
+        elsewhere = options.host in EVERY_ADDRESS
+        is_here = not elsewhere and is_loopback(options.host)
+        return cls(
+            url,
+            shlex.join(daemon),
+            shlex.join(operator),
+            elsewhere,
+            refuses_strangers=not (is_here or options.insecure or options.token is not None),
+        )
 
     def __str__(self) -> str:
         """For a person, in a few lines."""
         hint = ", elsewhere with this machine's name in the URL" if self.elsewhere else ""
+        if self.refuses_strangers:
+            hint += "\n  daemons of other machines are refused: they need --token-file (or --insecure) here"
         return (
             f"sandd: a controller at {self.url}{hint}\n"
             f"  a daemon:     {self.daemon_command}\n"

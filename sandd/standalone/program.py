@@ -17,13 +17,14 @@ from attrs import define, field
 from sandd._core import logs
 from sandd._core._errors import ConfigurationError
 from sandd._core.audit.options import AuditOptions
-from sandd._core.controller_state import TOKEN_FILE, default_state_dir
+from sandd._core.controller_state import TOKEN_FILE, DirectoryTaken, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.program_options import read_token
 from sandd._core.state_directory import replace_file
 from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
+from sandd.command_line.writing import CantWrite
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
 
@@ -115,6 +116,10 @@ class Program:
                     self._controller = await stack.enter_async_context(opening)
                 except OSError as error:
                     raise Failure(_cant_listen(options, error)) from error
+                except DirectoryTaken as error:
+                    if options.state_dir is not None:
+                        raise
+                    raise Failure(_runs_already(options)) from error
                 await self._announce(self._controller)
                 if self.reload_is_due:
                     await self._reload()
@@ -150,10 +155,9 @@ class Program:
             operator_command=said.operator_command,
         )
         # Nobody has to read them, and the controller serves whether somebody does or not.
-        with contextlib.suppress(OSError, ValueError):
-            if self.options.log_format == "text":
-                await say(str(said))
-        with contextlib.suppress(OSError, ValueError):
+        if self.options.log_format == "text":
+            await say(str(said))
+        with contextlib.suppress(CantWrite):
             await put_out(f"ready {said.url}")
 
     async def _make_join_token(self, controller: Controller) -> Path:
@@ -192,6 +196,14 @@ class Program:
             return options, options.operator_token
         assert self._token_file is not None
         return options, read_token(self._token_file)
+
+
+def _runs_already(options: ControllerOptions) -> str:
+    """Nobody has named the directory: it is that of the port."""
+    return (
+        f"a controller of yours runs on port {options.port} already ('sandd ps' shows its daemons); "
+        "another one needs another --port"
+    )
 
 
 def _cant_listen(options: ControllerOptions, error: OSError) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sandd._core.audit.records import Record, RecordType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def policies_in_force(hashes: Mapping[str, str]) -> Record:
@@ -18,6 +18,20 @@ def policies_in_force(hashes: Mapping[str, str]) -> Record:
 def policies_refused(reason: str) -> Record:
     """Others were to apply, and can't be used; those that did still do."""
     return Record(type=RecordType.POLICY, outcome="refused", reason=reason)
+
+
+def certificate_in_force(*, certificate: str, authorities: Sequence[str]) -> Record:
+    """New connections are served by this certificate from now on; peers are told to trust these CAs, all by hash."""
+    return Record(
+        type=RecordType.CERTIFICATE,
+        outcome="in_force",
+        result={"certificate": certificate, "authorities": list(authorities)},
+    )
+
+
+def certificate_refused(reason: str) -> Record:
+    """Another one was to be served by, and can't be used; that which was still is."""
+    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
 
 
 def tokens_set(*, daemons: bool, operators: bool) -> Record:
@@ -52,21 +66,3 @@ def daemon_changed(outcome: str, name: str, tenant: str, reason: str | None = No
         daemon=name,
         reason=reason,
     )
-
-
-def certificates_in_force(pin: object | None, leaf: bytes) -> Record:
-    """Who dials in is shown these from now on.
-
-    Args:
-        pin: of the controller's own CA, if it has one.
-        leaf: SHA-256 of the certificate that is shown.
-    """
-    result = {"leaf_sha256": leaf.hex()}
-    if pin is not None:
-        result["ca_pin"] = str(pin)
-    return Record(type=RecordType.CERTIFICATE, outcome="in_force", result=result)
-
-
-def certificates_refused(reason: str) -> Record:
-    """Others were to be shown, and can't be used; the old ones still are."""
-    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
