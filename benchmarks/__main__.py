@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
-from benchmarks import broadcast, bulk, exec_latency, files, keystrokes, ports, routed, throughput
+from benchmarks import (
+    audit,
+    broadcast,
+    bulk,
+    exec_latency,
+    files,
+    keystrokes,
+    ports,
+    routed,
+    throughput,
+    tls,
+)
 from benchmarks.cpu import OthersMeter
 from benchmarks.fleet import Stopped
 from benchmarks.report import Machine, Section, print_table, write_json
@@ -79,6 +90,8 @@ BENCHMARKS = {
         "a controller in this process, which the daemon dials directly",
         routed.measure,
     ),
+    "audit": Benchmark('run("true"), with an audit log', "the same without", audit.measure),
+    "tls": Benchmark("a daemon that has dialled in over TLS", "the same without TLS", tls.measure),
     "broadcast": Benchmark(
         '"true" on many daemons at once',
         "as many subprocess.Popen in flight, from one thread",

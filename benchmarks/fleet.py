@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import frozen
@@ -47,15 +47,18 @@ class Stopped(Exception):
 
 
 @asynccontextmanager
-async def open_fleet(count: int) -> AsyncIterator[Fleet]:
+async def open_fleet(count: int, **settings: Any) -> AsyncIterator[Fleet]:
     """That many daemons; they are gone when the block is left.
+
+    Args:
+        settings: of the controller, further ones.
 
     Raises:
         Stopped: a signal ended the block.
     """
     # The controller is outside of what a signal cancels: it takes the daemons' leave.
     async with (
-        sandd.open_controller(port=0) as controller,
+        sandd.open_controller(port=0, **settings) as controller,
         open_keeper(controller.url) as keeper,
         until_signal(),
     ):

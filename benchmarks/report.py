@@ -39,7 +39,7 @@ ours, floor: the median of the rounds; a round's p50 and p99 are of its own samp
   Each daemon has run 20 commands before anything is measured.
 CPU: of the controller's process, and of the daemon's with its spawner, user and system time together; what
   the commands themselves use is not in it.
-Controller, daemons and commands share this machine and its cores, and the connection is loopback without
+Controller, daemons and commands share this machine and its cores; the connection is loopback, and but for tls without
 TLS. What else runs here shows in the figures; trust the ratios before the absolute numbers."""
 
 

@@ -4,6 +4,7 @@
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
 #   sandd/completion.py       `sandd completion`: Tab, in a shell
 #   sandd/standalone/         `sandd controller`: a controller as a program of its own
+#   sandd/enrolling/          `sandd token`, `sandd daemons`: who may come in
 #   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
 #   sandd/executing/          `sandd exec`: a command, as if it ran here
@@ -59,8 +60,10 @@ if TYPE_CHECKING:
         RequestRefused,
         SanddError,
         SpawnFailed,
+        TokenNotFound,
         TransferError,
     )
+    from sandd._core.audit.options import AuditOptions
     from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.remote_files import FileReader, FileWriter
@@ -84,12 +87,19 @@ if TYPE_CHECKING:
         DaemonEvent,
         DaemonInfo,
         DaemonState,
+        Enrolled,
+        EnrolledDaemon,
+        EnrolmentState,
         JobState,
+        NewToken,
         Process,
         Rate,
         RateLimits,
         RemoteStream,
         Session,
+        TokenInfo,
+        TokenKind,
+        Tokens,
         connect_controller,
         open_controller,
     )
@@ -97,6 +107,7 @@ if TYPE_CHECKING:
     from sandd.wire import ChangeKind, FileKind, StallReason
 
 __all__ = [
+    "AuditOptions",
     "AuthenticationFailed",
     "ChangeKind",
     "Client",
@@ -114,6 +125,9 @@ __all__ = [
     "DaemonNotFound",
     "DaemonState",
     "DaemonSummary",
+    "Enrolled",
+    "EnrolledDaemon",
+    "EnrolmentState",
     "ExitStatus",
     "FailedResult",
     "FileChange",
@@ -128,6 +142,7 @@ __all__ = [
     "JobTaken",
     "KeptOutput",
     "LocalProtocolError",
+    "NewToken",
     "NoTerminal",
     "Outcome",
     "OutputGap",
@@ -151,6 +166,10 @@ __all__ = [
     "SpawnFailed",
     "Stall",
     "StallReason",
+    "TokenInfo",
+    "TokenKind",
+    "TokenNotFound",
+    "Tokens",
     "TransferError",
     "TransferResult",
     "__version__",
@@ -162,6 +181,7 @@ __all__ = [
 # Where each public name lives. Importing on first use (PEP 562) keeps `python -m sandd.daemon` free
 # of the controller, and the spawner, which must start in milliseconds, free of trio.
 _HOMES = {
+    "AuditOptions": "sandd._core.audit.options",
     "AuthenticationFailed": "sandd._core._errors",
     "ChangeKind": "sandd.wire",
     "Client": "sandd.client",
@@ -179,6 +199,9 @@ _HOMES = {
     "DaemonNotFound": "sandd._core._errors",
     "DaemonState": "sandd.controller",
     "DaemonSummary": "sandd.client",
+    "Enrolled": "sandd.controller",
+    "EnrolledDaemon": "sandd.controller",
+    "EnrolmentState": "sandd.controller",
     "ExitStatus": "sandd._core.results",
     "FailedResult": "sandd.client",
     "FileChange": "sandd._core.remote_path",
@@ -193,6 +216,7 @@ _HOMES = {
     "JobTaken": "sandd._core._errors",
     "KeptOutput": "sandd._core.job_info",
     "LocalProtocolError": "sandd._core._errors",
+    "NewToken": "sandd.controller",
     "NoTerminal": "sandd._core._errors",
     "Outcome": "sandd._core.results",
     "OutputGap": "sandd._core._errors",
@@ -216,6 +240,10 @@ _HOMES = {
     "SpawnFailed": "sandd._core._errors",
     "Stall": "sandd._core.spool",
     "StallReason": "sandd.wire",
+    "TokenInfo": "sandd.controller",
+    "TokenKind": "sandd.controller",
+    "TokenNotFound": "sandd._core._errors",
+    "Tokens": "sandd.controller",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
     "connect": "sandd.client",

@@ -80,9 +80,11 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     """The command line's grammar; of ``daemon`` and ``controller``, which read their own, only `with_programs`."""
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
+    from sandd.auditing.options import add_audit_command
     from sandd.certificates.options import add_ca_command
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
+    from sandd.enrolling.options import add_enrolling_commands
     from sandd.executing.options import add_exec_command
     from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
@@ -110,6 +112,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
+    add_enrolling_commands(commands)
     add_policy_commands(commands)
     controller = commands.add_parser(
         "controller", help="be a controller that stands alone, for daemons and for these commands"
@@ -117,6 +120,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     daemon = commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
+    add_audit_command(commands)
     add_ca_command(commands)
     add_completion_command(commands)
     for each in _parsers_below(commands):

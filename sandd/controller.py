@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -23,11 +22,21 @@ from sandd import wire
 from sandd._core import commands
 from sandd._core._errors import ConfigurationError, SanddError
 from sandd._core.admission import Admission
-from sandd._core.arguments import check_count, check_number, check_path, check_text
+from sandd._core.arguments import check_count, check_number, check_text, read_path
+from sandd._core.audit.changes import policies_in_force, policies_refused, tokens_set
+from sandd._core.audit.options import AuditOptions
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.writer import open_audit_log
 from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.dialer import shown_url
 from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
+from sandd._core.identity.administration import Enrolled, NewToken, Tokens
+from sandd._core.identity.gate import Gate
+from sandd._core.identity.proofs import read_credential
+from sandd._core.identity.records import EnrolledDaemon, EnrolmentState, TokenInfo
+from sandd._core.identity.store import open_store
+from sandd._core.identity.tokens import TokenKind, is_token
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.logs import get_logger
@@ -51,9 +60,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
+    from sandd._core.identity.store import Store
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
     from sandd._core.tls.contexts import ClientCertificates
@@ -70,14 +81,21 @@ __all__ = [
     "DaemonEvent",
     "DaemonInfo",
     "DaemonState",
+    "Enrolled",
+    "EnrolledDaemon",
+    "EnrolmentState",
     "JobInfo",
     "JobState",
     "KeptOutput",
+    "NewToken",
     "Process",
     "Rate",
     "RateLimits",
     "RemoteStream",
     "Session",
+    "TokenInfo",
+    "TokenKind",
+    "Tokens",
     "connect_controller",
     "open_controller",
 ]
@@ -127,6 +145,7 @@ async def open_controller(
     heartbeat: float = 20.0,
     dead_after: float = 45.0,
     max_handshakes_per_second: float = 200.0,
+    audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
@@ -147,9 +166,9 @@ async def open_controller(
             around it doesn't count, there and here.
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
-            ``operator.token``, made for you and used where `operator_token` isn't given, the jobs that are
-            still to be ended on daemons that are away, and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a
-            tenant's policy.
+            ``operator.token``, made for you and used where `operator_token` isn't given, the tokens and daemons of
+            `Controller.tokens` and `Controller.enrolled`, the jobs that are still to be ended on daemons that are away,
+            and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a tenant's policy.
         policy: a TOML file with what may be asked of daemons at all, by this program as well; see
             `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
         tls: "auto": TLS 1.3 with a certificate of the controller's own CA, which it makes, keeps in the state directory
@@ -167,6 +186,8 @@ async def open_controller(
             quarter of a second's worth may come at once. Others wait for up to five seconds, or are
             told when to come back. By default 200, which takes this program about a third of its time
             while it lasts, and has 10,000 daemons back within a minute after a restart.
+        audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
+            Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
 
     Raises:
@@ -184,7 +205,11 @@ async def open_controller(
         check_number(
             "max_handshakes_per_second", max_handshakes_per_second, what="a number of connections"
         )
-        state_path = None if state_dir is None else Path(check_path("state_dir", state_dir))
+        state_path, policy_path = read_path("state_dir", state_dir), read_path("policy", policy)
+        if not isinstance(rate_limits, RateLimits | None):
+            raise TypeError(
+                f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
+            )
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -196,33 +221,46 @@ async def open_controller(
             f"max_handshakes_per_second is {max_handshakes_per_second}; it must be above 0 and at most "
             f"{MOST_HANDSHAKES_PER_SECOND:,}"
         )
-    with ExitStack() as stack:
-        state = None
+    options = AuditOptions() if audit is True else audit
+    if options and state_path is None:
+        raise ConfigurationError("an audit log needs a state_dir, where it is kept")
+    async with AsyncExitStack() as stack:
+        state = store = sink = None
         if state_path is not None:
             state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
+            store = await stack.enter_async_context(open_store(state_path))
+            if options:
+                secrets = [each for each in (secret, operator_secret) if each is not None]
+                sink = await stack.enter_async_context(
+                    open_audit_log(state_path, options, secrets=secrets)
+                )
         policies = TenantPolicies(
-            file=None if policy is None else Path(policy),
-            directory=None if state_dir is None else Path(state_dir) / POLICY_DIRECTORY,
+            file=policy_path,
+            directory=None if state_path is None else state_path / POLICY_DIRECTORY,
         )
         await trio.to_thread.run_sync(policies.read)
+        if sink is not None:
+            sink.note(policies_in_force(policies.hashes))
+        files = stack.enter_context(ExitStack())
         certificates = await _open_certificates(
-            stack, tls, host, tls_names, client_certificates, state_dir
+            files, tls, host, tls_names, client_certificates, state_path
         )
         service = LocalService(
             host=host,
             port=port,
-            token=secret,
-            operator_token=operator_secret,
-            insecure=insecure,
+            gate=Gate(store, secret, operator_secret, insecure),
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
             rate_limits=RateLimits() if rate_limits is None else rate_limits,
             ends=None if state is None else state.ends,
+            audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
         )
+        if sink is not None:
+            sink.settle = service.link.flush
         async with _running(service) as controller:
             yield controller
 
@@ -250,7 +288,8 @@ async def connect_controller(
     Args:
         url: of the controller: ``ws://HOST:PORT``, or ``wss://HOST:PORT`` if it speaks TLS. The port is 8765 where none
             is named; a path of ``/ws`` or ``/operator`` doesn't matter, any other is that which a proxy has it under.
-        token: the controller's `operator_token`; white space around it doesn't count.
+        token: an operator's token (``sdo_...``), or the controller's `operator_token`; white space around it doesn't
+            count.
         ca_pin: ``sha256:HEX``, what the controller's own CA is known by, see `Controller.ca_pin`; several with commas
             between them. No other certificate is taken, and nothing is said to whoever has another.
         ca_file: CA certificates to trust, in PEM. Without this and `ca_pin`: those of this system.
@@ -267,17 +306,17 @@ async def connect_controller(
         RequestRefused: the controller speaks another version.
         ConfigurationError: an argument makes no sense.
     """
-    secret = _secret(token, "token", "be refused")
+    secret = _secret(token, "token", "be refused", accepted=TokenKind.OPERATOR)
     with _refusing_nonsense():
-        check_text("url", url, what="the URL of a controller, ws://HOST:PORT")
+        check_text("url", url, what="the URL of a controller, such as ws://HOST:PORT")
         check_number("connect_timeout", connect_timeout)
+        trust_options = TrustOptions(
+            pins=() if ca_pin is None else read_pins(check_text("ca_pin", ca_pin)),
+            ca_file=read_path("ca_file", ca_file),
+            client_certificate=read_path("client_certificate", client_certificate),
+            client_key=read_path("client_key", client_key),
+        )
     operator_url, daemon_url = _urls(url)
-    trust_options = TrustOptions(
-        pins=() if ca_pin is None else read_pins(ca_pin),
-        ca_file=None if ca_file is None else Path(ca_file),
-        client_certificate=None if client_certificate is None else Path(client_certificate),
-        client_key=None if client_key is None else Path(client_key),
-    )
     trust = _trust(operator_url, trust_options, insecure=insecure)
     if trust is not None:
         await trio.to_thread.run_sync(trust.check)
@@ -286,7 +325,7 @@ async def connect_controller(
     service = RemoteService(
         operator_url,
         daemon_url=daemon_url,
-        token=secret,
+        credential=None if secret is None else read_credential(secret, TokenKind.OPERATOR),
         name=_own_name(),
         connect_timeout=connect_timeout,
         trust=trust,
@@ -316,11 +355,15 @@ def _refusing_nonsense() -> Iterator[None]:
     """ConfigurationError for an argument of another kind, as for any other that makes no sense."""
     try:
         yield
+    except ConfigurationError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
 
 
-def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
+def _secret(
+    token: str | bytes | None, name: str, otherwise: str, *, accepted: TokenKind | None = None
+) -> bytes | None:
     if token is None:
         return None
     if not isinstance(token, str | bytes):  # which is not shown: who knows what it is
@@ -332,6 +375,11 @@ def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | Non
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
         raise ConfigurationError(f"the {name} is empty; leave it out to {otherwise}")
+    if is_token(secret) and accepted is None:
+        raise ConfigurationError(
+            f"the {name} is a secret of your own choice, and this is a token of sandd's: whoever is to come in by "
+            "that has it, and the controller knows it by its state directory"
+        )
     return secret
 
 
@@ -378,10 +426,9 @@ async def _open_certificates(
     host: str,
     names: Sequence[str],
     client_certificates: ClientCertificates,
-    state_dir: str | os.PathLike[str] | None,
+    directory: Path | None,
 ) -> LiveCertificates | None:
     """What the controller is to serve by; None: no TLS."""
-    directory = None if state_dir is None else Path(state_dir)
     if tls != "auto" and directory is not None:
         # Else commands on this machine would dial by it.
         await trio.to_thread.run_sync(AuthorityFiles(directory / DIRECTORY).withdraw)
@@ -488,6 +535,31 @@ class Controller:
         """The daemon, as soon as it is online: at once, or when it dials in. Bound it with `trio.fail_after`."""
         return self._handle(await self._service.directory.wait_online(daemon_id))
 
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens by which daemons join, and operators come in.
+
+        Raises:
+            ConfigurationError: the controller has no `state_dir` to keep them in.
+            RuntimeError: the controller is in another process.
+        """
+        return Tokens(*self._keeps())
+
+    @property
+    def enrolled(self) -> Enrolled:
+        """Daemons that have joined by a token, whether they are here or not. Errors as of `tokens`."""
+        return Enrolled(*self._keeps())
+
+    def _keeps(self) -> tuple[Store, Gate]:
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its tokens")
+        if service.gate.store is None:
+            raise ConfigurationError(
+                "this controller keeps no tokens: give it a directory for them (open_controller(state_dir=...))"
+            )
+        return service.gate.store, service.gate
+
     def open_events(self) -> AbstractAsyncContextManager[AsyncIterator[DaemonEvent]]:
         """An async context manager for an endless async iterator over what happens to daemons from now on.
 
@@ -584,7 +656,9 @@ class Controller:
             raise RuntimeError("the controller is in another process, and so are its tokens")
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
-        service.acceptor.token, service.desk.token = secret, operator_secret
+        service.gate.token, service.gate.operator_token = secret, operator_secret
+        changed = tokens_set(daemons=secret is not None, operators=operator_secret is not None)
+        service.link.audit.note(changed)
 
     async def reload_policy(self) -> None:
         """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.
@@ -599,7 +673,13 @@ class Controller:
         service = self._service
         if not isinstance(service, LocalService):
             raise RuntimeError("the controller is in another process, and so are its policies")
-        await trio.to_thread.run_sync(service.policies.read)
+        audit = service.link.audit
+        try:
+            await trio.to_thread.run_sync(service.policies.read)
+        except ConfigurationError as error:
+            audit.note(policies_refused(str(error)))
+            raise
+        audit.note(policies_in_force(service.policies.hashes))
 
     # -- inside
 

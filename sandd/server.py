@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Unpack
 
+    from sandd._core.audit.options import AuditOptions
     from sandd._core.tls.contexts import ClientCertificates
     from sandd.controller import RateLimits, Tls
 
@@ -39,6 +40,7 @@ class ServerOptions(TypedDict, total=False):
     heartbeat: float
     dead_after: float
     max_handshakes_per_second: float
+    audit: bool | AuditOptions
     rate_limits: RateLimits | None
 
 
@@ -53,7 +55,8 @@ class Server(Client):
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
         options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`, `tls`, `tls_names`,
-            `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`.
+            `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`,
+            `audit`.
 
     Raises:
         OSError: the address can't be listened on.

@@ -17,9 +17,11 @@ from model_disk import ModelDisk
 
 from sandd import wire
 from sandd._core._errors import DaemonGone, JobNotFound, RequestRefused
+from sandd._core.audit.records import RecordType
 from sandd._core.client import Client
 from sandd._core.client_job import OUTPUTS, ClientJob
 from sandd._core.credit import CreditPool
+from sandd._core.identity.rights import Principal
 from sandd._core.job import DaemonLink, Job
 from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sandd._core import router as router_module
+    from sandd._core.audit.records import Record
 
 DAEMON: Final = "d"
 
@@ -156,7 +159,7 @@ class Peer:
         # The first is one in the controller's own process, the others are in processes of their own.
         is_remote = self is not self.world.peers[0]
         link = self.world.router.add_client(
-            principal=self.name, client=self.client.id if is_remote else ""
+            principal=Principal(self.name, "*"), client=self.client.id if is_remote else ""
         )
         link.pool = small_pool()
         near = End(link.scheduler, lambda frame: self.world.router.receive(link, frame))
@@ -201,6 +204,40 @@ def small_pool() -> CreditPool:
     return CreditPool(100_000, least=4000, first=10_000, first_part=4)
 
 
+@define(eq=False)
+class ModelLog:
+    """An audit log whose disk writes when it is told to."""
+
+    is_on: bool = True
+    waiting: deque[tuple[Record, Callable[[str | None], None]]] = field(factory=deque)
+    durable: list[Record] = field(factory=list)
+    """In the order of the disk."""
+
+    def note(self, record: Record, *, from_stranger: bool = False) -> None:
+        """See `AuditSink`."""
+        self.durable.append(record)
+
+    def commit(self, record: Record, done: Callable[[str | None], None]) -> None:
+        """See `AuditSink`."""
+        self.waiting.append((record, done))
+
+    def write(self, limit: int = 1_000_000, *, refusal: str | None = None) -> bool:
+        """The disk takes the oldest, or not; whether there were any."""
+        found = False
+        while self.waiting and limit > 0:
+            record, done = self.waiting.popleft()
+            if refusal is None:
+                self.durable.append(record)
+            done(refusal)
+            limit -= 1
+            found = True
+        return found
+
+    def told(self, kind: RecordType, job_id: str) -> int:
+        """How often the disk has that of the job."""
+        return sum(each.type is kind and each.job == job_id for each in self.durable)
+
+
 SCROLLBACK = 1000
 """Of a job with a terminal."""
 
@@ -213,9 +250,12 @@ def may_drop(process: Process, stream: Stream) -> bool:
 class World(JobWorld):
     """Clients, router, daemon and processes."""
 
-    def __init__(self, spool: Spool | None = None, *, retention: float = 3600.0) -> None:
+    def __init__(
+        self, spool: Spool | None = None, *, retention: float = 3600.0, audited: bool = False
+    ) -> None:
         super().__init__()
-        self.router = Router()
+        self.log = ModelLog(is_on=audited)
+        self.router = Router(audit=self.log)
         self.disk = ModelDisk()
         self.table = JobTable("instance-1", retention=retention, spool=spool)
         self.now = 0.0
@@ -379,6 +419,10 @@ class World(JobWorld):
         for job, effect in effects:
             process = self.processes.get(job.key[1])
             match effect:
+                case Effect.START if self.log.is_on and not self.log.told(
+                    RecordType.REQUEST, job.key[1]
+                ):
+                    raise AssertionError("it was started before its request was on record")
                 case Effect.START if isinstance(job.spec, wire.Request):
                     self.perform(job)
                 case Effect.START:
@@ -460,7 +504,7 @@ class World(JobWorld):
         """Everything that can travel does, to the last frame, in a bounded number of rounds."""
         for _ in range(limit):
             moved = [cable.pump() for cable in self.live_cables]
-            if not self.serve_disk() and not any(moved):
+            if not self.serve_disk() and not any(moved) and not self.log.write():
                 return
         raise AssertionError("(9) the network never comes to rest")
 
@@ -596,6 +640,10 @@ class World(JobWorld):
             assert not link.scheduler.pending, "something is still scheduled"
             counted = (link.waiting, link.backlog.waiting, *link.pool.held.values())
             assert not any(counted), "something still counts as waiting"
+        for client in self.router.clients:
+            assert (client.held, client.held_bytes) == ({}, 0), "something is still held"
+        assert not len(self.router._held)
+        self.check_trail()
         for cable in self.cables:
             if cable.far.is_open:
                 assert not self.table_links[cable].attachments, "an attachment is left"
@@ -604,6 +652,16 @@ class World(JobWorld):
             assert not peer.client.jobs
             assert not peer.client.scheduler.pending
 
+    def check_trail(self) -> None:
+        """What was recorded of a job is told once, and what was not told did not happen."""
+        if not self.log.is_on:
+            return
+        for job_id in self.processes:
+            assert self.log.told(RecordType.START, job_id) <= 1, "a start that is told twice"
+            if job_id != "chosen":
+                assert self.log.told(RecordType.REQUEST, job_id) == 1, "not on record once"
+                assert self.log.told(RecordType.END, job_id) <= 1, "an end that is told twice"
+
     def check_answered(self) -> None:
         """(5), (6), (9): each request was done once, and its client has heard all of it."""
         for asked in self.asked:
@@ -611,6 +669,10 @@ class World(JobWorld):
             if self.table.instance != "instance-1" and isinstance(job.error, DaemonGone):
                 continue
             if asked.lapsed and isinstance(job.error, JobNotFound):
+                continue
+            if type(job.error) is RequestRefused:
+                assert self.log.is_on, "refused, by nobody"
+                assert not asked.done, "refused, and done"
                 continue
             assert job.finished, "(9) a request that was never answered"
             assert asked.done == 1

@@ -269,7 +269,12 @@ READERS: Final = [
         )
     ),
     *(f"sandd._core.remote_files.Opening.{name}" for name in ("__init__", "__await__")),
-    "sandd.wire._*.<locals>.check",  # looks at what is asked for
+    # Looking at what is asked for, before anything is begun.
+    *(
+        f"sandd._core.{name}"
+        for name in ("arguments.*", "specs.*", "commands.check", "commands._read")
+    ),
+    "sandd.wire._*.<locals>.check",
     "sandd._core.file_status.*",
     # Making a context manager, which nobody has entered yet.
     "sandd._core.interrupts.protected_context.<locals>.opened",

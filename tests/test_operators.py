@@ -21,7 +21,8 @@ from sandd import DaemonState, wire
 from sandd._core import operators, router, services
 from sandd._core.controller_state import ENDS_FILE, TOKEN_FILE, EndFile
 from sandd._core.credit import POOL_BYTES
-from sandd._core.link import answer_as_operator
+from sandd._core.identity.introductions import answer_as_operator
+from sandd._core.identity.proofs import SharedSecret
 from sandd._core.pump import receive_control, send_control
 from sandd._core.services import LocalService, RemoteService
 from sandd._core.transport import Connection, connect
@@ -85,8 +86,9 @@ async def introduced(
 ) -> wire.Control | wire.Unknown:
     """What the controller answers to an operator of that name."""
     challenge = await receive_control(connection)
+    credential = SharedSecret(token.encode())
     await send_control(
-        connection, answer_as_operator(challenge, client, number, "me@here", token.encode())
+        connection, answer_as_operator(challenge, client, number, "me@here", credential)
     )
     return await receive_control(connection)
 

@@ -186,7 +186,9 @@ async def test_links_lead_no_command_elsewhere(tmp_path: Path) -> None:
     (work / "link").symlink_to(outside)
     (work / "self").symlink_to("/proc/self/cwd")
     (work / "root").symlink_to("/proc/self/root")
+    (work / "back").symlink_to(f"/proc/self/root{work}")
     text = rule("cat", "/bin/cat", f'[{{ beneath = "{work}" }}]', cwd_beneath=f'["{work}"]')
+    text += rule("pwd", "/bin/pwd", "[]", cwd_beneath=f'["{work}"]')
     async with held_to(text, tmp_path) as (daemon, _):
         assert (await daemon.run(["cat", "fine"], cwd=str(work))).stdout == "fine"
         assert (await daemon.run(["cat", str(work / "none")])).exit_code == 1
@@ -195,6 +197,10 @@ async def test_links_lead_no_command_elsewhere(tmp_path: Path) -> None:
         await deny(daemon, ["cat", "link/secret"], cwd=str(work))
         await deny(daemon, ["cat", "secret"], cwd=str(work / "link"))
         await deny(daemon, ["cat", "self/fine"], cwd=str(work))
+        await deny(daemon, ["cat", "back/fine"], cwd=str(work))
+        assert (await daemon.run(["pwd"], cwd=str(work))).stdout == f"{work}\n"
+        for elsewhere in ("link", "root", "self", "back"):
+            await deny(daemon, ["pwd"], cwd=str(work / elsewhere))
         await deny(daemon, ["cat", "../outside/secret"], cwd=str(work))
         await deny(daemon, ["cat", "fine"], cwd=str(work / "missing"))
 

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,8 +23,10 @@ from sandd import wire
 from sandd._core import runner
 from sandd._core.job import DaemonLink
 from sandd._core.jobs import JobTable
+from sandd._core.policy.permits import Gate
 from sandd._core.processes import ReceivesNowait
 from sandd._core.runner import JobRunner
+from sandd._core.spawn_requests import spawn_request
 from sandd.testing import FakeProcessHost
 
 if sys.platform != "win32":
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
     from conftest import Marker
 
+    from sandd._core.job import Job
+    from sandd._core.policy.permits import Permit
     from sandd._core.processes import Child, SpawnRequest
 
 LIMIT = 30.0
@@ -478,3 +483,60 @@ async def test_a_stopping_daemon_can_be_told_to_stop_again(number: int) -> None:
                         daemon.signal(number)
                         await trio.sleep(0.001)
                     assert await daemon.wait() == 0
+
+
+class _HangingGate(Gate):
+    """A check that has opened something, and goes on when it is told."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on, self.over = (threading.Event() for _ in range(3))
+        self.opened: list[int] = []
+
+    def judge(self, spec: wire.Spec) -> wire.Refused | None:
+        return None
+
+    def check(
+        self, job: Job, spec: wire.ProgramSpec, instance: str, permit: Permit
+    ) -> SpawnRequest:
+        try:
+            self.opened.append(permit.hold(os.open(os.devnull, os.O_RDONLY)))
+            self.begun.set()
+            self.go_on.wait(LIMIT)
+            self.opened.append(os.open(os.devnull, os.O_RDONLY))
+            permit.hold(self.opened[-1])
+            return spawn_request(job, spec, instance)
+        finally:
+            self.over.set()
+
+
+async def test_a_check_that_is_cancelled_leaves_nothing_open() -> None:
+    """Neither what it had opened, nor what its thread opens afterwards; and nobody waits for that."""
+    table, gate = JobTable("instance"), _HangingGate()
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            runner = JobRunner(table, FakeProcessHost(nursery), nursery, max_running=1, gate=gate)
+            _start(runner, DaemonLink(), "job", b"true")
+            await trio.to_thread.run_sync(gate.begun.wait, LIMIT)
+            nursery.cancel_scope.cancel()
+    gate.go_on.set()
+    assert gate.over.wait(LIMIT)
+    assert len(gate.opened) == 2
+    for descriptor in gate.opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+async def test_what_a_check_has_opened_is_closed_behind_the_start() -> None:
+    """The process has its own by then."""
+    table, gate = JobTable("instance"), _HangingGate()
+    gate.go_on.set()
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            runner = JobRunner(table, FakeProcessHost(nursery), nursery, max_running=1, gate=gate)
+            _start(runner, DaemonLink(), "job", b"true")
+            while table.jobs["", "job"].state is wire.JobState.QUEUED:
+                await trio.sleep(0.01)
+            for descriptor in gate.opened:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(descriptor)
+            nursery.cancel_scope.cancel()

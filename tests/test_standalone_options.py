@@ -259,6 +259,24 @@ def test_the_usual_controller_needs_few_words() -> None:
     assert len(str(said).splitlines()) == 3
 
 
+def test_what_tls_needs_is_in_the_command_lines(token: str) -> None:
+    """The pin of its own CA; by default a command on this machine finds the CA by itself, but not one in files."""
+    url, pin = "wss://127.0.0.1:8765/ws", f"sha256:{'0' * 64}"
+    own = ControllerOptions(tls="auto")
+    said = Announcement.of(url, own, None, ca_pin=pin)
+    assert said.operator_command == "sandd ps"
+    assert f"--ca-pin {pin}" in said.daemon_command
+    said = Announcement.of(url, own, Path(token), ca_pin=pin)
+    assert shlex.split(said.operator_command) == [
+        *("sandd", "ps", "--controller", "wss://127.0.0.1:8765"),
+        *("--ca-pin", pin, "--token-file", token),
+    ]
+    files = ControllerOptions(tls=(Path("c"), Path("k")))
+    said = Announcement.of(url, files, None)
+    assert said.operator_command == "sandd ps --controller wss://127.0.0.1:8765"
+    assert "--ca-pin" not in said.daemon_command
+
+
 def test_what_is_unusual_is_in_the_command_lines(token: str) -> None:
     """Every path is whole, and quoted for a shell."""
     options = ControllerOptions(host="0.0.0.0", port=0, token_file=Path("a b"), token=b"x")

@@ -29,9 +29,11 @@ from controllers import (
 )
 from daemons import daemon_environment, running_daemon
 from process_tools import linux_only, posix_only, until_sync
+from tls_peers import pem_of, server_pair, write_pair
 
 import sandd
 from sandd._core.controller_state import default_state_dir, open_controller_state
+from sandd._core.tls.authority import new_authority
 from sandd.standalone.options import ControllerOptions
 from sandd.standalone.program import Program
 
@@ -391,6 +393,53 @@ def test_a_reload_of_what_can_not_be_used_changes_nothing(damage: str, tmp_path:
         reload(controller)
         assert may_operate(controller, tmp_path / "two")
         assert not may_operate(controller, tmp_path / "one")
+
+
+def test_a_reload_of_a_bad_certificate_changes_nothing(tmp_path: Path) -> None:
+    """The old one serves on, and the tokens stay as well; a good one is taken."""
+    ca = new_authority(time.time())
+    pair = write_pair(server_pair(ca), tmp_path)
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(pem_of(ca))
+    token = tmp_path / "operators"
+    token.write_text("old")
+    (tmp_path / "was").write_text("old")
+    files = ["--tls-cert", str(pair), "--tls-key", str(pair)]
+    with running_controller("--operator-token-file", str(token), *files) as controller:
+        env = {"SANDD_TOKEN_FILE": str(tmp_path / "was"), "SANDD_CA_FILE": str(trusted)}
+        assert controller.run_command("ps", env=env).returncode == 0
+        pair.write_text("half")
+        token.write_text("new")
+        reload(controller, "reload_failed")
+        assert "certificate_reload_failed" in controller.log
+        assert controller.run_command("ps", env=env).returncode == 0
+        write_pair(server_pair(ca), tmp_path)
+        reload(controller)
+        assert controller.run_command("ps", env=env).returncode == 125
+
+
+def test_commands_on_this_machine_find_the_ca(tmp_path: Path) -> None:
+    """As they find the token; what is said to them wins, and so does the environment."""
+    home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    with running_controller("--tls", "auto") as controller:
+        directory = tmp_path / "sandd" / f"controller-{controller.port}"
+        directory.parent.mkdir()
+        directory.symlink_to(controller.state_dir)
+        url = f"wss://127.0.0.1:{controller.port}"
+        found = home | {"SANDD_TOKEN_FILE": "", "SANDD_CA_FILE": "", "SANDD_CONTROLLER": url}
+        assert controller.run_command("ps", env=found).returncode == 0
+        wrong = f"sha256:{'0' * 64}"
+        for arguments, env in ((["--ca-pin", wrong], {}), ([], {"SANDD_CA_PIN": wrong})):
+            done = controller.run_command("ps", *arguments, env=found | env)
+            assert done.returncode == 125
+            assert "CA pin" in done.stderr
+        # By name nobody else's files are looked at: the system's CAs don't know this one.
+        controller.ca_file.rename(tmp_path / "elsewhere.pem")
+        done = controller.run_command("ps", env=found)
+        assert "verify failed" in done.stderr
+        env = found | {"SANDD_CA_PIN": wrong}
+        there = ["--ca-file", str(tmp_path / "elsewhere.pem")]
+        assert controller.run_command("ps", *there, env=env).returncode == 0
 
 
 def test_a_reload_changes_the_log_and_names_what_it_can_not_change(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ssl
+import sys
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from raw_peer import MIB, OPTIONS, RawPeer, echo, raw_server, serving
+from raw_peer import MIB, OPTIONS, RawPeer, echo, raw_server, serving, shake_hands
 from tls_peers import pem_of, server_pair, strict_client, write_pair
 
 from sandd._core._errors import ConfigurationError, ConnectionLost
@@ -21,7 +23,7 @@ from sandd._core.tls.contexts import ServerTls, client_context, server_tls, unve
 from sandd._core.tls.pins import read_certificates
 from sandd._core.transport import BUNDLE_PATH, Connection, connect, fetch
 from sandd._core.transport import _connection as connection_module
-from sandd._core.transport._streams import ALERT_TIMEOUT
+from sandd._core.transport._streams import ALERT_TIMEOUT, MeteredStream
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -99,6 +101,63 @@ async def test_both_ends_have_the_same_binding(presented: ServerTls, tmp_path: P
         ):
             assert (ours.channel_binding, accepted[1].channel_binding) == (b"", b"")
             assert ours.bundle_digest == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no write(2) on sockets")
+async def test_messages_sent_without_waiting_keep_their_order(presented: ServerTls) -> None:
+    """Between the others, and what the kernel takes nothing, or but a part of, before all that follows."""
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address, dial(address) as connection:
+            big = bytes(range(256)) * (MIB // 256)
+            assert connection.send_message_nowait(b"first")
+            sent = 1
+            while connection.send_message_nowait(big):  # until the kernel takes but a part
+                sent += 1
+            await connection.flush()
+            await connection.send_message(b"last")
+            assert await connection.receive_message() == b"first"
+            for _ in range(sent - 1):
+                assert await connection.receive_message() == big
+            assert await connection.receive_message() == b"last"
+
+
+async def test_what_was_encrypted_is_sent_even_if_the_socket_takes_nothing(
+    presented: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records are numbered: one that was thrown away would end the connection."""
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address, dial(address) as connection:
+            with monkeypatch.context() as patched:
+                patched.setattr(MeteredStream, "send_nowait", lambda *_: False)
+                assert connection.send_message_nowait(b"first")
+                assert connection.has_unsent
+                assert not connection.send_message_nowait(b"not before that is gone")
+            await connection.flush()
+            assert connection.send_message_nowait(b"second")
+            assert await connection.receive_message() == b"first"
+            assert await connection.receive_message() == b"second"
+
+
+async def test_nothing_is_sent_into_the_middle_of_another_message(presented: ServerTls) -> None:
+    """Nor into what was cut short."""
+
+    async def never_read(peer: RawPeer) -> None:
+        stream = trio.SSLStream(
+            peer.stream, presented.context, server_side=True, https_compatible=True
+        )
+        await shake_hands(RawPeer(stream))  # type: ignore[arg-type] # it reads and writes the same
+        await trio.sleep_forever()
+
+    with trio.fail_after(30):
+        async with raw_server(never_read) as url:
+            secure = url.replace("ws:", "wss:")
+            async with connect(secure, ssl_context=TRUSTING, **OPTIONS) as connection:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(connection.send_message, bytes(64 * MIB))
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    assert not connection.send_message_nowait(b"x")
+                    nursery.cancel_scope.cancel()
+                assert not connection.send_message_nowait(b"x")
 
 
 @pytest.mark.parametrize("how", ["off", "optional", "required"])
@@ -207,15 +266,40 @@ async def test_tls_1_2_is_refused(presented: ServerTls, caplog: pytest.LogCaptur
             assert "unsupported protocol" in reasons(caplog)[0].lower()
 
 
-async def test_an_alert_waits_for_nobody(presented: ServerTls) -> None:
-    """Whoever is refused and stays keeps the server for a second at most."""
+def hello_of_tls_1_2() -> bytes:
+    """What is answered with an alert. (Garbage is not.)"""
+    near, far = ssl.MemoryBIO(), ssl.MemoryBIO()
+    older = strict_client(CA, maximum_version=ssl.TLSVersion.TLSv1_2)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        older.wrap_bio(near, far, server_hostname="localhost").do_handshake()
+    return far.read()
+
+
+async def test_an_alert_waits_for_nobody(
+    presented: ServerTls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is refused and stays keeps the server for a second at most; the handshake's own limit is ten."""
     with trio.fail_after(30):
         async with serving(tls=lambda: presented) as address:
             async with await trio.open_tcp_stream(address.host, address.port) as stream:
                 begun = trio.current_time()
-                await stream.send_all(b"SSH-2.0-OpenSSH_9.2p1\r\n")
-                assert await RawPeer(stream).is_closed()
-                assert trio.current_time() - begun < ALERT_TIMEOUT + 2
+                await stream.send_all(hello_of_tls_1_2())
+                while not reasons(caplog):
+                    await trio.sleep(0.001)
+                assert trio.current_time() - begun < ALERT_TIMEOUT + 4
+
+
+async def test_an_alert_arrives_though_the_peer_talks_on(presented: ServerTls) -> None:
+    """A socket that is closed with bytes unread resets the connection, and the alert would be lost with it."""
+    alert = 0x15  # RFC 8446 s. 5.1
+    with trio.fail_after(30):
+        async with serving(tls=lambda: presented) as address:
+            async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                await stream.send_all(hello_of_tls_1_2() + bytes(1_000_000))
+                heard = b""
+                while part := await stream.receive_some():  # a reset would raise
+                    heard += part
+                assert heard[0] == alert
 
 
 # ---- the server's CA ----------------------------------------------------------------------------
@@ -361,9 +445,12 @@ async def test_a_server_that_never_answers_is_given_up(presented: ServerTls) -> 
                 await fetch(secure, "/x", ssl_context=TRUSTING, timeout=0.1, max_bytes=1)
 
 
-def test_the_private_name_of_trio_is_there(presented: ServerTls) -> None:
-    """Where an alert waits that trio doesn't send; connections don't use it otherwise."""
+def test_the_private_names_of_trio_are_there(presented: ServerTls) -> None:
+    """Where an alert waits that trio doesn't send, and what reads and writes without waiting."""
     near, _ = trio.testing.memory_stream_pair()
     stream = trio.SSLStream(near, presented.context, server_side=True)
     assert isinstance(stream._outgoing, ssl.MemoryBIO)
+    assert isinstance(stream._ssl_object, ssl.SSLObject)
+    assert stream._delayed_outgoing is None
+    assert not stream._inner_send_lock.locked()
     assert connection_module.BUNDLE_HEADER == b"sandd-ca"

@@ -27,6 +27,8 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     fencing          who may hold a daemon id: restarts, rivals, copies of a state directory
     admission        how many connections come in per second
     results          what a finished command was: CommandResult, Outcome, ExitStatus
+    audit/           who asked for what, and what became of it: the log, without its I/O
+    held_requests    what waits in the router until it is in that log
     asciicast        a recording of a terminal session, as lines of text
     file_status      what is told of a file: FileStatus; how paths travel
 
@@ -47,6 +49,7 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
 Trio shells of the controller and its clients
     registry         who holds each daemon's id
     reception        how whoever dials in is received: handshake, live link, farewell
+    audit/           the log's files, its writer, and whether it was changed
     acceptor         the controller's end of a daemon's connection
     operators        the controller's end of a remote client's connection
     controller_state the operators' token, and what is still to be said to absent daemons

@@ -10,6 +10,7 @@ import numbers
 import operator
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def check_daemon_id(daemon_id: str) -> str:
     return check_text("daemon_id", daemon_id, what="the id of a daemon, a text")
 
 
-def check_path(name: str, path: str | os.PathLike[str]) -> str:
-    """The path of this machine, as a text."""
+def read_path(name: str, path: str | os.PathLike[str] | None) -> Path | None:
+    """The path of this machine; None for none."""
     try:
-        return os.fsdecode(path)
+        return None if path is None else Path(os.fsdecode(path))
     except TypeError:
         raise TypeError(f"{name} is {path!r}; it must be a path, a text or a path object") from None
 

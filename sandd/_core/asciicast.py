@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from sandd.wire import MIB
 
 if TYPE_CHECKING:
+    from sandd._core.audit.redaction import RedactedStream, Redactor
     from sandd.wire import Buffer
 
     Direction = Literal["o", "i"]
@@ -53,10 +54,12 @@ class AsciicastEncoder:
         command: str | None = None,
         title: str | None = None,
         max_bytes: int = MAX_RECORDING_BYTES,
+        redactor: Redactor | None = None,
     ) -> None:
         """A recording that begins now.
 
         Args:
+            redactor: knows what must be in no line.
             timestamp: the beginning, in seconds since 1970.
             now: the beginning, on the clock of all that follows.
 
@@ -70,7 +73,8 @@ class AsciicastEncoder:
             "timestamp": timestamp,
         }
         if command is not None:
-            header["command"] = _without_surrogates(command)
+            shown = command if redactor is None else redactor.text(command)
+            header["command"] = _without_surrogates(shown)
         if title is not None:
             header["title"] = _without_surrogates(title)
         self.header = _line(header)
@@ -85,6 +89,9 @@ class AsciicastEncoder:
         self._decoders: dict[Direction, codecs.IncrementalDecoder] = {
             direction: codecs.getincrementaldecoder("utf-8")("replace") for direction in _DIRECTIONS
         }
+        self._redacted: dict[Direction, RedactedStream] = (
+            {} if redactor is None else {direction: redactor.stream() for direction in _DIRECTIONS}
+        )
         self._room_ends = max_bytes - len(_event(_LATEST, "m", _LIMIT_LABEL))
         """Where the lines must end, so that the marker still fits."""
         if self.size > self._room_ends:
@@ -127,11 +134,14 @@ class AsciicastEncoder:
         return b"".join(self._flush(direction, now) for direction in _DIRECTIONS)
 
     def _text(self, direction: Direction, data: Buffer, now: float) -> bytes:
+        if self._redacted:
+            data = self._redacted[direction].feed(bytes(data))
         text = self._decoders[direction].decode(data)
         return self._add(direction, text, now) if text else b""
 
     def _flush(self, direction: Direction, now: float) -> bytes:
-        text = self._decoders[direction].decode(b"", final=True)
+        rest = self._redacted[direction].finish() if self._redacted else b""
+        text = self._decoders[direction].decode(rest, final=True)
         return self._add(direction, text, now) if text else b""
 
     def _cut(self, direction: Direction, label: str, now: float) -> bytes:

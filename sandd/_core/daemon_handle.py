@@ -17,6 +17,7 @@ from sandd._core.remote_path import RemotePath
 from sandd._core.results import DEFAULT_MAX_OUTPUT, CommandResult
 from sandd._core.session_handle import (
     Session,
+    describe_recording,
     hold_attached_session,
     hold_session,
     recording,
@@ -354,15 +355,25 @@ class Daemon:
             lease=lease,
             detach=detach,
         )
-        async with recording(
-            record, spec, title=f"a session on {self.id}", include_input=record_input
-        ) as recorder:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            handle = commands.start(self._link, self.id, spec, job_id=job_id)
-            async with hold_session(
-                handle, kill_grace=spec.kill_grace, recorder=recorder
-            ) as session:
-                yield session
+        audit = self._link.audit
+        recorder = handle = None
+        try:
+            async with recording(
+                record,
+                spec,
+                title=f"a session on {self.id}",
+                include_input=record_input,
+                redactor=audit.redactor,
+            ) as recorder:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                handle = commands.start(self._link, self.id, spec, job_id=job_id)
+                async with hold_session(
+                    handle, kill_grace=spec.kill_grace, recorder=recorder
+                ) as session:
+                    yield session
+        finally:
+            if recorder is not None and handle is not None:
+                audit.note(describe_recording(recorder, handle))
 
     @protected_context
     async def attach_session(

@@ -24,6 +24,7 @@ from sandd._core._errors import (
     SpawnFailed,
     transfer_error,
 )
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import TypeAlias
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.directory import Directory
     from sandd._core.streams import Gap
 
@@ -278,8 +280,12 @@ def _patience(job: ClientJob, seconds: float) -> float:
 class JobLink(ABC):
     """All jobs of one client, and the way to the controller that knows the daemons they are on."""
 
-    def __init__(self, directory: Directory) -> None:
-        self.client = Client(directory.take)
+    def __init__(self, directory: Directory, client_prefix: str = "") -> None:
+        self.client = Client(directory.take, prefix=client_prefix)
+        self.audit: AuditSink = NO_AUDIT
+        """Of the controller, where that is in this process."""
+        self.actor = ""
+        """Who this client is there."""
         self.directory = directory
         self.closed = False
         self.jobs_started = 0

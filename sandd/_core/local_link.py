@@ -7,22 +7,35 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandd import wire
+from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.identity.rights import EVERYTHING
 from sandd._core.job_link import JobHandle, JobLink
 
 if TYPE_CHECKING:
     from sandd._core._errors import RemoteProtocolError
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.client_job import ClientJob
     from sandd._core.directory import Directory
+    from sandd._core.identity.rights import Principal
     from sandd._core.router import Router
 
 
 class LocalLink(JobLink):
     """Carries frames between the client and the router, and has the router's other links send theirs."""
 
-    def __init__(self, router: Router, directory: Directory, *, tenant: str = "default") -> None:
+    def __init__(
+        self,
+        router: Router,
+        directory: Directory,
+        principal: Principal = EVERYTHING,
+        *,
+        audit: AuditSink = NO_AUDIT,
+    ) -> None:
         super().__init__(directory)
+        self.audit = audit
         self._router = router
-        self._link = router.add_client(tenant=tenant, principal="local")
+        self._link = router.add_client(principal=principal)
+        self.actor = self._link.actor
         self._flushing = False
 
     @trio.lowlevel.enable_ki_protection

@@ -10,6 +10,8 @@ from attrs import frozen
 
 from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.audit.comings import misbehaved
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
 from sandd.wire import RejectCode
@@ -17,6 +19,7 @@ from sandd.wire import RejectCode
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.rate_limits.credentials import FailedCredentials
     from sandd._core.router import RouterLink
     from sandd._core.transport import Connection
@@ -40,15 +43,11 @@ class Greeting:
     hello: wire.Control | wire.Unknown
 
 
-def new_controller_id() -> str:
-    """A name for one start of a controller."""
-    return secrets.token_hex(8)
-
-
 async def shake_hands(
     connection: Connection,
     controller_id: str,
     greet: Callable[[Connection, Greeting], Awaitable[wire.Reject | None]],
+    audit: AuditSink = NO_AUDIT,
 ) -> None:
     """Challenge the peer, and have `greet` serve it to the link's end, or say why not.
 
@@ -68,7 +67,9 @@ async def shake_hands(
         await connection.aclose(1008, reject.code.value)
     except RemoteProtocolError as error:
         log.warning("connection_refused", remote=connection.remote, reason=str(error))
-        await connection.aclose(1002, str(error)[:100])
+        audit.note(misbehaved(connection.remote, str(error)), from_stranger=True)
+        # Whatever it was: nothing is heard of somebody who has not said who it is.
+        await connection.aclose(1008, str(error)[:100])
     except ConnectionLost as error:
         log.info("connection_lost", remote=connection.remote, reason=str(error))
 

@@ -7,6 +7,7 @@ the lines are in order. A disk that is slow costs parts of the recording, one th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from sandd._core.asciicast import Direction
+    from sandd._core.audit.redaction import Redactor
 
 log = get_logger("recorder")
 
@@ -54,6 +56,7 @@ async def open_recorder(
     title: str | None = None,
     include_input: bool = False,
     max_bytes: int = MAX_RECORDING_BYTES,
+    redactor: Redactor | None = None,
 ) -> AsyncIterator[Recorder]:
     """A `Recorder` to a new file that only its owner may read; leaving the block completes the file.
 
@@ -62,6 +65,7 @@ async def open_recorder(
     Args:
         include_input: record what is typed, too; passwords among it.
         max_bytes: at most that much is written; the last line says so where it was too little.
+        redactor: knows what is not to be recorded, whoever shows or types it.
 
     Raises:
         FileExistsError: there is something at `path`; a recording never overwrites another one.
@@ -77,6 +81,7 @@ async def open_recorder(
         command=command,
         title=title,
         max_bytes=max_bytes,
+        redactor=redactor,
     )
     file = RecordingFile(Path(path))
     limiter = trio.CapacityLimiter(1)  # of its own: a disk that hangs takes no one else's threads
@@ -133,6 +138,16 @@ class Recorder:
     def __repr__(self) -> str:
         state = "" if self.failure is None else f", failed: {self.failure!r}"
         return f"<Recorder {str(self._file.path)!r}{state}>"
+
+    @property
+    def path(self) -> Path:
+        """Where it is recorded to."""
+        return self._file.path
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is in the file, in hexadecimal digits; to be asked for when its block was left."""
+        return self._file.sha256.hexdigest()
 
     @trio.lowlevel.enable_ki_protection
     def output(self, data: bytes) -> None:
@@ -261,6 +276,8 @@ class RecordingFile:
         self._file: FileIO | None = None
         self._size = 0
         """Bytes up to the end of the last line that is whole."""
+        self.sha256 = hashlib.sha256()
+        """Of these."""
         self._in_use = threading.Lock()
         self._given_up = False
         self._unwanted = False
@@ -340,11 +357,16 @@ class RecordingFile:
                 while written < len(view):
                     written += self._opened.write(view[written:])
         except OSError:
-            whole = self._size + lines.rfind(b"\n", 0, written) + 1
+            kept = lines.rfind(b"\n", 0, written) + 1
             with suppress(OSError):
-                self._opened.truncate(whole)
+                self._opened.truncate(self._size + kept)
+                self._note_whole(lines[:kept])
             raise
-        self._size += written
+        self._note_whole(lines)
+
+    def _note_whole(self, lines: bytes | bytearray) -> None:
+        self._size += len(lines)
+        self.sha256.update(lines)
 
 
 def _open_private(path: str, flags: int) -> int:

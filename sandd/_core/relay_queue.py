@@ -266,3 +266,9 @@ def _by_itself(body: memoryview) -> memoryview:
     if memoryview(body.obj).nbytes < PINNED_FACTOR * len(body):
         return body
     return memoryview(bytes(body))
+
+
+def by_itself(frame: Frame) -> Frame:
+    """The frame, without the message that it came in, where that is much larger."""
+    payload = _by_itself(frame.payload)
+    return frame if payload is frame.payload else frame._replace(payload=payload)

@@ -13,8 +13,10 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
+from sandd._core.identity.rights import split_name
 from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
@@ -29,7 +31,10 @@ from sandd._core.transport import Connection, ListenAddress, serve
 
 if TYPE_CHECKING:
     from sandd._core.admission import Admission
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.controller_state import EndFile
+    from sandd._core.identity.gate import Gate
+    from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
@@ -169,9 +174,7 @@ class LocalService(Service):
         *,
         host: str,
         port: int,
-        token: bytes | None,
-        operator_token: bytes | None,
-        insecure: bool,
+        gate: Gate,
         heartbeat: float,
         dead_after: float,
         admission: Admission,
@@ -179,12 +182,16 @@ class LocalService(Service):
         ends: EndFile | None,
         policies: TenantPolicies,
         certificates: LiveCertificates | None = None,
+        audit: AuditSink = NO_AUDIT,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
+        self.gate = gate
         self.certificates = certificates
         """What it serves by; None: no TLS."""
-        self.router = Router(self._authorise)
+        self.router = Router(
+            self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
+        )
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
         self.policies = policies
@@ -195,27 +202,27 @@ class LocalService(Service):
         """`_ends_written` at the last look, if there were others to be written by then."""
         self.registry = Registry()
         self.directory = Directory()
-        self.link = self._local = LocalLink(self.router, self.directory)
+        self.link = self._local = LocalLink(self.router, self.directory, audit=audit)
         self.link.flush()  # it is told that there is nobody yet
         settle = self._local.flush
         self.acceptor = Acceptor(
             router=self.router,
             registry=self.registry,
             settle=settle,
-            token=token,
-            insecure=insecure,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
+            audit=audit,
             failures=self._failures,
         )
         self.desk = OperatorDesk(
             router=self.router,
             settle=settle,
-            token=operator_token,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
-            controller_id=self.acceptor.controller_id,
+            audit=audit,
             failures=self._failures,
         )
         self._admission = admission
@@ -283,7 +290,10 @@ class LocalService(Service):
             self._listening = addresses[0]
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
+            nursery.start_soon(self.gate.watch)
             if self.certificates is not None:
+                self.certificates.note = self.link.audit.note
+                self.link.audit.note(self.certificates.record())
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
             opened.started()
@@ -324,10 +334,11 @@ class LocalService(Service):
         return self._failures.barred_for(host, path, trio.current_time())
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
-        return self.policies.judge(link.tenant, attach) or self._job_starts.judge(
+        tenant, _ = split_name(attach.daemon_id)
+        return self.policies.judge(tenant, attach) or self._job_starts.judge(
             attach,
-            operator=f"{link.tenant}/{link.principal}",
-            tenant=link.tenant,
+            operator=f"{link.principal.tenant}/{link.principal.name}",
+            tenant=tenant,
             is_agent=not link.client,
             now=trio.current_time(),
         )
@@ -370,7 +381,7 @@ class RemoteService(Service):
         url: str,
         *,
         daemon_url: str,
-        token: bytes | None,
+        credential: Credential | None,
         name: str,
         connect_timeout: float,
         trust: Trust | None = None,
@@ -379,7 +390,7 @@ class RemoteService(Service):
         self._url, self._daemon_url = url, daemon_url
         self._connect_timeout = connect_timeout
         self.directory = Directory()
-        self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
+        self.link = self._remote = RemoteLink(self.directory, credential=credential, name=name)
         self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS), trust)
 
     @property

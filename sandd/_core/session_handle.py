@@ -10,7 +10,9 @@ import trio
 
 from sandd import wire
 from sandd._core._errors import RequestRefused
+from sandd._core.audit.records import Record, RecordType
 from sandd._core.held_job import HeldJob, attached, part_or_end, started
+from sandd._core.identity.rights import split_name
 from sandd._core.interrupts import protected_context
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.recorder import open_recorder
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator
 
+    from sandd._core.audit.redaction import Redactor
     from sandd._core.job_link import JobHandle
     from sandd._core.recorder import Recorder
 
@@ -142,6 +145,7 @@ async def recording(
     *,
     title: str,
     include_input: bool,
+    redactor: Redactor | None = None,
 ) -> AsyncIterator[Recorder | None]:
     """What records the session to a new file at `path`; None without one. Errors as `open_recorder`."""
     if path is None:
@@ -156,6 +160,7 @@ async def recording(
         command=argv[0] if spec.shell else shlex.join(argv) or None,
         title=title,
         include_input=include_input,
+        redactor=redactor,
     ) as recorder:
         yield recorder
 
@@ -174,6 +179,23 @@ async def hold_session(
         end = handle.job.result
         if recorder is not None and isinstance(end, wire.Exited):
             recorder.ended(end.code, end.signal)
+
+
+def describe_recording(recorder: Recorder, handle: JobHandle) -> Record:
+    """What the audit log has of a recording that is complete: where it is, and what it has to be."""
+    failure = recorder.failure
+    return Record(
+        type=RecordType.RECORDING,
+        outcome="complete" if failure is None else "incomplete",
+        reason=None if failure is None else str(failure),
+        tenant=split_name(handle.job.daemon_id)[0],
+        actor=handle.link.actor,
+        daemon=handle.job.daemon_id,
+        job=handle.job.id,
+        kind="session",
+        target=str(recorder.path.absolute()),
+        result={"sha256": recorder.sha256},
+    )
 
 
 def _record(recorder: Recorder, piece: bytes | Gap) -> None:

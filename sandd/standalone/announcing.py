@@ -40,6 +40,7 @@ class Announcement:
         options: ControllerOptions,
         operator_token_file: Path | None,
         *,
+        join_token_file: Path | None = None,
         ca_pin: str | None = None,
     ) -> Self:
         """What there is to say of the controller at `url`.
@@ -48,13 +49,15 @@ class Announcement:
             url: its own, for daemons.
             options: what it was told.
             operator_token_file: what a command has to be told; None: it finds the token by itself, and the CA.
+            join_token_file: what a daemon has to be given to join; None: it needs nothing, or what they share.
             ca_pin: of its own CA, if it has one.
         """
         daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
         if ca_pin is not None:
             daemon += ["--ca-pin", ca_pin]
-        if options.token_file is not None:
-            daemon += ["--token-file", str(options.token_file.absolute())]
+        daemon_token_file = join_token_file or options.token_file
+        if daemon_token_file is not None:
+            daemon += ["--token-file", str(daemon_token_file.absolute())]
         parts = urlsplit(url)
         operator = ["sandd", "ps"]
         # Where the CA is the user's own, nothing tells a command that there is TLS.

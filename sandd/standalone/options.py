@@ -53,6 +53,8 @@ class ControllerOptions:
     operator_token_file: Path | None = None
     operator_token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
     """What operators must know; None: what is in the state directory, made there if need be."""
+    print_join: bool = False
+    """Make a join token at the start, and tell the daemon's command with it."""
     policy: Path | None = None
     """What may be asked of daemons; None: what their own policies allow."""
     tls: Literal["auto"] | tuple[Path, Path] | None = None
@@ -63,6 +65,8 @@ class ControllerOptions:
     heartbeat: float = 20.0
     dead_after: float = 45.0
     max_handshakes_per_second: float = 200.0
+    audit: bool = False
+    audit_on_full: Literal["refuse", "run"] = "refuse"
     rate_limits: RateLimits = field(factory=RateLimits)
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
@@ -77,7 +81,8 @@ class ControllerOptions:
 
 
 _NAMES: Final = (
-    *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
+    *("host", "port", "state_dir", "token_file", "operator_token_file", "print_join", "insecure"),
+    *("audit", "audit_on_full"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
     *("tls", "tls_cert", "tls_key", "tls_name", "client_certificates"),
     *("log_level", "log_format", "config"),
@@ -133,6 +138,13 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         "in the state directory, made there at the first start)",
     )
     parser.add_argument(
+        "--print-join",
+        action="store_const",
+        const=True,
+        help="make a token by which one daemon may join within 15 minutes, in the state directory, and tell "
+        "the command for it",
+    )
+    parser.add_argument(
         "--policy",
         metavar="FILE",
         help="let only what this file allows be asked of daemons; for one tenant besides: policy/TENANT.toml in "
@@ -181,6 +193,17 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="how many connections are let in (default: 200)",
     )
     parser.add_argument(
+        "--audit",
+        action="store_const",
+        const=True,
+        help="keep an audit log in the state directory: nothing runs before its request is on the disk there",
+    )
+    parser.add_argument(
+        "--audit-on-full",
+        metavar="WHAT",
+        help="while the audit log can't be written: refuse (default), or run unrecorded",
+    )
+    parser.add_argument(
         "--rate-limits",
         metavar="SCOPE=N[:BURST],...",
         help="commands and sessions that may be started per second, and at once, by each operator, by each "
@@ -226,6 +249,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_token(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        print_join=read_boolean("--print-join", given.get("print_join", False)),
         policy=_path(given, "policy"),
         insecure=read_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
@@ -236,6 +260,8 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
             least=0.1,
             most=100_000,
         ),
+        audit=read_boolean("--audit", given.get("audit", False)),
+        audit_on_full=_on_full(given.get("audit_on_full", "refuse")),
         rate_limits=_rate_limits(given.get("rate_limits", "")),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
@@ -285,6 +311,12 @@ def _port(given: object) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise ConfigurationError(f"--port {given!r} is no TCP port: 0 to 65535")
     return int(text)
+
+
+def _on_full(given: object) -> Literal["refuse", "run"]:
+    if given == "refuse" or given == "run":
+        return given
+    raise ConfigurationError(f"--audit-on-full {given!r} is neither refuse nor run")
 
 
 def _rate_limits(given: object) -> RateLimits:

@@ -53,10 +53,13 @@ class Relay(RuleBasedStateMachine):
         detach=st.booleans(),
         terminal=st.sampled_from([False, False, True]),
         spool=st.builds(Spool.within, QUOTAS, QUOTAS) | st.none(),
+        audited=st.booleans(),
     )
-    def set_up(self, dropping: bool, detach: bool, terminal: bool, spool: Spool | None) -> None:
+    def set_up(
+        self, dropping: bool, detach: bool, terminal: bool, spool: Spool | None, audited: bool
+    ) -> None:
         """Everybody is connected, and a first job is wanted."""
-        self.world = World(spool, retention=RETENTION)
+        self.world = World(spool, retention=RETENTION, audited=audited)
         self.dropping = dropping
         self.detach = detach
         self.terminal = terminal
@@ -242,6 +245,24 @@ class Relay(RuleBasedStateMachine):
     def serve_disk(self) -> None:
         """The daemon's disk does what it was asked for."""
         self.world.serve_disk()
+
+    @precondition(lambda self: bool(self.world.log.waiting))
+    @rule(count=st.integers(1, 3), full=st.sampled_from([False, False, False, True]))
+    def write_log(self, count: int, full: bool) -> None:
+        """The audit log's disk takes some of what is held until it has it; or it is full, and nothing of that runs."""
+        self.world.log.write(count, refusal="full" if full else None)
+
+    @precondition(lambda self: bool(self.world.log.waiting))
+    @rule(who=st.integers(0, 1), comes_back=st.booleans())
+    def go_while_held(self, who: int, comes_back: bool) -> None:
+        """A connection breaks while something is held that its client asked for; it may be back before that goes on."""
+        peer = self.peer(who)
+        assert peer.cable is not None
+        peer.cable.cut(up_bytes=0, down_bytes=0)
+        peer.router_notices()
+        if comes_back:
+            peer.connect()
+        self.world.log.write(1)
 
     # -- the network
 

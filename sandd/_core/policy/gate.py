@@ -144,6 +144,9 @@ def open_gate(policy: Policy) -> PolicyGate:
     locks = missing is None and policy.exec_lock is not ExecLock.OFF
     if policy.exec_lock is ExecLock.IF_AVAILABLE and missing is not None:
         log.warning("exec_lock_unavailable", reason=missing)
+    as_root = [rule.name for rule in policy.rules if rule.user is None and os.geteuid() == 0]
+    if as_root:
+        log.warning("rules_run_as_root", rules=as_root)
     log.info("policy_in_force", policy=policy.hash, rules=len(policy.rules), exec_lock=locks)
     return PolicyGate(policy, locks=locks)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_ARGUMENTS: Final = 4096
 """Of a command. More are denied: what takes so many takes their names from a file."""
+MAX_LOOKS: Final = 64 * 1024
+"""Pairs of an argument and a description that are looked at for one rule: half a second at worst."""
 _TERMINAL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*", re.ASCII)
 
 
@@ -157,7 +159,7 @@ def _match(
 
     Each pair of a description and an argument is looked at once at most: it can't be made to take long.
     """
-    if len(arguments) > MAX_ARGUMENTS:
+    if len(arguments) > MAX_ARGUMENTS or len(arguments) * len(descriptions) > MAX_LOOKS:
         return None
     is_long = sum(map(len, arguments)) > patterns.MAX_SUBJECTS
     if is_long and any(isinstance(each.matcher, Regex) for each in descriptions):

@@ -17,7 +17,7 @@ get around, because it reads and writes through nothing else:
     _http.py        what the server answers to a request before, or instead of, a WebSocket
 
 Two private names of trio-websocket are used, `WebSocketConnection._reader_task` and its
-`_stream_lock`, and one of trio, `SSLStream._outgoing`; tests hold them.
+`_stream_lock`, and of trio those of `SSLStream` that `_streams` names; tests hold them.
 """
 
 from sandd._core.transport._client import connect, fetch

@@ -18,7 +18,11 @@ from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.logs import get_logger
 from sandd._core.transport._http import BUNDLE_HEADER
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol
-from sandd._core.transport._streams import why_broken
+from sandd._core.transport._streams import (
+    read_decrypted,
+    send_encrypted_nowait,
+    why_broken,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -106,8 +110,7 @@ class Connection:
 
         self._state = _State.OPENING
         self._meter = meter
-        self._is_plain = stream is meter
-        """No TLS in between: bytes can be handed to the socket directly."""
+        self._tls = stream if isinstance(stream, trio.SSLStream) else None
         self._protocol = protocol
         self._watched = _WatchedStream(self, stream)
         self._websocket = trio_websocket.WebSocketConnection(
@@ -209,13 +212,16 @@ class Connection:
         For the task that would have to wake a writer first, and only while no writer is sending.
         The kernel may leave a part for later: follow up with `flush` from the writer.
         """
-        if self._state is not _State.OPEN or self._send_was_cut or not self._is_plain:
+        if self._state is not _State.OPEN or self._send_was_cut:
             return False
         if not self._protocol.is_open:  # the peer has said goodbye, and the reader is at it
             return False
         if self._websocket._stream_lock.locked():
             return False
-        return self._meter.send_nowait(self._protocol.encode_message(message))
+        frame = self._protocol.encode_message(message)
+        if self._tls is not None:
+            return send_encrypted_nowait(self._tls, frame)
+        return self._meter.send_nowait(frame)
 
     @property
     def has_unsent(self) -> bool:
@@ -516,6 +522,8 @@ class _WatchedStream(trio.abc.Stream):
                 await connection._wait_room()
             try:
                 data = await self._stream.receive_some(max_bytes)
+                if connection._tls is not None:
+                    data = read_decrypted(connection._tls, data)
             except trio.BrokenResourceError as exc:
                 connection._failure = connection._failure or exc
                 raise

@@ -1,0 +1,43 @@
+"""Changes of who may do what, as records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandd._core.audit.records import Record, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def policies_in_force(hashes: Mapping[str, str]) -> Record:
+    """These policies apply from now on, by tenant; ``*`` is everybody's."""
+    return Record(type=RecordType.POLICY, outcome="in_force", result=dict(hashes))
+
+
+def policies_refused(reason: str) -> Record:
+    """Others were to apply, and can't be used; those that did still do."""
+    return Record(type=RecordType.POLICY, outcome="refused", reason=reason)
+
+
+def certificate_in_force(*, certificate: str, authorities: Sequence[str]) -> Record:
+    """New connections are served by this certificate from now on; peers are told to trust these CAs, all by hash."""
+    return Record(
+        type=RecordType.CERTIFICATE,
+        outcome="in_force",
+        result={"certificate": certificate, "authorities": list(authorities)},
+    )
+
+
+def certificate_refused(reason: str) -> Record:
+    """Another one was to be served by, and can't be used; that which was still is."""
+    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
+
+
+def tokens_set(*, daemons: bool, operators: bool) -> Record:
+    """Daemons and operators have to know other secrets from now on, or none is taken."""
+    return Record(
+        type=RecordType.TOKEN,
+        outcome="set",
+        result={"daemons_need_one": daemons, "operators_may_come": operators},
+    )

@@ -1,0 +1,240 @@
+"""The jobs that pass through a router, from their request to their end, each told once.
+
+Pure. A job is known from its request on until it is ended and left; of the latest `MAX_JOBS` of them. What the router
+sees is told to a sink; a request that is on record already, because its client asks again after a cut, is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from attrs import define
+
+from sandd import wire
+from sandd._core._errors import RemoteProtocolError
+from sandd._core.audit.records import Record, RecordType
+from sandd._core.audit.redaction import secrets_in
+from sandd._core.tombstones import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sandd._core.audit.sinks import AuditSink
+
+MAX_JOBS: Final = 20_000
+"""Jobs remembered; of an older one that is still attached to, what was requested may be recorded once more."""
+
+JobKey: TypeAlias = tuple[str, str, str]
+"""Daemon, tenant and job id."""
+_KINDS: Final = {spec: kind for kind, spec in wire.SPEC_KINDS.items()}
+_TARGETS: Final = ("path", "job_id", "target", "pattern")
+"""Fields of a request that say what it is about."""
+_LIMITS: Final = ("user", "timeout", "idle_timeout", "kill_grace", "lease", "detach", "shell")
+"""Fields of a program's spec that bound it, or widen what it may do."""
+
+
+@define(eq=False)
+class TrackedJob:
+    """One job, as far as the log has told of it."""
+
+    key: JobKey
+    spec: bytes | None
+    """SHA-256 of the spec that is on record; None: it was there before us."""
+    instance: str
+    kind: str | None = None
+    started: bool = False
+    ended: bool = False
+
+
+class JobTrail:
+    """What is told of a router's jobs."""
+
+    def __init__(
+        self,
+        sink: AuditSink,
+        policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
+    ) -> None:
+        self._sink = sink
+        self._policies_of = policies_of
+        """Hashes of the policies that a tenant is held to."""
+        self._jobs: OrderedDict[JobKey, TrackedJob] = OrderedDict()
+
+    def get(self, key: JobKey) -> TrackedJob | None:
+        """The job, if it is known."""
+        return self._jobs.get(key)
+
+    def knows(self, key: JobKey, message: wire.Attach) -> bool:
+        """This very request is on record. Of a job that has ended only if its id is never used again."""
+        job = self._jobs.get(key)
+        return (
+            job is not None
+            and (not job.ended or parse(message.job_id) is not None)
+            and message.spec is not None
+            and (job.spec, job.instance) == (digest(message.spec), message.instance)
+        )
+
+    def request(self, key: JobKey, message: wire.Attach, actor: str) -> Record:
+        """What is to be on the disk before the Attach is passed on."""
+        assert message.spec is not None
+        said = _describe(message.spec)
+        said["policy"] = ",".join(self._policies_of(key[1])) or None
+        return _record(RecordType.REQUEST, key, actor, outcome="asked", **said)
+
+    def requested(self, key: JobKey, message: wire.Attach, kind: str | None) -> None:
+        """It is there."""
+        assert message.spec is not None
+        self._remember(TrackedJob(key, digest(message.spec), message.instance, kind))
+
+    def attached(self, key: JobKey, message: wire.Attach, actor: str) -> None:
+        """Somebody attaches to a job that exists."""
+        job = self._jobs.get(key)
+        if job is None:
+            # It was started before this controller was; its end is still to be told.
+            job = TrackedJob(key, None, message.instance, started=True)
+            self._remember(job)
+        result = {"role": message.role.value, "takeover": message.takeover}
+        self._sink.note(
+            _record(RecordType.ATTACH, key, actor, outcome="asked", kind=job.kind, result=result)
+        )
+
+    def refused(
+        self, key: JobKey, actor: str, refused: wire.Refused, *, by: str = "controller"
+    ) -> None:
+        """What was asked for is not done."""
+        job = self._jobs.get(key)
+        self._sink.note(
+            _record(
+                RecordType.REFUSAL,
+                key,
+                actor,
+                kind=None if job is None else job.kind,
+                outcome=refused.code.value,
+                reason=refused.message,
+                policy=refused.policy_hash or None,
+                result={"by": by},
+            )
+        )
+
+    def stopped(self, key: JobKey, actor: str) -> None:
+        """Its owner leaves the job, and ends it if it runs; the id may be used again."""
+        job = self._jobs.pop(key, None)
+        if job is not None and not job.ended:
+            self._sink.note(_record(RecordType.STOP, key, actor, outcome="asked", kind=job.kind))
+
+    def happened(self, job: TrackedJob, actor: str, body: wire.Buffer) -> None:
+        """A message of the job's EVENTS passes; each is told once, however many see it."""
+        if job.ended:
+            return
+        try:
+            event = wire.decode_event(body)
+        except RemoteProtocolError:
+            return  # whoever it is for tells it to the daemon
+        match event:
+            case wire.Started() if not job.started:
+                job.started = True
+                self._tell(RecordType.START, job, actor, "started", {"pid": event.pid})
+            case wire.Exited():
+                job.ended = True
+                self._tell(RecordType.END, job, actor, event.outcome.value, _of_exit(event))
+            case wire.Failed():
+                job.ended = True
+                result = {"errno": event.errno, "symbol": event.symbol}
+                self._tell(
+                    RecordType.END, job, actor, event.code.value, result, reason=event.message
+                )
+
+    def _tell(
+        self,
+        what: RecordType,
+        job: TrackedJob,
+        actor: str,
+        outcome: str,
+        result: Mapping[str, Any],
+        *,
+        reason: str | None = None,
+    ) -> None:
+        said = {name: each for name, each in result.items() if each or name == "code"}
+        self._sink.note(
+            _record(
+                what,
+                job.key,
+                actor,
+                outcome=outcome,
+                kind=job.kind,
+                result=said,
+                reason=reason or None,
+            )
+        )
+
+    def _remember(self, job: TrackedJob) -> None:
+        self._jobs[job.key] = job
+        self._jobs.move_to_end(job.key)
+        if len(self._jobs) > MAX_JOBS:
+            self._jobs.popitem(last=False)
+
+
+def digest(spec: bytes) -> bytes:
+    """What a spec is known again by."""
+    return hashlib.sha256(spec).digest()
+
+
+def _record(what: RecordType, key: JobKey, actor: str, **said: Any) -> Record:
+    daemon, tenant, job = key
+    return Record(type=what, tenant=tenant, actor=actor, daemon=daemon, job=job, **said)
+
+
+def _describe(spec: bytes) -> dict[str, Any]:
+    """What is asked for: of what the daemon will refuse to read, that it can't be read."""
+    try:
+        asked = wire.decode_spec(spec)
+    except RemoteProtocolError as error:
+        shown = {"spec_sha256": digest(spec).hex()}
+        return {"reason": f"it can't be read here: {error}", "result": shown}
+    said: dict[str, Any] = {"kind": _KINDS[type(asked)]}
+    if isinstance(asked, wire.CommandSpec | wire.SessionSpec):
+        said["argv"] = asked.argv
+        said["cwd"] = asked.cwd
+        said["env"] = tuple(sorted(asked.env)) or None
+        said["limits"] = {
+            name: each
+            for name in _LIMITS
+            if (each := getattr(asked, name)) is not None and each is not False
+        }
+        if asked.env:
+            said["secrets"] = secrets_in(asked.env)
+        return said
+    said["target"] = _target(asked)
+    return said
+
+
+def _target(asked: wire.Request) -> str | None:
+    """What a request is about, as one text."""
+    if isinstance(asked, wire.ConnectSpec | wire.ListenSpec):
+        if asked.path:
+            return f"unix:{asked.path.decode('utf-8', 'backslashreplace')}"
+        return f"{asked.host}:{asked.port}"
+    parts = []
+    for name in _TARGETS:
+        value = getattr(asked, name, None)
+        if value is not None:
+            parts.append(
+                value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+            )
+    return " -> ".join(parts) or None
+
+
+def _of_exit(event: wire.Exited) -> dict[str, Any]:
+    finals = {
+        name: event.finals.get(stream, 0)
+        for name, stream in (("stdout", wire.Stream.OUTPUT), ("stderr", wire.Stream.ERROR))
+    }
+    return {
+        "code": event.code,
+        "signal": event.signal,
+        "seconds": round(event.seconds, 6),
+        "pid": event.pid,
+        "pipes_held": event.pipes_held,
+        **finals,
+    }
