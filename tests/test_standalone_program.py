@@ -426,7 +426,11 @@ def test_commands_on_this_machine_find_the_ca(tmp_path: Path) -> None:
         directory.parent.mkdir()
         directory.symlink_to(controller.state_dir)
         url = f"wss://127.0.0.1:{controller.port}"
-        found = home | {"SANDD_OPERATOR_TOKEN_FILE": "", "SANDD_CA_FILE": "", "SANDD_CONTROLLER": url}
+        found = home | {
+            "SANDD_OPERATOR_TOKEN_FILE": "",
+            "SANDD_CA_FILE": "",
+            "SANDD_CONTROLLER": url,
+        }
         assert controller.run_command("ps", env=found).returncode == 0
         wrong = f"sha256:{'0' * 64}"
         for arguments, env in ((["--ca-pin", wrong], {}), ([], {"SANDD_CA_PIN": wrong})):
