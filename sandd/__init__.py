@@ -4,6 +4,7 @@
 #   sandd/cli.py              the `sandd` command (and sandd/__main__.py, which calls it)
 #   sandd/completion.py       `sandd completion`: Tab, in a shell
 #   sandd/standalone/         `sandd controller`: a controller as a program of its own
+#   sandd/enrolling/          `sandd token`, `sandd daemons`: who may come in
 #   sandd/fleet/              `sandd ps`, `jobs`, `logs`, `kill`, `forget`, `run`: daemons and their jobs
 #   sandd/terminal/           a person's end of a session: `sandd shell`, `sandd attach`
 #   sandd/executing/          `sandd exec`: a command, as if it ran here
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         RequestRefused,
         SanddError,
         SpawnFailed,
+        TokenNotFound,
         TransferError,
     )
     from sandd._core.audit.options import AuditOptions
@@ -85,12 +87,19 @@ if TYPE_CHECKING:
         DaemonEvent,
         DaemonInfo,
         DaemonState,
+        Enrolled,
+        EnrolledDaemon,
+        EnrolmentState,
         JobState,
+        NewToken,
         Process,
         Rate,
         RateLimits,
         RemoteStream,
         Session,
+        TokenInfo,
+        TokenKind,
+        Tokens,
         connect_controller,
         open_controller,
     )
@@ -116,6 +125,9 @@ __all__ = [
     "DaemonNotFound",
     "DaemonState",
     "DaemonSummary",
+    "Enrolled",
+    "EnrolledDaemon",
+    "EnrolmentState",
     "ExitStatus",
     "FailedResult",
     "FileChange",
@@ -130,6 +142,7 @@ __all__ = [
     "JobTaken",
     "KeptOutput",
     "LocalProtocolError",
+    "NewToken",
     "NoTerminal",
     "Outcome",
     "OutputGap",
@@ -153,6 +166,10 @@ __all__ = [
     "SpawnFailed",
     "Stall",
     "StallReason",
+    "TokenInfo",
+    "TokenKind",
+    "TokenNotFound",
+    "Tokens",
     "TransferError",
     "TransferResult",
     "__version__",
@@ -182,6 +199,9 @@ _HOMES = {
     "DaemonNotFound": "sandd._core._errors",
     "DaemonState": "sandd.controller",
     "DaemonSummary": "sandd.client",
+    "Enrolled": "sandd.controller",
+    "EnrolledDaemon": "sandd.controller",
+    "EnrolmentState": "sandd.controller",
     "ExitStatus": "sandd._core.results",
     "FailedResult": "sandd.client",
     "FileChange": "sandd._core.remote_path",
@@ -196,6 +216,7 @@ _HOMES = {
     "JobTaken": "sandd._core._errors",
     "KeptOutput": "sandd._core.job_info",
     "LocalProtocolError": "sandd._core._errors",
+    "NewToken": "sandd.controller",
     "NoTerminal": "sandd._core._errors",
     "Outcome": "sandd._core.results",
     "OutputGap": "sandd._core._errors",
@@ -219,6 +240,10 @@ _HOMES = {
     "SpawnFailed": "sandd._core._errors",
     "Stall": "sandd._core.spool",
     "StallReason": "sandd.wire",
+    "TokenInfo": "sandd.controller",
+    "TokenKind": "sandd.controller",
+    "TokenNotFound": "sandd._core._errors",
+    "Tokens": "sandd.controller",
     "TransferError": "sandd._core._errors",
     "TransferResult": "sandd._core.transfers.result",
     "connect": "sandd.client",

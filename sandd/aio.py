@@ -21,6 +21,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, ParamSpec
 
 from sandd import controller as _trio_api
+from sandd._core.aio.administration import Enrolled, Tokens
 from sandd._core.aio.blocks import OpenThread
 from sandd._core.aio.daemon import Daemon
 from sandd._core.aio.jobs import Process, Session
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Controller",
     "Daemon",
+    "Enrolled",
     "FileChange",
     "FileReader",
     "FileWriter",
@@ -46,6 +48,7 @@ __all__ = [
     "RemotePath",
     "RemoteStream",
     "Session",
+    "Tokens",
     "connect_controller",
     "open_controller",
 ]
@@ -78,6 +81,16 @@ class Controller(Wrapper[Inner]):
         Of a controller in another process: for a daemon that can reach it by the name that was dialled here.
         """
         return self._inner.url
+
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens by which daemons join, and operators come in. Errors as of the trio API's."""
+        return Tokens(self._thread, self._inner.tokens)
+
+    @property
+    def enrolled(self) -> Enrolled:
+        """Daemons that have joined by a token, whether they are here or not. Errors as of the trio API's."""
+        return Enrolled(self._thread, self._inner.enrolled)
 
     @property
     def ca_pin(self) -> str | None:

@@ -10,11 +10,12 @@ import os
 import sys
 
 from sandd import __version__
+from sandd.command_line.writing import CantWrite, flush_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -22,40 +23,57 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code. Bad usage raises SystemExit(2), as argparse does."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            flush_stdout()  # argparse has printed, perhaps, and left its failure to the interpreter
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except CantWrite as error:
+        from sandd.command_line.stopping import tell
+
+        return tell(error)
+
+
+def _run(given: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
         from sandd.completion import answer
 
         answer(build_parser(with_programs=True))
-    try:
-        if given[:1] == ["daemon"]:
-            # All of the rest is the daemon's, options that argparse would claim for us included.
-            from sandd import daemon
+    if given[:1] == ["daemon"]:
+        # All of the rest is the daemon's, options that argparse would claim for us included.
+        from sandd import daemon
 
-            return daemon.main(given[1:], prog="sandd daemon")
-        if given[:1] == ["controller"]:
-            from sandd.standalone.main import main as run_controller
+        return daemon.main(given[1:], prog="sandd daemon")
+    if given[:1] == ["controller"]:
+        from sandd.standalone.main import main as run_controller
 
-            return run_controller(given[1:])
-        from sandd.command_line.remote_command import split
+        return run_controller(given[1:])
+    options = parse(given)
+    code: int = options.run(options)
+    return code
 
-        given, remote_command = split(given)
-        parser = build_parser()
-        options = parser.parse_args(given)
-        if options.command is None:
-            parser.print_help(sys.stderr)
-            return 2
-        if remote_command is not None:
-            options.remote_command = remote_command
-        code: int = options.run(options)
-        return code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does. Nothing is left to be said to anybody,
-        # and the interpreter must not try to when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """What the command line says; its `run` does it. SystemExit(2) if it means nothing, and then that is told."""
+    from sandd.command_line.remote_command import TAKE_COMMANDS, split
+
+    ours, remote_command = split(given)
+    parser = build_parser()
+    options, strange = parser.parse_known_args(ours)
+    if strange:
+        # argparse would show the usage of `sandd` itself.
+        told = f"unrecognized arguments: {' '.join(strange)}"
+        if options.command in TAKE_COMMANDS and not strange[0].startswith("-"):
+            told = f"{strange[0]!r} is no option: put -- before CMD"
+        getattr(options, "parser", parser).error(told)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if remote_command is not None:
+        options.remote_command = remote_command
+    return options
 
 
 def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
@@ -66,6 +84,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     from sandd.certificates.options import add_ca_command
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
+    from sandd.enrolling.options import add_enrolling_commands
     from sandd.executing.options import add_exec_command
     from sandd.fleet.options import add_fleet_commands
     from sandd.forwarding.options import add_forward_command
@@ -93,6 +112,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     add_commands(commands)
     add_copy_command(commands)
     add_forward_command(commands)
+    add_enrolling_commands(commands)
     add_policy_commands(commands)
     controller = commands.add_parser(
         "controller", help="be a controller that stands alone, for daemons and for these commands"
@@ -103,6 +123,8 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     add_audit_command(commands)
     add_ca_command(commands)
     add_completion_command(commands)
+    for each in _parsers_below(commands):
+        each.set_defaults(parser=each)  # for complaints: in its words, with its usage
     if with_programs:
         from sandd._core.daemon_options import add_daemon_options
         from sandd.standalone.options import add_options
@@ -110,6 +132,17 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
         add_options(controller, __version__)
         add_daemon_options(daemon, __version__)
     return parser
+
+
+def _parsers_below(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> Iterator[argparse.ArgumentParser]:
+    """Those of the commands, and of the commands of these."""
+    for parser in commands.choices.values():
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, type(commands)):
+                yield from _parsers_below(action)
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -7,8 +7,9 @@ can't be out of date, and knows daemons and jobs: the controller that is meant i
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any, Final
+
+from sandd.command_line.writing import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -43,7 +44,7 @@ def add_completion_command(commands: argparse._SubParsersAction[argparse.Argumen
 def _run(options: argparse.Namespace) -> int:
     from argcomplete.shell_integration import shellcode
 
-    sys.stdout.write(shellcode(["sandd"], shell=options.shell))
+    write_text("stdout", shellcode(["sandd"], shell=options.shell))
     return 0
 
 

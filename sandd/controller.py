@@ -31,6 +31,12 @@ from sandd._core.controller_state import open_controller_state
 from sandd._core.daemon_handle import Daemon
 from sandd._core.dialer import shown_url
 from sandd._core.directory import DaemonEvent, DaemonInfo, Entry
+from sandd._core.identity.administration import Enrolled, NewToken, Tokens
+from sandd._core.identity.gate import Gate
+from sandd._core.identity.proofs import read_credential
+from sandd._core.identity.records import EnrolledDaemon, EnrolmentState, TokenInfo
+from sandd._core.identity.store import open_store
+from sandd._core.identity.tokens import TokenKind, is_token
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.logs import get_logger
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core.commands import RunOptions
+    from sandd._core.identity.store import Store
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
     from sandd._core.tls.contexts import ClientCertificates
@@ -74,14 +81,21 @@ __all__ = [
     "DaemonEvent",
     "DaemonInfo",
     "DaemonState",
+    "Enrolled",
+    "EnrolledDaemon",
+    "EnrolmentState",
     "JobInfo",
     "JobState",
     "KeptOutput",
+    "NewToken",
     "Process",
     "Rate",
     "RateLimits",
     "RemoteStream",
     "Session",
+    "TokenInfo",
+    "TokenKind",
+    "Tokens",
     "connect_controller",
     "open_controller",
 ]
@@ -152,9 +166,9 @@ async def open_controller(
             around it doesn't count, there and here.
         operator_token: secret that operators must prove to know.
         state_dir: a directory of this controller's own, made where it is missing, for what outlives it:
-            ``operator.token``, made for you and used where `operator_token` isn't given, the jobs that are
-            still to be ended on daemons that are away, and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a
-            tenant's policy.
+            ``operator.token``, made for you and used where `operator_token` isn't given, the tokens and daemons of
+            `Controller.tokens` and `Controller.enrolled`, the jobs that are still to be ended on daemons that are away,
+            and the CA of ``tls="auto"``. ``policy/TENANT.toml`` in it is a tenant's policy.
         policy: a TOML file with what may be asked of daemons at all, by this program as well; see
             `Controller.reload_policy`. A daemon may have one of its own, and only what both allow is done.
         tls: "auto": TLS 1.3 with a certificate of the controller's own CA, which it makes, keeps in the state directory
@@ -211,10 +225,11 @@ async def open_controller(
     if options and state_path is None:
         raise ConfigurationError("an audit log needs a state_dir, where it is kept")
     async with AsyncExitStack() as stack:
-        state, sink = None, None
+        state = store = sink = None
         if state_path is not None:
             state = stack.enter_context(open_controller_state(state_path))
             operator_secret = operator_secret or state.operator_token
+            store = await stack.enter_async_context(open_store(state_path))
             if options:
                 secrets = [each for each in (secret, operator_secret) if each is not None]
                 sink = await stack.enter_async_context(
@@ -234,9 +249,7 @@ async def open_controller(
         service = LocalService(
             host=host,
             port=port,
-            token=secret,
-            operator_token=operator_secret,
-            insecure=insecure,
+            gate=Gate(store, secret, operator_secret, insecure, audit=sink or NO_AUDIT),
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),
@@ -275,7 +288,8 @@ async def connect_controller(
     Args:
         url: of the controller: ``ws://HOST:PORT``, or ``wss://HOST:PORT`` if it speaks TLS. The port is 8765 where none
             is named; a path of ``/ws`` or ``/operator`` doesn't matter, any other is that which a proxy has it under.
-        token: the controller's `operator_token`; white space around it doesn't count.
+        token: an operator's token (``sdo_...``), or the controller's `operator_token`; white space around it doesn't
+            count.
         ca_pin: ``sha256:HEX``, what the controller's own CA is known by, see `Controller.ca_pin`; several with commas
             between them. No other certificate is taken, and nothing is said to whoever has another.
         ca_file: CA certificates to trust, in PEM. Without this and `ca_pin`: those of this system.
@@ -292,7 +306,7 @@ async def connect_controller(
         RequestRefused: the controller speaks another version.
         ConfigurationError: an argument makes no sense.
     """
-    secret = _secret(token, "token", "be refused")
+    secret = _secret(token, "token", "be refused", accepted=TokenKind.OPERATOR)
     with _refusing_nonsense():
         check_text("url", url, what="the URL of a controller, such as ws://HOST:PORT")
         check_number("connect_timeout", connect_timeout)
@@ -311,7 +325,7 @@ async def connect_controller(
     service = RemoteService(
         operator_url,
         daemon_url=daemon_url,
-        token=secret,
+        credential=None if secret is None else read_credential(secret, TokenKind.OPERATOR),
         name=_own_name(),
         connect_timeout=connect_timeout,
         trust=trust,
@@ -347,7 +361,9 @@ def _refusing_nonsense() -> Iterator[None]:
         raise ConfigurationError(str(error)) from error
 
 
-def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | None:
+def _secret(
+    token: str | bytes | None, name: str, otherwise: str, *, accepted: TokenKind | None = None
+) -> bytes | None:
     if token is None:
         return None
     if not isinstance(token, str | bytes):  # which is not shown: who knows what it is
@@ -359,6 +375,11 @@ def _secret(token: str | bytes | None, name: str, otherwise: str) -> bytes | Non
     secret = (token.encode() if isinstance(token, str) else token).strip()
     if not secret:
         raise ConfigurationError(f"the {name} is empty; leave it out to {otherwise}")
+    if is_token(secret) and accepted is None:
+        raise ConfigurationError(
+            f"the {name} is a secret of your own choice, and this is a token of sandd's: whoever is to come in by "
+            "that has it, and the controller knows it by its state directory"
+        )
     return secret
 
 
@@ -514,6 +535,31 @@ class Controller:
         """The daemon, as soon as it is online: at once, or when it dials in. Bound it with `trio.fail_after`."""
         return self._handle(await self._service.directory.wait_online(daemon_id))
 
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens by which daemons join, and operators come in.
+
+        Raises:
+            ConfigurationError: the controller has no `state_dir` to keep them in.
+            RuntimeError: the controller is in another process.
+        """
+        return Tokens(*self._keeps())
+
+    @property
+    def enrolled(self) -> Enrolled:
+        """Daemons that have joined by a token, whether they are here or not. Errors as of `tokens`."""
+        return Enrolled(*self._keeps())
+
+    def _keeps(self) -> tuple[Store, Gate]:
+        service = self._service
+        if not isinstance(service, LocalService):
+            raise RuntimeError("the controller is in another process, and so are its tokens")
+        if service.gate.store is None:
+            raise ConfigurationError(
+                "this controller keeps no tokens: give it a directory for them (open_controller(state_dir=...))"
+            )
+        return service.gate.store, service.gate
+
     def open_events(self) -> AbstractAsyncContextManager[AsyncIterator[DaemonEvent]]:
         """An async context manager for an endless async iterator over what happens to daemons from now on.
 
@@ -610,7 +656,7 @@ class Controller:
             raise RuntimeError("the controller is in another process, and so are its tokens")
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
-        service.acceptor.token, service.desk.token = secret, operator_secret
+        service.gate.token, service.gate.operator_token = secret, operator_secret
         changed = tokens_set(daemons=secret is not None, operators=operator_secret is not None)
         service.link.audit.note(changed)
 

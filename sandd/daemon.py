@@ -32,11 +32,13 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     from sandd import __version__
     from sandd._core import logs
     from sandd._core._errors import ConfigurationError, RequestRefused
-    from sandd._core.daemon_options import parse_daemon_options
+    from sandd._core.daemon_options import TOKEN_VARIABLE, parse_daemon_options
+    from sandd._core.secret_environment import scrub
 
     given = sys.argv[1:] if arguments is None else arguments
     try:
         options = parse_daemon_options(given, os.environ, prog=prog, version=__version__)
+        scrub(TOKEN_VARIABLE)  # before there is any child
         logs.configure(options.log_level, options.log_format)
 
         # Not before: --help, --version and a bad option are answered in half the time without.

@@ -33,6 +33,15 @@ Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
     data may follow an Attach that carries a spec at once, within ``INITIAL_INPUT_BYTES``.
 
+Proof
+    A Hello is proven by 32 bytes over a text: its pieces are ``sandd.2 hello proof``, the message's tag, the
+    Challenge's nonce and controller id, and then for each field but ``proof`` that isn't at its default, in the
+    order below, its name and its value; each piece behind its length (u32, big endian). A value is a letter and
+    then: ``b`` bytes, ``s`` text in UTF-8, ``e`` the text of an enumeration, ``i`` a whole number in decimal,
+    ``t`` the items of a list, or ``m`` keys and values of a map by the order of these bytes, each again behind its
+    length. With a secret that both ends know it is HMAC-SHA256(secret, text); with a token, whose secret the
+    controller doesn't know, that secret XOR HMAC-SHA256(SHA-256(secret), text).
+
     A client of a controller in another process, an *operator*, dials in as daemons do, at ``OPERATOR_PATH``
     instead of ``DAEMON_PATH``, and answers the Challenge by OperatorHello. Behind its Welcome it is told of
     every daemon that is known, then ``DaemonsTold``, and from then on of every change.
@@ -122,6 +131,8 @@ MAX_SECONDS: Final = 1e9
 """Any duration: 31 years, so that adding it to a clock reading stays exact."""
 MAX_ID_LENGTH: Final = 128
 """Characters in a daemon id, job id or tenant."""
+MAX_NAME_LENGTH: Final = 2 * MAX_ID_LENGTH
+"""Characters in a daemon's full name, ``TENANT/ID``, as one says it who may see several tenants."""
 MAX_LABELS: Final = 64
 """Labels of one daemon; they are held for each daemon and matched on each broadcast."""
 MAX_ANCESTORS: Final = 16
@@ -408,6 +419,7 @@ def _at_most(length: int) -> Any:
 
 
 _id: Any = _at_most(MAX_ID_LENGTH)
+_full_name: Any = _at_most(MAX_NAME_LENGTH)
 _offset = _within(0, MAX_OFFSET)
 _path: Any = _at_most(MAX_PATH_BYTES)
 _mode = _within(0, 0o7777)
@@ -434,6 +446,17 @@ class Challenge:
     )  # spoken by the controller
 
 
+class CredentialKind(enum.StrEnum):
+    """What it is that a Hello's proof proves."""
+
+    SHARED = (
+        "shared"  # the secret that all daemons know, or all operators; without a proof: nothing
+    )
+    JOIN = "join"  # a join token: a daemon's, for the first time
+    KEY = "key"  # the daemon's own key
+    OPERATOR = "operator"  # an operator's token
+
+
 @frozen
 class Hello:
     """daemon -> controller: who is calling."""
@@ -449,10 +472,16 @@ class Hello:
     arch: str = field(default="", validator=_at_most(64))  # "x86_64", "arm64", ...
     daemon_version: str = field(default="", validator=_at_most(64))
     labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
-    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.link.prove
+    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.identity.proofs
     ancestors: tuple[str, ...] = field(
         default=(), validator=[_at_most(MAX_ANCESTORS), deep_iterable(_id)]
     )  # instances started before from this state directory, newest first; see _core.fencing
+    credential: CredentialKind = CredentialKind.SHARED
+    key_id: str = field(default="", validator=_id)  # JOIN: the token's; KEY: the daemon's uid
+    generation: int = field(default=0, validator=_offset)  # of the KEY
+    channel_binding: bytes = field(
+        default=b"", validator=_at_most(64)
+    )  # SHA-256 of the certificate that TLS showed; a controller that ends TLS insists on its own
 
 
 @frozen
@@ -465,7 +494,21 @@ class OperatorHello:
         validator=_offset
     )  # rises with every dial of the client; the highest wins
     name: str = field(default="", validator=_at_most(255))  # for logs: user and host
-    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.link.prove_operator
+    proof: bytes = field(default=b"", validator=_at_most(64))  # see _core.identity.proofs
+    credential: CredentialKind = CredentialKind.SHARED
+    key_id: str = field(default="", validator=_id)  # OPERATOR: the token's
+    channel_binding: bytes = field(default=b"", validator=_at_most(64))  # as in Hello
+
+
+@frozen
+class Enrolment:
+    """A daemon's own key, which it is to keep, and to prove from its next connection on."""
+
+    uid: str = field(validator=_id)  # the daemon's, for good
+    generation: int = field(
+        validator=_offset
+    )  # who has proven one can't come with an earlier one: such a key was copied
+    secret: bytes = field(repr=False, validator=_at_most(64))
 
 
 @frozen
@@ -479,6 +522,7 @@ class Welcome:
     dead_after: float = field(
         default=45.0, validator=_within(0.1, 7200.0)
     )  # no inbound for this long, s
+    enrolment: Enrolment | None = None  # for a daemon that joined, or was started anew
 
 
 class RejectCode(enum.StrEnum):
@@ -488,6 +532,7 @@ class RejectCode(enum.StrEnum):
     ID_IN_USE = "id_in_use"  # another live instance holds the id; try again after retry_after
     CLONED = "cloned"  # as ID_IN_USE, and one's state directory is a copy of the other's
     UNAUTHENTICATED = "unauthenticated"  # proof missing or wrong; final
+    LOCKED = "locked"  # the daemon's key was copied, or somebody has locked it; try again
     STALE = "stale"  # a newer connection of the same instance, or a later start, is known
     BAD_HELLO = "bad_hello"  # id or labels not acceptable; final
     BUSY = "busy"  # draining or too many daemons; try again
@@ -550,7 +595,7 @@ UNDESCRIBED: Final = DaemonDescription()
 class DaemonStatus:
     """router -> client: a daemon came, went away, or is gone; sent on every change."""
 
-    daemon_id: str = field(validator=_id)
+    daemon_id: str = field(validator=_full_name)
     state: DaemonState
     instance: str = field(default="", validator=_id)
     about: DaemonDescription = UNDESCRIBED
@@ -563,7 +608,7 @@ class DaemonStatus:
 class DaemonCloned:
     """router -> client: a daemon dialled in whose state directory and that of the id's holder are copies of one."""
 
-    daemon_id: str = field(validator=_id)
+    daemon_id: str = field(validator=_full_name)
     instance: str = field(validator=_id)
     about: DaemonDescription = UNDESCRIBED
 
@@ -601,7 +646,7 @@ class Cursor:
 class Attach:
     """client -> daemon: attach this channel to a job; create it first if `spec` is given and it doesn't exist."""
 
-    daemon_id: str = field(validator=_id)  # for the router
+    daemon_id: str = field(validator=_full_name)  # for the router
     job_id: str = field(validator=_id)
     client: str = field(
         validator=_id
@@ -766,7 +811,7 @@ class End:
     on is only its scrollback.
     """
 
-    daemon_id: str = field(validator=_id)
+    daemon_id: str = field(validator=_full_name)
     job_id: str = field(validator=_id)
     grace: float | None = field(
         default=None, validator=optional(_seconds)
@@ -1500,7 +1545,7 @@ RECORD_TAGS: Final[dict[type, str]] = {
     SettledRecord: "settled", FailedRecord: "failed",
 }  # fmt: skip
 ENUMERATIONS: Final = (
-    Stream, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
+    Stream, CredentialKind, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
     OnFull, FileKind, Removal, WriteMode, ChangeKind, Update,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
@@ -1712,7 +1757,7 @@ def _check_size(payload: Buffer, what: str) -> None:
         )
 
 
-def _unpack(payload: Buffer) -> Any:
+def _unpack(payload: Buffer, *, unique: bool = False) -> Any:
     # msgpack (before 1.2.4) allocates what an array's header claims, in each of up to 1024 nested
     # ones, so the claims have a bound. Texts and bytes it bounds by the size of the payload.
     return msgpack.unpackb(
@@ -1722,14 +1767,15 @@ def _unpack(payload: Buffer) -> Any:
         max_array_len=MAX_ITEMS,
         max_map_len=MAX_ITEMS,
         max_ext_len=0,
+        object_pairs_hook=_unique if unique else None,
     )
 
 
-def _unpack_flat(payload: Buffer) -> Any:
+def _unpack_flat(payload: Buffer, *, unique: bool = False) -> Any:
     """A map of scalars, and of lists and maps of scalars of any length: claims cost nothing, depth is 2."""
     if len(payload) <= SHORT_SPEC_BYTES:
         # What is so short can't claim much, at any depth; that its depth is 2 the types of its fields see to.
-        return _unpack(payload)
+        return _unpack(payload, unique=unique)
     unpacker = msgpack.Unpacker(
         raw=False,
         strict_map_key=False,
@@ -1742,6 +1788,8 @@ def _unpack_flat(payload: Buffer) -> Any:
     value: dict[Any, Any] = {}
     for _ in range(unpacker.read_map_header()):
         name = unpacker.unpack()
+        if unique and name in value:
+            raise ValueError("a key that is there twice")
         head = payload[unpacker.tell()]
         if 0x90 <= head <= 0x9F or head in (0xDC, 0xDD):
             value[name] = [unpacker.unpack() for _ in range(unpacker.read_array_header())]
@@ -1836,6 +1884,25 @@ def encode_spec(spec: Spec) -> bytes:
     """A spec for `Attach.spec`: a msgpack map with the key ``kind``, fields at their default left out."""
     kind = type(spec)
     return _pack({"kind": _SPEC_TAGS[kind], **_SPEC_TO_WIRE[kind](spec)})
+
+
+def kind_of_spec(payload: Buffer) -> str | None:
+    """The kind that a spec says it is of, for whoever needn't understand the rest; None if it says none, or two."""
+    try:
+        _check_size(payload, "spec")
+        value = _unpack_flat(payload, unique=True)
+    except Exception:  # whatever it is, it is no spec: the daemon says what is wrong with it
+        return None
+    kind = value.get("kind") if type(value) is dict else None
+    return kind if type(kind) is str else None
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Of two values for one key readers differ in which counts."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key that is there twice")
+    return value
 
 
 def decode_spec(payload: Buffer) -> Spec:

@@ -20,6 +20,7 @@ from standing_daemon import HOSTS
 
 import sandd
 from sandd._core.directory import Directory
+from sandd._core.identity.rights import EVERYTHING, Principal
 from sandd._core.local_link import LocalLink
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.services import Service
@@ -35,15 +36,16 @@ if TYPE_CHECKING:
 class Guest(Service):
     """What stands behind the other's `Controller`; also what wakes its link."""
 
-    def __init__(self, router: Router, tenant: str) -> None:
+    def __init__(self, router: Router, principal: Principal) -> None:
         super().__init__()
         self.directory = Directory()
-        self.link = self._local = LocalLink(router, self.directory, tenant=tenant)
+        self.link = self._local = LocalLink(router, self.directory, principal)
         self._local._link.carrier = self
         self.link.flush()  # who is there
 
     address = "in memory"
     url = "in memory"
+    ca_pin = None
     traffic = (0, 0)
 
     def wake(self) -> None:
@@ -71,11 +73,11 @@ def router_of(of: sandd.Controller | sandd.Daemon) -> Router:
 
 @contextlib.asynccontextmanager
 async def another_agent(
-    of: sandd.Controller | sandd.Daemon, *, tenant: str = "default"
+    of: sandd.Controller | sandd.Daemon, *, principal: Principal = EVERYTHING
 ) -> AsyncIterator[sandd.Controller]:
-    """The controller as another agent sees it, which may be another tenant's."""
+    """The controller as another agent sees it, who may be allowed less."""
     router = router_of(of)
-    guest = Guest(router, tenant)
+    guest = Guest(router, principal)
     async with open_unwrapping_nursery() as nursery:
         nursery.start_soon(guest.link.run)
         try:

@@ -69,7 +69,7 @@ class ControllerProcess:
     @property
     def env(self) -> dict[str, str]:
         """What a command has to have in its environment to find it."""
-        found = {"SANDD_CONTROLLER": self.url, "SANDD_TOKEN_FILE": str(self.token_file)}
+        found = {"SANDD_CONTROLLER": self.url, "SANDD_OPERATOR_TOKEN_FILE": str(self.token_file)}
         if self.url.startswith("wss:"):
             found["SANDD_CA_FILE"] = str(self.ca_file)
         return found

@@ -23,9 +23,12 @@ from sandd._core.admission import Admission, ComeBack
 from sandd._core.client import Client
 from sandd._core.dialer import Dialer, Rejected
 from sandd._core.fencing import RIVAL_PATIENCE, Claim, Ruling
+from sandd._core.identity.introductions import answer_challenge
+from sandd._core.identity.proofs import SharedSecret, proves_secret
+from sandd._core.identity.rights import Principal
 from sandd._core.job import DaemonLink
 from sandd._core.jobs import LONGEST_TICK, Effect, Effects, JobTable
-from sandd._core.link import Backoff, Identity, Liveness, Verdict, answer_challenge, judge_hello
+from sandd._core.link import Backoff, Identity, Liveness, Verdict, check_hello
 from sandd._core.pump import HANDSHAKE_SECONDS, NEVER
 from sandd._core.registry import Registry
 from sandd._core.router import Router
@@ -177,7 +180,7 @@ class Controller:
         self.registry = Registry(lambda: self.clock.now)
         self.admission = Admission(ADMITTED_PER_SECOND)
         self.client = Client()
-        self.client_link = self.router.add_client(principal=self.name)
+        self.client_link = self.router.add_client(principal=Principal(self.name, "*"))
         self.doors: list[Door] = []
         self.instances: list[str] = []
         """Those that were let in, in their order."""
@@ -214,8 +217,9 @@ class Controller:
     def hear(self, door: Door, hello: wire.Control | wire.Unknown) -> None:
         """The first message."""
         assert door.challenge is not None
-        reject = judge_hello(hello, door.challenge, token=TOKEN, trusted_peer=False)
         assert isinstance(hello, wire.Hello)
+        reject = check_hello(hello)
+        assert proves_secret(hello, door.challenge, TOKEN)
         door.hello = hello
         if reject is None:
             self.admit(door, hello)
@@ -381,7 +385,9 @@ class Dial:
             case wire.Challenge():
                 self.is_introduced = True
                 self.said.append(
-                    answer_challenge(message, daemon.identity, daemon.connections, TOKEN)
+                    answer_challenge(
+                        message, daemon.identity, daemon.connections, SharedSecret(TOKEN)
+                    )
                 )
             case wire.Welcome():
                 assert self.is_introduced

@@ -10,13 +10,16 @@ import trio
 from attrs import define, field
 
 from sandd import wire
-from sandd._core.link import Identity, answer_challenge
+from sandd._core.identity.introductions import answer_challenge
+from sandd._core.identity.proofs import SharedSecret
+from sandd._core.link import Identity
 from sandd._core.pump import receive_control, send_control
 from sandd._core.transport import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from sandd._core.identity.proofs import Credential
     from sandd._core.transport import Connection
 
 MESSAGE_BYTES: Final = 64 * wire.MIB
@@ -66,6 +69,7 @@ async def raw_daemon(
     connection_number: int = 1,
     labels: Mapping[str, str] | None = None,
     token: bytes | None = None,
+    credential: Credential | None = None,
     ancestors: tuple[str, ...] = (),
     before_hello: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
 ) -> AsyncIterator[RawDaemon]:
@@ -86,7 +90,9 @@ async def raw_daemon(
     ) as connection:
         challenge = await receive_control(connection)
         await before_hello()
+        if token is not None:
+            credential = SharedSecret(token)
         await send_control(
-            connection, answer_challenge(challenge, identity, connection_number, token)
+            connection, answer_challenge(challenge, identity, connection_number, credential)
         )
         yield RawDaemon(connection, await receive_control(connection))

@@ -21,6 +21,7 @@ from sandd._core.audit.records import RecordType
 from sandd._core.client import Client
 from sandd._core.client_job import OUTPUTS, ClientJob
 from sandd._core.credit import CreditPool
+from sandd._core.identity.rights import Principal
 from sandd._core.job import DaemonLink, Job
 from sandd._core.job_info import describe
 from sandd._core.jobs import INPUT_WINDOW, LONGEST_TICK, Effect, Effects, JobTable
@@ -158,7 +159,7 @@ class Peer:
         # The first is one in the controller's own process, the others are in processes of their own.
         is_remote = self is not self.world.peers[0]
         link = self.world.router.add_client(
-            principal=self.name, client=self.client.id if is_remote else ""
+            principal=Principal(self.name, "*"), client=self.client.id if is_remote else ""
         )
         link.pool = small_pool()
         near = End(link.scheduler, lambda frame: self.world.router.receive(link, frame))

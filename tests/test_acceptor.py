@@ -11,6 +11,7 @@ import sandd
 from sandd import wire
 from sandd._core.acceptor import Acceptor
 from sandd._core.fencing import Claim
+from sandd._core.identity.gate import Gate
 from sandd._core.pump import Pump, receive_control, send_control
 from sandd._core.registry import Registry
 from sandd._core.router import Router
@@ -36,7 +37,7 @@ async def test_farewell_stands_behind_the_ends() -> None:
     for sequence in range(3):
         end = wire.End("d", f"{'a' * 16}.{sequence}")
         router.receive(client, wire.as_frame(wire.encode_control(0, end)))
-    Acceptor(router, registry, lambda: None, token=None, insecure=False).say_goodbye()
+    Acceptor(router, registry, lambda: None, Gate()).say_goodbye()
     sent = [wire.decode_control(wire.as_frame(frame)) for frame in link.scheduler.next_frames()]
     assert [type(message) for message in sent] == [wire.End, wire.End, wire.End, wire.Goodbye]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -274,8 +275,8 @@ async def test_certificates_are_told(tmp_path: Path) -> None:
                 path.write_bytes(b"nonsense")
             assert not await controller.reload_tls()
     in_force, refused = of_type(records_in(tmp_path), "ca")
-    assert in_force["result"]["ca_pin"] == pin
-    assert len(in_force["result"]["leaf_sha256"]) == 64
+    assert in_force["result"]["authorities"] == [pin]
+    assert re.fullmatch("sha256:[0-9a-f]{64}", in_force["result"]["certificate"])
     assert refused["outcome"] == "refused"
 
 

@@ -55,7 +55,9 @@ def test_a_job_is_found(text: str, meant: tuple[str, str]) -> None:
         pytest.param("a", r"may be any of these on one, two:\n(  .*\n?){3}$", id="ambiguous"),
         pytest.param("xyz", r"may be any of these on one, two:\n(  .*/xyz .*\n?){2}$", id="on-two"),
         pytest.param("one/q", r"no job 'q' on one; these there are:\n(  one/.*\n?){3}$", id="none"),
-        pytest.param("three/q", "no job 'q' on three, and no other one", id="none-at-all"),
+        pytest.param(
+            "three/q", "no job 'q' on three, and no other job there either", id="none-at-all"
+        ),
     ],
 )
 def test_what_is_not_one_job_is_explained(text: str, said: str) -> None:

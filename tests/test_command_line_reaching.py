@@ -34,7 +34,7 @@ SECONDS = 30.0
             "worker",
             ["worker-1", "worker-2", "web"],
             0.0,
-            "no daemon 'worker'; did you mean 'worker-2' or 'worker-1'?",
+            "no daemon 'worker'; did you mean 'worker-1' or 'worker-2'?",
             id="two-that-are-close",
         ),
         pytest.param("db", ["a", "web"], 0.0, "no daemon 'db'; there are a, web", id="far"),

@@ -93,7 +93,7 @@ def test_daemons_and_jobs_are_those_of_the_controller(path: str) -> None:
         assert complete("sandd shell w-2", path, **controller.env) == ["w-2"]
         assert complete("sandd logs ", path, **controller.env) == [job]
         assert complete(f"sandd kill {job[:6]}", path, **controller.env) == [job]
-        token = controller.env["SANDD_TOKEN_FILE"]
+        token = controller.env["SANDD_OPERATOR_TOKEN_FILE"]
         url = controller.url.removeprefix("ws:").removesuffix("/ws")
         typed = f"sandd exec --controller 'ws:{url}' --token-file {token} w-"
         assert sorted(complete(typed, path)) == ["w-1", "w-2"]

@@ -743,7 +743,7 @@ async def test_a_first_message_that_is_no_hello_is_refused(kind: str) -> None:
         async with sandd.open_controller(port=0) as controller:
             async with raw_client(address_of(controller), subprotocol=wire.SUBPROTOCOL) as peer:
                 await peer.send(frame(Op.BINARY, bad_hellos()[kind]))
-                assert await peer.read_close() == 1002
+                assert await peer.read_close() == 1008
             assert controller.daemons() == []
             async with raw_daemon(controller.url) as raw:
                 assert isinstance(raw.answer, wire.Welcome)

@@ -8,6 +8,7 @@ import pytest
 
 from sandd import ConfigurationError
 from sandd._core.daemon_options import DaemonOptions, default_max_running, parse_daemon_options
+from sandd._core.identity.proofs import SharedSecret
 from sandd._core.program_options import MAX_TOKEN_BYTES
 from sandd._core.tls.pins import Pin
 from sandd._core.tls.trust_options import TrustOptions
@@ -73,7 +74,7 @@ def test_options_are_taken(tmp_path: Path) -> None:
         server_url="wss://h/x",
         daemon_id="worker-1",
         labels={"env": "prod", "zone": "a=b"},
-        token=b"s3cret",
+        credential=SharedSecret(b"s3cret"),
         state_dir=tmp_path / "state",
         log_level="debug",
         log_format="json",
@@ -113,7 +114,16 @@ def test_every_option_is_also_a_variable(tmp_path: Path) -> None:
         version="v",
     )
     assert options == DaemonOptions(
-        URL, "d", {"a": "1", "b": "2"}, b"t", tmp_path, "error", "json", 9.0, 3, root=tmp_path
+        URL,
+        "d",
+        {"a": "1", "b": "2"},
+        SharedSecret(b"t"),
+        tmp_path,
+        "error",
+        "json",
+        9.0,
+        3,
+        root=tmp_path,
     )
 
 

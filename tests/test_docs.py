@@ -25,6 +25,7 @@ import sandd
 import sandd.cli
 import sandd.testing
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
+from sandd._core.identity.proofs import SharedSecret
 from sandd._core.policy.linting import errors
 from sandd._core.policy.reading import read_policy
 from sandd._core.policy.refusing import judge_spec
@@ -147,7 +148,7 @@ def test_guide_config_file_is_valid(tmp_path: Path) -> None:
     config = tmp_path / "sandd.toml"
     config.write_text(re.sub('token_file = ".*"', f"token_file = {str(token)!r}", piece.code))
     options = parse_daemon_options(["--config", str(config)], {}, prog="sandd", version="0")
-    assert options.token == b"secret"
+    assert options.credential == SharedSecret(b"secret")
     assert options.labels == {"env": "prod", "arch": "arm"}
 
 

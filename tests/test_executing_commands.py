@@ -124,10 +124,23 @@ def line_of(process: subprocess.Popen[bytes]) -> bytes:
         pytest.param(["--", "sh", "-c", "kill -TERM $$"], 143, b"", id="killed"),
         pytest.param(["--", "/no/such"], 127, b"'/no/such'", id="not-found"),
         pytest.param(["--", "/etc/passwd"], 126, b"'/etc/passwd'", id="not-executable"),
-        pytest.param(["-w", "/no/such", "--", "ls"], 125, b"'/no/such'", id="no-directory"),
-        pytest.param(["--timeout", "0.2", "--", "sleep", "60"], 124, b"ran out of time", id="late"),
         pytest.param(
-            ["--idle-timeout", "0.2", "--", "sleep", "60"], 124, b"ran out of time", id="silent"
+            ["-w", "/no/such", "--", "ls"],
+            125,
+            b"-w /no/such: it can't be the working",
+            id="no-directory",
+        ),
+        pytest.param(
+            ["--timeout", "0.2", "--", "sleep", "60"],
+            124,
+            b"it ran for 0.2 s (--timeout)",
+            id="late",
+        ),
+        pytest.param(
+            ["--idle-timeout", "0.2", "--", "sleep", "60"],
+            124,
+            b"nothing for 0.2 s (--idle-timeout)",
+            id="silent",
         ),
         pytest.param(["-t", "--", "ls"], 125, b"stdin is not a terminal", id="no-terminal"),
     ],
@@ -261,8 +274,10 @@ def test_a_controller_that_is_started_anew(tmp_path: Path) -> None:
         fifo.write_text("second\n")
         assert process.poll() is None
         with running_controller("--port", str(port), home=home):
-            assert process.communicate(timeout=SECONDS) == (b"second\n", b"")
-            assert process.returncode == 9
+            output, told = process.communicate(timeout=SECONDS)
+            assert (output, process.returncode) == (b"second\n", 9)
+            # That it takes long is told, and nothing else.
+            assert b"sandd:" not in told
 
 
 def test_what_is_begun_and_left(where: Where, tmp_path: Path) -> None:
@@ -273,7 +288,7 @@ def test_what_is_begun_and_left(where: Where, tmp_path: Path) -> None:
     done = run(where, "--detach", "--", "sh", "-c", script)
     assert (done.returncode, done.stderr) == (0, b"")
     assert re.fullmatch(rb"w/[0-9a-f]+\.\d+\n", done.stdout)
-    token = Path(where.env["SANDD_TOKEN_FILE"]).read_bytes()
+    token = Path(where.env["SANDD_OPERATOR_TOKEN_FILE"]).read_bytes()
 
     async def look() -> sandd.JobInfo:
         async with sandd.connect_controller(
@@ -379,10 +394,8 @@ def test_output_that_can_not_be_written(where: Where, marker: Marker) -> None:
 
 
 def test_streams_that_were_closed_before(where: Where) -> None:
-    """What has no descriptor goes nowhere, and to no other descriptor of ours."""
-    line = shlex.join(
-        command_line(where, "-i", "--", "sh", "-c", "cat; echo x; echo y >&2; exit 6")
-    )
+    """What has no descriptor is empty, or goes nowhere, and to no other descriptor of ours."""
+    line = shlex.join(command_line(where, "-i", "--", "sh", "-c", "cat; echo y >&2; exit 6"))
     done = subprocess.run(
         ["sh", "-c", f"exec {line} <&- >&- 2>&-"],
         env=daemon_environment(where.env),

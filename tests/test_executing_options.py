@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sandd.cli import build_parser
+from sandd import cli
 from sandd.command_line.remote_command import split
 from sandd.executing import options as executing
 
@@ -44,9 +44,7 @@ def test_where_the_command_begins(line: str, ours: str, command: str | None) -> 
 
 def parse(line: str) -> argparse.Namespace:
     """What the command is run with."""
-    given, command = split(line.split())
-    options = build_parser().parse_args(given)
-    options.remote_command = command
+    options = cli.parse([word if word != "EMPTY" else "" for word in line.split()])
     executing._check(options)
     return options
 
@@ -56,7 +54,7 @@ def test_what_follows_from_the_line() -> None:
     options = parse("exec -t -e A=1 -e B=x=y -w /src -u me w -- ls -l")
     assert (options.daemon, options.remote_command) == ("w", ["ls", "-l"])
     assert (options.env, options.cwd, options.user) == ([("A", "1"), ("B", "x=y")], "/src", "me")
-    assert (options.terminal, options.interactive, options.wait) == (True, False, 0.0)
+    assert (options.terminal, options.interactive, options.wait) == (True, False, None)
     options = parse("exec --local --shell --wait 3 -- ls | wc")
     assert (options.daemon, options.remote_command, options.wait) == ("local", "ls | wc", 3.0)
 
@@ -71,12 +69,17 @@ def test_what_follows_from_the_line() -> None:
         pytest.param(
             "exec w git log -- f", "'git' is no option: put -- before CMD", id="dashes-late"
         ),
-        pytest.param("exec w -i ls", "unrecognized arguments: ls", id="whose-option"),
+        pytest.param("exec w -i ls", "'ls' is no option: put -- before CMD", id="whose-option"),
         pytest.param("exec -i --detach w ls", "--detach and -i", id="detached-input"),
         pytest.param("exec -t --detach w ls", "--detach and -t", id="detached-terminal"),
         pytest.param("exec --local --detach ls", "--detach and --local", id="detached-local"),
         pytest.param("exec -t --timeout 3 w ls", "-t has no time-outs", id="terminal-time-out"),
         pytest.param("exec --timeout soon w ls", "'soon' is no number of seconds", id="no-time"),
+        pytest.param("exec --timeout 0 w ls", "0 is no time at all; without", id="time-0"),
+        pytest.param("exec --idle-timeout 0 w ls", "0 is no time at all", id="idle-time-0"),
+        pytest.param("exec w -- EMPTY", "CMD is empty", id="empty"),
+        pytest.param("exec --shell w -- EMPTY", "CMD is empty", id="empty-line"),
+        pytest.param("exec --bogus w -- ls", "usage: sandd exec [options]", id="option"),
         pytest.param("exec -e A w ls", "'A' is not K=V", id="no-variable"),
     ],
 )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from controllers import SECONDS, ControllerProcess, next_line, running_controller
-from daemons import DaemonProcess, running_daemon
+from daemons import DaemonProcess, daemon_environment, running_daemon
 from process_tools import until_sync
 from tmux import needs_tmux, running_tmux
 
@@ -179,6 +182,33 @@ def test_a_live_view_follows_the_size_of_its_window(
         tmux.wait_for_prompt()
 
 
+def test_a_live_view_on_a_terminal_without_a_size(controller: ControllerProcess) -> None:
+    """As a fresh one is that expect or a CI runner has made: it is shown as on an ordinary one."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sandd", "ps", "-w"],
+        env=daemon_environment(controller.env | {"TERM": "xterm"}),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while b"2 online" not in shown:
+            assert select.select([ours], [], [], SECONDS)[0], shown
+            shown += os.read(ours, 65_536)
+        assert b"worker-1" in shown
+        process.terminate()
+        while select.select([ours], [], [], SECONDS)[0]:
+            try:
+                if not os.read(ours, 65_536):
+                    break
+            except OSError:  # EIO: it has ended
+                break
+    os.close(ours)
+    assert process.returncode == 143
+
+
 @needs_tmux
 def test_a_live_view_that_is_killed_in_good_order_restores_the_terminal(
     controller: ControllerProcess, tmp_path: Path
@@ -334,7 +364,7 @@ def test_logs_end_when_nobody_reads_on(controller: ControllerProcess) -> None:
         assert next_line(following) == "y\n"
         assert following.stdout is not None
         following.stdout.close()
-        assert following.wait(SECONDS) == 1
+        assert following.wait(SECONDS) == 128 + signal.SIGPIPE
         assert following.stderr is not None
         assert following.stderr.read() == ""
     controller.run_command("forget", job)
@@ -372,8 +402,8 @@ def test_which_job_is_meant(controller: ControllerProcess) -> None:
     assert "there is no job 'no-such-job'" in done.stderr
     for job in jobs:
         assert job in done.stderr
-    assert controller.run_command("logs", "worker-1/").stderr.startswith(
-        "sandd: 'worker-1/' names no job"
+    assert controller.run_command("logs", "worker-1/").stderr.endswith(
+        "'worker-1/' names no job: DAEMON/ID, or the beginning of an id\n"
     )
     controller.run_command("forget", *jobs)
 
@@ -426,7 +456,7 @@ def test_a_signal_of_one_s_choice(controller: ControllerProcess) -> None:
         assert following.communicate(timeout=SECONDS) == ("got it\n", "")
         assert following.returncode == 5
     done = controller.run_command("kill", "-s", "NOTHING", job)
-    assert done.returncode == 125
+    assert done.returncode == 2
     assert "'NOTHING' is not the name of a signal" in done.stderr
     controller.run_command("forget", job)
 

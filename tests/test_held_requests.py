@@ -12,6 +12,7 @@ from scripted import control, data, drain, event, frames_from, op
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.audit.records import RecordType
+from sandd._core.identity.rights import Principal
 from sandd._core.router import ClientLink, Router
 from sandd._core.tombstones import generate
 from sandd.wire import DaemonState, RefusedCode, Stream
@@ -31,9 +32,10 @@ class Network:
         self.daemon = self.router.add_daemon("d", "here")
         self.client = self.join("client")
 
-    def join(self, client: str = "", **names: str) -> ClientLink:
+    def join(self, client: str = "") -> ClientLink:
         """Another client, that has heard what there is."""
-        link = self.router.add_client(principal=f"operator:{client}", client=client, **names)
+        principal = Principal(f"operator:{client}")
+        link = self.router.add_client(principal=principal, client=client)
         link.carrier = Carrier()
         drain(link.scheduler)
         return link

@@ -317,32 +317,6 @@ async def test_a_viewer_of_a_job_that_is_forgotten_while_it_waits_is_told(
 # ---- whose --------------------------------------------------------------------------------------
 
 
-async def test_jobs_of_other_tenants_are_absent(daemon: StandingDaemon) -> None:
-    """They are in no list, and can't be killed, forgotten or attached to; nor can a request."""
-    async with daemon.controller() as controller:
-        worker = await controller.wait_for_daemon("worker-1")
-        async with another_agent(controller, tenant="strangers") as strangers:
-            theirs = strangers.daemon("worker-1")
-            async with worker.open_process(["cat"], job_id="ours") as process:
-                assert await theirs.jobs() == []
-                for attempt in (theirs.kill, theirs.forget):
-                    with pytest.raises(JobNotFound) as caught:
-                        await attempt("ours")
-                    absent = str(caught.value)
-                    with pytest.raises(JobNotFound) as caught:
-                        await attempt("nobodys")
-                    assert absent.replace("ours", "nobodys") == str(caught.value)
-                with pytest.raises(JobNotFound):
-                    async with theirs.attach_process("ours", takeover=True):
-                        pytest.fail("not theirs")
-                async with theirs.open_process(["cat"], job_id="ours") as other:
-                    assert other.pid != process.pid
-                    assert [job.pid for job in await theirs.jobs()] == [other.pid]
-                    assert [job.pid for job in await worker.jobs()] == [process.pid]
-                await process.stdin.send_all(b"x")
-                assert await process.stdout.receive_some() == b"x"
-
-
 async def test_agents_of_one_tenant_share_their_jobs(daemon: StandingDaemon) -> None:
     """Each sees, kills and forgets what another has started."""
     async with daemon.controller() as controller:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.identity.introductions import answer_challenge
+from sandd._core.identity.proofs import SharedSecret
 from sandd._core.link import (
     HEALTHY,
     LABEL_LENGTH,
@@ -20,11 +22,9 @@ from sandd._core.link import (
     Identity,
     Liveness,
     Verdict,
-    answer_challenge,
     check_daemon_id,
+    check_hello,
     check_labels,
-    judge_hello,
-    prove,
 )
 from sandd.wire import RejectCode
 
@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 
 CHALLENGE = wire.Challenge(b"n" * 32, "controller-1")
 IDENTITY = Identity("worker-1", "instance-1", {"env": "prod"}, "host", "linux", "x86_64", "1.0")
-TOKEN = b"secret"
-
-
-def judge(hello: wire.Hello, token: bytes | None = TOKEN, *, trusted: bool = False) -> Any:
-    """The controller's answer to a Hello."""
-    return judge_hello(hello, CHALLENGE, token=token, trusted_peer=trusted)
+TOKEN = SharedSecret(b"secret")
 
 
 # ---- ids and labels ------------------------------------------------------------------------------
@@ -100,29 +95,12 @@ def test_the_largest_hello_is_within_its_limit() -> None:
     assert sum(map(len, wire.encode_control(0, hello))) <= wire.MAX_HELLO_BYTES
 
 
-@pytest.mark.parametrize("token", [None, TOKEN])
-def test_an_honest_daemon_is_let_in(token: bytes | None) -> None:
-    """What a daemon answers to a challenge satisfies the controller that made it."""
-    hello = answer_challenge(CHALLENGE, IDENTITY, 3, token)
-    assert (hello.version, hello.connection) == (1, 3)
-    said = {field.name: getattr(hello, field.name) for field in attrs.fields(Identity)}
-    assert Identity(**said) == IDENTITY
-    assert judge(hello, token, trusted=True) is None
-    assert (judge(hello, token) is None) is (token is not None)
-
-
 def test_a_daemon_needs_a_challenge() -> None:
     """Whatever else a controller opens with is no controller of ours."""
     with pytest.raises(RemoteProtocolError, match="opened with Ping"):
         answer_challenge(wire.Ping(), IDENTITY, 1, None)
     with pytest.raises(RemoteProtocolError, match="opened with Unknown"):
         answer_challenge(wire.Unknown("x"), IDENTITY, 1, None)
-
-
-def test_a_controller_needs_a_hello() -> None:
-    """Whatever else a daemon opens with is no daemon of ours."""
-    with pytest.raises(RemoteProtocolError, match="opened with Pong"):
-        judge_hello(wire.Pong(), CHALLENGE, token=None, trusted_peer=True)
 
 
 def test_versions_must_meet() -> None:
@@ -134,7 +112,9 @@ def test_versions_must_meet() -> None:
     with pytest.raises(RemoteProtocolError, match="no common protocol version"):
         answer_challenge(attrs.evolve(CHALLENGE, versions=()), IDENTITY, 1, None)
     hello = attrs.evolve(answer_challenge(CHALLENGE, IDENTITY, 1, TOKEN), version=2)
-    assert judge(hello).code is RejectCode.BAD_VERSION
+    rejected = check_hello(hello)
+    assert rejected is not None
+    assert rejected.code is RejectCode.BAD_VERSION
 
 
 @pytest.mark.parametrize(
@@ -148,79 +128,10 @@ def test_versions_must_meet() -> None:
 def test_a_hello_must_be_usable(changes: dict[str, Any]) -> None:
     """What can't be an id or a label is final, and the daemon is told what is wrong."""
     identity = attrs.evolve(IDENTITY, **changes)
-    reject = judge(answer_challenge(CHALLENGE, identity, 1, TOKEN))
+    reject = check_hello(answer_challenge(CHALLENGE, identity, 1, TOKEN))
+    assert reject is not None
     assert (reject.code, reject.retry_after) == (RejectCode.BAD_HELLO, None)
     assert reject.message
-
-
-def test_without_a_token_only_trusted_peers_are_let_in() -> None:
-    """An open port invites nobody from elsewhere; the refusal says how to change that."""
-    reject = judge(answer_challenge(CHALLENGE, IDENTITY, 1, None), None)
-    assert reject.code is RejectCode.UNAUTHENTICATED
-    assert "token" in reject.message
-    assert judge(answer_challenge(CHALLENGE, IDENTITY, 1, TOKEN), None, trusted=True) is None
-
-
-@pytest.mark.parametrize("token", [None, b"wrong", b"secret\n", b""])
-def test_with_a_token_everybody_needs_it(token: bytes | None) -> None:
-    """A missing or wrong token is refused, from loopback too."""
-    hello = answer_challenge(CHALLENGE, IDENTITY, 1, token)
-    for trusted in (True, False):
-        assert judge(hello, trusted=trusted).code is RejectCode.UNAUTHENTICATED
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"daemon_id": "worker-2"},
-        {"instance": "instance-2"},
-        {"connection": 4},
-        {"labels": {"env": "dev"}},
-        {"labels": {"env": "prod", "x": ""}},
-        {"labels": {"en": "vprod"}},
-        {"labels": {}},
-        {"ancestors": ("instance-0",)},
-    ],
-    ids=str,
-)
-def test_a_proof_is_for_one_claim_only(changes: dict[str, Any]) -> None:
-    """Who overhears a Hello can't say anything else with its proof."""
-    hello = answer_challenge(CHALLENGE, IDENTITY, 3, TOKEN)
-    assert judge(hello) is None
-    assert judge(attrs.evolve(hello, **changes)).code is RejectCode.UNAUTHENTICATED
-
-
-@pytest.mark.parametrize("changes", [{"nonce": b"m" * 32}, {"controller_id": "controller-2"}])
-def test_a_proof_is_for_one_challenge_only(changes: dict[str, Any]) -> None:
-    """Who overhears a Hello can't use it again, here or elsewhere."""
-    other = attrs.evolve(CHALLENGE, **changes)
-    hello = answer_challenge(CHALLENGE, IDENTITY, 3, TOKEN)
-    rejected = judge_hello(hello, other, token=TOKEN, trusted_peer=True)
-    assert rejected is not None
-
-
-words = st.text("a=\0", max_size=3)  # so few that they are often the same, but for where one ends
-labels = st.dictionaries(words, words, max_size=3)
-identities = st.builds(
-    Identity,
-    daemon_id=words,
-    instance=words,
-    labels=labels,
-    ancestors=st.lists(words, max_size=3).map(tuple),
-)
-
-
-@given(identities, identities, st.integers(0, 3), st.integers(0, 3))
-def test_no_two_claims_have_one_proof(
-    first: Identity, second: Identity, first_connection: int, second_connection: int
-) -> None:
-    """Nothing can be moved from one part of a claim to the next."""
-    same = (first, first_connection) == (second, second_connection)
-    proofs = {
-        prove(TOKEN, CHALLENGE, first, first_connection),
-        prove(TOKEN, CHALLENGE, second, second_connection),
-    }
-    assert (len(proofs) == 1) is same
 
 
 # ---- liveness ------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ from sandd import DaemonState, wire
 from sandd._core import operators, router, services
 from sandd._core.controller_state import ENDS_FILE, TOKEN_FILE, EndFile
 from sandd._core.credit import POOL_BYTES
-from sandd._core.link import answer_as_operator
+from sandd._core.identity.introductions import answer_as_operator
+from sandd._core.identity.proofs import SharedSecret
 from sandd._core.pump import receive_control, send_control
 from sandd._core.services import LocalService, RemoteService
 from sandd._core.transport import Connection, connect
@@ -85,8 +86,9 @@ async def introduced(
 ) -> wire.Control | wire.Unknown:
     """What the controller answers to an operator of that name."""
     challenge = await receive_control(connection)
+    credential = SharedSecret(token.encode())
     await send_control(
-        connection, answer_as_operator(challenge, client, number, "me@here", token.encode())
+        connection, answer_as_operator(challenge, client, number, "me@here", credential)
     )
     return await receive_control(connection)
 
@@ -251,10 +253,36 @@ async def test_nobody_there_is_told_in_time() -> None:
     with pytest.raises(sandd.ConfigurationError, match="must be above 0"):
         async with sandd.connect_controller("ws://127.0.0.1:1", token=TOKEN, connect_timeout=0):
             pytest.fail("it was dialled")
-    with pytest.raises(ConnectionError, match=r"within 0\.3 s: could not connect") as caught:
+    with pytest.raises(
+        ConnectionError, match=r"at ws://127\.0\.0\.1:1 within 0\.3 s: .*refused$"
+    ) as caught:
         async with sandd.connect_controller("ws://127.0.0.1:1", token=TOKEN, connect_timeout=0.3):
             pytest.fail("it was let in")
     assert isinstance(caught.value, sandd.ControllerUnreachable)
+
+
+def test_an_operator_dials_again_soon() -> None:
+    """However long there has been nobody: people wait for it."""
+    service = RemoteService(
+        "ws://h:1/operator", daemon_url="ws://h:1/ws", token=None, name="x", connect_timeout=1
+    )
+    backoff = service._dialer.backoff
+    assert max(backoff.after_failure(None) for _ in range(50)) <= 2.0
+
+
+async def test_who_dials_where_others_belong_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon at the operators' end, which ends, and an operator at the daemons'."""
+    async with hosted() as host:
+        wrong = host.url.replace(wire.DAEMON_PATH, wire.OPERATOR_PATH)
+        async with open_daemon(wrong, "w") as daemon:
+            assert await daemon.wait() not in (0, None)
+            assert "daemons dial in at /ws, and /operator is for operators" in daemon.log
+        monkeypatch.setattr("sandd.controller._urls", lambda url: (url, url))
+        with pytest.raises(
+            sandd.RequestRefused, match="operators dial in at /operator, and /ws is"
+        ):
+            async with sandd.connect_controller(host.url, token=TOKEN):
+                pytest.fail("it was let in")
 
 
 async def test_empty_tokens_are_refused() -> None:

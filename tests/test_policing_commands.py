@@ -39,17 +39,17 @@ def policy(tmp_path: Path) -> Path:
     return path
 
 
-def check(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
+def check(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
     """The exit code, the lines on stdout, and what is on stderr."""
     code = main(["policy", "check", *map(str, arguments)])
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     return code, said.out.splitlines(), said.err
 
 
 @posix_only
-def test_a_policy_is_described(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_policy_is_described(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Its hash, and what there is to know."""
-    code, lines, _ = check(capsys, policy)
+    code, lines, _ = check(capfd, policy)
     assert code == 0
     assert lines[0].endswith(": 2 rules, exec_lock off")
     assert all(line.startswith(("warning: ", "note: ")) for line in lines[1:])
@@ -72,10 +72,10 @@ def test_a_policy_is_described(policy: Path, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_a_command_is_explained(
-    arguments: list[str], rule: str | None, policy: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], rule: str | None, policy: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By which rule it is allowed, or why by none; and no command is run."""
-    code, lines, _ = check(capsys, policy, *arguments)
+    code, lines, _ = check(capfd, policy, *arguments)
     if rule is None:
         assert code == 1
         assert lines[-3] == "denied: no rule allows it"
@@ -85,22 +85,22 @@ def test_a_command_is_explained(
 
 
 @posix_only
-def test_programs_get_json(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_programs_get_json(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One object, with the same."""
-    code, (line,), _ = check(capsys, policy, "--json", "--", "echo", "1")
+    code, (line,), _ = check(capfd, policy, "--json", "--", "echo", "1")
     report: dict[str, Any] = json.loads(line)
     assert code == 1
     assert report.keys() == {"hash", "findings", "allowed", "rule", "misses"}
     assert len(report["hash"]) == 12
     assert (report["allowed"], report["rule"]) == (False, None)
     assert [miss["rule"] for miss in report["misses"]] == ["words", "text"]
-    _, (line,), _ = check(capsys, policy, "--json")
+    _, (line,), _ = check(capfd, policy, "--json")
     assert json.loads(line)["allowed"] is None
 
 
 @posix_only
 def test_what_is_wrong_on_the_disk_is_found(
-    policy: Path, capsys: pytest.CaptureFixture[str]
+    policy: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A hash that isn't the program's, a program in a directory of everybody, one that is missing; a loose file."""
     program = policy.parent / "mine"
@@ -114,7 +114,7 @@ def test_what_is_wrong_on_the_disk_is_found(
         + "[[rule]]\nname = 'user'\nexe = '/bin/cat'\nargv = []\nuser = 'nobody-there'\n"
     )
     policy.chmod(0o666)
-    code, lines, _ = check(capsys, policy)
+    code, lines, _ = check(capfd, policy)
     assert code == 1
     assert "may be changed by who runs it" in find(lines, "error: rule 'loose'")
     assert "does not have the sha256" in find(lines, "error: rule 'hash'")
@@ -138,18 +138,18 @@ def find(lines: list[str], beginning: str) -> str:
     ],
 )
 def test_what_is_no_policy_is_said_in_one_line(
-    text: str | None, part: str, policy: Path, capsys: pytest.CaptureFixture[str]
+    text: str | None, part: str, policy: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """That can do nothing to a terminal; and the exit code is another."""
     policy.unlink() if text is None else policy.write_text(text)
-    code, lines, said = check(capsys, policy)
+    code, lines, said = check(capfd, policy)
     assert (code, lines) == (2, [])
     assert part in said
     assert said.count("\n") == 1
     assert "\x1b" not in said
 
 
-def test_a_shell_string_is_one_text(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shell_string_is_one_text(policy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two would be something else than what a client can ask for."""
-    assert check(capsys, policy, "--shell", "--", "echo", "hi")[0] == 2
-    assert check(capsys, policy, "--shell")[0] == 2
+    assert check(capfd, policy, "--shell", "--", "echo", "hi")[0] == 2
+    assert check(capfd, policy, "--shell")[0] == 2

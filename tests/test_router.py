@@ -22,6 +22,8 @@ from scripted import (
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.identity.rights import EVERYTHING, Principal
+from sandd._core.identity.rights import Role as RightsRole
 from sandd._core.router import ClientLink, DaemonLink, Router, RouterLink
 from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
 
@@ -41,11 +43,11 @@ class Network:
         self.daemon = self.router.add_daemon("d", "here")
         self.client = self.join()
 
-    def join(self, **names: str) -> ClientLink:
-        """Another client, that has heard what there is."""
-        client = self.router.add_client(**names)
-        drain(client.scheduler)
-        return client
+    def join(self, principal: Principal = EVERYTHING, client: str = "") -> ClientLink:
+        """Another client, that has heard what there is; one in another process has a name."""
+        link = self.router.add_client(principal=principal, client=client)
+        drain(link.scheduler)
+        return link
 
     def attach(self, channel: int = 1, client: ClientLink | None = None, **changes: Any) -> int:
         """A client attaches; returns the channel the daemon hears it on."""
@@ -123,8 +125,8 @@ def test_a_new_link_supersedes_the_old_one(network: Network) -> None:
 
 
 def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
-    """Tenant and principal are the link's, whatever the client said; all else is as it said."""
-    client = network.join(tenant="acme", principal="alice")
+    """The principal is the link's and the tenant the daemon's, whatever the client said; all else is as it said."""
+    client = network.join(Principal("alice"))
     message = wire.Attach(
         daemon_id="d",
         job_id="j",
@@ -148,7 +150,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
     )
     network.router.receive(client, control(4, message))
     assert drain(network.daemon.scheduler) == [
-        (1, attrs.evolve(message, tenant="acme", principal="alice"))
+        (1, attrs.evolve(message, tenant="default", principal="alice"))
     ]
 
 
@@ -194,7 +196,7 @@ def test_channel_numbers_only_rise(network: Network) -> None:
 
 def test_an_attach_too_large_to_be_stamped_is_refused(network: Network) -> None:
     """A client at the limit of a message gets an answer, and leaves no channel behind."""
-    client = network.join(tenant="t" * 128, principal="p" * 128)
+    client = network.join(Principal("p" * 128))
     plain = len(wire.encode_control(1, attrs.evolve(ATTACH, spec=b""))[1])
     largest = attrs.evolve(ATTACH, spec=bytes(wire.MAX_CONTROL_BYTES - plain - 8))
     network.router.receive(client, control(1, largest))
@@ -203,6 +205,94 @@ def test_an_attach_too_large_to_be_stamped_is_refused(network: Network) -> None:
     assert network.is_empty()
     network.router.receive(client, data(1, Stream.INPUT, 0, b"late"))
     assert network.attach(2, client) == 1
+
+
+# ---- whose daemons -------------------------------------------------------------------------------
+
+ACME = Principal("alice", "acme", RightsRole.RUNNER)
+EVE = Principal("eve", role=RightsRole.VIEWER)
+
+
+def test_a_client_hears_of_its_tenants_daemons_alone(network: Network) -> None:
+    """When it comes, and of each change after that; by plain ids, and told no end of what it never saw."""
+    network.router.add_daemon("acme/d", "there")
+    client = network.router.add_client(principal=ACME)
+    assert drain(client.scheduler) == [
+        (0, wire.DaemonStatus("d", DaemonState.ONLINE, "there")),
+        TOLD,
+    ]
+    network.router.add_daemon("e", "here")
+    network.router.tell_cloned("d", "x", wire.UNDESCRIBED)
+    network.router.remove_daemon(network.daemon, DaemonState.GONE)
+    assert drain(client.scheduler) == []
+    network.router.tell_cloned("acme/d", "x", wire.UNDESCRIBED)
+    assert drain(client.scheduler) == [(0, wire.DaemonCloned("d", "x"))]
+
+
+@pytest.mark.parametrize("said", ["d", "other/d", "acme/d", "default/d", "nobody", "/", ""])
+def test_another_tenants_daemon_is_answered_for_as_none(network: Network, said: str) -> None:
+    """Online, away or never there: one answer, and nothing reaches a daemon."""
+    network.router.add_daemon("other/d", "there")
+    network.router.add_daemon("other/away", "there")
+    client = network.join(ACME)
+    drain(network.daemon.scheduler)
+    network.router.receive(client, control(1, attrs.evolve(ATTACH, daemon_id=said)))
+    assert drain(client.scheduler) == [
+        (1, wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon"))
+    ]
+    network.router.receive(client, control(0, wire.End(said, "job")))
+    assert drain(network.daemon.scheduler) == []
+    assert network.router.daemons["other/d"].scheduler.pending == 0
+    kept = [end.daemon_id for end in network.router.kept_ends]
+    assert all(name.startswith("acme/") for name in kept)
+
+
+def test_jobs_and_ends_are_of_the_daemons_tenant(network: Network) -> None:
+    """Whoever asks, its tenant's or one who sees all; and the daemon hears its full name."""
+    acme = network.router.add_daemon("acme/d", "there")
+    for principal, said in ((ACME, "d"), (EVERYTHING, "acme/d")):
+        client = network.join(principal)
+        network.router.receive(client, control(1, attrs.evolve(ATTACH, daemon_id=said)))
+        network.router.receive(client, control(0, wire.End(said, "job", client="c")))
+        (_, attach), (_, end) = drain(acme.scheduler)
+        assert (attach.daemon_id, attach.tenant, attach.principal) == (
+            *("acme/d", "acme"),
+            principal.name,
+        )
+        assert end == wire.End("acme/d", "job", client="c", tenant="acme")
+    assert drain(network.daemon.scheduler) == []
+
+
+def test_an_end_closes_no_channel_of_another_daemon(network: Network) -> None:
+    """It may name one daemon, and come on a channel that leads to another: that one is only detached."""
+    acme = network.router.add_daemon("acme/d", "there")
+    number = network.attach(1)
+    network.router.receive(network.client, control(1, wire.End("acme/d", "job")))
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+    assert drain(acme.scheduler) == [(0, wire.End("acme/d", "job", tenant="acme"))]
+
+
+def test_a_viewers_channel_carries_nothing_to_the_daemon(network: Network) -> None:
+    """Whatever the daemon would say to that."""
+    client = network.join(EVE, client="0" * 16)
+    number = network.attach(1, client, spec=None, role=Role.VIEWER)
+    for stream in (Stream.INPUT, Stream.OPS):
+        with pytest.raises(RemoteProtocolError, match="only looks on"):
+            network.router.receive(client, data(1, stream, 0, b"x"))
+    network.router.receive(client, control(1, wire.End("d", "job")))
+    assert drain(network.daemon.scheduler) == [(number, wire.Detach())]
+
+
+def test_what_a_client_may_not_do_is_refused_before_the_daemon_hears_of_it(
+    network: Network,
+) -> None:
+    """By the router, whose table says which right it takes."""
+    client = network.join(EVE, client="0" * 16)
+    network.router.receive(client, control(1, ATTACH))
+    ((number, refused),) = drain(client.scheduler)
+    assert (number, refused.code) == (1, RefusedCode.DENIED)
+    assert "'eve' may not do that" in refused.message
+    assert network.is_empty()
 
 
 # ---- frames --------------------------------------------------------------------------------------
@@ -416,11 +506,11 @@ def test_dirty_names_the_links_that_have_something_to_send(network: Network) -> 
 
 
 def test_end_is_passed_on_in_the_links_own_name(network: Network) -> None:
-    """The tenant is the link's, all else as the client said; a job needn't be attached for it."""
-    client = network.join(tenant="acme")
+    """The tenant is the daemon's, all else as the client said; a job needn't be attached for it."""
+    client = network.join()
     message = wire.End("d", "job", 1.5, "client", "forged")
     network.router.receive(client, control(0, message))
-    assert drain(network.daemon.scheduler) == [(0, attrs.evolve(message, tenant="acme"))]
+    assert drain(network.daemon.scheduler) == [(0, attrs.evolve(message, tenant="default"))]
 
 
 def test_end_is_kept_for_a_daemon_that_is_away(network: Network) -> None:
@@ -463,8 +553,6 @@ def test_an_old_end_does_not_hit_a_new_job_of_the_same_id(network: Network) -> N
     drain(network.daemon.scheduler)
     network.attach(1, job_id="chosen", spec=None)
     network.attach(2, job_id="chosen")
-    other = network.join(tenant="elsewhere")
-    network.attach(1, other, job_id="other")
     network.router.remove_daemon(network.daemon, DaemonState.AWAY)
     fresh = network.router.add_daemon("d", "here")
     assert drain(fresh.scheduler) == [(0, wire.End("d", "other", tenant="default"))]
@@ -646,7 +734,7 @@ def test_what_is_not_authorised_reaches_no_daemon() -> None:
 
 def metered(network: Network, name: str = "c") -> ClientLink:
     """A client in another process, of its own principal."""
-    return network.join(client=name, principal=f"operator:{name}")
+    return network.join(client=name, principal=Principal(f"operator:{name}", "*"))
 
 
 def attached(network: Network, client: ClientLink, channel: int = 1, **changes: Any) -> int:
@@ -725,7 +813,7 @@ def test_with_another_connection_a_client_has_no_more_room(network: Network) -> 
     """What waits counts for whom it was let in as, until it is sent."""
     network.daemon.backlog.limit = 350_000
     for n in range(2):
-        client = network.join(client=f"c{n}", principal="operator:one")
+        client = network.join(client=f"c{n}", principal=Principal("operator:one", "*"))
         network.router.receive(client, control(1, attrs.evolve(ATTACH, spec=bytes(100_000))))
         assert len(drain(client.scheduler)) == n
         network.router.remove_client(client)

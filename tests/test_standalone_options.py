@@ -139,6 +139,7 @@ def test_every_option_is_also_a_variable() -> None:
     assert dests - {"help", "version"} == VARIABLES.keys()
     theirs = {
         "SANDD_TOKEN_FILE": "/none",
+        "SANDD_OPERATOR_TOKEN_FILE": "/none",
         "SANDD_STATE_DIR": "/none",
         "SANDD_CONFIG": "/none",
         "SANDD_CONTROLLER": "ws://elsewhere",

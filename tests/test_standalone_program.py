@@ -32,6 +32,7 @@ from process_tools import linux_only, posix_only, until_sync
 from tls_peers import pem_of, server_pair, write_pair
 
 import sandd
+from sandd._core.controller_state import default_state_dir, open_controller_state
 from sandd._core.tls.authority import new_authority
 from sandd.standalone.options import ControllerOptions
 from sandd.standalone.program import Program
@@ -264,6 +265,23 @@ def test_who_comes_second_is_told(by_state: bool, tmp_path: Path) -> None:
         assert controller.run_command("ps").returncode == 0
 
 
+@linux_only
+def test_a_second_one_on_the_port_of_the_first_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of a directory that nobody has named."""
+    home = {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    with open_controller_state(default_state_dir(4321)):
+        done = run_controller("--port", "4321", **home)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == (
+        "sandd controller: error: a controller of yours runs on port 4321 already ('sandd ps' shows its "
+        "daemons); another one needs another --port\n"
+    )
+
+
 def test_a_host_or_a_directory_that_can_not_be(tmp_path: Path) -> None:
     """One line each."""
     state = ["--state-dir", str(tmp_path)]
@@ -280,7 +298,7 @@ def test_a_host_or_a_directory_that_can_not_be(tmp_path: Path) -> None:
 
 def may_operate(controller: ControllerProcess, token: Path) -> bool:
     """Whether a command with that token is let in."""
-    done = controller.run_command("ps", env={"SANDD_TOKEN_FILE": str(token)})
+    done = controller.run_command("ps", env={"SANDD_OPERATOR_TOKEN_FILE": str(token)})
     assert done.returncode in (0, 125)
     assert done.returncode == 0 or "refused" in done.stderr
     return done.returncode == 0
@@ -302,7 +320,7 @@ def test_a_reload_takes_new_tokens(tmp_path: Path) -> None:
     (tmp_path / "was").write_text("old")
     options = ["--token-file", str(daemons), "--operator-token-file", str(operators)]
     with running_controller(*options) as controller:
-        env = {"SANDD_TOKEN_FILE": str(operators)}
+        env = {"SANDD_OPERATOR_TOKEN_FILE": str(operators)}
         with (
             running_daemon(
                 controller.url, "early", arguments=["--token-file", str(tmp_path / "was")]
@@ -437,12 +455,8 @@ def test_a_reload_changes_the_log_and_names_what_it_can_not_change(tmp_path: Pat
 
 
 @linux_only
-def test_nohup_is_heeded(tmp_path: Path) -> None:
-    """Whoever starts it with SIGHUP ignored wants it to live on."""
-    with started(home=tmp_path) as process:
-        read_ready(process)
-        assert handles(process.pid, signal.SIGHUP)
-    (tmp_path / "log").unlink()
+def test_under_nohup_it_reloads_as_well(tmp_path: Path) -> None:
+    """Whoever starts it with SIGHUP ignored wants it to live on, and so it does."""
     command = f"trap '' HUP; exec {shlex.quote(sys.executable)} -m sandd controller --port 0"
     with subprocess.Popen(
         ["sh", "-c", command],
@@ -453,7 +467,8 @@ def test_nohup_is_heeded(tmp_path: Path) -> None:
     ) as process:
         try:
             read_ready(process)
-            assert not handles(process.pid, signal.SIGHUP)
+            process.send_signal(signal.SIGHUP)
+            next_line(process, "reloaded", file="stderr")
         finally:
             process.terminate()
             process.communicate(timeout=SECONDS)
@@ -553,7 +568,7 @@ def test_stopped_it_drains_and_what_runs_goes_on(tmp_path: Path, marker: Marker)
     (tmp_path / "home").mkdir()
     environment = {
         "SANDD_CONTROLLER": f"ws://127.0.0.1:{port}",
-        "SANDD_TOKEN_FILE": str(tmp_path / "home" / "state" / "operator.token"),
+        "SANDD_OPERATOR_TOKEN_FILE": str(tmp_path / "home" / "state" / "operator.token"),
     }
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(started("--port", port, home=tmp_path / "home"))

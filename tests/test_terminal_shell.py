@@ -286,7 +286,9 @@ def test_a_job_that_is_not_there_is_explained(
 ) -> None:
     """With the sessions there are, each in a form that ``attach`` takes."""
     start(tmux, f"attach {OTHER}/nothing")
-    tmux.wait_for(r"sandd: there is no session 'nothing' on worker-1, and no other one\n")
+    tmux.wait_for(
+        r"sandd: there is no session 'nothing' on worker-1, and no other session there either\n"
+    )
     tmux.wait_for(r"code=125\.")
     tmux.run("true")
     shell(tmux, "--detach")

@@ -102,7 +102,7 @@ def test_what_can_not_be_presented_is_told(tmp_path: Path) -> None:
     junk = tmp_path / "junk"
     junk.write_text("junk")
     key = serialization.load_pem_private_key(pair.key.encode(), password=None)
-    encrypted = tmp_path / "encrypted"
+    encrypted = tmp_path / "locked"
     encrypted.write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM,
@@ -114,7 +114,7 @@ def test_what_can_not_be_presented_is_told(tmp_path: Path) -> None:
         (mixed, mixed, "not that of the certificate"),
         (junk, good, "junk"),
         (good, junk, "junk"),
-        (good, encrypted, "encrypted"),
+        (good, encrypted, "the key is encrypted"),
         (tmp_path / "none", good, "No such file"),
         (good, tmp_path / "none", "No such file"),
     ):
@@ -122,6 +122,21 @@ def test_what_can_not_be_presented_is_told(tmp_path: Path) -> None:
             server_tls(certificate_file, key_file)
         with pytest.raises(ConfigurationError, match=words):
             client_context(certificate_file=certificate_file, key_file=key_file)
+
+
+def test_a_certificate_that_is_just_replaced_is_not_half_taken(
+    pair_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What clients see, and what they compare it with, are of the same one."""
+    load = ssl.SSLContext.load_cert_chain
+
+    def load_slowly(context: ssl.SSLContext, *args: object, **options: object) -> None:
+        load(context, *args, **options)  # type: ignore[arg-type] # as they came
+        write_pair(server_pair(CA), pair_file.parent)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_slowly)
+    with pytest.raises(ConfigurationError, match="being replaced"):
+        server_tls(pair_file, pair_file)
 
 
 def test_what_is_trusted_has_to_be_there(tmp_path: Path) -> None:

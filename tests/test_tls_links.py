@@ -6,6 +6,7 @@ The relays here stand where an attacker on the network would.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -203,17 +204,17 @@ async def test_a_daemon_s_certificate_is_no_controller_s(tmp_path: Path, token_f
 async def test_a_controller_may_want_certificates(
     tmp_path: Path, token_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One made by the command lets a daemon in, and an operator; without, or with one that is past, they are told."""
+    """One made by the command lets a daemon in, and an operator; none, another's, or one that is past doesn't."""
     state_dir = tmp_path / "state"
     async with secure_controller(state_dir, client_certificates="required") as controller:
         assert controller.ca_pin is not None
         known = ["--token-file", token_file, "--ca-pin", controller.ca_pin]
-        for kind, name in (("daemon", "u-1"), ("operator", "me")):
+        for kind, name in (("daemon", "worker-1"), ("operator", "me")):
             out = str(tmp_path / f"{name}.pem")
             given = ["--state-dir", str(state_dir), kind, name, "--out", out]
             assert run_sandd(["ca", "issue", *given]) == 0
             assert f"sandd:{kind}:{name}" in capsys.readouterr().out
-        shown = ["--client-cert", str(tmp_path / "u-1.pem")]
+        shown = ["--client-cert", str(tmp_path / "worker-1.pem")]
         async with open_daemon(controller.url, "worker-1", arguments=[*known, *shown]):
             worker = await controller.wait_for_daemon("worker-1")
             assert (await worker.run("true")).success
@@ -226,6 +227,8 @@ async def test_a_controller_may_want_certificates(
             with pytest.raises(ControllerUnreachable, match="certificate is required"):
                 async with connect(connect_timeout=0.5):
                     pass
+        async with open_daemon(controller.url, "other", arguments=[*known, *shown]) as daemon:
+            assert await daemon.wait() == 1  # a stolen certificate, even with the right token
         past = issue_client(
             authority_in(state_dir).old, "sandd:daemon:late", time.time() - 1000, seconds=500
         )
@@ -314,6 +317,23 @@ async def test_a_rotation_loses_nobody(
                 controller.url, token=TOKEN, ca_pin=first_pin, connect_timeout=0.5
             ):
                 pass
+
+
+async def test_changes_are_in_the_audit_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The certificate that a controller begins with, and each that follows."""
+    state_dir = tmp_path / "state"
+    async with secure_controller(state_dir, audit=True) as controller:
+        assert run_sandd(["ca", "rotate", "--state-dir", str(state_dir)]) == 0
+        assert await controller.reload_tls()
+        pin = controller.ca_pin
+    segments = sorted((state_dir / "audit").glob("*.jsonl"))
+    records = [json.loads(line) for path in segments for line in path.read_bytes().splitlines()]
+    changes = [each["result"]["authorities"] for each in records if each["type"] == "ca"]
+    assert [len(each) for each in changes] == [1, 2]
+    assert changes[0] == [pin] == changes[1][:1]
+    assert capsys.readouterr().out.startswith("trust-both")
 
 
 async def test_a_bad_pair_changes_nothing(tmp_path: Path, token_file: str) -> None:

@@ -10,14 +10,18 @@ import trio
 from tls_peers import server_pair, write_pair
 
 from sandd import ConfigurationError
+from sandd._core.audit.records import RecordType
 from sandd._core.tls.authority import DAY, new_authority
-from sandd._core.tls.certificates import LOCAL_NAMES, OwnAuthority, OwnFiles
+from sandd._core.tls.certificates import LOCAL_NAMES, OwnAuthority, OwnFiles, pin_of
 from sandd._core.tls.files import AuthorityFiles
+from sandd._core.tls.pins import Pin
 from sandd._core.tls.renewal import LiveCertificates
 from sandd.testing.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sandd._core.audit.records import Record
 
 CA = new_authority(time.time())
 
@@ -73,6 +77,29 @@ async def test_a_bad_pair_keeps_the_old_one(
     write_pair(server_pair(CA), tmp_path)
     await live.look()
     assert live.current.channel_binding != first.channel_binding
+
+
+async def test_each_change_is_noted(tmp_path: Path) -> None:
+    """For an audit log: what is presented and to be trusted, by hash, and what could not be used; not what stayed."""
+    files = AuthorityFiles(tmp_path)
+    live = await LiveCertificates.load(OwnAuthority(files, LOCAL_NAMES))
+    noted: list[Record] = []
+    live.note = noted.append
+    assert await live.reload()
+    assert noted == []
+    rotation = files.read()
+    assert rotation is not None
+    files.write(rotation.begin(CA, 0.0))
+    await live.look()
+    (record,) = noted
+    assert (record.type, record.outcome) == (RecordType.CERTIFICATE, "in_force")
+    assert record == live.record()
+    assert record.result["authorities"] == [str(pin_of(rotation.old)), str(pin_of(CA))]
+    assert record.result["certificate"] == str(Pin(live.current.channel_binding))
+    (tmp_path / "authority.json").write_text("damaged")
+    await live.look()
+    assert [each.outcome for each in noted[1:]] == ["refused"]
+    assert "damaged" in noted[1].reason
 
 
 async def test_it_looks_by_itself(tmp_path: Path) -> None:

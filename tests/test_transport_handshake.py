@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,22 +13,27 @@ import trio
 import trio.testing
 from raw_peer import (
     OPTIONS,
+    SUBPROTOCOL,
     Op,
     RawPeer,
     assert_works,
     close_payload,
     dial,
     frame,
+    raw_client,
     raw_server,
     serving,
     shake_hands,
     upgrade_request,
 )
+from wsproto import ConnectionType
 
 from sandd._core._errors import ConnectionLost
 from sandd._core.admission import LONGEST_WAIT, Admission
 from sandd._core.tls.contexts import server_tls
 from sandd._core.transport import connect
+from sandd._core.transport._http import RequestReader, Upgrade
+from sandd._core.transport._protocol import GuardedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -168,6 +174,35 @@ async def test_compression_is_neither_offered_nor_accepted() -> None:
 
 
 @pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8765"},
+        {"host": "localhost"},
+        {"host": "LOCALHOST:1"},
+        {"host": "sandd.localhost:8765"},
+        {"host": "[::1]:8765"},
+        {"host": "127.8.9.10"},
+        {"host": socket.gethostname()},
+        {"host": "sandd.example", "x_forwarded_for": "192.0.2.1"},
+        {"host": "sandd.example", "forwarded": "for=192.0.2.1"},
+    ],
+    ids=str,
+)
+async def test_on_loopback_the_host_is_this_machine_or_a_proxys(headers: dict[str, str]) -> None:
+    """By whatever name that goes by; what a proxy was asked for is its own business."""
+    with trio.fail_after(10):
+        async with serving() as address, raw_client(address, **headers):
+            pass
+
+
+def test_elsewhere_any_host_will_do() -> None:
+    """Which names lead to an address that others reach is not known here; browsers are told by their Origin."""
+    protocol = GuardedProtocol(ConnectionType.SERVER, max_message_bytes=1)
+    reader = RequestReader(protocol, paths=("/ws",), subprotocol=SUBPROTOCOL, secure=False)
+    assert isinstance(reader.feed(upgrade_request(host="sandd.example")), Upgrade)
+
+
+@pytest.mark.parametrize(
     ("request_bytes", "status", "word"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 404, "nothing at /"),
@@ -184,6 +219,8 @@ async def test_compression_is_neither_offered_nor_accepted() -> None:
         (upgrade_request(connection="close"), 400, "faulty"),
         (upgrade_request(host=""), 400, "not an HTTP request"),
         (upgrade_request(host="\N{SNOWMAN}"), 400, "faulty"),
+        (upgrade_request(host="evil.example:8765"), 403, "is not this machine"),
+        (upgrade_request(host="127.0.0.1.evil.example"), 403, "is not this machine"),
         (upgrade_request() + frame(Op.BINARY, b"x"), 400, "before its answer"),
         (b"GET /ws HTTP/1.1\r\nX: " + b"x" * 100_000, 431, "not an HTTP request"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "TLS"),
@@ -205,6 +242,8 @@ async def test_compression_is_neither_offered_nor_accepted() -> None:
         "no connection header",
         "no host",
         "a host that isn't",
+        "a host that isn't here",
+        "a host that looks as if",
         "impatient",
         "endless header",
         "TLS",

@@ -75,6 +75,10 @@ class JobNotFound(SanddError, LookupError):
     """
 
 
+class TokenNotFound(SanddError, LookupError):
+    """The controller has no token of that id. Nothing was done."""
+
+
 class JobIdConflict(SanddError):
     """The job id is taken by a job with another spec. Nothing ran."""
 

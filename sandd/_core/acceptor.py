@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,7 +14,7 @@ from sandd._core._errors import ConnectionLost
 from sandd._core.audit.comings import DAEMON, gone, let_in, turned_away
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.fencing import Claim, Ruling
-from sandd._core.link import judge_hello
+from sandd._core.identity.gate import REFUSED_DAEMON
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
 from sandd._core.rate_limits.credentials import FailedCredentials
@@ -22,7 +23,6 @@ from sandd._core.reception import (
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
-    new_controller_id,
     note_judgement,
     shake_hands,
     welcome_and_pump,
@@ -31,9 +31,11 @@ from sandd._core.registry import MAX_DAEMONS, DaemonRecord, Registry
 from sandd.wire import DaemonState, RejectCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.identity.gate import Gate
+    from sandd._core.identity.passes import Pass
     from sandd._core.router import DaemonLink, Router
     from sandd._core.transport import Connection
 
@@ -51,11 +53,9 @@ class Acceptor:
     registry: Registry
     settle: Callable[[], None]
     """Called when the router may hold something for others."""
-    token: bytes | None
-    insecure: bool
+    gate: Gate
     heartbeat: float = 20.0
     dead_after: float = 45.0
-    controller_id: str = field(factory=new_controller_id)
     audit: AuditSink = NO_AUDIT
     failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
@@ -65,23 +65,14 @@ class Acceptor:
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.controller_id, self._greet, self.audit)
+        await shake_hands(connection, self.gate.controller_id, self._greet, self.audit)
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
+        with self.gate.passes.issued() as given:
+            reject = await self._let_in(connection, greeting, given)
         hello = greeting.hello
-        reject = judge_hello(
-            hello,
-            greeting.challenge,
-            token=self.token,
-            trusted_peer=self.insecure or connection.is_loopback,
-        )
-        assert isinstance(hello, wire.Hello)  # judge_hello refuses anything else
-        note_judgement(connection, reject, self.failures)
-        claim = Claim.of(hello, greeting.challenged_at)
-        reject = reject or await self._admit(hello, claim)
-        if reject is None:
-            await self._pump(connection, hello, claim)
-            return None
+        if reject is None or not isinstance(hello, wire.Hello):
+            return reject
         log.warning(
             "daemon_rejected",
             daemon_id=hello.daemon_id,
@@ -95,14 +86,39 @@ class Acceptor:
         )
         return reject
 
-    async def _admit(self, hello: wire.Hello, claim: Claim) -> wire.Reject | None:
+    async def _let_in(
+        self, connection: Connection, greeting: Greeting, given: Pass
+    ) -> wire.Reject | None:
+        """Serve the daemon to the link's end, if it is to have one; else the answer."""
+        hello = greeting.hello
+        reject = await self.gate.admit_daemon(
+            given,
+            greeting,
+            is_loopback=connection.is_loopback,
+            channel_binding=connection.channel_binding,
+            certificate=connection.peer_identity,
+        )
+        note_judgement(connection, reject, self.failures)
+        if reject is not None:
+            return reject
+        assert isinstance(hello, wire.Hello)  # the gate lets nothing else in
+        claim = Claim.of(hello, greeting.challenged_at)
+        # From its answer on nothing is waited for until the link is live, and its pass can close it.
+        reject = await self._admit(given.name, hello, claim)
+        if reject is None and given.is_withdrawn:
+            reject = REFUSED_DAEMON
+        if reject is None:
+            await self._pump(connection, hello, claim, given)
+        return reject
+
+    async def _admit(self, name: str, hello: wire.Hello, claim: Claim) -> wire.Reject | None:
         """Whether the id is this daemon's to hold; None: it is, and nobody else holds it now."""
         while True:
             if self.draining:
                 return wire.Reject(
                     RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS
                 )
-            record = self.registry.get(hello.daemon_id)
+            record = self.registry.get(name)
             if record is None and len(self.registry) >= MAX_DAEMONS:
                 return wire.Reject(
                     RejectCode.BUSY, f"the controller knows {MAX_DAEMONS} daemons already", 60.0
@@ -128,13 +144,13 @@ class Acceptor:
                 case Ruling.ADMIT_FORK:
                     log.warning(
                         "daemon_forked",
-                        daemon_id=hello.daemon_id,
+                        daemon_id=name,
                         host=hello.hostname,
                         previous_host=record.about.hostname,
                         reason="its state directory was copied, or rolled back, since the daemon that "
                         "was here before it was started; if both run, stop one",
                     )
-                    self.router.tell_cloned(hello.daemon_id, hello.instance, _about(hello))
+                    self.router.tell_cloned(name, hello.instance, _about(hello))
                     return None
                 case Ruling.ADMIT:
                     return None
@@ -158,15 +174,15 @@ class Acceptor:
         is_news = not record.tenure.has_refused(claim)
         reject = record.tenure.refuse(hello.daemon_id, claim)
         if reject.code is RejectCode.CLONED and is_news:  # it will ask again every ten seconds
-            self.router.tell_cloned(hello.daemon_id, hello.instance, _about(hello))
+            self.router.tell_cloned(record.id, hello.instance, _about(hello))
         return reject
 
-    async def _pump(self, connection: Connection, hello: wire.Hello, claim: Claim) -> None:
+    async def _pump(
+        self, connection: Connection, hello: wire.Hello, claim: Claim, given: Pass
+    ) -> None:
         connection.allow_messages(wire.MAX_MESSAGE_BYTES)
-        about = _about(hello)
-        link = self.router.add_daemon(
-            hello.daemon_id, hello.instance, about, now=trio.current_time()
-        )
+        about = _about(hello, given.labels)
+        link = self.router.add_daemon(given.name, hello.instance, about, now=trio.current_time())
         pump = Pump(
             connection,
             link.scheduler,
@@ -177,29 +193,36 @@ class Acceptor:
             dead_after=self.dead_after,
         )
         link.carrier = pump
-        self.registry.online(hello.daemon_id, about, claim, link, pump)
+        given.close = pump.close
+        self.registry.online(given.name, about, claim, link, pump)
         log.info(
             "daemon_connected",
-            daemon_id=hello.daemon_id,
+            daemon_id=given.name,
             remote=connection.remote,
             instance=hello.instance,
         )
         about_it = {"hostname": hello.hostname, "instance": hello.instance}
-        self.audit.note(let_in(DAEMON, connection.remote, daemon=hello.daemon_id, result=about_it))
+        who = {"tenant": link.tenant, "daemon": link.daemon_id}
+        self.audit.note(let_in(DAEMON, connection.remote, result=about_it, **who))
         try:
             self.settle()
             # By itself, before the pump sends what has been scheduled since the daemon counts as online.
             await welcome_and_pump(
                 connection,
                 pump,
-                wire.Welcome(hello.version, self.heartbeat, self.dead_after),
-                daemon_id=hello.daemon_id,
+                wire.Welcome(
+                    hello.version,
+                    self.heartbeat,
+                    self.dead_after,
+                    enrolment=given.enrolment,
+                ),
+                daemon_id=given.name,
             )
         finally:
             self.bytes_received += pump.bytes_received
             self.bytes_sent += pump.bytes_sent
             self._offline(link, _state_after(pump))
-            self.audit.note(gone(DAEMON, connection.remote, daemon=hello.daemon_id))
+            self.audit.note(gone(DAEMON, connection.remote, **who))
             self.failures.proven(connection.host, connection.path, trio.current_time())
 
     def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
@@ -227,11 +250,15 @@ def _state_after(pump: Pump) -> DaemonState:
     return DaemonState.AWAY if pump.goodbye is None else DaemonState.GONE
 
 
-def _about(hello: wire.Hello) -> wire.DaemonDescription:
+def _about(
+    hello: wire.Hello, labels: Mapping[str, str] = MappingProxyType({})
+) -> wire.DaemonDescription:
+    """What it says of itself, and the labels that its token gave it."""
     return wire.DaemonDescription(
         hostname=hello.hostname,
         platform=hello.platform,
         arch=hello.arch,
         version=hello.daemon_version,
-        labels=dict(hello.labels),
+        # Beyond the limit those of its own go, and not those that it was given.
+        labels=dict([*hello.labels.items(), *labels.items()][-wire.MAX_LABELS :]),
     )

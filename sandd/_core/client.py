@@ -65,8 +65,10 @@ class KnownDaemon:
 class Client:
     """All jobs of one client over one link to a router."""
 
-    def __init__(self, hear: Callable[[wire.News], None] = lambda _: None) -> None:
-        self.id = secrets.token_hex(8)
+    def __init__(
+        self, hear: Callable[[wire.News], None] = lambda _: None, *, prefix: str = ""
+    ) -> None:
+        self.id = prefix + secrets.token_hex(8)
         self._hear = hear
         """Called with what the controller tells of daemons."""
         self.scheduler = Scheduler()

@@ -32,6 +32,10 @@ def default_state_dir(port: int) -> Path:
     return state_home() / f"controller-{port}"
 
 
+class DirectoryTaken(ConfigurationError):
+    """The state directory belongs to another controller, which runs."""
+
+
 @define
 class EndFile:
     """The Ends on the disk. Each call blocks."""
@@ -75,13 +79,14 @@ def open_controller_state(path: Path) -> Iterator[ControllerState]:
     """Lock the directory, which is made if it is missing; and so is its token.
 
     Raises:
-        ConfigurationError: it can't be used, or another controller has it.
+        DirectoryTaken: another controller has it.
+        ConfigurationError: it can't be used.
     """
     with contextlib.ExitStack() as stack:
         try:
             lock = lock_directory(path)
             if lock is None:
-                raise ConfigurationError(
+                raise DirectoryTaken(
                     f"the state directory {path} belongs to another running controller; give this one its own"
                 )
             stack.enter_context(lock)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import trio
 from attrs import define
 
+from sandd._core.identity.introductions import answer_challenge
 from sandd._core.job import DaemonLink
-from sandd._core.link import Identity, answer_challenge
+from sandd._core.link import Identity, read_challenge
+from sandd._core.logs import get_logger
 from sandd._core.pump import Pump
 
 if TYPE_CHECKING:
     from sandd import wire
+    from sandd._core.identity.keyring import Keyring
     from sandd._core.runner import JobRunner
     from sandd._core.transport import Connection
+
+log = get_logger("identity")
+
+KEEP_SECONDS: Final = 5.0
+"""How long a disk may take for a new key: the one before is good until this one is used."""
 
 
 @define
@@ -21,14 +30,33 @@ class DaemonEnd:
     """What a daemon's dialer calls for: see `Caller`."""
 
     identity: Identity
-    token: bytes | None
+    keyring: Keyring
     runner: JobRunner
     _link: DaemonLink | None = None
     _pump: Pump | None = None
 
-    def introduce(self, said: wire.Control | wire.Unknown, connection: int) -> wire.Control:
+    def introduce(
+        self, said: wire.Control | wire.Unknown, connection: int, channel_binding: bytes
+    ) -> wire.Control:
         """The Hello."""
-        return answer_challenge(said, self.identity, connection, self.token)
+        challenge, _ = read_challenge(said)
+        credential = self.keyring.choose(challenge.controller_id)
+        return answer_challenge(challenge, self.identity, connection, credential, channel_binding)
+
+    def has_another_credential(self) -> bool:
+        """Its own key was refused, and it was given a token as well."""
+        return self.keyring.has_another()
+
+    async def welcomed(self, welcome: wire.Welcome) -> None:
+        """Keep the key that came with it."""
+        if welcome.enrolment is None:
+            return
+        with trio.move_on_after(KEEP_SECONDS) as patience:
+            await trio.to_thread.run_sync(
+                self.keyring.keep, welcome.enrolment, abandon_on_cancel=True
+            )
+        if patience.cancelled_caught:
+            log.warning("key_not_kept", error=f"the disk took more than {KEEP_SECONDS:g} s")
 
     def begin(self, connection: Connection, welcome: wire.Welcome) -> Pump:
         """The jobs have a link."""

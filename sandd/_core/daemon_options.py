@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +11,8 @@ from urllib.parse import urlsplit
 from attrs import Factory, define, field
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.identity.proofs import read_credential
+from sandd._core.identity.tokens import TokenKind
 from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
     Parser,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from sandd._core.identity.proofs import Credential
     from sandd._core.program_options import LogFormat
 
 GIB: Final = 1024 * MIB
@@ -48,7 +52,8 @@ class DaemonOptions:
     daemon_id: str | None = None
     """None: made from the host's name, and kept in the state directory."""
     labels: Mapping[str, str] = field(default=Factory(dict))
-    token: bytes | None = field(default=None, repr=False)
+    credential: Credential | None = None
+    """A join token, or the secret that it shares with others; None: neither."""
     state_dir: Path | None = None
     log_level: str = "info"
     log_format: LogFormat = "text"
@@ -69,6 +74,9 @@ class DaemonOptions:
     insecure: bool = False
     """A ws:// URL of another machine is dialled all the same."""
 
+
+TOKEN_VARIABLE: Final = "SANDD_TOKEN"  # noqa: S105 - the name of a variable, and no secret
+"""The token itself, instead of a file with it; taken out of the environment as soon as it was read."""
 
 # option -> environment variables; the first that is set counts
 _VARIABLES: Final = {
@@ -128,7 +136,9 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="label, may be given often",
     )
     parser.add_argument(
-        "--token-file", metavar="FILE", help="file that holds the token the controller asks for"
+        "--token-file",
+        metavar="FILE",
+        help="file that holds the token: one to join by, or a secret that daemons share",
     )
     add_trust_options(parser)
     parser.add_argument(
@@ -171,10 +181,11 @@ def parse_daemon_options(
     arguments: Sequence[str], environment: Mapping[str, str], *, prog: str, version: str
 ) -> DaemonOptions:
     """The options in force. ConfigurationError, in one line, for whatever can't be used."""
-    return _build(gather(build_parser(prog, version), _VARIABLES, arguments, environment))
+    given = gather(build_parser(prog, version), _VARIABLES, arguments, environment)
+    return _build(given, environment.get(TOKEN_VARIABLE))
 
 
-def _build(given: dict[str, Any]) -> DaemonOptions:
+def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
     url = str(given.get("server_url") or "")
     if not url:
         raise ConfigurationError(
@@ -209,7 +220,6 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
     )
     if problem:
         raise ConfigurationError(problem)
-    token_file = given.get("token_file")
     state_dir = given.get("state_dir")
     policy = given.get("policy")
     max_running = given.get("max_running")
@@ -217,7 +227,7 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         server_url=url,
         daemon_id=None if daemon_id is None else str(daemon_id),
         labels=labels,
-        token=None if token_file is None else read_token(Path(str(token_file))),
+        credential=_credential(given.get("token_file"), token),
         trust=trust,
         insecure=insecure,
         state_dir=None if state_dir is None else Path(str(state_dir)),
@@ -232,6 +242,21 @@ def _build(given: dict[str, Any]) -> DaemonOptions:
         spool_quota=_size("--spool-quota", given.get("spool_quota", 8 * GIB)),
         job_spool_quota=_size("--job-spool-quota", given.get("job_spool_quota", 1 * GIB)),
     )
+
+
+def _credential(token_file: object, token: str | None) -> Credential | None:
+    if token_file is not None:
+        source, text = f"the token file {token_file}", read_token(Path(str(token_file)))
+    elif token is not None:
+        source, text = f"${TOKEN_VARIABLE}", os.fsencode(token).strip()
+        if not text:
+            raise ConfigurationError(f"{source} is empty")
+    else:
+        return None
+    try:
+        return read_credential(text, TokenKind.JOIN)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
 
 
 def _root(given: object) -> Path | None:

@@ -19,6 +19,7 @@ from sandd._core.daemon_options import DaemonOptions, default_max_running
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.file_requests import FileRequests
 from sandd._core.files.confined_roots import open_root
+from sandd._core.identity.keyring import Keyring
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
@@ -115,7 +116,8 @@ async def run_daemon(
                     daemon_version=version,
                     ancestors=ancestors,
                 )
-                end = DaemonEnd(identity, options.token, runner)
+                keyring = Keyring(state.path, daemon_id, options.credential)
+                end = DaemonEnd(identity, keyring, runner)
                 backoff = Backoff(maximum=options.reconnect_max)
                 dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
                 nursery.start_soon(transfers.keep_tidy)

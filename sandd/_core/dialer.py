@@ -47,12 +47,20 @@ class Rejected(SanddError):
 class Caller(Protocol):
     """Who dials: what it says of itself, and what it does with a link."""
 
-    def introduce(self, said: wire.Control | wire.Unknown, connection: int) -> wire.Control:
-        """The answer to the controller's first words, on the so-manieth connection.
+    def introduce(
+        self, said: wire.Control | wire.Unknown, connection: int, channel_binding: bytes
+    ) -> wire.Control:
+        """The answer to the controller's first words, on the so-manieth connection, over this channel.
 
         Raises:
             RemoteProtocolError: it was no Challenge that can be answered.
         """
+
+    def has_another_credential(self) -> bool:
+        """The one that was chosen was refused; whether to come again with another."""
+
+    async def welcomed(self, welcome: wire.Welcome) -> None:
+        """We are let in: see to what is to be kept, before anything else is said."""
 
     def begin(self, connection: Connection, welcome: wire.Welcome) -> Pump:
         """A link is live: what is to carry its frames."""
@@ -160,7 +168,8 @@ class Dialer:
     async def _introduce(self, connection: Connection) -> wire.Welcome:
         with trio.move_on_after(HANDSHAKE_SECONDS) as scope:
             challenge = await receive_control(connection)
-            await send_control(connection, self.caller.introduce(challenge, self.connections))
+            hello = self.caller.introduce(challenge, self.connections, connection.channel_binding)
+            await send_control(connection, hello)
             answer = await receive_control(connection)
         if scope.cancelled_caught:
             raise ConnectionLost(
@@ -172,11 +181,15 @@ class Dialer:
             raise RemoteProtocolError(
                 f"the controller answered with {type(answer).__name__}, not with Welcome"
             )
+        await self.caller.welcomed(answer)
         return answer
 
     def _after_reject(self, error: Rejected) -> float:
         reject = error.reject
         if reject.code is RejectCode.UNAUTHENTICATED:
+            if self.caller.has_another_credential():
+                log.warning("key_refused", reason=reject.message)
+                return self.backoff.after_failure(0.0)
             raise AuthenticationFailed(
                 reject.message or "the controller refused our credentials"
             ) from error

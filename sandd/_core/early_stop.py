@@ -50,7 +50,8 @@ class EarlyStop:
 
 
 def reload_signals() -> list[signal.Signals]:
-    """SIGHUP; not on Windows, where there is none, nor where whoever started us wants it ignored (nohup)."""
-    if sys.platform == "win32":
-        return []
-    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    """SIGHUP; not on Windows, where there is none.
+
+    Also where whoever started us has it ignored (nohup): that is to live on, which it does, and still to reload.
+    """
+    return [] if sys.platform == "win32" else [signal.SIGHUP]

@@ -18,6 +18,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.identity.rights import split_name
 from sandd._core.relay_queue import by_itself
 from sandd.wire import FrameType, RefusedCode, Stream
 
@@ -138,7 +139,7 @@ class HeldRequests:
         """Whether the Attach may be passed on at once; else it is held until it may be, or was turned down."""
         if not self._audit.is_on:
             return True
-        key = job_key(link, message)
+        key = job_key(message)
         pending = self._pending.get(key)
         if pending is None or not pending.means(message):
             if message.spec is None:
@@ -167,12 +168,13 @@ class HeldRequests:
         return True
 
     def keeps_end(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
-        """Whether the End is held, because it may not overtake the request of its job."""
-        pending = self._pending.get((message.daemon_id, link.tenant, message.job_id))
-        if (
-            pending is None or frame.channel
-        ):  # in the latter case it follows on a channel that is open
-            return False
+        """Whether the End is held, because it may not overtake the request of its job.
+
+        `message` is what the frame says, by the daemon's full name and in its tenant's.
+        """
+        pending = self._pending.get((message.daemon_id, message.tenant, message.job_id))
+        if pending is None or frame.channel:
+            return False  # on a channel that is open it follows what it means
         held = Held(link, 0, None)
         held.take(by_itself(frame))
         pending.held.append(held)
@@ -227,6 +229,6 @@ class HeldRequests:
             self._passage.receive(link, frame)
 
 
-def job_key(link: ClientLink, message: wire.Attach) -> JobKey:
-    """Which job the Attach is about."""
-    return message.daemon_id, link.tenant, message.job_id
+def job_key(message: wire.Attach) -> JobKey:
+    """Which job the Attach is about, that means the daemon by its full name."""
+    return message.daemon_id, split_name(message.daemon_id)[0], message.job_id

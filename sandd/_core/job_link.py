@@ -25,7 +25,6 @@ from sandd._core._errors import (
     transfer_error,
 )
 from sandd._core.audit.sinks import NO_AUDIT
-from sandd._core.audit.trail import Actor
 from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
@@ -281,11 +280,11 @@ def _patience(job: ClientJob, seconds: float) -> float:
 class JobLink(ABC):
     """All jobs of one client, and the way to the controller that knows the daemons they are on."""
 
-    def __init__(self, directory: Directory) -> None:
-        self.client = Client(directory.take)
+    def __init__(self, directory: Directory, client_prefix: str = "") -> None:
+        self.client = Client(directory.take, prefix=client_prefix)
         self.audit: AuditSink = NO_AUDIT
         """Of the controller, where that is in this process."""
-        self.actor = Actor("", "")
+        self.actor = ""
         """Who this client is there."""
         self.directory = directory
         self.closed = False

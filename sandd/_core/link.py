@@ -9,8 +9,6 @@ Clocks are monotonic and come in as arguments; only durations cross the wire.
 from __future__ import annotations
 
 import enum
-import hashlib
-import hmac
 import random
 import re
 from typing import TYPE_CHECKING, Final
@@ -22,7 +20,7 @@ from sandd._core._errors import RemoteProtocolError
 from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 DAEMON_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 """Ids go into file names, metric labels and command lines, so they stay plain."""
@@ -82,52 +80,6 @@ def check_labels(labels: Mapping[str, str]) -> str | None:
     return None
 
 
-def prove(token: bytes, challenge: wire.Challenge, identity: Identity, connection: int) -> bytes:
-    """A daemon's proof: over the nonce and all it claims."""
-    parts = [
-        b"sandd.2 daemon hello",
-        challenge.nonce,
-        challenge.controller_id.encode(),
-        identity.daemon_id.encode(),
-        identity.instance.encode(),
-        connection.to_bytes(8, "big"),
-        len(identity.ancestors).to_bytes(1, "big"),
-        *(ancestor.encode() for ancestor in identity.ancestors),
-    ]
-    for key in sorted(identity.labels):
-        parts += [key.encode(), identity.labels[key].encode()]
-    return _mac(token, parts)
-
-
-def prove_operator(
-    token: bytes, challenge: wire.Challenge, client: str, connection: int, name: str
-) -> bytes:
-    """An operator's proof: over the nonce and all it claims."""
-    return _mac(
-        token,
-        [
-            b"sandd.2 operator hello",
-            challenge.nonce,
-            challenge.controller_id.encode(),
-            client.encode(),
-            connection.to_bytes(8, "big"),
-            name.encode(),
-        ],
-    )
-
-
-def _mac(token: bytes, parts: Iterable[bytes]) -> bytes:
-    """HMAC-SHA256; the token itself never crosses the wire.
-
-    Every part is prefixed by its length, so that no two different claims give the same input.
-    """
-    mac = hmac.new(token, digestmod=hashlib.sha256)
-    for part in parts:
-        mac.update(len(part).to_bytes(4, "big"))
-        mac.update(part)
-    return mac.digest()
-
-
 # ---- handshake -----------------------------------------------------------------------------------
 
 
@@ -145,103 +97,29 @@ def read_challenge(challenge: wire.Control | wire.Unknown) -> tuple[wire.Challen
     return challenge, max(common)
 
 
-def answer_challenge(
-    said: wire.Control | wire.Unknown, identity: Identity, connection: int, token: bytes | None
-) -> wire.Hello:
-    """The daemon's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
-    challenge, version = read_challenge(said)
-    return wire.Hello(
-        version=version,
-        daemon_id=identity.daemon_id,
-        instance=identity.instance,
-        connection=connection,
-        hostname=identity.hostname,
-        platform=identity.platform,
-        arch=identity.arch,
-        daemon_version=identity.daemon_version,
-        labels=identity.labels,
-        proof=b"" if token is None else prove(token, challenge, identity, connection),
-        ancestors=identity.ancestors,
-    )
-
-
-def answer_as_operator(
-    said: wire.Control | wire.Unknown, client: str, connection: int, name: str, token: bytes | None
-) -> wire.OperatorHello:
-    """The operator's Hello; RemoteProtocolError if the controller didn't open with a usable Challenge."""
-    challenge, version = read_challenge(said)
-    proof = b"" if token is None else prove_operator(token, challenge, client, connection, name)
-    return wire.OperatorHello(version, client, connection, name, proof)
-
-
-def judge_operator(
-    hello: wire.Control | wire.Unknown, challenge: wire.Challenge, *, token: bytes | None
-) -> wire.Reject | None:
-    """The controller's answer to an operator's Hello; None: accept."""
-    if not isinstance(hello, wire.OperatorHello):
-        raise RemoteProtocolError(
-            f"the operator opened with {type(hello).__name__}, not with an OperatorHello"
-        )
+def check_hello(hello: wire.Hello) -> wire.Reject | None:
+    """The answer to a Hello that can't be used, whoever says it; None where nothing is wrong with it."""
     if hello.version not in wire.VERSIONS:
-        return wire.Reject(
-            RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}"
-        )
-    if not hello.client:
-        return wire.Reject(RejectCode.BAD_HELLO, "a client id is needed")
-    if token is None:
-        return wire.Reject(
-            RejectCode.UNAUTHENTICATED,
-            "this controller takes no operators, as it has no token for them: give it one "
-            "(open_controller(operator_token=...) or state_dir=..., sandd controller)",
-        )
-    expected = prove_operator(token, challenge, hello.client, hello.connection, hello.name)
-    if not hmac.compare_digest(hello.proof, expected):
-        return wire.Reject(
-            RejectCode.UNAUTHENTICATED,
-            "the operator's token is missing or wrong: it is the one in operator.token, in the controller's "
-            "state directory (connect_controller(token=...), --token-file)",
-        )
-    return None
-
-
-def judge_hello(
-    hello: wire.Control | wire.Unknown,
-    challenge: wire.Challenge,
-    *,
-    token: bytes | None,
-    trusted_peer: bool,
-) -> wire.Reject | None:
-    """The controller's answer to a Hello, as far as it needs no knowledge of other links; None: accept.
-
-    `trusted_peer`: the peer is on loopback, or `insecure` was asked for.
-    """
-    if not isinstance(hello, wire.Hello):
-        raise RemoteProtocolError(
-            f"the daemon opened with {type(hello).__name__}, not with a Hello"
-        )
-    if hello.version not in wire.VERSIONS:
-        return wire.Reject(
-            RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}"
-        )
+        return _bad_version()
     problem = check_daemon_id(hello.daemon_id) or check_labels(hello.labels)
     if problem is not None or not hello.instance:
         return wire.Reject(RejectCode.BAD_HELLO, problem or "an instance is needed")
-    if token is None:
-        if trusted_peer:
-            return None
-        return wire.Reject(
-            RejectCode.UNAUTHENTICATED,
-            "this controller has no token configured, so it takes daemons from loopback only: "
-            "give it a token (open_controller(token=...)) and the daemon the same one (--token-file), "
-            "or open it to everybody with insecure=True",
-        )
-    identity = Identity(hello.daemon_id, hello.instance, hello.labels, ancestors=hello.ancestors)
-    if not hmac.compare_digest(hello.proof, prove(token, challenge, identity, hello.connection)):
-        return wire.Reject(
-            RejectCode.UNAUTHENTICATED,
-            "the daemon's token is missing or wrong: see its option --token-file",
-        )
     return None
+
+
+def check_operator_hello(hello: wire.OperatorHello) -> wire.Reject | None:
+    """As `check_hello`, for an operator's."""
+    if hello.version not in wire.VERSIONS:
+        return _bad_version()
+    if not hello.client:
+        return wire.Reject(RejectCode.BAD_HELLO, "a client id is needed")
+    return None
+
+
+def _bad_version() -> wire.Reject:
+    return wire.Reject(
+        RejectCode.BAD_VERSION, f"this controller speaks versions {list(wire.VERSIONS)}"
+    )
 
 
 # ---- liveness ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import trio
 
 from sandd import wire
 from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.identity.rights import EVERYTHING
 from sandd._core.job_link import JobHandle, JobLink
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.client_job import ClientJob
     from sandd._core.directory import Directory
+    from sandd._core.identity.rights import Principal
     from sandd._core.router import Router
 
 
@@ -25,14 +27,14 @@ class LocalLink(JobLink):
         self,
         router: Router,
         directory: Directory,
+        principal: Principal = EVERYTHING,
         *,
-        tenant: str = "default",
         audit: AuditSink = NO_AUDIT,
     ) -> None:
         super().__init__(directory)
         self.audit = audit
         self._router = router
-        self._link = router.add_client(tenant=tenant, principal="local")
+        self._link = router.add_client(principal=principal)
         self.actor = self._link.actor
         self._flushing = False
 

@@ -10,7 +10,7 @@ from attrs import define, field
 from sandd import wire
 from sandd._core.audit.comings import OPERATOR, gone, let_in, turned_away
 from sandd._core.audit.sinks import NO_AUDIT
-from sandd._core.link import judge_operator
+from sandd._core.identity.gate import REFUSED_OPERATOR
 from sandd._core.logs import get_logger
 from sandd._core.pump import NEVER, Pump
 from sandd._core.rate_limits.credentials import FailedCredentials
@@ -19,7 +19,6 @@ from sandd._core.reception import (
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
-    new_controller_id,
     note_judgement,
     shake_hands,
     welcome_and_pump,
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.identity.gate import Gate
+    from sandd._core.identity.passes import Pass
+    from sandd._core.identity.rights import Principal
     from sandd._core.router import ClientLink, Router
     from sandd._core.transport import Connection
 
@@ -57,12 +59,11 @@ class OperatorDesk:
     router: Router
     settle: Callable[[], None]
     """Called when the router may hold something for others."""
-    token: bytes | None
+    gate: Gate
     heartbeat: float = 20.0
     dead_after: float = 45.0
     may_answer: Callable[[], bool] = lambda: True
     """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
-    controller_id: str = field(factory=new_controller_id)
     audit: AuditSink = NO_AUDIT
     failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
@@ -71,17 +72,14 @@ class OperatorDesk:
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.controller_id, self._greet, self.audit)
+        await shake_hands(connection, self.gate.controller_id, self._greet, self.audit)
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
+        with self.gate.passes.issued() as given:
+            reject = await self._let_in(connection, greeting, given)
         hello = greeting.hello
-        reject = judge_operator(hello, greeting.challenge, token=self.token)
-        assert isinstance(hello, wire.OperatorHello)  # judge_operator refuses anything else
-        note_judgement(connection, reject, self.failures)
-        reject = reject or self._admit(hello)
-        if reject is None:
-            await self._pump(connection, hello)
-            return None
+        if reject is None or not isinstance(hello, wire.OperatorHello):
+            return reject
         log.warning(
             "operator_rejected",
             operator=hello.name,
@@ -92,6 +90,28 @@ class OperatorDesk:
         self.audit.note(
             turned_away(OPERATOR, connection.remote, reject, actor=hello.name), from_stranger=True
         )
+        return reject
+
+    async def _let_in(
+        self, connection: Connection, greeting: Greeting, given: Pass
+    ) -> wire.Reject | None:
+        """Serve the operator to the link's end, if it is to have one; else the answer."""
+        hello = greeting.hello
+        reject = await self.gate.admit_operator(
+            given,
+            greeting,
+            channel_binding=connection.channel_binding,
+            certificate=connection.peer_identity,
+        )
+        note_judgement(connection, reject, self.failures)
+        if reject is not None:
+            return reject
+        assert isinstance(hello, wire.OperatorHello)  # the gate lets nothing else in
+        assert given.principal is not None
+        # Nothing is waited for until the link is live, and its pass can close it.
+        reject = REFUSED_OPERATOR if given.is_withdrawn else self._admit(hello)
+        if reject is None:
+            await self._pump(connection, hello, given, given.principal)
         return reject
 
     def _admit(self, hello: wire.OperatorHello) -> wire.Reject | None:
@@ -113,12 +133,16 @@ class OperatorDesk:
             self._remove(hello.client, known)
         return None
 
-    async def _pump(self, connection: Connection, hello: wire.OperatorHello) -> None:
+    async def _pump(
+        self,
+        connection: Connection,
+        hello: wire.OperatorHello,
+        given: Pass,
+        principal: Principal,
+    ) -> None:
         connection.allow_messages(wire.MAX_MESSAGE_BYTES)
         link = self.router.add_client(
-            principal=f"operator:{hello.name}"[: wire.MAX_ID_LENGTH],
-            client=hello.client,
-            now=trio.current_time(),
+            principal=principal, client=hello.client, now=trio.current_time()
         )
         pump = Pump(
             connection,
@@ -131,9 +155,16 @@ class OperatorDesk:
             may_answer=self.may_answer,
         )
         link.carrier = pump
+        given.close = pump.close
         operator = self.operators[hello.client] = Operator(hello.connection, link, pump)
-        log.info("operator_connected", operator=hello.name, remote=connection.remote)
-        who = {"tenant": link.tenant, "actor": link.principal}
+        log.info(
+            "operator_connected",
+            operator=hello.name,
+            principal=principal.name,
+            tenant=principal.tenant,
+            remote=connection.remote,
+        )
+        who = {"tenant": principal.tenant, "actor": principal.name}
         self.audit.note(let_in(OPERATOR, connection.remote, **who))
         try:
             welcome = wire.Welcome(hello.version, self.heartbeat, self.dead_after)

@@ -14,6 +14,7 @@ from sandd._core.audit.comings import misbehaved
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.logs import get_logger
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
+from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,11 +43,6 @@ class Greeting:
     hello: wire.Control | wire.Unknown
 
 
-def new_controller_id() -> str:
-    """A name for one start of a controller."""
-    return secrets.token_hex(8)
-
-
 async def shake_hands(
     connection: Connection,
     controller_id: str,
@@ -61,7 +57,9 @@ async def shake_hands(
     challenged_at = trio.current_time()
     try:
         hello = await _hear_hello(connection, challenge)
-        reject = await greet(connection, Greeting(challenge, challenged_at, hello))
+        reject = _judge_place(connection.path, hello)
+        if reject is None:
+            reject = await greet(connection, Greeting(challenge, challenged_at, hello))
         if reject is None:
             return
         with trio.move_on_after(HANDSHAKE_SECONDS):
@@ -70,7 +68,8 @@ async def shake_hands(
     except RemoteProtocolError as error:
         log.warning("connection_refused", remote=connection.remote, reason=str(error))
         audit.note(misbehaved(connection.remote, str(error)), from_stranger=True)
-        await connection.aclose(1002, str(error)[:100])
+        # Whatever it was: nothing is heard of somebody who has not said who it is.
+        await connection.aclose(1008, str(error)[:100])
     except ConnectionLost as error:
         log.info("connection_lost", remote=connection.remote, reason=str(error))
 
@@ -87,6 +86,17 @@ def note_judgement(
         barred = failures.failed(connection.host, connection.path, now)
         if barred:
             log.warning("address_barred", remote=connection.remote, seconds=barred)
+
+
+def _judge_place(path: str, hello: wire.Control | wire.Unknown) -> wire.Reject | None:
+    """Who has dialled where others are taken is told where it belongs."""
+    if isinstance(hello, wire.Hello) and path == wire.OPERATOR_PATH:
+        where = f"daemons dial in at {wire.DAEMON_PATH}, and {path} is for operators"
+    elif isinstance(hello, wire.OperatorHello) and path == wire.DAEMON_PATH:
+        where = f"operators dial in at {wire.OPERATOR_PATH}, and {path} is for daemons"
+    else:
+        return None
+    return wire.Reject(RejectCode.BAD_HELLO, where)
 
 
 async def _hear_hello(

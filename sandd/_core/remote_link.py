@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from sandd._core.identity.introductions import answer_as_operator
+from sandd._core.identity.tokens import Token, client_prefix
 from sandd._core.job_link import JobHandle, JobLink
-from sandd._core.link import answer_as_operator
 from sandd._core.pump import Pump
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sandd._core._errors import RemoteProtocolError
     from sandd._core.client_job import ClientJob
     from sandd._core.directory import Directory
+    from sandd._core.identity.proofs import Credential
     from sandd._core.transport import Connection
 
 LOOK_SECONDS: Final = 60.0
@@ -24,9 +26,10 @@ LOOK_SECONDS: Final = 60.0
 class RemoteLink(JobLink):
     """What a remote client's dialer calls for: see `Caller`. A cut costs its jobs their channels, and nothing else."""
 
-    def __init__(self, directory: Directory, *, token: bytes | None, name: str) -> None:
-        super().__init__(directory)
-        self._token = token
+    def __init__(self, directory: Directory, *, credential: Credential | None, name: str) -> None:
+        prefix = client_prefix(credential.key_id) if isinstance(credential, Token) else ""
+        super().__init__(directory, prefix)
+        self._credential = credential
         self._name = name
         self._pump: Pump | None = None
         self._changed: set[JobHandle] = set()
@@ -37,9 +40,20 @@ class RemoteLink(JobLink):
 
     # -- for the dialer
 
-    def introduce(self, said: wire.Control | wire.Unknown, connection: int) -> wire.Control:
+    def introduce(
+        self, said: wire.Control | wire.Unknown, connection: int, channel_binding: bytes
+    ) -> wire.Control:
         """The OperatorHello."""
-        return answer_as_operator(said, self.client.id, connection, self._name, self._token)
+        return answer_as_operator(
+            *(said, self.client.id, connection, self._name, self._credential, channel_binding)
+        )
+
+    def has_another_credential(self) -> bool:
+        """Never."""
+        return False
+
+    async def welcomed(self, welcome: wire.Welcome) -> None:
+        """Nothing in it is to be kept."""
 
     def begin(self, connection: Connection, welcome: wire.Welcome) -> Pump:
         """There is a link; jobs attach as soon as it has told which daemons are online."""

@@ -8,6 +8,10 @@ Nothing is queued for a daemon that isn't live: the client gets `Away` and attac
 The one thing kept for it is an `End`: the owner left, so the job must not outlive that. What a daemon had sent before
 it left for good still reaches its clients; only behind that do they hear that it has left.
 
+Daemons are known by their full names, and each belongs to one tenant; so do its jobs, whoever starts them. A client
+says and hears of them as its principal has it (`identity.rights`), and of those it may not see nothing at all: they
+are answered for as those that were never there.
+
 A client in this process takes all there is at once, and keeps what it sends. Of one in another process neither is sure:
 what may come to wait for it, or because of it, is bounded by lowering the credit that passes (`credit`), and what needs
 no credit by the room there is for each sender (`backlog`).
@@ -22,10 +26,11 @@ from attrs import define, evolve, field
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.audit.sinks import NO_AUDIT
-from sandd._core.audit.trail import Actor, JobTrail
+from sandd._core.audit.trail import JobTrail
 from sandd._core.backlog import Backlog, Share
 from sandd._core.credit import CreditPool, Flow
 from sandd._core.held_requests import HeldRequests, job_key
+from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
 from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
 from sandd._core.scheduler import Scheduler, control_size
@@ -107,8 +112,7 @@ class RouterLink:
 class ClientLink(RouterLink):
     """A link to a client; everything it asks for is asked in this name."""
 
-    tenant: str = "default"
-    principal: str = ""
+    principal: Principal = EVERYTHING
     client: str = ""
     """Of one in another process: the only client that it may be; see `Attach`."""
     partings: dict[str, Parting] = field(factory=dict)
@@ -118,9 +122,9 @@ class ClientLink(RouterLink):
     held_bytes: int = 0
 
     @property
-    def actor(self) -> Actor:
+    def actor(self) -> str:
         """Who it is, for the audit log."""
-        return Actor(self.tenant, self.principal)
+        return self.principal.name
 
     @property
     def is_metered(self) -> bool:
@@ -130,7 +134,7 @@ class ClientLink(RouterLink):
     @property
     def sender(self) -> Hashable:
         """Whose the room is that it takes at daemons: with another connection it has no more of it."""
-        return self.tenant, self.principal
+        return self.principal
 
 
 @define(eq=False)
@@ -138,9 +142,15 @@ class DaemonLink(RouterLink):
     """A link to a live daemon."""
 
     daemon_id: str = ""
+    """Its full name."""
     instance: str = ""
     ends: KeptEnds = field(factory=lambda: KeptEnds(MAX_ENDS_UNDER_WAY))
     """The latest Ends sent on it: should it break, they may not have arrived."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is, and all its jobs."""
+        return split_name(self.daemon_id)[0]
 
 
 @define(eq=False)
@@ -163,6 +173,7 @@ class Route:
     to_daemon: RelayQueue
     flows: dict[wire.Stream, Flow]
     """Of its streams, where it is metered; else none."""
+    role: wire.Role
     to_client_share: Share
     to_daemon_share: Share
     """The room that the daemon has at the client, and the client at the daemon."""
@@ -184,7 +195,7 @@ class Router:
         policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
     ) -> None:
         self._authorise = authorise
-        """Asked of each Attach that would be passed on; a refusal goes back in its stead."""
+        """Asked of each Attach that would be passed on, by the daemon's full name; a refusal goes back in its stead."""
         self._audit = audit
         self._trail = JobTrail(audit, policies_of)
         self._held = HeldRequests(audit, self._trail, self)
@@ -201,14 +212,14 @@ class Router:
     # -- links come and go
 
     def add_client(
-        self, *, tenant: str = "default", principal: str = "", client: str = "", now: float = 0.0
+        self, *, principal: Principal = EVERYTHING, client: str = "", now: float = 0.0
     ) -> ClientLink:
-        """A client is connected; it is told of every daemon."""
-        link = ClientLink(self.dirty, tenant=tenant, principal=principal, client=client)
+        """A client is connected; it is told of every daemon that it may see."""
+        link = ClientLink(self.dirty, principal=principal, client=client)
         self.clients[link] = None
         for status in self._status.values():
             since = self._since.get(status.daemon_id, now)
-            link.control(0, evolve(status, connected_for=max(0.0, now - since)))
+            _tell_news(link, evolve(status, connected_for=max(0.0, now - since)))
         link.control(0, wire.DaemonsTold())
         return link
 
@@ -289,7 +300,7 @@ class Router:
         if not parting.routes:
             del client.partings[daemon_id]
             if parting.news is not None:
-                client.control(0, parting.news)
+                _tell_news(client, parting.news)
 
     def daemon_gone(self, daemon_id: str) -> None:
         """An absent daemon is given up for good."""
@@ -305,13 +316,13 @@ class Router:
         self._status[status.daemon_id] = status
         self._publish(status)
 
-    def _publish(self, news: wire.News) -> None:
+    def _publish(self, news: wire.DaemonStatus | wire.DaemonCloned) -> None:
         for client in self.clients:
             parting = None
             if client.partings and isinstance(news, wire.DaemonStatus):
                 parting = client.partings.get(news.daemon_id)
             if parting is None:
-                client.control(0, news)
+                _tell_news(client, news)
             else:
                 assert isinstance(news, wire.DaemonStatus)
                 parting.news = news
@@ -355,6 +366,8 @@ class Router:
                 data = wire.decode_data(frame)
                 if data.stream not in wire.TO_DAEMON or data.gap_end is not None:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
+                if route.role is wire.Role.VIEWER:
+                    raise RemoteProtocolError(f"{data.stream.name} on a channel that only looks on")
                 self._forward(route, route.daemon, route.to_daemon, frame, data)
             return
         message = wire.decode_control(frame)
@@ -362,16 +375,13 @@ class Router:
             case wire.Attach():
                 self._attach(link, frame.channel, message)
             case wire.End():
-                if self._held.keeps_end(link, frame, message):
+                named = self.meant(link, message)
+                if named is not None and self._held.keeps_end(link, frame, named):
                     return
                 route = self._route(link, frame) if frame.channel else None
-                number = 0
-                if route is not None:
-                    number = route.to_daemon.number
-                    self._leave(route)
-                else:
+                if route is None:
                     self._let_go(link, frame.channel)
-                self.end_job(link, message, number)
+                self._end(link, message, route)
             case wire.Window() | wire.Flush():
                 route = self._route(link, frame)
                 if route is not None:
@@ -470,17 +480,35 @@ class Router:
         streams = [cursor.stream for cursor in message.cursors]
         if len({*streams} & wire.TO_CLIENT) < len(streams):
             raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
-        is_for_somebody = (
-            message.daemon_id in self.daemons and message.daemon_id not in link.partings
-        )
-        refused = self._authorise(link, message) if is_for_somebody else None
-        if refused is not None:
-            self.turn_down(link, number, message, refused)
-        elif not is_for_somebody or self._held.admits(link, number, message):
+        name = link.principal.full_name(message.daemon_id)
+        if name is None or name not in self._status:
+            self._turn_down_unseen(link, number, message)
+            return
+        if name != message.daemon_id:
+            message = evolve(message, daemon_id=name)  # from here on by its full name
+        refusal = link.principal.refusal(message, link.client or message.client)
+        if refusal is not None:
+            self.turn_down(link, number, message, refusal)
+        elif name not in self.daemons or name in link.partings:
+            link.control(number, wire.Away())
+        elif link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
+            text = f"a client may have {MAX_ROUTES} jobs open at a time"
+            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, text))
+        elif (refusal := self._authorise(link, message)) is not None:
+            self.turn_down(link, number, message, refusal)
+        elif self._held.admits(link, number, message):
             self.open_channel(link, number, message)
 
+    def _turn_down_unseen(self, link: ClientLink, number: int, message: wire.Attach) -> None:
+        """A daemon that isn't there, or not for this client: it can't tell which."""
+        refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
+        link.control(number, refused)
+        if self._audit.is_on:  # as what the client said: of another tenant there is nothing to say
+            key = (message.daemon_id, link.principal.tenant, message.job_id)
+            self._trail.refused(key, link.actor, refused)
+
     def open_channel(self, link: ClientLink, number: int, message: wire.Attach) -> None:
-        """Pass on an Attach that may be."""
+        """Pass on an Attach that may be, and that means the daemon by its full name."""
         daemon = self.daemons.get(message.daemon_id)
         if daemon is None or message.daemon_id in link.partings:
             if message.daemon_id in self._status:
@@ -489,14 +517,10 @@ class Router:
                 refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
                 self.turn_down(link, number, message, refused)
             return
-        if link.is_metered and len(link.routes) + len(link.held) >= MAX_ROUTES:
-            text = f"a client may have {MAX_ROUTES} jobs open at a time"
-            self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, text))
-            return
-        route = self._new_route(link, number, daemon)
+        route = self._new_route(link, number, daemon, message.role)
         try:
             stamped = wire.encode_control(
-                daemon.last_channel + 1, _stamp(_metered_attach(message, route), link)
+                daemon.last_channel + 1, _stamp(_metered_attach(message, route), link, daemon)
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)
@@ -508,10 +532,10 @@ class Router:
             self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
             return
         if self._audit.is_on:
-            route.job = self._trail.get(job_key(link, message))
+            route.job = self._trail.get(job_key(message))
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
-            daemon.ends.drop(link.tenant, message.job_id)
+            daemon.ends.drop(daemon.tenant, message.job_id)
         daemon.last_channel += 1
         link.routes[number] = route
         daemon.routes[daemon.last_channel] = route
@@ -523,13 +547,15 @@ class Router:
         """Tell the client that its Attach is not passed on, and why."""
         link.control(number, refused)
         if self._audit.is_on:
-            self._trail.refused(job_key(link, message), link.actor, refused)
+            self._trail.refused(job_key(message), link.actor, refused)
 
-    def _new_route(self, link: ClientLink, number: int, daemon: DaemonLink) -> Route:
+    def _new_route(
+        self, link: ClientLink, number: int, daemon: DaemonLink, role: wire.Role
+    ) -> Route:
         far = daemon.last_channel + 1
         shares = link.backlog.share(daemon.daemon_id), daemon.backlog.share(link.sender)
         if not link.is_metered:
-            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {}, *shares)
+            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {}, role, *shares)
         flows: dict[wire.Stream, Flow] = {}
         route = Route(
             link,
@@ -537,6 +563,7 @@ class Router:
             daemon,
             MeteredQueue(far, daemon, flows, shares[1]),
             flows,
+            role,
             *shares,
         )
         for stream in wire.Stream:
@@ -554,13 +581,34 @@ class Router:
         queue.put_window(flow.update())
         link.activate(queue)
 
+    def _end(self, link: ClientLink, message: wire.End, route: Route | None) -> None:
+        number = 0
+        if route is not None:
+            named = self.meant(link, message)
+            if named is not None and named.daemon_id == route.daemon.daemon_id:
+                number = route.to_daemon.number
+                self._leave(route)
+            else:  # all that it closes is the channel
+                self._detach(route, wire.Detach())
+        self.end_job(link, message, number)
+
+    def meant(self, link: ClientLink, message: wire.End) -> wire.End | None:
+        """The End by the full name of its daemon, in its tenant's name; None: it is not for the client to say."""
+        client = link.client or message.client
+        name = link.principal.full_name(message.daemon_id)
+        if name is None or not link.principal.may_end(message.job_id, client):
+            return None
+        return evolve(message, daemon_id=name, client=client, tenant=split_name(name)[0])
+
     def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
         """Pass on an End, on that channel of the daemon's; or keep it until the daemon is back."""
-        client = link.client or message.client
-        stamped = evolve(message, client=client, tenant=link.tenant)
-        if self._audit.is_on and message.left is None:
-            self._trail.stopped((message.daemon_id, link.tenant, message.job_id), link.actor)
-        daemon = self.daemons.get(message.daemon_id)
+        stamped = self.meant(link, message)
+        if stamped is None:
+            return  # nobody waits for an answer to it
+        if self._audit.is_on and stamped.left is None:
+            key = (stamped.daemon_id, stamped.tenant, stamped.job_id)
+            self._trail.stopped(key, link.actor)
+        daemon = self.daemons.get(stamped.daemon_id)
         if daemon is None:  # away, or not back yet since this controller was started
             self._ends.keep(stamped, link.sender)
             return
@@ -668,10 +716,17 @@ def _metered_attached(message: wire.Attached, route: Route) -> wire.Attached:
     return evolve(message, streams=tuple(states))
 
 
-def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
+def _tell_news(link: ClientLink, news: wire.DaemonStatus | wire.DaemonCloned) -> None:
+    """What became of a daemon, to a client that may see it, by the name that it knows."""
+    shown = link.principal.shown(news.daemon_id)
+    if shown is not None:
+        link.control(0, news if shown == news.daemon_id else evolve(news, daemon_id=shown))
+
+
+def _stamp(message: wire.Attach, link: ClientLink, daemon: DaemonLink) -> wire.Attach:
     """The Attach in the name the link was authenticated for, whatever the client put there."""
     return wire.Attach(
-        daemon_id=message.daemon_id,
+        daemon_id=daemon.daemon_id,
         job_id=message.job_id,
         client=link.client or message.client,
         cursors=message.cursors,
@@ -682,7 +737,7 @@ def _stamp(message: wire.Attach, link: ClientLink) -> wire.Attach:
         generation=message.generation,
         settled=message.settled,
         attempt=message.attempt,
-        tenant=link.tenant,
-        principal=link.principal,
+        tenant=daemon.tenant,
+        principal=link.principal.name,
         output_credit=message.output_credit,
     )

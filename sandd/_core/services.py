@@ -13,10 +13,10 @@ from sandd._core._errors import (
     ControllerUnreachable,
 )
 from sandd._core.acceptor import Acceptor
-from sandd._core.audit.changes import certificates_in_force
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
+from sandd._core.identity.rights import split_name
 from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.controller_state import EndFile
+    from sandd._core.identity.gate import Gate
+    from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
@@ -172,9 +174,7 @@ class LocalService(Service):
         *,
         host: str,
         port: int,
-        token: bytes | None,
-        operator_token: bytes | None,
-        insecure: bool,
+        gate: Gate,
         heartbeat: float,
         dead_after: float,
         admission: Admission,
@@ -186,12 +186,9 @@ class LocalService(Service):
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
+        self.gate = gate
         self.certificates = certificates
         """What it serves by; None: no TLS."""
-        if certificates is not None:
-            certificates.audit = audit
-            served = certificates.current.channel_binding
-            audit.note(certificates_in_force(certificates.certificates.pin, served))
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
         )
@@ -212,8 +209,7 @@ class LocalService(Service):
             router=self.router,
             registry=self.registry,
             settle=settle,
-            token=token,
-            insecure=insecure,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
             audit=audit,
@@ -222,11 +218,10 @@ class LocalService(Service):
         self.desk = OperatorDesk(
             router=self.router,
             settle=settle,
-            token=operator_token,
+            gate=gate,
             heartbeat=heartbeat,
             dead_after=dead_after,
             may_answer=lambda: not self._has_unwritten_ends,
-            controller_id=self.acceptor.controller_id,
             audit=audit,
             failures=self._failures,
         )
@@ -295,7 +290,10 @@ class LocalService(Service):
             self._listening = addresses[0]
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
+            nursery.start_soon(self.gate.watch)
             if self.certificates is not None:
+                self.certificates.note = self.link.audit.note
+                self.link.audit.note(self.certificates.record())
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
             opened.started()
@@ -336,10 +334,11 @@ class LocalService(Service):
         return self._failures.barred_for(host, path, trio.current_time())
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
-        return self.policies.judge(link.tenant, attach) or self._job_starts.judge(
+        tenant, _ = split_name(attach.daemon_id)
+        return self.policies.judge(tenant, attach) or self._job_starts.judge(
             attach,
-            operator=f"{link.tenant}/{link.principal}",
-            tenant=link.tenant,
+            operator=f"{link.principal.tenant}/{link.principal.name}",
+            tenant=tenant,
             is_agent=not link.client,
             now=trio.current_time(),
         )
@@ -369,6 +368,11 @@ class LocalService(Service):
             await self._write_ends(self._ends)
 
 
+MOST_WAIT_SECONDS: Final = 2.0
+"""Of operators, before they dial again: people and scripts wait for them, and they are few. A thousand of them are
+five hundred dials in a second while nobody answers; once somebody does, no more than it lets in."""
+
+
 class RemoteService(Service):
     """A connection to a controller in another process, made again whenever it breaks."""
 
@@ -377,7 +381,7 @@ class RemoteService(Service):
         url: str,
         *,
         daemon_url: str,
-        token: bytes | None,
+        credential: Credential | None,
         name: str,
         connect_timeout: float,
         trust: Trust | None = None,
@@ -386,8 +390,8 @@ class RemoteService(Service):
         self._url, self._daemon_url = url, daemon_url
         self._connect_timeout = connect_timeout
         self.directory = Directory()
-        self.link = self._remote = RemoteLink(self.directory, token=token, name=name)
-        self._dialer = Dialer(url, self._remote, Backoff(), trust)
+        self.link = self._remote = RemoteLink(self.directory, credential=credential, name=name)
+        self._dialer = Dialer(url, self._remote, Backoff(maximum=MOST_WAIT_SECONDS), trust)
 
     @property
     def address(self) -> str:
@@ -418,9 +422,12 @@ class RemoteService(Service):
             with trio.move_on_after(self._connect_timeout) as patience:
                 await self.directory.told.wait()
             if patience.cancelled_caught:
+                url = shown_url(self._url)
+                # Nobody has said the path: it is what is behind any URL of a controller.
+                why = self._dialer.failure.removeprefix(f"could not connect to {url}: ")
                 raise ControllerUnreachable(
-                    f"no controller could be reached at {shown_url(self._url)} within "
-                    f"{self._connect_timeout:g} s: {self._dialer.failure or 'it does not answer'}"
+                    f"no controller could be reached at {url.removesuffix(wire.OPERATOR_PATH)} within "
+                    f"{self._connect_timeout:g} s: {why or 'it does not answer'}"
                 )
             opened.started()
 

@@ -12,6 +12,7 @@ from sandd import wire
 from sandd._core._errors import RequestRefused
 from sandd._core.audit.records import Record, RecordType
 from sandd._core.held_job import HeldJob, attached, part_or_end, started
+from sandd._core.identity.rights import split_name
 from sandd._core.interrupts import protected_context
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.recorder import open_recorder
@@ -182,13 +183,13 @@ async def hold_session(
 
 def describe_recording(recorder: Recorder, handle: JobHandle) -> Record:
     """What the audit log has of a recording that is complete: where it is, and what it has to be."""
-    failure, actor = recorder.failure, handle.link.actor
+    failure = recorder.failure
     return Record(
         type=RecordType.RECORDING,
         outcome="complete" if failure is None else "incomplete",
         reason=None if failure is None else str(failure),
-        tenant=actor.tenant,
-        actor=actor.principal,
+        tenant=split_name(handle.job.daemon_id)[0],
+        actor=handle.link.actor,
         daemon=handle.job.daemon_id,
         job=handle.job.id,
         kind="session",

@@ -28,7 +28,8 @@ PARSED_IDS: Final = 256
 JobKey = tuple[str, str]
 """(tenant, job id)."""
 
-_GENERATED: Final = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})")
+_GENERATED: Final = re.compile(r"([0-9a-f]{16}|[0-9a-f]{24})\.([0-9]{1,18})")
+"""The longer names are those of clients that came with a token; see `identity.tokens.client_prefix`."""
 
 
 def generate(client: str, sequence: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from sandd._core.tls.files import DIRECTORY, AuthorityFiles
 from sandd._core.tls.rotation import SETTLE_SECONDS, Phase, Rotation, TooEarly
 from sandd.certificates.options import STATE_DIR_VARIABLE
 from sandd.command_line.stopping import Failure, fail
+from sandd.command_line.writing import write_text
 from sandd.controller import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -166,4 +166,4 @@ def _told(act: Callable[[], None]) -> int:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    write_text("stdout", f"{line}\n")

@@ -56,7 +56,11 @@ def add_ca_command(commands: Commands) -> None:
         description="Make a certificate, with its key, for one who dials in: --client-cert.",
     )
     issue.add_argument("kind", choices=["daemon", "operator"], help="whose it is")
-    issue.add_argument("name", metavar="NAME", help="the daemon's uid, or the operator's name")
+    issue.add_argument(
+        "name",
+        metavar="NAME",
+        help="the daemon's name or uid (sandd daemons list --json), or the operator's name",
+    )
     issue.add_argument(
         "--out", metavar="FILE", required=True, help="where to put it; readable by you alone"
     )

@@ -57,14 +57,16 @@ class JobName:
         meant = [each for each in begins if each[1].job_id == self.job_id] or begins
         if len(meant) == 1:
             return meant[0]
-        where = self.daemon_id or ", ".join(jobs) or "any daemon"
+        where = self.daemon_id or ", ".join(sorted(jobs)) or "any daemon"
         if meant:
             raise NoSuchJob(f"{self.job_id!r} may be any of these on {where}:\n{describe(meant)}")
         if everything:
             raise NoSuchJob(
                 f"there is no {noun} {self.job_id!r} on {where}; these there are:\n{describe(everything)}"
             )
-        raise NoSuchJob(f"there is no {noun} {self.job_id!r} on {where}, and no other one")
+        raise NoSuchJob(
+            f"there is no {noun} {self.job_id!r} on {where}, and no other {noun} there either"
+        )
 
 
 def describe(jobs: Iterable[tuple[str, JobInfo]]) -> str:

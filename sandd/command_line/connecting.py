@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 from urllib.parse import urlsplit
 
 import trio
+from attrs import field, frozen
 
 from sandd._core._errors import (
     AuthenticationFailed,
@@ -17,7 +19,7 @@ from sandd._core._errors import (
 )
 from sandd._core.controller_state import TOKEN_FILE, default_state_dir
 from sandd._core.interrupts import protected_context
-from sandd._core.program_options import read_boolean
+from sandd._core.program_options import read_boolean, read_token
 from sandd._core.tls.files import DIRECTORY, PUBLIC_FILE
 from sandd._core.tls.plain import is_loopback
 from sandd.command_line.options import (
@@ -30,19 +32,17 @@ from sandd.command_line.options import (
     INSECURE_VARIABLE,
     TOKEN_FILE_VARIABLE,
 )
-from sandd.command_line.stopping import Failure
+from sandd.command_line.stopping import Failure, Misuse
 from sandd.controller import DEFAULT_PORT, connect_controller
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from sandd.controller import Controller
 
 CONNECT_SECONDS: Final = 5.0
 """For a controller that is being restarted, or is far away; a person waits as long where there is none."""
-_WHERE: Final = f"; is it running, and is it where --controller or ${CONTROLLER_VARIABLE} says?"
 
 
 @protected_context
@@ -55,45 +55,74 @@ async def open_connection(options: argparse.Namespace) -> AsyncIterator[Controll
         Failure: it can't be reached, or doesn't let us in; says why, and what to do.
     """
     url = options.controller or os.environ.get(CONTROLLER_VARIABLE) or default_controller()
-    token = await _token(options, url)
+    token = await _find_token(options, url)
     trust = _trust(options, url)
     async with AsyncExitStack() as stack:
         try:
             controller = await stack.enter_async_context(
-                connect_controller(url, token=token, connect_timeout=CONNECT_SECONDS, **trust)
+                connect_controller(
+                    url, token=token.secret, connect_timeout=CONNECT_SECONDS, **trust
+                )
             )
         except AuthenticationFailed as error:
-            raise Failure(f"the controller at {url} refused us: {error}{_advice(token)}") from error
+            raise Failure(f"the controller at {url} refused us: {error}; {token.origin}") from error
         except ControllerUnreachable as error:
-            raise Failure(f"{error}{_WHERE}") from error
+            raise Failure(f"{error}; {_advice(options)}") from error
+        except ConfigurationError as error:
+            source = "--controller" if options.controller else f"${CONTROLLER_VARIABLE}"
+            where = f"{source}: " if repr(url) in str(error) else ""
+            raise Misuse(f"{where}{error}") from error
         except SanddError as error:
             raise Failure(f"the controller at {url}: {error}") from error
         yield controller
 
 
-def _advice(token: bytes | None) -> str:
-    if token is not None:
-        return ""
-    return f"; the token is what --token-file or ${TOKEN_FILE_VARIABLE} names"
+def _advice(options: argparse.Namespace) -> str:
+    """What somebody can do who has no controller."""
+    local = ", and --local needs none" if hasattr(options, "local") else ""
+    return (
+        f"'sandd controller' starts one on this machine, --controller or ${CONTROLLER_VARIABLE} says where "
+        f"another one is{local}"
+    )
 
 
-async def _token(options: argparse.Namespace, url: str) -> bytes | None:
-    """The secret for operators; None where nobody has told us one."""
+@frozen
+class _Token:
+    """The secret for operators."""
+
+    secret: bytes | None = field(repr=False)
+    """None where nobody has told us one."""
+    origin: str
+    """Where it is from, or where it was looked for, for whoever is refused with it."""
+
+
+async def _find_token(options: argparse.Namespace, url: str) -> _Token:
+    sources = f"--token-file or ${TOKEN_FILE_VARIABLE}"
     given = options.token_file or os.environ.get(TOKEN_FILE_VARIABLE)
     if given:
-        try:
-            return await trio.Path(given).read_bytes()
-        except OSError as error:
-            source = "--token-file" if options.token_file else f"${TOKEN_FILE_VARIABLE}"
-            raise Failure(f"{source} {given}: {error.strerror}") from error
+        source = "--token-file" if options.token_file else f"${TOKEN_FILE_VARIABLE}"
+        secret = await _read(Path(given), f"{source}: ")
+        return _Token(secret, f"the token was that of {source} {given}")
     path = own_token_file(url)
     if path is None:
-        return None
+        return _Token(None, f"there was no token: {sources} names a file with it")
     try:
-        return await trio.Path(path).read_bytes()
+        if await trio.Path(path).exists():
+            secret = await _read(path)
+            return _Token(secret, f"the token was that in {path}; {sources} names another")
     except OSError:
-        # Perhaps no controller of this user runs there, or it has its state elsewhere. Who is there tells.
-        return None
+        pass  # it is in a directory of somebody else's
+    # Perhaps no controller of this user runs there, or it has its state elsewhere. Who is there tells.
+    return _Token(
+        None, f"there was no token: {sources} names a file with it, and there is no {path}"
+    )
+
+
+async def _read(path: Path, source: str = "") -> bytes:
+    try:
+        return await trio.to_thread.run_sync(read_token, path)
+    except ConfigurationError as error:
+        raise Failure(f"{source}{error}") from error
 
 
 def default_controller() -> str:

@@ -6,9 +6,11 @@ As docker(1), env(1) and timeout(1) have them, so that scripts which know those 
 from __future__ import annotations
 
 import errno
+import signal
 from typing import TYPE_CHECKING, Final
 
-from sandd._core._errors import CommandTimeout, SpawnFailed
+from sandd._core._errors import CommandTimeout, SanddError, SpawnFailed
+from sandd.command_line.writing import ReaderGone
 from sandd.wire import Outcome
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     from sandd._core.results import CommandResult, ExitStatus
 
+MISUSED: Final = 2
+"""The command line means nothing: nothing was tried. As argparse has it."""
 TIMED_OUT: Final = 124
 """The command ran out of time, and was killed."""
 OUR_FAILURE: Final = 125
@@ -24,6 +28,7 @@ NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 _SIGNALLED: Final = 128
 """And the number of the signal, as shells have it."""
+_SIGPIPE: Final = getattr(signal, "SIGPIPE", 13)
 
 DESCRIPTION: Final = f"""\
 exit code:
@@ -54,8 +59,12 @@ def code_of_signal(number: int) -> int:
 
 def code_of_error(error: BaseException) -> int:
     """Of a command that has not ended as commands do: it was never started, or there is no telling."""
+    if isinstance(error, ReaderGone):
+        return code_of_signal(_SIGPIPE)
     if isinstance(error, CommandTimeout):
         return TIMED_OUT
     if isinstance(error, SpawnFailed):
         return _SPAWN_CODES.get(error.errno or 0, OUR_FAILURE)
+    if isinstance(error, ValueError) and not isinstance(error, SanddError):
+        return MISUSED  # of an argument that makes no sense; nothing ran
     return OUR_FAILURE

@@ -9,6 +9,7 @@ import trio
 from sandd._core._errors import SanddError
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.choosing import NoSuchJob
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import find_daemon
 from sandd.command_line.stopping import Failure
 from sandd.wire import DaemonState
@@ -25,20 +26,20 @@ ASK_SECONDS: Final = 5.0
 
 
 async def find_job(
-    controller: Controller, name: JobName, *, wait: float = 0.0, sessions: bool = False
+    controller: Controller, name: JobName, *, wait: float | None = None, sessions: bool = False
 ) -> tuple[Daemon, JobInfo]:
     """The one job that is meant, and its daemon; with `sessions` it has to be one.
 
-    A daemon that is named is waited for while it is away, and for `wait` seconds if it is unknown. Else all that
-    are online are asked.
+    A daemon that is named is waited for, as ``--wait`` says it. Else all that are online are asked.
 
     Raises:
         NoSuchJob: there is none, or several are meant; says which there are.
-        Failure: there is no such daemon.
+        Failure: there is no such daemon, or it was away for too long.
     """
     if name.daemon_id is not None:
         daemon = await find_daemon(controller, name.daemon_id, wait=wait)
-        daemons, jobs = {daemon.id: daemon}, {daemon.id: await daemon.jobs()}
+        async with minding_outages(controller, daemon, wait=wait):
+            daemons, jobs = {daemon.id: daemon}, {daemon.id: await daemon.jobs()}
     else:
         daemons = {each.id: each for each in controller.daemons()}
         if not daemons:
@@ -47,7 +48,7 @@ async def find_job(
     try:
         daemon_id, job = _choose(name, jobs, sessions=sessions)
     except NoSuchJob as error:
-        silent = [each for each in daemons if each not in jobs]
+        silent = sorted(each for each in daemons if each not in jobs)
         more = f"\nnot asked, or without an answer: {', '.join(silent)}" if silent else ""
         raise NoSuchJob(f"{error}{more}") from error
     return daemons[daemon_id], job

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandd.command_line.choosing import JobName
 
 CONTROLLER_VARIABLE = "SANDD_CONTROLLER"
 CA_PIN_VARIABLE = "SANDD_CA_PIN"
@@ -10,8 +14,11 @@ CA_FILE_VARIABLE = "SANDD_CA_FILE"
 CLIENT_CERT_VARIABLE = "SANDD_CLIENT_CERT"
 CLIENT_KEY_VARIABLE = "SANDD_CLIENT_KEY"
 INSECURE_VARIABLE = "SANDD_INSECURE"
-TOKEN_FILE_VARIABLE = "SANDD_TOKEN_FILE"  # noqa: S105 - the name of a variable, and no secret
+TOKEN_FILE_VARIABLE = "SANDD_OPERATOR_TOKEN_FILE"  # noqa: S105 - the name of a variable, and no secret
+"""Not SANDD_TOKEN_FILE: that is a daemon's, whose secret is another, and which may have the same environment."""
 DEFAULT_CONTROLLER = "ws://127.0.0.1:8765"
+LOCAL_ID = "local"
+"""Of the daemon that ``--local`` starts, where nobody names it."""
 
 
 def add_controller_options(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +70,8 @@ def add_wait_option(parser: argparse.ArgumentParser) -> None:
         "--wait",
         metavar="SECONDS",
         type=read_seconds,
-        default=0.0,
-        help="how long to wait for a daemon that the controller doesn't know (default: not at all; one that is "
-        "only away is always waited for)",
+        help="how long to wait for a daemon that isn't there (default: not at all for one that the controller "
+        "doesn't know, and as long as it takes for one that is away; that is told)",
     )
 
 
@@ -105,9 +111,32 @@ def add_job_argument(parser: argparse.ArgumentParser, *, several: bool = False) 
     parser.add_argument(
         "jobs" if several else "job",
         metavar="JOB",
+        type=read_job_name,
         nargs="+" if several else None,
         help="DAEMON/ID; of the id, and without DAEMON/ too, a unique beginning is enough",
     )
+
+
+def read_time_limit(text: str) -> float:
+    """A number of seconds above 0; argparse says what is wrong with any other text."""
+    seconds = read_seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(
+            "0 is no time at all; without the option there is no limit"
+        )
+    return seconds
+
+
+def read_job_name(text: str) -> JobName:
+    """``DAEMON/ID``, or the beginning of an id; argparse says what is wrong with any other text."""
+    from sandd.command_line.choosing import (
+        JobName,
+    )  # late: what it imports is for who looks for a job
+
+    try:
+        return JobName.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def read_seconds(text: str) -> float:

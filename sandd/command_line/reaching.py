@@ -15,7 +15,7 @@ from sandd._core.interrupts import protected_context
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.stopping import Failure
-from sandd.command_line.telling import say, somebody_watches
+from sandd.command_line.telling import say
 from sandd.controller import open_controller
 from sandd.local_daemon import open_local_daemon
 
@@ -84,8 +84,10 @@ async def open_local_pair(daemon_id: str, stop: Stop) -> AsyncIterator[tuple[Con
                 nursery.cancel_scope.cancel()
 
 
-async def find_daemon(controller: Controller, daemon_id: str, *, wait: float) -> Daemon:
-    """The daemon of that id, online or away; an unknown one is waited for, for so many seconds.
+async def find_daemon(controller: Controller, daemon_id: str, *, wait: float | None) -> Daemon:
+    """The daemon of that id, online or away; an unknown one is waited for, for so many seconds, of which None is none.
+
+    What is asked of one that is away waits for its return: see `minding_outages`.
 
     Raises:
         Failure: there is none; says whom somebody may have meant.
@@ -94,23 +96,22 @@ async def find_daemon(controller: Controller, daemon_id: str, *, wait: float) ->
         return controller.daemon(daemon_id)
     except DaemonNotFound:
         pass
-    if wait > 0:
-        if somebody_watches():
-            await say(f"[waiting for the daemon {daemon_id!r}]")
+    if wait:
+        await say(f"[waiting for the daemon {daemon_id!r}]")
         with trio.move_on_after(wait):
             return await controller.wait_for_daemon(daemon_id)
     known = [each.id for each in controller.daemons()]
     raise Failure(describe_absence(daemon_id, known, wait))
 
 
-def describe_absence(daemon_id: str, known: Sequence[str], waited: float) -> str:
+def describe_absence(daemon_id: str, known: Sequence[str], waited: float | None) -> str:
     """That there is no such daemon, and who is there instead."""
     late = f" within {waited:g} s (--wait)" if waited else ""
     text = f"no daemon {daemon_id!r}{late}"
     if not known:
         return f"{text}: none is connected to this controller"
     if close := difflib.get_close_matches(daemon_id, known, MOST_SUGGESTED):
-        return f"{text}; did you mean {' or '.join(map(repr, close))}?"
+        return f"{text}; did you mean {' or '.join(map(repr, sorted(close)))}?"
     more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
     return f"{text}; there are {', '.join(known[:MOST_LISTED])}{more}"
 

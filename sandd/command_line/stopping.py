@@ -7,20 +7,23 @@ further one saves something to wait for.
 from __future__ import annotations
 
 import signal
-import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
 
-from sandd._core._errors import SanddError
+from sandd._core._errors import SanddError, SpawnFailed
 from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.exit_codes import OUR_FAILURE, code_of_error, code_of_signal
+from sandd.command_line.exit_codes import MISUSED, OUR_FAILURE, code_of_error, code_of_signal
+from sandd.command_line.telling import put_bytes
+from sandd.command_line.writing import CantWrite, ReaderGone, write_text
 from sandd.local_daemon import DaemonDidNotCome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from sandd.command_line.writing import Name
 
 STOP_SIGNALS: Final = [
     getattr(signal, name)
@@ -32,8 +35,16 @@ STOP_SIGNALS: Final = [
 class Failure(Exception):
     """Something didn't work; the text is for the person."""
 
+    code = OUR_FAILURE
 
-TOLD: Final = (SanddError, Failure, DaemonDidNotCome, ValueError)
+
+class Misuse(Failure):
+    """The command line means nothing, and nothing was done."""
+
+    code = MISUSED
+
+
+TOLD: Final = (SanddError, Failure, CantWrite, DaemonDidNotCome, ValueError)
 """What a person is told in a line; anything else is a mistake of ours, and comes out as it is."""
 
 
@@ -44,6 +55,8 @@ class Stop:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     number: int | None = None
     """The first signal that came."""
+    failure: CantWrite | None = None
+    """What we write goes nowhere."""
     _child: trio.Process | None = None
     _spared: trio.Event | None = None
 
@@ -55,6 +68,18 @@ class Stop:
     def kill_if_hurried(self, child: trio.Process) -> None:
         """The daemon that is ours: a second signal doesn't wait for its orderly end."""
         self._child = child
+
+    async def write(self, name: Name, data: bytes | bytearray) -> None:
+        """All of it on our stdout or stderr. If that fails all is stopped, in good order: then it never returns.
+
+        For what several tasks write; where it is one, `put_bytes` raises.
+        """
+        try:
+            await put_bytes(name, data)
+        except CantWrite as error:
+            self.failure = self.failure or error
+            self.scope.cancel()
+            await trio.sleep_forever()
 
     @trio.lowlevel.enable_ki_protection
     async def listen(self, signals: AsyncIterator[int], interrupt: Callable[[], None]) -> None:
@@ -78,7 +103,7 @@ def run_command(body: Callable[[Stop], Awaitable[int]]) -> int:
     try:
         return trio.run(run_until_stopped, body)
     except TOLD as error:
-        return fail(str(error), code_of_error(error))
+        return tell(error)
 
 
 async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
@@ -103,7 +128,11 @@ async def run_until_stopped(body: Callable[[Stop], Awaitable[int]]) -> int:
     except KeyboardInterrupt:
         if stop.number is None:
             raise
-    return code if stop.number is None else code_of_signal(stop.number)
+    if stop.number is not None:
+        return code_of_signal(stop.number)
+    if stop.failure is not None:
+        raise stop.failure
+    return code
 
 
 def _heeded() -> list[signal.Signals]:
@@ -115,8 +144,24 @@ def _heeded() -> list[signal.Signals]:
     ]
 
 
+def check_directory(error: SpawnFailed, cwd: str | None) -> None:
+    """Raise Failure if it was the working directory that was not there, and no program."""
+    if cwd is not None and error.filename == cwd:
+        raise Failure(f"-w {cwd}: it can't be the working directory: {error.strerror}") from error
+
+
+def tell(error: Exception) -> int:
+    """Say what went wrong, if there is anybody to hear it; returns the exit code."""
+    if isinstance(error, ReaderGone):
+        return code_of_error(error)
+    return fail(str(error), error.code if isinstance(error, Failure) else code_of_error(error))
+
+
 def fail(why: str, code: int = OUR_FAILURE) -> int:
-    """Say what went wrong, in words that can't be a sequence for the terminal; returns the exit code."""
-    for line in f"sandd: {why}".splitlines():
-        sys.stderr.write(f"{printable(line)}\n")
+    """Say on stderr what went wrong, in words that can't be a sequence for the terminal; returns the exit code."""
+    lines = "".join(f"{printable(line)}\n" for line in f"sandd: {why}".splitlines())
+    try:
+        write_text("stderr", lines)
+    except CantWrite:
+        pass  # nobody can be told; the exit code tells
     return code

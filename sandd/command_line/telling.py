@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import enum
 import json
-import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 from sandd._core.logs import printable
+from sandd.command_line.writing import CantWrite, write, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from sandd.command_line.writing import Name
 
     Say = Callable[[str], Awaitable[None]]
 
 
 async def say(text: str) -> None:
-    """Lines on stderr, in words that can't be a sequence for the terminal."""
+    """Lines on stderr, in words that can't be a sequence for the terminal; where it takes none, they are lost."""
     lines = "".join(f"{printable(line)}\n" for line in text.splitlines())
-    await trio.to_thread.run_sync(_write, sys.stderr, lines, abandon_on_cancel=True)
-
-
-def somebody_watches() -> bool:
-    """stderr is a terminal: notices, that are no failures, are for a person who waits there."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    try:
+        await trio.to_thread.run_sync(write_text, "stderr", lines, abandon_on_cancel=True)
+    except CantWrite:
+        pass  # what goes wrong for that reason is for nobody to hear
 
 
 async def say_nothing(_: str) -> None:
@@ -35,8 +35,17 @@ async def say_nothing(_: str) -> None:
 
 
 async def put_out(line: str) -> None:
-    """A line on stdout, at once: whoever reads it is told now."""
-    await trio.to_thread.run_sync(_write, sys.stdout, f"{line}\n", abandon_on_cancel=True)
+    """A line on stdout, at once: whoever reads it is told now; CantWrite, as for `put_bytes`."""
+    await trio.to_thread.run_sync(write_text, "stdout", f"{line}\n", abandon_on_cancel=True)
+
+
+async def put_bytes(name: Name, data: bytes | bytearray) -> None:
+    """All of it on stdout or stderr, however long that takes. Cancelled, it may have been written in part.
+
+    Raises:
+        CantWrite: it takes no more; a `ReaderGone`, if that is because its reader doesn't.
+    """
+    await trio.to_thread.run_sync(write, name, data, abandon_on_cancel=True)
 
 
 async def put_json(fields: Mapping[str, object]) -> None:
@@ -52,8 +61,3 @@ def _plain(value: object) -> object:
     if attrs.has(kind := type(value)):
         return {each.name: getattr(value, each.name) for each in attrs.fields(kind)}
     raise TypeError(f"{value!r} has no form in JSON")
-
-
-def _write(file: TextIO, text: str) -> None:
-    file.write(text)
-    file.flush()

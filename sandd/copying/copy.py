@@ -18,9 +18,10 @@ from attrs import asdict, define, field
 
 from sandd._core._errors import RequestRefused, TransferError
 from sandd._core.logs import printable
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import run_command
-from sandd.command_line.telling import put_json, say
+from sandd.command_line.telling import put_json, say, say_nothing
 from sandd.copying.places import BadUse, Kind, Order, Refused, System, Targets
 from sandd.copying.progress import showing_progress
 
@@ -65,7 +66,12 @@ def run_copy(options: argparse.Namespace) -> int:
 
 
 async def _copy(options: argparse.Namespace, order: Order, stop: Stop) -> int:
-    async with reach_daemon(options, order.daemon_id, stop) as (_, daemon):
+    async with (
+        reach_daemon(options, order.daemon_id, stop) as (controller, daemon),
+        minding_outages(
+            controller, daemon, wait=options.wait, say=say_nothing if options.quiet else say
+        ),
+    ):
         return await _Copies(options, order, daemon).run()
 
 

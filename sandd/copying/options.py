@@ -87,7 +87,7 @@ def add_copy_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
     add_local_option(parser, "copying")
     add_wait_option(parser)
     add_controller_options(parser)
-    parser.set_defaults(run=_run, parser=parser)
+    parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:

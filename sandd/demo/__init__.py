@@ -51,15 +51,15 @@ def run_demo() -> int:
 
 async def _demo() -> int:
     interruption = Interruption()
-    screen = Screen(on_reader_gone=interruption.steps.cancel)
+    screen = Screen(on_failure=interruption.steps.cancel)
     outcomes: list[Outcome] = []
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(interruption.listen, signals)
             await _show(screen, outcomes, interruption)
             nursery.cancel_scope.cancel()
-    if screen.reader_gone:
-        raise BrokenPipeError
+    if screen.failure is not None:
+        raise screen.failure
     if interruption.number is not None:
         screen.title("Interrupted: the daemon has been stopped, and nothing is left behind.")
         return 128 + interruption.number

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sandd._core.logs import printable
+from sandd.command_line.writing import CantWrite, ReaderGone, drop_stdout
 from sandd.local_daemon import open_local_daemon
 
 if TYPE_CHECKING:
@@ -53,13 +54,15 @@ class Stage:
 class Screen:
     """What the user sees: colours where there is a terminal, plain lines elsewhere."""
 
-    def __init__(self, on_reader_gone: Callable[[], None]) -> None:
+    def __init__(self, on_failure: Callable[[], None]) -> None:
+        if sys.stdout is None:
+            raise CantWrite("stdout is closed")
         # What isn't a terminal has no width: a table may be as wide as it needs.
         width = None if sys.stdout.isatty() else 140
         self._console = _Console(highlight=False, width=width)
-        self._on_reader_gone = on_reader_gone
-        self.reader_gone = False
-        """Whoever read our output has closed it, as `head` does when it has enough."""
+        self._on_failure = on_failure
+        self.failure: CantWrite | None = None
+        """Nothing more can be shown: whoever read it has enough, as `head` has, or the disk is full."""
 
     def title(self, text: str) -> None:
         """A new step."""
@@ -99,14 +102,16 @@ class Screen:
         self._print()
 
     def _print(self, *what: object) -> None:
-        if self.reader_gone:
+        if self.failure is not None:
             return
         try:
             # A line stays a line, whatever its length: a terminal wraps it, a file should not.
             self._console.print(*what, soft_wrap=not isinstance(what[0], Table) if what else True)
-        except BrokenPipeError:
-            self.reader_gone = True
-            self._on_reader_gone()
+        except OSError as error:
+            drop_stdout()
+            kind = ReaderGone if isinstance(error, BrokenPipeError) else CantWrite
+            self.failure = kind(f"stdout: {error.strerror or error}")
+            self._on_failure()
 
 
 class _Console(Console):

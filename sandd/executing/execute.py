@@ -7,23 +7,23 @@ second one, and any other signal, ends it with its whole tree.
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.exit_codes import code_of_signal, code_of_status
-from sandd.command_line.outages import tell_outages
+from sandd.command_line.exit_codes import code_of_status
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
-from sandd.command_line.stopping import Failure, run_command
-from sandd.command_line.telling import put_out, say, somebody_watches
-from sandd.executing.own_streams import CHUNK_BYTES, descriptor_of, read_chunks, write_all
+from sandd.command_line.stopping import Failure, check_directory, run_command
+from sandd.command_line.telling import put_out, say
+from sandd.command_line.writing import CantWrite
+from sandd.executing.own_input import CHUNK_BYTES, descriptor_of, read_chunks
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.shell import hold_new_session
 from sandd.wire import Outcome
@@ -31,22 +31,18 @@ from sandd.wire import Outcome
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
-    from typing import TextIO
 
     from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
-    from sandd.controller import Controller, Daemon, Process
+    from sandd.command_line.writing import Name
+    from sandd.controller import Process
     from sandd.terminal.local import LocalTerminal
 
-NOTICE_SECONDS: Final = 2.0
-"""How long a daemon may be away before somebody is told: most cuts are shorter."""
-SIGPIPE: Final = getattr(signal, "SIGPIPE", 13)
 _UNEXPECTED_ENDS: Final[Mapping[Outcome, str]] = {
-    Outcome.TIMED_OUT: "it ran out of time",
     Outcome.LEASE_EXPIRED: "nobody held it for so long that its lease passed",
     Outcome.OUT_OF_MEMORY: "its memory was not enough",
     Outcome.LIMIT_EXCEEDED: "it went beyond a limit",
-    Outcome.CANCELLED: "somebody has asked for that",
+    Outcome.CANCELLED: "somebody has asked for that (as 'sandd kill' does), or the daemon was stopped",
 }
 """Why a command was ended that didn't end by itself."""
 
@@ -61,12 +57,18 @@ def run_exec(options: argparse.Namespace) -> int:
 async def _exec_at_terminal(
     options: argparse.Namespace, terminal: LocalTerminal, stop: Stop
 ) -> int:
-    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
-        return await hold_new_session(options, controller, daemon, terminal)
+    async with (
+        reach_daemon(options, options.daemon, stop) as (controller, daemon),
+        minding_outages(controller, daemon, wait=options.wait) as outages,
+    ):
+        return await hold_new_session(options, daemon, terminal, outages)
 
 
 async def _exec(options: argparse.Namespace, stop: Stop) -> int:
-    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
+    async with (
+        reach_daemon(options, options.daemon, stop) as (controller, daemon),
+        minding_outages(controller, daemon, wait=options.wait) as outages,
+    ):
         try:
             async with daemon.open_process(
                 options.remote_command,
@@ -79,61 +81,48 @@ async def _exec(options: argparse.Namespace, stop: Stop) -> int:
                 detach=options.detach,
             ) as process:
                 if not options.detach:
-                    return await _Execution(controller, daemon, process).run(
-                        stop, interactive=options.interactive
-                    )
+                    outages.begun("if it lives, the command goes on there")
+                    return await _Execution(options, process, stop).run()
         except SpawnFailed as error:
-            if options.cwd is not None and error.filename == options.cwd:
-                raise Failure(str(error)) from error  # it is no program that isn't there
+            check_directory(error, options.cwd)
             raise
-        await put_out(f"{daemon.id}/{process.job_id}")
+        await _tell_begun(f"{daemon.id}/{process.job_id}")
         return 0
+
+
+async def _tell_begun(job: str) -> None:
+    try:
+        await put_out(job)
+    except CantWrite:
+        # Whoever doesn't learn that it was begun begins it again.
+        await say(f"sandd: the job is {job}, and has been begun")
+        raise
 
 
 @define(eq=False)
 class _Execution:
     """A command that runs there, and this program's streams."""
 
-    _controller: Controller
-    _daemon: Daemon
+    _options: argparse.Namespace
     _process: Process
-    _unread: bool = False
-    """Whoever read our output has gone."""
-    _scope: trio.CancelScope = field(factory=trio.CancelScope)
+    _stop: Stop
 
-    async def run(self, stop: Stop, *, interactive: bool) -> int:
+    async def run(self) -> int:
         """Until it has ended, and all it wrote has been written here; the exit code."""
-        with self._scope:
-            async with (
-                self._controller.open_events() as events,
-                open_unwrapping_nursery() as beside,
-            ):
-                beside.start_soon(self._hand_on, stop.spare_interrupt())
-                if interactive:
-                    beside.start_soon(self._feed)
-                if somebody_watches():
-                    meaning = "if it lives, the command goes on there"
-                    beside.start_soon(
-                        partial(
-                            tell_outages,
-                            *(self._daemon, events, say),
-                            meaning=meaning,
-                            after=NOTICE_SECONDS,
-                        )
-                    )
-                async with open_unwrapping_nursery() as outputs:
-                    outputs.start_soon(self._copy, self._process.stdout, sys.stdout, "stdout")
-                    outputs.start_soon(self._copy, self._process.stderr, sys.stderr, "stderr")
-                status = await self._process.wait()
-                beside.cancel_scope.cancel()
-        if self._unread:
-            return code_of_signal(SIGPIPE)
-        if (why := describe_end(status)) is not None:
+        async with open_unwrapping_nursery() as beside:
+            beside.start_soon(self._hand_on, self._stop.spare_interrupt())
+            if self._options.interactive:
+                beside.start_soon(self._feed)
+            async with open_unwrapping_nursery() as outputs:
+                outputs.start_soon(self._copy, self._process.stdout, "stdout")
+                outputs.start_soon(self._copy, self._process.stderr, "stderr")
+            status = await self._process.wait()
+            beside.cancel_scope.cancel()
+        if (why := describe_end(status, self._options)) is not None:
             await say(f"sandd: the command was killed: {why}")
         return code_of_status(status)
 
-    async def _copy(self, output: trio.abc.ReceiveStream, ours: TextIO | None, name: str) -> None:
-        descriptor = descriptor_of(ours)
+    async def _copy(self, output: trio.abc.ReceiveStream, name: Name) -> None:
         while True:
             try:
                 data = await output.receive_some(CHUNK_BYTES)
@@ -141,16 +130,8 @@ class _Execution:
                 return  # `wait` says why
             if not data:
                 return
-            if descriptor is None:
-                continue
-            try:
-                await write_all(descriptor, data)
-            except BrokenPipeError:
-                self._unread = True
-                self._scope.cancel()
-                return
-            except OSError as error:
-                raise Failure(f"{name}: {error.strerror}") from error
+            # A command that nobody hears is ended: what it would say is lost.
+            await self._stop.write(name, data)
 
     async def _feed(self) -> None:
         """Our stdin to the command, and its end too; an end of the command is for others to tell."""
@@ -173,6 +154,13 @@ class _Execution:
         await self._process.signal("INT")
 
 
-def describe_end(status: ExitStatus) -> str | None:
+def describe_end(status: ExitStatus, options: argparse.Namespace) -> str | None:
     """Why it has not ended by itself, nor by a signal that its exit code tells."""
+    if status.outcome is Outcome.TIMED_OUT:
+        total, silent = options.timeout, options.idle_timeout
+        if silent is not None and (total is None or status.duration < total):
+            return f"it wrote nothing for {silent:g} s (--idle-timeout)"
+        if total is not None:
+            return f"it ran for {total:g} s (--timeout)"
+        return "it ran out of time"  # of somebody else's: the daemon's own
     return _UNEXPECTED_ENDS.get(status.outcome)

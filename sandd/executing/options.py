@@ -6,18 +6,17 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from sandd.command_line.options import (
+    LOCAL_ID,
     add_controller_options,
     add_local_option,
     add_process_options,
     add_wait_option,
-    read_seconds,
+    read_time_limit,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOCAL_ID = "local"
-"""Of the daemon that ``--local`` starts."""
 _USAGE = "sandd exec [options] [--local | DAEMON] -- CMD ..."
 _EPILOG = """\
 CMD is run directly, by no shell, unless --shell is given:
@@ -54,7 +53,7 @@ def add_exec_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser.add_argument("words", metavar="DAEMON", nargs="*", help="id of the daemon")
     _add_options(parser)
     # Everything behind "--" is the command: see `command_line.remote_command`.
-    parser.set_defaults(run=_run, remote_command=None, record=None, parser=parser)
+    parser.set_defaults(run=_run, remote_command=None, record=None)
 
 
 def find_command(arguments: Sequence[str]) -> int:
@@ -104,13 +103,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=read_seconds,
+        type=read_time_limit,
         help="end it after that long (default: never)",
     )
     parser.add_argument(
         "--idle-timeout",
         metavar="SECONDS",
-        type=read_seconds,
+        type=read_time_limit,
         help="end it when it has written nothing for that long (default: never)",
     )
     parser.add_argument(
@@ -139,6 +138,8 @@ def _check(options: argparse.Namespace) -> None:
         error("it takes a DAEMON, or --local")
     if len(words) > 1:
         error(f"{words[1]!r} is no option: put -- before CMD")
+    if options.remote_command == [""]:
+        error("CMD is empty")
     if not options.remote_command:
         error(
             "it takes a command: sandd exec DAEMON -- CMD ... (for a shell there is 'sandd shell')"

@@ -16,11 +16,11 @@ import trio
 from attrs import define, field
 
 from sandd._core._errors import SanddError
-from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.command_line.connecting import open_connection
-from sandd.command_line.stopping import Failure, fail, run_command
+from sandd.command_line.outages import NOTICE_SECONDS, describe_outage
+from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import say
 from sandd.fleet.lines import Lines
 from sandd.fleet.outcomes import Ending, Verdict, summarise
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
 
     from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
+    from sandd.command_line.writing import Name
     from sandd.controller import Controller, Daemon, DaemonEvent, Process
 
 NOT_ALL_WELL: Final = 1
 """Exit code where the command has not ended with 0 on each daemon."""
-NOTICE_SECONDS: Final = 2.0
-"""How long a daemon may be away before somebody is told: most cuts are shorter."""
 OVERDUE_SECONDS: Final = 10.0
 """With a time-out, how much later than it and the kill grace a daemon that is away is given up."""
 CHUNK_BYTES: Final = 32 * 1024
@@ -52,28 +51,21 @@ _RESET: Final = b"\x1b[0m"
 def run_broadcast(options: argparse.Namespace) -> int:
     """Run the command on the daemons that are chosen; returns the exit code."""
     if not options.remote_command:
-        return fail("which command? It stands behind --, as in: sandd run -- uptime", 2)
+        options.parser.error("which command? It stands behind --, as in: sandd run -- uptime")
     return run_command(partial(_broadcast, options))
 
 
-async def _broadcast(options: argparse.Namespace, _: Stop) -> int:
+async def _broadcast(options: argparse.Namespace, stop: Stop) -> int:
     # What makes no sense is told once, and not by each daemon.
     build_spec(options.remote_command, stdin=False, **_settings(options))
-    with trio.CancelScope() as scope:
-        output = Output(scope)
-        async with open_connection(options) as controller:
-            daemons = controller.daemons(dict(options.labels), match=options.match)
-            if not daemons:
-                raise Failure(_nobody(options, controller))
-            endings = await Broadcast(options, daemons, output).run(controller)
-        lines = summarise(endings)
-        await output.put(
-            "stderr", "".join(f"sandd: {printable(line)}\n" for line in lines).encode()
-        )
-        well = all(each.verdict is Verdict.OK for each in endings.values())
-        return 0 if well else NOT_ALL_WELL
-    output.raise_if_reader_gone()
-    raise AssertionError("nothing else cancels the scope")
+    async with open_connection(options) as controller:
+        daemons = controller.daemons(dict(options.labels), match=options.match)
+        if not daemons:
+            raise Failure(_nobody(options, controller))
+        endings = await Broadcast(options, daemons, Output(stop)).run(controller)
+    await say("\n".join(f"sandd: {line}" for line in summarise(endings)))
+    well = all(each.verdict is Verdict.OK for each in endings.values())
+    return 0 if well else NOT_ALL_WELL
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -126,6 +118,9 @@ class Broadcast:
         self._command = options.remote_command
         self._settings = _settings(options)
         self._timeout: float | None = options.timeout
+        self._patience = min(
+            math.inf if each is None else each for each in (options.timeout, options.wait)
+        )
         self._targets = {each.id: _Target(each) for each in daemons}
         self._limiter = trio.CapacityLimiter(options.concurrency or len(daemons))
         self._output = output
@@ -153,7 +148,7 @@ class Broadcast:
         with target.scope:
             try:
                 # Whoever is away takes nobody's turn.
-                with trio.move_on_after(math.inf if self._timeout is None else self._timeout):
+                with trio.move_on_after(self._patience):
                     while target.is_away:
                         target.changed = trio.Event()
                         await target.changed.wait()
@@ -179,7 +174,7 @@ class Broadcast:
                     nursery.start_soon(self._copy, target, process, name)
             return await process.wait()
 
-    async def _copy(self, target: _Target, process: Process, name: str) -> None:
+    async def _copy(self, target: _Target, process: Process, name: Name) -> None:
         """Print one output, to its end."""
         stream = process.stdout if name == "stdout" else process.stderr
         lines = Lines()
@@ -193,9 +188,9 @@ class Broadcast:
     def _feed(self, lines: Lines, chunk: bytes | bytearray, name: str, daemon_id: str) -> bytes:
         return self._printer.lines(lines.feed(chunk), name, daemon_id)
 
-    async def _put(self, target: _Target, name: str, make: Callable[[str], bytes]) -> None:
-        name = "stdout" if self._printer.has_one_stream else name
-        await self._output.put(name, partial(make, target.daemon.id))
+    async def _put(self, target: _Target, name: Name, make: Callable[[str], bytes]) -> None:
+        file: Name = "stdout" if self._printer.has_one_stream else name
+        await self._output.put(file, partial(make, target.daemon.id))
 
     async def _expect(self, target: _Target, timeout: float) -> None:
         """Once its time is long over, don't wait for a daemon that is away."""
@@ -218,7 +213,7 @@ class Broadcast:
     async def _tell_away(self, target: _Target) -> None:
         await trio.sleep(NOTICE_SECONDS)
         if target.is_away and target.ending is None:
-            await say(f"[{target.daemon.id} is away; waiting for it]")
+            await say(describe_outage(target.daemon))
 
 
 # ---- what is printed ------------------------------------------------------------------------------
@@ -250,7 +245,7 @@ class LinePrinter:
 
         width = min(max(map(len, daemon_ids)), WIDEST_ID)
         self._prefixes: dict[tuple[str, str], bytes] = {}
-        self._is_terminal = {}
+        self._is_terminal: dict[str, bool] = {}
         for name in FILES:
             console = Console(file=getattr(sys, name), highlight=False)
             self._is_terminal[name] = console.is_terminal

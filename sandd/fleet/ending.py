@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 from sandd._core._errors import SanddError
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd._core.specs import normal_signal
-from sandd.command_line.choosing import JobName
 from sandd.command_line.connecting import open_connection
-from sandd.command_line.exit_codes import OUR_FAILURE
+from sandd.command_line.exit_codes import OUR_FAILURE, code_of_error
 from sandd.command_line.finding_jobs import find_job
-from sandd.command_line.stopping import Failure, fail, run_command
+from sandd.command_line.outages import minding_outages
+from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import put_out, say
+from sandd.command_line.writing import CantWrite, ReaderGone
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable
 
+    from sandd.command_line.choosing import JobName
     from sandd.command_line.stopping import Stop
     from sandd.controller import Controller, Daemon
 
@@ -27,15 +28,11 @@ if TYPE_CHECKING:
 
 def run_kill(options: argparse.Namespace) -> int:
     """End jobs; returns the exit code."""
-    try:
-        signal = normal_signal(options.signal)
-    except ValueError as error:
-        return fail(str(error))
 
     async def kill(daemon: Daemon, job_id: str) -> None:
-        await daemon.kill(job_id, signal=signal, grace=options.grace)
+        await daemon.kill(job_id, signal=options.signal, grace=options.grace)
 
-    return _run(options, kill)
+    return run_command(partial(_on_each, options, kill))
 
 
 def run_forget(options: argparse.Namespace) -> int:
@@ -44,32 +41,27 @@ def run_forget(options: argparse.Namespace) -> int:
     async def forget(daemon: Daemon, job_id: str) -> None:
         await daemon.forget(job_id)
 
-    return _run(options, forget)
+    return run_command(partial(_on_each, options, forget))
 
 
-def _run(options: argparse.Namespace, act: Act) -> int:
-    try:
-        names = [JobName.parse(text) for text in options.jobs]
-    except ValueError as error:
-        return fail(str(error))
-    return run_command(partial(_on_each, options, names, act))
-
-
-async def _on_each(options: argparse.Namespace, names: list[JobName], act: Act, _: Stop) -> int:
+async def _on_each(options: argparse.Namespace, act: Act, _: Stop) -> int:
     """Do it to all of them at once: one that can't be found, or takes its time, keeps no other from it."""
-    failed = False
+    code = 0
 
     async def on(controller: Controller, name: JobName) -> None:
-        nonlocal failed
+        nonlocal code
         try:
-            daemon, job = await find_job(controller, name)
-            await act(daemon, job.job_id)
+            daemon, job = await find_job(controller, name, wait=options.wait)
+            async with minding_outages(controller, daemon, wait=options.wait):
+                await act(daemon, job.job_id)
             await put_out(f"{daemon.id}/{job.job_id}")
-        except (SanddError, Failure) as error:
-            failed = True
+        except ReaderGone as error:
+            code = code or code_of_error(error)
+        except (SanddError, Failure, CantWrite) as error:
+            code = OUR_FAILURE
             await say(f"sandd: {error}")
 
     async with open_connection(options) as controller, open_unwrapping_nursery() as nursery:
-        for name in names:
+        for name in options.jobs:
             nursery.start_soon(on, controller, name)
-    return OUR_FAILURE if failed else 0
+    return code

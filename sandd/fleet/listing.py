@@ -63,7 +63,7 @@ async def _ps(options: argparse.Namespace, _: Stop) -> int:
 async def _jobs(options: argparse.Namespace, _: Stop) -> int:
     async with open_connection(options) as controller:
         if options.daemon is not None:
-            daemons = [await find_daemon(controller, options.daemon, wait=0.0)]
+            daemons = [await find_daemon(controller, options.daemon, wait=None)]
         else:
             daemons = controller.daemons()
         answers = await ask_all(daemons, options.timeout)

@@ -10,7 +10,9 @@ from sandd.command_line.options import (
     add_job_argument,
     add_json_option,
     add_process_options,
+    add_wait_option,
     read_seconds,
+    read_time_limit,
     read_variable,
 )
 
@@ -95,8 +97,15 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=read_seconds,
+        type=read_time_limit,
         help="how long it may run on each; a daemon that is away then is given up (default: for ever)",
+    )
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=read_seconds,
+        help="how long to wait for daemons that are away before it has begun there (default: as long as it takes; "
+        "that is told)",
     )
     add_process_options(parser)
     parser.add_argument(
@@ -128,6 +137,7 @@ def _add_logs(commands: Commands) -> None:
         action="store_true",
         help="go on with what it prints from now on, to its end",
     )
+    add_wait_option(parser)
     add_controller_options(parser)
 
 
@@ -146,6 +156,7 @@ def _add_kill(commands: Commands) -> None:
         "-s",
         "--signal",
         metavar="SIGNAL",
+        type=_read_signal,
         default="TERM",
         help="what they get first (default: TERM, for all of the tree; another is for its process group)",
     )
@@ -156,6 +167,7 @@ def _add_kill(commands: Commands) -> None:
         default=5.0,
         help="from then on until what is left is killed (default: 5)",
     )
+    add_wait_option(parser)
     add_controller_options(parser)
 
 
@@ -170,6 +182,7 @@ def _add_forget(commands: Commands) -> None:
         epilog=_ENDS,
     )
     add_job_argument(parser, several=True)
+    add_wait_option(parser)
     add_controller_options(parser)
 
 
@@ -211,6 +224,15 @@ def _read_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1_000_000):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of daemons: 1 or more")
     return int(text)
+
+
+def _read_signal(text: str) -> str:
+    from sandd._core.specs import normal_signal  # late: what that imports is for who kills
+
+    try:
+        return normal_signal(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _run_ps(options: argparse.Namespace) -> int:

@@ -10,11 +10,11 @@ import trio
 
 from sandd._core._errors import OutputGap
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.choosing import JobName
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import code_of_status
 from sandd.command_line.finding_jobs import find_job
-from sandd.command_line.stopping import fail, run_command
+from sandd.command_line.outages import minding_outages
+from sandd.command_line.stopping import run_command
 from sandd.command_line.telling import say
 from sandd.fleet.output import FILES, Output
 
@@ -23,35 +23,32 @@ if TYPE_CHECKING:
 
     from sandd._core.job_info import JobInfo
     from sandd.command_line.stopping import Stop
+    from sandd.command_line.writing import Name
     from sandd.controller import Process
 
 
 def run_logs(options: argparse.Namespace) -> int:
     """Print what a job has printed; returns the exit code."""
-    try:
-        name = JobName.parse(options.job)
-    except ValueError as error:
-        return fail(str(error))
-    return run_command(partial(_logs, options, name))
+    return run_command(partial(_logs, options))
 
 
-async def _logs(options: argparse.Namespace, name: JobName, _: Stop) -> int:
-    with trio.CancelScope() as scope:
-        output = Output(scope)
-        async with open_connection(options) as controller:
-            daemon, job = await find_job(controller, name)
-            await _tell_what_is_gone(job)
-            async with daemon.attach_process(job.job_id, read_only=True) as process:
-                async with open_unwrapping_nursery() as nursery:
-                    for file in FILES:
-                        end = math.inf if options.follow else job.kept[file].end
-                        nursery.start_soon(_copy, process, file, end, output)
-                return code_of_status(await process.wait()) if options.follow else 0
-    output.raise_if_reader_gone()
-    raise AssertionError("nothing else cancels the scope")
+async def _logs(options: argparse.Namespace, stop: Stop) -> int:
+    output = Output(stop)
+    async with open_connection(options) as controller:
+        daemon, job = await find_job(controller, options.job, wait=options.wait)
+        await _tell_what_is_gone(job)
+        async with (
+            minding_outages(controller, daemon, wait=options.wait),
+            daemon.attach_process(job.job_id, read_only=True) as process,
+        ):
+            async with open_unwrapping_nursery() as nursery:
+                for file in FILES:
+                    end = math.inf if options.follow else job.kept[file].end
+                    nursery.start_soon(_copy, process, file, end, output)
+            return code_of_status(await process.wait()) if options.follow else 0
 
 
-async def _copy(process: Process, name: str, end: float, output: Output) -> None:
+async def _copy(process: Process, name: Name, end: float, output: Output) -> None:
     """Print one of its outputs, up to that offset or to its end."""
     stream = process.stdout if name == "stdout" else process.stderr
     while process.offsets[name] < end:

@@ -154,7 +154,9 @@ class Screen:
     def _draw(self, daemons: Seen) -> None:
         # Rich believes COLUMNS and LINES first, which were true when this was started.
         with contextlib.suppress(OSError):
-            self._live.console.size = os.get_terminal_size(sys.stdout.fileno())
+            size = os.get_terminal_size(sys.stdout.fileno())
+            if size.columns and size.lines:  # as of no terminal that nobody has told its size
+                self._live.console.size = size
         if not self._live.is_started:
             self._live.start()
         self._live.update(_table(daemons, self._live.console.height - _LINES_BESIDE), refresh=True)

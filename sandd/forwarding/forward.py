@@ -19,6 +19,7 @@ from sandd._core._errors import DaemonGone
 from sandd._core.interrupts import protected_context
 from sandd._core.logs import Event
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import put_out, say, say_nothing
@@ -30,12 +31,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sandd.command_line.stopping import Stop
-    from sandd.command_line.telling import Say
     from sandd.controller import Daemon
     from sandd.forwarding.targets import Forward
 
-NOTICE_SECONDS: Final = 2.0
-"""How long a daemon may be away before somebody is told: most cuts are shorter."""
 MOST_UNTOLD: Final = 100
 """Broken connections that wait to be told, where the terminal takes nothing; further ones are not told."""
 
@@ -52,20 +50,27 @@ async def _forward(options: argparse.Namespace, stop: Stop) -> int:
         telling_broken_connections(),
         reach_daemon(options, options.daemon, stop) as (controller, daemon),
     ):
+        wait = options.wait
         while True:
-            async with controller.open_events() as events:
+            async with (
+                controller.open_events() as events,
+                minding_outages(controller, daemon, wait=wait, say=notify) as outages,
+            ):
                 try:
                     async with AsyncExitStack() as stack:
                         forwards = [
                             await _open(stack, daemon, each, reverse=options.reverse)
                             for each in forwards
                         ]
-                        await _until_gone(daemon, events, notify)
+                        outages.begun("connections wait for it")
+                        while daemon.state is not DaemonState.GONE:
+                            await anext(events)  # says that it is time to look
                 except DaemonGone:
                     pass
             await notify(f"[{daemon.id} has ended, and all connections with it; waiting for it]")
             daemon = await controller.wait_for_daemon(daemon.id)
             await notify(f"[{daemon.id} is back]")
+            wait = None  # what has begun is not given up
 
 
 async def _open(
@@ -103,22 +108,6 @@ async def _open(
     if bound != listen or not forward.is_open:
         await put_out(f"{side}{bound} -> {other}{target}")
     return evolve(forward, listen=bound, is_open=True)
-
-
-async def _until_gone(daemon: Daemon, events: AsyncIterator[object], notify: Say) -> None:
-    """Return when this instance of the daemon is gone; meanwhile say when it is away for long."""
-    told = False
-    while (state := daemon.state) is not DaemonState.GONE:
-        if told and state is DaemonState.ONLINE:
-            told = False
-            await notify(f"[{daemon.id} is back]")
-        due = state is DaemonState.AWAY and not told
-        with trio.move_on_after(NOTICE_SECONDS if due else float("inf")) as scope:
-            # Events only say that it is time to look: nothing is missed where some of them are.
-            await anext(events)
-        if scope.cancelled_caught and daemon.state is DaemonState.AWAY:
-            told = True
-            await notify(f"[{daemon.id} is away; connections wait for it]")
 
 
 @protected_context

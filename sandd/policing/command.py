@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.logs import printable
+from sandd.command_line.writing import write_text
 from sandd.policing.check import Asked, check
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"sandd policy check: error: {printable(str(error))}\n")
         return 2
     if options.json:
-        sys.stdout.write(f"{json.dumps(_as_json(report))}\n")
+        write_text("stdout", f"{json.dumps(_as_json(report))}\n")
     else:
-        sys.stdout.writelines(f"{printable(line)}\n" for line in _as_lines(report))
+        write_text("stdout", "".join(f"{printable(line)}\n" for line in _as_lines(report)))
     return 0 if report.is_good else 1
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from sandd._core.tls.plain import is_loopback
 from sandd.standalone.options import DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Announcement:
     operator_command: str
     elsewhere: bool
     """Other machines reach it, too: by this machine's name, not by the address in the URL."""
+    refuses_strangers: bool
+    """Other machines reach it, and their daemons have no way to say that they belong here."""
 
     @classmethod
     def of(
@@ -37,6 +40,7 @@ class Announcement:
         options: ControllerOptions,
         operator_token_file: Path | None,
         *,
+        join_token_file: Path | None = None,
         ca_pin: str | None = None,
     ) -> Self:
         """What there is to say of the controller at `url`.
@@ -45,13 +49,15 @@ class Announcement:
             url: its own, for daemons.
             options: what it was told.
             operator_token_file: what a command has to be told; None: it finds the token by itself, and the CA.
+            join_token_file: what a daemon has to be given to join; None: it needs nothing, or what they share.
             ca_pin: of its own CA, if it has one.
         """
         daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
         if ca_pin is not None:
             daemon += ["--ca-pin", ca_pin]
-        if options.token_file is not None:
-            daemon += ["--token-file", str(options.token_file.absolute())]
+        daemon_token_file = join_token_file or options.token_file
+        if daemon_token_file is not None:
+            daemon += ["--token-file", str(daemon_token_file.absolute())]
         parts = urlsplit(url)
         operator = ["sandd", "ps"]
         # Where the CA is the user's own, nothing tells a command that there is TLS.
@@ -62,11 +68,21 @@ class Announcement:
             operator += ["--ca-pin", ca_pin]
         if operator_token_file is not None:
             operator += ["--token-file", str(operator_token_file.absolute())]
-        return cls(url, shlex.join(daemon), shlex.join(operator), options.host in EVERY_ADDRESS)
+        elsewhere = options.host in EVERY_ADDRESS
+        is_here = not elsewhere and is_loopback(options.host)
+        return cls(
+            url,
+            shlex.join(daemon),
+            shlex.join(operator),
+            elsewhere,
+            refuses_strangers=not (is_here or options.insecure or options.token is not None),
+        )
 
     def __str__(self) -> str:
         """For a person, in a few lines."""
         hint = ", elsewhere with this machine's name in the URL" if self.elsewhere else ""
+        if self.refuses_strangers:
+            hint += "\n  daemons of other machines are refused: they need --token-file (or --insecure) here"
         return (
             f"sandd: a controller at {self.url}{hint}\n"
             f"  a daemon:     {self.daemon_command}\n"

@@ -53,6 +53,8 @@ class ControllerOptions:
     operator_token_file: Path | None = None
     operator_token: bytes | None = field(default=None, repr=False, metadata=_AT_ONCE)
     """What operators must know; None: what is in the state directory, made there if need be."""
+    print_join: bool = False
+    """Make a join token at the start, and tell the daemon's command with it."""
     policy: Path | None = None
     """What may be asked of daemons; None: what their own policies allow."""
     tls: Literal["auto"] | tuple[Path, Path] | None = None
@@ -79,7 +81,7 @@ class ControllerOptions:
 
 
 _NAMES: Final = (
-    *("host", "port", "state_dir", "token_file", "operator_token_file", "insecure"),
+    *("host", "port", "state_dir", "token_file", "operator_token_file", "print_join", "insecure"),
     *("audit", "audit_on_full"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
     *("tls", "tls_cert", "tls_key", "tls_name", "client_certificates"),
@@ -134,6 +136,13 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         metavar="FILE",
         help="file with the secret that commands and programs have to know (default: operator.token "
         "in the state directory, made there at the first start)",
+    )
+    parser.add_argument(
+        "--print-join",
+        action="store_const",
+        const=True,
+        help="make a token by which one daemon may join within 15 minutes, in the state directory, and tell "
+        "the command for it",
     )
     parser.add_argument(
         "--policy",
@@ -240,6 +249,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_token(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        print_join=read_boolean("--print-join", given.get("print_join", False)),
         policy=_path(given, "policy"),
         insecure=read_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,

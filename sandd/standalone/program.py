@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,12 +17,14 @@ from attrs import define, field
 from sandd._core import logs
 from sandd._core._errors import ConfigurationError
 from sandd._core.audit.options import AuditOptions
-from sandd._core.controller_state import TOKEN_FILE, default_state_dir
+from sandd._core.controller_state import TOKEN_FILE, DirectoryTaken, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.program_options import read_token
+from sandd._core.state_directory import replace_file
 from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
+from sandd.command_line.writing import CantWrite
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logs.get_logger("controller")
 
+JOIN_TOKEN_FILE: Final = "join.token"  # noqa: S105 - its name
+"""In the state directory, with ``--print-join``."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -81,6 +86,7 @@ class Program:
     _controller: Controller | None = None
     _token_file: Path | None = None
     """Where the operators' token is."""
+    _state_dir: Path | None = None
 
     async def serve(self) -> None:
         """Be a controller, for ever."""
@@ -103,12 +109,17 @@ class Program:
                 audit=AuditOptions(on_full=options.audit_on_full) if options.audit else False,
                 rate_limits=options.rate_limits,
             )
+            self._state_dir = state_dir
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     self._controller = await stack.enter_async_context(opening)
                 except OSError as error:
                     raise Failure(_cant_listen(options, error)) from error
+                except DirectoryTaken as error:
+                    if options.state_dir is not None:
+                        raise
+                    raise Failure(_runs_already(options)) from error
                 await self._announce(self._controller)
                 if self.reload_is_due:
                     await self._reload()
@@ -127,12 +138,14 @@ class Program:
 
     async def _announce(self, controller: Controller) -> None:
         assert self._token_file is not None
+        join_file = await self._make_join_token(controller) if self.options.print_join else None
         port = int(controller.address.rpartition(":")[2])
         is_found = self._token_file == default_state_dir(port) / TOKEN_FILE
         said = Announcement.of(
             controller.url,
             self.options,
             None if is_found else self._token_file,
+            join_token_file=join_file,
             ca_pin=controller.ca_pin,
         )
         log.info(
@@ -142,11 +155,22 @@ class Program:
             operator_command=said.operator_command,
         )
         # Nobody has to read them, and the controller serves whether somebody does or not.
-        with contextlib.suppress(OSError, ValueError):
-            if self.options.log_format == "text":
-                await say(str(said))
-        with contextlib.suppress(OSError, ValueError):
+        if self.options.log_format == "text":
+            await say(str(said))
+        with contextlib.suppress(CantWrite):
             await put_out(f"ready {said.url}")
+
+    async def _make_join_token(self, controller: Controller) -> Path:
+        """A token for one daemon, in a file that nobody else can read; who brings it elsewhere takes the file."""
+        assert self._state_dir is not None
+        made = await controller.tokens.create_join(name="--print-join")
+        path = self._state_dir / JOIN_TOKEN_FILE
+        content = f"{made.text}\n".encode()
+        try:
+            await trio.to_thread.run_sync(partial(replace_file, path, content, mode=0o600))
+        except OSError as error:
+            raise Failure(f"can't write {path}: {error.strerror}") from error
+        return path
 
     async def _reload(self) -> None:
         """Take over what has changed, or nothing if any of it can't be used."""
@@ -172,6 +196,14 @@ class Program:
             return options, options.operator_token
         assert self._token_file is not None
         return options, read_token(self._token_file)
+
+
+def _runs_already(options: ControllerOptions) -> str:
+    """Nobody has named the directory: it is that of the port."""
+    return (
+        f"a controller of yours runs on port {options.port} already ('sandd ps' shows its daemons); "
+        "another one needs another --port"
+    )
 
 
 def _cant_listen(options: ControllerOptions, error: OSError) -> str:

@@ -30,11 +30,16 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         commands,
         "shell",
         help="a shell on a daemon, at this terminal",
-        usage="sandd shell [options] DAEMON [-- CMD ...]",
+        usage="sandd shell [options] DAEMON | --local [-- CMD ...]",
         description="Open a terminal session on a daemon: the shell of its user there, or CMD. The session "
         "survives lost connections.",
     )
-    shell.add_argument("daemon", metavar="DAEMON", help="id of the daemon")
+    shell.add_argument(
+        "daemon",
+        metavar="DAEMON",
+        nargs="?",
+        help="id of the daemon (with --local any name will do)",
+    )
     add_local_option(shell, "session")
     add_process_options(shell)
     shell.add_argument(

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from sandd._core._errors import JobTaken
-from sandd.command_line.exit_codes import code_of_error
-from sandd.command_line.stopping import TOLD, fail, run_until_stopped
+from sandd.command_line.stopping import TOLD, fail, run_until_stopped, tell
 from sandd.terminal.local import open_terminal
 
 if TYPE_CHECKING:
@@ -31,4 +30,4 @@ def run_at_terminal(body: Callable[[LocalTerminal, Stop], Awaitable[int]]) -> in
     except JobTaken:
         return fail("somebody else has taken the session over; it goes on there")
     except TOLD as error:
-        return fail(str(error), code_of_error(error))
+        return tell(error)

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.interrupts import protected_context
-from sandd._core.nurseries import open_unwrapping_nursery
-from sandd.command_line.choosing import JobName
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import OUR_FAILURE, code_of_status
 from sandd.command_line.finding_jobs import find_job
-from sandd.command_line.outages import tell_outages
+from sandd.command_line.options import LOCAL_ID
+from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
-from sandd.command_line.stopping import Failure, fail
+from sandd.command_line.stopping import Failure, check_directory
 from sandd.terminal.conversation import Conversation, Ending
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.replay import ReplayFilter
@@ -34,43 +33,51 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from sandd._core.job_info import JobInfo
+    from sandd.command_line.outages import Outages
     from sandd.command_line.stopping import Stop
-    from sandd.controller import Controller, Daemon, Session
+    from sandd.controller import Daemon, Session
     from sandd.terminal.conversation import Ended
     from sandd.terminal.local import LocalTerminal
 
+NOTICE_SECONDS: Final = 0.5
+"""How long the daemon has to be away to be worth a line across somebody's editor: who types notices it by then."""
 HUNG_UP: Final = 129
 """As if SIGHUP had come, which it mostly does."""
 
 
 def run_shell(options: argparse.Namespace) -> int:
     """Hold a new session at this terminal; returns the exit code. Nothing is left of the terminal's modes."""
+    if options.daemon is None:
+        if not options.local:
+            options.parser.error("it takes a DAEMON, or --local")
+        options.daemon = LOCAL_ID
     if options.local and options.detach:
-        return fail("--local and --detach: the session would end with the daemon, and that with us")
+        options.parser.error(
+            "--local and --detach: the session would end with the daemon, and that with us"
+        )
     return run_at_terminal(partial(_shell, options))
 
 
 def run_attach(options: argparse.Namespace) -> int:
     """Hold a session that exists at this terminal; returns the exit code."""
     if options.read_only and options.takeover:
-        return fail("--read-only and --takeover: who only looks on takes nothing over")
-    try:
-        name = JobName.parse(options.job)
-    except ValueError as error:
-        return fail(str(error))
-    return run_at_terminal(partial(_attach, options, name))
+        options.parser.error("--read-only and --takeover: who only looks on takes nothing over")
+    return run_at_terminal(partial(_attach, options))
 
 
 # ---- the two commands -----------------------------------------------------------------------------
 
 
 async def _shell(options: argparse.Namespace, terminal: LocalTerminal, stop: Stop) -> int:
-    async with reach_daemon(options, options.daemon, stop) as (controller, daemon):
-        return await hold_new_session(options, controller, daemon, terminal)
+    async with (
+        reach_daemon(options, options.daemon, stop) as (controller, daemon),
+        minding_outages(controller, daemon, wait=options.wait) as outages,
+    ):
+        return await hold_new_session(options, daemon, terminal, outages)
 
 
 async def hold_new_session(
-    options: argparse.Namespace, controller: Controller, daemon: Daemon, terminal: LocalTerminal
+    options: argparse.Namespace, daemon: Daemon, terminal: LocalTerminal, outages: Outages
 ) -> int:
     """A session as the options say, at this terminal; returns the exit code."""
     size = terminal.size
@@ -91,7 +98,7 @@ async def hold_new_session(
         conversation = partial(
             Conversation, size=size, why_not_detach=why_not if options.local else ""
         )
-        return await _converse(controller, where, terminal, session, conversation)
+        return await _converse(outages, where, terminal, session, conversation)
 
 
 @protected_context
@@ -103,33 +110,33 @@ async def _opened(
         try:
             session = await stack.enter_async_context(opening)
         except SpawnFailed as error:
-            if options.cwd is not None and error.filename == options.cwd:
-                raise Failure(str(error)) from error
+            check_directory(error, options.cwd)
             raise
         except OSError as error:  # of the file alone: what fails on the daemon is a SpawnFailed
             raise Failure(f"--record {options.record}: {error.strerror or error}") from error
         yield session
 
 
-async def _attach(
-    options: argparse.Namespace, name: JobName, terminal: LocalTerminal, _: Stop
-) -> int:
+async def _attach(options: argparse.Namespace, terminal: LocalTerminal, _: Stop) -> int:
     async with open_connection(options) as controller:
-        daemon, job = await find_job(controller, name, wait=options.wait, sessions=True)
+        daemon, job = await find_job(controller, options.job, wait=options.wait, sessions=True)
         if job.owned and not (options.read_only or options.takeover):
             raise Failure(
                 f"somebody is attached to {daemon.id}/{job.job_id}: --takeover takes it from them, "
                 "--read-only looks on"
             )
-        async with daemon.attach_session(
-            job.job_id, read_only=options.read_only, takeover=options.takeover
-        ) as session:
+        async with (
+            minding_outages(controller, daemon, wait=options.wait) as outages,
+            daemon.attach_session(
+                job.job_id, read_only=options.read_only, takeover=options.takeover
+            ) as session,
+        ):
             goes_on = options.read_only or job.detached
             where = Where(daemon, job.job_id, goes_on, options.read_only)
             if options.read_only:
                 await terminal.say("[you look on; ~. leaves]")
             return await _converse(
-                controller,
+                outages,
                 where,
                 terminal,
                 session,
@@ -142,7 +149,7 @@ async def _attach(
 
 
 async def _converse(
-    controller: Controller,
+    outages: Outages,
     where: Where,
     terminal: LocalTerminal,
     session: Session,
@@ -150,14 +157,8 @@ async def _converse(
 ) -> int:
     """Let terminal and session talk; then say how that ended. Returns the exit code."""
     async with terminal.raw_mode():
-        async with controller.open_events() as events, open_unwrapping_nursery() as nursery:
-            nursery.start_soon(
-                partial(
-                    tell_outages, where.daemon, events, terminal.say, meaning=where.outage_meaning
-                )
-            )
-            ended = await converse(terminal, session).run()
-            nursery.cancel_scope.cancel()
+        outages.begun(where.outage_meaning, say=terminal.say, after=NOTICE_SECONDS)
+        ended = await converse(terminal, session).run()
     told = where.describe(ended)
     if told:
         await terminal.say(f"\n[{told}]")

@@ -22,6 +22,9 @@ from attrs import define
 from sandd import __version__
 from sandd._core.daemon_end import DaemonEnd
 from sandd._core.dialer import Dialer
+from sandd._core.identity.keyring import Keyring
+from sandd._core.identity.proofs import read_credential
+from sandd._core.identity.tokens import TokenKind
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.nurseries import open_unwrapping_nursery
@@ -131,7 +134,7 @@ async def open_daemon_cores(
         count: how many.
         prefix: of their ids, before their numbers from 0 on.
         labels: each of them has these.
-        token: the controller's, if it has one.
+        token: the controller's, if it has one; or a join token for as many.
         program: plays their jobs.
         reconnect_max: seconds between two dials at most.
 
@@ -148,7 +151,8 @@ async def open_daemon_cores(
                 core_id, instance, labels or {}, "core", "core", "core", __version__
             )
             backoff = Backoff(maximum=reconnect_max)
-            end = DaemonEnd(identity, token, runner)
+            credential = None if token is None else read_credential(token, TokenKind.JOIN)
+            end = DaemonEnd(identity, Keyring(None, core_id, credential), runner)
             dialer = Dialer(url, end, backoff)
             cores.append(DaemonCore(core_id, instance, host, table, runner, end, dialer))
             nursery.start_soon(cores[-1]._run)

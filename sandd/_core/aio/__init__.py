@@ -8,4 +8,5 @@ In reading order:
     jobs             Process and Session
     paths            RemotePath, and files that are open
     daemon           Daemon
+    administration   Tokens and Enrolled
 """

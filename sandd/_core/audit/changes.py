@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandd._core.audit.records import Record, RecordType
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def policies_in_force(hashes: Mapping[str, str]) -> Record:
@@ -20,6 +20,20 @@ def policies_refused(reason: str) -> Record:
     return Record(type=RecordType.POLICY, outcome="refused", reason=reason)
 
 
+def certificate_in_force(*, certificate: str, authorities: Sequence[str]) -> Record:
+    """New connections are served by this certificate from now on; peers are told to trust these CAs, all by hash."""
+    return Record(
+        type=RecordType.CERTIFICATE,
+        outcome="in_force",
+        result={"certificate": certificate, "authorities": list(authorities)},
+    )
+
+
+def certificate_refused(reason: str) -> Record:
+    """Another one was to be served by, and can't be used; that which was still is."""
+    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
+
+
 def tokens_set(*, daemons: bool, operators: bool) -> Record:
     """Daemons and operators have to know other secrets from now on, or none is taken."""
     return Record(
@@ -29,19 +43,26 @@ def tokens_set(*, daemons: bool, operators: bool) -> Record:
     )
 
 
-def certificates_in_force(pin: object | None, leaf: bytes) -> Record:
-    """Who dials in is shown these from now on.
+def token_changed(
+    outcome: str, token_id: str, kind: str, tenant: str | None, **about: Any
+) -> Record:
+    """A token was made ("created") or ended ("revoked"), or a daemon has "joined" by it."""
+    return Record(
+        type=RecordType.TOKEN,
+        outcome=outcome,
+        kind=kind,
+        tenant=tenant,
+        result={"token": token_id, **about},
+    )
 
-    Args:
-        pin: of the controller's own CA, if it has one.
-        leaf: SHA-256 of the certificate that is shown.
-    """
-    result = {"leaf_sha256": leaf.hex()}
-    if pin is not None:
-        result["ca_pin"] = str(pin)
-    return Record(type=RecordType.CERTIFICATE, outcome="in_force", result=result)
 
-
-def certificates_refused(reason: str) -> Record:
-    """Others were to be shown, and can't be used; the old ones still are."""
-    return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
+def daemon_changed(outcome: str, name: str, tenant: str, reason: str | None = None) -> Record:
+    """A daemon that has joined was "locked", "unlocked" or "forgotten"."""
+    return Record(
+        type=RecordType.TOKEN,
+        outcome=outcome,
+        kind="daemon",
+        tenant=tenant,
+        daemon=name,
+        reason=reason,
+    )

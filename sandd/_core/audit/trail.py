@@ -10,7 +10,7 @@ import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from attrs import define, frozen
+from attrs import define
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
@@ -33,14 +33,6 @@ _TARGETS: Final = ("path", "job_id", "target", "pattern")
 """Fields of a request that say what it is about."""
 _LIMITS: Final = ("user", "timeout", "idle_timeout", "kill_grace", "lease", "detach", "shell")
 """Fields of a program's spec that bound it, or widen what it may do."""
-
-
-@frozen
-class Actor:
-    """In whose name something is asked for."""
-
-    tenant: str
-    principal: str
 
 
 @define(eq=False)
@@ -83,11 +75,11 @@ class JobTrail:
             and (job.spec, job.instance) == (digest(message.spec), message.instance)
         )
 
-    def request(self, key: JobKey, message: wire.Attach, actor: Actor) -> Record:
+    def request(self, key: JobKey, message: wire.Attach, actor: str) -> Record:
         """What is to be on the disk before the Attach is passed on."""
         assert message.spec is not None
         said = _describe(message.spec)
-        said["policy"] = ",".join(self._policies_of(actor.tenant)) or None
+        said["policy"] = ",".join(self._policies_of(key[1])) or None
         return _record(RecordType.REQUEST, key, actor, outcome="asked", **said)
 
     def requested(self, key: JobKey, message: wire.Attach, kind: str | None) -> None:
@@ -95,7 +87,7 @@ class JobTrail:
         assert message.spec is not None
         self._remember(TrackedJob(key, digest(message.spec), message.instance, kind))
 
-    def attached(self, key: JobKey, message: wire.Attach, actor: Actor) -> None:
+    def attached(self, key: JobKey, message: wire.Attach, actor: str) -> None:
         """Somebody attaches to a job that exists."""
         job = self._jobs.get(key)
         if job is None:
@@ -108,7 +100,7 @@ class JobTrail:
         )
 
     def refused(
-        self, key: JobKey, actor: Actor, refused: wire.Refused, *, by: str = "controller"
+        self, key: JobKey, actor: str, refused: wire.Refused, *, by: str = "controller"
     ) -> None:
         """What was asked for is not done."""
         job = self._jobs.get(key)
@@ -125,13 +117,13 @@ class JobTrail:
             )
         )
 
-    def stopped(self, key: JobKey, actor: Actor) -> None:
+    def stopped(self, key: JobKey, actor: str) -> None:
         """Its owner leaves the job, and ends it if it runs; the id may be used again."""
         job = self._jobs.pop(key, None)
         if job is not None and not job.ended:
             self._sink.note(_record(RecordType.STOP, key, actor, outcome="asked", kind=job.kind))
 
-    def happened(self, job: TrackedJob, actor: Actor, body: wire.Buffer) -> None:
+    def happened(self, job: TrackedJob, actor: str, body: wire.Buffer) -> None:
         """A message of the job's EVENTS passes; each is told once, however many see it."""
         if job.ended:
             return
@@ -157,7 +149,7 @@ class JobTrail:
         self,
         what: RecordType,
         job: TrackedJob,
-        actor: Actor,
+        actor: str,
         outcome: str,
         result: Mapping[str, Any],
         *,
@@ -188,9 +180,9 @@ def digest(spec: bytes) -> bytes:
     return hashlib.sha256(spec).digest()
 
 
-def _record(what: RecordType, key: JobKey, actor: Actor, **said: Any) -> Record:
+def _record(what: RecordType, key: JobKey, actor: str, **said: Any) -> Record:
     daemon, tenant, job = key
-    return Record(type=what, tenant=tenant, actor=actor.principal, daemon=daemon, job=job, **said)
+    return Record(type=what, tenant=tenant, actor=actor, daemon=daemon, job=job, **said)
 
 
 def _describe(spec: bytes) -> dict[str, Any]:

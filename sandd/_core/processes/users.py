@@ -32,7 +32,9 @@ def resolve_user(user: str) -> Identity | None:
         entry = pwd.getpwnam(user)
     except (KeyError, ValueError):  # ValueError: a NUL in the name
         if not (user.isascii() and user.isdigit()) or int(user) >= 2**32 - 1:
-            raise SpawnFailed(errno.EINVAL, "there is no such user on this machine", user) from None
+            raise SpawnFailed(
+                errno.EINVAL, "there is no such user on the daemon's machine", user
+            ) from None
         try:
             entry = pwd.getpwuid(int(user))
         except KeyError:

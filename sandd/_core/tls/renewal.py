@@ -9,14 +9,14 @@ import trio
 from attrs import define
 
 from sandd._core._errors import ConfigurationError
-from sandd._core.audit.changes import certificates_in_force, certificates_refused
-from sandd._core.audit.sinks import NO_AUDIT
+from sandd._core.audit.changes import certificate_in_force, certificate_refused
 from sandd._core.logs import get_logger
+from sandd._core.tls.pins import Pin, read_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandd._core.audit.sinks import AuditSink
+    from sandd._core.audit.records import Record
     from sandd._core.tls.certificates import Certificates
     from sandd._core.tls.contexts import ServerTls
 
@@ -39,9 +39,10 @@ class LiveCertificates:
     clock: Callable[[], float] = time.time
     """Unix time: what certificates are valid by."""
     look_seconds: float = LOOK_SECONDS
+    note: Callable[[Record], object] = lambda _: None
+    """Called with each change, for an audit log."""
     failures: int = 0
     """Reloads that changed nothing, because there was nothing usable."""
-    audit: AuditSink = NO_AUDIT
     _complaint: str = ""
 
     @classmethod
@@ -75,14 +76,19 @@ class LiveCertificates:
             if not (is_retry and str(error) == self._complaint):
                 self.failures += 1
                 log.error("certificate_reload_failed", error=str(error))
-                self.audit.note(certificates_refused(str(error)))
+                self.note(certificate_refused(str(error)))
             self._complaint = str(error)
             return False
         self._complaint = ""
-        if fresh.channel_binding != self.current.channel_binding or (
-            fresh.bundle != self.current.bundle
-        ):
+        before, self.current = self.current, fresh
+        if (fresh.channel_binding, fresh.bundle) != (before.channel_binding, before.bundle):
             log.info("certificate_reloaded", pin=str(self.certificates.pin or ""))
-            self.audit.note(certificates_in_force(self.certificates.pin, fresh.channel_binding))
-        self.current = fresh
+            self.note(self.record())
         return True
+
+    def record(self) -> Record:
+        """What is presented now."""
+        return certificate_in_force(
+            certificate=str(Pin(self.current.channel_binding)),
+            authorities=[str(Pin.of(each)) for each in read_certificates(self.current.bundle)],
+        )

@@ -6,7 +6,9 @@ check with a bare 400 or not at all, and leaves its task behind. No I/O.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import h11
 from attrs import field, frozen
@@ -14,12 +16,17 @@ from wsproto.utilities import RemoteProtocolError as WsprotoError
 from wsproto.utilities import split_comma_header
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from wsproto.events import Request
 
     from sandd._core.transport._protocol import GuardedProtocol
 
 MAX_REASON: Final = 200
 """Characters; reasons quote what the peer sent, which may be a head of 16 KiB."""
+
+_OF_PROXIES: Final = (b"forwarded", b"x-forwarded-for", b"via", b"x-real-ip")
+"""What only a proxy says (RFC 7239, and what came before it)."""
 
 _TLS_HELLO: Final = 0x16
 """First byte of a TLS handshake (RFC 8446 s. 5.1), which no HTTP request begins with."""
@@ -72,6 +79,7 @@ class RequestReader:
         subprotocol: the one that must be among those offered.
         secure: whether TLS is below; for the sentence only.
         bundle: what is at `BUNDLE_PATH`; nothing, where it is empty.
+        own_names: what this machine is called, besides its loopback addresses, where the peer is on it; None: it isn't.
     """
 
     def __init__(
@@ -82,7 +90,9 @@ class RequestReader:
         subprotocol: str,
         secure: bool,
         bundle: bytes = b"",
+        own_names: Collection[str] | None = None,
     ) -> None:
+        self._own_names = own_names
         self._bundle = bundle
         self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
         self._protocol = protocol
@@ -168,7 +178,32 @@ class RequestReader:
             return Refusal(status, f"a faulty WebSocket handshake: {exc}", version)
         except UnicodeError as exc:
             return Refusal(400, f"a faulty WebSocket handshake: {exc}")
+        if self._own_names is not None and not _is_meant(headers, self._own_names):
+            return Refusal(
+                403,
+                "the Host that was asked for is not this machine: a proxy that passes on another has to say so, by "
+                "Forwarded or X-Forwarded-For",
+            )
         return Upgrade(event, path, headers)
+
+
+def _is_meant(headers: list[tuple[bytes, bytes]], own_names: Collection[str]) -> bool:
+    """Whether the Host is this machine, or a proxy speaks for somebody elsewhere.
+
+    A name that leads to loopback and is none of ours is how a web page has its browser reach what listens there (DNS
+    rebinding). A page can't make a browser say what proxies say.
+    """
+    given = dict(headers)
+    if any(name in given for name in _OF_PROXIES):
+        return True
+    try:
+        name = urlsplit(f"//{given.get(b'host', b'').decode('latin-1').lower()}").hostname or ""
+        if name == "localhost" or name.endswith(".localhost") or name in own_names:
+            return True
+        address = ip_address(name)
+    except ValueError:  # no address, or not even a host
+        return False
+    return address.is_loopback or address.is_unspecified  # the latter leads to the former
 
 
 def _lists(headers: list[tuple[bytes, bytes]], name: bytes, wanted: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -229,6 +230,7 @@ class _Server:
                 subprotocol=self.subprotocol,
                 secure=presented is not None,
                 bundle=b"" if presented is None else presented.bundle,
+                own_names=_own_names() if meter.local.is_loopback else None,
             )
             with hearing.listen() as unheard:
                 stream, verdict = await self._hear_request(meter, reader, presented)
@@ -365,6 +367,12 @@ def _leaves(error: Exception) -> Iterator[Exception]:
             yield from _leaves(each)
     else:
         yield error
+
+
+def _own_names() -> set[str]:
+    """What this machine calls itself, and what its users may have as a name of one of its loopback addresses."""
+    name = socket.gethostname().lower()
+    return {name, name.partition(".")[0]}
 
 
 def _identity_of(stream: trio.abc.Stream) -> str | None:

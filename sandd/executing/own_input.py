@@ -1,6 +1,6 @@
-"""This program's stdin, stdout and stderr as bytes, verbatim and as they come.
+"""This program's stdin as bytes, verbatim and as they come.
 
-They are shared, as `sandd.terminal.posix` says, so they stay as they are: blocking. What may block is done in
+It is shared, as `sandd.terminal.posix` says, so it stays as it is: blocking. What may block is done in
 threads that nobody waits for once it doesn't matter any more. To read in such a thread would take bytes away that
 are meant for the next program, so what can be waited for is waited for first.
 """
@@ -8,7 +8,6 @@ are meant for the next program, so what can be waited for is waited for first.
 from __future__ import annotations
 
 import os
-import select
 import stat
 import sys
 from typing import TYPE_CHECKING, Final
@@ -20,12 +19,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 CHUNK_BYTES: Final = 256 * 1024
-"""Read and written at a time: a thread's turn costs a quarter of a millisecond."""
-
-
-async def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of it, and wait for as long as that takes. Cancelled, it may have been written in part."""
-    await trio.to_thread.run_sync(_write_all, descriptor, data, abandon_on_cancel=True)
+"""Read at a time: a thread's turn costs a quarter of a millisecond."""
 
 
 async def read_chunks(descriptor: int) -> AsyncGenerator[bytes, None]:
@@ -50,18 +44,5 @@ async def read_chunks(descriptor: int) -> AsyncGenerator[bytes, None]:
 
 
 def descriptor_of(stream: TextIO | None) -> int | None:
-    """Of `sys.stdin` and the others; None if it was closed when we were started."""
+    """Of `sys.stdin`; None if it was closed when we were started."""
     return None if stream is None else stream.fileno()
-
-
-def _write_all(descriptor: int, data: bytes | bytearray) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:  # somebody has made it non-blocking
-            if sys.platform == "win32":
-                raise
-            poll = select.poll()
-            poll.register(descriptor, select.POLLOUT)
-            poll.poll()

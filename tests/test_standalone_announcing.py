@@ -1,0 +1,59 @@
+"""What a controller says of itself, and of who can come to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandd.standalone.announcing import Announcement
+from sandd.standalone.options import ControllerOptions
+
+REFUSED = "daemons of other machines are refused: they need --token-file (or --insecure) here"
+
+
+def announce(**options: Any) -> str:
+    """What it says that was given these options."""
+    given = ControllerOptions(**options)
+    url = f"ws://127.0.0.1:{given.port}/ws"
+    return str(Announcement.of(url, given, None))
+
+
+def test_what_to_type_is_told() -> None:
+    """With what a daemon and a command can't find by themselves, and nothing else."""
+    assert announce() == (
+        "sandd: a controller at ws://127.0.0.1:8765/ws\n"
+        "  a daemon:     sandd daemon --server-url ws://127.0.0.1:8765/ws --daemon-id worker-1\n"
+        "  who is there: sandd ps"
+    )
+    said = announce(port=1, token_file=Path("/a b"), token=b"x")
+    assert "--daemon-id worker-1 --token-file '/a b'\n" in said
+    assert said.endswith("sandd ps --controller ws://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        pytest.param({}, False, id="loopback"),
+        pytest.param({"host": "::1"}, False, id="loopback-6"),
+        pytest.param({"host": "localhost"}, False, id="loopback-name"),
+        pytest.param({"host": "0.0.0.0"}, True, id="everywhere"),
+        pytest.param({"host": "::"}, True, id="everywhere-6"),
+        pytest.param({"host": "10.1.2.3"}, True, id="one-address"),
+        pytest.param({"host": "0.0.0.0", "token": b"x"}, False, id="token"),
+        pytest.param({"host": "0.0.0.0", "insecure": True}, False, id="insecure"),
+    ],
+)
+def test_whoever_listens_to_strangers_is_told_that_they_are_refused(
+    options: dict[str, Any], is_told: bool
+) -> None:
+    """And what lets them in: else the only word of it is in the logs of those who are refused."""
+    assert (REFUSED in announce(**options)) is is_told
+
+
+def test_other_machines_have_another_name_for_it() -> None:
+    """The URL has an address that is theirs as well."""
+    hint = "ws://127.0.0.1:8765/ws, elsewhere with this machine's name in the URL\n"
+    assert hint in announce(host="0.0.0.0")
+    assert hint not in announce()
