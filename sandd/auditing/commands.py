@@ -21,6 +21,7 @@ from sandd.auditing.reading import Reader
 from sandd.auditing.selecting import Selection
 from sandd.auditing.showing import COLUMNS, line_for_person, row_for_table
 from sandd.command_line.exit_codes import OUR_FAILURE
+from sandd.command_line.writing import write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -53,8 +54,6 @@ def print_key(options: argparse.Namespace) -> int:
 def _told(command: Callable[[], int]) -> int:
     try:
         return command()
-    except BrokenPipeError:
-        raise  # whoever read it has gone: see `cli.main`
     except (ConfigurationError, OSError) as error:
         sys.stderr.write(f"sandd: {printable(str(error))}\n")
         return OUR_FAILURE
@@ -120,15 +119,14 @@ def _put_record(options: argparse.Namespace, line: bytes, fields: dict[str, Any]
 
 def _export(options: argparse.Namespace) -> int:
     with closing(Reader(Place.of(options).directory, Selection.of(options))) as reader:
-        table = csv.writer(sys.stdout, lineterminator="\n")
+        table = csv.writer(_Stdout(), lineterminator="\n")
         if options.format == "csv":
             table.writerow(COLUMNS)
         for line, fields in reader.new():
             if options.format == "csv":
                 table.writerow(row_for_table(fields))
             else:
-                sys.stdout.write(printable(line.decode("utf-8", "replace")) + "\n")
-        sys.stdout.flush()
+                _put(printable(line.decode("utf-8", "replace")))
         if reader.skipped:
             sys.stderr.write(
                 f"sandd: {reader.skipped} lines are no records; 'sandd audit verify' says more\n"
@@ -146,5 +144,11 @@ def _print_key(options: argparse.Namespace) -> int:
 
 
 def _put(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    write_text("stdout", f"{line}\n")
+
+
+class _Stdout:
+    """As a table is written: a row at a time."""
+
+    def write(self, text: str) -> None:
+        write_text("stdout", text)

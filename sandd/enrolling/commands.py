@@ -18,6 +18,7 @@ from sandd._core.identity.records import new_join_token, new_operator_token
 from sandd._core.state_directory import write_new
 from sandd.command_line.exit_codes import OUR_FAILURE
 from sandd.command_line.stopping import fail
+from sandd.command_line.writing import write_text
 from sandd.controller import DEFAULT_PORT
 from sandd.enrolling import tables
 from sandd.fleet.tables import Layout
@@ -212,5 +213,4 @@ def _database(options: argparse.Namespace, *, makes_it: bool) -> Iterator[Identi
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    write_text("stdout", f"{line}\n")
