@@ -13,7 +13,9 @@ from raw_peer import loris, raw_client, upgrade_request
 
 import sandd
 from sandd import wire
-from sandd._core.link import Identity, answer_challenge
+from sandd._core.identity.introductions import answer_challenge
+from sandd._core.identity.proofs import SharedSecret
+from sandd._core.link import Identity
 from sandd._core.pump import receive_control, send_control
 from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.transport import ListenAddress, _client, connect
@@ -183,7 +185,8 @@ async def try_daemon(url: str, daemon_id: str, token: bytes) -> str:
     try:
         async with connect(url, **OPTIONS) as connection:
             challenge = await receive_control(connection)
-            hello = answer_challenge(challenge, Identity(daemon_id, "one"), 1, token)
+            credential = SharedSecret(token) if token else None
+            hello = answer_challenge(challenge, Identity(daemon_id, "one"), 1, credential)
             await send_control(connection, hello)
             return type(await receive_control(connection)).__name__
     except sandd.SanddError as error:
