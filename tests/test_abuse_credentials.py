@@ -85,15 +85,21 @@ async def test_a_damaged_credential_has_the_one_refusal(
         refused = REFUSED_OPERATOR if kind == "operator" else REFUSED_DAEMON
         path = wire.OPERATOR_PATH if kind == "operator" else wire.DAEMON_PATH
 
-        async def come(damage: dict[str, Any]) -> object:
+        async def come(number: int | None) -> object:
+            """What is answered to the whole of it, or with the damage of that number."""
             async with connect(f"ws://{controller.address}{path}", **OPTIONS) as connection:
-                hello = introduction(await receive_control(connection), credentials[kind])
+                challenge = await receive_control(connection)
+                assert isinstance(challenge, wire.Challenge)
+                hello = introduction(challenge, credentials[kind])
+                damage = {} if number is None else damages(hello)[number]
                 await send_control(connection, attrs.evolve(hello, **damage))
                 return await receive_control(connection)
 
-        for damage in damages(introduction(wire.Challenge(b"n", "c"), credentials[kind])):
-            assert refusal_of(await come(damage)) == (refused.code, refused.message), damage
-        assert isinstance(await come({}), wire.Welcome)
+        some = damages(introduction(wire.Challenge(b"n", "c"), credentials[kind]))
+        for number, damage in enumerate(some):
+            answer = await come(number)
+            assert refusal_of(answer) == (refused.code, refused.message), damage
+        assert isinstance(await come(None), wire.Welcome)
     assert not [each for each in caplog.records if each.exc_info or each.levelname == "ERROR"]
 
 
