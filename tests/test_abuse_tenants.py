@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sandd.testing import DaemonCores
 
 JOB = "the-job"
+FUTURE = "a-job-to-come"
+"""To end a job that never came takes its id away."""
 COMMAND = wire.encode_spec(wire.CommandSpec((b"echo", b"hello")))
 
 
@@ -77,7 +79,7 @@ class Abuser:
 @contextlib.asynccontextmanager
 async def job_and_abuser(
     state_dir: Path, tenant: str, **rights: str
-) -> AsyncIterator[tuple[sandd.Process, Abuser, DaemonCores]]:
+) -> AsyncIterator[tuple[sandd.Daemon, sandd.Process, Abuser, DaemonCores]]:
     """A job that reads its input, on the daemon w-0 of that tenant; and somebody of the tenant "default"."""
     async with guarded(state_dir) as host:
         join = await join_token(host, tenant=tenant)
@@ -92,13 +94,15 @@ async def job_and_abuser(
             async with worker.open_process("cat", job_id=JOB) as process:
                 await process.stdin.send_all(b"mine")
                 assert await process.stdout.receive_some() == b"mine"
-                yield process, Abuser(connection), cores
+                yield worker, process, Abuser(connection), cores
 
 
-async def assert_undisturbed(process: sandd.Process) -> None:
-    """It has got no input of another, and runs."""
+async def assert_undisturbed(worker: sandd.Daemon, process: sandd.Process) -> None:
+    """It has got no input of another, and runs; and an id that was to be taken away from its owner starts."""
     await process.stdin.send_all(b"still mine")
     assert await process.stdout.receive_some() == b"still mine"
+    async with worker.open_process("echo hello", job_id=FUTURE) as started:
+        assert (await started.wait()).success
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,8 @@ async def test_another_tenants_job_is_out_of_reach_for_any_message(
     tmp_path: Path, name: str
 ) -> None:
     """To read along, take over, start, kill, forget or end: by whatever name, there is one answer, as for no daemon."""
-    async with job_and_abuser(tmp_path, "acme", role="admin") as (process, abuser, cores):
+    async with job_and_abuser(tmp_path, "acme", role="admin") as scene:
+        worker, process, abuser, cores = scene
         core = cores[0]
         known = set(core._table.jobs)
         (job,) = core._table.jobs.values()
@@ -131,15 +136,17 @@ async def test_another_tenants_job_is_out_of_reach_for_any_message(
             )
         assert answers == {RefusedCode.DAEMON_NOT_FOUND}
         for fields in ({}, {"tenant": "acme"}, {"client": job.client, "tenant": "acme"}):
-            await abuser.end(name, **fields)
+            for job_id in (JOB, FUTURE):
+                await abuser.end(name, job_id, **fields)
         await abuser.ping()
         assert set(core._table.jobs) == known
-        await assert_undisturbed(process)
+        await assert_undisturbed(worker, process)
 
 
 async def test_a_viewer_can_say_what_it_likes_and_ends_nothing(tmp_path: Path) -> None:
     """It may look on; in whosever name it speaks, it holds, starts and ends nothing."""
-    async with job_and_abuser(tmp_path, "default", role="viewer") as (process, abuser, cores):
+    async with job_and_abuser(tmp_path, "default", role="viewer") as scene:
+        worker, process, abuser, cores = scene
         core = cores[0]
         known = set(core._table.jobs)
         (job,) = core._table.jobs.values()
@@ -150,10 +157,17 @@ async def test_a_viewer_can_say_what_it_likes_and_ends_nothing(tmp_path: Path) -
             for job_id in (JOB, "new", f"{client}.1"):
                 said = {"client": client, "spec": COMMAND, "instance": instance}
                 assert await abuser.refused("w-0", job_id, **said) is RefusedCode.DENIED
-            await abuser.end("w-0", client=client)
-            await abuser.end("w-0", client=client, left=0)
+            for job_id in (JOB, FUTURE):
+                await abuser.end("w-0", job_id, client=client)
+                await abuser.end("w-0", job_id, client=client, left=0)
         await abuser.end("w-0", client="")
         await abuser.ping()
         await trio.testing.wait_all_tasks_blocked()
         assert set(core._table.jobs) == known
-        await assert_undisturbed(process)
+        # Whoever has generated an id may come back to its job without a spec; and nobody by its name.
+        async with worker.open_process("cat") as other:
+            assert other.job_id.startswith(f"{job.client}.")
+            for takeover in (False, True):
+                said = {"client": job.client, "takeover": takeover}
+                assert await abuser.refused("w-0", other.job_id, **said) is RefusedCode.DENIED
+        await assert_undisturbed(worker, process)
