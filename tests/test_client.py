@@ -16,6 +16,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    PolicyDenied,
     RateLimited,
     RemoteProtocolError,
     RequestRefused,
@@ -724,6 +725,7 @@ ERRORS: dict[RefusedCode, type[SanddError]] = {
     RefusedCode.UNSUPPORTED: RequestRefused,
     RefusedCode.DENIED: RequestRefused,
     RefusedCode.RATE_LIMITED: RateLimited,
+    RefusedCode.POLICY_DENIED: PolicyDenied,
 }
 
 
