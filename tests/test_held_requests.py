@@ -313,6 +313,32 @@ def test_a_disk_that_stands_still_costs_bounded_memory(
     assert (network.client.held, network.client.held_bytes) == ({}, 0)
 
 
+def test_ends_that_wait_cost_bounded_memory(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could be told that one is refused, so who says too many loses its link."""
+    monkeypatch.setattr("sandd._core.held_requests.MAX_HELD_BYTES", 1000)
+    network.send(control(1, ATTACH))
+    with pytest.raises(RemoteProtocolError, match="too many Ends"):
+        network.send(*[control(0, END)] * 100)
+    assert network.client.held_bytes < 2000
+
+
+def test_what_is_no_message_is_not_held(network: Network) -> None:
+    """It ends its link at once; so a link that goes meanwhile leaves nothing behind."""
+    network.send(control(1, ATTACH))
+    network.log.write()
+    network.send(control(2, attrs.evolve(ATTACH, job_id="x")))
+    _ = network.to_daemon
+    with pytest.raises(RemoteProtocolError):
+        network.send(wire.Frame(wire.FrameType.CONTROL, 2, memoryview(b"\xc1")))
+    network.router.remove_client(network.client)
+    assert types(network.to_daemon) == [wire.Detach]
+    network.log.write()
+    assert network.to_daemon == []
+    assert (network.client.held, network.client.held_bytes) == ({}, 0)
+
+
 # ---- what is told of what becomes of it ---------------------------------------------------------
 
 
