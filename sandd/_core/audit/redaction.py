@@ -27,6 +27,13 @@ _TOKEN_MARKS: Final = (b"sdj_", b"sdo_")
 _TOKEN_BEGINNING: Final = re.compile(
     rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH
 )
+_OF_THE_LOG: Final = frozenset(
+    {"type", "v", "seq", "prev", "ts", "mono", "log", "segment", "key"}
+)
+"""Fields of a line that are the log's own: a secret that has the digits of a part of a hash would break the chain."""
+_GIVEN: Final = frozenset({"argv", "cwd"})
+"""Fields in which a program may be told what its environment has: who gives that can't have anything else masked, not
+its own name and not what it asked for."""
 _SECRET_NAME: Final = re.compile(
     rb"token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key|auth",
     re.IGNORECASE,
@@ -42,6 +49,13 @@ def secrets_in(variables: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
         if len(value) >= LEAST_LENGTH and _SECRET_NAME.search(name)
     }
     return tuple(sorted(found, key=lambda value: (-len(value), value))[:MAX_VARIABLES])
+
+
+def without_given(fields: dict[str, Any], secrets: Iterable[bytes]) -> dict[str, Any]:
+    """What a request's record says, without what its environment calls secret."""
+    return {
+        name: without(each, secrets) if name in _GIVEN else each for name, each in fields.items()
+    }
 
 
 def without(value: Any, secrets: Iterable[bytes]) -> Any:
@@ -89,7 +103,12 @@ class Redactor:
         # Hardly any line has one, and to look for them in the whole costs a tenth of looking in each text.
         for each in self._in_lines:
             if each in line:
-                return canonical(self.value(fields))
+                return canonical(
+                    {
+                        name: said if name in _OF_THE_LOG else self.value(said)
+                        for name, said in fields.items()
+                    }
+                )
         return line
 
     def text(self, text: str) -> str:
