@@ -75,11 +75,17 @@ class Redactor:
     """Masks what it knows: of a secret of several lines each line, as a terminal changes what is between them."""
 
     def __init__(self, secrets: Iterable[bytes | str] = ()) -> None:
-        known: set[bytes] = set()
+        self._known: frozenset[bytes] = frozenset()
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[bytes | str]) -> None:
+        """From now on these are secrets, too."""
+        known = set(self._known)
         for each in secrets:
             secret = each.encode("utf-8", "surrogateescape") if isinstance(each, str) else each
             # Also as it reads in a line, should it be no text.
             known.update(_pieces(secret), _pieces(as_text(secret).encode()))
+        self._known = frozenset(known)
         # The longest first, so that of two which begin alike none is left in part.
         self.pieces = sorted(known, key=lambda each: (-len(each), each))
         self.pattern = re.compile(b"|".join([*map(re.escape, self.pieces), _TOKEN]))
@@ -88,6 +94,7 @@ class Redactor:
             json.dumps(piece.decode("utf-8", "surrogateescape"))[1:-1] for piece in self.pieces
         ]
         self._in_lines = [*(each.encode("ascii") for each in escaped), *_TOKEN_MARKS]
+        self.__dict__.pop("beginnings", None)  # it is of those that were known
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self.pieces)} secrets>"
@@ -149,7 +156,6 @@ class RedactedStream:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._longest = max((len(each) for each in redactor.pieces), default=0)
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
@@ -184,7 +190,8 @@ class RedactedStream:
         token = _TOKEN_BEGINNING.search(data, max(start, len(data) - MAX_TOKEN_LENGTH - 4))
         if token is not None:
             earliest = token.start()
-        for position in range(max(start, len(data) - self._longest + 1), earliest):
+        longest = len(self._redactor.pieces[0]) if self._redactor.pieces else 0
+        for position in range(max(start, len(data) - longest + 1), earliest):
             if data[position:] in self._redactor.beginnings:
                 return position
         return earliest
