@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from raw_daemon import raw_daemon
 import sandd
 from sandd import wire
 from sandd._core.identity import gate as gate_module
-from sandd._core.identity.database import open_database
+from sandd._core.identity.database import IdentityDatabase, open_database
 from sandd._core.identity.gate import REFUSED_DAEMON, REFUSED_OPERATOR
 from sandd._core.identity.introductions import answer_as_operator, answer_challenge
 from sandd._core.identity.proofs import DaemonKey, SharedSecret, daemon_secret
@@ -40,7 +41,6 @@ from sandd.wire import RejectCode
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sandd._core.identity.database import IdentityDatabase
     from sandd._core.identity.proofs import Credential
 
 
@@ -441,6 +441,35 @@ async def test_a_revoked_operator_is_out_at_once(tmp_path: Path) -> None:
             assert "open" in repr(stays)
         async with raw_operator(controller, token) as (_, answer):
             assert refusal_of(answer) == (RejectCode.UNAUTHENTICATED, REFUSED_OPERATOR.message)
+
+
+@pytest.mark.parametrize("question", ["version", "invalid"])
+async def test_records_that_cant_be_read_end_nothing(
+    question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so, once; and what has been done meanwhile is noticed when they can be."""
+    failures = 0
+    monkeypatch.setattr(gate_module, "LOOK_SECONDS", 0.02)
+    async with guarded(tmp_path) as controller:
+        token = await operator_token(controller)
+        async with raw_operator(controller, token) as (connection, _):
+            with monkeypatch.context() as patch:
+
+                def fail(*_: object) -> None:
+                    nonlocal failures
+                    failures += 1
+                    raise sqlite3.OperationalError("disk I/O error")
+
+                patch.setattr(IdentityDatabase, question, fail)
+                with contextlib.closing(open_database(tmp_path)) as database:
+                    database.revoke(token.key_id, 0.0)
+                with trio.fail_after(5.0):
+                    while failures < 3:
+                        await trio.sleep(0.01)
+                assert "open" in repr(connection)
+            with trio.fail_after(1.0):
+                await ended(connection)
+    assert caplog.text.count("records_unreadable") == 1
 
 
 async def test_another_program_puts_somebody_out_within_a_second(tmp_path: Path) -> None:
