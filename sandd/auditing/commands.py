@@ -21,6 +21,7 @@ from sandd.auditing.reading import Reader
 from sandd.auditing.selecting import Selection
 from sandd.auditing.showing import COLUMNS, line_for_person, row_for_table
 from sandd.command_line.exit_codes import OUR_FAILURE
+from sandd.command_line.writing import write_text
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CHANGED: Final = 1
 """Exit code: the log is not what was written."""
+PIECE_CHARACTERS: Final = 64 * 1024
+"""Of an export, in one system call: what a pipe takes."""
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -53,8 +56,6 @@ def print_key(options: argparse.Namespace) -> int:
 def _told(command: Callable[[], int]) -> int:
     try:
         return command()
-    except BrokenPipeError:
-        raise  # whoever read it has gone: see `cli.main`
     except (ConfigurationError, OSError) as error:
         sys.stderr.write(f"sandd: {printable(str(error))}\n")
         return OUR_FAILURE
@@ -120,15 +121,16 @@ def _put_record(options: argparse.Namespace, line: bytes, fields: dict[str, Any]
 
 def _export(options: argparse.Namespace) -> int:
     with closing(Reader(Place.of(options).directory, Selection.of(options))) as reader:
-        table = csv.writer(sys.stdout, lineterminator="\n")
+        out = _Pieces()
+        table = csv.writer(out, lineterminator="\n")
         if options.format == "csv":
             table.writerow(COLUMNS)
         for line, fields in reader.new():
             if options.format == "csv":
                 table.writerow(row_for_table(fields))
             else:
-                sys.stdout.write(printable(line.decode("utf-8", "replace")) + "\n")
-        sys.stdout.flush()
+                out.write(printable(line.decode("utf-8", "replace")) + "\n")
+        out.flush()
         if reader.skipped:
             sys.stderr.write(
                 f"sandd: {reader.skipped} lines are no records; 'sandd audit verify' says more\n"
@@ -146,5 +148,24 @@ def _print_key(options: argparse.Namespace) -> int:
 
 
 def _put(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    write_text("stdout", f"{line}\n")
+
+
+@attrs.define
+class _Pieces:
+    """Stdout for many lines: a system call for each would be most of the work."""
+
+    _waiting: list[str] = attrs.field(factory=list)
+    _size: int = 0
+
+    def write(self, text: str) -> None:
+        """Some of it may wait until `flush`."""
+        self._waiting.append(text)
+        self._size += len(text)
+        if self._size >= PIECE_CHARACTERS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put out all that there is."""
+        write_text("stdout", "".join(self._waiting))
+        self._waiting, self._size = [], 0
