@@ -249,7 +249,7 @@ async def open_controller(
         service = LocalService(
             host=host,
             port=port,
-            gate=Gate(store, secret, operator_secret, insecure),
+            gate=Gate(store, secret, operator_secret, insecure, audit=sink or NO_AUDIT),
             heartbeat=heartbeat,
             dead_after=dead_after,
             admission=Admission(max_handshakes_per_second),

@@ -166,6 +166,12 @@ class Peer:
         self.cable = Cable(near, End(self.client.scheduler, self.receive))
         self.links[self.cable] = link
 
+    def hand_over(self) -> None:
+        """All that the client has to say now arrives at the router."""
+        assert self.cable is not None
+        while self.cable.send(up=True) or self.cable.deliver(up=True):
+            pass
+
     def router_notices(self) -> None:
         """The router learns of every connection that is gone."""
         for cable, link in list(self.links.items()):

@@ -34,14 +34,14 @@ def files(tmp_path: Path) -> AuthorityFiles:
 class Command:
     """``sandd ca`` for one state directory."""
 
-    def __init__(self, state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self._state_dir, self._capsys = state_dir, capsys
+    def __init__(self, state_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self._state_dir, self._capfd = state_dir, capfd
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """What it says; on stderr, if it is to fail."""
         action, *others = arguments
         assert main(["ca", action, "--state-dir", str(self._state_dir), *others]) == code
-        out, err = self._capsys.readouterr()
+        out, err = self._capfd.readouterr()
         assert not (err if code == 0 else out)
         return err if code else out
 
@@ -51,9 +51,9 @@ class Command:
 
 
 @pytest.fixture
-def ca(tmp_path: Path, files: AuthorityFiles, capsys: pytest.CaptureFixture[str]) -> Command:
+def ca(tmp_path: Path, files: AuthorityFiles, capfd: pytest.CaptureFixture[str]) -> Command:
     """The command, for that controller."""
-    return Command(tmp_path / "state", capsys)
+    return Command(tmp_path / "state", capfd)
 
 
 def test_show_says_what_peers_need(ca: Command, files: AuthorityFiles) -> None:
@@ -121,7 +121,7 @@ def test_in_a_rotation_the_newest_ca_issues(
 
 
 def test_what_can_not_be_is_told(
-    ca: Command, tmp_path: Path, files: AuthorityFiles, capsys: pytest.CaptureFixture[str]
+    ca: Command, tmp_path: Path, files: AuthorityFiles, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A name that is none, a file that can't be written, a directory without a CA, a CA that is damaged."""
     out = str(tmp_path / "out")
@@ -131,8 +131,8 @@ def test_what_can_not_be_is_told(
         with pytest.raises(SystemExit) as caught:
             main(["ca", "issue", "daemon", "a", "--out", out, "--days", days])
         assert caught.value.code == 2
-        assert "number of days" in capsys.readouterr().err
-    nowhere = Command(tmp_path / "nowhere", capsys)
+        assert "number of days" in capfd.readouterr().err
+    nowhere = Command(tmp_path / "nowhere", capfd)
     for arguments in (["show"], ["rotate"], ["issue", "daemon", "u", "--out", out]):
         told = nowhere(*arguments, code=125)
         assert "--tls auto" in told
@@ -143,17 +143,17 @@ def test_what_can_not_be_is_told(
 
 
 def test_the_directory_may_be_said_by_the_environment(
-    files: AuthorityFiles, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    files: AuthorityFiles, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for the controller itself; without either it is that of one's own on the usual port."""
     monkeypatch.setenv("SANDD_CONTROLLER_STATE_DIR", str(files.directory.parent))
     assert main(["ca", "show"]) == 0
-    assert "sha256:" in capsys.readouterr().out
+    assert "sha256:" in capfd.readouterr().out
     monkeypatch.delenv("SANDD_CONTROLLER_STATE_DIR")
     monkeypatch.setenv("XDG_STATE_HOME", str(files.directory.parent / "none"))
     monkeypatch.setenv("HOME", str(files.directory.parent / "none"))
     assert main(["ca", "show"]) == 125
-    assert "controller-8765" in capsys.readouterr().err
+    assert "controller-8765" in capfd.readouterr().err
 
 
 async def test_a_running_controller_notices(tmp_path: Path) -> None:

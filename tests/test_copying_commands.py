@@ -255,7 +255,12 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         pytest.param(["a", "w:b", "--wait", "soon"], 2, "'soon' is no number", id="bad-wait"),
         pytest.param(["a", "w:b"], 125, "no daemon 'w'", id="no-such-daemon"),
         pytest.param(["a", "w:b", "--wait", "0.1"], 125, "'w' within 0.1 s (--wait)", id="late"),
-        pytest.param(["a", "w:b", "--token-file", "none"], 125, "--token-file none", id="no-token"),
+        pytest.param(
+            ["a", "w:b", "--token-file", "none"],
+            125,
+            "--token-file: can't read the token file none",
+            id="no-token",
+        ),
         pytest.param(["--local", "none", "w:b"], 1, "No such file", id="nothing-to-copy"),
     ],
 )

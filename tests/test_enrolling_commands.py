@@ -192,7 +192,7 @@ def test_an_operators_token_is_heeded_by_commands(tmp_path: Path) -> None:
     out = tmp_path / "token"
     with running_controller() as controller, controller.daemon("w"):
         run(controller.state_dir, *f"token create operator eve --out {out}".split())
-        env = {"SANDD_TOKEN_FILE": str(out)}
+        env = {"SANDD_OPERATOR_TOKEN_FILE": str(out)}
         assert "w" in controller.run_command("ps", env=env).stdout
         done = controller.run_command("exec", "w", "--", "true", env=env)
         assert done.returncode == 125

@@ -25,6 +25,7 @@ from process_tools import linux_only, until_sync
 from tmux import needs_tmux, running_tmux
 
 import sandd
+from sandd.command_line.stopping import Stop
 from sandd.fleet import broadcasting
 from sandd.fleet.broadcasting import Broadcast
 from sandd.fleet.outcomes import Ending, Verdict
@@ -282,7 +283,7 @@ def test_it_ends_when_nobody_reads_on(controller: ControllerProcess, marker: Mar
         next_line(process)
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(SECONDS) == 1
+        assert process.wait(SECONDS) == 128 + signal.SIGPIPE
         assert process.stderr is not None
         assert process.stderr.read() == ""
         assert not marker.processes()
@@ -327,6 +328,7 @@ async def test_who_is_away_when_its_time_is_long_over_is_given_up(
         env=[],
         user=None,
         timeout=0.5,
+        wait=None,
         concurrency=None,
         json=True,
     )
@@ -334,7 +336,7 @@ async def test_who_is_away_when_its_time_is_long_over_is_given_up(
         async with sandd.open_controller(port=0, heartbeat=0.1, dead_after=0.5) as controller:
             async with open_daemon(controller.url, "w") as process:
                 daemon = await controller.wait_for_daemon("w")
-                output = Output(trio.CancelScope())
+                output = Output(Stop())
                 async with trio.open_nursery() as nursery:
 
                     async def freeze() -> None:

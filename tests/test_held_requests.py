@@ -131,6 +131,14 @@ def test_an_end_does_not_overtake_its_request(network: Network, channel: int) ->
     assert network.told == [RecordType.REQUEST, RecordType.STOP]
 
 
+def test_an_end_means_the_request_before_it(network: Network) -> None:
+    """And not one that is held behind it, of the same id."""
+    other = wire.encode_spec(wire.CommandSpec((b"rm",)))
+    network.send(control(1, ATTACH), control(0, END), control(2, attrs.evolve(ATTACH, spec=other)))
+    network.log.write()
+    assert types(network.to_daemon) == [wire.Attach, wire.End, wire.Attach]
+
+
 def test_leaving_a_session_ends_nothing(network: Network) -> None:
     """Who only lets it go on stops nothing, and the log says nothing of the kind."""
     network.send(control(1, ATTACH))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
@@ -668,3 +669,32 @@ async def test_no_pass_outlives_its_connection(tmp_path: Path) -> None:
         with trio.fail_after(5):
             while len(gate_of(controller).passes):
                 await trio.sleep(0.01)
+
+
+# ---- what is told -------------------------------------------------------------------------------
+
+
+async def test_the_audit_log_has_who_was_let_in_and_by_what(tmp_path: Path) -> None:
+    """Tokens made and revoked, who joined, who was locked and why; and no secret of any of them."""
+    async with guarded(tmp_path, audit=True) as controller:
+        url = controller.url
+        token = await join_token(controller, tenant="acme")
+        async with raw_daemon(url, "w", credential=token, instance="original") as daemon:
+            first = key_of(daemon)
+        async with raw_daemon(url, "w", credential=first, instance="copy") as daemon:
+            second = key_of(daemon)
+        await answer_to(url, "w", second, instance="copy", connection_number=2)
+        await answer_to(url, "w", first, instance="original", connection_number=2)
+        await controller.enrolled.forget("acme/w")
+        await controller.tokens.revoke(token.key_id)
+    text = "".join(path.read_text() for path in (tmp_path / "audit").glob("*.jsonl"))
+    told = [json.loads(line) for line in text.splitlines()]
+    tokens = [each for each in told if each["type"] == "token"]
+    assert [each["outcome"] for each in tokens] == [
+        *("created", "joined", "locked", "forgotten", "revoked")
+    ]
+    assert tokens[1]["result"]["daemon"] == tokens[2]["daemon"] == "acme/w"
+    assert "copied" in tokens[2]["reason"]
+    came = [each for each in told if each["type"] == "connection"]
+    assert {(each["tenant"], each["daemon"]) for each in came} == {("acme", "acme/w")}
+    assert token.text[16:] not in text

@@ -264,7 +264,7 @@ async def test_nobody_there_is_told_in_time() -> None:
 def test_an_operator_dials_again_soon() -> None:
     """However long there has been nobody: people wait for it."""
     service = RemoteService(
-        "ws://h:1/operator", daemon_url="ws://h:1/ws", token=None, name="x", connect_timeout=1
+        "ws://h:1/operator", daemon_url="ws://h:1/ws", credential=None, name="x", connect_timeout=1
     )
     backoff = service._dialer.backoff
     assert max(backoff.after_failure(None) for _ in range(50)) <= 2.0

@@ -409,7 +409,7 @@ def test_a_reload_of_a_bad_certificate_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "was").write_text("old")
     files = ["--tls-cert", str(pair), "--tls-key", str(pair)]
     with running_controller("--operator-token-file", str(token), *files) as controller:
-        env = {"SANDD_TOKEN_FILE": str(tmp_path / "was"), "SANDD_CA_FILE": str(trusted)}
+        env = {"SANDD_OPERATOR_TOKEN_FILE": str(tmp_path / "was"), "SANDD_CA_FILE": str(trusted)}
         assert controller.run_command("ps", env=env).returncode == 0
         pair.write_text("half")
         token.write_text("new")
@@ -429,7 +429,11 @@ def test_commands_on_this_machine_find_the_ca(tmp_path: Path) -> None:
         directory.parent.mkdir()
         directory.symlink_to(controller.state_dir)
         url = f"wss://127.0.0.1:{controller.port}"
-        found = home | {"SANDD_TOKEN_FILE": "", "SANDD_CA_FILE": "", "SANDD_CONTROLLER": url}
+        found = home | {
+            "SANDD_OPERATOR_TOKEN_FILE": "",
+            "SANDD_CA_FILE": "",
+            "SANDD_CONTROLLER": url,
+        }
         assert controller.run_command("ps", env=found).returncode == 0
         wrong = f"sha256:{'0' * 64}"
         for arguments, env in ((["--ca-pin", wrong], {}), ([], {"SANDD_CA_PIN": wrong})):

@@ -86,7 +86,7 @@ def test_options_of_shell() -> None:
         pytest.param(DaemonGone("it is gone\x1b[2J"), 125, r"it is gone\x1b[2J", id="gone"),
         pytest.param(RequestRefused("no"), 125, "sandd: no", id="refused"),
         pytest.param(NoTerminal("none"), 125, "sandd: none", id="no-terminal"),
-        pytest.param(ValueError("no size"), 125, "sandd: no size", id="misuse"),
+        pytest.param(ValueError("no size"), 2, "sandd: no size", id="misuse"),
         pytest.param(Failure("one\ntwo"), 125, "sandd: one\ntwo\n", id="failure"),
     ],
 )

@@ -202,7 +202,7 @@ async def test_a_daemon_s_certificate_is_no_controller_s(tmp_path: Path, token_f
 
 
 async def test_a_controller_may_want_certificates(
-    tmp_path: Path, token_file: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, token_file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One made by the command lets a daemon in, and an operator; none, another's, or one that is past doesn't."""
     state_dir = tmp_path / "state"
@@ -213,7 +213,7 @@ async def test_a_controller_may_want_certificates(
             out = str(tmp_path / f"{name}.pem")
             given = ["--state-dir", str(state_dir), kind, name, "--out", out]
             assert run_sandd(["ca", "issue", *given]) == 0
-            assert f"sandd:{kind}:{name}" in capsys.readouterr().out
+            assert f"sandd:{kind}:{name}" in capfd.readouterr().out
         shown = ["--client-cert", str(tmp_path / "worker-1.pem")]
         async with open_daemon(controller.url, "worker-1", arguments=[*known, *shown]):
             worker = await controller.wait_for_daemon("worker-1")
@@ -260,7 +260,7 @@ def all_trust(daemons: list[DaemonProcess], bundle: bytes) -> bool:
 
 
 async def test_a_rotation_loses_nobody(
-    tmp_path: Path, token_file: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, token_file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Three daemons, each with a command that runs all the while; afterwards they know the new CA alone."""
     state_dir = tmp_path / "state"
@@ -296,10 +296,10 @@ async def test_a_rotation_loses_nobody(
             rotate = ["ca", "rotate", "--state-dir", str(state_dir)]
             if phase != "trust-both":
                 assert run_sandd(rotate) == 125  # a day has to pass
-                assert "--now" in capsys.readouterr().err
+                assert "--now" in capfd.readouterr().err
                 rotate.append("--now")
             assert run_sandd(rotate) == 0
-            assert capsys.readouterr().out.startswith(f"{phase}: ")
+            assert capfd.readouterr().out.startswith(f"{phase}: ")
             assert await controller.reload_tls()
             assert controller.ca_pin is not None
             pins.append(controller.ca_pin)
@@ -320,20 +320,24 @@ async def test_a_rotation_loses_nobody(
 
 
 async def test_changes_are_in_the_audit_log(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The certificate that a controller begins with, and each that follows."""
+    """The certificate that a controller begins with, each that follows, and what could not be used."""
     state_dir = tmp_path / "state"
     async with secure_controller(state_dir, audit=True) as controller:
         assert run_sandd(["ca", "rotate", "--state-dir", str(state_dir)]) == 0
         assert await controller.reload_tls()
         pin = controller.ca_pin
+        (state_dir / "tls" / "authority.json").write_text("{}")
+        assert not await controller.reload_tls()
     segments = sorted((state_dir / "audit").glob("*.jsonl"))
     records = [json.loads(line) for path in segments for line in path.read_bytes().splitlines()]
-    changes = [each["result"]["authorities"] for each in records if each["type"] == "ca"]
+    *first, refusal = [each for each in records if each["type"] == "ca"]
+    assert (refusal["outcome"], "damaged" in refusal["reason"]) == ("refused", True)
+    changes = [each["result"]["authorities"] for each in first]
     assert [len(each) for each in changes] == [1, 2]
     assert changes[0] == [pin] == changes[1][:1]
-    assert capsys.readouterr().out.startswith("trust-both")
+    assert capfd.readouterr().out.startswith("trust-both")
 
 
 async def test_a_bad_pair_changes_nothing(tmp_path: Path, token_file: str) -> None:

@@ -54,4 +54,6 @@ def reload_signals() -> list[signal.Signals]:
 
     Also where whoever started us has it ignored (nohup): that is to live on, which it does, and still to reload.
     """
-    return [] if sys.platform == "win32" else [signal.SIGHUP]
+    if sys.platform == "win32":
+        return []
+    return [signal.SIGHUP]

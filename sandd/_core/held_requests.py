@@ -132,8 +132,6 @@ class HeldRequests:
         self._passage = passage
         self._pending: dict[JobKey, PendingRequest] = {}
         """The latest for each job; the log answers in the order in which it is asked."""
-        self._releasing = False
-        """What was held is passed on: nothing of it waits again."""
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -177,8 +175,8 @@ class HeldRequests:
         many wait that it would cost too much memory.
         """
         pending = self._pending.get((message.daemon_id, message.tenant, message.job_id))
-        if pending is None or self._releasing or frame.channel:
-            return False
+        if pending is None or frame.channel:
+            return False  # on a channel that is open it follows what it means
         if link.is_metered and link.held_bytes > MAX_HELD_BYTES:
             # It can't be refused, as nobody waits for an answer to it.
             raise RemoteProtocolError(f"too many Ends: {_too_much()}")
@@ -208,17 +206,13 @@ class HeldRequests:
             del self._pending[pending.key]
         if refusal is None:
             self._trail.requested(pending.key, pending.message, pending.kind)
-        self._releasing = True
-        try:
-            for held in pending.held:
-                try:
-                    self._release(held, refusal)
-                except RemoteProtocolError as error:
-                    if held.link.carrier is None:
-                        raise
-                    held.link.carrier.close(f"it broke the protocol: {error}")
-        finally:
-            self._releasing = False
+        for held in pending.held:
+            try:
+                self._release(held, refusal)
+            except RemoteProtocolError as error:
+                if held.link.carrier is None:
+                    raise
+                held.link.carrier.close(f"it broke the protocol: {error}")
 
     def _release(self, held: Held, refusal: str | None) -> None:
         link, attach, frames = held.link, held.attach, held.frames

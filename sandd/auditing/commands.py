@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 CHANGED: Final = 1
 """Exit code: the log is not what was written."""
-PIECE_CHARACTERS: Final = 64 * 1024
-"""Of an export, in one system call: what a pipe takes."""
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -121,16 +119,14 @@ def _put_record(options: argparse.Namespace, line: bytes, fields: dict[str, Any]
 
 def _export(options: argparse.Namespace) -> int:
     with closing(Reader(Place.of(options).directory, Selection.of(options))) as reader:
-        out = _Pieces()
-        table = csv.writer(out, lineterminator="\n")
+        table = csv.writer(_Stdout(), lineterminator="\n")
         if options.format == "csv":
             table.writerow(COLUMNS)
         for line, fields in reader.new():
             if options.format == "csv":
                 table.writerow(row_for_table(fields))
             else:
-                out.write(printable(line.decode("utf-8", "replace")) + "\n")
-        out.flush()
+                _put(printable(line.decode("utf-8", "replace")))
         if reader.skipped:
             sys.stderr.write(
                 f"sandd: {reader.skipped} lines are no records; 'sandd audit verify' says more\n"
@@ -151,21 +147,8 @@ def _put(line: str) -> None:
     write_text("stdout", f"{line}\n")
 
 
-@attrs.define
-class _Pieces:
-    """Stdout for many lines: a system call for each would be most of the work."""
-
-    _waiting: list[str] = attrs.field(factory=list)
-    _size: int = 0
+class _Stdout:
+    """As a table is written: a row at a time."""
 
     def write(self, text: str) -> None:
-        """Some of it may wait until `flush`."""
-        self._waiting.append(text)
-        self._size += len(text)
-        if self._size >= PIECE_CHARACTERS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put out all that there is."""
-        write_text("stdout", "".join(self._waiting))
-        self._waiting, self._size = [], 0
+        write_text("stdout", text)

@@ -7,6 +7,7 @@ those which the interpreter would stumble over at its end. Each call may block, 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -55,7 +56,12 @@ def _write_all(stream: TextIO, data: bytes | bytearray) -> None:
         while view:
             view = view[raw.write(view) or 0 :]
         return
-    descriptor = stream.fileno()
+    try:
+        descriptor = stream.fileno()
+    except io.UnsupportedOperation:  # a program that runs our commands has put something else there
+        stream.write(bytes(data).decode("utf-8", "replace"))
+        stream.flush()
+        return
     while view:
         try:
             view = view[os.write(descriptor, view) :]

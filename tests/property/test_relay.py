@@ -69,6 +69,8 @@ class Relay(RuleBasedStateMachine):
         self.world.start(
             self.alice, dropping=dropping, detach=detach, lease=LEASE, terminal=terminal
         )
+        if audited:
+            self.alice.hand_over()  # the log has it, and not yet the daemon
 
     def pick(self, what: list[Any], index: int) -> Any:
         """One of several, or None where there is none."""
@@ -97,9 +99,9 @@ class Relay(RuleBasedStateMachine):
     # -- applications
 
     @precondition(lambda self: len(self.world.processes) < MAX_JOBS)
-    @rule(chosen=st.booleans())
-    def start(self, chosen: bool) -> None:
-        """Alice starts another job, or the one of an id of her choice, be it again."""
+    @rule(chosen=st.booleans(), arrives=st.booleans())
+    def start(self, chosen: bool, arrives: bool) -> None:
+        """Alice starts another job, or the one of an id of her choice, be it again; it may arrive at once."""
         # What a former instance ran under a chosen id may be asked for anew: that would be no fault.
         first = self.world.table.instance == "instance-1"
         job_id = "chosen" if chosen and first else None
@@ -111,6 +113,8 @@ class Relay(RuleBasedStateMachine):
             lease=LEASE,
             terminal=self.terminal,
         )
+        if arrives:
+            self.alice.hand_over()
 
     @rule(
         index=INDEXES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandd._core.audit.records import Record, RecordType
 
@@ -40,4 +40,29 @@ def tokens_set(*, daemons: bool, operators: bool) -> Record:
         type=RecordType.TOKEN,
         outcome="set",
         result={"daemons_need_one": daemons, "operators_may_come": operators},
+    )
+
+
+def token_changed(
+    outcome: str, token_id: str, kind: str, tenant: str | None, **about: Any
+) -> Record:
+    """A token was made ("created") or ended ("revoked"), or a daemon has "joined" by it."""
+    return Record(
+        type=RecordType.TOKEN,
+        outcome=outcome,
+        kind=kind,
+        tenant=tenant,
+        result={"token": token_id, **about},
+    )
+
+
+def daemon_changed(outcome: str, name: str, tenant: str, reason: str | None = None) -> Record:
+    """A daemon that has joined was "locked", "unlocked" or "forgotten"."""
+    return Record(
+        type=RecordType.TOKEN,
+        outcome=outcome,
+        kind="daemon",
+        tenant=tenant,
+        daemon=name,
+        reason=reason,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from sandd._core._errors import DaemonNotFound, TokenNotFound
+from sandd._core.audit.changes import daemon_changed, token_changed
 from sandd._core.identity.records import (
     JOIN_SECONDS,
     EnrolledDaemon,
@@ -121,6 +122,9 @@ class Tokens:
     async def _add(self, token: Token, info: TokenInfo) -> NewToken:
         await self._store.ask(lambda database: database.add_token(info))
         log.info("token_created", token=info.id, kind=info.kind.name, tenant=info.tenant)
+        self._gate.audit.note(
+            token_changed("created", info.id, info.kind.name.lower(), info.tenant, name=info.name)
+        )
         return NewToken(token.text, info)
 
     async def list(self) -> list[TokenInfo]:
@@ -138,6 +142,7 @@ class Tokens:
         if not await self._store.ask(lambda database: database.revoke(token_id, time.time())):
             raise TokenNotFound(f"no token has the id {token_id!r}")
         log.info("token_revoked", token=token_id)
+        self._gate.audit.note(token_changed("revoked", token_id, "token", None))
         await self._gate.look()
 
 
@@ -164,7 +169,7 @@ class Enrolled:
         Raises:
             DaemonNotFound: none of that name has joined.
         """
-        await self._change(name, lambda database, uid: database.lock(uid), "daemon_locked")
+        await self._change(name, lambda database, uid: database.lock(uid), "locked")
 
     async def unlock(self, name: str) -> None:
         """Let it in again: whoever comes first with a key of it. If that was copied, forget it instead.
@@ -172,7 +177,7 @@ class Enrolled:
         Raises:
             DaemonNotFound: none of that name has joined.
         """
-        await self._change(name, lambda database, uid: database.unlock(uid), "daemon_unlocked")
+        await self._change(name, lambda database, uid: database.unlock(uid), "unlocked")
 
     async def forget(self, name: str) -> None:
         """Close its connection; its keys are good for nothing any more, and its id is free for another.
@@ -180,16 +185,17 @@ class Enrolled:
         Raises:
             DaemonNotFound: none of that name has joined.
         """
-        await self._change(name, lambda database, uid: database.forget(uid), "daemon_forgotten")
+        await self._change(name, lambda database, uid: database.forget(uid), "forgotten")
 
     async def _change(
-        self, name: str, change: Callable[[IdentityDatabase, str], None], event: str
+        self, name: str, change: Callable[[IdentityDatabase, str], None], outcome: str
     ) -> None:
         def change_it(database: IdentityDatabase) -> None:
             change(database, named(database, name).uid)
 
         await self._store.ask(change_it)
-        log.info(event, daemon_id=name)
+        log.info("daemon_changed", daemon_id=name, outcome=outcome)
+        self._gate.audit.note(daemon_changed(outcome, name, split_name(name)[0]))
         await self._gate.look()
 
 

@@ -21,6 +21,8 @@ from attrs import Factory, define, field
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.audit.changes import daemon_changed, token_changed
+from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.identity.database import NameTaken, NotAllowed, Stale
 from sandd._core.identity.passes import Passes
 from sandd._core.identity.proofs import daemon_secret, proves_secret, proves_token
@@ -40,6 +42,7 @@ from sandd.wire import CredentialKind, RejectCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.audit.sinks import AuditSink
     from sandd._core.identity.passes import Pass
     from sandd._core.identity.store import Store
     from sandd._core.reception import Greeting
@@ -52,6 +55,7 @@ LOCKED_RETRY: Final = 60.0
 """Seconds after which a locked daemon may ask again."""
 TAKEN_RETRY: Final = 10.0
 """Seconds after which a daemon may ask again for an id that is another's."""
+COPIED: Final = "it came with a key that a later one has replaced: its state directory was copied, or rolled back"
 OPERATOR_URI: Final = "sandd:operator:"
 """So begins what is in an operator's certificate."""
 REFUSED_DAEMON: Final = wire.Reject(
@@ -68,8 +72,8 @@ REFUSED_OPERATOR: Final = wire.Reject(
 NO_TOKEN: Final = wire.Reject(
     RejectCode.UNAUTHENTICATED,
     "this controller has no token configured, so it takes daemons from loopback only: "
-    "give it a token (open_controller(token=...)) and the daemon the same one (--token-file), "
-    "or open it to everybody with insecure=True",
+    "give it a token ('sandd controller --token-file', open_controller(token=...)) and the daemon the same one "
+    "(--token-file), or open it to everybody ('sandd controller --insecure', insecure=True)",
 )
 NO_OPERATORS: Final = wire.Reject(
     RejectCode.UNAUTHENTICATED,
@@ -97,6 +101,7 @@ class Gate:
     controller_id: str = field(default=Factory(_controller_id, takes_self=True))
     """What it is called towards whoever dials in; the same over all its starts, where it keeps anything."""
     passes: Passes = field(factory=Passes)
+    audit: AuditSink = NO_AUDIT
     _raised: dict[str, tuple[int, float]] = field(factory=dict)
     """The latest generation of each daemon's key that was used, by uid, and when that began."""
     _clock: Callable[[], float] = time.time
@@ -194,6 +199,8 @@ class Gate:
                 text = f"that join token is for daemons whose id matches {pattern!r}"
                 return wire.Reject(RejectCode.BAD_HELLO, text)
         log.info("daemon_joined", daemon_id=joined.name, uid=joined.uid, token=token.id)
+        joining = {"daemon": joined.name, "uid": joined.uid}
+        self.audit.note(token_changed("joined", token.id, "join", joined.tenant, **joining))
         given.uid = joined.uid
         # Only now does the pass say whose it is: what has become of the daemon since then is asked for.
         latest = await store.ask(lambda database: database.daemon(joined.uid))
@@ -220,9 +227,9 @@ class Gate:
             daemon_id=known.name,
             uid=known.uid,
             host=hello.hostname,
-            reason="it came with a key that a later one has replaced: its state directory was copied, or rolled "
-            "back; 'sandd daemons unlock' lets whoever comes next in, 'sandd daemons forget' nobody",
+            reason=f"{COPIED}; 'sandd daemons unlock' lets whoever comes next in, 'sandd daemons forget' nobody",
         )
+        self.audit.note(daemon_changed("locked", known.name, known.tenant, COPIED))
         self.passes.withdraw(uids={known.uid})
         return _locked(known)
 
