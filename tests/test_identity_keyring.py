@@ -127,7 +127,9 @@ def test_a_key_that_is_not_on_the_disk_does_not_take_the_place_of_one_that_is(
     assert "key_not_kept" in caplog.text
     assert keyring.choose("c") == key_of(FIRST)
     assert Keyring(tmp_path, "d", None).choose("c") == key_of(FIRST)
-    keyring.keep(wire.Enrolment("another", 1, b"new"))  # it has joined anew, and the first is good for nothing
+    keyring.keep(
+        wire.Enrolment("another", 1, b"new")
+    )  # it has joined anew, and the first is good for nothing
     assert keyring.choose("c") == DaemonKey("another", 1, b"new")
     blocker.rmdir()
     keyring.keep(SECOND)

@@ -69,7 +69,7 @@ def test_a_directory_that_cannot_be_read_lets_nothing_be_asked_for(
     # Whoever tests as root may read everything.
     monkeypatch.setattr(os, "listdir", deny)
     monkeypatch.setattr(os, "scandir", deny)
-    with pytest.raises(sandd.ConfigurationError, match="can't list .*: Permission denied"):
+    with pytest.raises(sandd.ConfigurationError, match=r"can't list .*: Permission denied"):
         policies.read()
     assert refused(policies, "one", "b") == policies.hashes["one"]
 

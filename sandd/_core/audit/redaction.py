@@ -27,9 +27,7 @@ _TOKEN_MARKS: Final = (b"sdj_", b"sdo_")
 _TOKEN_BEGINNING: Final = re.compile(
     rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH
 )
-_OF_THE_LOG: Final = frozenset(
-    {"type", "v", "seq", "prev", "ts", "mono", "log", "segment", "key"}
-)
+_OF_THE_LOG: Final = frozenset({"type", "v", "seq", "prev", "ts", "mono", "log", "segment", "key"})
 """Fields of a line that are the log's own: a secret that has the digits of a part of a hash would break the chain."""
 _GIVEN: Final = frozenset({"argv", "cwd"})
 """Fields in which a program may be told what its environment has: who gives that can't have anything else masked, not

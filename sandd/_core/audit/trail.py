@@ -68,7 +68,7 @@ class JobTrail:
         return self._jobs.get(key)
 
     def knows(self, key: JobKey, message: wire.Attach) -> bool:
-        """This very request, of this client, is on record. Of a job that has ended only if its id is never used again."""
+        """This very request, of this client, is on record. Of a job that has ended only if its id is used once."""
         job = self._jobs.get(key)
         return job is not None and job.client == message.client and _is_asked_for(job, message)
 
