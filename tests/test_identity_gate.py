@@ -26,6 +26,7 @@ from raw_daemon import raw_daemon
 
 import sandd
 from sandd import wire
+from sandd._core import operators
 from sandd._core.identity import gate as gate_module
 from sandd._core.identity.database import IdentityDatabase, open_database
 from sandd._core.identity.gate import REFUSED_DAEMON, REFUSED_OPERATOR
@@ -442,6 +443,29 @@ async def test_a_revoked_operator_is_out_at_once(tmp_path: Path) -> None:
             assert "open" in repr(stays)
         async with raw_operator(controller, token) as (_, answer):
             assert refusal_of(answer) == (RejectCode.UNAUTHENTICATED, REFUSED_OPERATOR.message)
+
+
+async def test_nobody_takes_all_the_room_for_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one token somebody has at most as many connections as are left for others."""
+    monkeypatch.setattr(operators, "MAX_OPERATORS", 8)
+    async with guarded(tmp_path) as controller, contextlib.AsyncExitStack() as stack:
+        greedy = await operator_token(controller, "greedy", role="viewer")
+
+        async def come(credential: Credential) -> object:
+            _, answer = await stack.enter_async_context(raw_operator(controller, credential))
+            return answer
+
+        answers = [await come(greedy) for _ in range(8)]
+        let_in = [answer for answer in answers if isinstance(answer, wire.Welcome)]
+        assert len(let_in) == 4
+        assert refusal_of(answers[-1])[0] is RejectCode.BUSY
+        assert isinstance(await come(await operator_token(controller, "other")), wire.Welcome)
+        for _ in range(3):  # whose all of it is
+            owner = SharedSecret((tmp_path / "operator.token").read_bytes().strip())
+            assert isinstance(await come(owner), wire.Welcome)
+        assert refusal_of(await come(owner))[0] is RejectCode.BUSY
 
 
 @pytest.mark.parametrize("question", ["version", "invalid"])
