@@ -71,6 +71,7 @@ async def raw_daemon(
     token: bytes | None = None,
     credential: Credential | None = None,
     ancestors: tuple[str, ...] = (),
+    hostname: str = "raw-host",
     before_hello: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
 ) -> AsyncIterator[RawDaemon]:
     """A connection that has introduced itself, after what comes between challenge and Hello;
@@ -79,7 +80,7 @@ async def raw_daemon(
         daemon_id,
         instance or secrets.token_hex(8),
         labels or {},
-        hostname="raw-host",
+        hostname=hostname,
         platform="raw-os",
         arch="raw-arch",
         daemon_version="9",

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from daemons import daemon_environment, open_daemon
 
 import sandd
 from sandd import AuditOptions, ConfigurationError, RequestRefused, SpawnFailed
-from sandd._core.audit.segments import segments_in
+from sandd._core.audit.segments import Lines, SegmentedLog, segments_in
 from sandd._core.audit.verifying import verify_log
 
 if TYPE_CHECKING:
@@ -93,9 +94,16 @@ async def test_a_command_is_told_from_request_to_end(tmp_path: Path) -> None:
 
 
 @posix_only
-async def test_what_runs_is_on_the_disk(tmp_path: Path) -> None:
-    """The command itself finds its request there: it is written ahead."""
+async def test_what_runs_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself finds its request there, however slow the disk is: it is written ahead."""
+    append = SegmentedLog.append
+
+    def append_late(log: SegmentedLog, made: Lines) -> None:
+        time.sleep(0.2)  # far longer than it takes to start a command
+        append(log, made)
+
     async with audited(tmp_path) as (_, worker):
+        monkeypatch.setattr(SegmentedLog, "append", append_late)
         for number in range(5):
             looked = await worker.run(f"grep -c mark-{number} {tmp_path}/audit/000001.jsonl")
             assert looked.stdout == "1\n"

@@ -252,13 +252,16 @@ def address_beyond_loopback() -> str | None:
 
 
 @pytest.mark.parametrize("insecure", [False, True])
-async def test_a_daemon_from_beyond_loopback_needs_a_token(insecure: bool) -> None:
+async def test_a_daemon_from_beyond_loopback_needs_a_token(
+    insecure: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Through the machine's own address, with a real daemon: refused and told why, or let in on purpose."""
     host = address_beyond_loopback()
     if host is None or host.startswith("127."):
         pytest.skip("this machine has no other address")
     with trio.fail_after(LIMIT):
         async with sandd.open_controller("0.0.0.0", 0, insecure=insecure) as controller:
+            assert ("daemons_need_no_token" in caplog.text) is insecure
             port = controller.address.rpartition(":")[2]
             url = f"ws://{host}:{port}/ws"
             async with open_daemon(url, arguments=["--insecure"]) as daemon:

@@ -254,12 +254,22 @@ def test_reference_has_every_name_for_asyncio() -> None:
     assert sorted(documented) == sorted(sandd.aio.__all__)
 
 
-def test_tests_named_for_faults_exist() -> None:
-    """Each row of docs/testing.rst names tests, and each name is that of a test there is."""
-    text = (DOCS / "testing.rst").read_text("utf-8")
+@pytest.mark.parametrize(("page", "count"), [("testing.rst", 50), ("security.rst", 50)])
+def test_tests_named_in_tables_exist(page: str, count: int) -> None:
+    """Faults and promises name tests, and each name is that of a test there is."""
     tests = Path(__file__).parent
-    named = re.findall(r"``(test_\w+\.py)::(test_\w+)``", text)
-    assert len(named) > 50
+    named = re.findall(r"``(test_\w+\.py)::(test_\w+)``", (DOCS / page).read_text("utf-8"))
+    assert len(named) > count
     for file, name in named:
         (path,) = tests.rglob(file)
         assert re.search(rf"^(async )?def {name}\(", path.read_text("utf-8"), re.M), (file, name)
+
+
+def test_each_promise_of_security_is_tested() -> None:
+    """Each has a number, and each number has rows in the table, all of which name a test."""
+    text = (DOCS / "security.rst").read_text("utf-8")
+    promised = re.findall(r"^(\d+)\. \*\*", text, re.M)
+    rows = re.findall(r"^   \* - ([\d, ]+)\n     - .*\n     - \| ``test_", text, re.M)
+    assert promised == [str(number + 1) for number in range(len(promised))]
+    assert {each for row in rows for each in row.split(", ")} == set(promised)
+    assert len(rows) == len(re.findall(r"^   \* - \d", text, re.M))

@@ -41,7 +41,7 @@ needs_lock = pytest.mark.skipif(
     exec_lock.unavailable() is not None, reason=f"no exec lock here: {exec_lock.unavailable()}"
 )
 HEAD = "version = 1\n"
-ECHO, FALSE = Path("/bin/echo").read_bytes(), Path("/bin/false").read_bytes()
+ECHO, CAT, FALSE = (Path(f"/bin/{name}").read_bytes() for name in ("echo", "cat", "false"))
 ANY = '[{ regex = "(?:.|\\n)*+", at_least = 0, at_most = 9 }]'
 
 
@@ -251,10 +251,11 @@ async def test_a_program_with_another_hash_is_not_run(tmp_path: Path) -> None:
 async def test_a_program_that_is_swapped_after_the_check_does_not_run() -> None:
     """What was looked at is open by then, and that is what is executed; so is the directory."""
     with trusted_directory() as directory:
-        program = write_program(directory / "x", ECHO)
+        program = write_program(directory / "x", CAT)
         work, other = directory / "work", directory / "other"
-        work.mkdir()
-        other.mkdir()
+        for each in (work, other):
+            each.mkdir()
+            (each / "checked").write_text(f"in {each.name}")
         spec = wire.CommandSpec((os.fsencode(program), b"checked"), cwd=os.fsencode(work))
         argv = (Argument(Literal("checked")),)
         gate = open_gate(Policy((Rule("x", str(program), argv, cwd_beneath=(str(work),)),)))
@@ -266,7 +267,7 @@ async def test_a_program_that_is_swapped_after_the_check_does_not_run() -> None:
                 work.rename(directory / "away")
                 other.rename(work)
                 child = await host.spawn(request)
-            assert await read_all(child.stdout) == b"checked\n"
+            assert await read_all(child.stdout) == b"in work"
             assert (await child.wait_exited()).code == 0
             child.close_pipes()
             await child.release()

@@ -185,8 +185,8 @@ async def try_daemon(url: str, daemon_id: str, token: bytes) -> str:
     try:
         async with connect(url, **OPTIONS) as connection:
             challenge = await receive_control(connection)
-            secret = SharedSecret(token) if token else None
-            hello = answer_challenge(challenge, Identity(daemon_id, "one"), 1, secret)
+            credential = SharedSecret(token) if token else None
+            hello = answer_challenge(challenge, Identity(daemon_id, "one"), 1, credential)
             await send_control(connection, hello)
             return type(await receive_control(connection)).__name__
     except sandd.SanddError as error:

@@ -687,6 +687,7 @@ async def test_a_daemons_root_keeps_everything_in(tmp_path: Path) -> None:
     root.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "out").symlink_to("..")
+    (root / "proc").symlink_to("/proc/self/root")
     async with (
         sandd.open_controller(port=0) as controller,
         open_daemon(controller.url, arguments=["--root", str(root)]),
@@ -694,8 +695,11 @@ async def test_a_daemons_root_keeps_everything_in(tmp_path: Path) -> None:
         worker = await controller.wait_for_daemon("worker-1")
         await worker.path("file").write_bytes(b"text")
         assert await worker.path(root / "file").read_bytes() == b"text"
-        assert names(await worker.path(".").iterdir()) == ["file", "out"]
-        for path in ("../secret", str(tmp_path / "secret"), "out/secret", "/etc/passwd"):
+        assert names(await worker.path(".").iterdir()) == ["file", "out", "proc"]
+        for path in (
+            *("../secret", str(tmp_path / "secret"), "out/secret", "/etc/passwd"),
+            *(f"proc{tmp_path}/secret", "/proc/self/root/etc/passwd"),
+        ):
             for call in (
                 worker.path(path).stat,
                 worker.path(path).read_bytes,

@@ -296,6 +296,12 @@ class LocalService(Service):
                 self.link.audit.note(self.certificates.record())
                 nursery.start_soon(self.certificates.keep_fresh)
             log.info("controller_started", address=self.address)
+            if self.gate.insecure and self.gate.token is None:
+                log.warning(
+                    "daemons_need_no_token",
+                    address=self.address,
+                    reason="insecure: whoever reaches it can be a daemon, and is sent what is to run there",
+                )
             opened.started()
 
     def _presented(self) -> ServerTls | None:
