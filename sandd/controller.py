@@ -657,8 +657,10 @@ class Controller:
         secret = _secret(token, "token", "take daemons from loopback only")
         operator_secret = _secret(operator_token, "operator_token", "let no operators in")
         service.gate.token, service.gate.operator_token = secret, operator_secret
-        changed = tokens_set(daemons=secret is not None, operators=operator_secret is not None)
-        service.link.audit.note(changed)
+        audit = service.link.audit
+        if audit.redactor is not None:
+            audit.redactor.learn(each for each in (secret, operator_secret) if each is not None)
+        audit.note(tokens_set(daemons=secret is not None, operators=operator_secret is not None))
 
     async def reload_policy(self) -> None:
         """Read the policies again: `policy`, and ``policy/TENANT.toml`` in the state directory for each tenant.

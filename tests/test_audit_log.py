@@ -133,6 +133,16 @@ async def test_tokens_are_in_no_line(tmp_path: Path) -> None:
 
 
 @posix_only
+async def test_tokens_of_later_are_in_no_line(tmp_path: Path) -> None:
+    """Nor are those of before, which somebody may still try."""
+    async with audited(tmp_path, operator_token="operators-token") as (controller, worker):
+        controller.set_tokens(token=None, operator_token="another-secret")
+        await worker.run(["echo", "operators-token", "another-secret"])
+    (request,) = of_type(records_in(tmp_path), "request")
+    assert request["argv"] == ["echo", "[redacted]", "[redacted]"]
+
+
+@posix_only
 async def test_all_that_is_asked_of_a_daemon_is_told(tmp_path: Path) -> None:
     """Sessions, files, transfers, ports, lists and kills: by their kind, and what they are about."""
     source = tmp_path / "source"

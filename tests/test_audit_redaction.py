@@ -53,6 +53,17 @@ def test_a_secret_over_two_pieces_is_masked(cut: int) -> None:
     assert stream.finish() == b""
 
 
+def test_secrets_may_be_learned_later() -> None:
+    """A stream that has begun knows them, too, across its pieces."""
+    redactor = Redactor(["short1"])
+    stream = redactor.stream()
+    assert stream.feed(b"short") == b""
+    redactor.learn(["hunter2hunter"])
+    assert stream.feed(b"1 hunter2") == MASK.encode() + b" "
+    assert stream.feed(b"hunter") == MASK.encode()
+    assert json.loads(redactor.line({"argv": ["hunter2hunter"]})) == {"argv": [MASK]}
+
+
 def test_what_only_begins_like_a_secret_is_shown() -> None:
     """As soon as it is known, or there is no more to come."""
     stream = Redactor(["hunter2hunter"]).stream()

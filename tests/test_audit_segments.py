@@ -310,6 +310,30 @@ def test_lines_have_no_secret_in_them(tmp_path: Path) -> None:
     assert is_whole(tmp_path)
 
 
+def test_no_variable_hides_who_asked_and_for_what(tmp_path: Path) -> None:
+    """A client may call anything a secret; what masks that is for what it has the program told."""
+    secrets = (b"operator:mallory", b"default", b"request", b"worker", b"nobody", b"command")
+    said = {"actor": "operator:mallory", "tenant": "default", "daemon": "worker", "kind": "command"}
+    with opened_log(tmp_path) as log:
+        append(log, request(**said, limits={"user": "nobody"}, argv=("worker",), secrets=secrets))
+    (line,) = [each for each in map(json.loads, lines_of(tmp_path)) if each["type"] == "request"]
+    assert said.items() <= line.items()
+    assert (line["limits"], line["argv"]) == ({"user": "nobody"}, ["[redacted]"])
+
+
+def test_no_secret_breaks_the_chain(tmp_path: Path) -> None:
+    """Though there be its digits in a hash, or in a time."""
+    digits = "0123456789abcdef"
+    every = [one + other for one in digits for other in digits]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sandd._core.audit.redaction.LEAST_LENGTH", 2)
+        with opened_log(tmp_path, secrets=(*every, "request", "segment")) as log:
+            append(log, request(argv=("cafe",)), request())
+    assert "[redacted]" in segment(tmp_path).read_text()
+    assert types_in(tmp_path) == ["segment", "checkpoint", "request", "request", "checkpoint"]
+    assert is_whole(tmp_path)
+
+
 def test_lines_are_lines(tmp_path: Path) -> None:
     """Whatever a command holds, the file has one line for it, in characters that a terminal shows."""
     nasty = "a\nb\r\x1b]0;owned\x07\u202egnp\u2028\x7f\x9b\ud800"

@@ -175,6 +175,35 @@ async def test_what_there_is_no_room_for_is_counted(
     assert jobs_in(tmp_path) == ["job-0", *(f"job-{number}" for number in range(21, 31))]
 
 
+@pytest.mark.parametrize("somebody_waits", [False, True])
+async def test_what_there_is_no_room_for_while_the_disk_hangs_is_counted(
+    somebody_waits: bool, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells nobody that it can't: memory has the bound all the same, and whoever waits is not forgotten."""
+    monkeypatch.setattr(writer, "MAX_WAITING", 10)
+    answers: list[str | None] = []
+    with trio.fail_after(LIMIT):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            await log.committed(request(0))
+            disk.free.clear()
+            log.note(request(1))
+            while log._waiting:  # it is under way
+                await trio.sleep(0.001)
+            if somebody_waits:
+                log.commit(request(2), answers.append)
+            for number in range(3, 33):
+                log.note(request(number))
+            assert len(log._waiting) == 10
+            disk.free.set()
+            while not texts_in(tmp_path, "lost"):
+                await trio.sleep(0.01)
+    kept = range(23, 33) if not somebody_waits else range(2, 12)
+    assert jobs_in(tmp_path) == ["job-0", "job-1", *(f"job-{number}" for number in kept)]
+    lost = 20 if not somebody_waits else 21
+    assert texts_in(tmp_path, "lost") == [f"{lost} events could not be written"]
+    assert answers == [None] * somebody_waits
+
+
 async def test_strangers_cant_fill_the_disk(tmp_path: Path) -> None:
     """Of what they cause some is written in full, and the rest is counted."""
     refusal = Record(type=RecordType.REFUSAL, outcome="unauthorized")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,52 +42,52 @@ def log(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_verify_praises_what_is_whole(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_praises_what_is_whole(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By the state directory, or by the log's own; with the key that it went by."""
     assert cli.main(["audit", "verify", str(log)]) == 0
     assert cli.main(["audit", "verify", "--state-dir", str(log)]) == 0
     assert cli.main(["audit", "verify", str(log / "audit")]) == 0
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert said.out.count("are as they were written") == 3
     assert str(key_in(log).public) in said.out
     assert said.err == ""
 
 
-def test_verify_names_what_was_changed(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_what_was_changed(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The first line that isn't as it was written; the exit code says so to scripts."""
     lines = lines_of(log)
     del lines[4]
     set_lines(log, lines)
     assert cli.main(["audit", "verify", str(log)]) == 1
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert said.out == ""
     assert "000001.jsonl:5: lines were deleted before it: record 5" in said.err
     assert cli.main(["audit", "verify", "--json", str(log)]) == 1
-    verdict = json.loads(capsys.readouterr().out)
+    verdict = json.loads(capfd.readouterr().out)
     assert (verdict["ok"], verdict["place"], verdict["lines"]) == (False, "000001.jsonl:5", 4)
 
 
 def test_verify_goes_by_a_key_from_elsewhere(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As a text or in a file; where there is none it says whose word it takes."""
     assert cli.main(["audit", "key", str(log)]) == 0
-    key = capsys.readouterr().out.strip()
+    key = capfd.readouterr().out.strip()
     assert cli.main(["audit", "verify", "--key", key, str(log)]) == 0
     file = tmp_path / "key"
     file.write_text(key + "\n")
     assert cli.main(["audit", "verify", "--key", str(file), str(log)]) == 0
     other = str(key_in(tmp_path / "other").public)
     assert cli.main(["audit", "verify", "--key", other, str(log)]) == 1
-    assert "another key" in capsys.readouterr().err
+    assert "another key" in capfd.readouterr().err
     (log / "audit.key").unlink()
     assert cli.main(["audit", "verify", str(log)]) == 0
-    assert "the log's own word" in capsys.readouterr().out
+    assert "the log's own word" in capfd.readouterr().out
     assert cli.main(["audit", "key", str(log)]) == 125
 
 
 def test_verify_goes_by_a_head_that_was_kept(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A copy of the file; anything else is told."""
     copy = tmp_path / "kept"
@@ -90,7 +95,7 @@ def test_verify_goes_by_a_head_that_was_kept(
     assert cli.main(["audit", "verify", "--head", str(copy), str(log)]) == 0
     copy.write_text("{}")
     assert cli.main(["audit", "verify", "--head", str(copy), str(log)]) == 125
-    assert "no copy of a log's head" in capsys.readouterr().err
+    assert "no copy of a log's head" in capfd.readouterr().err
 
 
 def test_verify_allows_for_files_that_were_moved_away(log: Path) -> None:
@@ -101,42 +106,42 @@ def test_verify_allows_for_files_that_were_moved_away(log: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "tail", "export", "key"])
-def test_no_log_is_told(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_log_is_told(command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """In one line that says how to have one."""
     assert cli.main(["audit", command, str(tmp_path)]) == 125
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert "sandd controller --audit" in line
     assert cli.main(["audit", command, str(tmp_path), "--state-dir", str(tmp_path)]) == 125
 
 
-def test_tail_shows_the_latest(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tail_shows_the_latest(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """So many of those that are wanted, in lines that do nothing to a terminal."""
     assert cli.main(["audit", "tail", "-n", "2", "--tenant", "acme", str(log)]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = capfd.readouterr().out.splitlines()
     assert first.isascii()
     assert first.isprintable()
     assert "request session asked worker-1/job-30 tenant=acme actor=alice command=vi" in first
     assert "target=/tmp/x" in second
     assert cli.main(["audit", "tail", "--json", "--type", "refusal", str(log)]) == 0
-    assert json.loads(capsys.readouterr().out)["reason"] == NASTY
+    assert json.loads(capfd.readouterr().out)["reason"] == NASTY
 
 
-def test_export_puts_out_what_was_written(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_puts_out_what_was_written(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """All of it, each line as it stands in the file."""
     assert cli.main(["audit", "export", str(log)]) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     count = len(list((log / "audit").glob("*.jsonl")))
     assert count > 1
     written = b"".join(b"".join(lines_of(log, number)) for number in range(1, count + 1))
     assert said.encode() == written
 
 
-def test_export_chooses(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_chooses(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By type or kind, by tenant, daemon, job and time."""
 
     def jobs(*options: str) -> list[str]:
         assert cli.main(["audit", "export", *options, str(log)]) == 0
-        return [json.loads(line).get("job") for line in capsys.readouterr().out.splitlines()]
+        return [json.loads(line).get("job") for line in capfd.readouterr().out.splitlines()]
 
     assert jobs("--type", "upload", "--type", "session") == ["job-30", "job-31"]
     assert jobs("--tenant", "acme", "--job", "job-31") == ["job-31"]
@@ -146,10 +151,10 @@ def test_export_chooses(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(jobs("--since", "1h", "--type", "request")) == 22
 
 
-def test_export_as_a_table_has_no_formulas(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_as_a_table_has_no_formulas(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A spreadsheet that opens it calculates nothing, and one row is one record."""
     assert cli.main(["audit", "export", "--format", "csv", str(log)]) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     rows = list(csv.DictReader(io.StringIO(said)))
     assert len(rows) == len(said.splitlines()) - 1
     (refusal,) = [row for row in rows if row["type"] == "refusal"]
@@ -158,12 +163,12 @@ def test_export_as_a_table_has_no_formulas(log: Path, capsys: pytest.CaptureFixt
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
 
 
-def test_export_says_what_is_no_record(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_says_what_is_no_record(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The rest is put out, and the exit code tells."""
     lines = lines_of(log)
     set_lines(log, [*lines[:4], b"garbage\n", *lines[5:]])
     assert cli.main(["audit", "export", str(log)]) == 1
-    assert "1 lines are no records" in capsys.readouterr().err
+    assert "1 lines are no records" in capfd.readouterr().err
 
 
 def test_following_goes_on_in_the_next_file(tmp_path: Path) -> None:
@@ -212,3 +217,25 @@ def test_a_record_of_any_shape_is_shown() -> None:
         {"argv": [1, None], "result": {"a": NASTY}},
     ):
         assert "\n" not in line_for_person(fields)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it is Linux'")
+@pytest.mark.parametrize("command", ["tail", "export", "export --format csv", "verify", "key"])
+@pytest.mark.parametrize(
+    ("how", "outcome"),
+    [
+        (">/dev/full", (125, "sandd: stdout: No space left on device\n")),
+        ("| true", (128 + signal.SIGPIPE, "")),
+    ],
+)
+def test_what_can_not_be_written_is_told_as_by_all_commands(
+    log: Path, command: str, how: str, outcome: tuple[int, str]
+) -> None:
+    """In one line; and in none where a reader has gone."""
+    words = [sys.executable, "-m", "sandd", "audit", *command.split(), "--state-dir", str(log)]
+    # Its reader has gone when it begins.
+    line = f"set -o pipefail; {{ sleep 0.3; exec {shlex.join(words)}; }} {how}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+    )
+    assert (done.returncode, done.stderr) == outcome

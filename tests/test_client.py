@@ -16,6 +16,7 @@ from sandd._core._errors import (
     JobNotFound,
     JobTaken,
     LocalProtocolError,
+    PolicyDenied,
     RateLimited,
     RemoteProtocolError,
     RequestRefused,
@@ -723,7 +724,9 @@ ERRORS: dict[RefusedCode, type[SanddError]] = {
     RefusedCode.BUSY: RequestRefused,
     RefusedCode.UNSUPPORTED: RequestRefused,
     RefusedCode.DENIED: RequestRefused,
+    RefusedCode.POLICY_DENIED: PolicyDenied,
     RefusedCode.RATE_LIMITED: RateLimited,
+    RefusedCode.POLICY_DENIED: PolicyDenied,
 }
 
 
@@ -776,6 +779,70 @@ def test_a_start_that_was_sent_before_is_held_back_and_asked_for_again(peer: Pee
     peer.heard()
     peer.client.ask_again(job)  # it was left
     assert peer.heard() == []
+
+
+DECLINED = (RefusedCode.DENIED, RefusedCode.POLICY_DENIED, RefusedCode.UNSUPPORTED)
+
+
+def refused_after_a_cut(peer: Peer, code: RefusedCode) -> tuple[ClientJob, int]:
+    """A job whose start was sent twice, and refused then; and the channel on which it is asked for."""
+    job = peer.client.open("d", SPEC)
+    peer.attach_heard()
+    peer.client.link_down()
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    peer.client.receive(control(channel, wire.Refused(code, "because", policy_hash="abc")))
+    channel, attach = peer.attach_heard()
+    assert (attach.spec, attach.instance, attach.job_id) == (None, "here", job.id)
+    return job, channel
+
+
+@pytest.mark.parametrize("code", DECLINED)
+def test_a_start_that_was_sent_before_and_is_refused_may_run(peer: Peer, code: RefusedCode) -> None:
+    """A policy may have changed meanwhile. The daemon knows whether it does; then it goes on as any other."""
+    job, channel = refused_after_a_cut(peer, code)
+    peer.attached(channel, generation=2)
+    assert (job.state, job.error, job.generation) == (AttachState.ATTACHED, None, 2)
+    peer.heard()
+    peer.client.end(job)
+    assert peer.heard() == [(0, wire.End("d", job.id, None, peer.client.id))]
+
+
+@pytest.mark.parametrize("code", DECLINED)
+def test_a_start_that_was_sent_before_and_never_came_is_refused_as_it_was(
+    peer: Peer, code: RefusedCode
+) -> None:
+    """By then it is true that nothing ran."""
+    job, channel = refused_after_a_cut(peer, code)
+    peer.refused(channel, RefusedCode.JOB_NOT_FOUND)
+    assert isinstance(job.error, RequestRefused)
+    assert "because" in str(job.error)
+    if isinstance(job.error, PolicyDenied):
+        assert job.error.policy_hash == "abc"
+    assert peer.heard() == []
+
+
+def test_a_chosen_id_is_not_asked_for_without_its_spec(peer: Peer) -> None:
+    """It could be that of another job by now, which somebody else has started."""
+    job = peer.client.open("d", SPEC, job_id="chosen")
+    peer.attach_heard()
+    peer.client.link_down()
+    peer.status(DaemonState.ONLINE)
+    channel, _ = peer.attach_heard()
+    peer.refused(channel, RefusedCode.DENIED)
+    assert type(job.error) is RequestRefused
+    assert peer.heard() == []
+
+
+def test_who_asks_whether_a_job_runs_may_be_cut_off_again(peer: Peer) -> None:
+    """It asks once more, and not for a start."""
+    job, channel = refused_after_a_cut(peer, RefusedCode.DENIED)
+    peer.client.receive(control(channel, wire.Away()))
+    peer.status(DaemonState.ONLINE)
+    channel, attach = peer.attach_heard()
+    assert attach.spec is None
+    peer.refused(channel, RefusedCode.DENIED)
+    assert type(job.error) is RequestRefused
 
 
 def test_an_owner_that_was_displaced_learns_so(peer: Peer) -> None:

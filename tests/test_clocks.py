@@ -43,8 +43,20 @@ SHOWN = {
     # What is left of a transfer is removed when its file is a day old, and files know only this clock. Should it
     # jump, the transfer begins anew.
     "_core/transfers/partials.py": {"time"},
+    # Certificates, and tokens on the disk, are valid until a time that outlives this program, and this machine.
+    "_core/tls/renewal.py": {"time"},
+    "_core/identity/administration.py": {"time"},
+    "_core/identity/gate.py": {"time"},
+    "_core/identity/store.py": {"time"},
+    "certificates/commands.py": {"UTC", "datetime", "time"},
+    "enrolling/commands.py": {"time"},
+    "enrolling/tables.py": {"localtime", "strftime"},
+    # An audit log says when something was, by both clocks.
+    "_core/audit/segments.py": {"gmtime", "strftime", "time"},
+    "_core/audit/writer.py": {"time"},
+    "auditing/selecting.py": {"UTC", "datetime", "now", "timedelta"},
 }
-"""Where a wall clock is read: to be shown to people, or because files have no other time."""
+"""Where a wall clock is read: to be shown to people, or because what is on a disk has no other time."""
 HOUR = 3600.0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -53,6 +55,36 @@ def test_the_words_are_those_that_are_understood() -> None:
     assert list(VERBS) == [verb.value for verb in Verb]
     times = {"30s": 30, "15m": 900, "8h": 28_800, "90d": 7_776_000, "1.5": 1.5, "never": None}
     assert {text: _read_time(text) for text in times} == times
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it is Linux'")
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_a_token_that_can_not_be_shown_is_good_for_nothing(
+    tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    """One line says that the disk is full; what nobody has seen nobody can use, or revoke."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sandd", "token", "create", "join", *how],
+            env=daemon_environment({"SANDD_CONTROLLER_STATE_DIR": str(tmp_path)}),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=SECONDS,
+        )
+    assert (done.returncode, done.stderr) == (125, "sandd: stdout: No space left on device\n")
+    (made,) = objects(tmp_path, "token", "list")
+    assert made["state"] == "revoked"
+
+
+def test_records_that_can_not_be_used_are_one_line(tmp_path: Path) -> None:
+    """It says of what."""
+    run(tmp_path, "token", "create", "join")
+    with contextlib.closing(sqlite3.connect(tmp_path / "sandd.db")) as database:
+        database.execute("DROP TABLE tokens")
+        database.commit()
+    assert "no such table" in run(tmp_path, "token", "list", code=125).stderr
 
 
 def test_tokens_are_made_listed_and_revoked_without_a_controller(tmp_path: Path) -> None:

@@ -195,6 +195,40 @@ def test_asking_again_is_the_same_request(network: Network) -> None:
     assert network.told == [RecordType.REQUEST]
 
 
+@pytest.mark.parametrize("is_under_way", [False, True])
+@pytest.mark.parametrize("said", ["client", "other"])
+def test_what_another_asks_for_is_another_request(
+    network: Network, is_under_way: bool, said: str
+) -> None:
+    """Though it be the same, and whoever it says that it is: it may come to hold the job."""
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    network.send(control(1, attach))
+    if not is_under_way:
+        network.log.write()
+    other = network.join("other")
+    network.send(control(1, attrs.evolve(attach, client=said)), link=other)
+    network.log.write()
+    asked = [(record.type, record.actor) for record in network.log.durable]
+    assert asked == [
+        (RecordType.REQUEST, "operator:client"),
+        (RecordType.REQUEST, "operator:other"),
+    ]
+
+
+def test_a_job_that_two_have_asked_for_is_told_once(network: Network) -> None:
+    """Its start, and its end."""
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    other = network.join("other")
+    network.send(control(1, attach))
+    network.send(control(1, attach), link=other)
+    network.log.write()
+    ended = wire.Exited(0, None, wire.Outcome.EXITED, 1.0)
+    for channel in (1, 2):
+        network.router.receive(network.daemon, event(channel, 0, wire.Started(77)))
+        network.router.receive(network.daemon, event(channel, 1, ended))
+    assert network.told.count(RecordType.START) == network.told.count(RecordType.END) == 1
+
+
 def test_asking_for_something_else_is_another_request(network: Network) -> None:
     """Of the same id, while the first is under way, and after: what the daemon makes of it is its own affair."""
     other = wire.encode_spec(wire.CommandSpec((b"rm",)))
@@ -318,6 +352,32 @@ def test_a_disk_that_stands_still_costs_bounded_memory(
     assert 0 < len(refused) < 10
     network.log.write()
     assert len(network.to_daemon) == 10 - len(refused)
+    assert (network.client.held, network.client.held_bytes) == ({}, 0)
+
+
+def test_ends_that_wait_cost_bounded_memory(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could be told that one is refused, so who says too many loses its link."""
+    monkeypatch.setattr("sandd._core.held_requests.MAX_HELD_BYTES", 1000)
+    network.send(control(1, ATTACH))
+    with pytest.raises(RemoteProtocolError, match="too many Ends"):
+        network.send(*[control(0, END)] * 100)
+    assert network.client.held_bytes < 2000
+
+
+def test_what_is_no_message_is_not_held(network: Network) -> None:
+    """It ends its link at once; so a link that goes meanwhile leaves nothing behind."""
+    network.send(control(1, ATTACH))
+    network.log.write()
+    network.send(control(2, attrs.evolve(ATTACH, job_id="x")))
+    _ = network.to_daemon
+    with pytest.raises(RemoteProtocolError):
+        network.send(wire.Frame(wire.FrameType.CONTROL, 2, memoryview(b"\xc1")))
+    network.router.remove_client(network.client)
+    assert types(network.to_daemon) == [wire.Detach]
+    network.log.write()
+    assert network.to_daemon == []
     assert (network.client.held, network.client.held_bytes) == ({}, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ from raw_daemon import raw_daemon
 
 import sandd
 from sandd import wire
+from sandd._core import operators
 from sandd._core.identity import gate as gate_module
-from sandd._core.identity.database import open_database
+from sandd._core.identity.database import IdentityDatabase, open_database
 from sandd._core.identity.gate import REFUSED_DAEMON, REFUSED_OPERATOR
 from sandd._core.identity.introductions import answer_as_operator, answer_challenge
 from sandd._core.identity.proofs import DaemonKey, SharedSecret, daemon_secret
@@ -41,7 +43,6 @@ from sandd.wire import RejectCode
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sandd._core.identity.database import IdentityDatabase
     from sandd._core.identity.proofs import Credential
 
 
@@ -442,6 +443,58 @@ async def test_a_revoked_operator_is_out_at_once(tmp_path: Path) -> None:
             assert "open" in repr(stays)
         async with raw_operator(controller, token) as (_, answer):
             assert refusal_of(answer) == (RejectCode.UNAUTHENTICATED, REFUSED_OPERATOR.message)
+
+
+async def test_nobody_takes_all_the_room_for_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one token somebody has at most as many connections as are left for others."""
+    monkeypatch.setattr(operators, "MAX_OPERATORS", 8)
+    async with guarded(tmp_path) as controller, contextlib.AsyncExitStack() as stack:
+        greedy = await operator_token(controller, "greedy", role="viewer")
+
+        async def come(credential: Credential) -> object:
+            _, answer = await stack.enter_async_context(raw_operator(controller, credential))
+            return answer
+
+        answers = [await come(greedy) for _ in range(8)]
+        let_in = [answer for answer in answers if isinstance(answer, wire.Welcome)]
+        assert len(let_in) == 4
+        assert refusal_of(answers[-1])[0] is RejectCode.BUSY
+        assert isinstance(await come(await operator_token(controller, "other")), wire.Welcome)
+        for _ in range(3):  # whose all of it is
+            owner = SharedSecret((tmp_path / "operator.token").read_bytes().strip())
+            assert isinstance(await come(owner), wire.Welcome)
+        assert refusal_of(await come(owner))[0] is RejectCode.BUSY
+
+
+@pytest.mark.parametrize("question", ["version", "invalid"])
+async def test_records_that_cant_be_read_end_nothing(
+    question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so, once; and what has been done meanwhile is noticed when they can be."""
+    failures = 0
+    monkeypatch.setattr(gate_module, "LOOK_SECONDS", 0.02)
+    async with guarded(tmp_path) as controller:
+        token = await operator_token(controller)
+        async with raw_operator(controller, token) as (connection, _):
+            with monkeypatch.context() as patch:
+
+                def fail(*_: object) -> None:
+                    nonlocal failures
+                    failures += 1
+                    raise sqlite3.OperationalError("disk I/O error")
+
+                patch.setattr(IdentityDatabase, question, fail)
+                with contextlib.closing(open_database(tmp_path)) as database:
+                    database.revoke(token.key_id, 0.0)
+                with trio.fail_after(5.0):
+                    while failures < 3:
+                        await trio.sleep(0.01)
+                assert "open" in repr(connection)
+            with trio.fail_after(1.0):
+                await ended(connection)
+    assert caplog.text.count("records_unreadable") == 1
 
 
 async def test_another_program_puts_somebody_out_within_a_second(tmp_path: Path) -> None:

@@ -114,3 +114,23 @@ def test_a_directory_that_cannot_be_written_costs_the_key_at_the_next_start(
     keyring = kept(tmp_path / "missing", FIRST)
     assert "key_not_kept" in caplog.text
     assert keyring.choose("c") == key_of(FIRST)
+
+
+def test_a_key_that_is_not_on_the_disk_does_not_take_the_place_of_one_that_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Were it used, the other one would be taken for a copy at the next start, and the daemon locked."""
+    keyring = kept(tmp_path, FIRST)
+    blocker = tmp_path / f"{KEYS_FILE}.new"
+    blocker.mkdir()  # where a new file is written
+    keyring.keep(SECOND)
+    assert "key_not_kept" in caplog.text
+    assert keyring.choose("c") == key_of(FIRST)
+    assert Keyring(tmp_path, "d", None).choose("c") == key_of(FIRST)
+    keyring.keep(
+        wire.Enrolment("another", 1, b"new")
+    )  # it has joined anew, and the first is good for nothing
+    assert keyring.choose("c") == DaemonKey("another", 1, b"new")
+    blocker.rmdir()
+    keyring.keep(SECOND)
+    assert Keyring(tmp_path, "d", None).choose("c") == key_of(SECOND)

@@ -221,7 +221,7 @@ async def use_files(worker: sandd.Daemon) -> None:
 
 async def be_a_stranger(port: int) -> None:
     """Be answered a ping, and sent away for what is no Hello."""
-    breach = close_payload(1002)
+    breach = close_payload(1008)
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
         await stream.send_all(upgrade_request(subprotocol=wire.SUBPROTOCOL))

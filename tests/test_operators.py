@@ -19,6 +19,7 @@ from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 import sandd
 from sandd import DaemonState, wire
 from sandd._core import operators, router, services
+from sandd._core._errors import ConnectionLost
 from sandd._core.controller_state import ENDS_FILE, TOKEN_FILE, EndFile
 from sandd._core.credit import POOL_BYTES
 from sandd._core.identity.introductions import answer_as_operator
@@ -146,8 +147,8 @@ async def test_without_a_token_of_its_own_a_controller_takes_no_operators() -> N
 @pytest.mark.parametrize(
     ("path", "hello", "complaint"),
     [
-        ("/operator", wire.Hello(1, "d", "i", 1), "Hello, not with an OperatorHello"),
-        ("/ws", wire.OperatorHello(1, "c", 1), "OperatorHello, not with a Hello"),
+        ("/operator", wire.Hello(1, "d", "i", 1), "daemons dial in at /ws"),
+        ("/ws", wire.OperatorHello(1, "c", 1), "operators dial in at /operator"),
     ],
 )
 async def test_each_kind_has_its_own_path(path: str, hello: wire.Control, complaint: str) -> None:
@@ -155,7 +156,10 @@ async def test_each_kind_has_its_own_path(path: str, hello: wire.Control, compla
     async with hosted() as host, dialled(host, path) as connection:
         await receive_control(connection)
         await send_control(connection, hello)
-        with pytest.raises(sandd.SanddError, match=complaint):
+        answer = await receive_control(connection)
+        assert isinstance(answer, wire.Reject)
+        assert complaint in answer.message
+        with pytest.raises(ConnectionLost, match="1008"):
             await receive_control(connection)
 
 

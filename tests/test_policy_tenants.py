@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -51,6 +52,26 @@ def test_a_tenant_is_held_to_everybodys_policy_and_to_its_own(tmp_path: Path) ->
     assert {*hashes} == {"*", "one"}
     assert [refused(policies, "one", word) for word in "abc"] == [None, hashes["one"], hashes["*"]]
     assert [refused(policies, "two", word) for word in "abc"] == [None, None, hashes["*"]]
+
+
+def test_a_directory_that_cannot_be_read_lets_nothing_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in force still is; it isn't taken for one without policies."""
+    directory = tmp_path / "policy"
+    write(directory / "one.toml", "a")
+    policies = TenantPolicies(directory=directory)
+    policies.read()
+
+    def deny(path: object = ".") -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    # Whoever tests as root may read everything.
+    monkeypatch.setattr(os, "listdir", deny)
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(sandd.ConfigurationError, match=r"can't list .*: Permission denied"):
+        policies.read()
+    assert refused(policies, "one", "b") == policies.hashes["one"]
 
 
 def test_without_files_all_is_allowed(tmp_path: Path) -> None:

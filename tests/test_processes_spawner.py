@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -34,7 +35,7 @@ if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
 import sandd
-from sandd._core.processes import open_process_host
+from sandd._core.processes import open_process_host, process_table
 from sandd._core.processes import spawner as spawner_module
 from sandd._core.processes.exit_watch import WaitStatus, peek
 from sandd._core.processes.spawner_messages import (
@@ -64,7 +65,7 @@ package.__path__ = [{SELF!r} + "/sandd/_core/processes"]
 import sandd._core.processes.spawner
 ours = {{
     *("control_groups", "culling", "exit_watch", "job_trees", "launcher", "process_table"),
-    *("spawner", "spawner_messages"),
+    *("checked_launch", "exec_lock", "spawner", "spawner_messages"),
 }}
 for name in sys.modules:
     top, _, rest = name.partition(".")
@@ -246,6 +247,7 @@ def spawner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[spawner_module.Spawner, socket.socket]]:
     """One that has not been started, in this process, and the daemon's end of its socket."""
+    brand = resource.getrlimit(process_table._RLIMIT_LOCKS)  # which it sets for its children
     ours, theirs = socket.socketpair()
     alarm, ring = socket.socketpair()
     monkeypatch.setattr(spawner_module, "_open_child_alarm", lambda: alarm)
@@ -258,6 +260,7 @@ def spawner(
     one._trees._children.close()  # type: ignore[attr-defined]
     if one._daemon_pidfd is not None:
         os.close(one._daemon_pidfd)
+    resource.setrlimit(process_table._RLIMIT_LOCKS, brand)
 
 
 def test_reports_that_a_stopped_daemon_does_not_read_wait(

@@ -59,7 +59,7 @@ async def fleet(
 
 async def test_one_more_than_the_burst_is_refused_until_the_time_that_is_told() -> None:
     """Nothing of it ran; then exactly one is let pass again."""
-    limits = sandd.RateLimits(operator=sandd.Rate(2.0, burst=3))
+    limits = sandd.RateLimits(operator=sandd.Rate(0.5, burst=3))
     async with (
         fleet(rate_limits=limits) as (host, cores),
         sandd.connect_controller(host.url, token=TOKEN) as controller,
@@ -71,7 +71,7 @@ async def test_one_more_than_the_burst_is_refused_until_the_time_that_is_told() 
             with pytest.raises(sandd.RateLimited, match="of this operator") as caught:
                 await daemons[0].run("true")
         assert caught.value.scope == "operator"
-        assert 0.0 < caught.value.retry_after <= 0.5
+        assert 0.0 < caught.value.retry_after <= 2.0
         assert sum(core.host.started for core in cores) == 3
         await trio.sleep(caught.value.retry_after)
         assert (await daemons[0].run("true")).success

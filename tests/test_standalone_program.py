@@ -33,6 +33,7 @@ from tls_peers import pem_of, server_pair, write_pair
 
 import sandd
 from sandd._core.controller_state import default_state_dir, open_controller_state
+from sandd._core.identity.tokens import Token, TokenKind
 from sandd._core.tls.authority import new_authority
 from sandd.standalone.options import ControllerOptions
 from sandd.standalone.program import Program
@@ -361,7 +362,7 @@ def test_the_generated_token_can_be_changed_too() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["empty token", "no token", "bad file", "bad option"],
+    ["empty token", "no token", "token of another kind", "bad file", "bad option"],
 )
 def test_a_reload_of_what_can_not_be_used_changes_nothing(damage: str, tmp_path: Path) -> None:
     """One line says what is wrong with it; and once that is mended it is taken."""
@@ -378,6 +379,8 @@ def test_a_reload_of_what_can_not_be_used_changes_nothing(damage: str, tmp_path:
                 token.write_text("\n")
             case "no token":
                 token.unlink()
+            case "token of another kind":
+                token.write_text(Token.new(TokenKind.OPERATOR).text)
             case "bad file":
                 config.write_text(good + "host = ")
             case "bad option":

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered, to be said again after a cut; saying one twice is harmless."""
+NOT_DONE: Final = (RefusedCode.DENIED, RefusedCode.POLICY_DENIED, RefusedCode.UNSUPPORTED)
+"""Of a start: whoever says so, it has not started anything."""
 LEAST_RETRY_SECONDS: Final = 0.1
 """Until a start that was one too many is asked for again, where nobody says when: so it is no busy loop."""
 
@@ -362,7 +364,7 @@ class Client:
             else tuple(
                 wire.Cursor(w.stream, w.max_offset, job.cursor(w.stream, w.log)) for w in windows
             ),
-            spec=None if job.confirmed else job.spec,
+            spec=None if job.confirmed or job.refusal is not None else job.spec,
             instance=job.instance,
             role=job.role,
             takeover=job.takeover,
@@ -455,6 +457,14 @@ class Client:
             job.times_held_back += 1
             self.held_back.append((job, message.retry_after or LEAST_RETRY_SECONDS))
             return
+        is_ours = job.sequence is not None and not job.confirmed  # a chosen id may be of another's
+        if message.code in NOT_DONE and job.is_repeated and is_ours and job.refusal is None:
+            # Nor is it of these, and they would be said again. So it is asked for as one that is there.
+            job.refusal = message
+            self._attach(job)
+            return
+        if message.code is RefusedCode.JOB_NOT_FOUND and job.refusal is not None:
+            message = job.refusal
         text = f"job {job.id} on daemon {job.daemon_id!r}: {message.message}"
         errors: dict[RefusedCode, SanddError] = {
             RefusedCode.JOB_NOT_FOUND: JobNotFound(text),

@@ -75,6 +75,8 @@ class ClientJob:
         self.state = AttachState.WAITING
         self.is_repeated = False
         """Its spec was sent before, so it may run already, whatever becomes of the latest Attach."""
+        self.refusal: wire.Refused | None = None
+        """Its start was refused when it may have been running already: whether it does, the daemon has to tell."""
         self.times_held_back = 0
         """So often it was one start too many, when it may have been running already."""
         self.attaches_plainly = False

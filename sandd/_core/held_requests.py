@@ -59,6 +59,7 @@ class Held:
                 raise RemoteProtocolError(f"{data.stream.name} ahead of the answer to an Attach")
             self._add(frame, len(data.body))
         else:
+            wire.decode_control(frame)  # later, nobody who could be told would be there
             self._add(frame, len(frame.payload))
 
     def _add(self, frame: Frame, size: int) -> None:
@@ -170,11 +171,15 @@ class HeldRequests:
     def keeps_end(self, link: ClientLink, frame: Frame, message: wire.End) -> bool:
         """Whether the End is held, because it may not overtake the request of its job.
 
-        `message` is what the frame says, by the daemon's full name and in its tenant's.
+        `message` is what the frame says, by the daemon's full name and in its tenant's. RemoteProtocolError where so
+        many wait that it would cost too much memory.
         """
         pending = self._pending.get((message.daemon_id, message.tenant, message.job_id))
         if pending is None or frame.channel:
             return False  # on a channel that is open it follows what it means
+        if link.is_metered and link.held_bytes > MAX_HELD_BYTES:
+            # It can't be refused, as nobody waits for an answer to it.
+            raise RemoteProtocolError(f"too many Ends: {_too_much()}")
         held = Held(link, 0, None)
         held.take(by_itself(frame))
         pending.held.append(held)
@@ -190,10 +195,9 @@ class HeldRequests:
         """What is held for a client in another process has a bound: a disk may stand still."""
         link, attach = held.link, held.attach
         if link.is_metered and link.held_bytes > MAX_HELD_BYTES and attach is not None:
-            text = f"{MAX_HELD_BYTES} bytes of this client's wait for the audit log already"
             del link.held[held.number]
             held.drop_all_but_ends()
-            refused = wire.Refused(RefusedCode.DENIED, text)
+            refused = wire.Refused(RefusedCode.DENIED, _too_much())
             self._passage.turn_down(link, held.number, attach, refused)
 
     def _committed(self, pending: PendingRequest, refusal: str | None) -> None:
@@ -227,6 +231,10 @@ class HeldRequests:
             self._passage.open_channel(link, held.number, attach)
         for frame in frames:
             self._passage.receive(link, frame)
+
+
+def _too_much() -> str:
+    return f"{MAX_HELD_BYTES} bytes of this client's wait for the audit log already"
 
 
 def job_key(message: wire.Attach) -> JobKey:

@@ -109,12 +109,12 @@ class OperatorDesk:
         assert isinstance(hello, wire.OperatorHello)  # the gate lets nothing else in
         assert given.principal is not None
         # Nothing is waited for until the link is live, and its pass can close it.
-        reject = REFUSED_OPERATOR if given.is_withdrawn else self._admit(hello)
+        reject = REFUSED_OPERATOR if given.is_withdrawn else self._admit(hello, given.principal)
         if reject is None:
             await self._pump(connection, hello, given, given.principal)
         return reject
 
-    def _admit(self, hello: wire.OperatorHello) -> wire.Reject | None:
+    def _admit(self, hello: wire.OperatorHello, principal: Principal) -> wire.Reject | None:
         if self.draining:
             return wire.Reject(RejectCode.BUSY, "the controller is closing", DRAIN_RETRY_SECONDS)
         known = self.operators.get(hello.client)
@@ -122,16 +122,28 @@ class OperatorDesk:
             return wire.Reject(
                 RejectCode.STALE, "a newer connection of this client is known", STALE_RETRY_SECONDS
             )
-        if known is None and len(self.operators) >= MAX_OPERATORS:
+        if known is None and not self._has_room(principal):
             return wire.Reject(
                 RejectCode.BUSY,
-                f"the controller serves {MAX_OPERATORS} operators already",
+                f"the controller serves as many as it can of {MAX_OPERATORS} operators, or of those with your token",
                 BUSY_RETRY_SECONDS,
             )
         if known is not None:
             known.pump.close("superseded by a newer connection of the same client")
             self._remove(hello.client, known)
         return None
+
+    def _has_room(self, principal: Principal) -> bool:
+        """Whether one more of these may come.
+
+        Of those who may do everything there may be as many as there is room for; of others as many as are left free, as
+        in `backlog`: so whatever the owner of one token does there is room for the next.
+        """
+        left = MAX_OPERATORS - len(self.operators)
+        if principal.is_unlimited:
+            return left > 0
+        own = sum(each.link.principal == principal for each in self.operators.values())
+        return own < left
 
     async def _pump(
         self,

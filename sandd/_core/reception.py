@@ -58,7 +58,9 @@ async def shake_hands(
     try:
         hello = await _hear_hello(connection, challenge)
         reject = _judge_place(connection.path, hello)
-        if reject is None:
+        if reject is not None:
+            audit.note(misbehaved(connection.remote, reject.message), from_stranger=True)
+        else:
             reject = await greet(connection, Greeting(challenge, challenged_at, hello))
         if reject is None:
             return

@@ -484,9 +484,11 @@ class Router:
         if name is None or name not in self._status:
             self._turn_down_unseen(link, number, message)
             return
-        if name != message.daemon_id:
-            message = evolve(message, daemon_id=name)  # from here on by its full name
-        refusal = link.principal.refusal(message, link.client or message.client)
+        client = link.client or message.client
+        if (name, client) != (message.daemon_id, message.client):
+            # From here on by its full name, and in that of who says it.
+            message = evolve(message, daemon_id=name, client=client)
+        refusal = link.principal.refusal(message, client)
         if refusal is not None:
             self.turn_down(link, number, message, refusal)
         elif name not in self.daemons or name in link.partings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from sandd._core.identity.records import new_join_token, new_operator_token
 from sandd._core.state_directory import write_new
 from sandd.command_line.exit_codes import OUR_FAILURE
 from sandd.command_line.stopping import fail
-from sandd.command_line.writing import write_text
+from sandd.command_line.writing import CantWrite, write_text
 from sandd.controller import DEFAULT_PORT
 from sandd.enrolling import tables
 from sandd.fleet.tables import Layout
@@ -86,15 +87,18 @@ def _hand_out(
         if options.out is not None:
             Path(options.out).unlink(missing_ok=True)
         raise
-    if options.json:
-        shown = {} if options.out is not None else {"token": token.text}
-        _print(json.dumps(tables.token_object(info, time.time()) | shown))
-    elif options.out is None:
-        _print(token.text)
-        if sys.stderr.isatty():
-            sys.stderr.write(
-                "sandd: it is shown this once; keep it in a file that others can't read\n"
-            )
+    try:
+        if options.json:
+            shown = {} if options.out is not None else {"token": token.text}
+            _print(json.dumps(tables.token_object(info, time.time()) | shown))
+        elif options.out is None:
+            _print(token.text)
+    except CantWrite:
+        if options.out is None:  # nobody has it, or ever will
+            database.revoke(info.id, time.time())
+        raise
+    if options.out is None and not options.json and sys.stderr.isatty():
+        sys.stderr.write("sandd: it is shown this once; keep it in a file that others can't read\n")
     return 0
 
 
@@ -192,6 +196,8 @@ def _with_database(
             return act(database)
     except SanddError as error:
         return fail(str(error), OUR_FAILURE)
+    except sqlite3.Error as error:
+        return fail(f"the controller's tokens and daemons: {error}", OUR_FAILURE)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from attrs import field, fields, frozen
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.identity.tokens import is_token
 from sandd._core.program_options import (
     Parser,
     add_common_options,
@@ -246,9 +247,9 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         port=_port(given.get("port", DEFAULT_PORT)),
         state_dir=_path(given, "state_dir"),
         token_file=token_file,
-        token=None if token_file is None else read_token(token_file),
+        token=None if token_file is None else read_secret(token_file),
         operator_token_file=operator_token_file,
-        operator_token=None if operator_token_file is None else read_token(operator_token_file),
+        operator_token=None if operator_token_file is None else read_secret(operator_token_file),
         print_join=read_boolean("--print-join", given.get("print_join", False)),
         policy=_path(given, "policy"),
         insecure=read_boolean("--insecure", given.get("insecure", False)),
@@ -266,6 +267,17 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret in a file, that others have to know. ConfigurationError as `read_token`, or for a token of ours."""
+    secret = read_token(path)
+    if is_token(secret):
+        raise ConfigurationError(
+            f"{path} holds a token that sandd has made, and a secret of your own choice belongs there: who is to "
+            "come in by that token has it, and the controller knows it by its state directory"
+        )
+    return secret
 
 
 def _tls(given: Mapping[str, Any]) -> Literal["auto"] | tuple[Path, Path] | None:

@@ -20,13 +20,13 @@ from sandd._core.audit.options import AuditOptions
 from sandd._core.controller_state import TOKEN_FILE, DirectoryTaken, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
-from sandd._core.program_options import read_token
 from sandd._core.state_directory import replace_file
 from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
 from sandd.command_line.writing import CantWrite
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
+from sandd.standalone.options import read_secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -195,7 +195,7 @@ class Program:
         if options.operator_token is not None:
             return options, options.operator_token
         assert self._token_file is not None
-        return options, read_token(self._token_file)
+        return options, read_secret(self._token_file)
 
 
 def _runs_already(options: ControllerOptions) -> str:

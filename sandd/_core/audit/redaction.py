@@ -27,6 +27,11 @@ _TOKEN_MARKS: Final = (b"sdj_", b"sdo_")
 _TOKEN_BEGINNING: Final = re.compile(
     rb"(?:sd[jo]_[0-9A-Za-z]{0,%d}|sd[jo]?|s)\Z" % MAX_TOKEN_LENGTH
 )
+_OF_THE_LOG: Final = frozenset({"type", "v", "seq", "prev", "ts", "mono", "log", "segment", "key"})
+"""Fields of a line that are the log's own: a secret that has the digits of a part of a hash would break the chain."""
+_GIVEN: Final = frozenset({"argv", "cwd"})
+"""Fields in which a program may be told what its environment has: who gives that can't have anything else masked, not
+its own name and not what it asked for."""
 _SECRET_NAME: Final = re.compile(
     rb"token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key|auth",
     re.IGNORECASE,
@@ -42,6 +47,13 @@ def secrets_in(variables: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
         if len(value) >= LEAST_LENGTH and _SECRET_NAME.search(name)
     }
     return tuple(sorted(found, key=lambda value: (-len(value), value))[:MAX_VARIABLES])
+
+
+def without_given(fields: dict[str, Any], secrets: Iterable[bytes]) -> dict[str, Any]:
+    """What a request's record says, without what its environment calls secret."""
+    return {
+        name: without(each, secrets) if name in _GIVEN else each for name, each in fields.items()
+    }
 
 
 def without(value: Any, secrets: Iterable[bytes]) -> Any:
@@ -61,11 +73,17 @@ class Redactor:
     """Masks what it knows: of a secret of several lines each line, as a terminal changes what is between them."""
 
     def __init__(self, secrets: Iterable[bytes | str] = ()) -> None:
-        known: set[bytes] = set()
+        self._known: frozenset[bytes] = frozenset()
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[bytes | str]) -> None:
+        """From now on these are secrets, too."""
+        known = set(self._known)
         for each in secrets:
             secret = each.encode("utf-8", "surrogateescape") if isinstance(each, str) else each
             # Also as it reads in a line, should it be no text.
             known.update(_pieces(secret), _pieces(as_text(secret).encode()))
+        self._known = frozenset(known)
         # The longest first, so that of two which begin alike none is left in part.
         self.pieces = sorted(known, key=lambda each: (-len(each), each))
         self.pattern = re.compile(b"|".join([*map(re.escape, self.pieces), _TOKEN]))
@@ -74,6 +92,7 @@ class Redactor:
             json.dumps(piece.decode("utf-8", "surrogateescape"))[1:-1] for piece in self.pieces
         ]
         self._in_lines = [*(each.encode("ascii") for each in escaped), *_TOKEN_MARKS]
+        self.__dict__.pop("beginnings", None)  # it is of those that were known
 
     def __repr__(self) -> str:
         return f"<Redactor of {len(self.pieces)} secrets>"
@@ -89,7 +108,12 @@ class Redactor:
         # Hardly any line has one, and to look for them in the whole costs a tenth of looking in each text.
         for each in self._in_lines:
             if each in line:
-                return canonical(self.value(fields))
+                return canonical(
+                    {
+                        name: said if name in _OF_THE_LOG else self.value(said)
+                        for name, said in fields.items()
+                    }
+                )
         return line
 
     def text(self, text: str) -> str:
@@ -130,7 +154,6 @@ class RedactedStream:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self._longest = max((len(each) for each in redactor.pieces), default=0)
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
@@ -165,7 +188,8 @@ class RedactedStream:
         token = _TOKEN_BEGINNING.search(data, max(start, len(data) - MAX_TOKEN_LENGTH - 4))
         if token is not None:
             earliest = token.start()
-        for position in range(max(start, len(data) - self._longest + 1), earliest):
+        longest = len(self._redactor.pieces[0]) if self._redactor.pieces else 0
+        for position in range(max(start, len(data) - longest + 1), earliest):
             if data[position:] in self._redactor.beginnings:
                 return position
         return earliest

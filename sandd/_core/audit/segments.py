@@ -23,7 +23,7 @@ from sandd._core._errors import ConfigurationError
 from sandd._core.audit.chain import BadLine, Chain, Position, read_line
 from sandd._core.audit.escaping import canonical
 from sandd._core.audit.records import Record, RecordType
-from sandd._core.audit.redaction import without
+from sandd._core.audit.redaction import without_given
 from sandd._core.logs import get_logger
 from sandd._core.state_directory import lock_directory, replace_file
 
@@ -184,7 +184,7 @@ class SegmentedLog:
         for each in records:
             fields = each.record.fields
             if each.record.secrets:
-                fields = without(fields, each.record.secrets)
+                fields = without_given(fields, each.record.secrets)
             lines.append(self._chain_line(fields, each.at, each.mono))
         return Lines(lines, before)
 

@@ -44,6 +44,8 @@ class TrackedJob:
     """SHA-256 of the spec that is on record; None: it was there before us."""
     instance: str
     kind: str | None = None
+    client: str = ""
+    """Who was the latest to ask for it by that spec."""
     started: bool = False
     ended: bool = False
 
@@ -66,14 +68,9 @@ class JobTrail:
         return self._jobs.get(key)
 
     def knows(self, key: JobKey, message: wire.Attach) -> bool:
-        """This very request is on record. Of a job that has ended only if its id is never used again."""
+        """This very request, of this client, is on record. Of a job that has ended only if its id is used once."""
         job = self._jobs.get(key)
-        return (
-            job is not None
-            and (not job.ended or parse(message.job_id) is not None)
-            and message.spec is not None
-            and (job.spec, job.instance) == (digest(message.spec), message.instance)
-        )
+        return job is not None and job.client == message.client and _is_asked_for(job, message)
 
     def request(self, key: JobKey, message: wire.Attach, actor: str) -> Record:
         """What is to be on the disk before the Attach is passed on."""
@@ -85,7 +82,11 @@ class JobTrail:
     def requested(self, key: JobKey, message: wire.Attach, kind: str | None) -> None:
         """It is there."""
         assert message.spec is not None
-        self._remember(TrackedJob(key, digest(message.spec), message.instance, kind))
+        job = self._jobs.get(key)
+        if job is None or not _is_asked_for(job, message):
+            job = TrackedJob(key, digest(message.spec), message.instance, kind)
+        job.client = message.client
+        self._remember(job)
 
     def attached(self, key: JobKey, message: wire.Attach, actor: str) -> None:
         """Somebody attaches to a job that exists."""
@@ -173,6 +174,15 @@ class JobTrail:
         self._jobs.move_to_end(job.key)
         if len(self._jobs) > MAX_JOBS:
             self._jobs.popitem(last=False)
+
+
+def _is_asked_for(job: TrackedJob, message: wire.Attach) -> bool:
+    """Whether the Attach means that very job, and no other of its id."""
+    return (
+        message.spec is not None
+        and (not job.ended or parse(message.job_id) is not None)
+        and (job.spec, job.instance) == (digest(message.spec), message.instance)
+    )
 
 
 def digest(spec: bytes) -> bytes:

@@ -39,7 +39,8 @@ GROUP_SECONDS: Final = 0.02
 MAX_BATCH: Final = 200
 """Records in one write: 80 KB, which a disk takes in a moment; their lines take 5 ms, in which nothing else runs."""
 MAX_WAITING: Final = 50_000
-"""Notes that wait for a disk that is full: some 50 MB of memory. Then the oldest are counted instead."""
+"""Notes that wait for a disk that is full, or hangs: some 50 MB of memory. Then the oldest are counted instead; the
+newest, where somebody waits for what is before them."""
 RETRY_SECONDS: Final = 1.0
 """How often a disk that is full is tried again."""
 CLOSE_SECONDS: Final = 5.0
@@ -158,6 +159,11 @@ class AuditLog:
             raise RequestRefused(answers[0])
 
     def _add(self, record: Record, done: Callable[[str | None], None] | None) -> None:
+        if done is None and len(self._waiting) >= MAX_WAITING:
+            self._lost += 1
+            if self._waiting[0].done is not None:
+                return
+            del self._waiting[0]
         stamped = Stamped(record, time.time(), time.monotonic())
         self._waiting.append(Waiting(stamped, done))
         self._came.set()
@@ -199,6 +205,7 @@ class AuditLog:
             self._came.set()
             self._urgent.set()
         self._under_way = batch
+        lost = self._lost
         try:
             # Made here, and not by the thread: two that want the interpreter would wait for each other.
             made = self._file.make_lines(self._with_counts(batch))
@@ -209,7 +216,7 @@ class AuditLog:
         if self.failure is not None:
             log.warning("audit_log_recovered", path=str(self._file.directory))
         self.failure = None
-        self._lost = 0
+        self._lost -= lost  # more may have come meanwhile
         self._under_way = []
         self._answer(batch, None)
         return True

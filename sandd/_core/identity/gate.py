@@ -12,6 +12,7 @@ connection is not overlooked.
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -313,11 +314,18 @@ class Gate:
         if self.store is None:
             return
         seen = None
+        complaint = ""
         while True:
-            version = await self.store.ask(lambda database: database.version())
-            if version != seen or self.passes.has_expired(self._clock()):
-                seen = version
-                await self.look()
+            try:
+                version = await self.store.ask(lambda database: database.version())
+                if version != seen or self.passes.has_expired(self._clock()):
+                    await self.look()
+                    seen = version
+                complaint = ""
+            except sqlite3.Error as error:  # it may pass, and whoever is here is no worse for it
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log.error("records_unreadable", error=complaint)
             await trio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:

@@ -17,6 +17,7 @@ from sandd._core.logs import get_logger
 from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from sandd import wire
@@ -64,34 +65,25 @@ class Keyring:
     def keep(self, enrolment: wire.Enrolment) -> None:
         """The controller that was told last gives us a key: it is on the disk when this returns. Blocks.
 
-        Where that can't be, it is kept in memory: a later start needs a token again.
+        Where that can't be, the one before is used on: to use the new one would make that on the disk look like a
+        copy's at the next start. Where there was none, it is kept in memory, and a later start needs a token again.
         """
         controller_id, _ = self._latest
         place = (controller_id, self._daemon_id)
-        self._keys.pop(place, None)
-        self._keys[place] = DaemonKey(enrolment.uid, enrolment.generation, enrolment.secret)
-        self._refused.discard(controller_id)
-        if len(self._keys) > MAX_KEYS:
-            del self._keys[next(iter(self._keys))]
-        if self._path is None:
-            return
+        known = self._keys.get(place)
+        keys = {other: key for other, key in self._keys.items() if other != place}
+        keys[place] = DaemonKey(enrolment.uid, enrolment.generation, enrolment.secret)
+        if len(keys) > MAX_KEYS:
+            del keys[next(iter(keys))]
         try:
-            replace_file(self._path, self._written(), mode=0o600)
+            if self._path is not None:
+                replace_file(self._path, _written(keys), mode=0o600)
         except OSError as error:
             log.warning("key_not_kept", path=str(self._path), error=str(error))
-
-    def _written(self) -> bytes:
-        keys = [
-            {
-                "controller": controller_id,
-                "daemon_id": daemon_id,
-                "uid": key.uid,
-                "generation": key.generation,
-                "secret": base64.b64encode(key.secret).decode(),
-            }
-            for (controller_id, daemon_id), key in self._keys.items()
-        ]
-        return json.dumps({"keys": keys}, indent=1).encode()
+            if known is not None and known.uid == enrolment.uid:
+                return
+        self._keys = keys
+        self._refused.discard(controller_id)
 
     def _read(self) -> None:
         if self._path is None:
@@ -107,6 +99,20 @@ class Keyring:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("keys_unreadable", path=str(self._path), error=repr(error))
+
+
+def _written(keys: Mapping[tuple[str, str], DaemonKey]) -> bytes:
+    said = [
+        {
+            "controller": controller_id,
+            "daemon_id": daemon_id,
+            "uid": key.uid,
+            "generation": key.generation,
+            "secret": base64.b64encode(key.secret).decode(),
+        }
+        for (controller_id, daemon_id), key in keys.items()
+    ]
+    return json.dumps({"keys": said}, indent=1).encode()
 
 
 def _key(each: dict[str, Any]) -> DaemonKey:

@@ -67,14 +67,21 @@ class TenantPolicies:
         everybodys = () if self._file is None else (_read(self._file, "--policy"),)
         tenants: dict[str, Policy] = {}
         if self._directory is not None:
-            try:
-                files = sorted(self._directory.glob("*.toml"))
-            except OSError as error:
-                raise ConfigurationError(f"can't list {self._directory}: {error}") from error
-            tenants = {file.stem: _read(file, "policy") for file in files}
+            tenants = {file.stem: _read(file, "policy") for file in _files_in(self._directory)}
         self._everybodys, self._tenants = everybodys, tenants
         if everybodys or tenants:
             log.info("policies_in_force", policies=self.hashes)
+
+
+def _files_in(directory: Path) -> list[Path]:
+    """Those of tenants; none where there is no such directory."""
+    try:
+        # Not glob(), which finds nothing in a directory that can't be read: tenants would be held to nothing.
+        return sorted(each for each in directory.iterdir() if each.match("*.toml"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigurationError(f"can't list {directory}: {error.strerror}") from error
 
 
 def _read(path: Path, option: str) -> Policy:
