@@ -198,7 +198,9 @@ def test_detaching_and_coming_back(tmux: Tmux, daemon: DaemonProcess, before: st
 def test_a_directory_that_is_not_there(tmux: Tmux, daemon: DaemonProcess) -> None:
     """It is not taken for a program that isn't there."""
     start(tmux, f"shell {OTHER} -w /no/such/directory")
-    tmux.wait_for(r"sandd: -w /no/such/directory: it can't be the working directory: .*\ncode=125\.")
+    tmux.wait_for(
+        r"sandd: -w /no/such/directory: it can't be the working directory: .*\ncode=125\."
+    )
 
 
 def test_a_session_is_recorded(
