@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 import pytest
 from aio_world import aio_threads, aio_worker, read_until, until
+from daemons import running_daemon
 from process_tools import until_sync
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
@@ -230,12 +231,15 @@ async def test_what_was_opened_too_late_is_not_left_open(
 
 @pytest.mark.anyio
 async def test_cancelled_steps_of_an_iterator_lose_nothing(
-    daemon: StandingDaemon, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An event that comes when nobody waits any more comes next."""
     with anyio.fail_after(LIMIT):
-        async with sandd.aio.open_controller(port=daemon.port) as controller:
-            async with controller.open_events() as events:
+        async with (
+            sandd.aio.open_controller(port=0) as controller,
+            controller.open_events() as events,
+        ):
+            with running_daemon(controller.url):  # not before somebody listens
                 with anyio.CancelScope() as scope:
                     cancel_when_done(scope, monkeypatch)
                     await anext(events)

@@ -83,7 +83,8 @@ class Tmux:
         self._wait(rf"\A{re.escape(PROMPT)}\Z", lambda: self.visible() + " ", SECONDS)
         self._do("clear-history", "-t", "0")
         self.type(f"{command}; echo =END=", "Enter")
-        found = self.wait_for(rf"(?s)echo =END=\n(.*?)=END=\n{re.escape(PROMPT.rstrip())}")
+        # A command that ends in the last column is in one line with what it prints.
+        found = self.wait_for(rf"(?s)echo =END=\n?(.*?)=END=\n{re.escape(PROMPT.rstrip())}")
         return found[1]
 
     def close_window(self) -> None:
