@@ -1726,15 +1726,6 @@ class _Codec:
                 raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
             yield message
 
-    def decode_next(self, unpacker: msgpack.Unpacker) -> Any:
-        """The next message that the unpacker holds whole; None if there is none."""
-        try:
-            return self._structure(unpacker.unpack())
-        except msgpack.OutOfData:
-            return None
-        except Exception as error:
-            raise RemoteProtocolError(f"bad {self._what}: {error!r:.200}") from error
-
     def _structure(self, value: Any) -> Any:
         if type(value) is not dict or type(tag := value.get("t")) is not str:
             raise TypeError("a map with a tag expected")

@@ -18,7 +18,7 @@ from sandd import AuditOptions, ConfigurationError, RequestRefused
 from sandd._core.audit import segments, writer
 from sandd._core.audit.records import Record, RecordType
 from sandd._core.audit.verifying import verify_log
-from sandd._core.audit.writer import open_audit_log
+from sandd._core.audit.writer import AuditLog, open_audit_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,12 +74,27 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk.free.set()
 
 
+async def committed(log: AuditLog, record: Record) -> None:
+    """The record is on the disk when this returns; RequestRefused where what it tells of must not happen."""
+    heard = trio.Event()
+    answers: list[str | None] = []
+
+    def done(refusal: str | None) -> None:
+        answers.append(refusal)
+        heard.set()
+
+    log.commit(record, done)
+    await heard.wait()
+    if answers[0] is not None:
+        raise RequestRefused(answers[0])
+
+
 async def test_a_committed_record_is_on_the_disk(tmp_path: Path) -> None:
     """When it is said to be, it can be read there, and the log is whole when it is closed."""
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
             for number in range(5):
-                await log.committed(request(number))
+                await committed(log, request(number))
                 assert jobs_in(tmp_path)[-1] == f"job-{number}"
     verdict = verify_log(tmp_path / "audit", key_in(tmp_path).public)
     assert (verdict.fault, verdict.unsigned) == (None, 0)
@@ -103,7 +118,7 @@ async def test_what_comes_meanwhile_shares_a_sync(tmp_path: Path, disk: Disk) ->
     settled: list[int] = []
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
-            await log.committed(request(0))
+            await committed(log, request(0))
             log.settle = lambda: settled.append(len(answered))
             disk.free.clear()
             log.commit(request(1), lambda _: answered.append(1))
@@ -126,16 +141,16 @@ async def test_a_full_disk_runs_nothing(tmp_path: Path, disk: Disk) -> None:
     """Whoever waits is refused, with why; what happened meanwhile is written when there is room again."""
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
-            await log.committed(request(0))
+            await committed(log, request(0))
             disk.full = True
             with pytest.raises(RequestRefused, match=r"audit log can't be written.*No space left"):
-                await log.committed(request(1))
+                await committed(log, request(1))
             assert "failing" in repr(log)
             log.note(request(2))
             disk.full = False
             while jobs_in(tmp_path) != ["job-0", "job-2"]:
                 await trio.sleep(0.01)
-            await log.committed(request(3))
+            await committed(log, request(3))
             assert log.failure is None
     assert jobs_in(tmp_path) == ["job-0", "job-2", "job-3"]
     assert verify_log(tmp_path / "audit", key_in(tmp_path).public).fault is None
@@ -145,9 +160,9 @@ async def test_a_full_disk_may_be_told_to_run(tmp_path: Path, disk: Disk) -> Non
     """Then requests go on, and are written as soon as that can be done."""
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, AuditOptions(on_full="run")) as log:
-            await log.committed(request(0))
+            await committed(log, request(0))
             disk.full = True
-            await log.committed(request(1))
+            await committed(log, request(1))
             assert jobs_in(tmp_path) == ["job-0"]
             disk.full = False
             while jobs_in(tmp_path) != ["job-0", "job-1"]:
@@ -162,7 +177,7 @@ async def test_what_there_is_no_room_for_is_counted(
     monkeypatch.setattr(writer, "RETRY_SECONDS", 0.01)
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
-            await log.committed(request(0))
+            await committed(log, request(0))
             disk.full = True
             for number in range(1, 31):
                 log.note(request(number))
@@ -184,7 +199,7 @@ async def test_what_there_is_no_room_for_while_the_disk_hangs_is_counted(
     answers: list[str | None] = []
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
-            await log.committed(request(0))
+            await committed(log, request(0))
             disk.free.clear()
             log.note(request(1))
             while log._waiting:  # it is under way
@@ -224,7 +239,7 @@ async def test_a_disk_that_hangs_keeps_nobody(
     answers: list[str | None] = []
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
-            await log.committed(request(0))
+            await committed(log, request(0))
             disk.free.clear()
             log.commit(request(1), answers.append)
             await trio.testing.wait_all_tasks_blocked(0.02)
@@ -245,10 +260,10 @@ async def test_cancelling_who_waits_leaves_the_log_whole(tmp_path: Path, disk: D
         async with open_audit_log(tmp_path, OPTIONS) as log:
             disk.free.clear()
             with trio.move_on_after(0.02) as scope:
-                await log.committed(request(0))
+                await committed(log, request(0))
             assert scope.cancelled_caught
             disk.free.set()
-            await log.committed(request(1))
+            await committed(log, request(1))
     assert jobs_in(tmp_path) == ["job-0", "job-1"]
 
 

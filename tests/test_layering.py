@@ -205,8 +205,13 @@ LAYERS = {
         *("sandd._core.bridge", "sandd._core.held_block"),
         *("sandd._core.kept_pieces", "sandd._core.promise"),
         *("sandd._core.aio.*", "sandd.aio"),
-        *("sandd._core.server_files", "sandd._core.server_streams", "sandd._core.server_process"),
-        *("sandd._core.server_session", "sandd.client", "sandd.server"),
+        *("sandd._core.server_files", "sandd._core.server_job", "sandd._core.server_streams"),
+        *(
+            "sandd._core.server_process",
+            "sandd._core.server_session",
+            "sandd.client",
+            "sandd.server",
+        ),
     ],
     "testing": ["sandd.testing.*"],
     "command": [

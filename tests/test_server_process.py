@@ -113,7 +113,7 @@ def test_another_thread_ends_it(server: Server, marker: Marker) -> None:
         target=pytest.raises, args=(trio.ClosedResourceError, process.stdout.read)
     )
     reading.start()
-    until_sync(lambda: process._process._stdout._conflicts._held)
+    until_sync(lambda: process._held._stdout._conflicts._held)
     process.close()
     reading.join(PATIENCE)
     assert not reading.is_alive()
@@ -155,7 +155,7 @@ def test_a_detached_one_goes_on(server: Server) -> None:
     with server.open_process("worker-1", script, job_id="left", detach=True) as process:
         assert process.stdout.read(max_bytes=2) == b"on"
         process.stdin.write(b"\n")
-        until_sync(lambda: process._process._stdout.is_ready)
+        until_sync(lambda: process._held._stdout.is_ready)
     assert process.offsets == {"stdout": 2, "stderr": 0}
     with pytest.raises(trio.ClosedResourceError):
         process.stdin.write(b"lost")
@@ -219,7 +219,7 @@ def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.M
         assert process.offsets["stdout"] == 0
         assert process.stdout.read(timeout=0) == b"typed\n"
         for _ in range(20):  # the one that was interrupted may be there still
-            interrupt(lambda _: until_sync(lambda: process._process._stdout._conflicts._held))
+            interrupt(lambda _: until_sync(lambda: process._held._stdout._conflicts._held))
             process.stdin.write(b"more\n")
             assert read_until(process.stdout, b"\n") == b"more\n"
 
@@ -254,7 +254,7 @@ def test_closing_the_server_ends_it(marker: Marker) -> None:
             target=pytest.raises, args=(trio.ClosedResourceError, process.stdout.read)
         )
         reading.start()
-        until_sync(lambda: process._process._stdout._conflicts._held)
+        until_sync(lambda: process._held._stdout._conflicts._held)
         server.close()
         reading.join(PATIENCE)
         assert not reading.is_alive()

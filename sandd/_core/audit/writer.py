@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import trio
 from attrs import define, field
 
-from sandd._core._errors import ConfigurationError, RequestRefused
+from sandd._core._errors import ConfigurationError
 from sandd._core.audit.flood import Flood
 from sandd._core.audit.keys import KEY_FILE, make_key
 from sandd._core.audit.records import Record, RecordType
@@ -139,24 +139,6 @@ class AuditLog:
         """See `AuditSink`."""
         self._add(record, done)
         self._urgent.set()
-
-    async def committed(self, record: Record) -> None:
-        """The record is on the disk when this returns.
-
-        Raises:
-            RequestRefused: it can't be, so what it tells of must not happen.
-        """
-        heard = trio.Event()
-        answers: list[str | None] = []
-
-        def done(refusal: str | None) -> None:
-            answers.append(refusal)
-            heard.set()
-
-        self.commit(record, done)
-        await heard.wait()
-        if answers[0] is not None:
-            raise RequestRefused(answers[0])
 
     def _add(self, record: Record, done: Callable[[str | None], None] | None) -> None:
         if done is None and len(self._waiting) >= MAX_WAITING:
