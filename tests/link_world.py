@@ -39,7 +39,7 @@ from sandd.wire import DaemonState, FrameType, RejectCode, Role, Stream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sandd._core import router as router_module
+    from sandd._core import router_links
     from sandd._core.client_job import ClientJob
     from sandd._core.scheduler import Scheduler
     from sandd.testing.virtual_clock import Timer
@@ -91,7 +91,7 @@ class Door:
     challenge: wire.Challenge | None = None
     challenged_at: float = 0.0
     hello: wire.Hello | None = None
-    link: router_module.DaemonLink | None = None
+    link: router_links.DaemonLink | None = None
     """Once it is live."""
     liveness: Liveness | None = None
     askers: list[tuple[Door, Timer, int]] = field(factory=list)
@@ -122,7 +122,7 @@ class Door:
                 self._take(self.link, frame)
         self.controller.flush()
 
-    def _take(self, link: router_module.DaemonLink, frame: wire.Frame) -> None:
+    def _take(self, link: router_links.DaemonLink, frame: wire.Frame) -> None:
         message = None
         if frame.channel == 0 and frame.type is FrameType.CONTROL:
             message = wire.decode_control(frame)
@@ -307,14 +307,14 @@ class Controller:
         door.said.append(wire.Welcome(hello.version, HEARTBEAT, DEAD_AFTER))
         self.flush()
 
-    def offline(self, link: router_module.DaemonLink, state: DaemonState) -> None:
+    def offline(self, link: router_links.DaemonLink, state: DaemonState) -> None:
         """A live link is over."""
         self.goodbyes += state is DaemonState.GONE
         self.router.remove_daemon(link, state)
         self.registry.offline(link, state)
         self.flush()
 
-    def on_frame(self, link: router_module.DaemonLink, frame: wire.Frame) -> None:
+    def on_frame(self, link: router_links.DaemonLink, frame: wire.Frame) -> None:
         """Of a superseded link nothing counts any more."""
         if self.router.daemons.get(link.daemon_id) is link:
             self.router.receive(link, frame)

@@ -36,7 +36,7 @@ from sandd.wire import DaemonState, FailedCode, FrameType, JobState, Outcome, Ro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sandd._core import router as router_module
+    from sandd._core import router_links
     from sandd._core.audit.records import Record
 
 DAEMON: Final = "d"
@@ -145,7 +145,7 @@ class Peer:
     client: Client = field(factory=Client)
     cable: Cable | None = None
     """The newest connection."""
-    links: dict[Cable, router_module.ClientLink] = field(factory=dict)
+    links: dict[Cable, router_links.ClientLink] = field(factory=dict)
     """The connections that the router still holds open."""
     exits: Counter[int] = field(factory=Counter)
     """Ends heard, per channel of the present connection."""
@@ -195,7 +195,7 @@ class Peer:
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-def waiting_for(client: router_module.ClientLink) -> int:
+def waiting_for(client: router_links.ClientLink) -> int:
     """Bytes of outputs that the router holds for it."""
     held = 0
     for route in client.routes.values():
@@ -270,7 +270,7 @@ class World(JobWorld):
         self.cables: list[Cable] = []
         """To the daemon: the last is the newest; earlier ones may not have been noticed to be gone."""
         self.table_links: dict[Cable, DaemonLink] = {}
-        self.router_links: dict[Cable, router_module.DaemonLink] = {}
+        self.router_links: dict[Cable, router_links.DaemonLink] = {}
         self.processes: dict[str, Process] = {}
         """The one process there ever was of each job."""
         self.asked: list[Asked] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -13,9 +13,12 @@ from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.audit.records import RecordType
 from sandd._core.identity.rights import Principal
-from sandd._core.router import ClientLink, Router
+from sandd._core.router import Router
 from sandd._core.tombstones import generate
 from sandd.wire import DaemonState, RefusedCode, Stream
+
+if TYPE_CHECKING:
+    from sandd._core.router_links import ClientLink
 
 SPEC = wire.encode_spec(wire.CommandSpec((b"make",), env={b"A_TOKEN": b"t0ps3cret"}))
 JOB = generate("00000000000000aa", 1)

@@ -150,6 +150,7 @@ LAYERS = {
         "sandd._core.relay_queue",
         "sandd._core.results",
         "sandd._core.router",
+        "sandd._core.router_links",
         "sandd._core.scheduler",
         "sandd._core.spool",
         "sandd._core.spooled_log",

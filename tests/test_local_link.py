@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -15,10 +15,13 @@ from sandd._core.held_job import attached, started
 from sandd._core.job_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle
 from sandd._core.local_link import LocalLink
 from sandd._core.process_handle import Process
-from sandd._core.router import DaemonLink, Router
+from sandd._core.router import Router
 from sandd._core.session_handle import Session
 from sandd._core.streams import WINDOW_BYTES, Gap
 from sandd.wire import Outcome, Role, Stream
+
+if TYPE_CHECKING:
+    from sandd._core.router_links import DaemonLink
 
 SPEC = wire.CommandSpec(argv=(b"true",), stdin=False)
 DETACHED = wire.CommandSpec(argv=(b"true",), stdin=False, detach=True)

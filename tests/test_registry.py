@@ -8,7 +8,7 @@ from sandd import DaemonState, wire
 from sandd._core.directory import AWAY_LEASE
 from sandd._core.fencing import Claim
 from sandd._core.registry import GONE_MEMORY, DaemonRecord, Registry
-from sandd._core.router import DaemonLink
+from sandd._core.router_links import DaemonLink
 
 if TYPE_CHECKING:
     from sandd._core.pump import Pump

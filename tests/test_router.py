@@ -24,7 +24,8 @@ from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.identity.rights import EVERYTHING, Principal
 from sandd._core.identity.rights import Role as RightsRole
-from sandd._core.router import ClientLink, DaemonLink, Router, RouterLink
+from sandd._core.router import Router
+from sandd._core.router_links import ClientLink, DaemonLink, RouterLink
 from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
 
 ATTACH = wire.Attach("d", "job", "client", cursors(), b"spec", "here")

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
-    from sandd._core.router import DaemonLink, Router
+    from sandd._core.router import Router
+    from sandd._core.router_links import DaemonLink
     from sandd._core.transport import Connection
 
 log = get_logger("daemons")

@@ -25,7 +25,7 @@ from sandd.wire import FrameType, RefusedCode, Stream
 if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.audit.trail import JobKey, JobTrail
-    from sandd._core.router import ClientLink
+    from sandd._core.router_links import ClientLink
     from sandd.wire import Frame
 
 HEAD_BYTES: Final = 128

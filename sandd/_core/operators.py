@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
     from sandd._core.identity.rights import Principal
-    from sandd._core.router import ClientLink, Router
+    from sandd._core.router import Router
+    from sandd._core.router_links import ClientLink
     from sandd._core.transport import Connection
 
 log = get_logger("operators")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.rate_limits.credentials import FailedCredentials
-    from sandd._core.router import RouterLink
+    from sandd._core.router_links import RouterLink
     from sandd._core.transport import Connection
 
 log = get_logger("links")

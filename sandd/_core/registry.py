@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sandd import wire
     from sandd._core.pump import Pump
-    from sandd._core.router import DaemonLink
+    from sandd._core.router_links import DaemonLink
 
 MAX_DAEMONS: Final = 100_000
 """Daemons known at once, online or away."""

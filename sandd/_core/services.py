@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sandd._core.job_link import JobLink
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
-    from sandd._core.router import ClientLink
+    from sandd._core.router_links import ClientLink
     from sandd._core.tls.contexts import ServerTls
     from sandd._core.tls.renewal import LiveCertificates
     from sandd._core.tls.trust import Trust
