@@ -41,6 +41,14 @@ def test_patterns_that_may_run_away_are_refused(pattern: str) -> None:
         check(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["[[a]", "[a--b]", "[a&&b]", "[a||b]", "[a~~b]"])
+def test_patterns_whose_meaning_may_change_are_refused(pattern: str) -> None:
+    """Each time that they are looked at, and without a warning: a policy is to mean tomorrow what it does today."""
+    for _ in range(2):
+        with pytest.raises(UnsafePatternError, match="another Python"):
+            check(pattern)
+
+
 @pytest.mark.parametrize("pattern", [".*x", "(?:.*)?y", "[ab]*+c", "(?>a*)b", "a*(?=b)c"])
 def test_the_worst_text_takes_milliseconds(pattern: str) -> None:
     """With the longest that is looked at, and no match in the end."""

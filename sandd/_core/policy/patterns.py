@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from re import _parser  # type: ignore[attr-defined]  # Python's own reader of regexes: the only one that agrees with it
 from typing import Any, Final
 
@@ -39,8 +40,13 @@ def check(pattern: str) -> None:
     if len(pattern) > MAX_CHARACTERS:
         raise UnsafePatternError(f"it has more than {MAX_CHARACTERS} characters")
     try:
+        # Of some sets, such as [[a], Python warns that they will mean something else one day.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            tree = _parser.parse(pattern, re.ASCII)
         re.compile(pattern, re.ASCII)
-        tree = _parser.parse(pattern, re.ASCII)
+    except FutureWarning as error:
+        raise UnsafePatternError(f"its meaning may change with another Python: {error}") from error
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise UnsafePatternError(f"it is no regex: {error}") from error
     if (
