@@ -276,7 +276,7 @@ def test_exit_codes(
 
 def test_a_daemon_of_a_controller(here: Path, controller: ControllerProcess) -> None:
     """There and back, by a controller that is told by the environment."""
-    with running_daemon(controller.url, "w"):
+    with controller.daemon("w"):
         done = run("--wait", "30", "-r", "d", f"w:{here}/new", **controller.env)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         done = run(f"w:{here}/new/e/g", "back", **controller.env)

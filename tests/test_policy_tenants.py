@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from controllers import running_controller
-from daemons import open_daemon, running_daemon
+from daemons import open_daemon
 
 import sandd
 import sandd.aio
@@ -212,7 +212,7 @@ def test_a_stand_alone_controller_reads_them_again_on_a_hangup(tmp_path: Path) -
             os.kill(controller.process.pid, signal.SIGHUP)
             until_sync(lambda: controller.log.count(event) > count, within=40)
 
-        with running_daemon(controller.url):
+        with controller.daemon("worker-1"):
             assert run("/bin/echo", "a")[0] == 0
             code, said = run("/bin/echo", "b")
             assert code == 125

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-import warnings
 from re import _parser  # type: ignore[attr-defined]  # Python's own reader of regexes: the only one that agrees with it
 from typing import Any, Final
 
@@ -23,6 +22,8 @@ MAX_SUBJECTS: Final = 128 * 1024
 """Characters of all arguments of a command that regexes are tried on: half a second at the very worst."""
 
 _MANY: Final = MAX_SUBJECT
+_TOKEN: Final = re.compile(r"\\.|\[\^?\]?|--|&&|~~|\|\||.", re.DOTALL)
+_OPERATORS: Final = frozenset({"[", "[^", "[]", "[^]", "--", "&&", "~~", "||"})
 _REFUSED: Final = {
     "GROUPREF": "a reference to a group",
     "GROUPREF_IGNORE": "a reference to a group",
@@ -39,14 +40,10 @@ def check(pattern: str) -> None:
     """Nothing, for a regex that may be used; UnsafePatternError for any other."""
     if len(pattern) > MAX_CHARACTERS:
         raise UnsafePatternError(f"it has more than {MAX_CHARACTERS} characters")
+    _check_sets(pattern)
     try:
-        # Of some sets, such as [[a], Python warns that they will mean something else one day.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)
-            tree = _parser.parse(pattern, re.ASCII)
+        tree = _parser.parse(pattern, re.ASCII)
         re.compile(pattern, re.ASCII)
-    except FutureWarning as error:
-        raise UnsafePatternError(f"its meaning may change with another Python: {error}") from error
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise UnsafePatternError(f"it is no regex: {error}") from error
     if (
@@ -55,6 +52,20 @@ def check(pattern: str) -> None:
     ):
         raise UnsafePatternError("the only flag that it may set is (?i)")
     _ways(tree)
+
+
+def _check_sets(pattern: str) -> None:
+    """What would be a set within a set, or an operation of sets, in a Python to come: such as [[a] and [a--b]."""
+    inside = False
+    for token in _TOKEN.findall(pattern):
+        if inside and token in _OPERATORS:
+            raise UnsafePatternError(
+                f"{token} within a set may mean something else to another Python; write a backslash before it"
+            )
+        if token[0] == "[":
+            inside = True
+        elif token == "]":
+            inside = False
 
 
 def matches(pattern: str, text: str) -> bool:
