@@ -22,7 +22,7 @@ MAX_SUBJECTS: Final = 128 * 1024
 """Characters of all arguments of a command that regexes are tried on: half a second at the very worst."""
 
 _MANY: Final = MAX_SUBJECT
-_TOKEN: Final = re.compile(r"\\.|\[\^?\]?|--|&&|~~|\|\||.", re.DOTALL)
+_TOKENS: Final = re.compile(r"\\.|\[\^?\]?|--|&&|~~|\|\||.", re.DOTALL)
 _OPERATORS: Final = frozenset({"[", "[^", "[]", "[^]", "--", "&&", "~~", "||"})
 _REFUSED: Final = {
     "GROUPREF": "a reference to a group",
@@ -57,14 +57,14 @@ def check(pattern: str) -> None:
 def _check_sets(pattern: str) -> None:
     """What would be a set within a set, or an operation of sets, in a Python to come: such as [[a] and [a--b]."""
     inside = False
-    for token in _TOKEN.findall(pattern):
-        if inside and token in _OPERATORS:
+    for each in _TOKENS.findall(pattern):
+        if inside and each in _OPERATORS:
             raise UnsafePatternError(
-                f"{token} within a set may mean something else to another Python; write a backslash before it"
+                f"{each} within a set may mean something else to another Python; write a backslash before it"
             )
-        if token[0] == "[":
+        if each[0] == "[":
             inside = True
-        elif token == "]":
+        elif each == "]":
             inside = False
 
 
