@@ -96,14 +96,16 @@ DAEMON_END = [
 LAYERS = {
     "errors": ["sandd._core._errors"],
     "spawner": [
-        "sandd._core.processes.checked_launch",
         "sandd._core.processes.control_groups",
         "sandd._core.processes.culling",
         "sandd._core.processes.exec_lock",
         "sandd._core.processes.exit_watch",
+        "sandd._core.processes.forked_launch",
         "sandd._core.processes.job_trees",
+        "sandd._core.processes.landlock",
         "sandd._core.processes.launcher",
         "sandd._core.processes.process_table",
+        "sandd._core.processes.program_search",
         "sandd._core.processes.spawner",
         "sandd._core.processes.spawner_messages",
     ],

@@ -27,8 +27,10 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     control_groups    one group around all jobs, for what can't be done one by one
     exit_watch        hearing of an exit without reaping
     process_table     reading /proc (Linux) or ps (macOS), signals that hit no stranger
-    checked_launch    starting one program that a policy has checked, and
-    exec_lock         what that may execute
+    forked_launch     starting one program that a policy has checked, or that is confined
+    exec_lock         what it may execute
+    landlock          the part of the kernel that confines, and locks
+    program_search    which files a program's name may mean
     spawner_messages  what daemon and spawner say to each other
 """
 
@@ -41,6 +43,7 @@ from sandd._core.processes.interface import (
     CheckedProgram,
     Child,
     ChildLost,
+    Confinement,
     ExitStatus,
     ProcessHost,
     ReceivesNowait,
@@ -57,6 +60,7 @@ __all__ = [
     "CheckedProgram",
     "Child",
     "ChildLost",
+    "Confinement",
     "ExitStatus",
     "ProcessHost",
     "ReceivesNowait",

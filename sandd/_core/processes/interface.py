@@ -43,6 +43,19 @@ class CheckedProgram:
 
 
 @attrs.frozen
+class Confinement:
+    """What a job is kept within, itself and all that descends from it. POSIX only; whoever opened it closes it."""
+
+    identity: tuple[int, int, tuple[int, ...]] | None = None
+    """Whom it runs as, uid, gid and groups, whatever `SpawnRequest.user` says; None: that one."""
+    ruleset: int | None = None
+    """A descriptor of what it may do to files, and reach: see `landlock`."""
+    wrapper: tuple[bytes, ...] = ()
+    """The command line, but for the program's own, of what runs it elsewhere: bubblewrap. It gives back its exit
+    code, and ignores signals until the program runs, which then ignores none."""
+
+
+@attrs.frozen
 class SpawnRequest:
     """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
@@ -68,6 +81,8 @@ class SpawnRequest:
     have passed it on once and for all."""
     checked: CheckedProgram | None = None
     """What is run instead of what `argv` begins with, and where; then `cwd` is only its name. POSIX only."""
+    confinement: Confinement | None = None
+    """None: it may do what its user may."""
 
 
 @attrs.frozen

@@ -75,7 +75,9 @@ class PosixProcessHost(ProcessHost):
 
     async def spawn(self, request: SpawnRequest) -> Child:
         identity = None
-        if request.user is not None:
+        if request.confinement is not None and request.confinement.identity is not None:
+            identity = Identity(*request.confinement.identity)
+        elif request.user is not None:
             identity = await trio.to_thread.run_sync(
                 resolve_user, request.user, limiter=self._lookups, abandon_on_cancel=True
             )
@@ -84,7 +86,9 @@ class PosixProcessHost(ProcessHost):
         return child
 
     def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> PosixChild | None:
-        return None if request.user is not None else self._try_spawn(request, None, answered)
+        if request.user is not None or request.confinement is not None:
+            return None
+        return self._try_spawn(request, None, answered)
 
     async def begun(self, child: Child) -> None:
         assert isinstance(child, PosixChild)
@@ -127,7 +131,7 @@ class PosixProcessHost(ProcessHost):
             return None
         self._last_job += 1
         job = self._last_job
-        checked = request.checked
+        checked, confinement = request.checked, request.confinement
         message = Spawn(
             job=job,
             argv=request.argv,
@@ -140,9 +144,14 @@ class PosixProcessHost(ProcessHost):
             terminal=request.terminal is not None,
             base=None if link.base is request.base else dict(request.base),
             checked=None if checked is None else _announced(checked),
+            confined=None
+            if confinement is None
+            else (confinement.ruleset is not None, confinement.wrapper),
         )
         count = request.stdin + 1 + (not request.merge_stderr) if request.terminal is None else 1
         opened = [] if checked is None else _opened(checked)
+        if confinement is not None and confinement.ruleset is not None:
+            opened.append(confinement.ruleset)
         count += len(opened)
         data = encode(message, descriptors=count)
         if len(data) > MAX_REQUEST_BYTES:

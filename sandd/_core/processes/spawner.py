@@ -37,6 +37,7 @@ if sys.platform == "win32":
 
 from sandd._core.processes import control_groups, culling, process_table
 from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
+from sandd._core.processes.forked_launch import ConfinementError
 from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
 from sandd._core.processes.launcher import launch
 from sandd._core.processes.spawner_messages import (
@@ -379,6 +380,8 @@ def _failure(request: Spawn, error: Exception) -> Failed:
     ):
         return Failed(request.job, error.errno, f"can't become uid {request.identity[0]}", None)
     text = os.strerror(error.errno)
+    if isinstance(error, ConfinementError):
+        text = error.strerror or text
     return Failed(
         request.job, error.errno, text, None if filename is None else os.fsdecode(filename)
     )

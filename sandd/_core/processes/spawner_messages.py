@@ -25,7 +25,7 @@ if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 HEADER = struct.Struct("=IB")
-MAX_DESCRIPTORS = 6
+MAX_DESCRIPTORS = 8
 MAX_BODY_BYTES = 1 << 24
 """Arguments end at 6 MiB (see `posix`): anything longer than this is a broken stream."""
 
@@ -42,7 +42,8 @@ class Identity(NamedTuple):
 
 
 class Spawn(NamedTuple):
-    """Start a job. Descriptors: [stdin], stdout, [stderr], or with `terminal` that alone; then those of `checked`.
+    """Start a job. Descriptors: [stdin], stdout, [stderr], or with `terminal` that alone; then those of `checked`, and
+    of `confined`.
 
     Answered by `Started` or `Failed`.
     """
@@ -60,7 +61,10 @@ class Spawn(NamedTuple):
     """What this `env` and those to come are merged over; None: the one before."""
     checked: tuple[bytes, bool, bool, bool, bool] | None = None
     """The path of the program, and which descriptors follow: of the program, of its directory, of what it may
-    execute (of these: whether of itself alone). None: it is looked up, and nothing confines it."""
+    execute (of these: whether of itself alone). None: it is looked up, and nothing locks it."""
+    confined: tuple[bool, tuple[bytes, ...]] | None = None
+    """Whether a descriptor of a Landlock ruleset follows, and the command line of what wraps the program, if anything
+    does. None: it is not confined."""
 
 
 class Signal(NamedTuple):
