@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandd._core.copying import Patterns, Progress
     from sandd._core.directory import DaemonInfo, Entry
     from sandd._core.job_link import JobHandle, JobLink
+    from sandd._core.limits import Limits
     from sandd._core.port_streams import RemoteStream
     from sandd._core.specs import Command, Text
     from sandd._core.transfers.result import TransferResult
@@ -95,6 +96,8 @@ class Daemon:
         kill_grace: float = KILL_GRACE,
         max_output: int = DEFAULT_MAX_OUTPUT,
         check: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
     ) -> CommandResult:
         """Run a command to its end, and return what it printed.
 
@@ -120,6 +123,10 @@ class Daemon:
             kill_grace: seconds from SIGTERM to SIGKILL.
             max_output: bytes kept of each of stdout and stderr: of what is longer, head and tail.
             check: raise CommandFailed unless it succeeds.
+            limits: what it may use, with all that it starts. The daemon may allow less, and never more; the result
+                says what it was held to, and `limit` which one it went beyond. That is no exception.
+            require_limits: start nothing if there is a limit that can't be held on the daemon's machine. Without
+                it, such a limit is missing in the result's.
 
         Raises:
             CommandTimeout: it ran out of time and was killed; ``result`` has what it printed until then,
@@ -145,6 +152,8 @@ class Daemon:
             kill_grace=kill_grace,
             max_output=max_output,
             check=check,
+            limits=limits,
+            require_limits=require_limits,
         )
 
     @protected_context
@@ -163,6 +172,8 @@ class Daemon:
         lease: float | None = None,
         on_full: Literal["block", "drop_oldest"] = "block",
         detach: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
         job_id: str | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command and talk to it while it runs; an async context manager for a `Process`.
@@ -220,6 +231,8 @@ class Daemon:
             lease=lease,
             on_full=on_full,
             detach=detach,
+            limits=limits,
+            require_limits=require_limits,
         )
         await trio.lowlevel.checkpoint_if_cancelled()
         handle = commands.start(
@@ -297,6 +310,8 @@ class Daemon:
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
         detach: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
         job_id: str | None = None,
         record: str | os.PathLike[str] | None = None,
         record_input: bool = False,
@@ -354,6 +369,8 @@ class Daemon:
             kill_grace=kill_grace,
             lease=lease,
             detach=detach,
+            limits=limits,
+            require_limits=require_limits,
         )
         audit = self._link.audit
         recorder = handle = None
