@@ -457,6 +457,15 @@ class CredentialKind(enum.StrEnum):
     OPERATOR = "operator"  # an operator's token
 
 
+class IsolationLevel(enum.StrEnum):
+    """What a job is kept apart from; each level is that and all before it. See `_core.isolation`."""
+
+    NONE = "none"  # it is who the daemon is
+    USER = "user"  # a user of its tenant's own, in a workspace of that user's
+    LANDLOCK = "landlock"  # and it writes nowhere else, and reads the system and that
+    BWRAP = "bwrap"  # and it sees nothing else: neither files nor processes
+
+
 @frozen
 class Hello:
     """daemon -> controller: who is calling."""
@@ -482,6 +491,10 @@ class Hello:
     channel_binding: bytes = field(
         default=b"", validator=_at_most(64)
     )  # SHA-256 of the certificate that TLS showed; a controller that ends TLS insists on its own
+    isolation: IsolationLevel = IsolationLevel.NONE  # the least of all its jobs
+    isolation_levels: tuple[IsolationLevel, ...] = field(
+        default=(IsolationLevel.NONE,), validator=_at_most(16)
+    )  # those that may be asked for; without the least, it runs nothing
 
 
 @frozen
@@ -586,6 +599,10 @@ class DaemonDescription:
     arch: str = field(default="", validator=_at_most(64))
     version: str = field(default="", validator=_at_most(64))  # daemon_version
     labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
+    isolation: IsolationLevel = IsolationLevel.NONE
+    isolation_levels: tuple[IsolationLevel, ...] = field(
+        default=(IsolationLevel.NONE,), validator=_at_most(16)
+    )
 
 
 UNDESCRIBED: Final = DaemonDescription()
@@ -982,6 +999,7 @@ class CommandSpec:
     )  # seconds without an owner until it is ended; None: the daemon's default
     on_full: OnFull = OnFull.BLOCK
     detach: bool = False  # outlives its owner from the start
+    isolation: IsolationLevel | None = None  # at least; None: the daemon's
 
 
 @frozen
@@ -1001,6 +1019,7 @@ class SessionSpec:
     lease: float | None = field(default=None, validator=optional(_seconds))
     on_full: OnFull = OnFull.DROP_UNATTENDED
     detach: bool = False
+    isolation: IsolationLevel | None = None
     # What a terminal leaves no choice in.
     stdin: ClassVar[bool] = True
     merge_stderr: ClassVar[bool] = True
@@ -1546,7 +1565,7 @@ RECORD_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, CredentialKind, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update,
+    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update, IsolationLevel,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sandd import wire
 from sandd._core.arguments import check_count, check_mapping, check_number, check_text
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Text: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command: TypeAlias = str | bytes | Sequence[Text]
+    IsolationName: TypeAlias = Literal["none", "user", "landlock", "bwrap"]
 
 KILL_GRACE: Final = 5.0
 """Seconds from TERM to KILL, where the caller says nothing."""
@@ -37,6 +38,7 @@ def build_spec(
     cwd: Text | None = None,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    isolation: str | None = None,
     timeout: float | None = None,
     idle_timeout: float | None = None,
     kill_grace: float = KILL_GRACE,
@@ -48,6 +50,7 @@ def build_spec(
     argv, shell = _argv(command)
     return wire.CommandSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
+        isolation=_isolation(isolation),
         stdin=bool(stdin),
         merge_stderr=merge_stderr,
         timeout=seconds("timeout", timeout),
@@ -69,6 +72,7 @@ def build_session_spec(
     cwd: Text | None = None,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    isolation: str | None = None,
     kill_grace: float = KILL_GRACE,
     lease: float | None = None,
     detach: bool = False,
@@ -89,6 +93,7 @@ def build_session_spec(
     argv, shell = ((), False) if command is None else _argv(command)
     return wire.SessionSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
+        isolation=_isolation(isolation),
         rows=rows,
         cols=cols,
         term=term,
@@ -255,6 +260,16 @@ def address(
             f"{what}host has {len(host)} characters; it must have 1 to {wire.MAX_HOST_LENGTH}"
         )
     return host, port, None
+
+
+def _isolation(value: str | None) -> wire.IsolationLevel | None:
+    if value is None:
+        return None
+    try:
+        return wire.IsolationLevel(value)
+    except ValueError:
+        levels = ", ".join(repr(str(each)) for each in wire.IsolationLevel)
+        raise ValueError(f"isolation is {value!r}; it must be one of {levels}, or None") from None
 
 
 def _on_full(value: str) -> wire.OnFull:

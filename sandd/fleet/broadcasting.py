@@ -74,6 +74,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "cwd": options.cwd,
         "env": dict(options.env),
         "user": options.user,
+        "isolation": options.isolation,
         "timeout": options.timeout,
     }
 
