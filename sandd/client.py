@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sandd._core.copying import Patterns, Progress
     from sandd._core.job_info import JobInfo
     from sandd._core.limits import Limits
-    from sandd._core.specs import Command, Text
+    from sandd._core.specs import Command, IsolationName, Text
     from sandd._core.transfers.result import TransferResult
     from sandd.controller import Controller, ControllerStatistics, Daemon
 
@@ -62,6 +62,7 @@ class ExecOptions(TypedDict, total=False):
 
     input: str | bytes | None
     user: str | None
+    isolation: IsolationName | None
     idle_timeout: float | None
     kill_grace: float
     max_output: int
@@ -74,6 +75,7 @@ class ProcessOptions(TypedDict, total=False):
     """Keyword arguments of `Daemon.open_process` beyond those that `Client.open_process` names itself."""
 
     user: str | None
+    isolation: IsolationName | None
     timeout: float | None
     idle_timeout: float | None
     kill_grace: float
@@ -89,6 +91,7 @@ class SessionOptions(TypedDict, total=False):
     """Keyword arguments of `Daemon.open_session` beyond those that `Client.new_session` names itself."""
 
     user: str | None
+    isolation: IsolationName | None
     scrollback: int
     kill_grace: float
     lease: float | None
@@ -366,7 +369,7 @@ class Client:
                 and ten seconds more, even if the daemon can't be reached any more.
             env: merged over the daemon's environment.
             cwd: working directory; None: the daemon's.
-            options: as for `Daemon.run`: `input`, `user`, `idle_timeout`, `kill_grace`,
+            options: as for `Daemon.run`: `input`, `user`, `isolation`, `idle_timeout`, `kill_grace`,
                 `max_output`, `check`.
 
         Raises:
@@ -422,8 +425,8 @@ class Client:
             stderr: "merge" sends it into stdout, in the order of writing.
             env: merged over the daemon's environment.
             cwd: working directory; None: the daemon's.
-            options: as for `Daemon.open_process`: `user`, `timeout` (None, the default, is no limit), `idle_timeout`,
-                `kill_grace`, `lease`, `on_full`, `detach`, `job_id`.
+            options: as for `Daemon.open_process`: `user`, `isolation`, `timeout` (None, the default, is no limit),
+                `idle_timeout`, `kill_grace`, `lease`, `on_full`, `detach`, `job_id`.
 
         Raises:
             DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.

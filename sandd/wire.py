@@ -463,6 +463,15 @@ class CredentialKind(enum.StrEnum):
     OPERATOR = "operator"  # an operator's token
 
 
+class IsolationLevel(enum.StrEnum):
+    """What a job is kept apart from; each level is that and all before it. See `_core.isolation`."""
+
+    NONE = "none"  # it is who the daemon is
+    USER = "user"  # a user of its tenant's own, in a workspace of that user's
+    LANDLOCK = "landlock"  # and it writes nowhere else, and reads the system and that
+    BWRAP = "bwrap"  # and it sees nothing else: neither files nor processes
+
+
 @frozen
 class Hello:
     """daemon -> controller: who is calling."""
@@ -488,6 +497,10 @@ class Hello:
     channel_binding: bytes = field(
         default=b"", validator=_at_most(64)
     )  # SHA-256 of the certificate that TLS showed; a controller that ends TLS insists on its own
+    isolation: IsolationLevel = IsolationLevel.NONE  # the least of all its jobs
+    isolation_levels: tuple[IsolationLevel, ...] = field(
+        default=(IsolationLevel.NONE,), validator=_at_most(16)
+    )  # those that may be asked for; without the least, it runs nothing
 
 
 @frozen
@@ -592,6 +605,10 @@ class DaemonDescription:
     arch: str = field(default="", validator=_at_most(64))
     version: str = field(default="", validator=_at_most(64))  # daemon_version
     labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
+    isolation: IsolationLevel = IsolationLevel.NONE
+    isolation_levels: tuple[IsolationLevel, ...] = field(
+        default=(IsolationLevel.NONE,), validator=_at_most(16)
+    )
 
 
 UNDESCRIBED: Final = DaemonDescription()
@@ -1001,6 +1018,7 @@ class CommandSpec:
     detach: bool = False  # outlives its owner from the start
     limits: Limits = NO_LIMITS  # the daemon, its policy and the router may allow less
     require_limits: bool = False  # start nothing if there is a limit that can't be held there
+    isolation: IsolationLevel | None = None  # at least; None: the daemon's
 
 
 @frozen
@@ -1022,6 +1040,7 @@ class SessionSpec:
     detach: bool = False
     limits: Limits = NO_LIMITS
     require_limits: bool = False
+    isolation: IsolationLevel | None = None
     # What a terminal leaves no choice in.
     stdin: ClassVar[bool] = True
     merge_stderr: ClassVar[bool] = True
@@ -1567,7 +1586,7 @@ RECORD_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, CredentialKind, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update,
+    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update, IsolationLevel,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,

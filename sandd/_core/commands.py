@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.limits import Limits
-    from sandd._core.specs import Command, Text
+    from sandd._core.specs import Command, IsolationName, Text
 
 AWAY_MARGIN: Final = 10.0
 """Seconds beyond time-out and kill grace that `run` waits for a daemon that is away."""
@@ -36,6 +36,7 @@ class RunOptions(TypedDict, total=False):
     cwd: Text | None
     env: Mapping[str, str] | None
     user: str | None
+    isolation: IsolationName | None
     timeout: float | None
     idle_timeout: float | None
     kill_grace: float
@@ -90,6 +91,7 @@ def _read(command: Command, options: RunOptions) -> tuple[wire.CommandSpec, byte
         cwd=options.get("cwd"),
         env=options.get("env"),
         user=options.get("user"),
+        isolation=options.get("isolation"),
         timeout=options.get("timeout"),
         idle_timeout=options.get("idle_timeout"),
         kill_grace=options.get("kill_grace", KILL_GRACE),

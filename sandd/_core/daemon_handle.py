@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sandd._core.job_link import JobHandle, JobLink
     from sandd._core.limits import Limits
     from sandd._core.port_streams import RemoteStream
-    from sandd._core.specs import Command, Text
+    from sandd._core.specs import Command, IsolationName, Text
     from sandd._core.transfers.result import TransferResult
 
 
@@ -91,6 +91,7 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        isolation: IsolationName | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
@@ -117,6 +118,8 @@ class Daemon:
             cwd: working directory; None: the daemon's.
             env: merged over the daemon's environment.
             user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            isolation: what it is kept apart from, at least: "user", "landlock" or "bwrap"; None: as much as the
+                daemon says. It can only raise that.
             timeout: seconds it may run. They count on the daemon, from the start of the process; a
                 command that isn't started within them is taken back.
             idle_timeout: seconds it may go without writing anything.
@@ -134,7 +137,7 @@ class Daemon:
             SpawnFailed: the program could not be started. Nothing ran.
             CommandFailed: `check` was given, and it ended badly; ``result`` has all of it.
             DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
-            RequestRefused: the daemon declined. Nothing ran.
+            RequestRefused: the daemon declined, or has not the `isolation` that was asked for. Nothing ran.
             ValueError: an argument that makes no sense. Nothing ran.
             trio.ClosedResourceError: the controller was closed meanwhile; what ran is killed.
         """
@@ -147,6 +150,7 @@ class Daemon:
             cwd=cwd,
             env=env,
             user=user,
+            isolation=isolation,
             timeout=timeout,
             idle_timeout=idle_timeout,
             kill_grace=kill_grace,
@@ -166,6 +170,7 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        isolation: IsolationName | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
@@ -225,6 +230,7 @@ class Daemon:
             cwd=cwd,
             env=env,
             user=user,
+            isolation=isolation,
             timeout=timeout,
             idle_timeout=idle_timeout,
             kill_grace=kill_grace,
@@ -306,6 +312,7 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        isolation: IsolationName | None = None,
         scrollback: int = DEFAULT_SCROLLBACK,
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
@@ -335,6 +342,7 @@ class Daemon:
             cwd: working directory; None: the daemon's.
             env: merged over the daemon's environment.
             user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            isolation: what it is kept apart from, at least; as for `run`.
             scrollback: bytes of what was read already that are kept, for those who attach later; they are
                 in the daemon's memory, so 16 MiB at most.
             kill_grace: seconds from SIGHUP to SIGKILL.
@@ -366,6 +374,7 @@ class Daemon:
             cwd=cwd,
             env=env,
             user=user,
+            isolation=isolation,
             kill_grace=kill_grace,
             lease=lease,
             detach=detach,

@@ -13,6 +13,8 @@ from attrs import Factory, define, field
 from sandd._core._errors import ConfigurationError
 from sandd._core.identity.proofs import read_credential
 from sandd._core.identity.tokens import TokenKind
+from sandd._core.isolation import options as isolation_options
+from sandd._core.isolation.options import IsolationOptions
 from sandd._core.limits import NO_LIMITS, Limits, limits_from, read_limits
 from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
@@ -29,7 +31,7 @@ from sandd._core.program_options import (
 )
 from sandd._core.tls.plain import leaves_in_the_clear
 from sandd._core.tls.trust_options import TrustOptions
-from sandd.wire import MIB
+from sandd.wire import MIB, IsolationLevel
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +80,8 @@ class DaemonOptions:
     """What all jobs together may use."""
     require_limits: bool = False
     """Nothing is started, this daemon included, that can't be held to its limits."""
+    isolation: IsolationOptions = Factory(IsolationOptions)
+    """How jobs are kept apart."""
     insecure: bool = False
     """A ws:// URL of another machine is dialled all the same."""
 
@@ -108,6 +112,7 @@ _VARIABLES: Final = {
     "max_running": ("SANDD_MAX_RUNNING",),
     "spool_quota": ("SANDD_SPOOL_QUOTA",),
     "job_spool_quota": ("SANDD_JOB_SPOOL_QUOTA",),
+    **{name: (f"SANDD_{name.upper()}",) for name in isolation_options.OPTIONS},
     "config": ("SANDD_CONFIG",),
 }
 
@@ -170,6 +175,7 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="do only what this file allows (see 'sandd policy check'); it must be root's or ours, and nobody "
         "else may write it",
     )
+    isolation_options.add_isolation_options(parser)
     parser.add_argument(
         "--limit",
         action="append",
@@ -248,6 +254,11 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
     )
     if problem:
         raise ConfigurationError(problem)
+    isolation = isolation_options.read_isolation(given)
+    if given.get("root") is not None and isolation.level is not IsolationLevel.NONE:
+        raise ConfigurationError(
+            "--root and --isolation: with isolation each tenant's files are those of its workspace"
+        )
     state_dir = given.get("state_dir")
     policy = given.get("policy")
     max_running = given.get("max_running")
@@ -258,6 +269,7 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
         credential=_credential(given.get("token_file"), token),
         trust=trust,
         insecure=insecure,
+        isolation=isolation,
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
         policy=None if policy is None else Path(str(policy)),

@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -38,15 +39,18 @@ from sandd._core.tls.plain import leaves_in_the_clear
 from sandd._core.tls.trust import Trust
 from sandd._core.transfer_requests import TransferRequests
 from sandd._core.transfers.partials import Partials
+from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
 
     from sandd._core.files.roots import Root
+    from sandd._core.isolation.confining import Isolation
     from sandd._core.policy.permits import Gate
     from sandd._core.policy.rules import Policy
     from sandd._core.processes import ProcessHost
+    from sandd.wire import Refused, Spec
 
 log = get_logger("daemon")
 
@@ -78,6 +82,7 @@ async def run_daemon(
         gate, policy = _open_gate(options)
         if policy is not None:
             root = GrantedFiles(policy)
+        isolation = _open_isolation(options, state.path)
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -94,9 +99,8 @@ async def run_daemon(
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
-                table = JobTable(
-                    instance, spool=spool, judge=(lambda _: None) if gate is None else gate.judge
-                )
+                judges = [each.judge for each in (gate, isolation) if each is not None]
+                table = JobTable(instance, spool=spool, judge=partial(_first_refusal, judges))
                 runner = JobRunner(
                     table,
                     host,
@@ -105,13 +109,14 @@ async def run_daemon(
                     files=files,
                     gate=gate,
                     allowance=Allowance(options.limits, options.require_limits),
+                    isolation=isolation,
                 )
-                partials = Partials(state.path / "transfers")
-                runner.requests.offer(FileRequests(root, partials).doers)
-                transfers = TransferRequests(root, partials)
-                runner.requests.offer(transfers.doers)
-                if options.root is not None:
-                    ports = PortRequests(table, act=runner.act, is_confined=True)
+                nursery.start_soon(_offer_files(runner, root, isolation, state.path / "transfers"))
+                confined_by = "--root" if options.root is not None else ""
+                if options.isolation.level is not IsolationLevel.NONE:
+                    confined_by = f"--isolation {options.isolation.level}"
+                if confined_by:
+                    ports = PortRequests(table, act=runner.act, confined_by=confined_by)
                     runner.requests.offer(ports.doers)
                 identity = Identity(
                     daemon_id=daemon_id,
@@ -122,12 +127,15 @@ async def run_daemon(
                     arch=platform.machine()[:64],
                     daemon_version=version,
                     ancestors=ancestors,
+                    isolation=options.isolation.level,
+                    isolation_levels=(IsolationLevel.NONE,)
+                    if isolation is None
+                    else isolation.available,
                 )
                 keyring = Keyring(state.path, daemon_id, options.credential)
                 end = DaemonEnd(identity, keyring, runner)
                 backoff = Backoff(maximum=options.reconnect_max)
                 dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
-                nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
                 async for number in signals:
@@ -158,6 +166,47 @@ async def _check_limits(options: DaemonOptions, host: ProcessHost) -> None:
             )
         if unheld:
             log.warning("limits_not_held", option=option, limits=unheld)
+
+
+def _first_refusal(
+    judges: Sequence[Callable[[Spec], Refused | None]], spec: Spec
+) -> Refused | None:
+    """What the first of them says that has something against it."""
+    return next((refused for judge in judges if (refused := judge(spec)) is not None), None)
+
+
+def _open_isolation(options: DaemonOptions, state: Path) -> Isolation | None:
+    """How jobs are kept apart; None where that can't be, nor has to."""
+    if sys.platform == "win32":
+        if options.isolation.level is not IsolationLevel.NONE:
+            raise ConfigurationError(
+                "--isolation is not for Windows: jobs there are all one user's"
+            )
+        return None
+    else:
+        # The other platform can't import it.
+        from sandd._core.isolation.confining import open_isolation
+
+        return open_isolation(options.isolation, state, has_policy=options.policy is not None)
+
+
+def _offer_files(
+    runner: JobRunner, root: Root, isolation: Isolation | None, journals: Path
+) -> Callable[[], Awaitable[None]]:
+    """Have requests about files done; what is returned keeps them tidy, as long as the daemon lives."""
+    if sys.platform != "win32" and isolation is not None:
+        if isolation.level is not IsolationLevel.NONE:
+            from sandd._core.isolation.tenant_requests import TenantRequests
+
+            granted = root if isinstance(root, GrantedFiles) else None
+            tenants = TenantRequests(isolation.workspaces, journals, granted=granted)
+            runner.requests.offer(tenants.doers)
+            return tenants.keep_tidy
+    partials = Partials(journals)
+    runner.requests.offer(FileRequests(root, partials).doers)
+    transfers = TransferRequests(root, partials)
+    runner.requests.offer(transfers.doers)
+    return transfers.keep_tidy
 
 
 def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:

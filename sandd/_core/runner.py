@@ -43,6 +43,7 @@ from sandd.wire import FailedCode, JobState, Outcome, Stream
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sandd._core.isolation.confining import Isolation
     from sandd._core.job import DaemonLink, Job
     from sandd._core.policy.permits import Gate
     from sandd._core.pump import Pump
@@ -124,6 +125,7 @@ class JobRunner:
         files: SpoolFiles | None = None,
         gate: Gate | None = None,
         allowance: Allowance = UNLIMITED,
+        isolation: Isolation | None = None,
     ) -> None:
         self._table = table
         self._host = host
@@ -131,6 +133,8 @@ class JobRunner:
         """The daemon's policy; None: whatever is asked for is run."""
         self._allowance = allowance
         """What each job may use."""
+        self._isolation = isolation
+        """How jobs are kept apart; None: they aren't."""
         self._nursery = nursery
         self._now = trio.lowlevel.current_clock().current_time
         self._free_slots = max_running
@@ -322,8 +326,12 @@ class JobRunner:
             running = self._queue.popleft()
             self._free_slots -= 1
             running.has_slot = True
-            # Users may come from a network, and take seconds; so may what a policy has to look at.
-            if running.spec.user is None and self._gate is None:
+            # Users may come from a network, and take seconds; so may what a policy has to look at, or a workspace.
+            if (
+                running.spec.user is None
+                and self._gate is None
+                and not self._confines(running.spec)
+            ):
                 running.began_at = self._now()
                 try:
                     request = spawn_request(
@@ -430,14 +438,23 @@ class JobRunner:
                 job.failed(FailedCode.LOST, str(error))
                 return None
 
+    def _confines(self, spec: wire.ProgramSpec) -> bool:
+        return self._isolation is not None and self._isolation.confines(spec)
+
     async def _request(self, job: Job, spec: wire.ProgramSpec, permit: Permit) -> SpawnRequest:
         instance = self._table.instance
-        if self._gate is not None:
-            make = partial(self._gate.check, job, spec, instance, permit, self._allowance)
-        elif spec.user is None:
-            return spawn_request(job, spec, instance, self._allowance)
-        else:
-            make = partial(spawn_request, job, spec, instance, self._allowance)
+
+        def make() -> SpawnRequest:
+            if self._gate is None:
+                request = spawn_request(job, spec, instance, self._allowance)
+            else:
+                request = self._gate.check(job, spec, instance, permit, self._allowance)
+            if self._isolation is not None:
+                request = self._isolation.confine(job.key[0], spec, request, permit)
+            return request
+
+        if self._gate is None and spec.user is None and not self._confines(spec):
+            return make()
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(make, limiter=self._lookups, abandon_on_cancel=True)
 

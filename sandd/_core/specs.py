@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sandd import wire
 from sandd._core.arguments import check_count, check_mapping, check_number, check_text
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Text: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command: TypeAlias = str | bytes | Sequence[Text]
+    IsolationName: TypeAlias = Literal["none", "user", "landlock", "bwrap"]
 
 KILL_GRACE: Final = 5.0
 """Seconds from TERM to KILL, where the caller says nothing."""
@@ -38,6 +39,7 @@ def build_spec(
     cwd: Text | None = None,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    isolation: str | None = None,
     timeout: float | None = None,
     idle_timeout: float | None = None,
     kill_grace: float = KILL_GRACE,
@@ -51,6 +53,7 @@ def build_spec(
     argv, shell = _argv(command)
     return wire.CommandSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
+        isolation=_isolation(isolation),
         stdin=bool(stdin),
         merge_stderr=merge_stderr,
         timeout=seconds("timeout", timeout),
@@ -74,6 +77,7 @@ def build_session_spec(
     cwd: Text | None = None,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    isolation: str | None = None,
     kill_grace: float = KILL_GRACE,
     lease: float | None = None,
     detach: bool = False,
@@ -96,6 +100,7 @@ def build_session_spec(
     argv, shell = ((), False) if command is None else _argv(command)
     return wire.SessionSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
+        isolation=_isolation(isolation),
         rows=rows,
         cols=cols,
         term=term,
@@ -273,6 +278,16 @@ def _limits(limits: Limits | None) -> Limits:
     if not isinstance(given, Limits):
         raise TypeError(f"limits is {given!r}; it must be sandd.Limits(...)")
     return given
+
+
+def _isolation(value: str | None) -> wire.IsolationLevel | None:
+    if value is None:
+        return None
+    try:
+        return wire.IsolationLevel(value)
+    except ValueError:
+        levels = ", ".join(repr(str(each)) for each in wire.IsolationLevel)
+        raise ValueError(f"isolation is {value!r}; it must be one of {levels}, or None") from None
 
 
 def _on_full(value: str) -> wire.OnFull:

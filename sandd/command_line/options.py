@@ -105,6 +105,11 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
     parser.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+    parser.add_argument(
+        "--isolation",
+        choices=("none", "user", "landlock", "bwrap"),
+        help="keep it apart there at least so (default: as the daemon says)",
+    )
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:

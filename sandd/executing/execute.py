@@ -77,6 +77,7 @@ async def _exec(options: argparse.Namespace, stop: Stop) -> int:
                 cwd=options.cwd,
                 env=dict(options.env),
                 user=options.user,
+                isolation=options.isolation,
                 timeout=options.timeout,
                 idle_timeout=options.idle_timeout,
                 detach=options.detach,

@@ -75,6 +75,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "cwd": options.cwd,
         "env": dict(options.env),
         "user": options.user,
+        "isolation": options.isolation,
         "timeout": options.timeout,
         "limits": limits_of(options),
         "require_limits": options.require_limits,

@@ -89,6 +89,7 @@ async def hold_new_session(
         cwd=options.cwd,
         env=dict(options.env),
         user=options.user,
+        isolation=options.isolation,
         detach=options.detach,
         limits=limits_of(options),
         require_limits=options.require_limits,

@@ -32,7 +32,14 @@ _KINDS: Final = {spec: kind for kind, spec in wire.SPEC_KINDS.items()}
 _TARGETS: Final = ("path", "job_id", "target", "pattern")
 """Fields of a request that say what it is about."""
 _LIMITS: Final = (
-    *("user", "timeout", "idle_timeout", "kill_grace", "lease", "detach", "shell"),
+    "user",
+    "isolation",
+    "timeout",
+    "idle_timeout",
+    "kill_grace",
+    "lease",
+    "detach",
+    "shell",
     "require_limits",
 )
 """Fields of a program's spec that bound it, or widen what it may do."""

@@ -37,6 +37,8 @@ _ACCESS_BITS: Final = (0, 13, 14, 15, 15, 16)
 # What may be reached outside the domain: LANDLOCK_SCOPE_...
 ABSTRACT_SOCKETS: Final = 1 << 0
 SIGNALS: Final = 1 << 1
+RENAMES_VERSION: Final = 2
+"""The first version that can allow renaming between directories."""
 SCOPES_VERSION: Final = 6
 """The first version that has these two."""
 
