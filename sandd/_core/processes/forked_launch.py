@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from sandd._core.processes.spawner_messages import Spawn
 
-_RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
+RESTORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 """As in `launcher`."""
 _FAILURE = struct.Struct("=iB")
 """Errno, and on the way to what."""
@@ -82,11 +82,14 @@ def launch_forked(
     descriptors: list[int],
     *,
     fork: Callable[[], int] = os.fork,
+    spares_child: bool = False,
 ) -> int:
     """As `launcher.launch`, for a request that a policy has checked, or that is to be confined or limited.
 
     Args:
         fork: as os.fork; the child need not be ours.
+        spares_child: we have nothing to lose, and do ourselves what a child inherits: our signals are as it is to
+            have them, and our streams and directory become its. Each page that a child writes to costs 2 us (m).
     """
     pipes, opened = take_descriptors(request, descriptors)
     if request.checked is None:
@@ -100,11 +103,23 @@ def launch_forked(
     terminal = os.fsencode(os.ttyname(pipes[0])) if request.terminal else None
     if terminal is not None and request.identity is not None:
         os.fchown(pipes[0], request.identity[0], -1)  # it was ours, and nobody else may open it
+    is_ready = spares_child and terminal is None
+    if is_ready:
+        _take_standard_streams(request, pipes, None)
+        if request.checked is None and request.confined is None and request.identity is None:
+            if request.cwd is not None:
+                os.chdir(request.cwd)
+            path = program_search.find(program, env)
+
+            def become() -> None:
+                os.execve(path, request.argv, env)  # noqa: S606 - no shell is what is wanted
+
+            request = request._replace(cwd=None)
     told, tell = os.pipe()
     try:
         pid = fork()
         if pid == 0:
-            _be_the_child(request, pipes, terminal, opened, become, tell)
+            _be_the_child(request, pipes, terminal, opened, become, tell, is_ready=is_ready)
         os.close(tell)
         tell = -1
         failure = os.read(told, _FAILURE.size)
@@ -181,13 +196,16 @@ def _be_the_child(
     opened: Opened,
     become: Callable[[], None],
     tell: int,
+    *,
+    is_ready: bool,
 ) -> None:
     stage, number = _AS_PROGRAM, errno.EIO
     try:
         os.setsid()
-        for each in _RESTORED:
-            signal.signal(each, signal.SIG_DFL)
-        _take_standard_streams(request, pipes, terminal)
+        if not is_ready:
+            for each in RESTORED_SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+            _take_standard_streams(request, pipes, terminal)
         if request.limits is not None:
             stage = _LIMITED
             child_limits.apply(ProcessLimits(*request.limits))
