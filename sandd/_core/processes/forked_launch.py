@@ -25,12 +25,12 @@ import os
 import signal
 import struct
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes import child_limits, landlock, program_search
+from sandd._core.processes import child_limits, landlock, program_search, quick_fork
 from sandd._core.processes.exec_lock import Execution
 from sandd._core.processes.spawner_messages import ProcessLimits
 
@@ -81,7 +81,7 @@ def launch_forked(
     env: dict[bytes, bytes],
     descriptors: list[int],
     *,
-    fork: Callable[[], int] = os.fork,
+    fork: Callable[[], int] = quick_fork.fork,
     spares_child: bool = False,
 ) -> int:
     """As `launcher.launch`, for a request that a policy has checked, or that is to be confined or limited.
@@ -109,12 +109,7 @@ def launch_forked(
         if request.checked is None and request.confined is None and request.identity is None:
             if request.cwd is not None:
                 os.chdir(request.cwd)
-            path = program_search.find(program, env)
-
-            def become() -> None:
-                os.execve(path, request.argv, env)  # noqa: S606 - no shell is what is wanted
-
-            request = request._replace(cwd=None)
+            return _launch_by_little(request, program_search.find(program, env), env, fork)
     told, tell = os.pipe()
     try:
         pid = fork()
@@ -131,6 +126,48 @@ def launch_forked(
         return pid
     with contextlib.suppress(ChildProcessError):  # it is another's, who will
         os.waitpid(pid, 0)
+    _raise_failure(request, program, failure)
+
+
+def _launch_by_little(
+    request: Spawn, path: bytes, env: dict[bytes, bytes], fork: Callable[[], int]
+) -> int:
+    """Of all the steps those that are left where nothing is checked or confined, and we are as the child is to be.
+
+    It is the same as the rest would do, in half the pages.
+    """
+    limits = None if request.limits is None else ProcessLimits(*request.limits)
+    told, tell = os.pipe()
+    try:
+        pid = fork()
+        if pid == 0:
+            stage, number = _LIMITED, errno.EIO
+            try:
+                os.setsid()
+                if limits is not None:
+                    child_limits.apply(limits)
+                stage = _AS_PROGRAM
+                os.execve(path, request.argv, env)  # noqa: S606 - no shell is what is wanted
+            except OSError as error:
+                number = error.errno or number
+            finally:
+                os.write(tell, _FAILURE.pack(number, stage))
+                os._exit(127)
+        os.close(tell)
+        tell = -1
+        failure = os.read(told, _FAILURE.size)
+    finally:
+        os.close(told)
+        if tell >= 0:
+            os.close(tell)
+    if not failure:
+        return pid
+    with contextlib.suppress(ChildProcessError):  # as above
+        os.waitpid(pid, 0)
+    _raise_failure(request, request.argv[0], failure)
+
+
+def _raise_failure(request: Spawn, program: bytes, failure: bytes) -> NoReturn:
     number, stage = _FAILURE.unpack(failure)
     if stage == _CONFINED:
         raise ConfinementError(number, f"it can't be confined: {os.strerror(number)}", "Landlock")

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import gc
 import os
-import platform
 import signal
 import socket
 import sys
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, NoReturn
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes import process_table
+from sandd._core.processes import process_table, quick_fork
 from sandd._core.processes.forked_launch import (
     RESTORED_SIGNALS,
     ConfinementError,
@@ -50,9 +49,6 @@ if TYPE_CHECKING:
 
     from sandd._core.processes.limit_groups import Counters, LimitGroup
 
-_CLONE_PARENT = 0x8000  # clone(2)
-_SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
-"""Numbers of the system call clone(2), whose first argument is its flags on all of these."""
 ANSWER_SECONDS = 5.0
 """How long a cell may take to come up, or to start a job. It takes 20 ms, or 1; one that hangs costs its job alone."""
 LAST_DESCRIPTOR = 1 << 20
@@ -153,11 +149,6 @@ _OF_CONFINEMENT = "\0confinement"
 """Instead of a file's name: which kind of error it was."""
 
 
-def clones_siblings() -> bool:
-    """Whether this machine can do what cells are made of."""
-    return sys.platform == "linux" and platform.machine() in _SYS_CLONE
-
-
 def _be_a_cell(link: socket.socket, group: LimitGroup) -> NoReturn:
     try:
         _let_go(link.fileno())
@@ -233,25 +224,16 @@ def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
 
 
 def _sibling_maker(score: bytes | None) -> Callable[[], int]:
-    """What forks as os.fork does, but for our parent; the child is not spared when memory is short, as we are."""
-    import ctypes
-
-    # It keeps the lock of Python's interpreter, which the child has, as it is all that there is of it.
-    system_call = ctypes.PyDLL(None, use_errno=True).syscall
-    number = _SYS_CLONE[platform.machine()]
-    spared = None if score is None else os.open(_SCORE, os.O_WRONLY)
+    """What forks for our parent; the child is not spared when memory is short, as we are."""
+    if score is None:
+        return quick_fork.fork_sibling
+    ours, theirs = os.open(_SCORE, os.O_WRONLY), score
 
     def fork() -> int:
-        if spared is not None and score is not None:
-            os.pwrite(spared, score, 0)
-        pid = int(system_call(number, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
-        if pid == 0:
-            return 0
-        error = ctypes.get_errno()
-        if spared is not None:
-            os.pwrite(spared, _SPARED, 0)
-        if pid < 0:
-            raise OSError(error, os.strerror(error))
+        os.pwrite(ours, theirs, 0)
+        pid = quick_fork.fork_sibling()
+        if pid:
+            os.pwrite(ours, _SPARED, 0)
         return pid
 
     return fork

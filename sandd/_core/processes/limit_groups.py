@@ -203,7 +203,7 @@ class GroupV1(LimitGroup):
         )
 
     def pids(self) -> list[int]:
-        return ControlGroup(next(iter(self._places.values()))).pids()
+        return self._reader.pids(f"{next(iter(self._places.values()))}/cgroup.procs")
 
     def is_clean(self) -> bool:
         if "memory" not in self._places:
@@ -296,7 +296,7 @@ class GroupV2(LimitGroup):
         )
 
     def pids(self) -> list[int]:
-        return ControlGroup(self._path).pids()
+        return self._reader.pids(f"{self._path}/cgroup.procs")
 
     def is_clean(self) -> bool:
         try:
@@ -325,6 +325,10 @@ class _Reader:
         if descriptor is None:
             descriptor = self._opened[path] = os.open(path, os.O_RDONLY)
         return os.pread(descriptor, READ_BYTES, 0)
+
+    def pids(self, path: str) -> list[int]:
+        """The processes that are listed there. OSError where it can't be read."""
+        return [int(word) for word in self.read(path).split()]
 
     def counted(self, path: str, key: str) -> int:
         """The number behind a key in a file of lines; 0 where there is none."""

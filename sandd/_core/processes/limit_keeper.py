@@ -29,9 +29,10 @@ if sys.platform == "win32":
 
 from sandd._core.processes import child_limits
 from sandd._core.processes.launcher import launch
-from sandd._core.processes.limit_cells import Cell, CellError, clones_siblings
+from sandd._core.processes.limit_cells import Cell, CellError
 from sandd._core.processes.limit_groups import OF_LIMITS
 from sandd._core.processes.process_table import consumption_by_ps, read_consumption
+from sandd._core.processes.quick_fork import makes_siblings
 from sandd._core.processes.spawner_messages import ProcessLimits
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class LimitKeeper:
         make_cell: Callable[..., Cell] = Cell,
         measure: Callable[[Iterable[int]], list[Consumption]] | None = None,
     ) -> None:
-        self._groups = groups if groups is not None and clones_siblings() else None
+        self._groups = groups if groups is not None and makes_siblings() else None
         self._make_cell = make_cell
         self._measure = measure or _measure
         self._idle: list[Cell] = []
