@@ -80,7 +80,8 @@ async def run_daemon(
         gate, policy = _open_gate(options)
         if policy is not None:
             root = GrantedFiles(policy)
-        isolation = _open_isolation(options, state.path)
+        isolation = _open_isolation(options, policy, state.path)
+        level, levels = _levels_of(isolation)
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -106,8 +107,8 @@ async def run_daemon(
                 )
                 nursery.start_soon(_offer_files(runner, root, isolation, state.path / "transfers"))
                 confined_by = "--root" if options.root is not None else ""
-                if options.isolation.level is not IsolationLevel.NONE:
-                    confined_by = f"--isolation {options.isolation.level}"
+                if level is not IsolationLevel.NONE:
+                    confined_by = f"isolation {str(level)!r}"
                 if confined_by:
                     ports = PortRequests(table, act=runner.act, confined_by=confined_by)
                     runner.requests.offer(ports.doers)
@@ -120,10 +121,8 @@ async def run_daemon(
                     arch=platform.machine()[:64],
                     daemon_version=version,
                     ancestors=ancestors,
-                    isolation=options.isolation.level,
-                    isolation_levels=(IsolationLevel.NONE,)
-                    if isolation is None
-                    else isolation.available,
+                    isolation=level,
+                    isolation_levels=levels,
                 )
                 keyring = Keyring(state.path, daemon_id, options.credential)
                 end = DaemonEnd(identity, keyring, runner)
@@ -151,7 +150,7 @@ def _first_refusal(
     return next((refused for judge in judges if (refused := judge(spec)) is not None), None)
 
 
-def _open_isolation(options: DaemonOptions, state: Path) -> Isolation | None:
+def _open_isolation(options: DaemonOptions, policy: Policy | None, state: Path) -> Isolation | None:
     """How jobs are kept apart; None where that can't be, nor has to."""
     if sys.platform == "win32":
         if options.isolation.level is not IsolationLevel.NONE:
@@ -163,7 +162,15 @@ def _open_isolation(options: DaemonOptions, state: Path) -> Isolation | None:
         # The other platform can't import it.
         from sandd._core.isolation.confining import open_isolation
 
-        return open_isolation(options.isolation, state, has_policy=options.policy is not None)
+        return open_isolation(options.isolation, state, policy=policy)
+
+
+def _levels_of(isolation: Isolation | None) -> tuple[IsolationLevel, tuple[IsolationLevel, ...]]:
+    """The least that jobs have, and all that they may ask for."""
+    if sys.platform == "win32" or isolation is None:
+        return IsolationLevel.NONE, (IsolationLevel.NONE,)
+    else:
+        return isolation.level, isolation.available
 
 
 def _offer_files(

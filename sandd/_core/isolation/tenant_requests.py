@@ -59,10 +59,14 @@ class TenantRequests:
 
     async def keep_tidy(self) -> None:
         """Remove what transfers left that nobody went on with in time; as long as the daemon lives."""
-        while True:
-            with contextlib.suppress(OSError):  # a disk that fails now may not the next time
-                await trio.to_thread.run_sync(self._purge, abandon_on_cancel=True)
-            await trio.sleep(TIDY_SECONDS)
+        try:
+            while True:
+                with contextlib.suppress(OSError):  # a disk that fails now may not the next time
+                    await trio.to_thread.run_sync(self._purge, abandon_on_cancel=True)
+                await trio.sleep(TIDY_SECONDS)
+        finally:
+            for tenant in self._of.values():
+                tenant.close()
 
     def _purge(self) -> None:
         if self._journals.exists():
@@ -91,6 +95,10 @@ class _Tenant:
         transfers = TransferRequests(root, self._partials)
         files = FileRequests(root, self._partials, limiter=limiter)
         self.doers: Mapping[type[wire.Request], Doer] = {**files.doers, **transfers.doers}
+
+    def close(self) -> None:
+        """Let go of its workspace."""
+        self._root.close()
 
     def purge(self) -> None:
         """Remove what earlier transfers left."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 from attrs import field, frozen
 
+from sandd.wire import IsolationLevel
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -115,6 +117,8 @@ class Policy:
     """Files may also be written where programs are looked for."""
     connect: tuple[Address, ...] = ()
     listen: tuple[Address, ...] = ()
+    isolation: IsolationLevel = IsolationLevel.NONE
+    """The least of all that it allows."""
 
     @functools.cached_property
     def hash(self) -> str:
