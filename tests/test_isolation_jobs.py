@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from isolation_world import CONFINED, EACH_LEVEL, missing
+from daemons import open_daemon
+from isolation_world import CONFINED, EACH_LEVEL, missing, needs
 from standing_daemon import standing_daemon
 from trusted_files import trusted_directory
 
@@ -211,3 +212,58 @@ async def test_outcomes_are_told_as_ever(daemon: StandingDaemon) -> None:
             assert (result.outcome, result.exit_code) == (Outcome.EXITED, 137)
         else:
             assert (result.outcome, result.signal) == (Outcome.SIGNALED, "SIGKILL")
+
+
+@needs(IsolationLevel.LANDLOCK)
+async def test_a_policy_and_its_lock_stand_on_top() -> None:
+    """What it allows runs at the level that it asks for, where the tenant is at home, and starts nothing else."""
+    with trusted_directory() as directory:
+        policy = directory / "policy.toml"
+        policy.write_text(
+            """
+            version = 1
+            isolation = "landlock"
+            exec_lock = "if available"
+            [[rule]]
+            name = "script"
+            exe = "/bin/sh"
+            shell = true
+            argv = [{regex = ".*"}]
+            force = true
+            [files]
+            write = ["/var/lib"]
+            """
+        )
+        where = ("--workspaces", str(directory / "w"), "--policy", str(policy))
+        async with sandd.open_controller(port=0) as controller:
+            async with open_daemon(controller.url, "w", arguments=where):
+                worker = await controller.wait_for_daemon("w")
+                assert worker.info.isolation == "landlock"
+                assert "bwrap" not in worker.info.isolation_levels
+                script = "pwd; echo $HOME; echo x > /tmp/x || echo denied; /bin/true || echo locked"
+                result = await worker.run(script)
+                home = str(directory / "w" / "default")
+                assert result.stdout.split() == [home, home, "denied", "locked"]
+                # Granted files are reached as the tenant's user, and root's are not that.
+                await worker.path(f"{home}/file").write_text("mine")
+                with pytest.raises(PermissionError):
+                    await worker.path(f"{directory}/file").write_text("root's")
+
+
+@needs(IsolationLevel.BWRAP)
+async def test_nothing_survives_a_daemon_that_is_killed() -> None:
+    """Its jobs end with it, those in namespaces of their own included."""
+    with trusted_directory() as directory:
+        where = ("--workspaces", str(directory / "w"), "--isolation", "bwrap")
+        async with sandd.open_controller(port=0) as controller:
+            async with open_daemon(controller.url, "w", arguments=where) as daemon:
+                worker = await controller.wait_for_daemon("w")
+                script = "(setsid sleep 6002 &); echo ready; exec sleep 6002"
+                with trio.move_on_after(30) as scope:
+                    async with worker.open_process(script, stdin=False, detach=True) as process:
+                        assert await process.stdout.receive_some() == b"ready\n"
+                        daemon.kill()
+                        while any("sleep 6002" in each for each in command_lines()):
+                            await trio.sleep(0.01)
+                        scope.cancel()  # nobody is to be waited for
+                assert not any("sleep 6002" in each for each in command_lines())

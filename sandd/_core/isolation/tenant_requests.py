@@ -13,8 +13,11 @@ import trio
 
 from sandd._core.file_requests import MAX_THREADS, FileRequests
 from sandd._core.isolation.tenant_files import TenantFiles
+from sandd._core.isolation.workspaces import WorkspaceError, check_name
+from sandd._core.requests import RequestFailedError
 from sandd._core.transfer_requests import TIDY_SECONDS, TransferRequests
 from sandd._core.transfers.partials import Partials
+from sandd.wire import FailedCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,15 +74,18 @@ class TenantRequests:
     def _purge(self) -> None:
         if self._journals.exists():
             for directory in self._journals.iterdir():
-                if directory.is_dir():
+                if directory.is_dir():  # it was we who made it
                     self._tenant(directory.name).purge()
 
     def _tenant(self, name: str) -> _Tenant:
         tenant = self._of.get(name)
         if tenant is None:
+            try:
+                journals = self._journals / check_name(name)
+            except WorkspaceError as error:
+                raise RequestFailedError(FailedCode.DECLINED, str(error)) from error
             root = TenantFiles(self._workspaces, name, self._granted)
-            # Whatever its name is, this makes no directory: its workspace is refused first.
-            tenant = _Tenant(root, self._journals / name, self._limiter)
+            tenant = _Tenant(root, journals, self._limiter)
             self._of[name] = tenant
         return tenant
 
