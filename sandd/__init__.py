@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from sandd._core.audit.options import AuditOptions
     from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
+    from sandd._core.limits import Limits
     from sandd._core.remote_files import FileReader, FileWriter
     from sandd._core.remote_path import FileChange, RemotePath
     from sandd._core.results import CommandResult, ExitStatus, Outcome
@@ -141,6 +142,7 @@ __all__ = [
     "JobState",
     "JobTaken",
     "KeptOutput",
+    "Limits",
     "LocalProtocolError",
     "NewToken",
     "NoTerminal",
@@ -218,6 +220,7 @@ _HOMES = {
     "LocalProtocolError": "sandd._core._errors",
     "NewToken": "sandd.controller",
     "NoTerminal": "sandd._core._errors",
+    "Limits": "sandd._core.limits",
     "Outcome": "sandd._core.results",
     "OutputGap": "sandd._core._errors",
     "PolicyDenied": "sandd._core._errors",

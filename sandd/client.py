@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar, overload
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from sandd._core import commands, server_files, specs
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from sandd._core.copying import Patterns, Progress
     from sandd._core.job_info import JobInfo
+    from sandd._core.limits import Limits
     from sandd._core.specs import Command, IsolationName, Text
     from sandd._core.transfers.result import TransferResult
     from sandd.controller import Controller, ControllerStatistics, Daemon
@@ -66,6 +67,8 @@ class ExecOptions(TypedDict, total=False):
     kill_grace: float
     max_output: int
     check: bool
+    limits: Limits | None
+    require_limits: bool
 
 
 class ProcessOptions(TypedDict, total=False):
@@ -79,6 +82,8 @@ class ProcessOptions(TypedDict, total=False):
     lease: float | None
     on_full: Literal["block", "drop_oldest"]
     detach: bool
+    limits: Limits | None
+    require_limits: bool
     job_id: str | None
 
 
@@ -91,6 +96,8 @@ class SessionOptions(TypedDict, total=False):
     kill_grace: float
     lease: float | None
     detach: bool
+    limits: Limits | None
+    require_limits: bool
     job_id: str | None
     record: str | os.PathLike[str] | None
     record_input: bool
@@ -154,7 +161,7 @@ class FailedResult(CommandResult):
     what failed.
     """
 
-    error: SanddError
+    error: SanddError = field(kw_only=True)
     """What `Client.exec` would have raised."""
 
     @property
@@ -888,5 +895,9 @@ def _failed_result(error: SanddError) -> FailedResult:
         truncated=partial.truncated,
         pipes_held=partial.pipes_held,
         job_id=partial.job_id,
+        cpu_seconds=partial.cpu_seconds,
+        max_rss_bytes=partial.max_rss_bytes,
+        limits=partial.limits,
+        limit=partial.limit,
         error=error,
     )

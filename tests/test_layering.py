@@ -96,7 +96,9 @@ DAEMON_END = [
 
 LAYERS = {
     "errors": ["sandd._core._errors"],
+    "values": ["sandd._core.limits"],
     "spawner": [
+        "sandd._core.processes.child_limits",
         "sandd._core.processes.control_groups",
         "sandd._core.processes.culling",
         "sandd._core.processes.exec_lock",
@@ -105,6 +107,9 @@ LAYERS = {
         "sandd._core.processes.job_trees",
         "sandd._core.processes.landlock",
         "sandd._core.processes.launcher",
+        "sandd._core.processes.limit_cells",
+        "sandd._core.processes.limit_groups",
+        "sandd._core.processes.limit_keeper",
         "sandd._core.processes.process_table",
         "sandd._core.processes.program_search",
         "sandd._core.processes.spawner",
@@ -246,7 +251,7 @@ LAYERS = {
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 
-PURE = {"errors", "wire", "sans-IO"}
+PURE = {"errors", "values", "wire", "sans-IO"}
 PURE_PACKAGES = {"attr", "attrs", "cattrs", "msgpack"}
 """What a layer without I/O may import besides the standard library."""
 IMPURE_MODULES = {

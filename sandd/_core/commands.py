@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core.job_link import JobHandle, JobLink
+    from sandd._core.limits import Limits
     from sandd._core.specs import Command, IsolationName, Text
 
 AWAY_MARGIN: Final = 10.0
@@ -41,6 +42,8 @@ class RunOptions(TypedDict, total=False):
     kill_grace: float
     max_output: int
     check: bool
+    limits: Limits | None
+    require_limits: bool
 
 
 def start(
@@ -92,6 +95,8 @@ def _read(command: Command, options: RunOptions) -> tuple[wire.CommandSpec, byte
         timeout=options.get("timeout"),
         idle_timeout=options.get("idle_timeout"),
         kill_grace=options.get("kill_grace", KILL_GRACE),
+        limits=options.get("limits"),
+        require_limits=options.get("require_limits", False),
     )
     return spec, input_data, max_output
 
@@ -193,4 +198,8 @@ def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> Comman
         truncated=out.truncated or err.truncated,
         pipes_held=status.pipes_held,
         job_id=handle.job.id,
+        cpu_seconds=status.cpu_seconds,
+        max_rss_bytes=status.max_rss_bytes,
+        limits=status.limits,
+        limit=status.limit,
     )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandd._core.copying import Patterns, Progress
     from sandd._core.directory import DaemonInfo, Entry
     from sandd._core.job_link import JobHandle, JobLink
+    from sandd._core.limits import Limits
     from sandd._core.port_streams import RemoteStream
     from sandd._core.specs import Command, IsolationName, Text
     from sandd._core.transfers.result import TransferResult
@@ -96,6 +97,8 @@ class Daemon:
         kill_grace: float = KILL_GRACE,
         max_output: int = DEFAULT_MAX_OUTPUT,
         check: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
     ) -> CommandResult:
         """Run a command to its end, and return what it printed.
 
@@ -123,6 +126,10 @@ class Daemon:
             kill_grace: seconds from SIGTERM to SIGKILL.
             max_output: bytes kept of each of stdout and stderr: of what is longer, head and tail.
             check: raise CommandFailed unless it succeeds.
+            limits: what it may use, with all that it starts. The daemon may allow less, and never more; the result
+                says what it was held to, and `limit` which one it went beyond. That is no exception.
+            require_limits: start nothing if there is a limit that can't be held on the daemon's machine. Without
+                it, such a limit is missing in the result's.
 
         Raises:
             CommandTimeout: it ran out of time and was killed; ``result`` has what it printed until then,
@@ -149,6 +156,8 @@ class Daemon:
             kill_grace=kill_grace,
             max_output=max_output,
             check=check,
+            limits=limits,
+            require_limits=require_limits,
         )
 
     @protected_context
@@ -168,6 +177,8 @@ class Daemon:
         lease: float | None = None,
         on_full: Literal["block", "drop_oldest"] = "block",
         detach: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
         job_id: str | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command and talk to it while it runs; an async context manager for a `Process`.
@@ -226,6 +237,8 @@ class Daemon:
             lease=lease,
             on_full=on_full,
             detach=detach,
+            limits=limits,
+            require_limits=require_limits,
         )
         await trio.lowlevel.checkpoint_if_cancelled()
         handle = commands.start(
@@ -304,6 +317,8 @@ class Daemon:
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
         detach: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
         job_id: str | None = None,
         record: str | os.PathLike[str] | None = None,
         record_input: bool = False,
@@ -363,6 +378,8 @@ class Daemon:
             kill_grace=kill_grace,
             lease=lease,
             detach=detach,
+            limits=limits,
+            require_limits=require_limits,
         )
         audit = self._link.audit
         recorder = handle = None

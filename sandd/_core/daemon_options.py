@@ -15,6 +15,7 @@ from sandd._core.identity.proofs import read_credential
 from sandd._core.identity.tokens import TokenKind
 from sandd._core.isolation import options as isolation_options
 from sandd._core.isolation.options import IsolationOptions
+from sandd._core.limits import NO_LIMITS, Limits, limits_from, read_limits
 from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
     Parser,
@@ -73,6 +74,12 @@ class DaemonOptions:
     """A file with what may be asked for; None: anything."""
     trust: TrustOptions = Factory(TrustOptions)
     """By what the controller is known, and what is presented to it, where the URL is wss://."""
+    limits: Limits = NO_LIMITS
+    """What each job may use."""
+    limit_total: Limits = NO_LIMITS
+    """What all jobs together may use."""
+    require_limits: bool = False
+    """Nothing is started, this daemon included, that can't be held to its limits."""
     isolation: IsolationOptions = Factory(IsolationOptions)
     """How jobs are kept apart."""
     insecure: bool = False
@@ -96,6 +103,9 @@ _VARIABLES: Final = {
     "state_dir": ("SANDD_STATE_DIR",),
     "root": ("SANDD_ROOT",),
     "policy": ("SANDD_POLICY",),
+    "limit": ("SANDD_LIMIT",),
+    "limit_total": ("SANDD_LIMIT_TOTAL",),
+    "require_limits": ("SANDD_REQUIRE_LIMITS",),
     "log_level": ("SANDD_LOG_LEVEL",),
     "log_format": ("SANDD_LOG_FORMAT",),
     "reconnect_max": ("SANDD_RECONNECT_MAX",),
@@ -166,6 +176,24 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
         "else may write it",
     )
     isolation_options.add_isolation_options(parser)
+    parser.add_argument(
+        "--limit",
+        action="append",
+        metavar="KEY=VALUE",
+        help="what each job may use at most, as in memory=1G, processes=200 or wall=3600; may be given often",
+    )
+    parser.add_argument(
+        "--limit-total",
+        action="append",
+        metavar="KEY=VALUE",
+        help="what all jobs together may use: memory, processes or cpus",
+    )
+    parser.add_argument(
+        "--require-limits",
+        action="store_const",
+        const=True,
+        help="start nothing that can't be held to its limits on this machine",
+    )
     parser.add_argument(
         "--reconnect-max", metavar="SECONDS", help="longest wait between dials (default: 30)"
     )
@@ -245,6 +273,9 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
         policy=None if policy is None else Path(str(policy)),
+        limits=_limits("--limit", given.get("limit")),
+        limit_total=_total("--limit-total", given.get("limit_total")),
+        require_limits=read_boolean("--require-limits", given.get("require_limits", False)),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
         reconnect_max=read_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),
@@ -293,6 +324,29 @@ def _labels(given: object) -> dict[str, str]:
             raise ConfigurationError(f"label {entry!r} is not of the form KEY=VALUE")
         labels[key.strip()] = value.strip()
     return labels
+
+
+def _limits(option: str, given: object) -> Limits:
+    """From several options, from one text with commas, or from a table of the file."""
+    try:
+        if isinstance(given, dict):
+            return limits_from(given, place=option)
+        entries = given.split(",") if isinstance(given, str) else given or []
+        if not isinstance(entries, list):
+            raise ValueError(f"{option} is {given!r:.60}; it must be a table of limits")
+        return read_limits([str(each) for each in entries], option=option)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _total(option: str, given: object) -> Limits:
+    limits = _limits(option, given)
+    for name in limits.given:
+        if name not in ("memory_bytes", "processes", "cpus"):
+            raise ConfigurationError(
+                f"{option}: {name} is no limit of all jobs together; memory_bytes, processes and cpus are"
+            )
+    return limits
 
 
 def _size(option: str, value: object) -> int:

@@ -31,6 +31,7 @@ from sandd._core.policy.reading import MAX_POLICY_BYTES, read_policy
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
+from sandd._core.spawn_requests import Allowance
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from sandd._core.isolation.confining import Isolation
     from sandd._core.policy.permits import Gate
     from sandd._core.policy.rules import Policy
+    from sandd._core.processes import ProcessHost
     from sandd.wire import Refused, Spec
 
 log = get_logger("daemon")
@@ -90,7 +92,11 @@ async def run_daemon(
         with trio.open_signal_receiver(*stop_signals) as signals:
             if stop_requested():
                 return
-            async with open_process_host() as host, open_unwrapping_nursery() as nursery:
+            async with (
+                open_process_host(total=options.limit_total) as host,
+                open_unwrapping_nursery() as nursery,
+            ):
+                await _check_limits(options, host)
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
@@ -103,6 +109,7 @@ async def run_daemon(
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
                     gate=gate,
+                    allowance=Allowance(options.limits, options.require_limits),
                     isolation=isolation,
                 )
                 nursery.start_soon(_offer_files(runner, root, isolation, state.path / "transfers"))
@@ -141,6 +148,23 @@ async def run_daemon(
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()
         log.info("stopped", daemon_id=daemon_id)
+
+
+async def _check_limits(options: DaemonOptions, host: ProcessHost) -> None:
+    """ConfigurationError where limits that have to be held can't be; if they needn't, it is only told."""
+    for option, limits, ask in (
+        ("--limit", options.limits, host.unheld),
+        ("--limit-total", options.limit_total, host.unheld_total),
+    ):
+        if not limits.given:
+            continue
+        unheld = await ask(limits)
+        if unheld and options.require_limits:
+            raise ConfigurationError(
+                f"{option}: this machine can't hold {', '.join(unheld)}, and --require-limits says it has to"
+            )
+        if unheld:
+            log.warning("limits_not_held", option=option, limits=unheld)
 
 
 def _first_refusal(

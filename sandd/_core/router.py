@@ -31,6 +31,7 @@ from sandd._core.credit import Flow
 from sandd._core.held_requests import HeldRequests, job_key
 from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
 from sandd._core.router_links import (
     ClientLink,
@@ -75,9 +76,12 @@ class Router:
         ] = lambda _link, _message: None,
         audit: AuditSink = NO_AUDIT,
         policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
+        limits_of: Callable[[wire.Attach], Limits] = lambda _message: NO_LIMITS,
     ) -> None:
         self._authorise = authorise
         """Asked of each Attach that would be passed on, by the daemon's full name; a refusal goes back in its stead."""
+        self._limits_of = limits_of
+        """What an Attach that may be passed on may start, at most."""
         self._audit = audit
         self._trail = JobTrail(audit, policies_of)
         self._held = HeldRequests(audit, self._trail, self)
@@ -405,7 +409,9 @@ class Router:
         try:
             stamped = wire.encode_control(
                 daemon.last_channel + 1,
-                stamped_attach(metered_attach(message, route), link, daemon),
+                stamped_attach(
+                    metered_attach(message, route), link, daemon, self._limits_of(message)
+                ),
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)

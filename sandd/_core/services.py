@@ -190,7 +190,10 @@ class LocalService(Service):
         self.certificates = certificates
         """What it serves by; None: no TLS."""
         self.router = Router(
-            self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
+            self._authorise,
+            audit,
+            lambda tenant: [each.hash for each in policies.of(tenant)],
+            lambda attach: policies.limits(split_name(attach.daemon_id)[0], attach),
         )
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()

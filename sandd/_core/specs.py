@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sandd import wire
 from sandd._core.arguments import check_count, check_mapping, check_number, check_text
 from sandd._core.job_info import OUTPUT_NAMES
+from sandd._core.limits import NO_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,8 @@ def build_spec(
     lease: float | None = None,
     on_full: str = "block",
     detach: bool = False,
+    limits: Limits | None = None,
+    require_limits: bool = False,
 ) -> wire.CommandSpec:
     """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
     argv, shell = _argv(command)
@@ -59,6 +62,8 @@ def build_spec(
         lease=seconds("lease", lease),
         on_full=_on_full(on_full),
         detach=bool(detach),
+        limits=_limits(limits),
+        require_limits=bool(require_limits),
     )
 
 
@@ -76,6 +81,8 @@ def build_session_spec(
     kill_grace: float = KILL_GRACE,
     lease: float | None = None,
     detach: bool = False,
+    limits: Limits | None = None,
+    require_limits: bool = False,
 ) -> wire.SessionSpec:
     """The spec that asks for a terminal with `command` in it; None: the user's shell. Errors as `build_spec`."""
     check_size(rows, cols)
@@ -101,6 +108,8 @@ def build_session_spec(
         kill_grace=check_grace("kill_grace", kill_grace),
         lease=seconds("lease", lease),
         detach=bool(detach),
+        limits=_limits(limits),
+        require_limits=bool(require_limits),
     )
 
 
@@ -260,6 +269,15 @@ def address(
             f"{what}host has {len(host)} characters; it must have 1 to {wire.MAX_HOST_LENGTH}"
         )
     return host, port, None
+
+
+def _limits(limits: Limits | None) -> Limits:
+    given: object = limits  # whatever its type says
+    if given is None:
+        return NO_LIMITS
+    if not isinstance(given, Limits):
+        raise TypeError(f"limits is {given!r}; it must be sandd.Limits(...)")
+    return given
 
 
 def _isolation(value: str | None) -> wire.IsolationLevel | None:

@@ -40,6 +40,7 @@ _LIMITS: Final = (
     "lease",
     "detach",
     "shell",
+    "require_limits",
 )
 """Fields of a program's spec that bound it, or widen what it may do."""
 
@@ -220,7 +221,7 @@ def _describe(spec: bytes) -> dict[str, Any]:
             name: each
             for name in _LIMITS
             if (each := getattr(asked, name)) is not None and each is not False
-        }
+        } | asked.limits.given
         if asked.env:
             said["secrets"] = secrets_in(asked.env)
         return said
@@ -255,5 +256,9 @@ def _of_exit(event: wire.Exited) -> dict[str, Any]:
         "seconds": round(event.seconds, 6),
         "pid": event.pid,
         "pipes_held": event.pipes_held,
+        "limit": event.limit,
+        "limits": event.limits.given,
+        "cpu_seconds": round(event.cpu_seconds, 6),
+        "max_rss_bytes": event.max_rss_bytes,
         **finals,
     }

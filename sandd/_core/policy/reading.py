@@ -7,6 +7,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any, Final
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.limits import Limits, limits_from
 from sandd._core.policy import environment, patterns
 from sandd._core.policy.paths import is_readable, parts_of
 from sandd._core.policy.rules import (
@@ -154,6 +155,7 @@ def _policy(top: _Table, text: str) -> Policy:
         connect=_addresses(ports, "connect"),
         listen=_addresses(ports, "listen"),
         isolation=IsolationLevel(level),
+        limits=_limits(top),
     )
     for table in (files, ports, top):
         table.finish()
@@ -208,11 +210,24 @@ def _rule(table: _Table) -> Rule:
         user=user,
         may_start=table.directories("may_start"),
         force=table.boolean("force"),
+        limits=_limits(table),
     )
     table.finish()
     if shell and [(each.at_least, each.at_most) for each in rule.argv] != [(1, 1)]:
         raise table.error("argv", "of a rule with shell = true must describe exactly one text")
     return rule
+
+
+def _limits(table: _Table) -> Limits:
+    given = table.take("limits", {})
+    if not isinstance(given, dict):
+        raise table.error(
+            "limits", "must be a table, such as {memory_bytes = '1G', processes = 100}"
+        )
+    try:
+        return limits_from(given, place=f"{table.place}: limits")
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
 
 
 def _arguments(table: _Table) -> tuple[Argument, ...]:

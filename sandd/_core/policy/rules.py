@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 from attrs import field, frozen
 
+from sandd._core.limits import LIMIT_NAMES, NO_LIMITS, Limits
 from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Rule:
     """Under the lock: the programs that it, and what it starts, may start."""
     force: bool = False
     """Its author knows what the linter has to say."""
+    limits: Limits = NO_LIMITS
+    """What it may use, with all that it starts."""
 
 
 class ExecLock(enum.StrEnum):
@@ -119,6 +122,8 @@ class Policy:
     listen: tuple[Address, ...] = ()
     isolation: IsolationLevel = IsolationLevel.NONE
     """The least of all that it allows."""
+    limits: Limits = NO_LIMITS
+    """What anything may use that it allows to be run."""
 
     @functools.cached_property
     def hash(self) -> str:
@@ -145,5 +150,9 @@ def canonical(policy: Policy) -> bytes:
             return {type(value).__name__: attrs.asdict(value)}
         return value
 
-    value: _Json = attrs.asdict(policy, value_serializer=plain)
+    def has_meaning(attribute: attrs.Attribute[Any], value: Any) -> bool:
+        # Where nothing is limited nothing is said of it: there may be other limits some day.
+        return value is not None if attribute.name in LIMIT_NAMES else value != NO_LIMITS
+
+    value: _Json = attrs.asdict(policy, filter=has_meaning, value_serializer=plain)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -5,7 +5,8 @@ it for the pages that a fork has copied when either side writes. The steps have 
 what a later one could do without it:
 
     session      a new one, with default signals and its standard streams; its terminal, if it has one
-    directory    that a policy has checked, by its descriptor
+    limits       of the process: see `child_limits`. It is in its control group by then, as it is born there
+    directory    that a policy has checked, by its descriptor; or by its path
     user         groups, then gid, then uid; behind that it is root's no more. Of a confined job the umask, too
     directory    of a confined job, by its path: so it is the user who enters it
     confinement  no new privileges, and Landlock: see `sandd._core.isolation`
@@ -29,8 +30,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes import landlock, program_search
+from sandd._core.processes import child_limits, landlock, program_search
 from sandd._core.processes.exec_lock import Execution
+from sandd._core.processes.spawner_messages import ProcessLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +43,7 @@ _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """As in `launcher`."""
 _FAILURE = struct.Struct("=iB")
 """Errno, and on the way to what."""
-_IN_DIRECTORY, _AS_USER, _CONFINED, _AS_PROGRAM = range(4)
+_IN_DIRECTORY, _AS_USER, _CONFINED, _AS_PROGRAM, _LIMITED = range(5)
 _PRIVATE_UMASK = 0o077
 """Of a confined job: what it makes is its user's alone, wherever that is."""
 _KEPT_SIGNALS = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
@@ -50,6 +52,10 @@ _KEPT_SIGNALS = frozenset({signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD})
 
 class ConfinementError(OSError):
     """A job can't be kept within what it is to be kept within. Nothing ran; the text is for people."""
+
+
+class LimitError(OSError):
+    """A job can't be held to its limits. Nothing ran; the text is for people."""
 
 
 class Opened(NamedTuple):
@@ -70,8 +76,18 @@ def take_descriptors(request: Spawn, descriptors: list[int]) -> tuple[list[int],
     return pipes, Opened(*reversed(found))
 
 
-def launch_forked(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> int:
-    """As `launcher.launch`, for a request that a policy has checked, or that is to be confined."""
+def launch_forked(
+    request: Spawn,
+    env: dict[bytes, bytes],
+    descriptors: list[int],
+    *,
+    fork: Callable[[], int] = os.fork,
+) -> int:
+    """As `launcher.launch`, for a request that a policy has checked, or that is to be confined or limited.
+
+    Args:
+        fork: as os.fork; the child need not be ours.
+    """
     pipes, opened = take_descriptors(request, descriptors)
     if request.checked is None:
         program = request.argv[0]
@@ -86,7 +102,7 @@ def launch_forked(request: Spawn, env: dict[bytes, bytes], descriptors: list[int
         os.fchown(pipes[0], request.identity[0], -1)  # it was ours, and nobody else may open it
     told, tell = os.pipe()
     try:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             _be_the_child(request, pipes, terminal, opened, become, tell)
         os.close(tell)
@@ -98,10 +114,13 @@ def launch_forked(request: Spawn, env: dict[bytes, bytes], descriptors: list[int
             os.close(tell)
     if not failure:
         return pid
-    os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):  # it is another's, who will
+        os.waitpid(pid, 0)
     number, stage = _FAILURE.unpack(failure)
     if stage == _CONFINED:
         raise ConfinementError(number, f"it can't be confined: {os.strerror(number)}", "Landlock")
+    if stage == _LIMITED:
+        raise LimitError(number, f"its limits can't be set: {os.strerror(number)}")
     name = {_IN_DIRECTORY: request.cwd, _AS_PROGRAM: program}.get(stage)
     raise OSError(number, os.strerror(number), None if name is None else os.fsdecode(name))
 
@@ -169,9 +188,15 @@ def _be_the_child(
         for each in _RESTORED:
             signal.signal(each, signal.SIG_DFL)
         _take_standard_streams(request, pipes, terminal)
+        if request.limits is not None:
+            stage = _LIMITED
+            child_limits.apply(ProcessLimits(*request.limits))
         if opened.directory is not None:
             stage = _IN_DIRECTORY
             os.fchdir(opened.directory)
+        elif request.confined is None and request.cwd is not None:
+            stage = _IN_DIRECTORY
+            os.chdir(request.cwd)
         if request.identity is not None:
             stage = _AS_USER
             uid, gid, groups = request.identity

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sandd._core._errors import SanddError
+from sandd._core.limits import NO_LIMITS, NO_USAGE, Limits, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +84,10 @@ class SpawnRequest:
     """What is run instead of what `argv` begins with, and where; then `cwd` is only its name. POSIX only."""
     confinement: Confinement | None = None
     """None: it may do what its user may."""
+    limits: Limits = NO_LIMITS
+    """What it may use. `wall` and `output_bytes` are not the host's business."""
+    must_hold: bool = False
+    """Start nothing if there is a limit that this machine can't hold it to."""
 
 
 @attrs.frozen
@@ -186,6 +191,21 @@ class Child(abc.ABC):
     def ended(self) -> ExitStatus | None:
         """How it ended, once nothing is left of its tree either; else, and where it is lost, None."""
 
+    @property
+    def usage(self) -> Usage:
+        """What its tree has used, once nothing is left of it."""
+        return NO_USAGE
+
+    @property
+    def limit(self) -> str:
+        """The limit that its tree went beyond, by the kernel's counters or by what was seen; "" for none, or so far."""
+        return ""
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Which of the limits of its request it is not held to, as this machine can't."""
+        return ()
+
     @abc.abstractmethod
     def close_pipes(self) -> None:
         """Close our ends of the pipes, at once; idempotent."""
@@ -235,6 +255,14 @@ class ProcessHost(abc.ABC):
     """Starts process trees and owns them: none outlives it."""
 
     __slots__ = ()
+
+    async def unheld(self, limits: Limits) -> tuple[str, ...]:
+        """Which of these limits this machine can't hold a job to."""
+        return tuple(limits.given)
+
+    async def unheld_total(self, limits: Limits) -> tuple[str, ...]:
+        """Which of these limits it can't hold all jobs together to."""
+        return tuple(limits.given)
 
     @abc.abstractmethod
     def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child | None:

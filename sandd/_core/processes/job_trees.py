@@ -49,7 +49,7 @@ from sandd._core.processes.process_table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if sys.platform != "win32" else 100
 _REFRESH_SHARE = 0.1
@@ -341,8 +341,18 @@ def ticks_since_boot() -> int:
     return 0
 
 
-def open_job_trees() -> JobTrees:
-    """The trees of this system."""
+def open_job_trees(*, no_jobs: Callable[[], Collection[int]] = frozenset) -> JobTrees:
+    """The trees of this system.
+
+    Args:
+        no_jobs: process ids of children of ours that belong to no job.
+    """
     if sys.platform == "linux":
-        return SubreaperTrees(children=OwnChildren())
+        own = OwnChildren()
+
+        def children() -> list[int]:
+            others = no_jobs()
+            return [pid for pid in own() if pid not in others] if others else own()
+
+        return SubreaperTrees(children=children)
     return ProcessGroupTrees()
