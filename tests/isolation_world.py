@@ -87,7 +87,7 @@ class World:
             merge_stderr=True,
         )
         with Permit() as permit:
-            request = self.isolation.confine(tenant, spec, request, permit)
+            request = self.isolation.confine(tenant, self.isolation.level, spec, request, permit)
             return await self.host.spawn(request)
 
     async def run(

@@ -51,7 +51,10 @@ def test_a_request_raises_the_level_only(
     """The daemon's is the least."""
     order = list(IsolationLevel)
     expected = max(least, asked or NONE, key=order.index)
-    assert isolation(tmp_path, least).level_of(evolve(TRUE, isolation=asked)) is expected
+    some = isolation(tmp_path, least)
+    assert some.level_of(evolve(TRUE, isolation=asked)) is expected
+    assert some.level_of(TRUE, asked or NONE) is expected
+    assert some.level_of(FILES, asked or NONE) is least
 
 
 def test_a_level_that_is_missing_is_refused(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_at_none_nothing_changes(tmp_path: Path) -> None:
     """It is the very request."""
     given = request()
     with Permit() as permit:
-        assert isolation(tmp_path, NONE).confine("a", TRUE, given, permit) is given
+        assert isolation(tmp_path, NONE).confine("a", NONE, TRUE, given, permit) is given
 
 
 def test_a_confined_request_is_of_its_workspace(tmp_path: Path) -> None:
@@ -93,24 +96,24 @@ def test_a_confined_request_is_of_its_workspace(tmp_path: Path) -> None:
     spec = evolve(TRUE, env={b"HOME": b"/elsewhere"})
     with Permit() as permit:
         some = isolation(tmp_path, USER)
-        made = some.confine("a", spec, request(), permit)
+        made = some.confine("a", USER, spec, request(), permit)
         home = some.workspaces.open("a").path
         assert made.cwd == bytes(home)
         assert (made.env[b"A"], made.env[b"TMPDIR"]) == (b"1", bytes(home / "tmp"))
         assert b"HOME" not in made.env or made.env[b"HOME"] != bytes(home)
         assert dict(made.base) == {}
-        assert some.confine("a", spec, request(cwd=b"d"), permit).cwd == bytes(home / "d")
-        assert some.confine("a", spec, request(cwd=b"/d"), permit).cwd == b"/d"
+        assert some.confine("a", USER, spec, request(cwd=b"d"), permit).cwd == bytes(home / "d")
+        assert some.confine("a", USER, spec, request(cwd=b"/d"), permit).cwd == b"/d"
 
 
 def test_a_tenant_without_a_workspace_runs_nothing(tmp_path: Path) -> None:
     """Whatever the reason: its name, the disk, no user left."""
     some = isolation(tmp_path, USER)
     with Permit() as permit, pytest.raises(SpawnFailed, match="no tenant's name"):
-        some.confine("..", TRUE, request(), permit)
+        some.confine("..", USER, TRUE, request(), permit)
     (tmp_path / "w").write_text("in the way")
     with Permit() as permit, pytest.raises(SpawnFailed, match="can't be made"):
-        some.confine("a", TRUE, request(), permit)
+        some.confine("a", USER, TRUE, request(), permit)
 
 
 @needs(USER)
@@ -120,8 +123,8 @@ def test_nobody_but_the_tenants_user_can_be_asked_for() -> None:
         uid = some.workspaces.open("a").uid
         for user in ("root", "0", str((uid or 0) + 1)):
             with pytest.raises(SpawnFailed, match="its tenant's own user"):
-                some.confine("a", TRUE, request(user=user), permit)
-        made = some.confine("a", TRUE, request(user=str(uid)), permit)
+                some.confine("a", USER, TRUE, request(user=user), permit)
+        made = some.confine("a", USER, TRUE, request(user=str(uid)), permit)
         assert made.confinement is not None
         assert made.confinement.identity == (uid, uid, ())
         assert made.user is None

@@ -42,7 +42,7 @@ from sandd._core.transfers.partials import Partials
 from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from sandd._core.files.roots import Root
@@ -100,8 +100,7 @@ async def run_daemon(
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
-                judges = [each.judge for each in (gate, isolation) if each is not None]
-                table = JobTable(instance, spool=spool, judge=partial(_first_refusal, judges))
+                table = JobTable(instance, spool=spool, judge=partial(_refusal, gate, isolation))
                 runner = JobRunner(
                     table,
                     host,
@@ -167,11 +166,14 @@ async def _check_limits(options: DaemonOptions, host: ProcessHost) -> None:
             log.warning("limits_not_held", option=option, limits=unheld)
 
 
-def _first_refusal(
-    judges: Sequence[Callable[[Spec], Refused | None]], spec: Spec
+def _refusal(
+    gate: Gate | None, isolation: Isolation | None, spec: Spec, least: IsolationLevel
 ) -> Refused | None:
-    """What the first of them says that has something against it."""
-    return next((refused for judge in judges if (refused := judge(spec)) is not None), None)
+    """Why a job is not begun: by the policy, or because it can't be kept apart as it has to be."""
+    refused = None if gate is None else gate.judge(spec)
+    if refused is None and sys.platform != "win32" and isolation is not None:
+        refused = isolation.judge(spec, least)
+    return refused
 
 
 def _open_isolation(options: DaemonOptions, policy: Policy | None, state: Path) -> Isolation | None:

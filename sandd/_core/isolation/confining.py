@@ -75,20 +75,21 @@ class Isolation:
         """The levels that are to be had, from the least."""
         return tuple(level for level, reason in self.missing.items() if reason is None)
 
-    def level_of(self, spec: wire.Spec) -> IsolationLevel:
-        """At which a job of that spec runs: never below the daemon's own."""
-        asked = spec.isolation if isinstance(spec, wire.CommandSpec | wire.SessionSpec) else None
-        return strongest([self.level, asked])
+    def level_of(
+        self, spec: wire.Spec, least: IsolationLevel = IsolationLevel.NONE
+    ) -> IsolationLevel:
+        """At which a job of that spec runs: never below the daemon's own, nor `least`, the controller's for it."""
+        if isinstance(spec, wire.CommandSpec | wire.SessionSpec):
+            return strongest([self.level, least, spec.isolation])
+        return self.level
 
-    def confines(self, spec: wire.Spec) -> bool:
-        """Whether a job of that spec is to be passed to `confine`."""
-        return self.level_of(spec) is not IsolationLevel.NONE
-
-    def judge(self, spec: wire.Spec) -> wire.Refused | None:
+    def judge(
+        self, spec: wire.Spec, least: IsolationLevel = IsolationLevel.NONE
+    ) -> wire.Refused | None:
         """The refusal of a job whose level is not to be had; None if it is. Nothing runs at a lower one."""
         if isinstance(spec, _ABOUT_JOBS):
             return None
-        level = self.level_of(spec)
+        level = self.level_of(spec, least)
         reason = self.missing[level]
         if reason is None:
             return None
@@ -96,14 +97,18 @@ class Isolation:
         return wire.Refused(RefusedCode.UNSUPPORTED, text[: wire.MAX_TEXT_LENGTH])
 
     def confine(
-        self, tenant: str, spec: wire.ProgramSpec, request: SpawnRequest, permit: Permit
+        self,
+        tenant: str,
+        level: IsolationLevel,
+        spec: wire.ProgramSpec,
+        request: SpawnRequest,
+        permit: Permit,
     ) -> SpawnRequest:
-        """What to start instead of `request`, at the level of the spec. What it has opened is the permit's. Blocking.
+        """What to start instead of `request`, at that level. What it has opened is the permit's. Blocking.
 
         Raises:
             SpawnFailed: there is no user, or no workspace, for that tenant; or another user was asked for. Nothing ran.
         """
-        level = self.level_of(spec)
         if level is IsolationLevel.NONE:
             return request
         workspace = self._open_workspace(tenant)
