@@ -114,6 +114,7 @@ LAYERS = {
         "sandd._core.processes.limit_groups",
         "sandd._core.processes.limit_keeper",
         "sandd._core.processes.process_table",
+        "sandd._core.processes.quick_fork",
         "sandd._core.processes.program_search",
         "sandd._core.processes.spawner",
         "sandd._core.processes.spawner_messages",

@@ -65,7 +65,7 @@ package.__path__ = [{SELF!r} + "/sandd/_core/processes"]
 import sandd._core.processes.spawner
 ours = {{
     *("control_groups", "culling", "exit_watch", "job_trees", "launcher", "process_table"),
-    *("child_limits", "limit_cells", "limit_groups", "limit_keeper"),
+    *("child_limits", "limit_cells", "limit_groups", "limit_keeper", "quick_fork"),
     *("exec_lock", "forked_launch", "landlock", "program_search", "spawner", "spawner_messages"),
 }}
 for name in sys.modules:

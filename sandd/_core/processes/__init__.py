@@ -34,6 +34,7 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     forked_launch     starting one program that a policy has checked, or that is confined
     exec_lock         what it may execute
     landlock          the part of the kernel that confines, and locks
+    quick_fork        a fork for who executes a program at once
     program_search    which files a program's name may mean
     spawner_messages  what daemon and spawner say to each other
 """

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import gc
 import os
-import platform
 import signal
 import socket
 import sys
@@ -28,8 +27,13 @@ from typing import TYPE_CHECKING, NoReturn
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes import process_table
-from sandd._core.processes.forked_launch import ConfinementError, LimitError, launch_forked
+from sandd._core.processes import process_table, quick_fork
+from sandd._core.processes.forked_launch import (
+    RESTORED_SIGNALS,
+    ConfinementError,
+    LimitError,
+    launch_forked,
+)
 from sandd._core.processes.spawner_messages import (
     Failed,
     MessageReader,
@@ -45,14 +49,11 @@ if TYPE_CHECKING:
 
     from sandd._core.processes.limit_groups import Counters, LimitGroup
 
-_CLONE_PARENT = 0x8000  # clone(2)
-_SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
-"""Numbers of the system call clone(2), whose first argument is its flags on all of these."""
 ANSWER_SECONDS = 5.0
 """How long a cell may take to come up, or to start a job. It takes 20 ms, or 1; one that hangs costs its job alone."""
 LAST_DESCRIPTOR = 1 << 20
 _SCORE = "/proc/self/oom_score_adj"
-_SPARED = "-1000"
+_SPARED = b"-1000"
 """Never chosen by the kernel when memory is short: it is for what a cell starts, not for the cell."""
 
 
@@ -96,7 +97,6 @@ class Cell:
         try:
             self._wait_until_up()
             self.group.hold(ProcessLimits(*request.limits), extra=1)
-            self.before = self.group.counters()
             data = encode(request, descriptors=len(descriptors))
             sent = socket.send_fds(self._link, [data], descriptors)
             self._link.sendall(memoryview(data)[sent:])
@@ -149,11 +149,6 @@ _OF_CONFINEMENT = "\0confinement"
 """Instead of a file's name: which kind of error it was."""
 
 
-def clones_siblings() -> bool:
-    """Whether this machine can do what cells are made of."""
-    return sys.platform == "linux" and platform.machine() in _SYS_CLONE
-
-
 def _be_a_cell(link: socket.socket, group: LimitGroup) -> NoReturn:
     try:
         _let_go(link.fileno())
@@ -173,7 +168,9 @@ def _be_a_cell(link: socket.socket, group: LimitGroup) -> NoReturn:
 def _let_go(link: int) -> None:
     """Of all that is the spawner's: its sockets would not end with it, and its jobs' pipes not with them."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # As a child is to have them; one that ends the cell has ended its spawner.
+    for number in (signal.SIGCHLD, *RESTORED_SIGNALS):
+        signal.signal(number, signal.SIG_DFL)
     os.closerange(3, link)
     os.closerange(link + 1, LAST_DESCRIPTOR)
     gc.disable()  # what it would look at are pages to be copied
@@ -186,7 +183,7 @@ def _spare_ourselves() -> bytes | None:
     try:
         with open(_SCORE, "rb") as file:
             before = file.read().strip()
-        with open(_SCORE, "w") as file:
+        with open(_SCORE, "wb") as file:
             file.write(_SPARED)
     except OSError:
         return None
@@ -195,6 +192,8 @@ def _spare_ourselves() -> bytes | None:
 
 def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
     reader = MessageReader(link)
+    home = os.open(".", os.O_RDONLY)
+    nothing = os.open(os.devnull, os.O_RDWR)
     while (received := reader.receive()) is not None:
         message, descriptors, is_complete = received
         assert isinstance(message, Spawn)
@@ -204,7 +203,8 @@ def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
             if not is_complete:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             answer = Started(
-                message.job, launch_forked(message, message.env, descriptors, fork=fork)
+                message.job,
+                launch_forked(message, message.env, descriptors, fork=fork, spares_child=True),
             )
         except (LimitError, ConfinementError) as error:
             kind = _OF_LIMITS if isinstance(error, LimitError) else _OF_CONFINEMENT
@@ -217,28 +217,23 @@ def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
         link.sendall(encode(answer))
+        # What a child was to inherit may be in somebody's way, such as the end of a pipe.
+        os.fchdir(home)
+        for number in range(3):
+            os.dup2(nothing, number)
 
 
 def _sibling_maker(score: bytes | None) -> Callable[[], int]:
-    """What forks as os.fork does, but for our parent."""
-    import ctypes
-
-    # It keeps the lock of Python's interpreter, which the child has, as it is all that there is of it.
-    system_call = ctypes.PyDLL(None, use_errno=True).syscall
-    number = _SYS_CLONE[platform.machine()]
+    """What forks for our parent; the child is not spared when memory is short, as we are."""
+    if score is None:
+        return quick_fork.fork_sibling
+    ours, theirs = os.open(_SCORE, os.O_WRONLY), score
 
     def fork() -> int:
-        pid = int(system_call(number, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0))
-        if pid < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        if pid == 0 and score is not None:
-            try:
-                descriptor = os.open(_SCORE, os.O_WRONLY)
-                os.write(descriptor, score)
-                os.close(descriptor)
-            except OSError:
-                os._exit(127)  # rather than to run as one that the kernel never ends
+        os.pwrite(ours, theirs, 0)
+        pid = quick_fork.fork_sibling()
+        if pid:
+            os.pwrite(ours, _SPARED, 0)
         return pid
 
     return fork

@@ -48,6 +48,8 @@ PERIOD_MICROSECONDS = 100_000
 UNLIMITED_V1 = "-1"
 DAEMONS_OWN = "sandd-daemon"
 """The group of v2 that a daemon is put into if it is alone where its jobs' groups are to be."""
+READ_BYTES = 4096
+"""More than there is in any file that is read here."""
 REUSABLE_BYTES = 8 << 20
 """A group that still holds more than this, of files in tmpfs say, is not given to another job."""
 
@@ -152,16 +154,22 @@ class GroupsV1(LimitGroups):
 class GroupV1(LimitGroup):
     """See `LimitGroup`: a directory for each controller."""
 
-    __slots__ = ("_places",)
+    __slots__ = ("_held", "_places", "_reader")
 
     def __init__(self, places: Mapping[str, str]) -> None:
         self._places = places
+        self._reader = _Reader()
+        self._held: object = None
+        """What `hold` was told last."""
 
     def enter(self) -> None:
         for path in dict.fromkeys(self._places.values()):
             control_groups.move_to(path)
 
     def hold(self, limits: ProcessLimits, *, extra: int = 0) -> None:
+        if self._held == (limits, extra):
+            return  # as for one job after the other of the same kind
+        self._held = None
         places = self._places
         if "memory" in places:
             memory = UNLIMITED_V1 if limits.memory_bytes is None else str(limits.memory_bytes)
@@ -179,8 +187,10 @@ class GroupV1(LimitGroup):
             quota = -1 if limits.cpus is None else round(limits.cpus * PERIOD_MICROSECONDS)
             write(f"{places['cpu']}/cpu.cfs_period_us", str(PERIOD_MICROSECONDS))
             write(f"{places['cpu']}/cpu.cfs_quota_us", str(quota))
+        self._held = (limits, extra)
 
     def stop_forks(self) -> None:
+        self._held = None
         if "pids" in self._places:
             with suppress(OSError):
                 write(f"{self._places['pids']}/pids.max", "0")
@@ -193,7 +203,7 @@ class GroupV1(LimitGroup):
         )
 
     def pids(self) -> list[int]:
-        return ControlGroup(next(iter(self._places.values()))).pids()
+        return self._reader.pids(f"{next(iter(self._places.values()))}/cgroup.procs")
 
     def is_clean(self) -> bool:
         if "memory" not in self._places:
@@ -204,6 +214,7 @@ class GroupV1(LimitGroup):
         return self._number("memory", "memory.usage_in_bytes") <= REUSABLE_BYTES
 
     def remove(self) -> bool:
+        self._reader.close()
         left = [
             path for path in dict.fromkeys(self._places.values()) if not ControlGroup(path).remove()
         ]
@@ -212,11 +223,11 @@ class GroupV1(LimitGroup):
     def _count(self, controller: str, file: str, key: str) -> int:
         if controller not in self._places:
             return 0
-        return _counted(f"{self._places[controller]}/{file}", key)
+        return self._reader.counted(f"{self._places[controller]}/{file}", key)
 
     def _number(self, controller: str, file: str) -> int:
         with suppress(OSError, ValueError, KeyError):
-            return int(read(f"{self._places[controller]}/{file}"))
+            return int(self._reader.read(f"{self._places[controller]}/{file}"))
         return 0
 
 
@@ -245,15 +256,20 @@ class GroupsV2(LimitGroups):
 class GroupV2(LimitGroup):
     """See `LimitGroup`: one directory."""
 
-    __slots__ = ("_path",)
+    __slots__ = ("_held", "_path", "_reader")
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._reader = _Reader()
+        self._held: object = None
 
     def enter(self) -> None:
         control_groups.move_to(self._path)
 
     def hold(self, limits: ProcessLimits, *, extra: int = 0) -> None:
+        if self._held == (limits, extra):
+            return
+        self._held = None
         memory = "max" if limits.memory_bytes is None else str(limits.memory_bytes)
         self._set("memory.max", memory)
         # Without swap: else a hog would slow down the whole machine instead of being ended.
@@ -261,45 +277,72 @@ class GroupV2(LimitGroup):
         self._set("pids.max", "max" if limits.processes is None else str(limits.processes + extra))
         quota = "max" if limits.cpus is None else str(round(limits.cpus * PERIOD_MICROSECONDS))
         self._set("cpu.max", f"{quota} {PERIOD_MICROSECONDS}")
+        self._held = (limits, extra)
 
     def _set(self, file: str, text: str) -> None:
         if os.path.exists(f"{self._path}/{file}"):
             write(f"{self._path}/{file}", text)
 
     def stop_forks(self) -> None:
+        self._held = None
         with suppress(OSError):
             self._set("pids.max", "0")
 
     def counters(self) -> Counters:
         return Counters(
-            oom_kills=_counted(f"{self._path}/memory.events", "oom_kill"),
-            fork_refusals=_counted(f"{self._path}/pids.events", "max"),
-            cpu_seconds=_counted(f"{self._path}/cpu.stat", "usage_usec") / 1e6,
+            oom_kills=self._reader.counted(f"{self._path}/memory.events", "oom_kill"),
+            fork_refusals=self._reader.counted(f"{self._path}/pids.events", "max"),
+            cpu_seconds=self._reader.counted(f"{self._path}/cpu.stat", "usage_usec") / 1e6,
         )
 
     def pids(self) -> list[int]:
-        return ControlGroup(self._path).pids()
+        return self._reader.pids(f"{self._path}/cgroup.procs")
 
     def is_clean(self) -> bool:
         try:
-            return int(read(f"{self._path}/memory.current")) <= REUSABLE_BYTES
+            return int(self._reader.read(f"{self._path}/memory.current")) <= REUSABLE_BYTES
         except FileNotFoundError:
             return True  # no memory controller
         except (OSError, ValueError):
             return False
 
     def remove(self) -> bool:
+        self._reader.close()
         return ControlGroup(self._path).remove()
 
 
-def _counted(path: str, key: str) -> int:
-    """The number behind a key in a file of lines; 0 where there is none."""
-    with suppress(OSError, ValueError):
-        for line in read(path).splitlines():
-            name, _, number = line.partition(" ")
-            if name == key:
-                return int(number)
-    return 0
+class _Reader:
+    """Files of a group that are read again and again: they stay open, which saves most of the time of a look."""
+
+    __slots__ = ("_opened",)
+
+    def __init__(self) -> None:
+        self._opened: dict[str, int] = {}
+
+    def read(self, path: str) -> bytes:
+        """All of it. OSError where it can't be read, FileNotFoundError where it isn't there."""
+        descriptor = self._opened.get(path)
+        if descriptor is None:
+            descriptor = self._opened[path] = os.open(path, os.O_RDONLY)
+        return os.pread(descriptor, READ_BYTES, 0)
+
+    def pids(self, path: str) -> list[int]:
+        """The processes that are listed there. OSError where it can't be read."""
+        return [int(word) for word in self.read(path).split()]
+
+    def counted(self, path: str, key: str) -> int:
+        """The number behind a key in a file of lines; 0 where there is none."""
+        with suppress(OSError, ValueError):
+            for line in self.read(path).splitlines():
+                name, _, number = line.partition(b" ")
+                if name == key.encode():
+                    return int(number)
+        return 0
+
+    def close(self) -> None:
+        """Let go of them all."""
+        while self._opened:
+            os.close(self._opened.popitem()[1])
 
 
 # --- which of them --------------------------------------------------------------------------------

@@ -29,9 +29,10 @@ if sys.platform == "win32":
 
 from sandd._core.processes import child_limits
 from sandd._core.processes.launcher import launch
-from sandd._core.processes.limit_cells import Cell, CellError, clones_siblings
+from sandd._core.processes.limit_cells import Cell, CellError
 from sandd._core.processes.limit_groups import OF_LIMITS
 from sandd._core.processes.process_table import consumption_by_ps, read_consumption
+from sandd._core.processes.quick_fork import makes_siblings
 from sandd._core.processes.spawner_messages import ProcessLimits
 
 if TYPE_CHECKING:
@@ -99,11 +100,13 @@ class LimitKeeper:
         make_cell: Callable[..., Cell] = Cell,
         measure: Callable[[Iterable[int]], list[Consumption]] | None = None,
     ) -> None:
-        self._groups = groups if groups is not None and clones_siblings() else None
+        self._groups = groups if groups is not None and makes_siblings() else None
         self._make_cell = make_cell
         self._measure = measure or _measure
         self._idle: list[Cell] = []
         self._busy: set[Cell] = set()
+        self._used: list[Cell] = []
+        """Those of `_busy` whose job is gone."""
         self._left: list[LimitGroup] = []
         """Groups without a cell, in which somebody is, or was a moment ago."""
         self._last_group = 0
@@ -217,12 +220,13 @@ class LimitKeeper:
         limits = guard.limits
         if guard.cell is not None:
             counted, before = guard.cell.group.counters(), guard.cell.before
+            guard.cell.before = counted
             seconds = max(seconds, counted.cpu_seconds - before.cpu_seconds)
             if counted.oom_kills > before.oom_kills:
                 limit = "memory_bytes"
             elif not limit and counted.fork_refusals > before.fork_refusals:
                 limit = "processes"
-            self._give_back(guard.cell)
+            self._used.append(guard.cell)
         if (
             limits.cpu_seconds is not None
             and not limit
@@ -233,6 +237,11 @@ class LimitKeeper:
             limit = "file_bytes"
         return (seconds, resident), limit
 
+    def tidy(self) -> None:
+        """Have cells whose job is gone ready for others: for when nobody waits for anything else."""
+        while self._used:
+            self._give_back(self._used.pop())
+
     def end(self) -> None:
         """Let go of all cells; nobody starts anything any more. Call `remove` when all are dead."""
         for cell in (*self._busy, *self._idle):
@@ -240,6 +249,7 @@ class LimitKeeper:
             cell.end()
         self._idle.clear()
         self._busy.clear()
+        self._used.clear()
 
     def remove(self) -> None:
         """Remove all groups in which nobody is."""
@@ -256,6 +266,7 @@ class LimitKeeper:
     def _take_cell(self, given: frozenset[str]) -> Cell | None:
         if self._groups is None or not (self._has_total or given & self._held_by_group):
             return None
+        self.tidy()
         needs_cpu = "cpus" in given
         for cell in self._idle:
             if cell.has_cpu == needs_cpu:

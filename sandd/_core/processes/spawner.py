@@ -180,8 +180,7 @@ class Spawner:
                     if key.fileobj is self._child_died:
                         self._hear_alarm()
             self._look_after_children(somebody_died)
-            if self._guarded:
-                self._look_after_limits()
+            self._look_after_limits()
             if self._dying:
                 self._take_due_steps()
         self._cull_everything()
@@ -290,6 +289,7 @@ class Spawner:
         self._finish_if_empty(job)
 
     def _look_after_limits(self) -> None:
+        self._limits.tidy()
         if self._limits.seconds_to_next_look(time.monotonic()) > 0:
             return
         for guard in self._limits.look(lambda each: self._trees.members(self._guarded[each].tree)):
@@ -345,8 +345,7 @@ class Spawner:
             due = min(due, self._held_until - now)
         if self._is_refresh_wanted:
             due = min(due, self._trees.refresh_due(now))
-        if self._guarded:
-            due = min(due, self._limits.seconds_to_next_look(now))
+        due = min(due, self._limits.seconds_to_next_look(now))
         return None if due == float("inf") else min(max(0.0, due), LONGEST_WAIT_SECONDS)
 
     def _cull_frozen(self, find: Callable[[], list[process_table.Process]]) -> bool:
