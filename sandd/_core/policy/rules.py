@@ -151,6 +151,8 @@ def canonical(policy: Policy) -> bytes:
         return value
 
     def has_meaning(attribute: attrs.Attribute[Any], value: Any) -> bool:
+        if attribute.name == "isolation":
+            return value is not IsolationLevel.NONE  # as one that doesn't speak of it
         # Where nothing is limited nothing is said of it: there may be other limits some day.
         return value is not None if attribute.name in LIMIT_NAMES else value != NO_LIMITS
 
