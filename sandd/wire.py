@@ -698,6 +698,7 @@ class Attach:
         default=INITIAL_OUTPUT_BYTES, validator=_offset
     )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
     limits: Limits = NO_LIMITS  # stamped by the router: what it starts may use no more
+    isolation: IsolationLevel = IsolationLevel.NONE  # stamped by the router: no less
 
 
 @frozen

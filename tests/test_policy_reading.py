@@ -132,6 +132,7 @@ def test_a_policy_without_rules_is_one() -> None:
         pytest.param("version = 1\nx = 1", "there is no 'x'", id="unknown-key"),
         pytest.param('version = 1\ndefault = "allow"', "can only be 'deny'", id="default"),
         pytest.param('version = 1\nexec_lock = "on"', "must be one of 'required'", id="lock"),
+        pytest.param('version = 1\nisolation = "jail"', "must be one of 'none'", id="isolation"),
         pytest.param('version = 1\npath = "bin"', "an absolute path", id="relative-path"),
         pytest.param("version = 1\n[files]\nexecute = []", "[files]: there is no", id="files"),
         pytest.param('version = 1\n[files]\nread = ["a"]', "absolute path", id="relative-grant"),

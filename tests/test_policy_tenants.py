@@ -54,6 +54,21 @@ def test_a_tenant_is_held_to_everybodys_policy_and_to_its_own(tmp_path: Path) ->
     assert [refused(policies, "two", word) for word in "abc"] == [None, None, hashes["*"]]
 
 
+def test_a_tenant_has_the_isolation_of_all_its_policies(tmp_path: Path) -> None:
+    """The most that one of them asks for; without any, nothing is asked for."""
+    directory = tmp_path / "policy"
+    directory.mkdir()
+    (directory / "one.toml").write_text("version = 1\nisolation = 'bwrap'\n")
+    (directory / "two.toml").write_text("version = 1\nisolation = 'none'\n")
+    (tmp_path / "all.toml").write_text("version = 1\nisolation = 'user'\n")
+    policies = TenantPolicies(file=tmp_path / "all.toml", directory=directory)
+    assert policies.isolation("one") is wire.IsolationLevel.NONE
+    policies.read()
+    assert [policies.isolation(each) for each in ("one", "two", "three")] == [
+        *(wire.IsolationLevel.BWRAP, wire.IsolationLevel.USER, wire.IsolationLevel.USER)
+    ]
+
+
 def test_a_directory_that_cannot_be_read_lets_nothing_be_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ from sandd._core.transfers.partials import Partials
 from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from sandd._core.files.roots import Root
@@ -82,7 +82,8 @@ async def run_daemon(
         gate, policy = _open_gate(options)
         if policy is not None:
             root = GrantedFiles(policy)
-        isolation = _open_isolation(options, state.path)
+        isolation = _open_isolation(options, policy, state.path)
+        level, levels = _levels_of(isolation)
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -99,8 +100,7 @@ async def run_daemon(
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
-                judges = [each.judge for each in (gate, isolation) if each is not None]
-                table = JobTable(instance, spool=spool, judge=partial(_first_refusal, judges))
+                table = JobTable(instance, spool=spool, judge=partial(_refusal, gate, isolation))
                 runner = JobRunner(
                     table,
                     host,
@@ -113,8 +113,8 @@ async def run_daemon(
                 )
                 nursery.start_soon(_offer_files(runner, root, isolation, state.path / "transfers"))
                 confined_by = "--root" if options.root is not None else ""
-                if options.isolation.level is not IsolationLevel.NONE:
-                    confined_by = f"--isolation {options.isolation.level}"
+                if level is not IsolationLevel.NONE:
+                    confined_by = f"isolation {str(level)!r}"
                 if confined_by:
                     ports = PortRequests(table, act=runner.act, confined_by=confined_by)
                     runner.requests.offer(ports.doers)
@@ -127,10 +127,8 @@ async def run_daemon(
                     arch=platform.machine()[:64],
                     daemon_version=version,
                     ancestors=ancestors,
-                    isolation=options.isolation.level,
-                    isolation_levels=(IsolationLevel.NONE,)
-                    if isolation is None
-                    else isolation.available,
+                    isolation=level,
+                    isolation_levels=levels,
                 )
                 keyring = Keyring(state.path, daemon_id, options.credential)
                 end = DaemonEnd(identity, keyring, runner)
@@ -168,14 +166,17 @@ async def _check_limits(options: DaemonOptions, host: ProcessHost) -> None:
             log.warning("limits_not_held", option=option, limits=unheld)
 
 
-def _first_refusal(
-    judges: Sequence[Callable[[Spec], Refused | None]], spec: Spec
+def _refusal(
+    gate: Gate | None, isolation: Isolation | None, spec: Spec, least: IsolationLevel
 ) -> Refused | None:
-    """What the first of them says that has something against it."""
-    return next((refused for judge in judges if (refused := judge(spec)) is not None), None)
+    """Why a job is not begun: by the policy, or because it can't be kept apart as it has to be."""
+    refused = None if gate is None else gate.judge(spec)
+    if refused is None and sys.platform != "win32" and isolation is not None:
+        refused = isolation.judge(spec, least)
+    return refused
 
 
-def _open_isolation(options: DaemonOptions, state: Path) -> Isolation | None:
+def _open_isolation(options: DaemonOptions, policy: Policy | None, state: Path) -> Isolation | None:
     """How jobs are kept apart; None where that can't be, nor has to."""
     if sys.platform == "win32":
         if options.isolation.level is not IsolationLevel.NONE:
@@ -187,7 +188,15 @@ def _open_isolation(options: DaemonOptions, state: Path) -> Isolation | None:
         # The other platform can't import it.
         from sandd._core.isolation.confining import open_isolation
 
-        return open_isolation(options.isolation, state, has_policy=options.policy is not None)
+        return open_isolation(options.isolation, state, policy=policy)
+
+
+def _levels_of(isolation: Isolation | None) -> tuple[IsolationLevel, tuple[IsolationLevel, ...]]:
+    """The least that jobs have, and all that they may ask for."""
+    if sys.platform == "win32" or isolation is None:
+        return IsolationLevel.NONE, (IsolationLevel.NONE,)
+    else:
+        return isolation.level, isolation.available
 
 
 def _offer_files(

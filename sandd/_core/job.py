@@ -55,6 +55,8 @@ class Job:
         self.generation = 1
         self.ceiling = NO_LIMITS
         """What it may use, whatever it asks for: by the controller's policy."""
+        self.least_isolation = wire.IsolationLevel.NONE
+        """What it is kept apart from, whatever it asks for: by the same."""
         self.detached = spec.detach
         self.client = ""
         """The client that owns the job, attached or not."""

@@ -235,7 +235,11 @@ def tell_news(link: ClientLink, news: wire.DaemonStatus | wire.DaemonCloned) -> 
 
 
 def stamped_attach(
-    message: wire.Attach, link: ClientLink, daemon: DaemonLink, limits: Limits
+    message: wire.Attach,
+    link: ClientLink,
+    daemon: DaemonLink,
+    limits: Limits,
+    isolation: wire.IsolationLevel,
 ) -> wire.Attach:
     """The Attach in the name the link was authenticated for, and within its limits, whatever the client put there."""
     return wire.Attach(
@@ -254,4 +258,5 @@ def stamped_attach(
         principal=link.principal.name,
         output_credit=message.output_credit,
         limits=limits,
+        isolation=isolation,
     )

@@ -38,7 +38,7 @@ from sandd._core.processes import (
 from sandd._core.requests import Requests
 from sandd._core.spawn_requests import UNLIMITED, Allowance, spawn_request
 from sandd._core.spooler import Spooler
-from sandd.wire import FailedCode, JobState, Outcome, Stream
+from sandd.wire import FailedCode, IsolationLevel, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -330,7 +330,7 @@ class JobRunner:
             if (
                 running.spec.user is None
                 and self._gate is None
-                and not self._confines(running.spec)
+                and self._level_of(running.job, running.spec) is IsolationLevel.NONE
             ):
                 running.began_at = self._now()
                 try:
@@ -438,8 +438,12 @@ class JobRunner:
                 job.failed(FailedCode.LOST, str(error))
                 return None
 
-    def _confines(self, spec: wire.ProgramSpec) -> bool:
-        return self._isolation is not None and self._isolation.confines(spec)
+    def _level_of(self, job: Job, spec: wire.ProgramSpec) -> IsolationLevel:
+        """What the job is kept apart from."""
+        if self._isolation is None:
+            return IsolationLevel.NONE
+        level: IsolationLevel = self._isolation.level_of(spec, job.least_isolation)
+        return level
 
     async def _request(self, job: Job, spec: wire.ProgramSpec, permit: Permit) -> SpawnRequest:
         instance = self._table.instance
@@ -450,10 +454,11 @@ class JobRunner:
             else:
                 request = self._gate.check(job, spec, instance, permit, self._allowance)
             if self._isolation is not None:
-                request = self._isolation.confine(job.key[0], spec, request, permit)
+                request = self._isolation.confine(job.key[0], level, spec, request, permit)
             return request
 
-        if self._gate is None and spec.user is None and not self._confines(spec):
+        level = self._level_of(job, spec)
+        if self._gate is None and spec.user is None and level is IsolationLevel.NONE:
             return make()
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(make, limiter=self._lookups, abandon_on_cancel=True)

@@ -194,6 +194,7 @@ class LocalService(Service):
             audit,
             lambda tenant: [each.hash for each in policies.of(tenant)],
             lambda attach: policies.limits(split_name(attach.daemon_id)[0], attach),
+            policies.isolation,
         )
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()

@@ -39,14 +39,13 @@ def find_env() -> str | None:
 def command_line(
     bwrap: str,
     env: str,
-    workspace: Workspace,
+    workspace: Workspace | None,
     *,
-    cwd: bytes,
+    cwd: bytes = b"/",
     readable: Iterable[str] = (),
     has_network: bool = True,
 ) -> tuple[bytes, ...]:
-    """All but the program and its arguments."""
-    path = os.fspath(workspace.path)
+    """All but the program and its arguments. Without a workspace there is none: to see whether it works at all."""
     line = [
         *(bwrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", *([] if has_network else ["--unshare-net"])),
@@ -62,8 +61,11 @@ def command_line(
     for directory in (*RESOLVERS, *readable):
         line += ["--ro-bind-try", directory, directory]
     line += ["--proc", "/proc", "--dev", "/dev"]
-    line += ["--bind", os.fspath(workspace.temporary), "/tmp"]  # noqa: S108 - what is /tmp in there
-    line += ["--bind", path, path]
+    if workspace is not None:
+        path = os.fspath(workspace.path)
+        line += ["--bind", os.fspath(workspace.temporary), "/tmp"]  # noqa: S108 - what is /tmp in there
+        line += ["--bind", path, path]
+    line += ["--remount-ro", "/"]  # what is mounted in it stays as it is
     encoded = [os.fsencode(each) for each in line]
     return (*encoded, b"--chdir", cwd, b"--", os.fsencode(env), b"--default-signal")
 

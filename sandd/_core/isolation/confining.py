@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sandd._core.isolation.options import IsolationOptions
     from sandd._core.isolation.workspaces import Workspace
     from sandd._core.policy.permits import Permit
+    from sandd._core.policy.rules import Policy
     from sandd._core.processes import SpawnRequest
 
 log = get_logger("isolation")
@@ -54,15 +55,16 @@ class Isolation:
         workspaces: Workspaces,
         missing: Mapping[IsolationLevel, str | None],
         *,
-        has_policy: bool = False,
+        policy: Policy | None = None,
     ) -> None:
-        self.level = options.level
+        asked = [options.level, None if policy is None else policy.isolation]
+        self.level = strongest(asked)
         """The least of all jobs, and that of files."""
         self.workspaces = workspaces
         self.missing = missing
         """Of each level why it is not to be had; None: it is."""
         self._options = options
-        self._has_policy = has_policy
+        self._has_policy = policy is not None
         self._readable = tuple(map(os.fspath, options.readable))
 
     def __repr__(self) -> str:
@@ -73,25 +75,21 @@ class Isolation:
         """The levels that are to be had, from the least."""
         return tuple(level for level, reason in self.missing.items() if reason is None)
 
-    @property
-    def has_users(self) -> bool:
-        """Whether tenants are users of their own, at the levels that say so."""
-        return self.workspaces.allotments is not None
+    def level_of(
+        self, spec: wire.Spec, least: IsolationLevel = IsolationLevel.NONE
+    ) -> IsolationLevel:
+        """At which a job of that spec runs: never below the daemon's own, nor `least`, the controller's for it."""
+        if isinstance(spec, wire.CommandSpec | wire.SessionSpec):
+            return strongest([self.level, least, spec.isolation])
+        return self.level
 
-    def level_of(self, spec: wire.Spec) -> IsolationLevel:
-        """At which a job of that spec runs: never below the daemon's own."""
-        asked = spec.isolation if isinstance(spec, wire.CommandSpec | wire.SessionSpec) else None
-        return strongest([self.level, asked])
-
-    def confines(self, spec: wire.Spec) -> bool:
-        """Whether a job of that spec is to be passed to `confine`."""
-        return self.level_of(spec) is not IsolationLevel.NONE
-
-    def judge(self, spec: wire.Spec) -> wire.Refused | None:
+    def judge(
+        self, spec: wire.Spec, least: IsolationLevel = IsolationLevel.NONE
+    ) -> wire.Refused | None:
         """The refusal of a job whose level is not to be had; None if it is. Nothing runs at a lower one."""
         if isinstance(spec, _ABOUT_JOBS):
             return None
-        level = self.level_of(spec)
+        level = self.level_of(spec, least)
         reason = self.missing[level]
         if reason is None:
             return None
@@ -99,14 +97,18 @@ class Isolation:
         return wire.Refused(RefusedCode.UNSUPPORTED, text[: wire.MAX_TEXT_LENGTH])
 
     def confine(
-        self, tenant: str, spec: wire.ProgramSpec, request: SpawnRequest, permit: Permit
+        self,
+        tenant: str,
+        level: IsolationLevel,
+        spec: wire.ProgramSpec,
+        request: SpawnRequest,
+        permit: Permit,
     ) -> SpawnRequest:
-        """What to start instead of `request`, at the level of the spec. What it has opened is the permit's. Blocking.
+        """What to start instead of `request`, at that level. What it has opened is the permit's. Blocking.
 
         Raises:
             SpawnFailed: there is no user, or no workspace, for that tenant; or another user was asked for. Nothing ran.
         """
-        level = self.level_of(spec)
         if level is IsolationLevel.NONE:
             return request
         workspace = self._open_workspace(tenant)
@@ -198,13 +200,13 @@ _NO_BASE: Final[Mapping[bytes, bytes]] = {}
 
 
 def open_isolation(
-    options: IsolationOptions, state: Path, *, has_policy: bool = False
+    options: IsolationOptions, state: Path, *, policy: Policy | None = None
 ) -> Isolation:
     """How jobs are kept apart on this machine, as far as it can. Blocking: it tries what it can.
 
     Args:
         state: the daemon's state directory.
-        has_policy: what runs is checked, and executed by its descriptor.
+        policy: the daemon's, which may ask for more.
 
     Raises:
         ConfigurationError: the options can't be met, and have to be; or what was allotted before can't be read.
@@ -223,26 +225,32 @@ def open_isolation(
     exposed = _exposed(directory, state, options)
     for level in (IsolationLevel.LANDLOCK, IsolationLevel.BWRAP):
         missing[level] = missing[level] or exposed
-    if has_policy:
+    if policy is not None:
         missing[IsolationLevel.BWRAP] = missing[IsolationLevel.BWRAP] or (
             "it has a policy, whose programs are executed as they were checked, which bubblewrap can't"
         )
-    isolation = Isolation(options, workspaces, missing, has_policy=has_policy)
-    reason = missing[options.level]
+    isolation = Isolation(options, workspaces, missing, policy=policy)
+    level, reason = isolation.level, missing[isolation.level]
     if reason is not None:
-        text = f"--isolation {options.level} is not to be had here: {reason}"
         if options.is_required:
-            raise ConfigurationError(text)
-        log.error("isolation_unavailable", level=str(options.level), reason=reason)
+            raise ConfigurationError(f"isolation {str(level)!r} is not to be had here: {reason}")
+        log.error("isolation_unavailable", level=str(level), reason=reason)
+    if policy is not None and allotments is not None and level is not IsolationLevel.NONE:
+        other = next((rule for rule in policy.rules if rule.user is not None), None)
+        if other is not None:
+            raise ConfigurationError(
+                f"rule {other.name!r} of the policy runs as {other.user}, and isolation {str(level)!r} as each "
+                "tenant's own user: only one of the two can be"
+            )
     log.info(
         "isolation_in_force",
-        level=str(options.level),
+        level=str(level),
         available=",".join(isolation.available),
         workspaces=str(directory),
     )
-    for level, why in missing.items():
+    for each, why in missing.items():
         if why is not None:
-            log.debug("isolation_level_missing", level=str(level), reason=why)
+            log.debug("isolation_level_missing", level=str(each), reason=why)
     return isolation
 
 

@@ -6,15 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.isolation import bubblewrap, credentials
-from sandd._core.isolation.workspaces import Workspace
 from sandd._core.processes import landlock
 from sandd.wire import IsolationLevel
 
@@ -85,29 +82,21 @@ def _no_bwrap(options: IsolationOptions, *, with_users: bool) -> str | None:
     if bwrap is None or env is None:
         return f"bubblewrap is not installed (bwrap, in {bubblewrap.PATH})"
     uid = options.uids[0] if with_users else None
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o711)  # noqa: S103 - passed, and empty
-        workspace = Workspace(Path(name) / "w", uid)
-        for directory in (workspace.path, workspace.temporary):
-            directory.mkdir(0o700)
-            if uid is not None:
-                os.chown(directory, uid, uid)
-        line = bubblewrap.command_line(
-            bwrap, env, workspace, cwd=b"/", has_network=options.has_network
+    line = bubblewrap.command_line(bwrap, env, None, has_network=options.has_network)
+    try:
+        done = subprocess.run(
+            [*line, b"/bin/sh", b"-c", b"exit 42"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TRY_SECONDS,
+            cwd="/",
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else [],
+            check=False,
         )
-        try:
-            done = subprocess.run(
-                [*line, b"/bin/sh", b"-c", b"exit 42"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=TRY_SECONDS,
-                user=uid,
-                group=uid,
-                extra_groups=None if uid is None else [],
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            return f"bubblewrap can't be run: {error}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"bubblewrap can't be run: {error}"
     if done.returncode != 42:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return f"bubblewrap fails: {said[-1] if said else f'it ended with {done.returncode}'}"

@@ -33,7 +33,7 @@ _ENTRIES: Final = 64
 class TenantFiles:
     """A `Root` of one tenant's: its workspace, or what a policy grants; in either case as its user.
 
-    It holds a descriptor, as long as the daemon lives, and nobody closes it.
+    It holds a descriptor, until `close`.
     """
 
     def __init__(self, workspaces: Workspaces, tenant: str, granted: Root | None = None) -> None:
@@ -43,9 +43,18 @@ class TenantFiles:
         self._granted = granted
         self._lock = threading.Lock()
         self._opened: tuple[Workspace, Root] | None = None
+        self._to_close: list[ConfinedRoot] = []
+        """Also those that were removed under us: others may be about to use their descriptors."""
 
     def __repr__(self) -> str:
         return f"<TenantFiles of {self._tenant!r}>"
+
+    def close(self) -> None:
+        """Nothing is reached any more by what is under way."""
+        with self._lock:
+            self._opened = None
+            while self._to_close:
+                self._to_close.pop().close()
 
     @contextlib.contextmanager
     def _acting(self) -> Iterator[Root]:
@@ -62,9 +71,10 @@ class TenantFiles:
                     workspace = self._workspaces.open(self._tenant)
                 except (WorkspaceError, NoUserLeftError) as error:
                     raise PermissionError(errno.EACCES, str(error)) from error
-                path = os.fsencode(workspace.path)
-                # One that was removed under us is left to the end: others may be about to use its descriptor.
-                root = self._granted or ConfinedRoot(path, kernel_walk() or walk)
+                root = self._granted
+                if root is None:
+                    root = ConfinedRoot(os.fsencode(workspace.path), kernel_walk() or walk)
+                    self._to_close.append(root)
                 opened = self._opened = workspace, root
             return opened
 

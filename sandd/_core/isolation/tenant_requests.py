@@ -13,8 +13,11 @@ import trio
 
 from sandd._core.file_requests import MAX_THREADS, FileRequests
 from sandd._core.isolation.tenant_files import TenantFiles
+from sandd._core.isolation.workspaces import WorkspaceError, check_name
+from sandd._core.requests import RequestFailedError
 from sandd._core.transfer_requests import TIDY_SECONDS, TransferRequests
 from sandd._core.transfers.partials import Partials
+from sandd.wire import FailedCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,23 +62,30 @@ class TenantRequests:
 
     async def keep_tidy(self) -> None:
         """Remove what transfers left that nobody went on with in time; as long as the daemon lives."""
-        while True:
-            with contextlib.suppress(OSError):  # a disk that fails now may not the next time
-                await trio.to_thread.run_sync(self._purge, abandon_on_cancel=True)
-            await trio.sleep(TIDY_SECONDS)
+        try:
+            while True:
+                with contextlib.suppress(OSError):  # a disk that fails now may not the next time
+                    await trio.to_thread.run_sync(self._purge, abandon_on_cancel=True)
+                await trio.sleep(TIDY_SECONDS)
+        finally:
+            for tenant in self._of.values():
+                tenant.close()
 
     def _purge(self) -> None:
         if self._journals.exists():
             for directory in self._journals.iterdir():
-                if directory.is_dir():
+                if directory.is_dir():  # it was we who made it
                     self._tenant(directory.name).purge()
 
     def _tenant(self, name: str) -> _Tenant:
         tenant = self._of.get(name)
         if tenant is None:
+            try:
+                journals = self._journals / check_name(name)
+            except WorkspaceError as error:
+                raise RequestFailedError(FailedCode.DECLINED, str(error)) from error
             root = TenantFiles(self._workspaces, name, self._granted)
-            # Whatever its name is, this makes no directory: its workspace is refused first.
-            tenant = _Tenant(root, self._journals / name, self._limiter)
+            tenant = _Tenant(root, journals, self._limiter)
             self._of[name] = tenant
         return tenant
 
@@ -91,6 +101,10 @@ class _Tenant:
         transfers = TransferRequests(root, self._partials)
         files = FileRequests(root, self._partials, limiter=limiter)
         self.doers: Mapping[type[wire.Request], Doer] = {**files.doers, **transfers.doers}
+
+    def close(self) -> None:
+        """Let go of its workspace."""
+        self._root.close()
 
     def purge(self) -> None:
         """Remove what earlier transfers left."""

@@ -39,6 +39,13 @@ class WorkspaceError(Exception):
     """A tenant's workspace can't be used; the text is one line for people."""
 
 
+def check_name(tenant: str) -> str:
+    """The name itself; WorkspaceError for what can't be a tenant's, and so no directory's either."""
+    if not _TENANT.fullmatch(tenant):
+        raise WorkspaceError(f"{tenant!r:.80} is no tenant's name")
+    return tenant
+
+
 @frozen
 class Workspace:
     """One tenant's. At `user` and above it is that user's, and all that is made there."""
@@ -96,8 +103,7 @@ class Workspaces:
             NoUserLeftError: there is no user for it.
             OSError: it can't be made.
         """
-        if not _TENANT.fullmatch(tenant):
-            raise WorkspaceError(f"{tenant!r:.80} is no tenant's name")
+        check_name(tenant)
         self._prepare()
         uid = None if self.allotments is None else self.allotments.uid_of(tenant)
         workspace = Workspace(self.directory / tenant, uid)

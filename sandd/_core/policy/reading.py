@@ -22,6 +22,7 @@ from sandd._core.policy.rules import (
     Regex,
     Rule,
 )
+from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,6 +135,10 @@ def _policy(top: _Table, text: str) -> Policy:
     if lock not in list(ExecLock):
         known = ", ".join(repr(each.value) for each in ExecLock)
         raise top.error("exec_lock", f"must be one of {known}, not {lock!r:.60}")
+    level = top.take("isolation", IsolationLevel.NONE.value)
+    if level not in list(IsolationLevel):
+        known = ", ".join(repr(each.value) for each in IsolationLevel)
+        raise top.error("isolation", f"must be one of {known}, not {level!r:.60}")
     path = ":".join(
         top.absolute("path", each) for each in (top.text("path") or DEFAULT_PATH).split(":")
     )
@@ -149,6 +154,7 @@ def _policy(top: _Table, text: str) -> Policy:
         write_executables=files.boolean("write_executables"),
         connect=_addresses(ports, "connect"),
         listen=_addresses(ports, "listen"),
+        isolation=IsolationLevel(level),
         limits=_limits(top),
     )
     for table in (files, ports, top):

@@ -12,6 +12,7 @@ import attrs
 from attrs import field, frozen
 
 from sandd._core.limits import LIMIT_NAMES, NO_LIMITS, Limits
+from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,6 +120,8 @@ class Policy:
     """Files may also be written where programs are looked for."""
     connect: tuple[Address, ...] = ()
     listen: tuple[Address, ...] = ()
+    isolation: IsolationLevel = IsolationLevel.NONE
+    """The least of all that it allows."""
     limits: Limits = NO_LIMITS
     """What anything may use that it allows to be run."""
 
@@ -148,6 +151,8 @@ def canonical(policy: Policy) -> bytes:
         return value
 
     def has_meaning(attribute: attrs.Attribute[Any], value: Any) -> bool:
+        if attribute.name == "isolation":
+            return value is not IsolationLevel.NONE  # as one that doesn't speak of it
         # Where nothing is limited nothing is said of it: there may be other limits some day.
         return value is not None if attribute.name in LIMIT_NAMES else value != NO_LIMITS
 

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.isolation.levels import strongest
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
 from sandd._core.policy import linting
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from sandd import wire
     from sandd._core.policy.rules import Policy
+    from sandd.wire import IsolationLevel
 
 log = get_logger("policy")
 
@@ -63,6 +65,10 @@ class TenantPolicies:
         """What may be used by what the Attach, which may be tried, would start."""
         policies = self.of(tenant)
         return limits_of_attach(policies, attach) if policies else NO_LIMITS
+
+    def isolation(self, tenant: str) -> IsolationLevel:
+        """What the tenant's jobs are kept apart from, at least, whatever they ask for and their daemon says."""
+        return strongest(policy.isolation for policy in self.of(tenant))
 
     def read(self) -> None:
         """Put in force what the files say now. Blocking.
