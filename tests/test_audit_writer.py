@@ -254,6 +254,21 @@ async def test_a_disk_that_hangs_keeps_nobody(
                 break
 
 
+async def test_whoever_fails_when_he_hears_fails_as_himself(tmp_path: Path) -> None:
+    """What an answer raises is raised where the log is held open, and the log is closed in good order."""
+
+    def fail(_: str | None) -> None:
+        raise ZeroDivisionError
+
+    with trio.fail_after(LIMIT), pytest.raises(ZeroDivisionError):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            log.commit(request(1), fail)
+            await trio.sleep_forever()
+    assert jobs_in(tmp_path) == ["job-1"]
+    async with open_audit_log(tmp_path, OPTIONS):
+        pass
+
+
 async def test_cancelling_who_waits_leaves_the_log_whole(tmp_path: Path, disk: Disk) -> None:
     """The record is written all the same, and the log goes on."""
     with trio.fail_after(LIMIT):
