@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from peers_with_credentials import (
     OPTIONS,
     ended,
@@ -321,6 +322,49 @@ async def test_a_certificate_has_to_be_of_whoever_proves_itself(tmp_path: Path, 
                 assert not await is_let_in(f"sandd:{wrong}")
         assert await is_let_in(f"sandd:{fitting}")
         assert await is_let_in(None)
+
+
+async def test_a_key_with_anothers_certificate_was_not_used(tmp_path: Path) -> None:
+    """It is refused, and so makes no earlier key a copy's: whoever may come goes on as if it had not been there."""
+    async with guarded(tmp_path) as controller:
+        gate = gate_of(controller)
+        challenge = wire.Challenge(b"n" * 32, gate.controller_id)
+        token = await join_token(controller)
+        async with raw_daemon(controller.url, "w", credential=token, instance="one") as daemon:
+            first = key_of(daemon)
+        async with raw_daemon(controller.url, "w", credential=first, instance="two") as daemon:
+            second = key_of(daemon)
+
+        async def come(key: Credential, certificate: str | None) -> wire.Reject | None:
+            hello = answer_challenge(challenge, Identity("w", "two"), 2, key)
+            with gate.passes.issued() as given:
+                return await gate.admit_daemon(
+                    given,
+                    greeting(challenge, hello),
+                    is_loopback=True,
+                    channel_binding=b"",
+                    certificate=certificate,
+                )
+
+        assert await come(second, "sandd:daemon:other") == REFUSED_DAEMON
+        assert await come(first, "sandd:daemon:w") is None
+        assert await come(second, f"sandd:daemon:{second.uid}") is None
+
+
+async def test_what_is_remembered_of_keys_that_were_used_is_bounded(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """By what may still be under way: the latest are there, and those of an hour ago are not."""
+    gate = gate_module.Gate()
+    for number in range(100):
+        gate._note_raised(f"uid-{number}", 1)
+        await trio.sleep(gate_module.RAISED_SECONDS / 10)
+    assert 10 <= len(gate._raised) <= 12
+    gate._note_raised("uid-95", 2)
+    assert list(gate._raised)[-1] == "uid-95"
+    await trio.sleep(2 * gate_module.RAISED_SECONDS)
+    gate._note_raised("uid-95", 3)
+    assert list(gate._raised) == ["uid-95"]
 
 
 async def test_a_copied_key_locks_both(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ LOCKED_RETRY: Final = 60.0
 """Seconds after which a locked daemon may ask again."""
 TAKEN_RETRY: Final = 10.0
 """Seconds after which a daemon may ask again for an id that is another's."""
+RAISED_SECONDS: Final = 60.0
+"""How long it is remembered that a daemon came with a later key. It matters to Hellos that were under way then: they
+have ten seconds from the challenge on, and wait for a busy database for five more."""
 COPIED: Final = "it came with a key that a later one has replaced: its state directory was copied, or rolled back"
 OPERATOR_URI: Final = "sandd:operator:"
 """So begins what is in an operator's certificate."""
@@ -103,7 +106,7 @@ class Gate:
     passes: Passes = field(factory=Passes)
     audit: AuditSink = NO_AUDIT
     _raised: dict[str, tuple[int, float]] = field(factory=dict)
-    """The latest generation of each daemon's key that was used, by uid, and when that began."""
+    """The latest generation of each daemon's key that was used, by uid, and when that began; the earliest first."""
     _clock: Callable[[], float] = time.time
 
     # -- daemons
@@ -151,11 +154,11 @@ class Gate:
                 return await self._join(given, self.store, hello, challenge, certificate)
             case CredentialKind.KEY if self.store is not None:
                 secret = daemon_secret(self.store.master_key, hello.key_id, hello.generation)
-                if proves_secret(hello, challenge, secret):
-                    reject = await self._log_in(given, self.store, hello, greeting.challenged_at)
-                    if reject is None and not _fits(certificate, "daemon", given.uid, given.name):
-                        return REFUSED_DAEMON
-                    return reject
+                # The certificate comes first: a key that is refused is not one that was used.
+                if proves_secret(hello, challenge, secret) and await self._fits_enrolled(
+                    certificate, self.store, hello.key_id
+                ):
+                    return await self._log_in(given, self.store, hello, greeting.challenged_at)
         return REFUSED_DAEMON
 
     async def _admit_unenrolled(self, given: Pass, hello: wire.Hello) -> wire.Reject | None:
@@ -206,6 +209,13 @@ class Gate:
         latest = await store.ask(lambda database: database.daemon(joined.uid))
         return self._let_in(given, store, latest, hello, has=0)
 
+    async def _fits_enrolled(self, certificate: str | None, store: Store, uid: str) -> bool:
+        """Whether the certificate is that of the daemon of this uid, or there is none."""
+        if _fits(certificate, "daemon", uid):
+            return True
+        daemon = await store.ask(lambda database: database.daemon(uid))
+        return daemon is not None and _fits(certificate, "daemon", daemon.name)
+
     async def _log_in(
         self, given: Pass, store: Store, hello: wire.Hello, challenged_at: float
     ) -> wire.Reject | None:
@@ -251,12 +261,22 @@ class Gate:
             text = f"this daemon has joined as {daemon.id!r}, and its key is for that id alone"
             return wire.Reject(RejectCode.BAD_HELLO, text)
         if has > self._raised.get(daemon.uid, (0, 0.0))[0]:
-            self._raised[daemon.uid] = (has, trio.current_time())
+            self._note_raised(daemon.uid, has)
         given.name, given.labels = daemon.name, daemon.labels
         if daemon.offered > has:
             secret = daemon_secret(store.master_key, daemon.uid, daemon.offered)
             given.enrolment = wire.Enrolment(daemon.uid, daemon.offered, secret)
         return None
+
+    def _note_raised(self, uid: str, generation: int) -> None:
+        """A key of this generation is used for the first time, or for the first time in RAISED_SECONDS."""
+        now = trio.current_time()
+        self._raised.pop(uid, None)
+        self._raised[uid] = (generation, now)  # behind those that were raised before
+        while (oldest := next(iter(self._raised))) != uid and (
+            now - self._raised[oldest][1] > RAISED_SECONDS
+        ):
+            del self._raised[oldest]
 
     # -- operators
 
