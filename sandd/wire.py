@@ -727,7 +727,7 @@ class RefusedCode(enum.StrEnum):
 
     JOB_NOT_FOUND = "job_not_found"
     ENDED = "ended"  # it was ended and forgotten; the same id never starts again
-    LOST = "lost"  # the spec was bound to another instance of the daemon
+    LOST = "lost"  # the spec was bound to another instance of the daemon; or the router gave the channel up
     JOB_ID_CONFLICT = "job_id_conflict"
     BUSY = "busy"  # another client is the owner; ask for takeover or be a viewer
     TAKEN = "taken"  # somebody took over since this client's generation
