@@ -95,11 +95,14 @@ def test_rotate_takes_one_step_at_a_time(ca: Command, files: AuthorityFiles) -> 
 
 
 def test_issue_makes_what_can_be_shown(ca: Command, tmp_path: Path) -> None:
-    """In one file, for its owner alone, for as long as was said; over what was there."""
+    """In one file, for its owner alone, for as long as was said; over what was there only by force."""
     out = tmp_path / "me.pem"
     out.write_text("old")
     out.chmod(0o644)
-    text = ca("issue", "operator", "alice", "--out", str(out), "--days", "30")
+    asked = ("issue", "operator", "alice", "--out", str(out), "--days", "30")
+    assert "--force" in ca(*asked, code=125)
+    assert out.read_text() == "old"
+    text = ca(*asked, "--force")
     assert "sandd:operator:alice" in text
     assert out.stat().st_mode & 0o777 == 0o600
     facts = authority.read_facts(out.read_text())

@@ -127,6 +127,15 @@ def test_tokens_are_made_listed_and_revoked_without_a_controller(tmp_path: Path)
     done = run(state, "token", "revoke", "nobodys", made[0]["id"], code=125)
     assert "'nobodys'" in done.stderr
     assert done.stdout.strip() == made[0]["id"]
+    # What is more than an id is not cut to one, and is not shown whole.
+    text = run(state, "token", "create", "join").stdout.strip()
+    for longer in (text[4:16] + "x", text[4:40], text[:40], text[:-1] + "-"):
+        done = run(state, "token", "revoke", longer, code=125)
+        assert "no token's id" in done.stderr
+        assert text[16:20] not in done.stderr
+    assert objects(state, "token", "list")[-1]["state"] == "valid"
+    run(state, "token", "revoke", text)
+    assert objects(state, "token", "list")[-1]["state"] == "revoked"
 
 
 def test_a_token_goes_into_a_new_file_of_its_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.controller_state import default_state_dir
-from sandd._core.state_directory import replace_file
+from sandd._core.state_directory import replace_file, write_new
 from sandd._core.tls import authority
 from sandd._core.tls.certificates import read_authority
 from sandd._core.tls.files import DIRECTORY, AuthorityFiles
@@ -53,9 +53,7 @@ def run_rotate(options: argparse.Namespace) -> int:
 
 def run_issue(options: argparse.Namespace) -> int:
     """Make a certificate for a peer; returns the exit code."""
-    return _told(
-        lambda: _issue(_files(options), options.kind, options.name, Path(options.out), options.days)
-    )
+    return _told(lambda: _issue(_files(options), options))
 
 
 def _show(files: AuthorityFiles, *, as_json: bool) -> None:
@@ -121,16 +119,24 @@ def _rotate(files: AuthorityFiles, *, patient: bool) -> None:
         _print(f"{fields['kind']:<12} {fields['pin']}")
 
 
-def _issue(files: AuthorityFiles, kind: str, name: str, out: Path, days: int) -> None:
+def _issue(files: AuthorityFiles, options: argparse.Namespace) -> None:
+    name, out = options.name, Path(options.out)
     if not NAME.fullmatch(name):
         raise Failure(f"{name!r} is no uid or name: letters, digits and . _ : @ / - make one")
     rotation = _existing(files)
-    uri = f"sandd:{kind}:{name}"
+    uri = f"sandd:{options.kind}:{name}"
     pair = authority.issue_client(
-        rotation.client_issuer, uri, time.time(), seconds=days * authority.DAY
+        rotation.client_issuer, uri, time.time(), seconds=options.days * authority.DAY
     )
     try:
-        replace_file(out, pair.pem, mode=0o600)
+        if options.force:
+            replace_file(out, pair.pem, mode=0o600)
+        else:
+            write_new(out, pair.pem.decode("ascii"))
+    except FileExistsError as error:
+        raise Failure(
+            f"{out} is there already, and maybe somebody's only key: give another --out, or --force to replace it"
+        ) from error
     except OSError as error:
         raise Failure(f"can't write {out}: {error.strerror}") from error
     facts = authority.read_facts(pair.certificate)

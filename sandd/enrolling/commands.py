@@ -16,6 +16,7 @@ from sandd._core.controller_state import default_state_dir
 from sandd._core.identity.administration import named
 from sandd._core.identity.database import DATABASE_FILE, open_database
 from sandd._core.identity.records import new_join_token, new_operator_token
+from sandd._core.identity.tokens import KEY_ID_LENGTH, key_id_in
 from sandd._core.state_directory import write_new
 from sandd.command_line.exit_codes import OUR_FAILURE
 from sandd.command_line.stopping import fail
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sandd._core.identity.tokens import Token
 
 STATE_DIR_VARIABLE = "SANDD_CONTROLLER_STATE_DIR"
+MOST_SHOWN = KEY_ID_LENGTH
+"""Characters of what was taken for a token, in a message: behind them its secret would begin."""
 
 
 def run_create_join(options: argparse.Namespace) -> int:
@@ -123,8 +126,14 @@ def run_revoke(options: argparse.Namespace) -> int:
     """Revoke tokens; returns the exit code."""
 
     def revoke(database: IdentityDatabase, token_id: str) -> None:
-        # Its text as it is shown in lists and logs, or all of it.
-        key_id = token_id.removeprefix("sdj_").removeprefix("sdo_")[:12]
+        # Its id as it is shown in lists and logs, or all of it.
+        key_id = key_id_in(token_id)
+        if key_id is None:  # not to be shown whole, as it may be most of a token
+            shown = token_id if len(token_id) <= MOST_SHOWN else f"{token_id[:MOST_SHOWN]}..."
+            raise TokenNotFound(
+                f"{shown!r} is no token's id, nor a whole token: an id has {KEY_ID_LENGTH} letters and digits, see "
+                "'sandd token list'; nothing was revoked by it"
+            )
         if not database.revoke(key_id, time.time()):
             raise TokenNotFound(f"no token has the id {key_id!r}")
 
