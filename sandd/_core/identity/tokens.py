@@ -117,7 +117,7 @@ def parse_token(text: bytes, kind: TokenKind) -> Token:
 
 
 def key_id_in(text: str) -> str | None:
-    """The key id that somebody means by it: the id alone, with the prefix before it, or a whole token. None: none is."""
+    """The key id that is meant: by itself, with the prefix before it, or in a whole token; None: there is none."""
     if is_token(text.encode(errors="replace")):
         try:
             return parse_token(text.encode(), TokenKind(text[:4])).key_id
