@@ -21,8 +21,8 @@ from sandd._core.state_directory import (
     default_daemon_id,
     open_state_directory,
     record_start,
-    write_new,
     state_home,
+    write_new,
 )
 from sandd.wire import MAX_ANCESTORS
 

@@ -117,7 +117,8 @@ class JobTrail:
                 reason=refused.message,
                 policy=refused.policy_hash or None,
                 result={"by": by},
-            )
+            ),
+            is_refusal=True,
         )
 
     def stopped(self, key: JobKey, actor: str) -> None:

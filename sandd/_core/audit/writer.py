@@ -17,7 +17,7 @@ from attrs import define, field
 from outcome import Value, capture
 
 from sandd._core._errors import ConfigurationError
-from sandd._core.audit.flood import Flood
+from sandd._core.audit.flood import Floods
 from sandd._core.audit.keys import KEY_FILE, make_key
 from sandd._core.audit.records import Record, RecordType
 from sandd._core.audit.redaction import Redactor
@@ -50,7 +50,7 @@ RETRY_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 5.0
 """For the rest, when the controller closes: a disk that hangs must not keep it."""
 LOOK_SECONDS: Final = 1.0
-"""How often it is looked whether a checkpoint is due."""
+"""How often it is looked whether a checkpoint is due, and whether it is to be told what was left out."""
 FULL: Final = "the audit log can't be written, so nothing is run: "
 
 
@@ -112,7 +112,9 @@ class AuditLog:
     _waiting: list[Waiting] = field(factory=list)
     _under_way: list[Waiting] = field(factory=list)
     """Those that the thread has."""
-    _flood: Flood = field(factory=Flood)
+    _floods: Floods = field(factory=Floods)
+    _summed_at: float = 0.0
+    """When it was last told what was left out."""
     _lost: int = 0
     """Notes there was no room for while the disk was full."""
     _came: trio.Event = field(factory=trio.Event)
@@ -131,9 +133,13 @@ class AuditLog:
     # -- for those who have something to tell
 
     @trio.lowlevel.enable_ki_protection
-    def note(self, record: Record, *, from_stranger: bool = False) -> None:
+    def note(
+        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+    ) -> None:
         """See `AuditSink`."""
-        if from_stranger and not self._flood.admits(trio.current_time()):
+        if from_stranger and not self._floods.admits_stranger(trio.current_time()):
+            return
+        if is_refusal and not self._floods.admits_refusal(record, trio.current_time()):
             return
         self._add(record, None)
 
@@ -189,6 +195,8 @@ class AuditLog:
 
     async def _write_batch(self) -> bool:
         """Write what there is; False if that can't be done."""
+        if trio.current_time() - self._summed_at >= LOOK_SECONDS:
+            self._tell_left_out()  # also where there is never a moment in which nothing is written
         self._came, self._urgent = trio.Event(), trio.Event()
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         if self._waiting:
@@ -220,10 +228,13 @@ class AuditLog:
         self._keep_up_quietly()
 
     async def _keep_up(self) -> None:
-        left_out = self._flood.take_count()
-        if left_out:
-            self._add(_left_out(left_out), None)
+        self._tell_left_out()
         await self._in_thread(self._keep_up_quietly)
+
+    def _tell_left_out(self) -> None:
+        self._summed_at = trio.current_time()
+        for each in self._floods.summaries():
+            self._add(each, None)
 
     def _keep_up_quietly(self) -> None:
         try:
@@ -328,15 +339,8 @@ class AuditLog:
 
     def _close(self) -> None:
         """Have the task write the rest, and end."""
-        left_out = self._flood.take_count()
-        if left_out:
-            self._add(_left_out(left_out), None)
+        self._tell_left_out()
         self._closing = True
         self._scope.deadline = trio.current_time() + CLOSE_SECONDS
         self._came.set()
         self._urgent.set()
-
-
-def _left_out(count: int) -> Record:
-    reason = f"{count} more were refused, and are not told one by one"
-    return Record(type=RecordType.REFUSAL, outcome="refused", reason=reason)
