@@ -1046,6 +1046,18 @@ class ForgetSpec(Request):
     job_id: str = field(validator=_id)
 
 
+@frozen
+class StatisticsSpec(Request):
+    """Request: how busy the daemon is. JobUsage for each of the tenant's jobs, then one DaemonUsage; or that again and again."""
+
+    jobs: bool = True  # False: no JobUsage
+    interval: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds from one to the next, 0.2 at least; None: once
+    window: ClassVar[int] = 64 * KIB
+    lease: ClassVar[float | None] = 3600.0  # seconds without its client
+
+
 class Update(enum.StrEnum):
     """Which files a transfer skips, because the receiver has them."""
 
@@ -1255,7 +1267,7 @@ class ListenSpec(Request):
 
 
 Spec: TypeAlias = (
-    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | FileSpec | UploadSpec | DownloadSpec
+    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | StatisticsSpec | FileSpec | UploadSpec | DownloadSpec
     | ConnectSpec | ListenSpec
 )  # fmt: skip
 
@@ -1303,6 +1315,43 @@ class JobRecord:
     kept: tuple[KeptOutput, ...] = field(
         default=(), validator=_at_most(len(Stream))
     )  # an output that isn't named has nothing yet
+
+
+@frozen
+class JobUsage:
+    """An answer to StatisticsSpec: a job that has not ended, and what its process tree takes."""
+
+    job: JobRecord
+    cpu_seconds: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # of processor, used by those that live and by children they have waited for; None: not known
+    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # in memory
+    processes: int | None = field(default=None, validator=optional(_offset))  # that live
+
+
+@frozen
+class DaemonUsage:
+    """The last answer to StatisticsSpec, or the last before the next round of it."""
+
+    uptime: float = field(validator=_seconds)  # seconds since the daemon was started
+    cpus: int = field(validator=_offset)  # processors of its machine
+    load: tuple[float, ...] = field(
+        default=(), validator=_at_most(3)
+    )  # its averages over 1, 5 and 15 minutes; none: it has no such thing
+    busy_seconds: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # that its processors, together, were not idle; None: not known
+    memory_bytes: int | None = field(default=None, validator=optional(_offset))  # it has
+    memory_available_bytes: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # that programs could still take
+    cpu_seconds: float = field(default=0.0, validator=_seconds)  # the daemon's own
+    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # the daemon's own
+    jobs_running: int = field(default=0, validator=_offset)  # the tenant's
+    jobs_queued: int = field(default=0, validator=_offset)  # the tenant's, that wait for their turn
+    bytes_in: int = field(default=0, validator=_offset)  # from the controller, since its start
+    bytes_out: int = field(default=0, validator=_offset)  # to the controller, since its start
+    spool_bytes: int = field(default=0, validator=_offset)  # of output, on its disk
 
 
 @frozen
@@ -1370,7 +1419,9 @@ class FileChange:
     path: bytes = field(default=b"", validator=_path)  # from what is watched; "": that itself
 
 
-Answer: TypeAlias = JobRecord | Listening | Accepted | FileInfo | FileChange
+Answer: TypeAlias = (
+    JobRecord | JobUsage | DaemonUsage | Listening | Accepted | FileInfo | FileChange
+)
 
 # ---- records: what the two ends of a transfer tell each other -----------------------------------
 
@@ -1534,7 +1585,7 @@ EVENT_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
 ANSWER_TAGS: Final[dict[type, str]] = {
-    JobRecord: "job", FileInfo: "file", FileChange: "change",
+    JobRecord: "job", JobUsage: "job_usage", DaemonUsage: "daemon_usage", FileInfo: "file", FileChange: "change",
     Listening: "listening", Accepted: "accepted",
 }  # fmt: skip
 RECORD_TAGS: Final[dict[type, str]] = {
@@ -1550,7 +1601,7 @@ ENUMERATIONS: Final = (
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
-    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec, "statistics": StatisticsSpec,
     "stat": StatSpec, "list": ListSpec, "glob": GlobSpec, "mkdir": MakeDirectorySpec,
     "remove": RemoveSpec, "rename": RenameSpec, "symlink": LinkSpec, "touch": TouchSpec,
     "change": ChangeSpec, "read": ReadSpec, "write": WriteSpec, "watch": WatchSpec,

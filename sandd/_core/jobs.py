@@ -529,6 +529,10 @@ class JobTable:
             if key[0] == tenant and isinstance(job.spec, wire.ProgramSpec)
         ]
 
+    def living(self) -> list[Job]:
+        """The jobs of all tenants whose process was started, and has not ended as far as was told."""
+        return [job for job in self.jobs.values() if job.pid and job.state is JobState.RUNNING]
+
     def find(self, tenant: str, job_id: str) -> Job | None:
         """A job of the tenant; requests, and jobs of others, are not there."""
         job = self.jobs.get((tenant, job_id))
