@@ -64,8 +64,8 @@ if TYPE_CHECKING:
         TransferError,
     )
     from sandd._core.audit.options import AuditOptions
-    from sandd._core.file_status import FileStatus
     from sandd._core.daemon_statistics import DaemonStatistics, JobStatistics
+    from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.remote_files import FileReader, FileWriter
     from sandd._core.remote_path import FileChange, RemotePath
@@ -139,9 +139,9 @@ __all__ = [
     "FileWriter",
     "JobIdConflict",
     "JobInfo",
-    "JobStatistics",
     "JobNotFound",
     "JobState",
+    "JobStatistics",
     "JobTaken",
     "KeptOutput",
     "LocalProtocolError",

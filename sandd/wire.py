@@ -1048,7 +1048,7 @@ class ForgetSpec(Request):
 
 @frozen
 class StatisticsSpec(Request):
-    """Request: how busy the daemon is. JobUsage for each of the tenant's jobs, then one DaemonUsage; or that again and again."""
+    """Request: how busy it is. JobUsage for each of the tenant's jobs, then a DaemonUsage; or that again and again."""
 
     jobs: bool = True  # False: no JobUsage
     interval: float | None = field(
@@ -1333,7 +1333,7 @@ class JobUsage:
 class DaemonUsage:
     """The last answer to StatisticsSpec, or the last before the next round of it."""
 
-    uptime: float = field(validator=_seconds)  # seconds since the daemon was started
+    uptime: float = field(validator=_seconds)  # seconds from the daemon's start to this moment
     cpus: int = field(validator=_offset)  # processors of its machine
     load: tuple[float, ...] = field(
         default=(), validator=_at_most(3)

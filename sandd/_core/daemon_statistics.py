@@ -39,7 +39,7 @@ class DaemonStatistics:
     """
 
     uptime: float
-    """Seconds since the daemon was started."""
+    """Seconds from the daemon's start to the moment that all of this is of."""
     cpus: int
     """Processors of its machine."""
     load: tuple[float, ...]

@@ -95,7 +95,8 @@ def _busy(text: bytes, ticks_per_second: int) -> float | None:
 
 def _meminfo(text: bytes) -> dict[bytes, int]:
     return {
-        name: int(kilobytes) * 1024 for name, kilobytes in re.findall(rb"(?m)^(\w+): +(\d+) kB", text)
+        name: int(kilobytes) * 1024
+        for name, kilobytes in re.findall(rb"(?m)^(\w+): +(\d+) kB", text)
     }
 
 

@@ -144,9 +144,7 @@ class JobRunner:
         """What is done without a process; who can do more offers it here."""
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
         self.requests.offer(PortRequests(table, act=self.act).doers)
-        statistics = StatisticsRequests(
-            table, measure=host.measure, traffic=lambda: self.traffic
-        )
+        statistics = StatisticsRequests(table, measure=host.measure, traffic=lambda: self.traffic)
         self.requests.offer(statistics.doers)
 
     # -- links

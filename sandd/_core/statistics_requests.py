@@ -1,7 +1,7 @@
 """What a daemon is asked about how busy it is: once, or again and again for whoever looks on.
 
-However many ask, the machine is looked at no more often than every `SHARED_SECONDS`, one look at a time; whoever asks in
-between gets what was seen last.
+However many ask, the machine is looked at no more often than every `SHARED_SECONDS`, one look at a time; whoever
+asks in between gets what was seen last.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ JOBS_A_TURN: Final = 64
 
 @frozen
 class Look:
-    """What was seen of the machine, and of the trees of all jobs that have a process."""
+    """What was seen of the machine, and of the trees of all jobs that have a process; all of it at one moment."""
 
     at: float
     machine: Machine
+    traffic: tuple[int, int]
     trees: Mapping[int, TreeUsage] = field(factory=dict)
     """By process ids of the jobs' first processes."""
     has_trees: bool = False
@@ -49,7 +50,7 @@ class StatisticsRequests:
     Args:
         measure: `ProcessHost.measure`.
         traffic: bytes that came from the controller, and that went to it.
-        read: what looks at the machine, in a thread.
+        read: what looks at the machine.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class StatisticsRequests:
         *,
         measure: Measure,
         traffic: Callable[[], tuple[int, int]],
-        read: Callable[[], Machine] = read_machine,
+        read: Callable[[], Awaitable[Machine]] | None = None,
     ) -> None:
         self._table = table
         self._measure = measure
         self._traffic = traffic
-        self._read = read
+        self._read = _read_in_thread if read is None else read
         self._began_at = trio.current_time()
         self._looking = trio.Lock()
         self._last: Look | None = None
@@ -88,7 +89,11 @@ class StatisticsRequests:
             if index and index % JOBS_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
             counts[job.state] += 1
-            if with_jobs and job.state is not JobState.ENDED and self._table.jobs.get(job.key) is job:
+            if (
+                with_jobs
+                and job.state is not JobState.ENDED
+                and self._table.jobs.get(job.key) is job
+            ):
                 usage = look.trees.get(job.pid) if job.pid else None
                 record = describe(job, trio.current_time())
                 told = wire.JobUsage(record)
@@ -101,10 +106,10 @@ class StatisticsRequests:
                     )
                 await doing.answer(told)
         machine, spool = look.machine, self._table.spool
-        bytes_in, bytes_out = self._traffic()
+        bytes_in, bytes_out = look.traffic
         await doing.answer(
             wire.DaemonUsage(
-                uptime=trio.current_time() - self._began_at,
+                uptime=look.at - self._began_at,
                 cpus=machine.cpus,
                 load=machine.load,
                 busy_seconds=machine.busy_seconds,
@@ -130,10 +135,17 @@ class StatisticsRequests:
                 and (last.has_trees or not with_jobs)
             ):
                 return last
-            machine = await trio.to_thread.run_sync(self._read)
+            machine = await self._read()
             trees: Mapping[int, TreeUsage] = {}
             if with_jobs:
                 # Of all tenants: whoever asks next finds it done.
                 trees = await self._measure([each.pid for each in self._table.living()])
-            self._last = Look(now, machine, trees, has_trees=with_jobs)
+            # As of its end: what a tree has used by then is in it.
+            self._last = Look(
+                trio.current_time(), machine, self._traffic(), trees, has_trees=with_jobs
+            )
             return self._last
+
+
+async def _read_in_thread() -> Machine:
+    return await trio.to_thread.run_sync(read_machine)
