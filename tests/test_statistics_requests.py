@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -129,7 +130,7 @@ async def test_with_an_interval_it_goes_on_until_it_is_left(autojump_clock: obje
         while len(uptimes) < 3:
             await trio.sleep(SHARED_SECONDS / 2)
             uptimes += [each.uptime for each in await rounds(daemon, channel)]
-        gaps = [later - earlier for earlier, later in zip(uptimes, uptimes[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(uptimes)]
         assert all(gap >= SHARED_SECONDS * 0.999 for gap in gaps)
         request = daemon.job(channel)
         daemon.receive(channel, wire.End("d", request.key[1], client=ALICE, tenant="t"))

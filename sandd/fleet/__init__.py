@@ -3,6 +3,6 @@
 In reading order. Without I/O: `tables` (daemons and jobs as lines of a table), `busy` (how busy they are), `lines`
 (whole lines out of chunks that end anywhere), `outcomes` (what has become of a broadcast). `output` (bytes on stdout
 and stderr, never torn), `screen` (a live view). The commands: `listing` (``ps``, ``jobs``), `watching` (``ps
---watch``), `top`, `reading` (``logs``), `ending` (``kill``, ``forget``), `broadcasting` (``run``); `options` has their command
-lines.
+--watch``), `top`, `reading` (``logs``), `ending` (``kill``, ``forget``), `broadcasting` (``run``); `options` has their
+command lines.
 """
