@@ -118,6 +118,7 @@ class Controller(Wrapper[Inner]):
         """Numbers of this moment."""
         return self._inner.statistics()
 
+    fetch_statistics = calls(Inner.fetch_statistics)
     broadcast = calls(Inner.broadcast)
     reload_policy = calls(Inner.reload_policy)
 

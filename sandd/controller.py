@@ -109,7 +109,7 @@ DEFAULT_PORT: Final = 8765
 
 @frozen
 class ControllerStatistics:
-    """A snapshot of a controller."""
+    """A snapshot of a controller: see `Controller.statistics` and `Controller.fetch_statistics`."""
 
     daemons_online: int
     daemons_away: int
@@ -123,10 +123,31 @@ class ControllerStatistics:
     """From daemons, on the wire before TLS and WebSocket framing; of a controller in another process, from that."""
     bytes_sent: int
     loop_lag: float
-    """Seconds that the event loop was late at the last look: much more than 0.01 means that something in
-    this program blocks it."""
+    """Seconds that the event loop of this program was late at the last look: much more than 0.01 means that something
+    in it blocks the loop."""
     certificate_failures: int = 0
     """Times that a new certificate could not be used, and the old one stayed."""
+
+    # What all clients of the controller have done together, since it was started. None: not known, or not ours to know.
+    total_jobs_started: int | None = None
+    """Commands and sessions that any client asked for."""
+    total_jobs_running: int | None = None
+    """Of these, those of which no end was heard: a detached one that nobody is attached to counts, ended or not."""
+    total_jobs_ended: Mapping[str, int] | None = None
+    """By what was heard: an `Outcome`'s value, why it failed ("spawn", ...), "refused", "lost" with its daemon, or
+    "unheard" where its owner left before that."""
+    total_requests: int | None = None
+    """What else was asked of daemons: files, transfers, ports, lists of jobs."""
+    bytes_to_daemons: int | None = None
+    """What jobs and requests were sent, without what it was wrapped in."""
+    bytes_to_clients: int | None = None
+    """What they have put out."""
+    operators: int | None = None
+    """Clients in other processes that are connected now."""
+    uptime: float | None = None
+    """Seconds since the controller was started."""
+    controller_loop_lag: float | None = None
+    """As `loop_lag`, of the program that the controller is in."""
 
 
 @protected_context
@@ -568,7 +589,23 @@ class Controller:
         return self._service.directory.subscribe()
 
     def statistics(self) -> ControllerStatistics:
-        """Numbers of this moment."""
+        """Numbers of this moment, as far as this program has them.
+
+        Of a controller in another process it doesn't know what other clients do: see `fetch_statistics`.
+        """
+        told = self._service.own_statistics()
+        return self._statistics(wire.Statistics(0) if told is None else told)
+
+    async def fetch_statistics(self) -> ControllerStatistics:
+        """Numbers of this moment, from the controller, wherever it is.
+
+        It waits for a controller that can't be reached; bound it with `trio.fail_after`. An operator is told what
+        concerns its tenant, and who may do everything is told all. Who sees a part of a tenant's daemons only gets
+        no totals, as they would speak of the rest.
+        """
+        return self._statistics(await self._service.link.fetch_statistics())
+
+    def _statistics(self, told: wire.Statistics) -> ControllerStatistics:
         online = away = 0
         platforms: dict[str, int] = {}
         for entry in self._service.directory:
@@ -584,8 +621,17 @@ class Controller:
             jobs_started=self._service.link.jobs_started,
             bytes_received=received,
             bytes_sent=sent,
-            loop_lag=self._service.loop_lag,
+            loop_lag=self._service.loop_lag.latest,
             certificate_failures=self._service.certificate_failures,
+            total_jobs_started=told.jobs_asked,
+            total_jobs_running=told.jobs_running,
+            total_jobs_ended=None if told.jobs_asked is None else dict(told.jobs_ended),
+            total_requests=told.requests,
+            bytes_to_daemons=told.bytes_to_daemons,
+            bytes_to_clients=told.bytes_to_clients,
+            operators=told.operators,
+            uptime=told.uptime,
+            controller_loop_lag=told.loop_lag,
         )
 
     # -- what it does

@@ -145,6 +145,9 @@ LAYERS = {
         "sandd._core.jobs",
         "sandd._core.kept_ends",
         "sandd._core.link",
+        *(f"sandd._core.metrics.{name}" for name in ("comings", "histograms", "job_census")),
+        *(f"sandd._core.metrics.{name}" for name in ("loop_lag", "population", "router_counts")),
+        *(f"sandd._core.metrics.{name}" for name in ("statistics", "tallies")),
         "sandd._core.pace",
         "sandd._core.rate_limits",
         "sandd._core.rate_limits.*",
@@ -237,7 +240,7 @@ LAYERS = {
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.identity"),
-        *("sandd._core.audit", "sandd.auditing"),
+        *("sandd._core.audit", "sandd._core.metrics", "sandd.auditing"),
         *("sandd._core.policy", "sandd._core.tls", "sandd._core.transfers", "sandd.testing"),
         *("sandd.certificates", "sandd.command_line", "sandd.copying", "sandd.enrolling"),
         "sandd.executing",

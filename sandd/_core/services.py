@@ -16,10 +16,12 @@ from sandd._core.acceptor import Acceptor
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
-from sandd._core.identity.rights import split_name
+from sandd._core.identity.rights import EVERYTHING, split_name
 from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
+from sandd._core.metrics.loop_lag import LoopLag
+from sandd._core.metrics.statistics import ProcessFigures, statistics_for
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.operators import OperatorDesk
 from sandd._core.rate_limits.credentials import FailedCredentials
@@ -59,8 +61,6 @@ class Service(ABC):
 
     link: JobLink
     directory: Directory
-    loop_lag: float = 0.0
-    """Seconds that the event loop was late at the last look."""
 
     def __init__(self) -> None:
         self._closing = trio.Event()
@@ -69,6 +69,7 @@ class Service(ABC):
         """Nothing is served any more."""
         self._patience = trio.CancelScope()
         """Around the wait for the last process trees."""
+        self.loop_lag = LoopLag(LAG_INTERVAL)
 
     @property
     @abstractmethod
@@ -94,6 +95,10 @@ class Service(ABC):
     @abstractmethod
     def traffic(self) -> tuple[int, int]:
         """Bytes received and sent."""
+
+    def own_statistics(self) -> wire.Statistics | None:
+        """The controller's figures, where it is in this process."""
+        return None
 
     @abstractmethod
     async def _serve(self, opened: trio.TaskStatus[None]) -> None:
@@ -125,9 +130,8 @@ class Service(ABC):
     @trio.lowlevel.enable_ki_protection
     async def _watch_lag(self) -> None:
         while True:
-            planned = trio.current_time() + LAG_INTERVAL
-            await trio.sleep_until(planned)
-            self.loop_lag = trio.current_time() - planned
+            await trio.sleep_until(self.loop_lag.due(trio.current_time()))
+            self.loop_lag.woke(trio.current_time())
             self._look_after()
 
     def _look_after(self) -> None:
@@ -192,6 +196,8 @@ class LocalService(Service):
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
         )
+        self.router.process = self._figures
+        self._began_at = trio.current_time()
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
         self.policies = policies
@@ -266,6 +272,15 @@ class LocalService(Service):
                 received += pump.bytes_received
                 sent += pump.bytes_sent
         return received, sent
+
+    def own_statistics(self) -> wire.Statistics:
+        """The controller's figures."""
+        tallies = self.router.counts.tallies
+        return statistics_for(EVERYTHING, wire.AskStatistics(0), tallies, self._figures)
+
+    def _figures(self) -> ProcessFigures:
+        uptime = trio.current_time() - self._began_at
+        return ProcessFigures(len(self.desk.operators), uptime, self.loop_lag.latest)
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self, opened: trio.TaskStatus[None]) -> None:
