@@ -91,6 +91,7 @@ History
 from __future__ import annotations
 
 import enum
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
@@ -419,6 +420,14 @@ def _at_most(length: int) -> Any:
 
 
 _id: Any = _at_most(MAX_ID_LENGTH)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def _trace(_: Any, attribute: Any, value: str) -> None:
+    if value and not _TRACEPARENT.fullmatch(value):
+        raise ValueError(f"{attribute.name} is no traceparent")
+
+
 _full_name: Any = _at_most(MAX_NAME_LENGTH)
 _offset = _within(0, MAX_OFFSET)
 _path: Any = _at_most(MAX_PATH_BYTES)
@@ -705,6 +714,9 @@ class Attach:
     output_credit: int = field(
         default=INITIAL_OUTPUT_BYTES, validator=_offset
     )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
+    trace: str = field(
+        default="", validator=_trace
+    )  # with a spec: a `traceparent` of W3C Trace Context, which becomes TRACEPARENT; never compared
 
 
 @frozen

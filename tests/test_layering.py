@@ -63,6 +63,7 @@ CONTROLLER_END = [
     "sandd._core.session_handle",
     "sandd._core.specs",
     "sandd._core.statistics_stream",
+    "sandd._core.tracing",
     "sandd._core.tls.authority",
     "sandd._core.tls.certificates",
     "sandd._core.tls.files",

@@ -288,7 +288,9 @@ class JobTable:
             return denial
         if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
-        return self._add(key, message.spec, spec, now)
+        job = self._add(key, message.spec, spec, now)
+        job.trace = message.trace
+        return job
 
     def _is_own(self, key: JobKey) -> bool:
         """Whether the id is one of those that the table generates: nobody else ever starts one."""
