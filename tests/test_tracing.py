@@ -78,7 +78,8 @@ def install(monkeypatch: pytest.MonkeyPatch, provider: TracerProvider) -> Traced
     """Have it be the process' own."""
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)  # set_tracer_provider is for good
+    # set_tracer_provider is for good.
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     return Traced(provider, exporter)
 
 
@@ -256,7 +257,7 @@ async def test_a_provider_that_fails_costs_no_job(
 ) -> None:
     """It is told in the log, and the command runs: where it fails to begin a span, and where it fails to end one."""
     async with daemon.worker() as worker:
-        monkeypatch.setattr(trace, "get_tracer", lambda *_: 1 / 0)
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: 1 / 0)
         assert (await worker.run("echo $TRACEPARENT")).stdout == f"00-{'a' * 32}-{'b' * 16}-01\n"
         assert "span_not_told" in caplog.text
         caplog.clear()
@@ -265,6 +266,15 @@ async def test_a_provider_that_fails_costs_no_job(
         assert (await worker.run("true")).success
         assert "span_not_told" in caplog.text
         assert traced.spans == []
+
+
+async def test_a_trace_that_somebody_else_records_goes_on(daemon: StandingDaemon) -> None:
+    """Without a provider, what is current is handed on as it is: a parent that came with a request, say."""
+    context = trace.SpanContext(7, 8, is_remote=True, trace_flags=trace.TraceFlags(1))
+    async with daemon.worker() as worker:
+        with trace.use_span(trace.NonRecordingSpan(context)):
+            result = await worker.run("echo $TRACEPARENT")
+    assert result.stdout == f"00-{7:032x}-{8:016x}-01\n"
 
 
 async def test_without_a_provider_there_is_nothing(daemon: StandingDaemon) -> None:

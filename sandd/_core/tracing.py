@@ -86,7 +86,12 @@ def begin(daemon_id: str, spec: wire.ProgramSpec) -> JobSpan | None:
     try:
         kind = "session" if isinstance(spec, wire.SessionSpec) else "command"
         name, attributes = f"sandd {kind}", {"sandd.daemon.id": daemon_id, "sandd.job.kind": kind}
-        tracer = api.get_tracer("sandd", __version__)
+        provider = api.get_tracer_provider()
+        if isinstance(provider, api.ProxyTracerProvider) and not (
+            api.get_current_span().get_span_context().is_valid
+        ):
+            return None  # none is set, and nobody has begun a trace: it would make nothing of it, and take its time
+        tracer = provider.get_tracer("sandd", __version__)
         if os.environ.get(ARGUMENTS_VARIABLE) and spec.argv:
             words = [each.decode("utf-8", "backslashreplace") for each in spec.argv]
             attributes["process.command_args"] = words
