@@ -68,6 +68,8 @@ class Job:
         self.end_grace = spec.kill_grace
         self.end_signal = "TERM"
         """What its process gets first when it is killed."""
+        self.trace = ""
+        """What its program is to find as TRACEPARENT; "": nothing."""
         self.asked_at = 0.0
         """When it came, by the clock of `JobTable.receive`."""
         self.started_at: float | None = None
