@@ -34,6 +34,7 @@ CONTROLLER_END = [
     "sandd._core.audit.segments",
     "sandd._core.audit.verifying",
     "sandd._core.audit.writer",
+    "sandd._core.bundle.*",
     "sandd._core.commands",
     "sandd._core.controller_state",
     "sandd._core.copying",
@@ -121,6 +122,7 @@ LAYERS = {
         "sandd._core.audit.sinks",
         "sandd._core.audit.trail",
         "sandd._core.backlog",
+        "sandd._core.bundle.trimming",
         "sandd._core.byte_ring",
         "sandd._core.channels",
         "sandd._core.client",
@@ -218,6 +220,7 @@ LAYERS = {
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
         "sandd.auditing.*",
+        "sandd.bundling.*",
         "sandd.certificates.*",
         "sandd.completion",
         "sandd.command_line.*",
@@ -232,7 +235,7 @@ LAYERS = {
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.identity"),
-        *("sandd._core.audit", "sandd.auditing"),
+        *("sandd._core.audit", "sandd.auditing", "sandd._core.bundle", "sandd.bundling"),
         *("sandd._core.policy", "sandd._core.tls", "sandd._core.transfers", "sandd.testing"),
         *("sandd.certificates", "sandd.command_line", "sandd.copying", "sandd.enrolling"),
         "sandd.executing",
