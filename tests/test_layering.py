@@ -180,6 +180,7 @@ LAYERS = {
         "sandd._core.program_options",
         "sandd._core.pump",
         "sandd._core.secret_environment",
+        "sandd._core.service_manager",
         "sandd._core.sockets",
         "sandd._core.state_directory",
         "sandd._core.tls.contexts",

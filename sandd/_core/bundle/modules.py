@@ -155,5 +155,5 @@ def _imports(statement: ast.AST, package: str) -> Iterator[str]:
         for each in statement.orelse:
             yield from _imports(each, package)
     else:
-        for each in statements_in(statement):
-            yield from _imports(each, package)
+        for below in statements_in(statement):
+            yield from _imports(below, package)
