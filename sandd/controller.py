@@ -147,6 +147,7 @@ async def open_controller(
     max_handshakes_per_second: float = 200.0,
     audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
+    bootstrap: bool = False,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -189,6 +190,8 @@ async def open_controller(
         audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
             Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
+        bootstrap: hand out a script, and with it the daemon as one file, to whoever asks: see
+            `Controller.bootstrap_command`. Over TLS, or to this machine; to anybody, where it is `insecure`.
 
     Raises:
         OSError: the address can't be listened on.
@@ -258,6 +261,7 @@ async def open_controller(
             audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
+            bootstrap=bootstrap,
         )
         if sink is not None:
             sink.settle = service.link.flush
@@ -504,6 +508,18 @@ class Controller:
         A daemon's option ``--ca-pin``, and `connect_controller`'s `ca_pin`.
         """
         return self._service.ca_pin
+
+    @property
+    def bootstrap_command(self) -> str | None:
+        """What a shell on this machine fetches a script by that runs a daemon, for ``... | sh``; elsewhere, put this
+        machine's name in it. None where nothing is handed out.
+
+        It knows the controller by its certificate's present key, where its CA is its own: that is for some days.
+        """
+        service = self._service
+        if not isinstance(service, LocalService) or service.bootstrap is None:
+            return None
+        return service.bootstrap.fetching(service.url)
 
     async def reload_tls(self) -> bool:
         """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.

@@ -122,7 +122,7 @@ LAYERS = {
         "sandd._core.audit.sinks",
         "sandd._core.audit.trail",
         "sandd._core.backlog",
-        "sandd._core.bundle.trimming",
+        *("sandd._core.bundle.script", "sandd._core.bundle.trimming"),
         "sandd._core.byte_ring",
         "sandd._core.channels",
         "sandd._core.client",

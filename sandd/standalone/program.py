@@ -114,6 +114,7 @@ class Program:
                 max_handshakes_per_second=options.max_handshakes_per_second,
                 audit=AuditOptions(on_full=options.audit_on_full) if options.audit else False,
                 rate_limits=options.rate_limits,
+                bootstrap=options.bootstrap,
             )
             self._state_dir = state_dir
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
@@ -163,12 +164,14 @@ class Program:
             None if is_found else self._token_file,
             join_token_file=join_file,
             ca_pin=controller.ca_pin,
+            bootstrap_command=controller.bootstrap_command,
         )
         log.info(
             "ready",
             url=said.url,
             daemon_command=said.daemon_command,
             operator_command=said.operator_command,
+            **({"bootstrap_line": said.bootstrap_line} if said.bootstrap_line else {}),
         )
         # Nobody has to read them, and the controller serves whether somebody does or not.
         if self.options.log_format == "text":
