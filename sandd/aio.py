@@ -97,6 +97,11 @@ class Controller(Wrapper[Inner]):
         """``sha256:HEX``, what the CA behind this controller's certificate is known by; None if that is not its own."""
         return self._inner.ca_pin
 
+    @property
+    def bootstrap_command(self) -> str | None:
+        """What a shell fetches a script by that runs a daemon, for ``... | sh``; None where nothing is handed out."""
+        return self._inner.bootstrap_command
+
     reload_tls = calls(Inner.reload_tls)
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
