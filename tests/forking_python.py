@@ -13,6 +13,7 @@ import ctypes
 import gc
 import importlib
 import io
+import itertools
 import marshal
 import os
 import pkgutil
@@ -73,23 +74,27 @@ def fork_for_parent() -> int:
     return pid
 
 
-def show_in_proc(
-    arguments: list[bytes], environment: dict[bytes, bytes]
-) -> ctypes.Array[ctypes.c_char]:
-    """Have /proc/PID/cmdline and environ tell these; what is returned has to be kept."""
+def show_in_proc(arguments: list[bytes], environment: dict[bytes, bytes]) -> list[object]:
+    """Have /proc/PID/cmdline and environ tell these; what is returned has to be kept.
+
+    The C library's variables are in the same memory, as in any process: who overwrites one there does it here, too.
+    """
     words = b"".join(word + b"\0" for word in arguments)
-    variables = b"".join(b"%b=%b\0" % each for each in environment.items())
-    memory = ctypes.create_string_buffer(words + variables)
+    variables = [b"%b=%b\0" % each for each in environment.items()]
+    memory = ctypes.create_string_buffer(words + b"".join(variables))
     start = ctypes.addressof(memory)
-    middle, end = start + len(words), start + len(words) + len(variables)
+    middle = start + len(words)
+    ends = list(itertools.accumulate(map(len, variables), initial=middle))
+    pointers = (ctypes.c_void_p * len(ends))(*ends[:-1], None)
+    ctypes.c_void_p.in_dll(LIBC, "environ").value = ctypes.addressof(pointers)
     stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     # proc(5) counts its fields from 1, and the two before these have been cut off.
     code, data_and_break = stat[26 - 3 : 28 - 3], stat[45 - 3 : 48 - 3]
-    numbers = [*code, *data_and_break, LIBC.sbrk(0), stat[28 - 3], start, middle, middle, end]
+    numbers = [*code, *data_and_break, LIBC.sbrk(0), stat[28 - 3], start, middle, middle, ends[-1]]
     layout = struct.pack("12QIi", *map(int, numbers), 0, 0, -1)
     if LIBC.prctl(PR_SET_MM, PR_SET_MM_MAP, layout, len(layout), 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_MM_MAP)")
-    return memory
+    return [memory, pointers]
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
