@@ -25,7 +25,7 @@ Stream
     offset by one. On a channel, a stream's frames are contiguous from the offset its Attach named.
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
-    channel. A receiver acknowledges after 64 KiB consumed at the latest, so a sender needs no more
+    channel. A receiver acknowledges after 128 KiB consumed at the latest, so a sender needs no more
     than that of room to make progress. OUTPUT and ERROR end by a FIN, or by the final offset that the
     job's last event gives for them, whichever comes first; INPUT always by a FIN.
 
@@ -150,8 +150,9 @@ INITIAL_OUTPUT_BYTES: Final = 1 * MIB
 """Credit on OUTPUT and ERROR of a channel whose Attach names no cursors, unless it says otherwise."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
-ACK_EVERY_BYTES: Final = 64 * KIB
-"""A receiver acknowledges after consuming this much at the latest."""
+ACK_EVERY_BYTES: Final = 128 * KIB
+"""A receiver acknowledges after consuming this much at the latest: each word of it is a turn of every process that it
+passes, and with 64 KiB those were half of what bulk cost (m)."""
 MAX_UNREAD_PIECES: Final = 4096
 """Unread pieces of a stream, with gaps between them, that a receiver holds: each costs 100 bytes besides."""
 MAX_ANSWERS_BYTES: Final = 64 * MIB
@@ -1303,7 +1304,7 @@ class ListenSpec(Request):
     path: bytes | None = field(
         default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
     )  # of a Unix socket, instead of the two
-    window: ClassVar[int] = 64 * KIB
+    window: ClassVar[int] = ACK_EVERY_BYTES  # less would never be acknowledged
     lease: ClassVar[float | None] = (
         3600.0  # seconds without its client, then the port is free again
     )

@@ -29,8 +29,9 @@ from sandd._core.byte_ring import LARGE_BYTES, ByteRing
 if TYPE_CHECKING:
     from sandd.wire import Buffer, Data, EncodedFrame, Stream
 
-RING_BYTES: Final = 256 * wire.KIB
-"""Unacknowledged bytes a sender holds per stream before its source has to wait."""
+RING_BYTES: Final = 512 * wire.KIB
+"""Unacknowledged bytes a sender holds per stream before its source has to wait: four times what a receiver takes before
+it says so, one for each that may be on its way, in the daemon, the router and the client at the same time."""
 WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
 
