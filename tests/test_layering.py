@@ -44,6 +44,7 @@ CONTROLLER_END = [
     "sandd._core.identity.administration",
     "sandd._core.identity.database",
     "sandd._core.identity.gate",
+    "sandd._core.identity.journal",
     "sandd._core.identity.store",
     "sandd._core.job_link",
     "sandd._core.job_streams",

@@ -23,7 +23,8 @@ from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.audit.changes import daemon_changed, token_changed
 from sandd._core.audit.sinks import NO_AUDIT
-from sandd._core.identity.database import NameTaken, NotAllowed, Stale
+from sandd._core.identity.database import NameTaken, NotAllowed, Stale, Unrecorded
+from sandd._core.identity.journal import Journal
 from sandd._core.identity.passes import Passes
 from sandd._core.identity.proofs import daemon_secret, proves_secret, proves_token
 from sandd._core.identity.records import EnrolledDaemon, EnrolmentState
@@ -55,6 +56,8 @@ LOCKED_RETRY: Final = 60.0
 """Seconds after which a locked daemon may ask again."""
 TAKEN_RETRY: Final = 10.0
 """Seconds after which a daemon may ask again for an id that is another's."""
+UNUSABLE_RETRY: Final = 10.0
+"""Seconds after which somebody may ask again who couldn't be put on record."""
 RAISED_SECONDS: Final = 60.0
 """How long it is remembered that a daemon came with a later key. It matters to Hellos that were under way then: they
 have ten seconds from the challenge on, and wait for a busy database for five more."""
@@ -129,11 +132,28 @@ class Gate:
             channel_binding: of the connection, if TLS ends here; else b"".
             certificate: the URI in the certificate that it has shown, which has to be its own; None: it has none.
         """
-        hello, challenge = greeting.hello, greeting.challenge
+        hello = greeting.hello
         if not isinstance(hello, wire.Hello):
             raise RemoteProtocolError(
                 f"the daemon opened with {type(hello).__name__}, not with a Hello"
             )
+        try:
+            return await self._judge_daemon(
+                given, greeting, hello, is_loopback, channel_binding, certificate
+            )
+        except sqlite3.Error as error:
+            return _unusable(error)
+
+    async def _judge_daemon(
+        self,
+        given: Pass,
+        greeting: Greeting,
+        hello: wire.Hello,
+        is_loopback: bool,
+        channel_binding: bytes,
+        certificate: str | None,
+    ) -> wire.Reject | None:
+        challenge = greeting.challenge
         problem = check_hello(hello)
         if problem is not None:
             return problem
@@ -225,6 +245,13 @@ class Gate:
                 hello.key_id, hello.generation, hello.instance, self._clock()
             )
         )
+        if isinstance(daemon, Unrecorded):
+            log.error(
+                "login_not_recorded",
+                daemon_id=daemon.daemon.name,
+                reason=f"{daemon.reason}; it was let in by the key that it has, and got no new one",
+            )
+            daemon = daemon.daemon
         if not isinstance(daemon, Stale):
             return self._let_in(given, store, daemon, hello, has=hello.generation)
         known = daemon.daemon
@@ -289,11 +316,26 @@ class Gate:
         certificate: str | None = None,
     ) -> wire.Reject | None:
         """As `admit_daemon`, for an operator."""
-        hello, challenge = greeting.hello, greeting.challenge
+        hello = greeting.hello
         if not isinstance(hello, wire.OperatorHello):
             raise RemoteProtocolError(
                 f"the operator opened with {type(hello).__name__}, not with an OperatorHello"
             )
+        try:
+            return await self._judge_operator(
+                given, hello, greeting.challenge, channel_binding, certificate
+            )
+        except sqlite3.Error as error:
+            return _unusable(error)
+
+    async def _judge_operator(
+        self,
+        given: Pass,
+        hello: wire.OperatorHello,
+        challenge: wire.Challenge,
+        channel_binding: bytes,
+        certificate: str | None,
+    ) -> wire.Reject | None:
         problem = check_operator_hello(hello)
         if problem is not None:
             return problem
@@ -335,12 +377,14 @@ class Gate:
             return
         seen = None
         complaint = ""
+        journal = Journal(self.store, self.audit)
         while True:
             try:
                 version = await self.store.ask(lambda database: database.version())
                 if version != seen or self.passes.has_expired(self._clock()):
                     await self.look()
-                    seen = version
+                    if await journal.tell():
+                        seen = version
                 complaint = ""
             except sqlite3.Error as error:  # it may pass, and whoever is here is no worse for it
                 if str(error) != complaint:
@@ -358,6 +402,15 @@ class Gate:
 def _fits(certificate: str | None, kind: str, *names: str) -> bool:
     """Whether the certificate is that of one of these, or there is none; see ``sandd ca issue``."""
     return certificate is None or certificate in {f"sandd:{kind}:{name}" for name in names}
+
+
+def _unusable(error: sqlite3.Error) -> wire.Reject:
+    log.error("records_unusable", error=f"{error}; nobody is let in who has to be put on record")
+    return wire.Reject(
+        RejectCode.BUSY,
+        "the controller can't use its records of tokens and daemons, as when its disk is full; its log says more",
+        UNUSABLE_RETRY,
+    )
 
 
 def _taken(hello: wire.Hello) -> wire.Reject:
