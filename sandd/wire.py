@@ -1916,14 +1916,13 @@ def peek_outcome(payload: Buffer) -> str | None:
     time. A message that is none tells no end.
     """
     data = bytes(payload)
-    if data.endswith(b"\xa1t\xa7started"):
-        return None
     if data.endswith(b"\xa1t\xa6exited"):
         at = data.find(b"\xa7outcome") + 8
-        word = data[at + 1 : at + 1 + (data[at] & 0x1F)]
-        known = _OUTCOMES.get(word)
+        known = _OUTCOMES.get(data[at + 1 : at + 1 + (data[at] & 0x1F)])
         if known is not None:
             return known
+    elif data.endswith(b"\xa1t\xa7started"):
+        return None
     try:
         event = decode_event(payload)
     except RemoteProtocolError:
@@ -2011,11 +2010,10 @@ def kind_of_spec(payload: Buffer) -> str | None:
     return kind if type(kind) is str else None
 
 
-def peek_kind(payload: Buffer) -> str:
+def peek_kind(payload: bytes) -> str:
     """As `kind_of_spec`, for whoever only counts: quickly, where it is written as we write it, and "" if unknown."""
-    data = bytes(payload[:32])
-    if data[1:6] == b"\xa4kind" and len(data) > 6:
-        known = _KINDS.get(data[7 : 7 + (data[6] & 0x1F)])
+    if payload[1:6] == b"\xa4kind" and len(payload) > 6:
+        known = _KINDS.get(payload[7 : 7 + (payload[6] & 0x1F)])
         if known is not None:
             return known
     return kind if (kind := kind_of_spec(payload)) in SPEC_KINDS else ""
