@@ -97,6 +97,11 @@ class Controller(Wrapper[Inner]):
         """``sha256:HEX``, what the CA behind this controller's certificate is known by; None if that is not its own."""
         return self._inner.ca_pin
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
+        return self._inner.metrics_address
+
     reload_tls = calls(Inner.reload_tls)
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:

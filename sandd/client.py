@@ -313,6 +313,11 @@ class Client:
 
         return self.call(look)
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where the figures of a `Server` are to be had; None: nowhere, or in another process."""
+        return self._controller.metrics_address
+
     def fetch_stats(self, timeout: float | None = 30.0) -> ControllerStatistics:
         """Numbers of this moment, from the controller, wherever it is: see `sandd.Controller.fetch_statistics`.
 

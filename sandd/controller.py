@@ -40,6 +40,7 @@ from sandd._core.identity.tokens import TokenKind, is_token
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.logs import get_logger
+from sandd._core.metrics.http_answers import read_metrics_address
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
 from sandd._core.policy.tenants import TenantPolicies
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
     from sandd._core.commands import RunOptions
     from sandd._core.identity.store import Store
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
     from sandd._core.tls.contexts import ClientCertificates
@@ -168,6 +170,8 @@ async def open_controller(
     max_handshakes_per_second: float = 200.0,
     audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
+    metrics: str | None = None,
+    metrics_token: str | bytes | None = None,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -210,11 +214,15 @@ async def open_controller(
         audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
             Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
+        metrics: ``HOST:PORT`` where ``/metrics`` (for Prometheus), ``/healthz`` and ``/readyz`` are to be had; None:
+            nowhere. A port of 0 takes a free one, see `Controller.metrics_address`.
+        metrics_token: secret that who asks for figures must know, as ``Authorization: Bearer ...``; other machines are
+            answered with one only.
 
     Raises:
         OSError: the address can't be listened on.
         ConfigurationError: an argument makes no sense; the state directory can't be used, or is in use; or a
-            policy or a certificate can't be used.
+            policy or a certificate can't be used; metrics can't be served.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
@@ -231,6 +239,7 @@ async def open_controller(
             raise TypeError(
                 f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
             )
+    metrics_address = _metrics_address(metrics, metrics_token)
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -279,6 +288,9 @@ async def open_controller(
             audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
+            metrics=metrics_address,
+            log_written=sink,
+            state_dir=state_path,
         )
         if sink is not None:
             sink.settle = service.link.flush
@@ -404,6 +416,19 @@ def _secret(
     return secret
 
 
+def _metrics_address(metrics: str | None, token: str | bytes | None) -> MetricsAddress | None:
+    secret = _secret(token, "metrics_token", "serve metrics on loopback only")
+    if metrics is None:
+        if secret is not None:
+            raise ConfigurationError(
+                "metrics_token is for metrics, and there is no address for them"
+            )
+        return None
+    with _refusing_nonsense():
+        check_text("metrics", metrics, what="an address to listen on, such as '127.0.0.1:9464'")
+    return read_metrics_address(metrics, secret, option="metrics")
+
+
 def _urls(url: str) -> tuple[str, str]:
     """Where operators and where daemons dial in."""
     try:
@@ -525,6 +550,12 @@ class Controller:
         A daemon's option ``--ca-pin``, and `connect_controller`'s `ca_pin`.
         """
         return self._service.ca_pin
+
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
+        service = self._service
+        return service.metrics_address if isinstance(service, LocalService) else None
 
     async def reload_tls(self) -> bool:
         """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.

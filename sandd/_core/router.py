@@ -262,7 +262,8 @@ class Router:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
                 if route.role is wire.Role.VIEWER:
                     raise RemoteProtocolError(f"{data.stream.name} on a channel that only looks on")
-                route.traffic.to_daemons += len(data.body)
+                if data.stream is Stream.INPUT:
+                    route.traffic.to_daemons += len(data.body)
                 self._forward(route, route.daemon, route.to_daemon, frame, data)
             return
         message = wire.decode_control(frame)
@@ -305,10 +306,11 @@ class Router:
                     self.counts.happened(route.counted, data.body)
                     if route.job is not None:
                         self._trail.happened(route.job, route.client.actor, data.body)
+                else:
+                    route.traffic.to_clients += len(data.body)
                 gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
                 if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
-                route.traffic.to_clients += len(data.body)
                 self._forward(route, route.client, route.to_client, frame, data)
             return
         message = wire.decode_control(frame)
@@ -543,6 +545,11 @@ class Router:
     def kept_ends(self) -> list[wire.End]:
         """Those for daemons that are away, or not back yet since this controller was started."""
         return [end for end, _ in self._ends.all()]
+
+    @property
+    def ends_kept(self) -> int:
+        """How many these are."""
+        return len(self._ends)
 
     @property
     def ends_version(self) -> int:

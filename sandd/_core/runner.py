@@ -147,6 +147,16 @@ class JobRunner:
         statistics = StatisticsRequests(table, measure=host.measure, traffic=lambda: self.traffic)
         self.requests.offer(statistics.doers)
 
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a place among those that run at once."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Jobs that have a place."""
+        return len(self._running) - len(self._queue)
+
     # -- links
 
     def add_link(self, link: DaemonLink, pump: Pump) -> None:

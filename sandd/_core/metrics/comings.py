@@ -19,14 +19,6 @@ REASONS: Final = (*(code.value for code in RejectCode), PROTOCOL)
 
 
 @define(eq=False)
-class LinkBytes:
-    """Of links that have ended; who wants all adds the live ones."""
-
-    received: int = 0
-    sent: int = 0
-
-
-@define(eq=False)
 class Comings:
     """Of one controller."""
 
@@ -35,7 +27,8 @@ class Comings:
     """By peer and reason."""
     barred: int = 0
     """Times that a network was barred, as its credentials failed too often."""
-    operators: LinkBytes = field(factory=LinkBytes)
+    unheard: int = 0
+    """Connections that were not heard at all, as their network was barred."""
 
     def refuse(self, peer: str, reason: str) -> None:
         """One was not let in."""

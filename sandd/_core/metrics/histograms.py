@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
+from attrs import frozen
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -12,6 +14,15 @@ LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 """Seconds an event loop is late: below 10 ms nobody notices; beyond 5 s peers begin to take us for dead."""
 DISK_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Seconds until something is on the disk: an SSD takes some milliseconds, a group commit 20 at most."""
+
+
+@frozen
+class Observed:
+    """What a histogram was at one moment."""
+
+    buckets: tuple[tuple[float, int], ...]
+    """(bound, observations up to it), of which the last is (inf, all of them)."""
+    sum: float
 
 
 class Histogram:
@@ -38,8 +49,11 @@ class Histogram:
         """Observations so far."""
         return sum(self._counts)
 
-    def buckets(self) -> Iterator[tuple[float, int]]:
-        """(bound, observations up to it), of which the last is (inf, all of them)."""
+    def snapshot(self) -> Observed:
+        """What it is now."""
+        return Observed(tuple(self._buckets()), self.sum)
+
+    def _buckets(self) -> Iterator[tuple[float, int]]:
         so_far = 0
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
             so_far += count

@@ -36,6 +36,8 @@ class RouterCounts:
     population: Population = field(factory=Population)
     refused: dict[tuple[str, str], int] = field(factory=dict)
     """Requests that were not done, by who said so and its code."""
+    rate_limited: dict[str, int] = field(factory=dict)
+    """Of these, starts that were one too many, by whose limit it was."""
 
     def opened(
         self, daemon: DaemonLink, key: Hashable, message: wire.Attach
@@ -73,6 +75,9 @@ class RouterCounts:
         """What was asked for is not done."""
         key = (by, refused.code.value)
         self.refused[key] = self.refused.get(key, 0) + 1
+        if by == CONTROLLER and refused.code is RefusedCode.RATE_LIMITED:
+            scope = refused.scope
+            self.rate_limited[scope] = self.rate_limited.get(scope, 0) + 1
 
     def refused_by_daemon(
         self, job: CountedJob | None, refused: wire.Refused, *, is_answered: bool
