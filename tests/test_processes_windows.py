@@ -172,10 +172,11 @@ async def test_release_sweeps_or_leaves_alone(host: ProcessHost) -> None:
     assert child.stdin is not None
     await child.stdin.aclose()
     await child.wait_exited()
-    await child.release(sweep=False)
-    assert GroupJobObject.made[0].active_processes() == 1
-    assert await host.measure([child.pid]) == {child.pid: TreeUsage(0.5, 1000, 1)}
+    assert await host.measure([child.pid, 1]) == {child.pid: TreeUsage(0.5, 1000, 1)}
     assert await host.measure([]) == {}
+    await child.release(sweep=False)
+    assert await host.measure([child.pid]) == {}
+    assert GroupJobObject.made[0].active_processes() == 1
     await close_pipes(child)
     swept = await host.spawn(shell("sleep 1000 & echo ready"))
     await swept.wait_exited()
