@@ -102,6 +102,11 @@ class Controller(Wrapper[Inner]):
         """What a shell fetches a script by that runs a daemon, for ``... | sh``; None where nothing is handed out."""
         return self._inner.bootstrap_command
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
+        return self._inner.metrics_address
+
     reload_tls = calls(Inner.reload_tls)
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
@@ -123,6 +128,7 @@ class Controller(Wrapper[Inner]):
         """Numbers of this moment."""
         return self._inner.statistics()
 
+    fetch_statistics = calls(Inner.fetch_statistics)
     broadcast = calls(Inner.broadcast)
     reload_policy = calls(Inner.reload_policy)
 

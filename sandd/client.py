@@ -312,6 +312,29 @@ class Client:
 
         return self.call(look)
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where the figures of a `Server` are to be had; None: nowhere, or in another process."""
+        return self._controller.metrics_address
+
+    def fetch_stats(self, timeout: float | None = 30.0) -> ControllerStatistics:
+        """Numbers of this moment, from the controller, wherever it is: see `sandd.Controller.fetch_statistics`.
+
+        Args:
+            timeout: seconds after which to give up, as the controller can't be reached; None: never.
+
+        Raises:
+            TimeoutError: it has not answered by then.
+        """
+        limit = patience(timeout)
+
+        async def fetch() -> ControllerStatistics:
+            with trio.move_on_after(limit):
+                return await self._controller.fetch_statistics()
+            raise TimeoutError(f"the controller has not told its statistics within {timeout:g} s")
+
+        return self.call(fetch)
+
     def wait_for_daemon(self, daemon_id: str, timeout: float | None = 30.0) -> bool:
         """Wait until the daemon is online: True at once, or as soon as it dials in.
 

@@ -88,6 +88,10 @@ class Client:
         """The latest that were sent: should the link break, they may not have arrived."""
         self.held_back: list[tuple[ClientJob, float]] = []
         """Jobs to `ask_again` for, each after so many seconds; the shell empties it."""
+        self._asked = 0
+        """The latest question for statistics."""
+        self.statistics = wire.Statistics(0)
+        """The latest answer."""
 
     # -- what the application does
 
@@ -146,6 +150,15 @@ class Client:
         """Attach a job that was held back, unless it is attached or left by now."""
         if job in self.jobs:
             self._attach(job)
+
+    def ask_statistics(self) -> int:
+        """Ask the controller for its figures; when `statistics` has this number, or a higher one, they are there."""
+        self._asked += 1
+        self._say_asked()
+        return self._asked
+
+    def _say_asked(self) -> None:
+        self.scheduler.control(wire.ControlFrame(0, wire.AskStatistics(self._asked)))
 
     def activate(self, job: ClientJob) -> None:
         """Something was appended to the job's logs, or consumed from them."""
@@ -236,6 +249,9 @@ class Client:
             message = wire.decode_control(frame)
             if isinstance(message, wire.News):
                 return self.hear(message)
+            if isinstance(message, wire.Statistics):
+                self.statistics = message
+                return []
             if job is None:
                 return []
             self._control(job, message)
@@ -295,6 +311,8 @@ class Client:
             self._drop_channel(job)
         for end in self._ends:
             self.scheduler.control(wire.ControlFrame(0, end))
+        if self.statistics.number < self._asked:
+            self._say_asked()
         return list(self.jobs)
 
     # -- inside

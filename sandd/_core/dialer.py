@@ -5,6 +5,7 @@ A daemon does so (`DaemonEnd`), and a client of a controller in another process 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -80,6 +81,10 @@ class Dialer:
     """By what the controller is known, for a wss:// URL."""
     connections: int = 0
     """Dials so far."""
+    links: int = 0
+    """Of these, those that came to a live link."""
+    live_until: float = -math.inf
+    """When the latest link ended that was live, by trio's clock."""
     pump: Pump | None = None
     """Of the live link, if there is one."""
     failure: str = ""
@@ -130,11 +135,13 @@ class Dialer:
                 pump = self.pump = self.caller.begin(connection, welcome)
                 log.info("connected", url=shown_url(self.url))
                 self.live.set()
+                self.links += 1
                 try:
                     await self._pump(pump, connection)
                 finally:
                     self.pump = None
                     self.live = trio.Event()
+                    self.live_until = trio.current_time()
                     progressed = self.caller.end()
                     if pump.goodbye is not None:
                         retry_after = pump.goodbye.retry_after

@@ -297,6 +297,7 @@ class JobLink(ABC):
         """Set when the client has jobs to ask for again."""
         self._farewells: list[ClientJob] = []
         """Jobs that are to be forgotten when `_later` is seen to."""
+        self._statistics_came = trio.Event()
 
     @abstractmethod
     def flush(self, *, late: bool = False) -> None:
@@ -372,6 +373,18 @@ class JobLink(ABC):
         self.client.activate(job)
         self.flush()
 
+    @trio.lowlevel.enable_ki_protection
+    async def fetch_statistics(self) -> wire.Statistics:
+        """The controller's figures, as soon as it answers."""
+        await trio.lowlevel.checkpoint()
+        number = self.client.ask_statistics()
+        self.flush()
+        while self.client.statistics.number < number:
+            if self.closed:
+                raise trio.ClosedResourceError("this controller is closed")
+            await self._statistics_came.wait()
+        return self.client.statistics
+
     def drop(self, handle: JobHandle) -> None:
         """Nobody waits on the handle any more."""
         self._handles.pop(handle.job, None)
@@ -383,6 +396,7 @@ class JobLink(ABC):
         has heard of yet ends.
         """
         self.closed = True
+        self._statistics_came.set()
         for handle in list(self._handles.values()):
             if handle.is_held and handle.job.outlives_us:
                 handle.detach()
@@ -458,6 +472,7 @@ class JobLink(ABC):
 
     def deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
         """Take a frame; the handles are those to `update` when all of a job's frames have been taken."""
+        told = self.client.statistics
         try:
             changed = self.client.receive(frame)
         except RemoteProtocolError as error:
@@ -472,6 +487,9 @@ class JobLink(ABC):
                 changed = [broken]
         if self.client.held_back:
             self._is_held_back.set()
+        if self.client.statistics is not told:
+            self._statistics_came.set()
+            self._statistics_came = trio.Event()
         for job in changed:
             handle = self._handles.get(job)
             if handle is not None:

@@ -17,6 +17,7 @@ from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.channels import Channel
 from sandd._core.job import DEFAULT_LEASE, Attachment, DaemonLink, Job
+from sandd._core.metrics.daemon_tally import DaemonTally
 from sandd._core.streams import (
     ReceiveWindow,
     SendCursor,
@@ -106,6 +107,7 @@ class JobTable:
         self.tombstones = Tombstones()
         self.draining = False
         """The daemon is stopping: nothing new is started."""
+        self.tally = DaemonTally()
         self._requests = 0
         """How many of the jobs are requests."""
         self._own_name = secrets.token_hex(8)
@@ -228,6 +230,7 @@ class JobTable:
         if job is None:
             created = self._create(key, message, now)
             if isinstance(created, wire.Refused):
+                self.tally.turned_down(created)
                 link.control(number, created)
                 return
             job = created
@@ -303,6 +306,7 @@ class JobTable:
     def _add(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, now: float) -> Job:
         job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool)
         job.asked_at = now
+        job.traffic = self.tally.begun(spec)
         self._requests += isinstance(spec, wire.Request)
         return job
 
@@ -497,6 +501,7 @@ class JobTable:
     def ended(self, job: Job, now: float) -> Effects:
         """Call after `Job.exited` or `Job.failed`."""
         job.ended_at = now
+        self.tally.ended(job)
         self._more_is_unclaimed = True
         return self._settle(job, now)
 

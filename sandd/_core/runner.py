@@ -142,6 +142,16 @@ class JobRunner:
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
         self.requests.offer(PortRequests(table, act=self.act).doers)
 
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a place among those that run at once."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Jobs that have a place."""
+        return len(self._running) - len(self._queue)
+
     # -- links
 
     def add_link(self, link: DaemonLink, pump: Pump) -> None:

@@ -16,10 +16,12 @@ from sandd._core.identity.tokens import is_token
 from sandd._core.program_options import (
     Parser,
     add_common_options,
+    add_metrics_options,
     gather,
     read_boolean,
     read_log_format,
     read_log_level,
+    read_metrics,
     read_number,
     read_token,
 )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.program_options import LogFormat
     from sandd._core.tls.contexts import ClientCertificates
 
@@ -71,6 +74,8 @@ class ControllerOptions:
     audit: bool = False
     audit_on_full: Literal["refuse", "run"] = "refuse"
     rate_limits: RateLimits = field(factory=RateLimits)
+    metrics: MetricsAddress | None = None
+    """Where its figures are to be had; None: nowhere."""
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
 
@@ -88,6 +93,7 @@ _NAMES: Final = (
     "bootstrap",
     *("audit", "audit_on_full"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
+    *("metrics_address", "metrics_token_file"),
     *("tls", "tls_cert", "tls_key", "tls_name", "client_certificates"),
     *("log_level", "log_format", "config"),
 )
@@ -220,6 +226,7 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="commands and sessions that may be started per second, and at once, by each operator, by each "
         "tenant and on each daemon: operator=10:50,daemon=5 (default: as many as anybody likes)",
     )
+    add_metrics_options(parser)
     add_common_options(parser, version)
 
 
@@ -276,6 +283,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         audit=read_boolean("--audit", given.get("audit", False)),
         audit_on_full=_on_full(given.get("audit_on_full", "refuse")),
         rate_limits=_rate_limits(given.get("rate_limits", "")),
+        metrics=read_metrics(given),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )
