@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import re
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import jsonschema
@@ -116,8 +116,20 @@ def test_what_kubernetes_asks_is_answered() -> None:
 # ---- Helm itself --------------------------------------------------------------------------------
 
 HAS_LIBRARY: Final = importlib.util.find_spec("helm_sdkpy") is not None
-INFORMATION: Final = 1
-"""Of Helm's severities: next come a warning, and an error."""
+LINT: Final = """
+import asyncio, sys, helm_sdkpy
+try:
+    found = asyncio.run(helm_sdkpy.Lint(helm_sdkpy.Configuration()).run(sys.argv[1]))
+except helm_sdkpy.HelmError as error:
+    print(error)
+else:
+    for each in found["Messages"]:
+        if each["Severity"] > 1:  # a warning, or an error
+            print(each)
+    for each in found["Errors"] or ():
+        print(each)
+"""
+"""In a process of its own: its runtime keeps what it opens."""
 
 
 def lint(chart: Path) -> list[str]:
@@ -125,15 +137,10 @@ def lint(chart: Path) -> list[str]:
     if shutil.which("helm"):
         done = subprocess.run(["helm", "lint", str(chart)], capture_output=True, text=True)
         return [line for line in done.stdout.splitlines() if re.match(r"\[(WARNING|ERROR)\]", line)]
-    import helm_sdkpy
-
-    try:
-        found = asyncio.run(helm_sdkpy.Lint(helm_sdkpy.Configuration()).run(str(chart)))
-    except Exception as error:
-        return [str(error)]
-    return [str(each) for each in found["Messages"] if each["Severity"] > INFORMATION] + (
-        found["Errors"] or []
+    done = subprocess.run(
+        [sys.executable, "-c", LINT, str(chart)], capture_output=True, text=True, check=True
     )
+    return done.stdout.splitlines()
 
 
 @pytest.mark.skipif(
