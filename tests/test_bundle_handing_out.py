@@ -339,9 +339,17 @@ def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def controller(_own_temporary_directory: None) -> Iterator[ControllerProcess]:
-    """One that tells the line."""
+    """One that tells the line, and has made what it is for: that takes longest."""
     with running_controller("--tls", "auto", "--print-join") as controller:
+        script = subprocess.run(["sh", "-c", fetching(controller)], capture_output=True, check=True)
+        assert script.stdout.startswith(b"#!/bin/sh\n")
+        assert b"sdj_" not in script.stdout
         yield controller
+
+
+def fetching(controller: ControllerProcess) -> str:
+    """The line's first half, which fetches the script."""
+    return told_line(controller).partition(" | ")[0]
 
 
 def told_line(controller: ControllerProcess) -> str:
@@ -392,14 +400,9 @@ def test_one_line_has_a_daemon_where_there_is_only_python(
 @needs_curl
 def test_whoever_has_another_key_is_not_asked(controller: ControllerProcess) -> None:
     """It is of a certificate, and so of who holds its key, whoever has the address."""
-    line = told_line(controller)
-    (pin,) = re.findall(r"sha256//(\S+)", line)
-    wrong = line.partition(" | ")[0].replace(pin, "A" * 43 + "=")
+    right = fetching(controller)
+    (pin,) = re.findall(r"sha256//(\S+)", right)
+    wrong = right.replace(pin, "A" * 43 + "=")
     done = subprocess.run(["sh", "-c", wrong], capture_output=True, timeout=LIMIT)
     assert done.returncode == 90  # CURLE_SSL_PINNEDPUBKEYNOTMATCH
     assert done.stdout == b""
-    right = subprocess.run(
-        ["sh", "-c", line.partition(" | ")[0]], capture_output=True, timeout=LIMIT
-    )
-    assert right.stdout.startswith(b"#!/bin/sh\n")
-    assert b"sdj_" not in right.stdout
