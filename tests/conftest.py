@@ -43,7 +43,7 @@ CI = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile(
     "quick",
     deadline=None,
-    max_examples=100,
+    max_examples=50,  # of plain properties; state machines: see effort.py
     stateful_step_count=30,
     derandomize=CI,
     print_blob=True,
@@ -52,7 +52,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "deep",
     deadline=None,
-    max_examples=2000,  # of plain properties; state machines have more: see effort.py
+    max_examples=2000,
     stateful_step_count=30,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
