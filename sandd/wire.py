@@ -25,9 +25,10 @@ Stream
     offset by one. On a channel, a stream's frames are contiguous from the offset its Attach named.
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
-    channel. A receiver acknowledges after 128 KiB consumed at the latest, so a sender needs no more
-    than that of room to make progress. OUTPUT and ERROR end by a FIN, or by the final offset that the
-    job's last event gives for them, whichever comes first; INPUT always by a FIN.
+    channel. A receiver that has consumed all that has come acknowledges after 128 KiB at the latest, one
+    that has more at hand after twice as much, so a sender needs no more than 128 KiB of room to make
+    progress. OUTPUT and ERROR end by a FIN, or by the final offset that the job's last event gives for
+    them, whichever comes first; INPUT always by a FIN.
 
 Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
@@ -151,8 +152,8 @@ INITIAL_OUTPUT_BYTES: Final = 1 * MIB
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
 ACK_EVERY_BYTES: Final = 128 * KIB
-"""A receiver acknowledges after consuming this much at the latest: each word of it is a turn of every process that it
-passes, and with 64 KiB those were half of what bulk cost (m)."""
+"""A receiver that has consumed all there is acknowledges after this much at the latest: each word of it is a turn of
+every process that it passes, and with 64 KiB those were half of what bulk cost (m)."""
 MAX_UNREAD_PIECES: Final = 4096
 """Unread pieces of a stream, with gaps between them, that a receiver holds: each costs 100 bytes besides."""
 MAX_ANSWERS_BYTES: Final = 64 * MIB

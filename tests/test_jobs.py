@@ -723,9 +723,10 @@ def test_credit_of_input_follows_what_the_process_takes(daemon: Daemon) -> None:
     daemon.attach()
     job = daemon.job()
     daemon.heard()
-    daemon.receive(data(1, Stream.INPUT, 0, bytes(100 * wire.KIB)))
-    daemon.receive(data(1, Stream.INPUT, 100 * wire.KIB, bytes(100 * wire.KIB)))
-    job.take_input(wire.ACK_EVERY_BYTES)
+    daemon.receive(data(1, Stream.INPUT, 0, bytes(wire.ACK_EVERY_BYTES)))
+    job.take_input(wire.ACK_EVERY_BYTES - 1)
+    assert daemon.heard() == []
+    job.take_input(1)
     end = wire.ACK_EVERY_BYTES
     taken = wire.StreamWindow(Stream.INPUT, end, end + INPUT_WINDOW)
     assert daemon.heard() == [(1, wire.Window((taken,)))]

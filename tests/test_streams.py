@@ -561,6 +561,13 @@ def test_update_is_due_after_128_kib_or_the_whole_window() -> None:
     assert window.update_due
     assert window.update() == wire.StreamWindow(Stream.OUTPUT, 128 * KIB, 428 * KIB)
     assert not window.update_due
+    window.on_data(data(128 * KIB, bytes(128 * KIB)))
+    window.on_data(data(256 * KIB, bytes(128 * KIB)))
+    window.log.take(256 * KIB - 1)  # type: ignore[call-arg]
+    assert not window.update_due, "more is at hand, and will be acknowledged with this"
+    window.log.take(1)  # type: ignore[call-arg]
+    assert window.update_due
+    assert window.update() == wire.StreamWindow(Stream.OUTPUT, 384 * KIB, 684 * KIB)
     small = window_of(10)
     small.on_data(data(0, bytes(10)))
     small.log.take(9)  # type: ignore[call-arg]

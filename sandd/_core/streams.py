@@ -458,9 +458,12 @@ class ReceiveWindow:
             return False
         if log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
-        threshold = (
-            (self.window + 3) // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
-        )
+        if self.stream in wire.MESSAGE_STREAMS:
+            threshold = (self.window + 3) // 4
+        else:
+            # Who has more at hand has not yet reached where the sender may be waiting: said together with that, it is
+            # one message and not two. A sender that is out of room has all of it here, taken or at hand.
+            threshold = wire.ACK_EVERY_BYTES * (2 if log.readable else 1)
         return unacked >= min(threshold, self.window) > 0
 
     def update(self) -> wire.StreamWindow:
