@@ -70,7 +70,7 @@ async def test_a_command_ends_as_it_would(daemon: StandingDaemon) -> None:
 async def test_a_command_that_runs_out_of_time_has_its_grace(daemon: StandingDaemon) -> None:
     """The program gets SIGTERM first, whatever it is wrapped in."""
     async with daemon.worker() as worker:
-        script = "trap 'echo asked; exit 9' TERM; while :; do sleep 0.01; done"
+        script = "trap 'sleep 0.3; echo asked; exit 9' TERM; while :; do sleep 0.01; done"
         with pytest.raises(sandd.CommandTimeout) as caught:
             await worker.run(script, timeout=0.5, kill_grace=20)
         assert caught.value.result is not None

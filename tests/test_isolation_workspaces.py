@@ -144,6 +144,24 @@ def test_a_thread_is_somebody_else_for_a_moment() -> None:
         os.chown(directory / "x", 0, 0)
 
 
+@root_only
+@linux_only
+def test_a_thread_that_is_somebody_else_has_none_of_our_groups() -> None:
+    """What is for one of them is not for a tenant; afterwards they are ours again."""
+    ours, group = os.getgroups(), 54_321
+    with trusted_directory() as directory:
+        (directory / "x").write_text("")
+        os.chown(directory / "x", 0, group)
+        (directory / "x").chmod(0o040)
+        os.setgroups([*ours, group])
+        try:
+            with acting_as(2_000_000, 2_000_000), pytest.raises(PermissionError):
+                os.open(directory / "x", os.O_RDONLY)
+            assert group in os.getgroups()
+        finally:
+            os.setgroups(ours)
+
+
 @pytest.fixture
 def files(workspaces: Workspaces) -> Iterator[TenantFiles]:
     """One tenant's."""
