@@ -246,7 +246,11 @@ class Holdings:
         known = {entry.pid for entry in before.processes}  # its state may have changed
         return Holdings(
             descriptors=self.descriptors - before.descriptors,
-            processes=frozenset(entry for entry in self.processes if entry.pid not in known),
+            processes=frozenset(
+                entry
+                for entry in self.processes
+                if entry.pid not in known and not (entry.parent in known and entry.is_cell)
+            ),
             threads=self.threads - before.threads,
             files=self.files - before.files,
         )
@@ -299,6 +303,13 @@ class ProcessEntry(NamedTuple):
     state: str
     """R, S, D, T, Z (a zombie: ended, and not reaped by its parent), ..."""
     parent: int
+
+    @property
+    def is_cell(self) -> bool:
+        """It is a part of its spawner that stays: see `sandd._core.processes.limit_cells`."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/comm").read_bytes() == b"sandd-cell\n"
+        return False
 
     def describe(self) -> str:
         """What a person needs to recognise it."""

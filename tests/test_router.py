@@ -163,6 +163,20 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
     assert drain(network.daemon.scheduler) == [(1, stamped)]
 
 
+def test_an_attach_is_stamped_with_the_limits_of_its_policies() -> None:
+    """Whatever the client said there."""
+    allowed = Limits(processes=7)
+    router = Router(limits_of=lambda message: allowed if message.job_id == "j" else NO_LIMITS)
+    daemon, client = router.add_daemon("d", "here"), router.add_client()
+    for number, (job_id, expected) in enumerate((("j", allowed), ("k", NO_LIMITS)), 1):
+        said = Limits(processes=1000, wall=3.0)
+        message = wire.Attach("d", job_id, "c", spec=b"s", instance="here", limits=said)
+        router.receive(client, control(number, message))
+        [(_, stamped)] = drain(daemon.scheduler)
+        assert isinstance(stamped, wire.Attach)
+        assert stamped.limits == expected
+
+
 def test_an_attach_is_stamped_with_its_tenants_isolation() -> None:
     """That is the controller's policy's to say; a daemon takes the most of it, its own and the request's."""
     levels = {"default": wire.IsolationLevel.LANDLOCK}

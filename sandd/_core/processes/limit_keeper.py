@@ -189,6 +189,11 @@ class LimitKeeper:
         self._guards.add(guard)
         return pid, guard
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to look at, or to tidy."""
+        return bool(self._guards or self._used or self._spare_due != _INF)
+
     def seconds_to_next_look(self, now: float) -> float:
         """When `look` has something to do."""
         due = min((guard.due for guard in self._guards), default=_INF)

@@ -180,7 +180,8 @@ class Spawner:
                     if key.fileobj is self._child_died:
                         self._hear_alarm()
             self._look_after_children(somebody_died)
-            self._look_after_limits()
+            if self._limits.is_busy:
+                self._look_after_limits()
             if self._dying:
                 self._take_due_steps()
         self._cull_everything()
@@ -345,7 +346,8 @@ class Spawner:
             due = min(due, self._held_until - now)
         if self._is_refresh_wanted:
             due = min(due, self._trees.refresh_due(now))
-        due = min(due, self._limits.seconds_to_next_look(now))
+        if self._limits.is_busy:
+            due = min(due, self._limits.seconds_to_next_look(now))
         return None if due == float("inf") else min(max(0.0, due), LONGEST_WAIT_SECONDS)
 
     def _cull_frozen(self, find: Callable[[], list[process_table.Process]]) -> bool:
