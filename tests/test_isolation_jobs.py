@@ -146,6 +146,14 @@ async def test_files_elsewhere_are_out_of_reach(daemon: StandingDaemon) -> None:
                 await worker.path(path).write_bytes(b"x")
 
 
+async def test_the_state_directory_is_for_nobody_else(daemon: StandingDaemon) -> None:
+    """Tenants' users may pass through it; but for a lock, which is empty, they can open nothing there."""
+    state = daemon.process.state_dir
+    open_to_others = [each for each in os.listdir(state) if (state / each).stat().st_mode & 0o077]
+    assert open_to_others in ([], ["lock"])
+    assert (state / "lock").stat().st_size == 0
+
+
 async def test_transfers_are_the_tenants(
     daemon: StandingDaemon, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
