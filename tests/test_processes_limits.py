@@ -105,7 +105,7 @@ async def test_a_limit_is_told_by_its_counter(driver: str) -> None:
         assert child.ended is not None
         child, _ = await ended(host, job("while :; do :; done", Limits(cpu_seconds=0.2)))
         assert child.limit == "cpu_seconds"
-        assert child.usage.cpu_seconds >= 0.2
+        assert child.used.cpu_seconds >= 0.2
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -116,8 +116,8 @@ async def test_who_stays_within_its_limits_is_left_alone(driver: str) -> None:
         for each in (limits, Limits()):
             child, output = await ended(host, job("echo $(echo hi)", each))
             assert (child.limit, output) == ("", b"hi\n")
-            assert 0 < child.usage.cpu_seconds < 50
-            assert child.usage.max_rss_bytes > MIB
+            assert 0 < child.used.cpu_seconds < 50
+            assert child.used.max_rss_bytes > MIB
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

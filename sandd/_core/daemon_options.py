@@ -20,11 +20,13 @@ from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
     Parser,
     add_common_options,
+    add_metrics_options,
     add_trust_options,
     gather,
     read_boolean,
     read_log_format,
     read_log_level,
+    read_metrics,
     read_number,
     read_token,
     read_trust,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sandd._core.identity.proofs import Credential
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.program_options import LogFormat
 
 GIB: Final = 1024 * MIB
@@ -82,6 +85,8 @@ class DaemonOptions:
     """Nothing is started, this daemon included, that can't be held to its limits."""
     isolation: IsolationOptions = Factory(IsolationOptions)
     """How jobs are kept apart."""
+    metrics: MetricsAddress | None = None
+    """Where its figures are to be had; None: nowhere."""
     insecure: bool = False
     """A ws:// URL of another machine is dialled all the same."""
 
@@ -106,6 +111,8 @@ _VARIABLES: Final = {
     "limit": ("SANDD_LIMIT",),
     "limit_total": ("SANDD_LIMIT_TOTAL",),
     "require_limits": ("SANDD_REQUIRE_LIMITS",),
+    "metrics_address": ("SANDD_METRICS_ADDRESS",),
+    "metrics_token_file": ("SANDD_METRICS_TOKEN_FILE",),
     "log_level": ("SANDD_LOG_LEVEL",),
     "log_format": ("SANDD_LOG_FORMAT",),
     "reconnect_max": ("SANDD_RECONNECT_MAX",),
@@ -208,6 +215,7 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
     parser.add_argument(
         "--job-spool-quota", metavar="SIZE", help="the same for one job (default: 1GiB)"
     )
+    add_metrics_options(parser)
     add_common_options(parser, version)
 
 
@@ -276,6 +284,7 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
         limits=_limits("--limit", given.get("limit")),
         limit_total=_total("--limit-total", given.get("limit_total")),
         require_limits=read_boolean("--require-limits", given.get("require_limits", False)),
+        metrics=read_metrics(given),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
         reconnect_max=read_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),

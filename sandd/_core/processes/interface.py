@@ -11,7 +11,7 @@ from sandd._core._errors import SanddError
 from sandd._core.limits import NO_LIMITS, NO_USAGE, Limits, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import TypeAlias
 
     import trio
@@ -106,6 +106,18 @@ class ExitStatus:
             )
 
 
+@attrs.frozen
+class TreeUsage:
+    """What a process tree takes, at one moment."""
+
+    cpu_seconds: float
+    """Of processor: used by the processes that live, and by children that those have waited for."""
+    rss_bytes: int
+    """In memory; what several of them share counts for each."""
+    processes: int
+    """That live."""
+
+
 class ReceivesNowait:
     """What an output stream may be besides: one that can be asked without waiting.
 
@@ -192,7 +204,7 @@ class Child(abc.ABC):
         """How it ended, once nothing is left of its tree either; else, and where it is lost, None."""
 
     @property
-    def usage(self) -> Usage:
+    def used(self) -> Usage:
         """What its tree has used, once nothing is left of it."""
         return NO_USAGE
 
@@ -278,6 +290,13 @@ class ProcessHost(abc.ABC):
     @abc.abstractmethod
     async def begun(self, child: Child) -> None:
         """Wait until what `begin` asked for has started; raises and cleans up as `spawn` does."""
+
+    async def measure(self, pids: Collection[int]) -> Mapping[int, TreeUsage]:
+        """What the trees of these direct children take now; those of whom nothing is known are left out.
+
+        Cancelling it waits for the look that is under way, which takes a third of a second at most.
+        """
+        return {}
 
     @abc.abstractmethod
     async def spawn(self, request: SpawnRequest) -> Child:

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 5.0
 """How long a cell may take to come up, or to start a job. It takes 20 ms, or 1; one that hangs costs its job alone."""
+NO_JOBS_BRAND = 1
+"""Of a cell between two jobs: who looks for a job's processes doesn't take it for one."""
 LAST_DESCRIPTOR = 1 << 20
 _SCORE = "/proc/self/oom_score_adj"
 _SPARED = b"-1000"
@@ -216,6 +218,7 @@ def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
             answer = Failed(message.job, 0, str(error), None)
         for descriptor in descriptors:
             os.close(descriptor)
+        process_table.brand_children(NO_JOBS_BRAND)
         link.sendall(encode(answer))
         # What a child was to inherit may be in somebody's way, such as the end of a pipe.
         os.fchdir(home)

@@ -114,7 +114,7 @@ class PosixChild(Child):
         return self._status if self.gone.is_set() else None
 
     @property
-    def usage(self) -> Usage:
+    def used(self) -> Usage:
         return self._usage
 
     @property

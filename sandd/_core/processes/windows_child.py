@@ -15,6 +15,7 @@ from sandd._core.processes.interface import Child, ExitStatus
 from sandd._core.processes.windows_terminal import ConsoleProcess
 
 if TYPE_CHECKING:
+    from sandd._core.processes.interface import TreeUsage
     from sandd._core.processes.windows import WindowsProcessHost
     from sandd._core.processes.windows_terminal import ConsoleTerminal
 
@@ -45,6 +46,9 @@ class JobObject(Protocol):
 
     def used(self) -> tuple[Usage, str]:
         """What its processes have used so far, and the limit that they met, or ""."""
+
+    def usage(self) -> TreeUsage:
+        """What the processes in it take."""
 
     def close(self) -> None:
         """Kill what is left in it."""
@@ -93,6 +97,15 @@ class WindowsChild(Child):
     def __repr__(self) -> str:
         return f"<WindowsChild {self.pid}, returncode {self._process.returncode}>"
 
+    def usage(self) -> TreeUsage | None:
+        """What its tree takes; None where there is no telling."""
+        if self._gone.is_set():
+            return None
+        try:
+            return self._job.usage()
+        except OSError:
+            return None
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -123,7 +136,7 @@ class WindowsChild(Child):
         return None  # its job object is looked at by `release`
 
     @property
-    def usage(self) -> Usage:
+    def used(self) -> Usage:
         return self._usage
 
     @property
