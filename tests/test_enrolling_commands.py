@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from controllers import SECONDS, running_controller
 from daemons import daemon_environment, running_daemon
+from forked_python import run_python
 
 from sandd._core.identity.database import open_database
 from sandd._core.identity.records import new_join_token
@@ -36,7 +37,7 @@ def run(
     state: Path, *arguments: str, code: int = 0, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """One of the commands, for this state directory; it is to end with this exit code."""
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-m", "sandd", *arguments],
         env=daemon_environment({"SANDD_CONTROLLER_STATE_DIR": str(state)} | (env or {})),
         stdin=subprocess.DEVNULL,

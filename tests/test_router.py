@@ -143,6 +143,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         tenant="forged",
         principal="root",
         output_credit=77,
+        trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
     assert all(
         getattr(message, field.name) != field.default

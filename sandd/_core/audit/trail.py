@@ -46,6 +46,8 @@ class TrackedJob:
     """SHA-256 of the spec that is on record; None: it was there before us."""
     instance: str
     kind: str | None = None
+    trace: str = ""
+    """What joins it to what others have recorded of it."""
     client: str = ""
     """Who was the latest to ask for it by that spec."""
     started: bool = False
@@ -78,6 +80,7 @@ class JobTrail:
         """What is to be on the disk before the Attach is passed on."""
         assert message.spec is not None
         said = _describe(message.spec)
+        said["trace"] = message.trace or None
         said["policy"] = ",".join(self._policies_of(key[1])) or None
         return _record(RecordType.REQUEST, key, actor, outcome="asked", **said)
 
@@ -86,7 +89,7 @@ class JobTrail:
         assert message.spec is not None
         job = self._jobs.get(key)
         if job is None or not _is_asked_for(job, message):
-            job = TrackedJob(key, digest(message.spec), message.instance, kind)
+            job = TrackedJob(key, digest(message.spec), message.instance, kind, message.trace)
         job.client = message.client
         self._remember(job)
 
@@ -171,6 +174,7 @@ class JobTrail:
                 job=job_id,
                 kind=job.kind,
                 result={name: each for name, each in result.items() if each or name == "code"},
+                trace=job.trace or None,
             )
         )
 

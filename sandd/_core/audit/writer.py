@@ -24,6 +24,7 @@ from sandd._core.audit.redaction import Redactor
 from sandd._core.audit.segments import Lines, SegmentedLog, Stamped
 from sandd._core.interrupts import protected_context
 from sandd._core.logs import get_logger
+from sandd._core.metrics.audit_counts import AuditCounts
 from sandd._core.nurseries import open_unwrapping_nursery
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class AuditLog:
     is_on: ClassVar[bool] = True
     failure: str | None = None
     """Why nothing can be written at present."""
+    counts: AuditCounts = field(factory=AuditCounts)
     _waiting: list[Waiting] = field(factory=list)
     _under_way: list[Waiting] = field(factory=list)
     """Those that the thread has."""
@@ -226,6 +228,7 @@ class AuditLog:
         if self.failure is not None:
             log.warning("audit_log_recovered", path=str(self._file.directory))
         self.failure = None
+        self.counts.records += len(batch)
         self._lost -= lost  # more may have come meanwhile
         self._under_way = []
         self._answer(batch, None)
@@ -267,6 +270,7 @@ class AuditLog:
                 error=str(error),
                 on_full=self._options.on_full,
             )
+            self.counts.failures += 1
         self.failure = error.strerror or str(error)
         self._under_way = []
         asked = [each for each in (*batch, *self._waiting) if each.done is not None]
@@ -290,8 +294,10 @@ class AuditLog:
 
     def _answer(self, batch: list[Waiting], refusal: str | None) -> None:
         answered = False
+        now = time.monotonic()
         for each in batch:
             if each.done is not None:
+                self.counts.hold.observe(now - each.stamped.mono)
                 each.done(refusal)
                 answered = True
         if answered:
