@@ -41,7 +41,7 @@ async def serve_figures(
             DaemonFigures(
                 version=version,
                 tally=table.tally,
-                link=end.meter,
+                link=end.runner.meter,
                 is_connected=dialer.pump is not None,
                 dials=dialer.connections,
                 links=dialer.links,
