@@ -91,6 +91,7 @@ Trio shells of the daemon alone
     spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes
     daemon_end       what a daemon says of itself, and its jobs, for the dialer
+    daemon_figures   what it tells programs that watch it, where there are any
     daemon_options   what a daemon can be told
     daemon_program   all of it, assembled
 """

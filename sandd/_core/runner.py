@@ -24,6 +24,7 @@ from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.policy.permits import Permit
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import (
@@ -143,8 +144,8 @@ class JobRunner:
         """Jobs waiting for a slot, in the order of their starts."""
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
-        self._earlier_traffic = (0, 0)
-        """Of links that are over."""
+        self.meter = LinkBytes()
+        """Of the daemon's links."""
         self._one_ended = trio.Event()
         self._is_over = False
         """The daemon is being stopped: nothing is begun any more."""
@@ -179,21 +180,14 @@ class JobRunner:
 
     def remove_link(self, link: DaemonLink) -> None:
         """The link is gone."""
-        pump = self._pumps.pop(link, None)
-        if pump is not None:
-            received, sent = self._earlier_traffic
-            self._earlier_traffic = (received + pump.bytes_received, sent + pump.bytes_sent)
+        self._pumps.pop(link, None)
         self._starting = False
         self.act(self._table.close_link(link, self._now()))
 
     @property
     def traffic(self) -> tuple[int, int]:
         """Bytes that came from the controller, and that went to it, since the start."""
-        received, sent = self._earlier_traffic
-        for pump in self._pumps.values():
-            received += pump.bytes_received
-            sent += pump.bytes_sent
-        return received, sent
+        return self.meter.received, self.meter.sent
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
         """Take a frame from the link; `after_message` follows the last one of a message."""
