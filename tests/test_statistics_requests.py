@@ -15,6 +15,7 @@ from test_requests import ALICE, Daemon, end_of, records
 from sandd import wire
 from sandd._core.daemon_statistics import StatisticsReader
 from sandd._core.machine import Machine
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.processes import TreeUsage
 from sandd._core.statistics_requests import SHARED_SECONDS, StatisticsRequests
 from sandd.wire import FailedCode, JobState
@@ -54,7 +55,7 @@ async def running() -> AsyncIterator[tuple[Daemon, Seen]]:
     async with trio.open_nursery() as nursery:
         daemon, seen = Daemon(nursery), Seen()
         requests = StatisticsRequests(
-            daemon.table, measure=seen.measure, traffic=lambda: (70, 80), read=seen.read
+            daemon.table, measure=seen.measure, meter=LinkBytes(70, 80), read=seen.read
         )
         daemon.requests.offer(requests.doers)
         yield daemon, seen

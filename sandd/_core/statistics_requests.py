@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from sandd._core.jobs import JobTable
+    from sandd._core.metrics.link_bytes import LinkBytes
     from sandd._core.processes import TreeUsage
     from sandd._core.requests import Doer, Doing
 
@@ -37,7 +38,7 @@ class Look:
 
     at: float
     machine: Machine
-    traffic: tuple[int, int]
+    traffic: LinkBytes
     trees: Mapping[int, TreeUsage] = field(factory=dict)
     """By process ids of the jobs' first processes."""
     has_trees: bool = False
@@ -49,7 +50,7 @@ class StatisticsRequests:
 
     Args:
         measure: `ProcessHost.measure`.
-        traffic: bytes that came from the controller, and that went to it.
+        meter: of the daemon's links.
         read: what looks at the machine.
     """
 
@@ -58,12 +59,12 @@ class StatisticsRequests:
         table: JobTable,
         *,
         measure: Measure,
-        traffic: Callable[[], tuple[int, int]],
+        meter: LinkBytes,
         read: Callable[[], Awaitable[Machine]] | None = None,
     ) -> None:
         self._table = table
         self._measure = measure
-        self._traffic = traffic
+        self._meter = meter
         self._read = _read_in_thread if read is None else read
         self._began_at = trio.current_time()
         self._looking = trio.Lock()
@@ -106,7 +107,6 @@ class StatisticsRequests:
                     )
                 await doing.answer(told)
         machine, spool = look.machine, self._table.spool
-        bytes_in, bytes_out = look.traffic
         await doing.answer(
             wire.DaemonUsage(
                 uptime=look.at - self._began_at,
@@ -119,8 +119,8 @@ class StatisticsRequests:
                 rss_bytes=machine.own_rss_bytes,
                 jobs_running=counts[JobState.RUNNING],
                 jobs_queued=counts[JobState.QUEUED],
-                bytes_in=bytes_in,
-                bytes_out=bytes_out,
+                bytes_in=look.traffic.received,
+                bytes_out=look.traffic.sent,
                 spool_bytes=0 if spool is None else spool.used,
             )
         )
@@ -142,7 +142,7 @@ class StatisticsRequests:
                 trees = await self._measure([each.pid for each in self._table.living()])
             # As of its end: what a tree has used by then is in it.
             self._last = Look(
-                trio.current_time(), machine, self._traffic(), trees, has_trees=with_jobs
+                trio.current_time(), machine, evolve(self._meter), trees, has_trees=with_jobs
             )
             return self._last
 
