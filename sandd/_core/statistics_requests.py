@@ -14,7 +14,8 @@ from attrs import evolve, field, frozen
 from sandd import wire
 from sandd._core.job_info import describe
 from sandd._core.machine import Machine, read_machine
-from sandd.wire import JobState
+from sandd._core.requests import RequestFailedError
+from sandd.wire import FailedCode, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 SHARED_SECONDS: Final = 0.2
 """A look is good for so long; so it is the shortest interval, too."""
+MAX_STREAMS: Final = 64
+"""Of those who want it again and again: a viewer may, and must not take the places of all other requests."""
 JOBS_A_TURN: Final = 64
 """So many answers are made before everybody else has a turn: 1 ms."""
 
@@ -67,6 +70,8 @@ class StatisticsRequests:
         self._meter = meter
         self._read = _read_in_thread if read is None else read
         self._began_at = trio.current_time()
+        self._streams = 0
+        """Requests that go on."""
         self._looking = trio.Lock()
         self._last: Look | None = None
 
@@ -76,12 +81,22 @@ class StatisticsRequests:
         return {wire.StatisticsSpec: self._tell}
 
     async def _tell(self, doing: Doing, spec: wire.StatisticsSpec) -> None:
-        while True:
+        if spec.interval is None:
             await self._tell_once(doing, with_jobs=spec.jobs)
-            if spec.interval is None:
-                return
-            doing.send()
-            await trio.sleep(max(spec.interval, SHARED_SECONDS))
+            return
+        if self._streams >= MAX_STREAMS:
+            raise RequestFailedError(
+                FailedCode.DECLINED,
+                f"it tells {MAX_STREAMS} others how busy it is, and takes no more; ask it once",
+            )
+        self._streams += 1
+        try:
+            while True:
+                await self._tell_once(doing, with_jobs=spec.jobs)
+                doing.send()
+                await trio.sleep(max(spec.interval, SHARED_SECONDS))
+        finally:
+            self._streams -= 1
 
     async def _tell_once(self, doing: Doing, *, with_jobs: bool) -> None:
         look = await self._look(with_jobs=with_jobs)

@@ -85,7 +85,8 @@ def begin(daemon_id: str, spec: wire.ProgramSpec) -> JobSpan | None:
         return None
     try:
         kind = "session" if isinstance(spec, wire.SessionSpec) else "command"
-        name, attributes = f"sandd {kind}", {"sandd.daemon.id": daemon_id, "sandd.job.kind": kind}
+        name = f"sandd {kind}"
+        attributes: dict[str, Any] = {"sandd.daemon.id": daemon_id, "sandd.job.kind": kind}
         provider = api.get_tracer_provider()
         if isinstance(provider, api.ProxyTracerProvider) and not (
             api.get_current_span().get_span_context().is_valid
