@@ -124,6 +124,12 @@ async def test_many_who_ask_share_a_look(autojump_clock: object) -> None:
         assert len(await rounds(daemon, *channels)) == 10
         assert seen.looks <= 2  # one for those without jobs, if they came first
         assert len(seen.measured) == 1
+        await trio.sleep(1)
+        daemon.command()
+        (first,) = await rounds(daemon, daemon.ask(wire.StatisticsSpec(jobs=False)))
+        (second,) = await rounds(daemon, daemon.ask(wire.StatisticsSpec()))
+        assert first.jobs == ()
+        assert second.jobs[0].processes == 3
 
 
 async def test_with_an_interval_it_goes_on_until_it_is_left(autojump_clock: object) -> None:

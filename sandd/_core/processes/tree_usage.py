@@ -84,8 +84,7 @@ def measure_below(
         if owner is None:
             continue
         sums.add(owner, entry)
-        if not entry.is_dead:
-            pending += [(child, owner) for child in children(pid, entry.threads)]
+        pending += [(child, owner) for child in children(pid, entry.threads)]
     return sums.result
 
 
