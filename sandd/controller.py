@@ -172,6 +172,7 @@ async def open_controller(
     rate_limits: RateLimits | None = None,
     metrics: str | None = None,
     metrics_token: str | bytes | None = None,
+    bootstrap: bool = False,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -218,6 +219,8 @@ async def open_controller(
             nowhere. A port of 0 takes a free one, see `Controller.metrics_address`.
         metrics_token: secret that who asks for figures must know, as ``Authorization: Bearer ...``; other machines are
             answered with one only.
+        bootstrap: hand out a script, and with it the daemon as one file, to whoever asks: see
+            `Controller.bootstrap_command`. Over TLS, or to this machine; to anybody, where it is `insecure`.
 
     Raises:
         OSError: the address can't be listened on.
@@ -291,6 +294,7 @@ async def open_controller(
             metrics=metrics_address,
             log_written=sink,
             state_dir=state_path,
+            bootstrap=bootstrap,
         )
         if sink is not None:
             sink.settle = service.link.flush
@@ -556,6 +560,18 @@ class Controller:
         """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
         service = self._service
         return service.metrics_address if isinstance(service, LocalService) else None
+
+    @property
+    def bootstrap_command(self) -> str | None:
+        """What a shell on this machine fetches a script by that runs a daemon, for ``... | sh``; elsewhere, put this
+        machine's name in it. None where nothing is handed out.
+
+        It knows the controller by its certificate's present key, where its CA is its own: that is for some days.
+        """
+        service = self._service
+        if not isinstance(service, LocalService) or service.bootstrap is None:
+            return None
+        return service.bootstrap.fetching(service.url)
 
     async def reload_tls(self) -> bool:
         """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
         import trio
 
         from sandd._core.daemon_program import run_daemon
+        from sandd._core.service_manager import open_service_manager
 
         # What is here now stays: it need not be looked through again and again, least of all while a
         # command waits. The rest is rarely a cycle.
@@ -54,10 +55,17 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
         gc.set_threshold(*COLLECTED_OBJECTS)
         early.running = True
 
-        async def program() -> None:
-            await run_daemon(options, version=__version__, stop_requested=lambda: early.requested)
+        with open_service_manager(os.environ, os.getpid()) as manager:
 
-        trio.run(program)
+            async def program() -> None:
+                await run_daemon(
+                    options,
+                    version=__version__,
+                    stop_requested=lambda: early.requested,
+                    manager=manager,
+                )
+
+            trio.run(program)
     except ConfigurationError as error:
         print(f"{prog}: error: {logs.masked(logs.printable(str(error)))}", file=sys.stderr)
         return 2

@@ -25,9 +25,10 @@ Stream
     offset by one. On a channel, a stream's frames are contiguous from the offset its Attach named.
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
-    channel. A receiver acknowledges after 64 KiB consumed at the latest, so a sender needs no more
-    than that of room to make progress. OUTPUT and ERROR end by a FIN, or by the final offset that the
-    job's last event gives for them, whichever comes first; INPUT always by a FIN.
+    channel. A receiver that has consumed all that has come acknowledges after 128 KiB at the latest, one
+    that has more at hand after twice as much, so a sender needs no more than 128 KiB of room to make
+    progress. OUTPUT and ERROR end by a FIN, or by the final offset that the job's last event gives for
+    them, whichever comes first; INPUT always by a FIN.
 
 Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
@@ -150,8 +151,9 @@ INITIAL_OUTPUT_BYTES: Final = 1 * MIB
 """Credit on OUTPUT and ERROR of a channel whose Attach names no cursors, unless it says otherwise."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
-ACK_EVERY_BYTES: Final = 64 * KIB
-"""A receiver acknowledges after consuming this much at the latest."""
+ACK_EVERY_BYTES: Final = 128 * KIB
+"""A receiver that has consumed all there is acknowledges after this much at the latest: each word of it is a turn of
+every process that it passes, and with 64 KiB those were half of what bulk cost (m)."""
 MAX_UNREAD_PIECES: Final = 4096
 """Unread pieces of a stream, with gaps between them, that a receiver holds: each costs 100 bytes besides."""
 MAX_ANSWERS_BYTES: Final = 64 * MIB
@@ -770,7 +772,7 @@ class RefusedCode(enum.StrEnum):
 
     JOB_NOT_FOUND = "job_not_found"
     ENDED = "ended"  # it was ended and forgotten; the same id never starts again
-    LOST = "lost"  # the spec was bound to another instance of the daemon
+    LOST = "lost"  # the spec was bound to another instance of the daemon; or the router gave the channel up
     JOB_ID_CONFLICT = "job_id_conflict"
     BUSY = "busy"  # another client is the owner; ask for takeover or be a viewer
     TAKEN = "taken"  # somebody took over since this client's generation
@@ -1303,7 +1305,7 @@ class ListenSpec(Request):
     path: bytes | None = field(
         default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
     )  # of a Unix socket, instead of the two
-    window: ClassVar[int] = 64 * KIB
+    window: ClassVar[int] = ACK_EVERY_BYTES  # less would never be acknowledged
     lease: ClassVar[float | None] = (
         3600.0  # seconds without its client, then the port is free again
     )
@@ -1915,14 +1917,13 @@ def peek_outcome(payload: Buffer) -> str | None:
     time. A message that is none tells no end.
     """
     data = bytes(payload)
-    if data.endswith(b"\xa1t\xa7started"):
-        return None
     if data.endswith(b"\xa1t\xa6exited"):
         at = data.find(b"\xa7outcome") + 8
-        word = data[at + 1 : at + 1 + (data[at] & 0x1F)]
-        known = _OUTCOMES.get(word)
+        known = _OUTCOMES.get(data[at + 1 : at + 1 + (data[at] & 0x1F)])
         if known is not None:
             return known
+    elif data.endswith(b"\xa1t\xa7started"):
+        return None
     try:
         event = decode_event(payload)
     except RemoteProtocolError:
@@ -2010,11 +2011,10 @@ def kind_of_spec(payload: Buffer) -> str | None:
     return kind if type(kind) is str else None
 
 
-def peek_kind(payload: Buffer) -> str:
+def peek_kind(payload: bytes) -> str:
     """As `kind_of_spec`, for whoever only counts: quickly, where it is written as we write it, and "" if unknown."""
-    data = bytes(payload[:32])
-    if data[1:6] == b"\xa4kind" and len(data) > 6:
-        known = _KINDS.get(data[7 : 7 + (data[6] & 0x1F)])
+    if payload[1:6] == b"\xa4kind" and len(payload) > 6:
+        known = _KINDS.get(payload[7 : 7 + (payload[6] & 0x1F)])
         if known is not None:
             return known
     return kind if (kind := kind_of_spec(payload)) in SPEC_KINDS else ""

@@ -20,6 +20,7 @@ import pytest
 import trio
 from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
+from forked_python import PythonProcess, run_python
 from process_tools import WITHIN, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
@@ -46,7 +47,7 @@ def run_daemon(
     *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A daemon that ends by itself."""
-    return subprocess.run(
+    return run_python(
         [sys.executable, "-m", "sandd.daemon", *arguments],
         env=daemon_environment(env),
         cwd=cwd,
@@ -76,7 +77,7 @@ def started(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
 
 def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
     """A daemon whose log is a pipe, and who has its options from where the test says."""
-    return subprocess.Popen(
+    return PythonProcess(
         [sys.executable, "-m", "sandd.daemon", *arguments],
         env=daemon_environment(env),
         stdout=subprocess.DEVNULL,

@@ -34,6 +34,7 @@ from sandd._core.policy.reading import MAX_POLICY_BYTES, read_policy
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
+from sandd._core.service_manager import NOBODY
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from sandd._core.metrics.catalogue import Reading
     from sandd._core.policy.permits import Gate
     from sandd._core.policy.rules import Policy
+    from sandd._core.service_manager import ServiceManager
 
 log = get_logger("daemon")
 
@@ -67,7 +69,11 @@ FAREWELL_SECONDS: Final = 1.0
 
 
 async def run_daemon(
-    options: DaemonOptions, *, version: str, stop_requested: Callable[[], bool]
+    options: DaemonOptions,
+    *,
+    version: str,
+    stop_requested: Callable[[], bool],
+    manager: ServiceManager = NOBODY,
 ) -> None:
     """Be a daemon until SIGTERM or SIGINT, or until the controller refuses it for good.
 
@@ -143,8 +149,12 @@ async def run_daemon(
                 nursery.start_soon(transfers.keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
+                nursery.start_soon(manager.attend, dialer.status)
+                # Not when a link is live: who waits for that waits for another machine.
+                manager.ready()
                 async for number in signals:
                     log.info("stopping", signal=signal.Signals(number).name)
+                    manager.stopping()
                     break
                 with trio.move_on_after(DRAIN_SECONDS) as drain:
                     with trio.move_on_at(drain.deadline - FAREWELL_SECONDS):

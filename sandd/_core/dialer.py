@@ -103,6 +103,13 @@ class Dialer:
             wait = await self._one_link()
             await trio.sleep(wait)
 
+    def status(self) -> str:
+        """How it stands, for a person."""
+        if self.pump is not None:
+            return f"connected to {shown_url(self.url)}"
+        why = f": {self.failure}" if self.failure else ""
+        return f"dialling {shown_url(self.url)}{why}"
+
     async def say_goodbye(self, message: str) -> None:
         """Send Goodbye, if a link is live. Bound it."""
         if self.pump is not None:

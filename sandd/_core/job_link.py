@@ -29,6 +29,7 @@ from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
 from sandd._core.logs import get_logger
+from sandd._core.streams import RING_BYTES
 from sandd._core.transfers.partials import Partials
 from sandd.wire import FailedCode, Role, Stream
 
@@ -54,7 +55,7 @@ one by one, each takes the processor from the command that is under way by then.
 LONGEST_PATIENCE: Final = 60.0
 """Seconds after which a job that was held back by a rate limit is asked for again, whatever the controller says."""
 EVERYTHING: Final = wire.MAX_OFFSET
-INPUT_CAPACITY: Final = 256 * wire.KIB
+INPUT_CAPACITY: Final = RING_BYTES
 """Of a program's stdin, what is kept here until the program has taken it."""
 
 

@@ -19,6 +19,7 @@ from sandd._core.channels import Channel
 from sandd._core.job import DEFAULT_LEASE, Attachment, DaemonLink, Job
 from sandd._core.metrics.daemon_tally import DaemonTally
 from sandd._core.streams import (
+    RING_BYTES,
     ReceiveWindow,
     SendCursor,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from sandd._core.spool import Spool
 
-INPUT_WINDOW: Final = 256 * wire.KIB
+INPUT_WINDOW: Final = RING_BYTES
 """Credit on INPUT: what the daemon may hold for a child that doesn't read."""
 MAX_JOBS: Final = 100_000
 """Jobs (queued, running and ended) a daemon keeps; a bound on memory that nobody meets by accident."""

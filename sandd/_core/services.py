@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.audit.writer import AuditLog
+    from sandd._core.bundle.handing_out import Bootstrap
     from sandd._core.controller_state import EndFile
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.proofs import Credential
@@ -199,11 +200,17 @@ class LocalService(Service):
         metrics: MetricsAddress | None = None,
         log_written: AuditLog | None = None,
         state_dir: Path | None = None,
+        bootstrap: bool = False,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
         self.gate = gate
         self.certificates = certificates
+        self.bootstrap: Bootstrap | None = None
+        if bootstrap:
+            from sandd._core.bundle.handing_out import Bootstrap  # few controllers do
+
+            self.bootstrap = Bootstrap(self._presented, is_in_the_clear=gate.insecure)
         """What it serves by; None: no TLS."""
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
@@ -319,6 +326,7 @@ class LocalService(Service):
                     until_admitted=True,
                     barred_for=self._barred_for,
                     tls=self._presented,
+                    documents=self.bootstrap,
                     task_status=task_status,
                 )
             )
@@ -326,6 +334,8 @@ class LocalService(Service):
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
             nursery.start_soon(self.gate.watch)
+            if self.bootstrap is not None:
+                nursery.start_soon(self.bootstrap.run)
             if self.certificates is not None:
                 self.certificates.note = self.link.audit.note
                 self.link.audit.note(self.certificates.record())

@@ -54,6 +54,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
         # Not before: --help, --version and a bad option are answered in half the time without.
         import trio
 
+        from sandd._core.service_manager import open_service_manager
         from sandd.command_line.stopping import Failure
         from sandd.standalone.program import run_controller
 
@@ -61,16 +62,19 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
         gc.set_threshold(*COLLECTED_OBJECTS)
         early.running = True
 
-        async def program() -> None:
-            await run_controller(
-                options,
-                read_again=read_options,
-                stop_requested=lambda: early.requested,
-                reload_requested=lambda: early.reload_requested,
-            )
-
         try:
-            trio.run(program)
+            with open_service_manager(os.environ, os.getpid()) as manager:
+
+                async def program() -> None:
+                    await run_controller(
+                        options,
+                        read_again=read_options,
+                        stop_requested=lambda: early.requested,
+                        reload_requested=lambda: early.reload_requested,
+                        manager=manager,
+                    )
+
+                trio.run(program)
         except (ConfigurationError, Failure) as error:
             return fail(error, CANT_SERVE)
         except Exception:  # a defect of ours: told as all else is, whatever reads the log

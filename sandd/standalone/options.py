@@ -59,6 +59,8 @@ class ControllerOptions:
     """What operators must know; None: what is in the state directory, made there if need be."""
     print_join: bool = False
     """Make a join token at the start, and tell the daemon's command with it."""
+    bootstrap: bool = False
+    """Hand out the daemon, and a script that runs it."""
     policy: Path | None = None
     """What may be asked of daemons; None: what their own policies allow."""
     tls: Literal["auto"] | tuple[Path, Path] | None = None
@@ -88,6 +90,7 @@ class ControllerOptions:
 
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "print_join", "insecure"),
+    "bootstrap",
     *("audit", "audit_on_full"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
     *("metrics_address", "metrics_token_file"),
@@ -150,6 +153,13 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         const=True,
         help="make a token by which one daemon may join within 15 minutes, in the state directory, and tell "
         "the command for it",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        action="store_const",
+        const=True,
+        help="hand out the daemon to whoever asks, and tell the line for a shell by which a machine with only Python "
+        "and curl has one (--print-join does so, too)",
     )
     parser.add_argument(
         "--policy",
@@ -246,6 +256,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         )
     if asks != "off" and tls is None:
         raise ConfigurationError("--client-certificates is for TLS: say --tls auto, or --tls-cert")
+    print_join = read_boolean("--print-join", given.get("print_join", False))
     return ControllerOptions(
         tls=tls,
         tls_names=names,
@@ -257,7 +268,8 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_secret(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_secret(operator_token_file),
-        print_join=read_boolean("--print-join", given.get("print_join", False)),
+        print_join=print_join,
+        bootstrap=read_boolean("--bootstrap", given.get("bootstrap", print_join)),
         policy=_path(given, "policy"),
         insecure=read_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
