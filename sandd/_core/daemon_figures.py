@@ -41,7 +41,7 @@ async def serve_figures(
             DaemonFigures(
                 version=version,
                 tally=table.tally,
-                link=end.runner.meter,
+                link=end.meter,
                 is_connected=dialer.pump is not None,
                 dials=dialer.connections,
                 links=dialer.links,

@@ -36,6 +36,7 @@ from sandd._core.spawn_requests import Allowance
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
+from sandd._core.statistics_requests import StatisticsRequests
 from sandd._core.tls.plain import leaves_in_the_clear
 from sandd._core.tls.trust import Trust
 from sandd._core.transfer_requests import TransferRequests
@@ -138,6 +139,8 @@ async def run_daemon(
                 )
                 keyring = Keyring(state.path, daemon_id, options.credential)
                 end = DaemonEnd(identity, keyring, runner)
+                busy = StatisticsRequests(table, measure=host.measure, meter=end.meter)
+                runner.requests.offer(busy.doers)
                 backoff = Backoff(maximum=options.reconnect_max)
                 dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
                 if options.metrics is not None:
