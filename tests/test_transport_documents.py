@@ -29,10 +29,13 @@ class Documents:
     there: trio.Event = field(factory=trio.Event)
     paths: tuple[str, ...] = ("/it",)
     most: int = 0
+    patience: float = 0.0
+    """Seconds that there were for the latest answer."""
 
     async def answer(self, question: Question) -> Document | Refusal:
         """It, in time."""
         self.most += 1
+        self.patience = trio.current_effective_deadline() - trio.current_time()
         if self.most >= server.MAX_DOCUMENTS:
             self.asked.set()
         await self.there.wait()
@@ -70,6 +73,8 @@ async def test_who_waits_for_a_document_has_no_place_that_others_need(
                 refused = await ask(address)
                 assert refused.startswith(b"HTTP/1.1 503 ")
                 assert b"retry-after: 10" in refused.lower()
+                # A handshake has ten seconds.
+                assert 30 < documents.patience <= server.DOCUMENT_SECONDS
                 documents.there.set()
             assert [answer.rpartition(b"\r\n\r\n")[2] for answer in answers] == [b"here", b"here"]
             assert all(b"content-type: text/plain\r\n" in each.lower() for each in answers)
