@@ -98,14 +98,14 @@ class Controller(Wrapper[Inner]):
         return self._inner.ca_pin
 
     @property
-    def bootstrap_command(self) -> str | None:
-        """What a shell fetches a script by that runs a daemon, for ``... | sh``; None where nothing is handed out."""
-        return self._inner.bootstrap_command
-
-    @property
     def metrics_address(self) -> str | None:
         """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
         return self._inner.metrics_address
+
+    @property
+    def bootstrap_command(self) -> str | None:
+        """What a shell fetches a script by that runs a daemon, for ``... | sh``; None where nothing is handed out."""
+        return self._inner.bootstrap_command
 
     reload_tls = calls(Inner.reload_tls)
 

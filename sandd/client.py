@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeVarTuple, Unpack
 
     from sandd._core.copying import Patterns, Progress
+    from sandd._core.daemon_statistics import DaemonStatistics
     from sandd._core.job_info import JobInfo
     from sandd._core.specs import Command, Text
     from sandd._core.transfers.result import TransferResult
@@ -725,6 +726,10 @@ class Client:
     def jobs(self, daemon_id: str) -> list[JobInfo]:
         """All jobs on a daemon, running and ended; as `Daemon.jobs`."""
         return self.call(lambda: self._controller.daemon(daemon_id).jobs())
+
+    def daemon_statistics(self, daemon_id: str, *, jobs: bool = True) -> DaemonStatistics:
+        """How busy a daemon is now, its machine, and each of its jobs that has not ended; as `Daemon.statistics`."""
+        return self.call(lambda: self._controller.daemon(daemon_id).statistics(jobs=jobs))
 
     def kill(
         self,

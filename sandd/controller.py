@@ -170,9 +170,9 @@ async def open_controller(
     max_handshakes_per_second: float = 200.0,
     audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
-    bootstrap: bool = False,
     metrics: str | None = None,
     metrics_token: str | bytes | None = None,
+    bootstrap: bool = False,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -215,12 +215,12 @@ async def open_controller(
         audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
             Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
-        bootstrap: hand out a script, and with it the daemon as one file, to whoever asks: see
-            `Controller.bootstrap_command`. Over TLS, or to this machine; to anybody, where it is `insecure`.
         metrics: ``HOST:PORT`` where ``/metrics`` (for Prometheus), ``/healthz`` and ``/readyz`` are to be had; None:
             nowhere. A port of 0 takes a free one, see `Controller.metrics_address`.
         metrics_token: secret that who asks for figures must know, as ``Authorization: Bearer ...``; other machines are
             answered with one only.
+        bootstrap: hand out a script, and with it the daemon as one file, to whoever asks: see
+            `Controller.bootstrap_command`. Over TLS, or to this machine; to anybody, where it is `insecure`.
 
     Raises:
         OSError: the address can't be listened on.
@@ -291,10 +291,10 @@ async def open_controller(
             audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
-            bootstrap=bootstrap,
             metrics=metrics_address,
             log_written=sink,
             state_dir=state_path,
+            bootstrap=bootstrap,
         )
         if sink is not None:
             sink.settle = service.link.flush
@@ -556,6 +556,12 @@ class Controller:
         return self._service.ca_pin
 
     @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
+        service = self._service
+        return service.metrics_address if isinstance(service, LocalService) else None
+
+    @property
     def bootstrap_command(self) -> str | None:
         """What a shell on this machine fetches a script by that runs a daemon, for ``... | sh``; elsewhere, put this
         machine's name in it. None where nothing is handed out.
@@ -566,12 +572,6 @@ class Controller:
         if not isinstance(service, LocalService) or service.bootstrap is None:
             return None
         return service.bootstrap.fetching(service.url)
-
-    @property
-    def metrics_address(self) -> str | None:
-        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
-        service = self._service
-        return service.metrics_address if isinstance(service, LocalService) else None
 
     async def reload_tls(self) -> bool:
         """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.

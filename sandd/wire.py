@@ -25,9 +25,10 @@ Stream
     offset by one. On a channel, a stream's frames are contiguous from the offset its Attach named.
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
-    channel. A receiver acknowledges after 64 KiB consumed at the latest, so a sender needs no more
-    than that of room to make progress. OUTPUT and ERROR end by a FIN, or by the final offset that the
-    job's last event gives for them, whichever comes first; INPUT always by a FIN.
+    channel. A receiver that has consumed all that has come acknowledges after 128 KiB at the latest, one
+    that has more at hand after twice as much, so a sender needs no more than 128 KiB of room to make
+    progress. OUTPUT and ERROR end by a FIN, or by the final offset that the job's last event gives for
+    them, whichever comes first; INPUT always by a FIN.
 
 Conversation
     controller: Challenge; daemon: Hello; controller: Welcome or Reject. Then clients Attach to jobs;
@@ -91,6 +92,7 @@ History
 from __future__ import annotations
 
 import enum
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
@@ -149,8 +151,9 @@ INITIAL_OUTPUT_BYTES: Final = 1 * MIB
 """Credit on OUTPUT and ERROR of a channel whose Attach names no cursors, unless it says otherwise."""
 MESSAGE_WINDOW: Final = 64
 """Credit on OPS and EVENTS, in messages, beyond what was consumed."""
-ACK_EVERY_BYTES: Final = 64 * KIB
-"""A receiver acknowledges after consuming this much at the latest."""
+ACK_EVERY_BYTES: Final = 128 * KIB
+"""A receiver that has consumed all there is acknowledges after this much at the latest: each word of it is a turn of
+every process that it passes, and with 64 KiB those were half of what bulk cost (m)."""
 MAX_UNREAD_PIECES: Final = 4096
 """Unread pieces of a stream, with gaps between them, that a receiver holds: each costs 100 bytes besides."""
 MAX_ANSWERS_BYTES: Final = 64 * MIB
@@ -419,6 +422,14 @@ def _at_most(length: int) -> Any:
 
 
 _id: Any = _at_most(MAX_ID_LENGTH)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def _trace(_: Any, attribute: Any, value: str) -> None:
+    if value and not _TRACEPARENT.fullmatch(value):
+        raise ValueError(f"{attribute.name} is no traceparent")
+
+
 _full_name: Any = _at_most(MAX_NAME_LENGTH)
 _offset = _within(0, MAX_OFFSET)
 _path: Any = _at_most(MAX_PATH_BYTES)
@@ -705,6 +716,9 @@ class Attach:
     output_credit: int = field(
         default=INITIAL_OUTPUT_BYTES, validator=_offset
     )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
+    trace: str = field(
+        default="", validator=_trace
+    )  # with a spec: a `traceparent` of W3C Trace Context, which becomes TRACEPARENT; never compared
 
 
 @frozen
@@ -758,7 +772,7 @@ class RefusedCode(enum.StrEnum):
 
     JOB_NOT_FOUND = "job_not_found"
     ENDED = "ended"  # it was ended and forgotten; the same id never starts again
-    LOST = "lost"  # the spec was bound to another instance of the daemon
+    LOST = "lost"  # the spec was bound to another instance of the daemon; or the router gave the channel up
     JOB_ID_CONFLICT = "job_id_conflict"
     BUSY = "busy"  # another client is the owner; ask for takeover or be a viewer
     TAKEN = "taken"  # somebody took over since this client's generation
@@ -1077,6 +1091,18 @@ class ForgetSpec(Request):
     job_id: str = field(validator=_id)
 
 
+@frozen
+class StatisticsSpec(Request):
+    """Request: how busy it is. JobUsage for each of the tenant's jobs, then a DaemonUsage; or that again and again."""
+
+    jobs: bool = True  # False: no JobUsage
+    interval: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds from one to the next, 0.2 at least; None: once
+    window: ClassVar[int] = 64 * KIB
+    lease: ClassVar[float | None] = 3600.0  # seconds without its client
+
+
 class Update(enum.StrEnum):
     """Which files a transfer skips, because the receiver has them."""
 
@@ -1279,14 +1305,14 @@ class ListenSpec(Request):
     path: bytes | None = field(
         default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
     )  # of a Unix socket, instead of the two
-    window: ClassVar[int] = 64 * KIB
+    window: ClassVar[int] = ACK_EVERY_BYTES  # less would never be acknowledged
     lease: ClassVar[float | None] = (
         3600.0  # seconds without its client, then the port is free again
     )
 
 
 Spec: TypeAlias = (
-    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | FileSpec | UploadSpec | DownloadSpec
+    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | StatisticsSpec | FileSpec | UploadSpec | DownloadSpec
     | ConnectSpec | ListenSpec
 )  # fmt: skip
 
@@ -1334,6 +1360,43 @@ class JobRecord:
     kept: tuple[KeptOutput, ...] = field(
         default=(), validator=_at_most(len(Stream))
     )  # an output that isn't named has nothing yet
+
+
+@frozen
+class JobUsage:
+    """An answer to StatisticsSpec: a job that has not ended, and what its process tree takes."""
+
+    job: JobRecord
+    cpu_seconds: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # of processor, used by those that live and by children they have waited for; None: not known
+    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # in memory
+    processes: int | None = field(default=None, validator=optional(_offset))  # that live
+
+
+@frozen
+class DaemonUsage:
+    """The last answer to StatisticsSpec, or the last before the next round of it."""
+
+    uptime: float = field(validator=_seconds)  # seconds from the daemon's start to this moment
+    cpus: int = field(validator=_offset)  # processors of its machine
+    load: tuple[float, ...] = field(
+        default=(), validator=_at_most(3)
+    )  # its averages over 1, 5 and 15 minutes; none: it has no such thing
+    busy_seconds: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # that its processors, together, were not idle; None: not known
+    memory_bytes: int | None = field(default=None, validator=optional(_offset))  # it has
+    memory_available_bytes: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # that programs could still take
+    cpu_seconds: float = field(default=0.0, validator=_seconds)  # the daemon's own
+    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # the daemon's own
+    jobs_running: int = field(default=0, validator=_offset)  # the tenant's
+    jobs_queued: int = field(default=0, validator=_offset)  # the tenant's, that wait for their turn
+    bytes_in: int = field(default=0, validator=_offset)  # from the controller, since its start
+    bytes_out: int = field(default=0, validator=_offset)  # to the controller, since its start
+    spool_bytes: int = field(default=0, validator=_offset)  # of output, on its disk
 
 
 @frozen
@@ -1401,7 +1464,9 @@ class FileChange:
     path: bytes = field(default=b"", validator=_path)  # from what is watched; "": that itself
 
 
-Answer: TypeAlias = JobRecord | Listening | Accepted | FileInfo | FileChange
+Answer: TypeAlias = (
+    JobRecord | JobUsage | DaemonUsage | Listening | Accepted | FileInfo | FileChange
+)
 
 # ---- records: what the two ends of a transfer tell each other -----------------------------------
 
@@ -1566,7 +1631,7 @@ EVENT_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
 ANSWER_TAGS: Final[dict[type, str]] = {
-    JobRecord: "job", FileInfo: "file", FileChange: "change",
+    JobRecord: "job", JobUsage: "job_usage", DaemonUsage: "daemon_usage", FileInfo: "file", FileChange: "change",
     Listening: "listening", Accepted: "accepted",
 }  # fmt: skip
 RECORD_TAGS: Final[dict[type, str]] = {
@@ -1582,7 +1647,7 @@ ENUMERATIONS: Final = (
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
-    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec, "statistics": StatisticsSpec,
     "stat": StatSpec, "list": ListSpec, "glob": GlobSpec, "mkdir": MakeDirectorySpec,
     "remove": RemoveSpec, "rename": RenameSpec, "symlink": LinkSpec, "touch": TouchSpec,
     "change": ChangeSpec, "read": ReadSpec, "write": WriteSpec, "watch": WatchSpec,
@@ -1852,14 +1917,13 @@ def peek_outcome(payload: Buffer) -> str | None:
     time. A message that is none tells no end.
     """
     data = bytes(payload)
-    if data.endswith(b"\xa1t\xa7started"):
-        return None
     if data.endswith(b"\xa1t\xa6exited"):
         at = data.find(b"\xa7outcome") + 8
-        word = data[at + 1 : at + 1 + (data[at] & 0x1F)]
-        known = _OUTCOMES.get(word)
+        known = _OUTCOMES.get(data[at + 1 : at + 1 + (data[at] & 0x1F)])
         if known is not None:
             return known
+    elif data.endswith(b"\xa1t\xa7started"):
+        return None
     try:
         event = decode_event(payload)
     except RemoteProtocolError:
@@ -1947,11 +2011,10 @@ def kind_of_spec(payload: Buffer) -> str | None:
     return kind if type(kind) is str else None
 
 
-def peek_kind(payload: Buffer) -> str:
+def peek_kind(payload: bytes) -> str:
     """As `kind_of_spec`, for whoever only counts: quickly, where it is written as we write it, and "" if unknown."""
-    data = bytes(payload[:32])
-    if data[1:6] == b"\xa4kind" and len(data) > 6:
-        known = _KINDS.get(data[7 : 7 + (data[6] & 0x1F)])
+    if payload[1:6] == b"\xa4kind" and len(payload) > 6:
+        known = _KINDS.get(payload[7 : 7 + (payload[6] & 0x1F)])
         if known is not None:
             return known
     return kind if (kind := kind_of_spec(payload)) in SPEC_KINDS else ""

@@ -1,4 +1,4 @@
-"""Real daemons for tests: ``python -m sandd.daemon`` as a child process of its own.
+"""Real daemons for tests: ``python -m sandd.daemon`` as a child process of its own; see also forked_python.py.
 
 In a trio test::
 
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define
+from forked_python import PythonProcess
 
 import sandd
 
@@ -208,7 +209,7 @@ def start_daemon(
         command += ["--label", f"{key}={value}"]
     try:
         with (home / "log").open("wb") as log:
-            process = subprocess.Popen(
+            process = PythonProcess(
                 [*command, *arguments],
                 env=daemon_environment(env),
                 cwd=home,
@@ -268,7 +269,7 @@ def running_command(
     *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """``sandd`` with these arguments, as it runs; nothing of it stays."""
-    process = subprocess.Popen(
+    process = PythonProcess(
         [sys.executable, "-m", "sandd", *arguments],
         env=daemon_environment(env),
         stdin=subprocess.DEVNULL,

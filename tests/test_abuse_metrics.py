@@ -106,7 +106,7 @@ async def test_what_those_say_who_are_in_makes_no_series(tmp_path: Path) -> None
             about = wire.DaemonDescription(hostname=f"h{number}", platform=f"p{number}")
             link = router.add_daemon(f"{tenant}/d{number}", f"i{number}", about)
             client = router.add_client(principal=Principal(f"o{number}", tenant))
-            spec = wire.encode_spec(wire.CommandSpec([f"command-{number}"]))
+            spec = wire.encode_spec(wire.CommandSpec((b"command-%d" % number,)))
             said = wire.Attach(f"d{number}", f"j{number}", "c", (), spec, f"i{number}")
             router.receive(client, control(1, said))
             drain(link.scheduler)

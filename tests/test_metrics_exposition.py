@@ -89,7 +89,7 @@ def controller_figures() -> ControllerFigures:
 def daemon_figures() -> DaemonFigures:
     """Of a daemon in which each thing has happened once."""
     tally = DaemonTally()
-    tally.begun(wire.CommandSpec(["true"]))
+    tally.begun(wire.CommandSpec((b"true",)))
     tally.turned_down(wire.Refused(wire.RefusedCode.POLICY_DENIED, "no"))
     tally.jobs_ended["exited"] = 1
     lag = LoopLag(1.0)

@@ -25,7 +25,6 @@ def census() -> JobCensus:
 def test_an_ordinary_job_is_counted_once(census: JobCensus, tally: Tally) -> None:
     """Its start, its end, and nothing is kept when it was left."""
     job = census.asked("k", "d", tally, is_reusable=False)
-    census.heard(job)
     assert (tally.jobs_asked, tally.jobs_running) == (1, 1)
     census.ended(job, "exited")
     census.ended(job, "exited")
@@ -56,7 +55,6 @@ def test_a_chosen_id_is_another_job_when_the_first_has_ended(
 def test_a_job_that_is_left_counts_until_its_end_is_heard(census: JobCensus, tally: Tally) -> None:
     """Its owner has it killed, and waits for that on its channel."""
     job = census.asked("k", "d", tally, is_reusable=False)
-    census.heard(job)
     census.left("k")
     assert tally.jobs_running == 1
     census.ended(job, "cancelled")
@@ -66,11 +64,9 @@ def test_a_job_that_is_left_counts_until_its_end_is_heard(census: JobCensus, tal
 def test_of_a_job_that_is_left_by_all_nothing_is_heard(census: JobCensus, tally: Tally) -> None:
     """Whether its channel closes before or behind that."""
     first = census.asked("a", "d", tally, is_reusable=False)
-    census.heard(first)
     census.left("a")
     census.unheard(first)
     second = census.asked("b", "d", tally, is_reusable=False)
-    census.heard(second)
     census.unheard(second)
     assert tally.jobs_running == 1
     census.left("b")
@@ -129,10 +125,11 @@ def test_whatever_happens_the_numbers_add_up(steps: list[tuple[str, str]]) -> No
                 census.ended(job, "exited")
             case "refused" if job is not None:
                 census.refused(job)
-            case "heard" if job is not None:
-                census.heard(job)
+            case "heard":
+                census.attached(key)
             case "unheard" if job is not None and job.listeners:
                 census.unheard(job)
         assert tally.jobs_running + sum(tally.jobs_ended.values()) == tally.jobs_asked
         assert 0 <= tally.jobs_running <= len(census) <= 3
         assert sum(map(len, census._by_daemon.values())) == len(census)
+        assert tally.jobs_running == sum(not each.has_ended for each in census._jobs.values())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandd._core.metrics.tallies import Tally
     from sandd._core.router_links import ClientLink, DaemonLink
 
-TRUE = wire.encode_spec(wire.CommandSpec(["true"]))
+TRUE = wire.encode_spec(wire.CommandSpec((b"true",)))
 ATTACH = wire.Attach("d", generate("client", 1), "client", (), TRUE, "here")
 EXITED = wire.Exited(0, None, wire.Outcome.EXITED, 1.0)
 
@@ -112,7 +112,7 @@ def test_a_request_is_no_job(network: Network) -> None:
 @pytest.mark.parametrize(
     ("spec", "use"),
     [
-        (wire.CommandSpec(["true"]), "program"),
+        (wire.CommandSpec((b"true",)), "program"),
         (wire.DownloadSpec(b"/x"), "transfer"),
         (wire.ConnectSpec("localhost", 80), "forward"),
         (wire.JobsSpec(), "request"),

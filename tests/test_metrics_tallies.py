@@ -36,10 +36,9 @@ def test_the_lag_is_what_the_loop_was_late() -> None:
 
 
 def test_every_kind_of_job_is_for_something() -> None:
-    """Of each there is a use with a counter; what isn't known is a program that was there before us."""
+    """Of each there is a use with a counter; what isn't known is something that was asked for."""
     assert {use_of(kind) for kind in wire.SPEC_KINDS} == set(USES)
     assert use_of("") == "request"
-    assert use_of(None) == "program"
 
 
 def test_tenants_beyond_the_bound_share_a_tally_that_nobody_sees() -> None:

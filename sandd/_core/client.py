@@ -102,6 +102,7 @@ class Client:
         *,
         job_id: str | None = None,
         input_capacity: int | None = RING_BYTES,
+        trace: str = "",
     ) -> ClientJob:
         """Start a job, now or as soon as the daemon is there. LocalProtocolError if the spec is too large."""
         spec_bytes = wire.encode_spec(spec)
@@ -120,7 +121,12 @@ class Client:
                 MAX_ENDS_UNDER_WAY,
             )
         job = ClientJob(
-            daemon_id, job_id, spec=spec_bytes, sequence=sequence, input_capacity=input_capacity
+            daemon_id,
+            job_id,
+            spec=spec_bytes,
+            sequence=sequence,
+            input_capacity=input_capacity,
+            trace=trace,
         )
         self._add(job, own)
         return job
@@ -352,6 +358,7 @@ class Client:
             for stream, log in job.receive_logs.items()
         ]
         cursors = []
+        spec = None if job.confirmed or job.refusal is not None else job.spec
         # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
         eager = first and job.sequence is not None
         if job.role is Role.OWNER:
@@ -382,13 +389,14 @@ class Client:
             else tuple(
                 wire.Cursor(w.stream, w.max_offset, job.cursor(w.stream, w.log)) for w in windows
             ),
-            spec=None if job.confirmed or job.refusal is not None else job.spec,
+            spec=spec,
             instance=job.instance,
             role=job.role,
             takeover=job.takeover,
             generation=job.generation,
             settled=self._settled(job.daemon_id),
             attempt=self._attempts,
+            trace="" if spec is None else job.trace,
         )
         self.scheduler.control(wire.ControlFrame(number, message))
         if not eager or job.ops.end or job.input.end or job.input.final:

@@ -56,7 +56,7 @@ class DaemonEnd:
             return
         with trio.move_on_after(KEEP_SECONDS) as patience:
             await trio.to_thread.run_sync(
-                self.keyring.keep, welcome.enrolment, abandon_on_cancel=True
+                self.keyring.keeper(welcome.enrolment), abandon_on_cancel=True
             )
         if patience.cancelled_caught:
             log.warning("key_not_kept", error=f"the disk took more than {KEEP_SECONDS:g} s")

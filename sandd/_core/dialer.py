@@ -187,7 +187,7 @@ class Dialer:
             answer = await receive_control(connection)
         if scope.cancelled_caught:
             raise ConnectionLost(
-                f"{self.url} accepted the connection, but did not answer within {HANDSHAKE_SECONDS} s"
+                f"{shown_url(self.url)} accepted the connection, but did not answer within {HANDSHAKE_SECONDS} s"
             )
         if isinstance(answer, wire.Reject):
             raise Rejected(answer)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
+SESSION_RING_BYTES: Final = 256 * wire.KIB
+"""As `RING_BYTES`, of a session: what is in it stands before the echo of a Ctrl-C. More than a receiver takes before
+it acknowledges."""
 DEFAULT_LEASE: Final = 24 * 3600.0
 """Seconds an owned job may run without an owner, and an ended one is kept for nobody."""
 JOB_OVERHEAD: Final = 8 * wire.KIB
@@ -68,6 +71,8 @@ class Job:
         self.end_grace = spec.kill_grace
         self.end_signal = "TERM"
         """What its process gets first when it is killed."""
+        self.trace = ""
+        """What its program is to find as TRACEPARENT; "": nothing."""
         self.asked_at = 0.0
         """When it came, by the clock of `JobTable.receive`."""
         self.started_at: float | None = None
@@ -98,7 +103,7 @@ class Job:
         spec, capacity, spool = self.spec, RING_BYTES, self._spool
         retain = EVERYTHING if spec.detach else 0
         if isinstance(spec, wire.SessionSpec):
-            retain = spec.scrollback
+            retain, capacity = spec.scrollback, SESSION_RING_BYTES
         elif isinstance(spec, wire.Request):
             capacity, spool = spec.window, None  # what it tells has a source, and can wait there
         return {

@@ -366,10 +366,13 @@ class Router:
             self._refuse(route)
 
     def _refuse(self, route: Route) -> None:
-        """More waits for one end than the other may have there: that costs the channel, and nobody anything else."""
+        """More waits for one end than the other may have there: that costs the channel, and nobody anything else.
+
+        Its Attach was passed on, so the job may run, whether that was answered or not.
+        """
         number = route.to_client.number
         self._detach(route, wire.Detach())
-        route.client.control(number, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
+        route.client.control(number, wire.Refused(RefusedCode.LOST, TOO_MUCH))
 
     def _leave(self, route: Route) -> None:
         """The client closes the channel: the daemon hears what it had said of acks before."""

@@ -258,4 +258,5 @@ def stamped_attach(message: wire.Attach, link: ClientLink, daemon: DaemonLink) -
         tenant=daemon.tenant,
         principal=link.principal.name,
         output_credit=message.output_credit,
+        trace=message.trace,
     )

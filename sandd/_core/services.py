@@ -197,10 +197,10 @@ class LocalService(Service):
         policies: TenantPolicies,
         certificates: LiveCertificates | None = None,
         audit: AuditSink = NO_AUDIT,
-        bootstrap: bool = False,
         metrics: MetricsAddress | None = None,
         log_written: AuditLog | None = None,
         state_dir: Path | None = None,
+        bootstrap: bool = False,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sandd.standalone.options import ControllerOptions
 
 CANT_SERVE = 125
+CRASHED = 70
+"""Exit code of a defect of ours: EX_SOFTWARE of sysexits.h, as of the daemon."""
 COLLECTED_OBJECTS = (50_000, 20, 50)
 """New objects, in containers, after which cycles are looked for: with thousands of connections Python's 700
 would cost a quarter of a processor."""
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     from sandd.standalone.options import parse_controller_options
 
     def fail(why: object, code: int) -> int:
-        sys.stderr.write(f"{prog}: error: {logs.printable(str(why))}\n")
+        sys.stderr.write(f"{prog}: error: {logs.masked(logs.printable(str(why)))}\n")
         return code
 
     def read_options() -> ControllerOptions:
@@ -75,6 +77,9 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
                 trio.run(program)
         except (ConfigurationError, Failure) as error:
             return fail(error, CANT_SERVE)
+        except Exception:  # a defect of ours: told as all else is, whatever reads the log
+            logs.get_logger("controller").exception("crashed")
+            return CRASHED
         return 0
     finally:
         early.over()

@@ -114,9 +114,9 @@ class Program:
                 max_handshakes_per_second=options.max_handshakes_per_second,
                 audit=AuditOptions(on_full=options.audit_on_full) if options.audit else False,
                 rate_limits=options.rate_limits,
-                bootstrap=options.bootstrap,
                 metrics=None if options.metrics is None else str(options.metrics),
                 metrics_token=None if options.metrics is None else options.metrics.token,
+                bootstrap=options.bootstrap,
             )
             self._state_dir = state_dir
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE

@@ -57,7 +57,7 @@ VERBS: Final[Mapping[Role, frozenset[Verb]]] = {
 
 NEEDED_BY_SPEC: Final[Mapping[str, Verb]] = {
     "command": Verb.RUN, "session": Verb.RUN,
-    "jobs": Verb.JOBS, "kill": Verb.END, "forget": Verb.END,
+    "jobs": Verb.JOBS, "statistics": Verb.JOBS, "kill": Verb.END, "forget": Verb.END,
     "stat": Verb.FILES, "list": Verb.FILES, "glob": Verb.FILES, "read": Verb.FILES,
     "watch": Verb.FILES, "download": Verb.FILES,
     "mkdir": Verb.WRITE, "remove": Verb.WRITE, "rename": Verb.WRITE, "symlink": Verb.WRITE,

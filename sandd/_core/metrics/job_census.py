@@ -38,13 +38,14 @@ class CountedJob:
     """One of them."""
 
     key: Hashable
-    daemon: str
     tally: Tally
+    siblings: dict[CountedJob, None]
+    """Those of its daemon."""
+    listeners: int = 0
+    """Channels on which its end may pass by."""
     has_ended: bool = False
     is_left: bool = False
     """Its owner doesn't want it any more."""
-    listeners: int = 0
-    """Channels on which its end may pass by."""
 
 
 class JobCensus:
@@ -63,17 +64,21 @@ class JobCensus:
         return self._jobs.get(key)
 
     def asked(self, key: Hashable, daemon: str, tally: Tally, *, is_reusable: bool) -> CountedJob:
-        """It is passed on to its daemon; again, maybe.
+        """It is passed on to its daemon, on a channel; again, maybe.
 
         `is_reusable`: its id was chosen, and may be that of another job once this one has ended.
         """
         job = self._jobs.get(key)
         if job is not None:
             if not (job.has_ended and is_reusable):
+                job.listeners += 1
                 return job
             self._forget(job)
-        job = self._jobs[key] = CountedJob(key, daemon, tally)
-        self._by_daemon.setdefault(daemon, {})[job] = None
+        siblings = self._by_daemon.get(daemon)
+        if siblings is None:
+            siblings = self._by_daemon[daemon] = {}
+        job = self._jobs[key] = CountedJob(key, tally, siblings, 1)
+        siblings[job] = None
         tally.jobs_asked += 1
         tally.jobs_running += 1
         if len(self._jobs) > self._most:
@@ -82,14 +87,17 @@ class JobCensus:
             self._forget(oldest)
         return job
 
-    def heard(self, job: CountedJob) -> None:
-        """There is a channel on which its end may pass by."""
-        job.listeners += 1
+    def attached(self, key: Hashable) -> CountedJob | None:
+        """Somebody attaches to it, on a channel; None: it isn't remembered."""
+        job = self._jobs.get(key)
+        if job is not None:
+            job.listeners += 1
+        return job
 
     def unheard(self, job: CountedJob) -> None:
-        """There is one less."""
+        """There is a channel less on which its end may pass by."""
         job.listeners -= 1
-        if job.is_left and not job.listeners:
+        if job.is_left and not job.listeners and not job.has_ended:
             self._settle(job, UNHEARD)
             self._forget(job)
 
@@ -116,7 +124,7 @@ class JobCensus:
 
     def lost(self, daemon: str) -> None:
         """Whatever ran on the daemon does so no more."""
-        for job in list(self._by_daemon.get(daemon, ())):
+        for job in list(self._by_daemon.pop(daemon, ())):
             self._settle(job, LOST)
             self._forget(job)
 
@@ -126,9 +134,5 @@ class JobCensus:
             job.tally.ended(outcome)
 
     def _forget(self, job: CountedJob) -> None:
-        if self._jobs.get(job.key) is job:
+        if job.siblings.pop(job, True) is None:
             del self._jobs[job.key]
-            of_daemon = self._by_daemon[job.daemon]
-            del of_daemon[job]
-            if not of_daemon:
-                del self._by_daemon[job.daemon]

@@ -45,23 +45,18 @@ class RouterCounts:
         """A channel is opened: whose bytes they are that pass on it, and whose end."""
         tally = daemon.tally
         if message.spec is None:
-            job = self.census.get(key)
-            kind = None
-        else:
-            kind = wire.peek_kind(message.spec)
-            if use_of(kind) == PROGRAM:
-                is_reusable = parse(message.job_id) is None
-                job = self.census.asked(key, daemon.daemon_id, tally, is_reusable=is_reusable)
-            else:
-                job = None
-                tally.requests += 1
-        if job is not None:
-            self.census.heard(job)
-        return tally.traffic[use_of(kind)], job
+            return tally.traffic[PROGRAM], self.census.attached(key)
+        use = use_of(wire.peek_kind(message.spec))
+        if use != PROGRAM:
+            tally.requests += 1
+            return tally.traffic[use], None
+        is_reusable = parse(message.job_id) is None
+        job = self.census.asked(key, daemon.daemon_id, tally, is_reusable=is_reusable)
+        return tally.traffic[PROGRAM], job
 
     def closed(self, job: CountedJob | None) -> None:
         """A channel is closed."""
-        if job is not None:
+        if job is not None and not job.has_ended:
             self.census.unheard(job)
 
     def happened(self, job: CountedJob | None, body: wire.Buffer) -> None:

@@ -31,9 +31,9 @@ _USES: Final = {
 }  # fmt: skip
 
 
-def use_of(kind: str | None) -> str:
-    """What a job of that kind is for; None: it isn't known, as it was there before us."""
-    return PROGRAM if kind is None else _USES.get(kind, REQUEST)
+def use_of(kind: str) -> str:
+    """What a job of that kind is for."""
+    return _USES.get(kind, REQUEST)
 
 
 @define(eq=False)
