@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these commands are POSIX shell")
 
-RING: Final = 262_144
+RING: Final = 524_288
 WINDOW: Final = 1_048_576
 PRINT: Final = (
     "import sys, random; random.seed(3); n = int(sys.argv[1])\n"

@@ -288,13 +288,16 @@ def test_only_outputs_stall(peer: Peer) -> None:
 def test_what_the_application_takes_is_acknowledged(peer: Peer) -> None:
     """Ack means handed to the application, and comes with as much new credit."""
     job, channel = peer.running()
-    for start in (0, 65_536):
-        peer.client.receive(data(channel, Stream.OUTPUT, start, bytes(65_536)))
+    size = wire.ACK_EVERY_BYTES
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, bytes(size)))
     assert peer.heard() == []
-    job.outputs[Stream.OUTPUT].take(65_536)
+    job.outputs[Stream.OUTPUT].take(size - 1)
+    peer.client.activate(job)
+    assert peer.heard() == []
+    job.outputs[Stream.OUTPUT].take(1)
     peer.client.activate(job)
     ((_, window),) = peer.heard()
-    assert window == wire.Window((wire.StreamWindow(Stream.OUTPUT, 65_536, 65_536 + WINDOW_BYTES),))
+    assert window == wire.Window((wire.StreamWindow(Stream.OUTPUT, size, size + WINDOW_BYTES),))
 
 
 def test_input_follows_the_daemons_credit(peer: Peer) -> None:
@@ -458,8 +461,8 @@ def test_output_that_had_ended_may_end_again(peer: Peer) -> None:
 def test_what_was_taken_is_acknowledged_again_after_a_cut(peer: Peer) -> None:
     """(9) The ack may have been lost with the link; without it the daemon's buffer would stay full."""
     job, channel = peer.running()
-    peer.client.receive(data(channel, Stream.OUTPUT, 0, bytes(100_000)))
-    job.outputs[Stream.OUTPUT].take(100_000)
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, bytes(wire.ACK_EVERY_BYTES)))
+    job.outputs[Stream.OUTPUT].take(wire.ACK_EVERY_BYTES)
     peer.client.activate(job)
     assert len(peer.heard()) == 1
     peer.client.receive(control(channel, wire.Away()))
@@ -468,7 +471,11 @@ def test_what_was_taken_is_acknowledged_again_after_a_cut(peer: Peer) -> None:
     assert isinstance(attach, wire.Attach)
     assert channel == 2
     assert window == wire.Window(
-        (wire.StreamWindow(Stream.OUTPUT, 100_000, 100_000 + WINDOW_BYTES),)
+        (
+            wire.StreamWindow(
+                Stream.OUTPUT, wire.ACK_EVERY_BYTES, wire.ACK_EVERY_BYTES + WINDOW_BYTES
+            ),
+        )
     )
     peer.attached(2)
     assert peer.heard() == []

@@ -108,6 +108,49 @@ def test_version(arguments: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sandd {sandd.__version__}\n", "")
 
 
+CRASHING = """
+import sys
+async def crash(*_, **__):
+    raise RuntimeError("a defect with sdj_" + 40 * "a")
+import {module}
+{module}.{function} = crash
+import {main}
+sys.exit({main}.main({arguments}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("main", "module", "function", "arguments"),
+    [
+        ("sandd.daemon", "sandd._core.daemon_program", "run_daemon", ["-s", REFUSING]),
+        ("sandd.standalone.main", "sandd.standalone.program", "run_controller", ["--port", "0"]),
+    ],
+    ids=["daemon", "controller"],
+)
+def test_a_defect_is_told_as_a_line_of_the_log(
+    main: str, module: str, function: str, arguments: list[str]
+) -> None:
+    """One object, where the log is JSON, without what looks like a secret; and an exit code of its own."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            CRASHING.format(
+                main=main,
+                module=module,
+                function=function,
+                arguments=[*arguments, "--log-format", "json"],
+            ),
+        ],
+        env=daemon_environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    line = json.loads(done.stderr)
+    assert (done.returncode, line["event"], line["level"]) == (70, "crashed", "error")
+    assert "RuntimeError: a defect with [redacted]" in line["exception"]
+
+
 def test_a_bad_option_is_told_before_the_rest_is_loaded() -> None:
     """Neither trio nor what speaks WebSocket: both take their time."""
     program = (

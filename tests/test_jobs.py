@@ -15,13 +15,13 @@ from sandd._core import tombstones as tombstones_module
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.job import DaemonLink, Job
 from sandd._core.jobs import INPUT_WINDOW, Effect, Effects, JobTable
+from sandd._core.streams import RING_BYTES as RING
 from sandd.wire import FailedCode, JobState, Outcome, RefusedCode, Role, Stream
 
 ALICE, BOB = "a11ce00000000000", "b0b0000000000000"
 FIRST = f"{ALICE}.1"
 SPEC = wire.encode_spec(wire.CommandSpec(argv=(b"true",), kill_grace=5.0))
 OTHER_SPEC = wire.encode_spec(wire.CommandSpec(argv=(b"false",)))
-RING = 256 * wire.KIB
 
 
 class Daemon:
@@ -723,9 +723,12 @@ def test_credit_of_input_follows_what_the_process_takes(daemon: Daemon) -> None:
     daemon.attach()
     job = daemon.job()
     daemon.heard()
-    daemon.receive(data(1, Stream.INPUT, 0, bytes(100 * wire.KIB)))
-    job.take_input(64 * wire.KIB)
-    taken = wire.StreamWindow(Stream.INPUT, 64 * wire.KIB, 64 * wire.KIB + INPUT_WINDOW)
+    daemon.receive(data(1, Stream.INPUT, 0, bytes(wire.ACK_EVERY_BYTES)))
+    job.take_input(wire.ACK_EVERY_BYTES - 1)
+    assert daemon.heard() == []
+    job.take_input(1)
+    end = wire.ACK_EVERY_BYTES
+    taken = wire.StreamWindow(Stream.INPUT, end, end + INPUT_WINDOW)
     assert daemon.heard() == [(1, wire.Window((taken,)))]
 
 
@@ -1023,7 +1026,7 @@ def test_output_left_in_the_pipes_at_the_exit_is_kept(daemon: Daemon) -> None:
 def test_dropping_job_never_waits_for_a_reader(daemon: Daemon) -> None:
     """(2) With on_full="drop_oldest" the oldest output goes, and whoever reads is told."""
     spec = wire.encode_spec(wire.CommandSpec((b"x",), on_full=wire.OnFull.DROP_OLDEST))
-    daemon.attach(spec=spec, cursors=cursors(credit=wire.MIB))
+    daemon.attach(spec=spec, cursors=cursors(credit=4 * RING))
     job = daemon.job()
     for _ in range(3):
         job.write(Stream.OUTPUT, bytes(RING))

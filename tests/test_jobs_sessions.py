@@ -5,9 +5,10 @@ from __future__ import annotations
 import attrs
 import pytest
 from scripted import Bytes, Skip, control, cursors
-from test_jobs import ALICE, BOB, RING, Daemon
+from test_jobs import ALICE, BOB, Daemon
 
 from sandd import wire
+from sandd._core.job import SESSION_RING_BYTES as RING
 from sandd.wire import Role, Stream
 
 SCROLLBACK = 1000

@@ -14,11 +14,11 @@ from sandd._core import job as job_module
 from sandd._core.job import DaemonLink, Job
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.spool import PIECE_BYTES, Spool
+from sandd._core.streams import RING_BYTES as RING
 from sandd.wire import OnFull, Outcome, Role, StallReason, Stream
 
 ALICE = "a11ce00000000000"
 FIRST = f"{ALICE}.1"
-RING = 256 * wire.KIB
 
 
 class Daemon:

@@ -234,12 +234,14 @@ async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) ->
     handle, channel = world.start(wire.SessionSpec())
     world.say(control(channel, wire.Attached(terminal=True)), event(channel, 0, wire.Started(7)))
     session = Session(handle, kill_grace=1.0)
-    world.say(data(channel, Stream.OUTPUT, 0, b"x" * 100_000))
+    world.say(data(channel, Stream.OUTPUT, 0, b"x" * wire.ACK_EVERY_BYTES))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.aclose)
         await trio.testing.wait_all_tasks_blocked()
         end, acknowledged = world.heard()
-        assert [(w.stream, w.ack) for w in acknowledged.streams] == [(Stream.OUTPUT, 100_000)]
+        assert [(w.stream, w.ack) for w in acknowledged.streams] == [
+            (Stream.OUTPUT, wire.ACK_EVERY_BYTES)
+        ]
         assert isinstance(end, wire.End)
         world.say(event(channel, 1, wire.Exited(None, 1, Outcome.SIGNALED, 1.0)))
 

@@ -15,7 +15,6 @@ from sandd._core._errors import ConnectionLost
 from sandd._core.link import OWN_LAG, WRITE_STALL
 from sandd._core.pace import FIRST_BYTES, LEAST_BYTES, MOST_BYTES, SLOW_SECONDS
 from sandd._core.pump import (
-    AT_ONCE_BYTES,
     CROWD_SECONDS,
     FRAMES_PER_TURN,
     NEVER,
@@ -23,7 +22,7 @@ from sandd._core.pump import (
     receive_control,
     send_control,
 )
-from sandd._core.scheduler import BATCH_BYTES, MAX_CONTROL_BACKLOG, Scheduler
+from sandd._core.scheduler import MAX_CONTROL_BACKLOG, Scheduler
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
@@ -153,6 +152,11 @@ class Bench:
         self.scheduler.control(wire.encode_control(0, wire.Ping(number)))
         self.pump.wake()
 
+    def bulk(self, size: int) -> None:
+        """Give the pump a frame of so many bytes to send."""
+        self.scheduler.control((bytes(9), bytes(size)))
+        self.pump.wake()
+
     @property
     def numbers(self) -> list[int]:
         """Of the pings sent."""
@@ -204,7 +208,7 @@ async def opened(
 # ---- sending ------------------------------------------------------------------------------------
 
 
-async def test_a_small_message_goes_out_at_once() -> None:
+async def test_a_message_goes_out_at_once() -> None:
     """Before `wake` returns, as nothing is on the way before it."""
     async with opened() as bench:
         bench.schedule(1)
@@ -245,17 +249,28 @@ async def test_a_writer_with_nothing_to_do_is_not_woken(mock_clock: trio.testing
         assert not bench.connection.has_unsent
 
 
-@pytest.mark.parametrize("reason", ["refused", "large"])
-async def test_what_could_not_go_at_once_goes_first_and_once(reason: str) -> None:
+async def test_what_goes_at_once_is_learned_from(mock_clock: trio.testing.MockClock) -> None:
+    """Messages grow where the kernel takes all of them, and shrink where it keeps the writer waiting for a part."""
+    async with opened() as bench:
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):  # one says nothing: it went where nothing had been waiting yet
+            mock_clock.jump(1.0)
+            bench.bulk(FIRST_BYTES)
+        assert bench.scheduler.batch_bytes == 2 * FIRST_BYTES
+        mock_clock.jump(1.0)
+        bench.connection.has_unsent = True
+        bench.bulk(2 * FIRST_BYTES)
+        assert len(bench.connection.at_once) == 3
+        mock_clock.jump(SLOW_SECONDS + 0.1)  # before the writer has flushed it
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.scheduler.batch_bytes == FIRST_BYTES
+        assert bench.connection.unsent_limits[-1] == FIRST_BYTES
+
+
+async def test_what_could_not_go_at_once_goes_first_and_once() -> None:
     """A message taken from the scheduler is never lost, repeated or overtaken."""
     async with opened() as bench:
-        if reason == "refused":
-            bench.connection.takes_at_once = False
-        else:
-            bench.scheduler.batch_bytes = BATCH_BYTES  # as on a line that is known to be fast
-            large = wire.Goodbye("x" * 4000)
-            for _ in range(AT_ONCE_BYTES // 4000 + 1):
-                bench.scheduler.control(wire.encode_control(0, large))
+        bench.connection.takes_at_once = False
         bench.schedule(1)
         bench.schedule(2)
         assert bench.connection.sent == []

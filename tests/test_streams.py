@@ -551,16 +551,23 @@ def test_window_stays_as_it_was_after_a_refused_frame() -> None:
     assert window.max_offset == 100
 
 
-def test_update_is_due_after_64_kib_or_the_whole_window() -> None:
-    """The sender hears of what was taken at 64 KiB at the latest, or sooner if it was granted less."""
+def test_update_is_due_after_128_kib_or_the_whole_window() -> None:
+    """The sender hears of what was taken at 128 KiB at the latest, or sooner if it was granted less."""
     window = window_of(300 * KIB)
-    window.on_data(data(0, bytes(64 * KIB)))
-    window.log.take(64 * KIB - 1)  # type: ignore[call-arg]
+    window.on_data(data(0, bytes(128 * KIB)))
+    window.log.take(128 * KIB - 1)  # type: ignore[call-arg]
     assert not window.update_due
     window.log.take(1)  # type: ignore[call-arg]
     assert window.update_due
-    assert window.update() == wire.StreamWindow(Stream.OUTPUT, 64 * KIB, 364 * KIB)
+    assert window.update() == wire.StreamWindow(Stream.OUTPUT, 128 * KIB, 428 * KIB)
     assert not window.update_due
+    window.on_data(data(128 * KIB, bytes(128 * KIB)))
+    window.on_data(data(256 * KIB, bytes(128 * KIB)))
+    window.log.take(256 * KIB - 1)  # type: ignore[call-arg]
+    assert not window.update_due, "more is at hand, and will be acknowledged with this"
+    window.log.take(1)  # type: ignore[call-arg]
+    assert window.update_due
+    assert window.update() == wire.StreamWindow(Stream.OUTPUT, 384 * KIB, 684 * KIB)
     small = window_of(10)
     small.on_data(data(0, bytes(10)))
     small.log.take(9)  # type: ignore[call-arg]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import socket
 import ssl
 import sys
@@ -32,7 +33,7 @@ from wsproto import ConnectionType, WSConnection
 from sandd._core._errors import ConfigurationError, ConnectionLost
 from sandd._core.tls.contexts import server_tls
 from sandd._core.transport import Connection, ListenAddress, connect, serve
-from sandd._core.transport._streams import NOTSENT_LOWAT, Address, MeteredStream
+from sandd._core.transport._streams import GATHERED_BYTES, NOTSENT_LOWAT, Address, MeteredStream
 
 CERTIFICATE = Path(__file__).with_name("certificate.pem")
 
@@ -234,6 +235,33 @@ async def test_metered_stream_is_a_trio_stream() -> None:
 
     with trio.fail_after(20):
         await check_half_closeable_stream(make_pair, make_clogged_pair)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="everything waits for its turn there")
+@pytest.mark.parametrize("taken", [1, 9, 10, 11, 9 + GATHERED_BYTES])
+async def test_what_the_kernel_leaves_of_two_pieces_follows(
+    taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two it ends in, and before everything that is sent later."""
+    head, body = b"the head:", bytes(range(256)) * (GATHERED_BYTES // 256)
+
+    def write_some(descriptor: int, pieces: tuple[bytes, bytes]) -> int:
+        return os.write(descriptor, b"".join(pieces)[:taken])
+
+    monkeypatch.setattr("sandd._core.transport._streams.os.writev", write_some)
+    with trio.fail_after(30):
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with listener:
+            port = listener.socket.getsockname()[1]
+            ours = MeteredStream(await trio.open_tcp_stream("127.0.0.1", port))
+            theirs = await listener.accept()
+        async with ours, theirs:
+            assert ours.send_nowait(head, body)
+            assert ours.has_unsent == (taken < len(head + body))
+            await ours.send_all(b"later")
+            await ours.send_eof()
+            received = b"".join([part async for part in theirs])
+    assert received == head + body + b"later"
 
 
 # ---- the end ------------------------------------------------------------------------------------

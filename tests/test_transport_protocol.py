@@ -265,7 +265,8 @@ def test_encode_message_is_read_as_the_message_by_wsproto(
     """The short way to a frame gives one that wsproto itself takes for the same message."""
     theirs = ConnectionType.SERVER if role is ConnectionType.CLIENT else ConnectionType.CLIENT
     peer = WSProtoConnection(theirs)
-    peer.receive_data(GuardedProtocol(role, max_message_bytes=0xFFFF).encode_message(message))
+    frame = GuardedProtocol(role, max_message_bytes=0xFFFF).encode_message(message)
+    peer.receive_data(b"".join(frame))
     (event,) = peer.events()
     assert isinstance(event, BytesMessage)
     assert (event.data, event.message_finished) == (message, True)
@@ -286,7 +287,7 @@ def test_long_messages_come_whole_whatever_pieces_they_come_in(
             patch.setattr(_protocol, "_c_masker", lambda: None)
         theirs = ConnectionType.SERVER if role is ConnectionType.CLIENT else ConnectionType.CLIENT
         peer = GuardedProtocol(theirs, max_message_bytes=MIB)
-        frames = [peer.encode_message(message) for message in LONG]
+        frames = [b"".join(peer.encode_message(message)) for message in LONG]
         data = b"".join(frames)
         if role is ConnectionType.SERVER:
             protocol = open_server_protocol()

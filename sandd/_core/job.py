@@ -12,6 +12,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
+from sandd._core.metrics.tallies import Traffic
 from sandd._core.scheduler import Scheduler
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import (
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
+SESSION_RING_BYTES: Final = 256 * wire.KIB
+"""As `RING_BYTES`, of a session: what is in it stands before the echo of a Ctrl-C. More than a receiver takes before
+it acknowledges."""
 DEFAULT_LEASE: Final = 24 * 3600.0
 """Seconds an owned job may run without an owner, and an ended one is kept for nobody."""
 JOB_OVERHEAD: Final = 8 * wire.KIB
@@ -67,6 +71,8 @@ class Job:
         self.end_grace = spec.kill_grace
         self.end_signal = "TERM"
         """What its process gets first when it is killed."""
+        self.trace = ""
+        """What its program is to find as TRACEPARENT; "": nothing."""
         self.asked_at = 0.0
         """When it came, by the clock of `JobTable.receive`."""
         self.started_at: float | None = None
@@ -80,6 +86,8 @@ class Job:
         self._is_left = False
         """Its owner went for good, and nobody came since."""
         self._spool = spool
+        self.traffic = Traffic()
+        """Where its bytes are counted."""
         self.ops = MessageReceiveLog()
         self.input = ByteReceiveLog()
         self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
@@ -95,7 +103,7 @@ class Job:
         spec, capacity, spool = self.spec, RING_BYTES, self._spool
         retain = EVERYTHING if spec.detach else 0
         if isinstance(spec, wire.SessionSpec):
-            retain = spec.scrollback
+            retain, capacity = spec.scrollback, SESSION_RING_BYTES
         elif isinstance(spec, wire.Request):
             capacity, spool = spec.window, None  # what it tells has a source, and can wait there
         return {
@@ -151,6 +159,7 @@ class Job:
         """Output of the process; at most `room` bytes."""
         log = self.outputs[stream]
         log.append(data)
+        self.traffic.to_clients += len(data)
         if self._is_left:
             log.acknowledge(log.end)
         self.announce()
@@ -187,6 +196,7 @@ class Job:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
+        self.traffic.to_daemons += len(chunk)
         # Not each time: a keystroke is worth no look at all that there may be to say.
         if self.owner is not None and self.owner.channel.receive[Stream.INPUT].update_due:
             self.announce()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sandd._core.job_link import JobHandle
     from sandd.wire import Stream
 
-RECEIVE_BYTES = 64 * wire.KIB
+RECEIVE_BYTES = wire.MAX_DATA_BYTES
 """What `receive_some` returns at most, where the caller names no limit."""
 
 

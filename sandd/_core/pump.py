@@ -15,6 +15,7 @@ from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.link import OWN_LAG, Liveness, Verdict
 from sandd._core.logs import get_logger
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pace import Pace
 
 log = get_logger("link")
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from sandd._core.scheduler import Scheduler
     from sandd._core.transport import Connection
 
-AT_ONCE_BYTES = 16 * wire.KIB
-"""Messages up to this size are sent without waking the writer first; larger ones are bulk."""
 CROWD_SECONDS = 0.0002
 """After a message that was sent at once, how long the next ones wait for the writer's turn: about as long
 as sending one takes."""
@@ -67,6 +66,7 @@ class Pump:
         after_message: Callable[[], None] = lambda: None,
         after_pull: Callable[[], None] = lambda: None,
         may_answer: Callable[[], bool] = lambda: True,
+        meter: LinkBytes | None = None,
     ) -> None:
         self._connection = connection
         self._scheduler = scheduler
@@ -85,6 +85,8 @@ class Pump:
         """The writer waits for `wake`, and everything before has been sent."""
         self._crowd_until = 0.0
         """Until then, whoever has something to send is not alone."""
+        self._begun: tuple[int, float] | None = None
+        """Size and time of a message that was sent at once, and of which the kernel has left some."""
         self._ready: bytes | None = None
         """A message taken from the scheduler that stands before what it gives next."""
         self._idle = trio.Event()
@@ -106,12 +108,14 @@ class Pump:
         """The peer's farewell, if it said one."""
         self.bytes_received = 0
         self.bytes_sent = 0
+        self._meter = LinkBytes() if meter is None else meter
+        """The same of all links of its kind."""
 
     def wake(self) -> None:
         """The scheduler has something to send.
 
-        A small message goes out at once, which saves three turns of the loop. What follows soon is left
-        to the writer, all in one message: in a crowd, batching is worth more.
+        A message goes out at once, which saves three turns of the loop; of a large one, what the kernel takes. What
+        follows soon is left to the writer, all in one message: in a crowd, batching is worth more.
         """
         if self._scheduler.overrun:
             self.close(UNREAD)
@@ -124,13 +128,17 @@ class Pump:
                 self._parked = True
                 return
             self._crowd_until = now + CROWD_SECONDS
-            if len(message) > AT_ONCE_BYTES or not self._connection.send_message_nowait(message):
+            if not self._connection.send_message_nowait(message):
                 self._ready = message
             else:
-                self.bytes_sent += len(message)
-                if not (self._scheduler.pending or self._connection.has_unsent):
-                    self._parked = True
-                    return
+                self._count_sent(message)
+                if self._connection.has_unsent:
+                    self._begun = (len(message), now)
+                else:
+                    self._measure(len(message), 0.0)
+                    if not self._scheduler.pending:
+                        self._parked = True
+                        return
         self._parked = False
         self._wakeup.set()
 
@@ -210,6 +218,7 @@ class Pump:
     def _take_message(self, message: bytes) -> bool:
         self._liveness.received(self._now())
         self.bytes_received += len(message)
+        self._meter.received += len(message)
         self._frames = wire.decode_frames(message)
         return self._take_frames()
 
@@ -259,6 +268,9 @@ class Pump:
     async def _write(self) -> None:
         while True:
             await self._connection.flush()
+            if self._begun is not None:
+                (size, began), self._begun = self._begun, None
+                self._measure(size, self._now() - began)
             self._wakeup = trio.Event()  # before the pull, which may wake us
             message, self._ready = self._ready or self._next_message(), None
             if message is None:
@@ -270,9 +282,16 @@ class Pump:
                 continue
             started = self._now()
             await self._connection.send_message(message)
-            self.bytes_sent += len(message)
-            if self._pace.sent(len(message), self._now() - started):
-                self._keep_pace()
+            self._count_sent(message)
+            self._measure(len(message), self._now() - started)
+
+    def _measure(self, size: int, seconds: float) -> None:
+        if self._pace.sent(size, seconds):
+            self._keep_pace()
+
+    def _count_sent(self, message: bytes) -> None:
+        self.bytes_sent += len(message)
+        self._meter.sent += len(message)
 
     def _keep_pace(self) -> None:
         self._scheduler.batch_bytes = self._pace.batch_bytes

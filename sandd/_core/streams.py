@@ -29,8 +29,9 @@ from sandd._core.byte_ring import LARGE_BYTES, ByteRing
 if TYPE_CHECKING:
     from sandd.wire import Buffer, Data, EncodedFrame, Stream
 
-RING_BYTES: Final = 256 * wire.KIB
-"""Unacknowledged bytes a sender holds per stream before its source has to wait."""
+RING_BYTES: Final = 512 * wire.KIB
+"""Unacknowledged bytes a sender holds per stream before its source has to wait: four times what a receiver takes before
+it says so, one for each that may be on its way, in the daemon, the router and the client at the same time."""
 WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
 
@@ -457,9 +458,12 @@ class ReceiveWindow:
             return False
         if log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
-        threshold = (
-            (self.window + 3) // 4 if self.stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES
-        )
+        if self.stream in wire.MESSAGE_STREAMS:
+            threshold = (self.window + 3) // 4
+        else:
+            # Who has more at hand has not yet reached where the sender may be waiting: said together with that, it is
+            # one message and not two. A sender that is out of room has all of it here, taken or at hand.
+            threshold = wire.ACK_EVERY_BYTES * (2 if log.readable else 1)
         return unacked >= min(threshold, self.window) > 0
 
     def update(self) -> wire.StreamWindow:

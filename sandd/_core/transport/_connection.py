@@ -193,7 +193,14 @@ class Connection:
         try:
             if not self._protocol.is_open:
                 raise self._loss() from self._failure
-            await self._watched.send_all(self._protocol.encode_message(message))
+            await trio.lowlevel.checkpoint_if_cancelled()
+            head, body = self._protocol.encode_message(message)
+            if self._tls is not None or not self._meter.send_nowait(head, body):
+                await self._watched.send_all(head + body)
+            elif self._meter.has_unsent:
+                await self._watched.send_all(b"")
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         finally:
             lock.release()
         if self._write_failed:
@@ -207,7 +214,7 @@ class Connection:
         self._room.unpark_all()
 
     def send_message_nowait(self, message: bytes) -> bool:
-        """Send one small message at once, without a checkpoint; False: it was not sent.
+        """Send one message at once, without a checkpoint; False: it was not sent.
 
         For the task that would have to wake a writer first, and only while no writer is sending.
         The kernel may leave a part for later: follow up with `flush` from the writer.
@@ -218,10 +225,10 @@ class Connection:
             return False
         if self._websocket._stream_lock.locked():
             return False
-        frame = self._protocol.encode_message(message)
+        head, body = self._protocol.encode_message(message)
         if self._tls is not None:
-            return send_encrypted_nowait(self._tls, frame)
-        return self._meter.send_nowait(frame)
+            return send_encrypted_nowait(self._tls, head, body)
+        return self._meter.send_nowait(head, body)
 
     @property
     def has_unsent(self) -> bool:
