@@ -106,6 +106,14 @@ def soak(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.soak", *session.posargs)
 
 
+@nox.session
+def chart(session: nox.Session) -> None:
+    """``helm lint``, by Helm's own code from a package, of deploy/helm; it needs Python 3.12 and Linux."""
+    install(session, "test")
+    session.install(*nox.project.dependency_groups(PROJECT, "chart"))
+    session.run("pytest", "tests/test_deploy_helm.py", *session.posargs)
+
+
 CHECK_INSTALLED = """
 import importlib.metadata, importlib.resources, sandd
 assert sandd.__version__ == importlib.metadata.version("trio-sandd"), sandd.__version__

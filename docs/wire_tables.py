@@ -136,6 +136,8 @@ def bounds_of(validator: object) -> str:
     if hasattr(validator, "member_validator"):  # within `deep_iterable`
         return f"each {bounds_of(validator.member_validator)}"
     validator = getattr(validator, "validator", validator)  # within `optional`
+    if validator is wire._trace:
+        return "a traceparent, or nothing"
     bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within or wire._at_most
     if "length" in bounds:
         return f"at most {bounds['length']} long"

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         TransferError,
     )
     from sandd._core.audit.options import AuditOptions
+    from sandd._core.daemon_statistics import DaemonStatistics, JobStatistics
     from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
     from sandd._core.remote_files import FileReader, FileWriter
@@ -124,6 +125,7 @@ __all__ = [
     "DaemonInfo",
     "DaemonNotFound",
     "DaemonState",
+    "DaemonStatistics",
     "DaemonSummary",
     "Enrolled",
     "EnrolledDaemon",
@@ -139,6 +141,7 @@ __all__ = [
     "JobInfo",
     "JobNotFound",
     "JobState",
+    "JobStatistics",
     "JobTaken",
     "KeptOutput",
     "LocalProtocolError",
@@ -211,6 +214,8 @@ _HOMES = {
     "FileWriter": "sandd._core.remote_files",
     "JobIdConflict": "sandd._core._errors",
     "JobInfo": "sandd._core.job_info",
+    "JobStatistics": "sandd._core.daemon_statistics",
+    "DaemonStatistics": "sandd._core.daemon_statistics",
     "JobNotFound": "sandd._core._errors",
     "JobState": "sandd.controller",
     "JobTaken": "sandd._core._errors",

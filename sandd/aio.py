@@ -97,6 +97,16 @@ class Controller(Wrapper[Inner]):
         """``sha256:HEX``, what the CA behind this controller's certificate is known by; None if that is not its own."""
         return self._inner.ca_pin
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
+        return self._inner.metrics_address
+
+    @property
+    def bootstrap_command(self) -> str | None:
+        """What a shell fetches a script by that runs a daemon, for ``... | sh``; None where nothing is handed out."""
+        return self._inner.bootstrap_command
+
     reload_tls = calls(Inner.reload_tls)
 
     def daemons(self, labels: Mapping[str, str] | None = None, *, match: str = "*") -> list[Daemon]:
@@ -118,6 +128,7 @@ class Controller(Wrapper[Inner]):
         """Numbers of this moment."""
         return self._inner.statistics()
 
+    fetch_statistics = calls(Inner.fetch_statistics)
     broadcast = calls(Inner.broadcast)
     reload_policy = calls(Inner.reload_policy)
 

@@ -81,6 +81,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
 
     from sandd.auditing.options import add_audit_command
+    from sandd.bundling.options import add_bundle_command
     from sandd.certificates.options import add_ca_command
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
@@ -120,6 +121,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     daemon = commands.add_parser(
         "daemon", help="run the daemon, inside the sandbox (same as python -m sandd.daemon)"
     )
+    add_bundle_command(commands)
     add_audit_command(commands)
     add_ca_command(commands)
     add_completion_command(commands)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeVarTuple, Unpack
 
     from sandd._core.copying import Patterns, Progress
+    from sandd._core.daemon_statistics import DaemonStatistics
     from sandd._core.job_info import JobInfo
     from sandd._core.specs import Command, Text
     from sandd._core.transfers.result import TransferResult
@@ -311,6 +312,29 @@ class Client:
             return self._controller.statistics()
 
         return self.call(look)
+
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where the figures of a `Server` are to be had; None: nowhere, or in another process."""
+        return self._controller.metrics_address
+
+    def fetch_stats(self, timeout: float | None = 30.0) -> ControllerStatistics:
+        """Numbers of this moment, from the controller, wherever it is: see `sandd.Controller.fetch_statistics`.
+
+        Args:
+            timeout: seconds after which to give up, as the controller can't be reached; None: never.
+
+        Raises:
+            TimeoutError: it has not answered by then.
+        """
+        limit = patience(timeout)
+
+        async def fetch() -> ControllerStatistics:
+            with trio.move_on_after(limit):
+                return await self._controller.fetch_statistics()
+            raise TimeoutError(f"the controller has not told its statistics within {timeout:g} s")
+
+        return self.call(fetch)
 
     def wait_for_daemon(self, daemon_id: str, timeout: float | None = 30.0) -> bool:
         """Wait until the daemon is online: True at once, or as soon as it dials in.
@@ -702,6 +726,10 @@ class Client:
     def jobs(self, daemon_id: str) -> list[JobInfo]:
         """All jobs on a daemon, running and ended; as `Daemon.jobs`."""
         return self.call(lambda: self._controller.daemon(daemon_id).jobs())
+
+    def daemon_statistics(self, daemon_id: str, *, jobs: bool = True) -> DaemonStatistics:
+        """How busy a daemon is now, its machine, and each of its jobs that has not ended; as `Daemon.statistics`."""
+        return self.call(lambda: self._controller.daemon(daemon_id).statistics(jobs=jobs))
 
     def kill(
         self,

@@ -40,6 +40,7 @@ from sandd._core.identity.tokens import TokenKind, is_token
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.logs import get_logger
+from sandd._core.metrics.http_answers import read_metrics_address
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
 from sandd._core.policy.tenants import TenantPolicies
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
     from sandd._core.commands import RunOptions
     from sandd._core.identity.store import Store
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.results import CommandResult
     from sandd._core.specs import Command
     from sandd._core.tls.contexts import ClientCertificates
@@ -109,7 +111,7 @@ DEFAULT_PORT: Final = 8765
 
 @frozen
 class ControllerStatistics:
-    """A snapshot of a controller."""
+    """A snapshot of a controller: see `Controller.statistics` and `Controller.fetch_statistics`."""
 
     daemons_online: int
     daemons_away: int
@@ -123,10 +125,31 @@ class ControllerStatistics:
     """From daemons, on the wire before TLS and WebSocket framing; of a controller in another process, from that."""
     bytes_sent: int
     loop_lag: float
-    """Seconds that the event loop was late at the last look: much more than 0.01 means that something in
-    this program blocks it."""
+    """Seconds that the event loop of this program was late at the last look: much more than 0.01 means that something
+    in it blocks the loop."""
     certificate_failures: int = 0
     """Times that a new certificate could not be used, and the old one stayed."""
+
+    # What all clients of the controller have done together, since it was started. None: not known, or not ours to know.
+    total_jobs_started: int | None = None
+    """Commands and sessions that any client asked for."""
+    total_jobs_running: int | None = None
+    """Of these, those of which no end was heard: a detached one that nobody is attached to counts, ended or not."""
+    total_jobs_ended: Mapping[str, int] | None = None
+    """By what was heard: an `Outcome`'s value, why it failed ("spawn", ...), "refused", "lost" with its daemon, or
+    "unheard" where its owner left before that."""
+    total_requests: int | None = None
+    """What else was asked of daemons: files, transfers, ports, lists of jobs."""
+    bytes_to_daemons: int | None = None
+    """What jobs and requests were sent, without what it was wrapped in."""
+    bytes_to_clients: int | None = None
+    """What they have put out."""
+    operators: int | None = None
+    """Clients in other processes that are connected now."""
+    uptime: float | None = None
+    """Seconds since the controller was started."""
+    controller_loop_lag: float | None = None
+    """As `loop_lag`, of the program that the controller is in."""
 
 
 @protected_context
@@ -147,6 +170,9 @@ async def open_controller(
     max_handshakes_per_second: float = 200.0,
     audit: bool | AuditOptions = False,
     rate_limits: RateLimits | None = None,
+    metrics: str | None = None,
+    metrics_token: str | bytes | None = None,
+    bootstrap: bool = False,
 ) -> AsyncIterator[Controller]:
     """A `Controller` that listens while the block lasts.
 
@@ -189,11 +215,17 @@ async def open_controller(
         audit: True, or how: keep a log of who asked for what and what became of it, in ``audit/`` in the `state_dir`.
             Nothing is run before its request is on the disk there. See `AuditOptions`.
         rate_limits: how often operators may start commands and sessions; None: as often as they like.
+        metrics: ``HOST:PORT`` where ``/metrics`` (for Prometheus), ``/healthz`` and ``/readyz`` are to be had; None:
+            nowhere. A port of 0 takes a free one, see `Controller.metrics_address`.
+        metrics_token: secret that who asks for figures must know, as ``Authorization: Bearer ...``; other machines are
+            answered with one only.
+        bootstrap: hand out a script, and with it the daemon as one file, to whoever asks: see
+            `Controller.bootstrap_command`. Over TLS, or to this machine; to anybody, where it is `insecure`.
 
     Raises:
         OSError: the address can't be listened on.
         ConfigurationError: an argument makes no sense; the state directory can't be used, or is in use; or a
-            policy or a certificate can't be used.
+            policy or a certificate can't be used; metrics can't be served.
     """
     secret = _secret(token, "token", "take daemons from loopback only")
     operator_secret = _secret(operator_token, "operator_token", "let no operators in")
@@ -210,6 +242,7 @@ async def open_controller(
             raise TypeError(
                 f"rate_limits is {rate_limits!r}; it must be a sandd.RateLimits, or None"
             )
+    metrics_address = _metrics_address(metrics, metrics_token)
     if not heartbeat < dead_after:
         raise ConfigurationError(f"heartbeat ({heartbeat}) must be below dead_after ({dead_after})")
     try:
@@ -258,6 +291,10 @@ async def open_controller(
             audit=sink or NO_AUDIT,
             policies=policies,
             certificates=certificates,
+            metrics=metrics_address,
+            log_written=sink,
+            state_dir=state_path,
+            bootstrap=bootstrap,
         )
         if sink is not None:
             sink.settle = service.link.flush
@@ -383,6 +420,19 @@ def _secret(
     return secret
 
 
+def _metrics_address(metrics: str | None, token: str | bytes | None) -> MetricsAddress | None:
+    secret = _secret(token, "metrics_token", "serve metrics on loopback only")
+    if metrics is None:
+        if secret is not None:
+            raise ConfigurationError(
+                "metrics_token is for metrics, and there is no address for them"
+            )
+        return None
+    with _refusing_nonsense():
+        check_text("metrics", metrics, what="an address to listen on, such as '127.0.0.1:9464'")
+    return read_metrics_address(metrics, secret, option="metrics")
+
+
 def _urls(url: str) -> tuple[str, str]:
     """Where operators and where daemons dial in."""
     try:
@@ -505,6 +555,24 @@ class Controller:
         """
         return self._service.ca_pin
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where its figures are to be had, with the real port; None: nowhere, or in another process."""
+        service = self._service
+        return service.metrics_address if isinstance(service, LocalService) else None
+
+    @property
+    def bootstrap_command(self) -> str | None:
+        """What a shell on this machine fetches a script by that runs a daemon, for ``... | sh``; elsewhere, put this
+        machine's name in it. None where nothing is handed out.
+
+        It knows the controller by its certificate's present key, where its CA is its own: that is for some days.
+        """
+        service = self._service
+        if not isinstance(service, LocalService) or service.bootstrap is None:
+            return None
+        return service.bootstrap.fetching(service.url)
+
     async def reload_tls(self) -> bool:
         """Read the certificate again, and serve new connections by it; False: it can't be used, and the old one stays.
 
@@ -568,7 +636,23 @@ class Controller:
         return self._service.directory.subscribe()
 
     def statistics(self) -> ControllerStatistics:
-        """Numbers of this moment."""
+        """Numbers of this moment, as far as this program has them.
+
+        Of a controller in another process it doesn't know what other clients do: see `fetch_statistics`.
+        """
+        told = self._service.own_statistics()
+        return self._statistics(wire.Statistics(0) if told is None else told)
+
+    async def fetch_statistics(self) -> ControllerStatistics:
+        """Numbers of this moment, from the controller, wherever it is.
+
+        It waits for a controller that can't be reached; bound it with `trio.fail_after`. An operator is told what
+        concerns its tenant, and who may do everything is told all. Who sees a part of a tenant's daemons only gets
+        no totals, as they would speak of the rest.
+        """
+        return self._statistics(await self._service.link.fetch_statistics())
+
+    def _statistics(self, told: wire.Statistics) -> ControllerStatistics:
         online = away = 0
         platforms: dict[str, int] = {}
         for entry in self._service.directory:
@@ -584,8 +668,17 @@ class Controller:
             jobs_started=self._service.link.jobs_started,
             bytes_received=received,
             bytes_sent=sent,
-            loop_lag=self._service.loop_lag,
+            loop_lag=self._service.loop_lag.latest,
             certificate_failures=self._service.certificate_failures,
+            total_jobs_started=told.jobs_asked,
+            total_jobs_running=told.jobs_running,
+            total_jobs_ended=None if told.jobs_asked is None else dict(told.jobs_ended),
+            total_requests=told.requests,
+            bytes_to_daemons=told.bytes_to_daemons,
+            bytes_to_clients=told.bytes_to_clients,
+            operators=told.operators,
+            uptime=told.uptime,
+            controller_loop_lag=told.loop_lag,
         )
 
     # -- what it does

@@ -3,7 +3,7 @@
 It dials out to its controller, runs what that asks for, and keeps at it through every outage;
 nothing listens on this side. ``--help`` lists its options.
 
-Exit codes: 0 after SIGTERM or SIGINT, 1 when the controller refuses it for good, 2 for a bad option.
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the controller refuses it for good, 2 for a bad option, 70 for a defect.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+CRASHED = 70
+"""Exit code of a defect of ours: EX_SOFTWARE of sysexits.h."""
 COLLECTED_OBJECTS = (5_000, 5, 5)
 """New objects, in containers, after which cycles are looked for: Python's 700 come with every command. Of
 those who have lived longer more often than Python does, since a lost connection is a cycle with buffers in it."""
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
         import trio
 
         from sandd._core.daemon_program import run_daemon
+        from sandd._core.service_manager import open_service_manager
 
         # What is here now stays: it need not be looked through again and again, least of all while a
         # command waits. The rest is rarely a cycle.
@@ -52,16 +55,26 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
         gc.set_threshold(*COLLECTED_OBJECTS)
         early.running = True
 
-        async def program() -> None:
-            await run_daemon(options, version=__version__, stop_requested=lambda: early.requested)
+        with open_service_manager(os.environ, os.getpid()) as manager:
 
-        trio.run(program)
+            async def program() -> None:
+                await run_daemon(
+                    options,
+                    version=__version__,
+                    stop_requested=lambda: early.requested,
+                    manager=manager,
+                )
+
+            trio.run(program)
     except ConfigurationError as error:
-        print(f"{prog}: error: {logs.printable(str(error))}", file=sys.stderr)
+        print(f"{prog}: error: {logs.masked(logs.printable(str(error)))}", file=sys.stderr)
         return 2
     except RequestRefused as error:
         print(f"{prog}: refused: {logs.printable(str(error))}", file=sys.stderr)
         return 1
+    except Exception:  # a defect of ours: told as all else is, whatever reads the log
+        logs.get_logger("daemon").exception("crashed")
+        return CRASHED
     finally:
         early.over()
     return 0

@@ -42,6 +42,9 @@ class ServerOptions(TypedDict, total=False):
     max_handshakes_per_second: float
     audit: bool | AuditOptions
     rate_limits: RateLimits | None
+    metrics: str | None
+    metrics_token: str | bytes | None
+    bootstrap: bool
 
 
 class Server(Client):
@@ -56,7 +59,7 @@ class Server(Client):
         port: TCP port; 0 takes a free one, see `address`.
         options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`, `tls`, `tls_names`,
             `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`,
-            `audit`.
+            `audit`, `metrics`, `metrics_token`, `bootstrap`.
 
     Raises:
         OSError: the address can't be listened on.

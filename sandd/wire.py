@@ -92,6 +92,7 @@ History
 from __future__ import annotations
 
 import enum
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
@@ -421,6 +422,14 @@ def _at_most(length: int) -> Any:
 
 
 _id: Any = _at_most(MAX_ID_LENGTH)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def _trace(_: Any, attribute: Any, value: str) -> None:
+    if value and not _TRACEPARENT.fullmatch(value):
+        raise ValueError(f"{attribute.name} is no traceparent")
+
+
 _full_name: Any = _at_most(MAX_NAME_LENGTH)
 _offset = _within(0, MAX_OFFSET)
 _path: Any = _at_most(MAX_PATH_BYTES)
@@ -623,6 +632,37 @@ class DaemonsTold:
 News: TypeAlias = DaemonStatus | DaemonCloned | DaemonsTold
 
 
+@frozen
+class AskStatistics:
+    """client -> router: how much has passed there, of what the client may see."""
+
+    number: int = field(validator=_offset)  # that of the answer
+
+
+@frozen
+class Statistics:
+    """router -> client: the answer. What is left out is not for the client to know.
+
+    Counts are of all clients together, since the controller was started, within the client's tenant; of several
+    tenants for who may see them all.
+    """
+
+    number: int = field(validator=_offset)
+    jobs_asked: int | None = field(default=None, validator=optional(_offset))  # commands, sessions
+    jobs_running: int | None = field(
+        default=None, validator=optional(_signed)
+    )  # as far as their ends were heard of
+    jobs_ended: Mapping[str, int] = field(
+        factory=dict, validator=_at_most(MAX_ITEMS)
+    )  # by outcome, or what was heard instead
+    requests: int | None = field(default=None, validator=optional(_offset))
+    bytes_to_daemons: int | None = field(default=None, validator=optional(_offset))  # of streams
+    bytes_to_clients: int | None = field(default=None, validator=optional(_offset))
+    operators: int | None = field(default=None, validator=optional(_offset))  # connected now
+    uptime: float | None = field(default=None, validator=optional(_seconds))
+    loop_lag: float | None = field(default=None, validator=optional(_seconds))
+
+
 # ---- control messages: channels -----------------------------------------------------------------
 
 
@@ -676,6 +716,9 @@ class Attach:
     output_credit: int = field(
         default=INITIAL_OUTPUT_BYTES, validator=_offset
     )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
+    trace: str = field(
+        default="", validator=_trace
+    )  # with a spec: a `traceparent` of W3C Trace Context, which becomes TRACEPARENT; never compared
 
 
 @frozen
@@ -729,7 +772,7 @@ class RefusedCode(enum.StrEnum):
 
     JOB_NOT_FOUND = "job_not_found"
     ENDED = "ended"  # it was ended and forgotten; the same id never starts again
-    LOST = "lost"  # the spec was bound to another instance of the daemon
+    LOST = "lost"  # the spec was bound to another instance of the daemon; or the router gave the channel up
     JOB_ID_CONFLICT = "job_id_conflict"
     BUSY = "busy"  # another client is the owner; ask for takeover or be a viewer
     TAKEN = "taken"  # somebody took over since this client's generation
@@ -827,7 +870,7 @@ class End:
 
 Control: TypeAlias = (
     Challenge | Hello | OperatorHello | Welcome | Reject | Ping | Pong | Goodbye
-    | DaemonStatus | DaemonCloned | DaemonsTold
+    | DaemonStatus | DaemonCloned | DaemonsTold | AskStatistics | Statistics
     | Attach | Attached | Refused | Away | Taken | Detach | Flush | Window | End
 )  # fmt: skip
 
@@ -1048,6 +1091,18 @@ class ForgetSpec(Request):
     job_id: str = field(validator=_id)
 
 
+@frozen
+class StatisticsSpec(Request):
+    """Request: how busy it is. JobUsage for each of the tenant's jobs, then a DaemonUsage; or that again and again."""
+
+    jobs: bool = True  # False: no JobUsage
+    interval: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # seconds from one to the next, 0.2 at least; None: once
+    window: ClassVar[int] = 64 * KIB
+    lease: ClassVar[float | None] = 3600.0  # seconds without its client
+
+
 class Update(enum.StrEnum):
     """Which files a transfer skips, because the receiver has them."""
 
@@ -1257,7 +1312,7 @@ class ListenSpec(Request):
 
 
 Spec: TypeAlias = (
-    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | FileSpec | UploadSpec | DownloadSpec
+    ProgramSpec | JobsSpec | KillSpec | ForgetSpec | StatisticsSpec | FileSpec | UploadSpec | DownloadSpec
     | ConnectSpec | ListenSpec
 )  # fmt: skip
 
@@ -1305,6 +1360,43 @@ class JobRecord:
     kept: tuple[KeptOutput, ...] = field(
         default=(), validator=_at_most(len(Stream))
     )  # an output that isn't named has nothing yet
+
+
+@frozen
+class JobUsage:
+    """An answer to StatisticsSpec: a job that has not ended, and what its process tree takes."""
+
+    job: JobRecord
+    cpu_seconds: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # of processor, used by those that live and by children they have waited for; None: not known
+    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # in memory
+    processes: int | None = field(default=None, validator=optional(_offset))  # that live
+
+
+@frozen
+class DaemonUsage:
+    """The last answer to StatisticsSpec, or the last before the next round of it."""
+
+    uptime: float = field(validator=_seconds)  # seconds from the daemon's start to this moment
+    cpus: int = field(validator=_offset)  # processors of its machine
+    load: tuple[float, ...] = field(
+        default=(), validator=_at_most(3)
+    )  # its averages over 1, 5 and 15 minutes; none: it has no such thing
+    busy_seconds: float | None = field(
+        default=None, validator=optional(_seconds)
+    )  # that its processors, together, were not idle; None: not known
+    memory_bytes: int | None = field(default=None, validator=optional(_offset))  # it has
+    memory_available_bytes: int | None = field(
+        default=None, validator=optional(_offset)
+    )  # that programs could still take
+    cpu_seconds: float = field(default=0.0, validator=_seconds)  # the daemon's own
+    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # the daemon's own
+    jobs_running: int = field(default=0, validator=_offset)  # the tenant's
+    jobs_queued: int = field(default=0, validator=_offset)  # the tenant's, that wait for their turn
+    bytes_in: int = field(default=0, validator=_offset)  # from the controller, since its start
+    bytes_out: int = field(default=0, validator=_offset)  # to the controller, since its start
+    spool_bytes: int = field(default=0, validator=_offset)  # of output, on its disk
 
 
 @frozen
@@ -1372,7 +1464,9 @@ class FileChange:
     path: bytes = field(default=b"", validator=_path)  # from what is watched; "": that itself
 
 
-Answer: TypeAlias = JobRecord | Listening | Accepted | FileInfo | FileChange
+Answer: TypeAlias = (
+    JobRecord | JobUsage | DaemonUsage | Listening | Accepted | FileInfo | FileChange
+)
 
 # ---- records: what the two ends of a transfer tell each other -----------------------------------
 
@@ -1528,6 +1622,7 @@ CONTROL_TAGS: Final[dict[type, str]] = {
     Challenge: "challenge", Hello: "hello", Welcome: "welcome", Reject: "reject",
     OperatorHello: "operator", Ping: "ping", Pong: "pong", Goodbye: "bye",
     DaemonStatus: "daemon", DaemonCloned: "cloned", DaemonsTold: "told",
+    AskStatistics: "ask_statistics", Statistics: "statistics",
     Attach: "attach", Attached: "attached", Refused: "refused", Away: "away", Taken: "taken",
     Detach: "detach", Flush: "flush", Window: "window", End: "end",
 }  # fmt: skip
@@ -1536,7 +1631,7 @@ EVENT_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 OP_TAGS: Final[dict[type, str]] = {Signal: "signal", Resize: "resize", DetachJob: "detach"}
 ANSWER_TAGS: Final[dict[type, str]] = {
-    JobRecord: "job", FileInfo: "file", FileChange: "change",
+    JobRecord: "job", JobUsage: "job_usage", DaemonUsage: "daemon_usage", FileInfo: "file", FileChange: "change",
     Listening: "listening", Accepted: "accepted",
 }  # fmt: skip
 RECORD_TAGS: Final[dict[type, str]] = {
@@ -1552,7 +1647,7 @@ ENUMERATIONS: Final = (
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
-    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec,
+    "jobs": JobsSpec, "kill": KillSpec, "forget": ForgetSpec, "statistics": StatisticsSpec,
     "stat": StatSpec, "list": ListSpec, "glob": GlobSpec, "mkdir": MakeDirectorySpec,
     "remove": RemoveSpec, "rename": RenameSpec, "symlink": LinkSpec, "touch": TouchSpec,
     "change": ChangeSpec, "read": ReadSpec, "write": WriteSpec, "watch": WatchSpec,
@@ -1815,6 +1910,32 @@ def decode_event(payload: Buffer) -> Event | Unknown:
     return event
 
 
+def peek_outcome(payload: Buffer) -> str | None:
+    """How a job ended, as a message of its EVENTS has it: an `Outcome`, or a `FailedCode`; None if it tells no end.
+
+    For whoever only counts: of what our own encoder writes a few bytes are looked at, which takes a thirtieth of the
+    time. A message that is none tells no end.
+    """
+    data = bytes(payload)
+    if data.endswith(b"\xa1t\xa6exited"):
+        at = data.find(b"\xa7outcome") + 8
+        known = _OUTCOMES.get(data[at + 1 : at + 1 + (data[at] & 0x1F)])
+        if known is not None:
+            return known
+    elif data.endswith(b"\xa1t\xa7started"):
+        return None
+    try:
+        event = decode_event(payload)
+    except RemoteProtocolError:
+        return None
+    if isinstance(event, Exited):
+        return event.outcome.value
+    return event.code.value if isinstance(event, Failed) else None
+
+
+_OUTCOMES: Final = {outcome.value.encode(): outcome.value for outcome in Outcome}
+
+
 def encode_op(op: Op) -> bytes:
     """One message for the OPS stream."""
     return _OPS.encode(op)
@@ -1888,6 +2009,18 @@ def kind_of_spec(payload: Buffer) -> str | None:
         return None
     kind = value.get("kind") if type(value) is dict else None
     return kind if type(kind) is str else None
+
+
+def peek_kind(payload: bytes) -> str:
+    """As `kind_of_spec`, for whoever only counts: quickly, where it is written as we write it, and "" if unknown."""
+    if payload[1:6] == b"\xa4kind" and len(payload) > 6:
+        known = _KINDS.get(payload[7 : 7 + (payload[6] & 0x1F)])
+        if known is not None:
+            return known
+    return kind if (kind := kind_of_spec(payload)) in SPEC_KINDS else ""
+
+
+_KINDS: Final = {kind.encode(): kind for kind in SPEC_KINDS}
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

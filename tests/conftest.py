@@ -24,7 +24,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import hypothesis
 import pytest
 import trio
+from _pytest.python import importtestmodule
 from attrs import frozen
+from daemons import daemon_environment
+from forked_python import PythonProcess, forking
 from standing_daemon import CONTROLLERS
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ CI = bool(os.environ.get("CI"))
 hypothesis.settings.register_profile(
     "quick",
     deadline=None,
-    max_examples=100,
+    max_examples=50,  # of plain properties; state machines: see effort.py
     stateful_step_count=30,
     derandomize=CI,
     print_blob=True,
@@ -49,7 +52,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "deep",
     deadline=None,
-    max_examples=2000,  # of plain properties; state machines have more: see effort.py
+    max_examples=2000,
     stateful_step_count=30,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
@@ -80,6 +83,32 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.numprocesses = min(cores + 1, MOST_WORKERS)
         # A worker begins with its share of the files in their order, so few daemons are started twice.
         option.dist = "worksteal"
+        option.whole_suite = True  # for the workers to see
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers keep bytecode, though not beside the sources where that is not wanted.
+
+    To compile our tests takes three times as long as to collect them.
+    """
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    whole = getattr(config.option, "whole_suite", False) and not IS_WORKER
+    if whole and sys.dont_write_bytecode and cache is not None:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("bytecode"))
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Each worker imports the test files beginning with others, so that one compiles what the others load then."""
+    whole = getattr(collector.config.option, "whole_suite", False)
+    if IS_WORKER and whole and isinstance(collector, pytest.Session):
+        files = sorted(Path(__file__).parent.rglob("test_*.py"))
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        first = len(files) * number // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        for file in files[first:] + files[:first]:
+            # What does not work is told when it is collected.
+            with contextlib.suppress(pytest.Collector.CollectError):
+                importtestmodule(file, collector.config)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -109,6 +138,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("anyio") is not None:
             item.own_markers = [each for each in item.own_markers if each.name != "trio"]
+
+
+# ---- as from a terminal -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_mean_what_they_mean() -> None:
+    """Under nohup, or in a shell's background, some are ignored, and would be by all that we start."""
+    if sys.platform != "win32":
+        for number in (signal.SIGHUP, signal.SIGQUIT):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)  # still ignored here, but not inherited
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # ---- no test hangs ------------------------------------------------------------------------------
@@ -178,9 +221,9 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session", autouse=True)
 def _own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A temporary directory for us and all children: other programs' files are not our leaks."""
-    # pytest's own stays where it can be looked at afterwards.
+    # pytest's own stays where it can be looked at afterwards; what is beside it is for all runs of a user.
     base = tmp_path_factory.getbasetemp()
-    compiled = (base.parent if IS_WORKER else base) / "compiled"
+    compiled = (base.parent.parent if IS_WORKER else base.parent) / "compiled"
     directory = tempfile.mkdtemp(prefix="sandd-tests-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", directory)
@@ -189,7 +232,8 @@ def _own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterat
             # Not beside the sources, that is. To compile them is a quarter of a daemon's start.
             patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
             patch.setenv("PYTHONPYCACHEPREFIX", str(compiled))
-        yield
+        with forking(daemon_environment):
+            yield
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -233,8 +277,10 @@ class Holdings:
     @classmethod
     def now(cls) -> Holdings:
         """A snapshot; 0.1 ms where there are no children."""
+        source = PythonProcess.source  # is there until the end, and used by any test
+        ours = -1 if source is None else source.socket.fileno()
         return cls(
-            descriptors=frozenset(open_descriptors()),
+            descriptors=frozenset(each for each in open_descriptors() if each[0] != ours),
             processes=frozenset(descendants(os.getpid())),
             # Daemon threads are not waited for by anybody: trio keeps idle ones for the next call.
             threads=frozenset(each for each in threading.enumerate() if not each.daemon),
@@ -322,11 +368,12 @@ def processes() -> list[ProcessEntry]:
 
 
 def descendants(ancestor: int) -> list[ProcessEntry]:
-    """Our children, zombies included, and theirs; cheap while there are none."""
+    """Our children, zombies included, and theirs; cheap while there are none. What we fork from is left out."""
     if sys.platform != "linux" or not has_children():
         return []
     known, found = {ancestor}, []
-    unplaced = processes()
+    source = None if PythonProcess.source is None else PythonProcess.source.process.pid
+    unplaced = [entry for entry in processes() if entry.pid != source]
     while below := [entry for entry in unplaced if entry.parent in known]:
         found += below
         known = {entry.pid for entry in below}
@@ -335,12 +382,18 @@ def descendants(ancestor: int) -> list[ProcessEntry]:
 
 
 def has_children() -> bool:
-    """Whether this process has any child, running or not; takes none of them away."""
+    """Whether this process has any child, running or not, but for what we fork from; takes none of them away."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
-    return True
+    if (source := PythonProcess.source) is None:
+        return True
+    try:
+        lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+    except FileNotFoundError:  # a thread has just ended
+        return True
+    return " ".join(lists).split() != [str(source.process.pid)]
 
 
 def kill(pid: int) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from attrs import define
 from daemons import DaemonProcess, daemon_environment, running_command, running_daemon
+from forked_python import PythonProcess, run_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ class ControllerProcess:
         self, *arguments: str, env: Mapping[str, str] | None = None, **settings: Any
     ) -> subprocess.CompletedProcess[str]:
         """``sandd`` with these arguments, to its end."""
-        return subprocess.run(
+        return run_python(
             [sys.executable, "-m", "sandd", *arguments],
             env=daemon_environment(self.env | dict(env or {})),
             **{
@@ -128,12 +129,12 @@ class ControllerProcess:
 
 
 def start_controller(
-    *arguments: str, home: Path, env: Mapping[str, str] | None = None
+    *arguments: str, home: Path, env: Mapping[str, str] | None = None, anew: bool = False
 ) -> subprocess.Popen[str]:
-    """Start one that keeps all it has in `home`, and return at once."""
+    """Start one that keeps all it has in `home`, and return at once; `anew` where its start is what matters."""
     options = ["--port", "0", "--state-dir", str(home / "state")]
     with (home / "log").open("ab") as log:
-        return subprocess.Popen(
+        return (subprocess.Popen if anew else PythonProcess)(
             [sys.executable, "-m", "sandd", "controller", *options, *arguments],
             env=daemon_environment(env),
             cwd=home,

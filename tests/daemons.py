@@ -1,4 +1,4 @@
-"""Real daemons for tests: ``python -m sandd.daemon`` as a child process of its own.
+"""Real daemons for tests: ``python -m sandd.daemon`` as a child process of its own; see also forked_python.py.
 
 In a trio test::
 
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define
+from forked_python import PythonProcess
 
 import sandd
 
@@ -38,6 +39,7 @@ STOP_SECONDS: Final = 15.0
 """For a daemon to end after SIGTERM: it gives itself 8, and the machine may be busy."""
 LOG_SECONDS: Final = 20.0
 """For a daemon to have logged what it is about to do: mostly milliseconds, but the machine may be busy."""
+PROGRAM: Final = (sys.executable, "-m", "sandd.daemon")
 _POLL_SECONDS: Final = 0.005
 """Between two looks at whether a child has ended; there is nothing else to wait on everywhere."""
 
@@ -185,6 +187,7 @@ def start_daemon(
     labels: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
+    program: Sequence[str] = PROGRAM,
 ) -> DaemonProcess:
     """Start a daemon, and return at once; `open_daemon` and `running_daemon` end it too.
 
@@ -197,15 +200,16 @@ def start_daemon(
         arguments: more of its command line, such as ``["--token-file", str(path)]``. An option
             given twice counts as given last, so these win over ours (--log-level info, and a
             --reconnect-max of 0.5 s that keeps tests of cut connections short).
+        program: what to start, such as a bundle.
     """
     home = Path(tempfile.mkdtemp(prefix="sandd-daemon-"))
-    command = [sys.executable, "-m", "sandd.daemon", "--server-url", url, "--daemon-id", daemon_id]
+    command = [*program, "--server-url", url, "--daemon-id", daemon_id]
     command += ["--state-dir", str(home / "state"), "--log-level", "info", "--reconnect-max", "0.5"]
     for key, value in (labels or {}).items():
         command += ["--label", f"{key}={value}"]
     try:
         with (home / "log").open("wb") as log:
-            process = subprocess.Popen(
+            process = PythonProcess(
                 [*command, *arguments],
                 env=daemon_environment(env),
                 cwd=home,
@@ -229,9 +233,12 @@ async def open_daemon(
     labels: Mapping[str, str] | None = None,
     env: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
+    program: Sequence[str] = PROGRAM,
 ) -> AsyncIterator[DaemonProcess]:
     """A running daemon, which may not have connected yet; leaving the block stops it."""
-    daemon = start_daemon(url, daemon_id, labels=labels, env=env, arguments=arguments)
+    daemon = start_daemon(
+        url, daemon_id, labels=labels, env=env, arguments=arguments, program=program
+    )
     with daemon._put_away_at_the_end():
         yield daemon
         if daemon._stop_if_running():
@@ -262,7 +269,7 @@ def running_command(
     *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """``sandd`` with these arguments, as it runs; nothing of it stays."""
-    process = subprocess.Popen(
+    process = PythonProcess(
         [sys.executable, "-m", "sandd", *arguments],
         env=daemon_environment(env),
         stdin=subprocess.DEVNULL,

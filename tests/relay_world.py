@@ -219,7 +219,9 @@ class ModelLog:
     durable: list[Record] = field(factory=list)
     """In the order of the disk."""
 
-    def note(self, record: Record, *, from_stranger: bool = False) -> None:
+    def note(
+        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+    ) -> None:
         """See `AuditSink`."""
         self.durable.append(record)
 

@@ -121,6 +121,7 @@ async def test_another_tenants_job_is_out_of_reach_for_any_message(
         specs = [
             COMMAND,
             wire.encode_spec(wire.JobsSpec()),
+            wire.encode_spec(wire.StatisticsSpec()),
             wire.encode_spec(wire.KillSpec(JOB)),
             wire.encode_spec(wire.ForgetSpec(JOB)),
             wire.encode_spec(wire.ReadSpec(b"/etc/passwd")),

@@ -231,6 +231,42 @@ async def test_strangers_cant_fill_the_disk(tmp_path: Path) -> None:
     assert said[-1] == "900 more were refused, and are not told one by one"
 
 
+async def test_no_actor_fills_the_disk_with_what_is_refused(tmp_path: Path) -> None:
+    """Of each some refusals are written in full, and of the rest the number, with whose they were."""
+    with trio.fail_after(LIMIT):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            for actor, count in (("mallory", 1000), ("alice", 3)):
+                refusal = Record(
+                    type=RecordType.REFUSAL, outcome="denied", tenant="acme", actor=actor
+                )
+                for _ in range(count):
+                    log.note(refusal, is_refusal=True)
+    records = [json.loads(line) for line in segment(tmp_path).read_bytes().splitlines()]
+    of = {
+        actor: [each.get("reason") for each in records if each.get("actor") == actor]
+        for actor in ("mallory", "alice")
+    }
+    assert of["mallory"] == [
+        *[None] * 100,
+        "900 more were refused, and are not told one by one",
+    ]
+    assert of["alice"] == [None] * 3
+
+
+async def test_what_is_left_out_is_told_though_there_is_always_something_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody hides how often he was refused by asking for something all the time."""
+    monkeypatch.setattr(writer, "LOOK_SECONDS", 0.05)
+    refusal = Record(type=RecordType.REFUSAL, outcome="denied", tenant="acme", actor="mallory")
+    with trio.fail_after(LIMIT):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            for _ in range(200):
+                log.note(refusal, is_refusal=True)
+            while not any(texts_in(tmp_path, "refusal")):
+                await committed(log, request(1))
+
+
 async def test_a_disk_that_hangs_keeps_nobody(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +288,21 @@ async def test_a_disk_that_hangs_keeps_nobody(
         with contextlib.suppress(ConfigurationError):
             async with open_audit_log(tmp_path, OPTIONS):
                 break
+
+
+async def test_whoever_fails_when_he_hears_fails_as_himself(tmp_path: Path) -> None:
+    """What an answer raises is raised where the log is held open, and the log is closed in good order."""
+
+    def fail(_: str | None) -> None:
+        raise ZeroDivisionError
+
+    with trio.fail_after(LIMIT), pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block's end raises
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            log.commit(request(1), fail)
+            await trio.sleep_forever()
+    assert jobs_in(tmp_path) == ["job-1"]
+    async with open_audit_log(tmp_path, OPTIONS):
+        pass
 
 
 async def test_cancelling_who_waits_leaves_the_log_whole(tmp_path: Path, disk: Disk) -> None:

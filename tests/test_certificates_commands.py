@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,14 @@ from controllers import running_controller
 from daemons import running_daemon
 from tls_peers import write_pair
 
+from sandd._core.identity.database import open_database
 from sandd._core.tls import authority
 from sandd._core.tls.authority import DAY
 from sandd._core.tls.certificates import LOCAL_NAMES, OwnAuthority
 from sandd._core.tls.files import AuthorityFiles
 from sandd._core.tls.rotation import Phase
 from sandd.cli import main
+from sandd.command_line.journaling import local_user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,17 +98,46 @@ def test_rotate_takes_one_step_at_a_time(ca: Command, files: AuthorityFiles) -> 
 
 
 def test_issue_makes_what_can_be_shown(ca: Command, tmp_path: Path) -> None:
-    """In one file, for its owner alone, for as long as was said; over what was there."""
+    """In one file, for its owner alone, for as long as was said; over what was there only by force."""
     out = tmp_path / "me.pem"
     out.write_text("old")
     out.chmod(0o644)
-    text = ca("issue", "operator", "alice", "--out", str(out), "--days", "30")
+    asked = ("issue", "operator", "alice", "--out", str(out), "--days", "30")
+    assert "--force" in ca(*asked, code=125)
+    assert out.read_text() == "old"
+    text = ca(*asked, "--force")
     assert "sandd:operator:alice" in text
     assert out.stat().st_mode & 0o777 == 0o600
     facts = authority.read_facts(out.read_text())
     assert facts.names == {"sandd:operator:alice"}
     assert not facts.serves
     assert facts.not_after - time.time() == pytest.approx(30 * DAY, abs=60)
+
+
+def test_what_changes_certificates_is_told_to_the_controller(
+    ca: Command, files: AuthorityFiles, tmp_path: Path
+) -> None:
+    """Which writes it to its audit log: who did it, and what; and what can't be done isn't told."""
+    state, out = files.directory.parent, tmp_path / "me.pem"
+    with contextlib.closing(open_database(state)) as database:
+        ca("rotate")
+        ca("issue", "operator", "alice", "--out", str(out))
+        ca("issue", "operator", "alice", "--out", str(out), code=125)
+        rotated, issued = (json.loads(each.said) for each in database.changes(0))
+        before = files.read()
+        database._connection.execute("DROP TABLE changes")
+        database._connection.execute("CREATE TABLE changes (seq INTEGER)")
+        assert "on record" in ca("rotate", "--now", code=125)
+        assert files.read() == before
+    assert rotated["actor"] == issued["actor"] == f"local:{local_user()}"
+    assert (rotated["type"], rotated["outcome"]) == ("ca", "rotated")
+    assert len(rotated["result"]["authorities"]) == 2
+    facts = authority.read_facts(out.read_text())
+    assert issued["result"] == {
+        "name": "sandd:operator:alice",
+        "serial": f"{facts.serial:x}",
+        "not_after": facts.not_after,
+    }
 
 
 def test_in_a_rotation_the_newest_ca_issues(

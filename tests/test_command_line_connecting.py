@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from controllers import running_controller
 from daemons import daemon_environment
+from forked_python import run_python
 from peers import free_port
 
 from sandd._core.controller_state import default_state_dir
@@ -35,7 +36,7 @@ THROUGH = "sandd: no daemon 'w': none is connected to this controller\n"
 
 def reach(*arguments: str, code: int = 125, **env: str) -> str:
     """What a command says that looks for a daemon of the controller; it has failed."""
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-m", "sandd", "exec", *arguments, "w", "--", "true"],
         env=daemon_environment(env),
         stdin=subprocess.DEVNULL,

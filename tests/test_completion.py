@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from controllers import running_controller
 from daemons import daemon_environment
+from forked_python import run_python
 from tmux import needs_tmux, running_tmux
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PRESS_TAB = r"""
-source <("$0" -m sandd completion bash)
+eval "$0"
 COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9
 read -ra COMP_WORDS <<< "$1"
 _python_argcomplete sandd "${COMP_WORDS[-1]}" 2>/dev/null
@@ -39,10 +41,25 @@ def path(tmp_path: Path) -> str:
     return f"{script.parent}{os.pathsep}{os.environ['PATH']}"
 
 
+@functools.cache
+def program_for(shell: str) -> str:
+    """What a shell is to evaluate."""
+    done = run_python(
+        [sys.executable, "-m", "sandd", "completion", shell],
+        env=daemon_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    text: str = done.stdout
+    return text
+
+
 def complete(typed: str, path: str, **env: str) -> list[str]:
     """What bash has to offer after this line."""
     done = subprocess.run(
-        ["bash", "-c", PRESS_TAB, sys.executable, typed],
+        ["bash", "-c", PRESS_TAB, program_for("bash"), typed],
         env=daemon_environment(env | {"PATH": path}),
         capture_output=True,
         text=True,
@@ -114,15 +131,8 @@ def test_a_person_presses_tab(path: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_gets_its_program(shell: str) -> None:
     """It names the command; where the shell is here, it takes it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sandd", "completion", shell],
-        env=daemon_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "sandd" in done.stdout
+    program = program_for(shell)
+    assert "sandd" in program
     if shutil.which(shell) is not None:
-        checked = subprocess.run([shell, "-n"], input=done.stdout, capture_output=True, text=True)
+        checked = subprocess.run([shell, "-n"], input=program, capture_output=True, text=True)
         assert (checked.returncode, checked.stderr) == (0, "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from controllers import running_controller
 from daemons import daemon_environment, running_command, running_daemon
+from forked_python import run_python
 from process_tools import until_sync
 
 import sandd
@@ -238,7 +239,7 @@ def test_what_is_left_out_is_told(
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``sandd cp`` to its end."""
-    return subprocess.run(
+    return run_python(
         [sys.executable, "-m", "sandd", "cp", *arguments],
         env=daemon_environment(env),
         capture_output=True,

@@ -20,6 +20,7 @@ import pytest
 import trio
 from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
+from forked_python import PythonProcess, run_python
 from process_tools import WITHIN, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
@@ -46,7 +47,7 @@ def run_daemon(
     *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A daemon that ends by itself."""
-    return subprocess.run(
+    return run_python(
         [sys.executable, "-m", "sandd.daemon", *arguments],
         env=daemon_environment(env),
         cwd=cwd,
@@ -76,7 +77,7 @@ def started(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
 
 def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
     """A daemon whose log is a pipe, and who has its options from where the test says."""
-    return subprocess.Popen(
+    return PythonProcess(
         [sys.executable, "-m", "sandd.daemon", *arguments],
         env=daemon_environment(env),
         stdout=subprocess.DEVNULL,
@@ -105,6 +106,49 @@ def test_version(arguments: list[str]) -> None:
         timeout=LIMIT,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"sandd {sandd.__version__}\n", "")
+
+
+CRASHING = """
+import sys
+async def crash(*_, **__):
+    raise RuntimeError("a defect with sdj_" + 40 * "a")
+import {module}
+{module}.{function} = crash
+import {main}
+sys.exit({main}.main({arguments}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("main", "module", "function", "arguments"),
+    [
+        ("sandd.daemon", "sandd._core.daemon_program", "run_daemon", ["-s", REFUSING]),
+        ("sandd.standalone.main", "sandd.standalone.program", "run_controller", ["--port", "0"]),
+    ],
+    ids=["daemon", "controller"],
+)
+def test_a_defect_is_told_as_a_line_of_the_log(
+    main: str, module: str, function: str, arguments: list[str]
+) -> None:
+    """One object, where the log is JSON, without what looks like a secret; and an exit code of its own."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            CRASHING.format(
+                main=main,
+                module=module,
+                function=function,
+                arguments=[*arguments, "--log-format", "json"],
+            ),
+        ],
+        env=daemon_environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    line = json.loads(done.stderr)
+    assert (done.returncode, line["event"], line["level"]) == (70, "crashed", "error")
+    assert "RuntimeError: a defect with [redacted]" in line["exception"]
 
 
 def test_a_bad_option_is_told_before_the_rest_is_loaded() -> None:

@@ -10,13 +10,19 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from controllers import SECONDS, running_controller
 from daemons import daemon_environment, running_daemon
+from forked_python import run_python
 
+from sandd._core.identity.database import open_database
+from sandd._core.identity.records import new_join_token
 from sandd._core.identity.rights import Role, Verb
+from sandd.cli import main
+from sandd.command_line.journaling import local_user
 from sandd.enrolling.options import ROLES, VERBS, _read_time
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ def run(
     state: Path, *arguments: str, code: int = 0, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """One of the commands, for this state directory; it is to end with this exit code."""
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-m", "sandd", *arguments],
         env=daemon_environment({"SANDD_CONTROLLER_STATE_DIR": str(state)} | (env or {})),
         stdin=subprocess.DEVNULL,
@@ -127,6 +133,51 @@ def test_tokens_are_made_listed_and_revoked_without_a_controller(tmp_path: Path)
     done = run(state, "token", "revoke", "nobodys", made[0]["id"], code=125)
     assert "'nobodys'" in done.stderr
     assert done.stdout.strip() == made[0]["id"]
+
+
+def test_an_id_that_is_too_long_is_no_id(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is not cut to one, and not shown whole, as it may be most of a token; all of a token names it."""
+    where = ["--state-dir", str(tmp_path)]
+    assert main(["token", "create", "join", *where]) == 0
+    text = capfd.readouterr().out.strip()
+
+    def state() -> str:
+        with contextlib.closing(open_database(tmp_path)) as database:
+            return "valid" if database.tokens()[0].revoked_at is None else "revoked"
+
+    for longer in (text[4:16] + "x", text[4:40], text[:40], text[:-1] + "-"):
+        assert main(["token", "revoke", longer, *where]) == 125
+        told = capfd.readouterr().err
+        assert "no token's id" in told
+        assert text[16:20] not in told
+    assert state() == "valid"
+    assert main(["token", "revoke", text, *where]) == 0
+    assert state() == "revoked"
+
+
+def test_what_commands_change_is_told_to_the_controller(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the name of who runs them, and not what was refused."""
+    where = ["--state-dir", str(tmp_path)]
+    assert main(["token", "create", "operator", "eve", "--json", *where]) == 0
+    key_id = json.loads(capfd.readouterr().out)["id"]
+    assert main(["token", "revoke", key_id, "0" * 12, *where]) == 125
+    with contextlib.closing(open_database(tmp_path)) as database:
+        _, info = new_join_token(time.time(), daemons="*")
+        database.add_token(info)
+        database.join(info.id, "w", "instance", time.time())
+        for change in ("lock", "unlock", "forget"):
+            assert main(["daemons", change, "w", *where]) == 0
+        assert main(["daemons", "lock", "w", *where]) == 125
+        told = [json.loads(each.said) for each in database.changes(0)]
+    assert [(each["kind"], each["outcome"]) for each in told] == [
+        ("operator", "created"),
+        ("token", "revoked"),
+        *[("daemon", outcome) for outcome in ("locked", "unlocked", "forgotten")],
+    ]
+    assert [each["result"]["token"] for each in told[:2]] == [key_id] * 2
+    assert {each["actor"] for each in told} == {f"local:{local_user()}"}
 
 
 def test_a_token_goes_into_a_new_file_of_its_own(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import trio
 from attrs import frozen
 from controllers import running_controller
 from daemons import daemon_environment, running_daemon
+from forked_python import PythonProcess, run_python
 from process_tools import until_sync
 from standing_daemon import reserved_port
 from tmux import needs_tmux, running_tmux
@@ -76,7 +77,7 @@ def command_line(where: Where, *arguments: str) -> list[str]:
 def run(where: Where, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """``sandd exec`` to its end; without anything on stdin unless said otherwise."""
     given = {"stdin": subprocess.DEVNULL} if "input" not in options else {}
-    return subprocess.run(
+    return run_python(
         command_line(where, *arguments),
         env=daemon_environment(where.env),
         timeout=SECONDS,
@@ -91,7 +92,7 @@ def running(
     """``sandd exec`` as it runs; the command there is marked."""
     marked = [] if marker is None else ["-e", f"{marker.name}={marker.value}"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(
+    with PythonProcess(
         command_line(where, *marked, *arguments),
         env=daemon_environment(where.env),
         **pipes | options,

@@ -25,6 +25,7 @@ from sandd.wire import WriteMode
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import TextIO
 
     from sandd._core.files.roots import Root
 
@@ -290,7 +291,6 @@ from sandd._core.files.roots import AnyFile
 from sandd._core.transfers.partials import Partials
 from sandd.wire import WriteMode
 from pathlib import Path
-count = int(sys.argv[2])
 def counted(call):
     def do(*args, **options):
         global count
@@ -299,23 +299,44 @@ def counted(call):
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*args, **options)
     return do
-for name in ("open", "write", "fsync", "fchmod", "fchown", "close", "replace", "unlink"):
-    setattr(os, name, counted(getattr(os, name)))
-journal = Partials(Path(sys.argv[3])).open_journal()
-file = writing.open_writing(AnyFile(), sys.argv[1].encode(), WriteMode.REPLACE, 0o666, journal)
-file.write(b"n" * 1000)
-file.write(b"n" * 1000)
-file.commit()
-file.close()
+def write():
+    for name in ("open", "write", "fsync", "fchmod", "fchown", "close", "replace", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+    journal = Partials(Path(sys.argv[1])).open_journal()
+    file = writing.open_writing(AnyFile(), target.encode(), WriteMode.REPLACE, 0o666, journal)
+    file.write(b"n" * 1000)
+    file.write(b"n" * 1000)
+    file.commit()
+    file.close()
+# A copy of this process for each: all are the same, and all but one have nothing to import.
+while line := sys.stdin.readline():
+    number, target = line.split()
+    count = int(number)
+    pid = os.fork()
+    if pid == 0:
+        write()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+    journals = tmp_path / "journals"
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", program, journals], text=True, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        ends = write_and_be_killed(process.stdin, process.stdout, tmp_path, journals)
+    assert ends == {b"old", b"n" * 2000}
+
+
+def write_and_be_killed(
+    requests: TextIO, exit_codes: TextIO, tmp_path: Path, journals: Path
+) -> set[bytes]:
+    """What the files held in the end, one for each system call."""
     ends = set()
     for count in range(1, 40):
         target = tmp_path / str(count)
         target.write_bytes(b"old")
-        journals = tmp_path / "journals"
-        done = subprocess.run(
-            [sys.executable, "-c", program, target, str(count), journals], check=False
-        )
+        print(count, target, file=requests, flush=True)
+        exit_code = int(exit_codes.readline())
         content = target.read_bytes()
         assert content in (b"old", b"n" * 2000), count
         ends.add(content)
@@ -325,12 +346,10 @@ file.close()
         Partials(journals).purge(AnyFile())
         assert not [name for name in os.listdir(tmp_path) if name.startswith(".")], (count, left)
         assert not journals.exists() or not os.listdir(journals)
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL
-    else:
-        pytest.fail("it never came to its end")
-    assert ends == {b"old", b"n" * 2000}
+        if exit_code == 0:
+            return ends
+        assert exit_code == -signal.SIGKILL
+    pytest.fail("it never came to its end")
 
 
 def test_only_a_directory_that_may_be_read_is_synced(

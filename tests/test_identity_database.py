@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -21,6 +22,7 @@ from sandd._core.identity.database import (
     NameTaken,
     NotAllowed,
     Stale,
+    Unrecorded,
     open_database,
 )
 from sandd._core.identity.records import (
@@ -66,6 +68,34 @@ def log_in(database: IdentityDatabase, uid: str, generation: int, instance: str)
     daemon = database.login(uid, generation, instance, NOW)
     assert isinstance(daemon, EnrolledDaemon)
     return daemon
+
+
+@contextlib.contextmanager
+def full_disk(database: IdentityDatabase) -> Iterator[None]:
+    """While it lasts, nothing more can be written."""
+    connection = database._connection
+    database._connection = Full(connection)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        database._connection = connection
+
+
+class Full:
+    """Stands in for a connection whose disk is full: what would change the file is refused, and undone, by SQLite."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        """As SQLite does it with SQLITE_FULL, which ends the transaction."""
+        if statement.startswith(("UPDATE", "INSERT", "DELETE")):
+            self._connection.execute("ROLLBACK")
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._connection.execute(statement, *values)
 
 
 # ---- the files -----------------------------------------------------------------------------------
@@ -254,6 +284,55 @@ def test_a_key_is_good_until_a_later_one_was_used(database: IdentityDatabase) ->
     assert offered == [2, 3, 4, 5]
     log_in(database, uid, 5, "4")
     assert isinstance(database.login(uid, 4, "3", NOW), Stale)
+
+
+def test_a_full_disk_keeps_nobody_out_who_changes_nothing(database: IdentityDatabase) -> None:
+    """A restarted daemon comes by the key that it has, and gets no other; nothing is forgotten by that."""
+    uid = join(database, add_token(database), instance="one").uid
+    log_in(database, uid, 1, "one")
+    with full_disk(database):
+        assert log_in(database, uid, 1, "one").offered == 1  # nothing is to be written
+        unrecorded = database.login(uid, 1, "two", NOW)
+        assert isinstance(unrecorded, Unrecorded)
+        assert "full" in unrecorded.reason
+        assert unrecorded.daemon.offered == 1
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            database.login(uid, 2, "one", NOW)  # that it came by a later one has to be on record
+    assert log_in(database, uid, 1, "two").offered == 2
+    with full_disk(database), pytest.raises(sqlite3.OperationalError, match="full"):
+        database.lock(uid)
+    database.lock(uid)
+    with full_disk(database):
+        assert log_in(database, uid, 1, "three").state is EnrolmentState.LOCKED
+
+
+def test_what_commands_change_is_told_or_not_done(database: IdentityDatabase) -> None:
+    """One transaction does both; what was heard is dropped, and of what nobody hears the oldest."""
+    token = add_token(database)
+    with database.journaled({"type": "token", "n": 1}, NOW):
+        database.revoke(token, NOW)
+    with pytest.raises(ZeroDivisionError), database.journaled({"n": 2}, NOW):  # noqa: PT012 - both matter
+        database.revoke(add_token(database), NOW)
+        raise ZeroDivisionError
+    (told,) = database.changes(0)
+    assert (json.loads(told.said), told.at) == ({"type": "token", "n": 1}, NOW)
+    assert [each.revoked_at for each in database.tokens()] == [NOW]
+    database.drop_changes(told.seq)
+    assert database.changes(0) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sandd._core.identity.database.MAX_CHANGES", 3)
+        for number in range(10):
+            with database.journaled({"n": number}, NOW):
+                pass
+    assert [json.loads(each.said)["n"] for each in database.changes(0)] == [7, 8, 9]
+
+
+def test_records_of_an_earlier_release_get_a_place_for_what_commands_tell(tmp_path: Path) -> None:
+    """Those were made without one."""
+    with contextlib.closing(open_database(tmp_path)) as database:
+        database._connection.execute("DROP TABLE changes")
+    with contextlib.closing(open_database(tmp_path)) as database:
+        assert database.changes(0) == []
 
 
 def test_of_two_with_one_key_one_is_found_out(database: IdentityDatabase) -> None:

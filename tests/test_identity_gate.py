@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from peers_with_credentials import (
     OPTIONS,
     ended,
@@ -27,6 +28,7 @@ from raw_daemon import raw_daemon
 import sandd
 from sandd import wire
 from sandd._core import operators
+from sandd._core.audit.changes import token_changed
 from sandd._core.identity import gate as gate_module
 from sandd._core.identity.database import IdentityDatabase, open_database
 from sandd._core.identity.gate import REFUSED_DAEMON, REFUSED_OPERATOR
@@ -321,6 +323,49 @@ async def test_a_certificate_has_to_be_of_whoever_proves_itself(tmp_path: Path, 
                 assert not await is_let_in(f"sandd:{wrong}")
         assert await is_let_in(f"sandd:{fitting}")
         assert await is_let_in(None)
+
+
+async def test_a_key_with_anothers_certificate_was_not_used(tmp_path: Path) -> None:
+    """It is refused, and so makes no earlier key a copy's: whoever may come goes on as if it had not been there."""
+    async with guarded(tmp_path) as controller:
+        gate = gate_of(controller)
+        challenge = wire.Challenge(b"n" * 32, gate.controller_id)
+        token = await join_token(controller)
+        async with raw_daemon(controller.url, "w", credential=token, instance="one") as daemon:
+            first = key_of(daemon)
+        async with raw_daemon(controller.url, "w", credential=first, instance="two") as daemon:
+            second = key_of(daemon)
+
+        async def come(key: Credential, certificate: str | None) -> wire.Reject | None:
+            hello = answer_challenge(challenge, Identity("w", "two"), 2, key)
+            with gate.passes.issued() as given:
+                return await gate.admit_daemon(
+                    given,
+                    greeting(challenge, hello),
+                    is_loopback=True,
+                    channel_binding=b"",
+                    certificate=certificate,
+                )
+
+        assert await come(second, "sandd:daemon:other") == REFUSED_DAEMON
+        assert await come(first, "sandd:daemon:w") is None
+        assert await come(second, f"sandd:daemon:{second.uid}") is None
+
+
+async def test_what_is_remembered_of_keys_that_were_used_is_bounded(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """By what may still be under way: the latest are there, and those of an hour ago are not."""
+    gate = gate_module.Gate()
+    for number in range(100):
+        gate._note_raised(f"uid-{number}", 1)
+        await trio.sleep(gate_module.RAISED_SECONDS / 10)
+    assert 10 <= len(gate._raised) <= 12
+    gate._note_raised("uid-95", 2)
+    assert list(gate._raised)[-1] == "uid-95"
+    await trio.sleep(2 * gate_module.RAISED_SECONDS)
+    gate._note_raised("uid-95", 3)
+    assert list(gate._raised) == ["uid-95"]
 
 
 async def test_a_copied_key_locks_both(tmp_path: Path) -> None:
@@ -696,6 +741,78 @@ async def test_no_pass_outlives_its_connection(tmp_path: Path) -> None:
 
 
 # ---- what is told -------------------------------------------------------------------------------
+
+
+def logged(state_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """What the audit log says of that type."""
+    text = "".join(path.read_text() for path in sorted((state_dir / "audit").glob("*.jsonl")))
+    return [each for each in map(json.loads, text.splitlines()) if each["type"] == kind]
+
+
+async def test_what_commands_have_changed_is_in_the_audit_log(tmp_path: Path) -> None:
+    """While no controller runs, or one without a log, it waits; each is told once, with who did it and when."""
+
+    def change(name: str) -> None:
+        made = attrs.evolve(token_changed("created", name, "join", "acme"), actor="local:eve")
+        with contextlib.closing(open_database(tmp_path)) as database:
+            with database.journaled(made.fields, 12.5):
+                pass
+            assert database.changes(0)
+
+    change("before")
+    async with guarded(tmp_path):
+        await trio.sleep(0.02)
+    async with guarded(tmp_path, audit=True):
+        while len(logged(tmp_path, "token")) < 1:
+            await trio.sleep(0.01)
+        await trio.to_thread.run_sync(change, "meanwhile")
+        while len(logged(tmp_path, "token")) < 2:
+            await trio.sleep(0.01)
+        with contextlib.closing(open_database(tmp_path)) as database:
+            while database.changes(0):
+                await trio.sleep(0.01)
+            with database.journaled({"result": 1}, 0.0):  # by somebody who knows no better
+                pass
+        while len(logged(tmp_path, "token")) < 3:
+            await trio.sleep(0.01)
+    *told, other = logged(tmp_path, "token")
+    assert [each["result"] for each in told] == [
+        {"token": name, "done_at": 12.5} for name in ("before", "meanwhile")
+    ]
+    assert {(each["actor"], each["tenant"]) for each in told} == {("local:eve", "acme")}
+    assert "can't be read" in other["reason"]
+
+
+async def test_who_cant_be_put_on_record_is_told_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The controller goes on, and its log says why; a daemon by the key that it has used is let in."""
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with guarded(tmp_path) as controller:
+        url = controller.url
+        join = await join_token(controller, uses=2)
+        token = await operator_token(controller)
+        async with raw_daemon(url, "w", credential=join, instance="one") as daemon:
+            key = key_of(daemon)
+        await answer_to(url, "w", key, instance="one", connection_number=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(IdentityDatabase, "_login", fail)
+            patch.setattr(IdentityDatabase, "join", fail)
+            answer = await answer_to(url, "w", key, instance="two")
+            assert isinstance(answer, wire.Welcome)
+            assert answer.enrolment is None
+            code, text = refusal_of(await answer_to(url, "x", join))
+            assert (code, "its disk is full" in text) == (RejectCode.BUSY, True)
+            patch.setattr(IdentityDatabase, "token", fail)
+            async with raw_operator(controller, token) as (_, refused):
+                assert refusal_of(refused)[0] is RejectCode.BUSY
+        async with raw_daemon(url, "w", credential=key, instance="two", connection_number=2) as d:
+            assert key_of(d).generation == key.generation + 1
+    assert "login_not_recorded" in caplog.text
+    assert "records_unusable" in caplog.text
 
 
 async def test_the_audit_log_has_who_was_let_in_and_by_what(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import stat
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from sandd import wire
 from sandd._core.identity.keyring import KEYS_FILE, MAX_KEYS, Keyring
 from sandd._core.identity.proofs import DaemonKey, SharedSecret
+from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +32,7 @@ def kept(directory: Path, enrolment: wire.Enrolment, controller: str = "c") -> K
     """A keyring that this controller has given a key."""
     keyring = Keyring(directory, "d", GIVEN)
     keyring.choose(controller)
-    keyring.keep(enrolment)
+    keyring.keeper(enrolment)()
     return keyring
 
 
@@ -47,7 +50,7 @@ def test_the_latest_key_counts(tmp_path: Path) -> None:
     """In memory and on the disk."""
     keyring = kept(tmp_path, FIRST)
     keyring.choose("c")
-    keyring.keep(SECOND)
+    keyring.keeper(SECOND)()
     assert keyring.choose("c") == key_of(SECOND)
     assert Keyring(tmp_path, "d", None).choose("c") == key_of(SECOND)
 
@@ -69,7 +72,7 @@ def test_a_refused_key_makes_way_for_what_was_given(tmp_path: Path) -> None:
     assert keyring.has_another()
     assert keyring.choose("c") == GIVEN
     assert not keyring.has_another()
-    keyring.keep(SECOND)
+    keyring.keeper(SECOND)()
     assert keyring.choose("c") == key_of(SECOND)
     bare = Keyring(tmp_path, "d", None)
     bare.choose("c")
@@ -81,7 +84,7 @@ def test_so_many_controllers_are_remembered(tmp_path: Path) -> None:
     keyring = Keyring(tmp_path, "d", GIVEN)
     for number in range(MAX_KEYS + 1):
         keyring.choose(f"c{number}")
-        keyring.keep(FIRST)
+        keyring.keeper(FIRST)()
     again = Keyring(tmp_path, "d", GIVEN)
     assert again.choose("c0") == GIVEN
     assert again.choose(f"c{MAX_KEYS}") == key_of(FIRST)
@@ -103,7 +106,7 @@ def test_a_file_that_is_none_is_passed_over(
     keyring = Keyring(tmp_path, "d", GIVEN)
     assert "keys_unreadable" in caplog.text
     assert keyring.choose("c") == GIVEN
-    keyring.keep(FIRST)
+    keyring.keeper(FIRST)()
     assert Keyring(tmp_path, "d", None).choose("c") == key_of(FIRST)
 
 
@@ -123,14 +126,55 @@ def test_a_key_that_is_not_on_the_disk_does_not_take_the_place_of_one_that_is(
     keyring = kept(tmp_path, FIRST)
     blocker = tmp_path / f"{KEYS_FILE}.new"
     blocker.mkdir()  # where a new file is written
-    keyring.keep(SECOND)
+    keyring.keeper(SECOND)()
     assert "key_not_kept" in caplog.text
     assert keyring.choose("c") == key_of(FIRST)
     assert Keyring(tmp_path, "d", None).choose("c") == key_of(FIRST)
-    keyring.keep(
+    keyring.keeper(
         wire.Enrolment("another", 1, b"new")
-    )  # it has joined anew, and the first is good for nothing
+    )()  # it has joined anew, and the first is good for nothing
     assert keyring.choose("c") == DaemonKey("another", 1, b"new")
     blocker.rmdir()
-    keyring.keep(SECOND)
+    keyring.keeper(SECOND)()
+    assert Keyring(tmp_path, "d", None).choose("c") == key_of(SECOND)
+
+
+def test_a_thread_that_was_left_alone_disturbs_no_later_one(tmp_path: Path) -> None:
+    """What it keeps is for the controller that gave it, and never in the place of what came after it."""
+    keyring = Keyring(tmp_path, "d", GIVEN)
+    keyring.choose("c")
+    slow, later = keyring.keeper(FIRST), keyring.keeper(SECOND)
+    keyring.choose("another")
+    later()
+    slow()
+    assert keyring.choose("c") == key_of(SECOND)
+    assert keyring.choose("another") == GIVEN
+    assert Keyring(tmp_path, "d", None).choose("c") == key_of(SECOND)
+
+
+def test_two_threads_take_turns_at_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits until a disk that hung has the first one's, and what it writes is whole."""
+    at_disk, go_on = threading.Event(), threading.Event()
+    under_way: list[int] = []
+
+    def replace(path: Path, content: bytes, *, mode: int) -> None:
+        under_way.append(1)
+        assert len(under_way) == 1
+        at_disk.set()
+        assert go_on.wait(20)
+        replace_file(path, content, mode=mode)
+        under_way.pop()
+
+    monkeypatch.setattr("sandd._core.identity.keyring.replace_file", replace)
+    keyring = Keyring(tmp_path, "d", GIVEN)
+    keyring.choose("c")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(keyring.keeper(FIRST))
+        assert at_disk.wait(20)
+        second = threads.submit(keyring.keeper(SECOND))
+        go_on.set()
+        first.result(20)
+        second.result(20)
     assert Keyring(tmp_path, "d", None).choose("c") == key_of(SECOND)

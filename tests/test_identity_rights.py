@@ -30,6 +30,7 @@ SPECS: dict[str, wire.Spec] = {
     "command": wire.CommandSpec((b"x",)),
     "session": wire.SessionSpec(),
     "jobs": wire.JobsSpec(),
+    "statistics": wire.StatisticsSpec(),
     "kill": wire.KillSpec("j"),
     "forget": wire.ForgetSpec("j"),
     "stat": wire.StatSpec(b"/"),
@@ -81,7 +82,7 @@ def test_a_job_takes_the_right_that_the_table_says(kind: str, verb: Verb) -> Non
     message = attach(spec=wire.encode_spec(SPECS[kind]), instance="i")
     narrow = Principal("n", verbs=frozenset({Verb.LIST, verb}))
     assert may(narrow, message) is (verb is NEEDED_BY_SPEC[kind])
-    assert may(VIEWER, message) is (kind == "jobs")
+    assert may(VIEWER, message) is (kind in {"jobs", "statistics"})
     assert may(RUNNER, message)
     assert may(EVERYTHING, message)
 

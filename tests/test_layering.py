@@ -34,6 +34,7 @@ CONTROLLER_END = [
     "sandd._core.audit.segments",
     "sandd._core.audit.verifying",
     "sandd._core.audit.writer",
+    "sandd._core.bundle.*",
     "sandd._core.commands",
     "sandd._core.controller_state",
     "sandd._core.copying",
@@ -43,6 +44,7 @@ CONTROLLER_END = [
     "sandd._core.identity.administration",
     "sandd._core.identity.database",
     "sandd._core.identity.gate",
+    "sandd._core.identity.journal",
     "sandd._core.identity.store",
     "sandd._core.job_link",
     "sandd._core.job_streams",
@@ -62,6 +64,8 @@ CONTROLLER_END = [
     "sandd._core.services",
     "sandd._core.session_handle",
     "sandd._core.specs",
+    "sandd._core.statistics_stream",
+    "sandd._core.tracing",
     "sandd._core.tls.authority",
     "sandd._core.tls.certificates",
     "sandd._core.tls.files",
@@ -75,6 +79,8 @@ DAEMON_END = [
     "sandd._core.file_requests",
     "sandd._core.identity.keyring",
     "sandd._core.job_requests",
+    "sandd._core.machine",
+    "sandd._core.machine_windows",
     "sandd._core.policy.executables",
     "sandd._core.policy.gate",
     "sandd._core.policy.granted_files",
@@ -87,6 +93,7 @@ DAEMON_END = [
     "sandd._core.spawn_requests",
     "sandd._core.spool_files",
     "sandd._core.spooler",
+    "sandd._core.statistics_requests",
     "sandd._core.transfer_requests",
     "sandd._core.watch_requests",
     "sandd.daemon",
@@ -121,11 +128,13 @@ LAYERS = {
         "sandd._core.audit.sinks",
         "sandd._core.audit.trail",
         "sandd._core.backlog",
+        *("sandd._core.bundle.script", "sandd._core.bundle.trimming"),
         "sandd._core.byte_ring",
         "sandd._core.channels",
         "sandd._core.client",
         "sandd._core.client_job",
         "sandd._core.credit",
+        "sandd._core.daemon_statistics",
         "sandd._core.fencing",
         "sandd._core.file_status",
         "sandd._core.held_requests",
@@ -140,6 +149,11 @@ LAYERS = {
         "sandd._core.jobs",
         "sandd._core.kept_ends",
         "sandd._core.link",
+        *(f"sandd._core.metrics.{name}" for name in ("comings", "histograms", "job_census")),
+        *(f"sandd._core.metrics.{name}" for name in ("link_bytes", "audit_counts", "catalogue")),
+        *(f"sandd._core.metrics.{name}" for name in ("daemon_tally", "http_answers", "readings")),
+        *(f"sandd._core.metrics.{name}" for name in ("loop_lag", "population", "router_counts")),
+        *(f"sandd._core.metrics.{name}" for name in ("statistics", "tallies")),
         "sandd._core.pace",
         "sandd._core.rate_limits",
         "sandd._core.rate_limits.*",
@@ -173,11 +187,13 @@ LAYERS = {
         "sandd._core.interrupts",
         "sandd._core.policy.trust",
         "sandd._core.logs",
+        *(f"sandd._core.metrics.{name}" for name in ("exposition", "listener", "readiness")),
         "sandd._core.nurseries",
         "sandd._core.early_stop",
         "sandd._core.program_options",
         "sandd._core.pump",
         "sandd._core.secret_environment",
+        "sandd._core.service_manager",
         "sandd._core.sockets",
         "sandd._core.state_directory",
         "sandd._core.tls.contexts",
@@ -218,6 +234,7 @@ LAYERS = {
     "command": [
         *("sandd.__main__", "sandd.cli", "sandd.demo", "sandd.demo.*", "sandd.local_daemon"),
         "sandd.auditing.*",
+        "sandd.bundling.*",
         "sandd.certificates.*",
         "sandd.completion",
         "sandd.command_line.*",
@@ -232,7 +249,8 @@ LAYERS = {
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.identity"),
-        *("sandd._core.audit", "sandd.auditing"),
+        *("sandd._core.audit", "sandd._core.metrics", "sandd.auditing"),
+        *("sandd._core.bundle", "sandd.bundling"),
         *("sandd._core.policy", "sandd._core.tls", "sandd._core.transfers", "sandd.testing"),
         *("sandd.certificates", "sandd.command_line", "sandd.copying", "sandd.enrolling"),
         "sandd.executing",
@@ -285,6 +303,8 @@ def imports_in(
 ) -> Iterator[Import]:
     """Every import below a node, wherever it stands."""
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.expr):
+            continue  # most of a tree, and no statement is in it
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(alias.name, node.lineno, for_types, deferred)
@@ -309,18 +329,16 @@ def imports_in(
                     block, package, for_types=for_types or is_for_types, deferred=deferred
                 )
         else:
-            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             yield from imports_in(node, package, for_types=for_types, deferred=deferred or inside)
 
 
-def read_imports(module: str) -> list[Import]:
+@cache  # and not read before the first test asks: each process that collects tests imports this file
+def imports_of(module: str) -> list[Import]:
     """Every import in a module of ours."""
     path = FILES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return list(imports_in(ast.parse(path.read_text("utf-8")), package))
-
-
-IMPORTS = {module: read_imports(module) for module in FILES}
 
 
 def is_named(module: str, names: list[str]) -> bool:
@@ -364,7 +382,7 @@ def loaded_by(module: str, *, packages: bool = True) -> dict[str, str]:
             todo += [(".".join(parts[:count]), current) for count in range(1, len(parts))]
             todo += [
                 (each.name, current)
-                for each in IMPORTS[current]
+                for each in imports_of(current)
                 if not each.for_types and not each.deferred
             ]
     return seen
@@ -384,7 +402,7 @@ def test_imports_point_down(module: str) -> None:
     """
     upwards = [
         f"line {each.line}: {each.name}"
-        for each in IMPORTS[module]
+        for each in imports_of(module)
         if each.name in modules_of(*LAYERS) and not each.for_types
         if height(each.name) > height(module)
     ]
@@ -397,10 +415,10 @@ def test_imports_make_no_circle() -> None:
     graph = {
         module: {
             each.name
-            for each in found
+            for each in imports_of(module)
             if each.name in FILES and each.name != module and not (each.for_types or each.deferred)
         }
-        for module, found in IMPORTS.items()
+        for module in FILES
     }
 
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
@@ -409,7 +427,7 @@ def test_imports_make_no_circle() -> None:
 def test_packages_import_nothing_of_ours() -> None:
     """Whoever imports one module doesn't get the others along: re-exports happen on first use."""
     for module in modules_of("package"):
-        loaded = {each.name for each in IMPORTS[module] if not (each.for_types or each.deferred)}
+        loaded = {each.name for each in imports_of(module) if not (each.for_types or each.deferred)}
         assert not [name for name in loaded if name.startswith("sandd")]
 
 
@@ -427,7 +445,7 @@ def test_controller_and_daemon_never_load_each_other(module: str) -> None:
 def test_only_the_transport_knows_the_websocket_library(module: str) -> None:
     """Another library could take its place by changing one package; types count too."""
     if not fnmatchcase(module, "sandd._core.transport*"):
-        packages = {each.package for each in IMPORTS[module]}
+        packages = {each.package for each in imports_of(module)}
         assert not packages & {"trio_websocket", "wsproto", "websockets"}
 
 
@@ -444,7 +462,7 @@ def test_state_machines_do_no_io(module: str) -> None:
 @pytest.mark.parametrize("module", modules_of(*PURE))
 def test_state_machines_defer_no_import(module: str) -> None:
     """What they need they say at the top; a late import would escape the test above."""
-    assert not [each for each in IMPORTS[module] if each.deferred]
+    assert not [each for each in imports_of(module) if each.deferred]
 
 
 @pytest.mark.parametrize("module", modules_of("spawner"))
@@ -456,11 +474,11 @@ def test_the_spawner_needs_the_standard_library_only(module: str) -> None:
     for name, asker in loaded_by(module, packages=False).items():
         standard = name.partition(".")[0] in sys.stdlib_module_names
         assert standard or name in modules_of("spawner"), f"{asker} imports {name}"
-    assert not [each for each in IMPORTS[module] if each.deferred and each.package == "sandd"]
+    assert not [each for each in imports_of(module) if each.deferred and each.package == "sandd"]
 
 
 def test_the_errors_import_nothing_of_ours() -> None:
     """Every layer raises from the exception tree, so it can stand on none of them."""
-    names = [each.name for each in IMPORTS["sandd._core._errors"] if not each.for_types]
+    names = [each.name for each in imports_of("sandd._core._errors") if not each.for_types]
 
     assert not [name for name in names if name.startswith("sandd")]

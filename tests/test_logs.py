@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sandd._core import logs
 from sandd._core._errors import ConfigurationError
+from sandd._core.identity.tokens import Token, TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -280,3 +281,83 @@ def test_printable_keeps_ordinary_text_and_escapes_the_rest() -> None:
     """Letters of every script pass; what a terminal would act on does not."""
     assert logs.printable("déjà vu 日本 ✓") == "déjà vu 日本 ✓"
     assert logs.printable(HOSTILE) == ("two\\nlines \\x1b[31m \\x7f \\x9b \\u202e \\udc80")
+
+
+TOKEN = "sdj_" + "4fGh" * 12
+"""What looks like a token for a daemon."""
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_looks_like_a_secret_is_in_no_line(format: str, stream: io.StringIO) -> None:
+    """Not in a field, nor in the words of an exception or of somebody else's record; what stands beside it stays."""
+    logs.configure("info", format, stream)  # type: ignore[arg-type] # mypy doesn't narrow the parameter
+    url = "wss://joe:hunter2@example.org/ws"
+    log = logs.get_logger("link")
+    log.info("link_lost", why=f"no luck with {TOKEN}!", url=url, seen=[TOKEN])
+    logging.getLogger("trio").warning("from elsewhere: %s", url)
+    try:
+        raise ValueError(f"{url} and {TOKEN}")
+    except ValueError:
+        log.exception("job_failed")
+
+    written = stream.getvalue()
+    assert TOKEN[:12] not in written
+    assert "hunter2" not in written
+    assert "joe" not in written
+    assert "no luck with [redacted]!" in written
+    assert written.count("wss://[redacted]@example.org/ws") >= 3
+
+
+def test_real_tokens_look_like_that() -> None:
+    """Both kinds, as they are made; a word that merely begins alike, and a URL without a password, are no secrets."""
+    for kind in TokenKind:
+        made = Token.new(kind)
+        assert logs.masked(f"<{made.text}>") == "<[redacted]>"
+    for harmless in ("sdj_", "sdo_short", "sdx_" + "a" * 40, "ws://host:1/ws?x=@", "a@b"):
+        assert logs.masked(harmless) == harmless
+
+
+def test_a_host_programs_handlers_get_no_secret_either(caplog: pytest.LogCaptureFixture) -> None:
+    """As the fields are masked before anybody else sees them."""
+    logs.get_logger("link").warning("link_lost", why=f"no luck with {TOKEN}")
+    assert TOKEN not in caplog.text
+    assert "[redacted]" in caplog.text
+
+
+def test_an_agent_sees_nothing_on_stderr() -> None:
+    """Of a controller in its process, that refuses whoever dials in, warns, and has a defect in a job's cleanup."""
+    done = run_python(
+        "import logging, socket, sys, trio, sandd\n"
+        "from sandd._core.logs import get_logger\n"
+        "async def main():\n"
+        "    async with sandd.open_controller(port=0, token='secret') as controller:\n"
+        "        port = int(controller.address.rpartition(':')[2])\n"
+        "        stream = await trio.open_tcp_stream('127.0.0.1', port)\n"
+        "        await stream.send_all(b'nonsense\\r\\n\\r\\n')\n"
+        "        while await stream.receive_some():\n"
+        "            pass\n"
+        "        get_logger('test').error('something_failed')\n"
+        "trio.run(main)\n"
+        "assert logging.getLogger().handlers == []\n"
+        "assert logging.getLogger('sandd').level == logging.NOTSET\n"
+        "assert logging.lastResort is not None\n"
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_host_program_configures_our_lines_as_its_own() -> None:
+    """By `logging` before or after the import: its level, its format, its place; and its structlog is as it was."""
+    done = run_python(
+        "import logging, sys, structlog\n"
+        "logging.basicConfig(stream=sys.stdout, format='HOST %(name)s %(message)s', level='INFO')\n"
+        "structlog.configure(processors=[structlog.processors.JSONRenderer()])\n"
+        "before = structlog.get_config()\n"
+        "import sandd\n"
+        "from sandd._core.logs import get_logger\n"
+        "get_logger('link').info('link_lost', code=1)\n"
+        "get_logger('link').debug('frame_sent')\n"
+        "logging.getLogger('sandd').setLevel('ERROR')\n"
+        "get_logger('link').warning('link_slow')\n"
+        "assert structlog.get_config() == before\n"
+    )
+    assert (done.stdout, done.stderr) == ("HOST sandd.link link_lost code=1\n", "")

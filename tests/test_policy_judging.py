@@ -193,7 +193,7 @@ def test_ports_are_reached_where_they_are_granted() -> None:
 
 def test_every_kind_of_job_has_a_judge() -> None:
     """One that is added to the protocol is denied until somebody has thought of it."""
-    needs_nothing = {wire.JobsSpec, wire.KillSpec, wire.ForgetSpec}
+    needs_nothing = {wire.JobsSpec, wire.StatisticsSpec, wire.KillSpec, wire.ForgetSpec}
     for kind in wire.SPEC_KINDS.values():
         verdict = judge(Policy(), _example(kind))
         assert isinstance(verdict, Allowed) is (kind in needs_nothing), kind

@@ -175,7 +175,7 @@ trio.run(main)
         assert b"processes_survived" in warning
         assert str(pid).encode() in warning
         assert lost == b"lost"
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 60  # it sleeps for a thousand
     finally:
         os.kill(pid, signal.SIGKILL)
         process.stdout.close()

@@ -27,7 +27,7 @@ from sandd import wire
 from sandd._core import spawn_requests
 from sandd._core._errors import SpawnFailed
 from sandd._core.job import Job as JobOfSpec
-from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest
+from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest, TreeUsage
 from sandd._core.processes.process_table import all_processes
 from sandd._core.processes.windows import command_line, open_windows_process_host
 
@@ -67,6 +67,10 @@ class GroupJobObject:
     def active_processes(self) -> int:
         """How many there are."""
         return len(self.members())
+
+    def usage(self) -> TreeUsage:
+        """What would be told of them."""
+        return TreeUsage(0.5, 1000, len(self.members()))
 
     def close(self) -> None:
         """Kill what is left."""
@@ -168,7 +172,10 @@ async def test_release_sweeps_or_leaves_alone(host: ProcessHost) -> None:
     assert child.stdin is not None
     await child.stdin.aclose()
     await child.wait_exited()
+    assert await host.measure([child.pid, 1]) == {child.pid: TreeUsage(0.5, 1000, 1)}
+    assert await host.measure([]) == {}
     await child.release(sweep=False)
+    assert await host.measure([child.pid]) == {}
     assert GroupJobObject.made[0].active_processes() == 1
     await close_pipes(child)
     swept = await host.spawn(shell("sleep 1000 & echo ready"))

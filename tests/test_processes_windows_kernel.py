@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sandd
+from sandd._core.processes import TreeUsage
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -35,7 +36,14 @@ class FakeFunction:
         noted = [getattr(argument, "_obj", argument) for argument in arguments]
         self.library.calls.append((self.name, *noted))
         if self.name == "QueryInformationJobObject":
-            noted[2].ActiveProcesses = 3
+            if noted[1] == 1:
+                noted[2].ActiveProcesses = 3
+                noted[2].TotalUserTime, noted[2].TotalKernelTime = 20_000_000, 5_000_000
+            else:
+                noted[2].NumberOfProcessIdsInList = 2
+                noted[2].ProcessIdList[:2] = [4711, 4712]
+        if self.name == "K32GetProcessMemoryInfo":
+            noted[1].WorkingSetSize = 4096
         return self.library.results.get(self.name, 0 if self.name == "NtResumeProcess" else 77)
 
 
@@ -127,6 +135,28 @@ def test_what_the_kernel_refuses_to_resume_is_told(
     with pytest.raises(OSError, match="status 0xc0000022") as caught:
         module.KernelJobObject().adopt(4711)
     assert caught.value.errno == errno.EIO
+
+
+def test_usage_is_that_of_all_in_it(
+    module: ModuleType, library: FakeLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times as the kernel adds them up, memory process by process; one that has ended meanwhile has none."""
+    machine = importlib.util.spec_from_file_location(
+        "sandd._core.machine_windows", PATH.parent.parent / "machine_windows.py"
+    )
+    assert machine is not None
+    assert machine.loader is not None
+    loaded = importlib.util.module_from_spec(machine)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        machine.loader.exec_module(loaded)
+    monkeypatch.setitem(sys.modules, "sandd._core.machine_windows", loaded)
+    job = module.KernelJobObject()
+    assert job.usage() == TreeUsage(2.5, 2 * 4096, 3)
+    assert library.named("OpenProcess") == [(0x1010, False, 4711), (0x1010, False, 4712)]
+    assert len(library.named("CloseHandle")) == 2
+    library.results = {"OpenProcess": 0}
+    assert job.usage() == TreeUsage(2.5, 0, 3)
 
 
 def test_emptiness_and_end(module: ModuleType, library: FakeLibrary) -> None:

@@ -16,7 +16,7 @@ import trio.testing
 from process_tools import read_all, request, until
 
 from sandd._core._errors import SpawnFailed
-from sandd._core.processes import Child, ExitStatus, ProcessHost, windows_terminal
+from sandd._core.processes import Child, ExitStatus, ProcessHost, TreeUsage, windows_terminal
 from sandd._core.processes.thread_handoff import ThreadHandoff
 from sandd._core.processes.windows import open_windows_process_host
 from sandd._core.processes.windows_terminal import (
@@ -152,6 +152,10 @@ class FakeJob:
     def active_processes(self) -> int:
         """One, until it has exited."""
         return int(self.world.console.code is None)
+
+    def usage(self) -> TreeUsage:
+        """Of that one."""
+        return TreeUsage(0.5, 1000, self.active_processes())
 
     def close(self) -> None:
         """Kill what is left."""

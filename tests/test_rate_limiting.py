@@ -13,6 +13,7 @@ from raw_peer import loris, raw_client, upgrade_request
 
 import sandd
 from sandd import wire
+from sandd._core import dialer, reception
 from sandd._core.identity.introductions import answer_challenge
 from sandd._core.identity.proofs import SharedSecret
 from sandd._core.link import Identity
@@ -267,6 +268,13 @@ async def test_failures_that_name_a_victim_do_not_keep_it_out(
 # ---- who says nothing ---------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _no_hello_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is: who is turned away was not too slow."""
+    for module in (reception, dialer):
+        monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 300.0)
+
+
 async def test_fifty_who_never_introduce_themselves_keep_no_operator_out() -> None:
     """They have their WebSocket, and say no Hello; places are for those who are quicker."""
     async with fleet(1) as (host, _):
@@ -276,6 +284,7 @@ async def test_fifty_who_never_introduce_themselves_keep_no_operator_out() -> No
             assert (await host.daemon("core-0").run("true")).success
 
 
+@pytest.mark.usefixtures("_no_hello_is_overdue")
 async def test_no_more_than_256_strangers_are_waited_for() -> None:
     """Each beyond has the oldest one make way, long before the Hello is overdue; who is in counts no more."""
     async with fleet(20, max_handshakes_per_second=100_000) as (host, _):
@@ -285,18 +294,17 @@ async def test_no_more_than_256_strangers_are_waited_for() -> None:
             async with raw_client(where(host), subprotocol=wire.SUBPROTOCOL) as peer:
                 closed.append(await peer.read_close())
 
-        started = trio.current_time()
         async with trio.open_nursery() as nursery:
             for _ in range(256 + 4):
                 nursery.start_soon(be_silent)
             while len(closed) < 4:
                 await trio.sleep(0.01)
-            assert trio.current_time() - started < 8.0
             assert closed == [1013] * 4
             nursery.cancel_scope.cancel()
         assert host.statistics().daemons_online == 20
 
 
+@pytest.mark.usefixtures("_no_hello_is_overdue")
 async def test_hundreds_from_one_address_are_in_at_once() -> None:
     """A fleet behind one address is not held to one address' share while there is room."""
     async with fleet(300, max_handshakes_per_second=100_000) as (host, _):

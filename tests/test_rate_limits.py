@@ -247,7 +247,11 @@ def judged(limiter: JobStartLimiter, spec: bytes | None = COMMAND, **changes: bo
 def test_commands_and_sessions_count_and_nothing_else_does() -> None:
     """Requests, and whoever attaches to what is there, start nothing. What is unclear counts."""
     limiter = JobStartLimiter(RateLimits(operator=Rate(1)))
-    free = [None, wire.encode_spec(wire.JobsSpec()), wire.encode_spec(wire.StatSpec(b"/"))]
+    free = [
+        None,
+        *map(wire.encode_spec, (wire.JobsSpec(), wire.StatisticsSpec(interval=1.0))),
+        wire.encode_spec(wire.StatSpec(b"/")),
+    ]
     assert not any(judged(limiter, spec) for spec in 10 * free)
     assert not judged(limiter)
     session = wire.encode_spec(wire.SessionSpec(("sh",)))

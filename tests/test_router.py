@@ -143,6 +143,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         tenant="forged",
         principal="root",
         output_credit=77,
+        trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
     assert all(
         getattr(message, field.name) != field.default
@@ -867,12 +868,25 @@ def test_messages_within_credit_cost_their_channel_and_no_link(network: Network,
         assert not said
         assert sum(len(each.body) for _, each in drain(network.daemon.scheduler)) == 8 * 65536
     else:
-        assert {each.code for each in said} == {RefusedCode.DENIED}
+        # The jobs run: a code that says that nothing does would be a lie.
+        assert {each.code for each in said} == {RefusedCode.LOST}
         assert len(said) == 8
         drain(network.daemon.scheduler)
     attached(network, other)
     assert victim.backlog.waiting == 0
     assert victim.waiting == 0
+
+
+def test_a_channel_given_up_before_its_answer_may_have_a_job(network: Network) -> None:
+    """Its Attach has been passed on, and what follows is too much for the line: whether it runs is not known."""
+    client = metered(network)
+    network.router.receive(client, control(1, ATTACH))
+    assert any(isinstance(said, wire.Attach) for _, said in drain(network.daemon.scheduler))
+    network.daemon.backlog.limit = 100_000
+    for n in range(3):
+        network.router.receive(client, data(1, Stream.OPS, n, bytes(60_000)))
+    (refused,) = [said for _, said in drain(client.scheduler) if isinstance(said, wire.Refused)]
+    assert refused.code is RefusedCode.LOST
 
 
 def _padded(payload: bytes, size: int) -> bytes:

@@ -28,6 +28,7 @@ from controllers import (
     start_controller,
 )
 from daemons import daemon_environment, running_daemon
+from forked_python import run_python
 from process_tools import linux_only, posix_only, until_sync
 from tls_peers import pem_of, server_pair, write_pair
 
@@ -60,7 +61,7 @@ def _own_logging() -> Iterator[None]:
 
 def run_controller(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A controller that ends by itself."""
-    return subprocess.run(
+    return run_python(
         [sys.executable, "-m", "sandd", "controller", *arguments],
         env=daemon_environment(env),
         stdin=subprocess.DEVNULL,
@@ -75,7 +76,7 @@ def started(
     *arguments: str, home: Path, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     """One that the test stops by itself."""
-    process = start_controller(*arguments, home=home, env=env)
+    process = start_controller(*arguments, home=home, env=env, anew=True)
     try:
         yield process
     finally:
@@ -151,7 +152,7 @@ def test_commands_find_it_by_themselves(tmp_path: Path) -> None:
     ) as process:
         try:
             read_ready(process)
-            done = subprocess.run(
+            done = run_python(
                 [sys.executable, "-m", "sandd", "ps", "--json"],
                 env=daemon_environment(state | {"SANDD_CONTROLLER": f"ws://127.0.0.1:{port}"}),
                 capture_output=True,

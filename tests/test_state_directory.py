@@ -22,6 +22,7 @@ from sandd._core.state_directory import (
     open_state_directory,
     record_start,
     state_home,
+    write_new,
 )
 from sandd.wire import MAX_ANCESTORS
 
@@ -310,6 +311,26 @@ def test_a_start_cut_off_in_the_middle_leaves_the_old_starts(tmp_path: Path) -> 
     (tmp_path / "starts.new").write_text("tw")
     assert record_start(tmp_path, "three") == ("one",)
     assert record_start(tmp_path, "four") == ("three", "one")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="tells descriptors apart by /proc")
+def test_a_new_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves no empty one, in which a token should be; the directory is synced behind it."""
+    synced: list[tuple[str, int, bool]] = []
+    fsync = os.fsync
+
+    def note_fsync(descriptor: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((name[:5], os.fstat(descriptor).st_size, (tmp_path / "token").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    write_new(tmp_path / "token", "a secret")
+    assert synced[0] == ("token", 8, False)
+    assert [(name, there) for name, _, there in synced[1:]] == [(tmp_path.name[:5], True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["token"]
 
 
 def test_a_start_is_on_the_disk_before_it_is_told(

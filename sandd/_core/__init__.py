@@ -26,6 +26,7 @@ Sans-IO (no trio, no clock, no logging: bytes, messages and clock readings in, d
     link             one connection: handshake, liveness, backoff
     fencing          who may hold a daemon id: restarts, rivals, copies of a state directory
     admission        how many connections come in per second
+    metrics/         what is counted: jobs, bytes, who came in; and how that is shown
     results          what a finished command was: CommandResult, Outcome, ExitStatus
     audit/           who asked for what, and what became of it: the log, without its I/O
     held_requests    what waits in the router until it is in that log

@@ -16,6 +16,8 @@ from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.fencing import Claim, Ruling
 from sandd._core.identity.gate import REFUSED_DAEMON
 from sandd._core.logs import get_logger
+from sandd._core.metrics.comings import Comings
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pump import NEVER, Pump
 from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
@@ -60,13 +62,15 @@ class Acceptor:
     audit: AuditSink = NO_AUDIT
     failures: FailedCredentials = field(factory=FailedCredentials)
     draining: bool = False
-    bytes_received: int = 0
-    """On links that have ended; `statistics` adds the live ones."""
-    bytes_sent: int = 0
+    comings: Comings = field(factory=Comings)
+    meter: LinkBytes = field(factory=LinkBytes)
+    """Of its links."""
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.gate.controller_id, self._greet, self.audit)
+        await shake_hands(
+            connection, self.gate.controller_id, self._greet, self.audit, self.comings
+        )
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
         with self.gate.passes.issued() as given:
@@ -74,6 +78,7 @@ class Acceptor:
         hello = greeting.hello
         if reject is None or not isinstance(hello, wire.Hello):
             return reject
+        self.comings.refuse(DAEMON, reject.code.value)
         log.warning(
             "daemon_rejected",
             daemon_id=hello.daemon_id,
@@ -99,7 +104,7 @@ class Acceptor:
             channel_binding=connection.channel_binding,
             certificate=connection.peer_identity,
         )
-        note_judgement(connection, reject, self.failures)
+        note_judgement(connection, reject, self.failures, self.comings)
         if reject is not None:
             return reject
         assert isinstance(hello, wire.Hello)  # the gate lets nothing else in
@@ -192,10 +197,12 @@ class Acceptor:
             after_pull=self.settle,
             heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
             dead_after=self.dead_after,
+            meter=self.meter,
         )
         link.carrier = pump
         given.close = pump.close
         self.registry.online(given.name, about, claim, link, pump)
+        self.comings.admitted[DAEMON] += 1
         log.info(
             "daemon_connected",
             daemon_id=given.name,
@@ -220,8 +227,6 @@ class Acceptor:
                 daemon_id=given.name,
             )
         finally:
-            self.bytes_received += pump.bytes_received
-            self.bytes_sent += pump.bytes_sent
             self._offline(link, _state_after(pump))
             self.audit.note(gone(DAEMON, connection.remote, **who))
             self.failures.proven(connection.host, connection.path, trio.current_time())

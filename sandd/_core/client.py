@@ -88,6 +88,10 @@ class Client:
         """The latest that were sent: should the link break, they may not have arrived."""
         self.held_back: list[tuple[ClientJob, float]] = []
         """Jobs to `ask_again` for, each after so many seconds; the shell empties it."""
+        self._asked = 0
+        """The latest question for statistics."""
+        self.statistics = wire.Statistics(0)
+        """The latest answer."""
 
     # -- what the application does
 
@@ -98,6 +102,7 @@ class Client:
         *,
         job_id: str | None = None,
         input_capacity: int | None = RING_BYTES,
+        trace: str = "",
     ) -> ClientJob:
         """Start a job, now or as soon as the daemon is there. LocalProtocolError if the spec is too large."""
         spec_bytes = wire.encode_spec(spec)
@@ -116,7 +121,12 @@ class Client:
                 MAX_ENDS_UNDER_WAY,
             )
         job = ClientJob(
-            daemon_id, job_id, spec=spec_bytes, sequence=sequence, input_capacity=input_capacity
+            daemon_id,
+            job_id,
+            spec=spec_bytes,
+            sequence=sequence,
+            input_capacity=input_capacity,
+            trace=trace,
         )
         self._add(job, own)
         return job
@@ -146,6 +156,15 @@ class Client:
         """Attach a job that was held back, unless it is attached or left by now."""
         if job in self.jobs:
             self._attach(job)
+
+    def ask_statistics(self) -> int:
+        """Ask the controller for its figures; when `statistics` has this number, or a higher one, they are there."""
+        self._asked += 1
+        self._say_asked()
+        return self._asked
+
+    def _say_asked(self) -> None:
+        self.scheduler.control(wire.ControlFrame(0, wire.AskStatistics(self._asked)))
 
     def activate(self, job: ClientJob) -> None:
         """Something was appended to the job's logs, or consumed from them."""
@@ -236,6 +255,9 @@ class Client:
             message = wire.decode_control(frame)
             if isinstance(message, wire.News):
                 return self.hear(message)
+            if isinstance(message, wire.Statistics):
+                self.statistics = message
+                return []
             if job is None:
                 return []
             self._control(job, message)
@@ -295,6 +317,8 @@ class Client:
             self._drop_channel(job)
         for end in self._ends:
             self.scheduler.control(wire.ControlFrame(0, end))
+        if self.statistics.number < self._asked:
+            self._say_asked()
         return list(self.jobs)
 
     # -- inside
@@ -334,6 +358,7 @@ class Client:
             for stream, log in job.receive_logs.items()
         ]
         cursors = []
+        spec = None if job.confirmed or job.refusal is not None else job.spec
         # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
         eager = first and job.sequence is not None
         if job.role is Role.OWNER:
@@ -364,13 +389,14 @@ class Client:
             else tuple(
                 wire.Cursor(w.stream, w.max_offset, job.cursor(w.stream, w.log)) for w in windows
             ),
-            spec=None if job.confirmed or job.refusal is not None else job.spec,
+            spec=spec,
             instance=job.instance,
             role=job.role,
             takeover=job.takeover,
             generation=job.generation,
             settled=self._settled(job.daemon_id),
             attempt=self._attempts,
+            trace="" if spec is None else job.trace,
         )
         self.scheduler.control(wire.ControlFrame(number, message))
         if not eager or job.ops.end or job.input.end or job.input.final:

@@ -54,11 +54,14 @@ class ClientJob:
         takeover: bool = False,
         since: dict[Stream, int] | None = None,
         input_capacity: int | None = RING_BYTES,
+        trace: str = "",
     ) -> None:
         self.daemon_id = daemon_id
         self.id = job_id
         self.spec = spec
         """To send until the daemon has confirmed the job; None from then on."""
+        self.trace = trace
+        """What goes with the spec; see `wire.Attach`."""
         self.sequence = sequence
         """Of a generated id: such a job can't exist before we start it, so data may go with the Attach."""
         self.role = role

@@ -8,8 +8,9 @@ import trio
 
 from sandd import wire
 from sandd._core import commands, copying, port_forwards, port_streams, specs
-from sandd._core._errors import DaemonGone
+from sandd._core._errors import DaemonGone, RemoteProtocolError
 from sandd._core.asking import ask
+from sandd._core.daemon_statistics import DaemonStatistics, StatisticsReader
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo
 from sandd._core.process_handle import Process, hold_attached, hold_process
@@ -23,6 +24,7 @@ from sandd._core.session_handle import (
     recording,
 )
 from sandd._core.specs import DEFAULT_SCROLLBACK, KILL_GRACE
+from sandd._core.statistics_stream import StatisticsStream
 from sandd.wire import DaemonState, Role
 
 if TYPE_CHECKING:
@@ -515,6 +517,53 @@ class Daemon:
         """
         answers = await self._ask(wire.JobsSpec())
         return [JobInfo.from_record(each) for each in answers if isinstance(each, wire.JobRecord)]
+
+    async def statistics(self, *, jobs: bool = True) -> DaemonStatistics:
+        """How busy the daemon is now, its machine, and each of its jobs that has not ended.
+
+        Of jobs, those of the same tenant, as `jobs` has them. While the daemon is away this waits; cancel it to
+        stop waiting.
+
+        Args:
+            jobs: False: without the jobs, which is less work for the daemon.
+
+        Raises:
+            RequestRefused: the daemon is too old to know it.
+            DaemonGone: the daemon is gone for good.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        answers = await self._ask(wire.StatisticsSpec(bool(jobs)))
+        rounds = StatisticsReader().take(answers)
+        if not rounds:
+            raise RemoteProtocolError(f"daemon {self.id!r} did not say how busy it is")
+        return rounds[-1]
+
+    @protected_context
+    async def open_statistics(
+        self, *, interval: float = 2.0, jobs: bool = True
+    ) -> AsyncIterator[StatisticsStream]:
+        """How busy the daemon is, again and again; an async context manager for an endless async iterator.
+
+        It is one request, however long it goes on. While the daemon is away nothing comes, and afterwards some of
+        what was not sent; who reads slowly gets all of what the daemon has told so far, and delays the next.
+
+        Args:
+            interval: seconds from one to the next, 0.2 to 3,600.
+            jobs: as for `statistics`.
+
+        Raises:
+            RequestRefused: the daemon is too old to know it.
+            DaemonGone: the daemon is gone for good; also from the iterator, once that is so.
+            ValueError: an argument that makes no sense.
+            trio.ClosedResourceError: the controller is closed.
+        """
+        spec = wire.StatisticsSpec(bool(jobs), specs.check_interval("interval", interval))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        handle = self._open_request(spec)
+        try:
+            yield StatisticsStream(handle)
+        finally:
+            handle.forget()
 
     async def kill(
         self, job_id: str, *, signal: str | Signals = "TERM", grace: float = KILL_GRACE

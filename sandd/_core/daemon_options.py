@@ -17,11 +17,13 @@ from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
     Parser,
     add_common_options,
+    add_metrics_options,
     add_trust_options,
     gather,
     read_boolean,
     read_log_format,
     read_log_level,
+    read_metrics,
     read_number,
     read_token,
     read_trust,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sandd._core.identity.proofs import Credential
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.program_options import LogFormat
 
 GIB: Final = 1024 * MIB
@@ -71,6 +74,8 @@ class DaemonOptions:
     """A file with what may be asked for; None: anything."""
     trust: TrustOptions = Factory(TrustOptions)
     """By what the controller is known, and what is presented to it, where the URL is wss://."""
+    metrics: MetricsAddress | None = None
+    """Where its figures are to be had; None: nowhere."""
     insecure: bool = False
     """A ws:// URL of another machine is dialled all the same."""
 
@@ -92,6 +97,8 @@ _VARIABLES: Final = {
     "state_dir": ("SANDD_STATE_DIR",),
     "root": ("SANDD_ROOT",),
     "policy": ("SANDD_POLICY",),
+    "metrics_address": ("SANDD_METRICS_ADDRESS",),
+    "metrics_token_file": ("SANDD_METRICS_TOKEN_FILE",),
     "log_level": ("SANDD_LOG_LEVEL",),
     "log_format": ("SANDD_LOG_FORMAT",),
     "reconnect_max": ("SANDD_RECONNECT_MAX",),
@@ -174,6 +181,7 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
     parser.add_argument(
         "--job-spool-quota", metavar="SIZE", help="the same for one job (default: 1GiB)"
     )
+    add_metrics_options(parser)
     add_common_options(parser, version)
 
 
@@ -233,6 +241,7 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
         policy=None if policy is None else Path(str(policy)),
+        metrics=read_metrics(given),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
         reconnect_max=read_number("--reconnect-max", given.get("reconnect_max", 30.0), least=0.05),

@@ -5,6 +5,7 @@ A daemon does so (`DaemonEnd`), and a client of a controller in another process 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -80,6 +81,10 @@ class Dialer:
     """By what the controller is known, for a wss:// URL."""
     connections: int = 0
     """Dials so far."""
+    links: int = 0
+    """Of these, those that came to a live link."""
+    live_until: float = -math.inf
+    """When the latest link ended that was live, by trio's clock."""
     pump: Pump | None = None
     """Of the live link, if there is one."""
     failure: str = ""
@@ -97,6 +102,13 @@ class Dialer:
         while True:
             wait = await self._one_link()
             await trio.sleep(wait)
+
+    def status(self) -> str:
+        """How it stands, for a person."""
+        if self.pump is not None:
+            return f"connected to {shown_url(self.url)}"
+        why = f": {self.failure}" if self.failure else ""
+        return f"dialling {shown_url(self.url)}{why}"
 
     async def say_goodbye(self, message: str) -> None:
         """Send Goodbye, if a link is live. Bound it."""
@@ -123,11 +135,13 @@ class Dialer:
                 pump = self.pump = self.caller.begin(connection, welcome)
                 log.info("connected", url=shown_url(self.url))
                 self.live.set()
+                self.links += 1
                 try:
                     await self._pump(pump, connection)
                 finally:
                     self.pump = None
                     self.live = trio.Event()
+                    self.live_until = trio.current_time()
                     progressed = self.caller.end()
                     if pump.goodbye is not None:
                         retry_after = pump.goodbye.retry_after
@@ -173,7 +187,7 @@ class Dialer:
             answer = await receive_control(connection)
         if scope.cancelled_caught:
             raise ConnectionLost(
-                f"{self.url} accepted the connection, but did not answer within {HANDSHAKE_SECONDS} s"
+                f"{shown_url(self.url)} accepted the connection, but did not answer within {HANDSHAKE_SECONDS} s"
             )
         if isinstance(answer, wire.Reject):
             raise Rejected(answer)

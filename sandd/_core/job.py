@@ -12,6 +12,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
+from sandd._core.metrics.tallies import Traffic
 from sandd._core.scheduler import Scheduler
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
 from sandd._core.streams import (
@@ -70,6 +71,8 @@ class Job:
         self.end_grace = spec.kill_grace
         self.end_signal = "TERM"
         """What its process gets first when it is killed."""
+        self.trace = ""
+        """What its program is to find as TRACEPARENT; "": nothing."""
         self.asked_at = 0.0
         """When it came, by the clock of `JobTable.receive`."""
         self.started_at: float | None = None
@@ -83,6 +86,8 @@ class Job:
         self._is_left = False
         """Its owner went for good, and nobody came since."""
         self._spool = spool
+        self.traffic = Traffic()
+        """Where its bytes are counted."""
         self.ops = MessageReceiveLog()
         self.input = ByteReceiveLog()
         self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
@@ -154,6 +159,7 @@ class Job:
         """Output of the process; at most `room` bytes."""
         log = self.outputs[stream]
         log.append(data)
+        self.traffic.to_clients += len(data)
         if self._is_left:
             log.acknowledge(log.end)
         self.announce()
@@ -190,6 +196,7 @@ class Job:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
+        self.traffic.to_daemons += len(chunk)
         # Not each time: a keystroke is worth no look at all that there may be to say.
         if self.owner is not None and self.owner.channel.receive[Stream.INPUT].update_due:
             self.announce()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from sandd import wire
+from sandd._core import tracing
 from sandd._core._errors import (
     DaemonGone,
     JobNotFound,
@@ -85,6 +86,8 @@ class JobHandle:
         """Those of the job that the controller was told of."""
         self._changed = trio.Event()
         self._is_forgotten = False
+        self.span: tracing.JobSpan | None = None
+        """Until what is to be told of the job has been told."""
 
     @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
@@ -112,8 +115,15 @@ class JobHandle:
         if self.job.stalls != self._stalls:
             before, self._stalls = self._stalls, dict(self.job.stalls)
             self.link.tell_stalls(self.job, before)
+        if self.span is not None and self.ended:
+            self._end_span()
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+    def _end_span(self) -> None:
+        if self.span is not None:
+            span, self.span = self.span, None
+            span.ended(self.job)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds; it is looked at whenever the job changes. No checkpoint if it does."""
@@ -240,6 +250,7 @@ class JobHandle:
 
     def _let_go(self) -> None:
         self.link.drop(self)
+        self._end_span()
         self.update()  # the last one: whoever still waits, in a task outside of the block, hears of it now
 
 
@@ -298,6 +309,7 @@ class JobLink(ABC):
         """Set when the client has jobs to ask for again."""
         self._farewells: list[ClientJob] = []
         """Jobs that are to be forgotten when `_later` is seen to."""
+        self._statistics_came = trio.Event()
 
     @abstractmethod
     def flush(self, *, late: bool = False) -> None:
@@ -335,8 +347,23 @@ class JobLink(ABC):
         capacity = None
         if input_data is None:
             capacity = spec.window if isinstance(spec, wire.Request) else INPUT_CAPACITY
-        job = self.client.open(daemon_id, spec, job_id=job_id, input_capacity=capacity)
+        span = None if isinstance(spec, wire.Request) else tracing.begin(daemon_id, spec)
+        try:
+            job = self.client.open(
+                daemon_id,
+                spec,
+                job_id=job_id,
+                input_capacity=capacity,
+                trace="" if span is None else span.traceparent,
+            )
+        except BaseException as error:
+            if span is not None:
+                span.failed(error)
+            raise
         handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
+        if span is not None:
+            span.opened(job.id)
+            handle.span = span
         self.jobs_started += isinstance(spec, wire.ProgramSpec)
         if input_data is not None and spec.stdin:
             if input_data:
@@ -373,6 +400,18 @@ class JobLink(ABC):
         self.client.activate(job)
         self.flush()
 
+    @trio.lowlevel.enable_ki_protection
+    async def fetch_statistics(self) -> wire.Statistics:
+        """The controller's figures, as soon as it answers."""
+        await trio.lowlevel.checkpoint()
+        number = self.client.ask_statistics()
+        self.flush()
+        while self.client.statistics.number < number:
+            if self.closed:
+                raise trio.ClosedResourceError("this controller is closed")
+            await self._statistics_came.wait()
+        return self.client.statistics
+
     def drop(self, handle: JobHandle) -> None:
         """Nobody waits on the handle any more."""
         self._handles.pop(handle.job, None)
@@ -384,6 +423,7 @@ class JobLink(ABC):
         has heard of yet ends.
         """
         self.closed = True
+        self._statistics_came.set()
         for handle in list(self._handles.values()):
             if handle.is_held and handle.job.outlives_us:
                 handle.detach()
@@ -459,6 +499,7 @@ class JobLink(ABC):
 
     def deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
         """Take a frame; the handles are those to `update` when all of a job's frames have been taken."""
+        told = self.client.statistics
         try:
             changed = self.client.receive(frame)
         except RemoteProtocolError as error:
@@ -473,6 +514,9 @@ class JobLink(ABC):
                 changed = [broken]
         if self.client.held_back:
             self._is_held_back.set()
+        if self.client.statistics is not told:
+            self._statistics_came.set()
+            self._statistics_came = trio.Event()
         for job in changed:
             handle = self._handles.get(job)
             if handle is not None:

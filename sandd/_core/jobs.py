@@ -17,6 +17,7 @@ from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.channels import Channel
 from sandd._core.job import DEFAULT_LEASE, Attachment, DaemonLink, Job
+from sandd._core.metrics.daemon_tally import DaemonTally
 from sandd._core.streams import (
     RING_BYTES,
     ReceiveWindow,
@@ -107,6 +108,7 @@ class JobTable:
         self.tombstones = Tombstones()
         self.draining = False
         """The daemon is stopping: nothing new is started."""
+        self.tally = DaemonTally()
         self._requests = 0
         """How many of the jobs are requests."""
         self._own_name = secrets.token_hex(8)
@@ -229,6 +231,7 @@ class JobTable:
         if job is None:
             created = self._create(key, message, now)
             if isinstance(created, wire.Refused):
+                self.tally.turned_down(created)
                 link.control(number, created)
                 return
             job = created
@@ -289,7 +292,9 @@ class JobTable:
             return denial
         if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
-        return self._add(key, message.spec, spec, now)
+        job = self._add(key, message.spec, spec, now)
+        job.trace = message.trace
+        return job
 
     def _is_own(self, key: JobKey) -> bool:
         """Whether the id is one of those that the table generates: nobody else ever starts one."""
@@ -304,6 +309,7 @@ class JobTable:
     def _add(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, now: float) -> Job:
         job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool)
         job.asked_at = now
+        job.traffic = self.tally.begun(spec)
         self._requests += isinstance(spec, wire.Request)
         return job
 
@@ -498,6 +504,7 @@ class JobTable:
     def ended(self, job: Job, now: float) -> Effects:
         """Call after `Job.exited` or `Job.failed`."""
         job.ended_at = now
+        self.tally.ended(job)
         self._more_is_unclaimed = True
         return self._settle(job, now)
 
@@ -529,6 +536,10 @@ class JobTable:
             for key, job in self.jobs.items()
             if key[0] == tenant and isinstance(job.spec, wire.ProgramSpec)
         ]
+
+    def living(self) -> list[Job]:
+        """The jobs of all tenants whose process was started, and has not ended as far as was told."""
+        return [job for job in self.jobs.values() if job.pid and job.state is JobState.RUNNING]
 
     def find(self, tenant: str, job_id: str) -> Job | None:
         """A job of the tenant; requests, and jobs of others, are not there."""

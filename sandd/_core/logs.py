@@ -7,13 +7,15 @@ of the loggers ``sandd.<name>``, which the embedding program filters and formats
 others. Ours, `sandd.daemon` and the `sandd` command, call `configure`.
 
 What peers and commands send may end up in a line, so both formats escape every character that could
-forge a line or drive a terminal (newline, ESC, C1, bidi); see `printable`.
+forge a line or drive a terminal (newline, ESC, C1, bidi); see `printable`. No event is given a secret. What looks like
+one all the same, in the words of an error or in a URL, is left out of every line; see `masked`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
@@ -33,6 +35,9 @@ LEVELS: Final = {
     "critical": logging.CRITICAL,
 }
 
+MASK: Final = "[redacted]"
+_SECRETS: Final = re.compile(r"sd[jo]_[0-9A-Za-z]{16,}|(?<=://)[^/\s@\"']+(?=@)")
+"""Tokens of ours, which tell by their form what they are, and what stands in a URL before its host."""
 _CALLER: Final = 5
 """Frames from `logging` back to our caller, by way of structlog and `Logger`; a test counts too."""
 
@@ -120,6 +125,9 @@ def _to_record(
     target: logging.Logger, method: str, fields: MutableMapping[str, Any]
 ) -> tuple[tuple[Event], dict[str, Any]]:
     """structlog's last processor: the arguments of the logging call."""
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = masked(value)
     if fields.get("exc_info") is True:
         fields["exc_info"] = sys.exc_info()  # now: the line may be formatted elsewhere, later
     # With these two attributes structlog's own ProcessorFormatter, where the embedding program has
@@ -176,7 +184,7 @@ class _TextFormatter(logging.Formatter):
             traceback = self.formatException(record.exc_info)
             # The indent shows where the next record starts, whatever the exception's text holds.
             line += "".join(f"\n    {printable(each)}" for each in traceback.splitlines())
-        return line
+        return masked(line)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -194,7 +202,7 @@ class _JsonFormatter(logging.Formatter):
             ours["exception"] = self.formatException(record.exc_info)
         theirs = {key: fields[key] for key in fields if key not in {*ours, "exc_info"}}
         # JSON escapes all that could harm except DEL, which can only stand within a string.
-        return json.dumps(ours | theirs, default=repr).replace("\x7f", "\\u007f")
+        return masked(json.dumps(ours | theirs, default=repr)).replace("\x7f", "\\u007f")
 
 
 _FORMATTERS: Final = {"text": _TextFormatter, "json": _JsonFormatter}
@@ -221,6 +229,11 @@ def _render_value(value: object) -> str:
         return text
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{printable(quoted)}"'
+
+
+def masked(text: str) -> str:
+    """The text without what looks like a token of ours, or like the user and password of a URL."""
+    return _SECRETS.sub(MASK, text)
 
 
 def printable(text: str) -> str:

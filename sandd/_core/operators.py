@@ -12,6 +12,8 @@ from sandd._core.audit.comings import OPERATOR, gone, let_in, turned_away
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.identity.gate import REFUSED_OPERATOR
 from sandd._core.logs import get_logger
+from sandd._core.metrics.comings import Comings
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pump import NEVER, Pump
 from sandd._core.rate_limits.credentials import FailedCredentials
 from sandd._core.reception import (
@@ -67,13 +69,18 @@ class OperatorDesk:
     """Whether all that operators have said is safe, should this program be killed; if not, `answer` follows."""
     audit: AuditSink = NO_AUDIT
     failures: FailedCredentials = field(factory=FailedCredentials)
+    comings: Comings = field(factory=Comings)
+    meter: LinkBytes = field(factory=LinkBytes)
+    """Of its links."""
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
 
     async def handle(self, connection: Connection) -> None:
         """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(connection, self.gate.controller_id, self._greet, self.audit)
+        await shake_hands(
+            connection, self.gate.controller_id, self._greet, self.audit, self.comings
+        )
 
     async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
         with self.gate.passes.issued() as given:
@@ -81,6 +88,7 @@ class OperatorDesk:
         hello = greeting.hello
         if reject is None or not isinstance(hello, wire.OperatorHello):
             return reject
+        self.comings.refuse(OPERATOR, reject.code.value)
         log.warning(
             "operator_rejected",
             operator=hello.name,
@@ -104,7 +112,7 @@ class OperatorDesk:
             channel_binding=connection.channel_binding,
             certificate=connection.peer_identity,
         )
-        note_judgement(connection, reject, self.failures)
+        note_judgement(connection, reject, self.failures, self.comings)
         if reject is not None:
             return reject
         assert isinstance(hello, wire.OperatorHello)  # the gate lets nothing else in
@@ -166,10 +174,12 @@ class OperatorDesk:
             heartbeat=NEVER,  # the operator pings; we answer, and count its silence
             dead_after=self.dead_after,
             may_answer=self.may_answer,
+            meter=self.meter,
         )
         link.carrier = pump
         given.close = pump.close
         operator = self.operators[hello.client] = Operator(hello.connection, link, pump)
+        self.comings.admitted[OPERATOR] += 1
         log.info(
             "operator_connected",
             operator=hello.name,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.metrics.http_answers import MetricsAddress, read_metrics_address
 from sandd._core.tls.pins import read_pins
 from sandd._core.tls.trust_options import TrustOptions
 
@@ -40,6 +41,31 @@ def add_common_options(parser: argparse.ArgumentParser, version: str) -> None:
     )
     parser.add_argument("--log-format", metavar="FORMAT", help="text or json (default: text)")
     parser.add_argument("--version", action="version", version=f"sandd {version}")
+
+
+def add_metrics_options(parser: argparse._ActionsContainer) -> None:
+    """Where a program's figures are to be had."""
+    parser.add_argument(
+        "--metrics-address",
+        metavar="HOST:PORT",
+        help="answer /metrics (for Prometheus), /healthz and /readyz there, e.g. 127.0.0.1:9464 (default: nowhere)",
+    )
+    parser.add_argument(
+        "--metrics-token-file",
+        metavar="FILE",
+        help="file with the secret that who asks for metrics has to know; needed for an address off loopback",
+    )
+
+
+def read_metrics(given: Mapping[str, Any]) -> MetricsAddress | None:
+    """What was said by these options. ConfigurationError if they can't be, or not together."""
+    address, token_file = given.get("metrics_address"), given.get("metrics_token_file")
+    if address is None:
+        if token_file is not None:
+            raise ConfigurationError("--metrics-token-file is for --metrics-address")
+        return None
+    token = None if token_file is None else read_token(Path(str(token_file)))
+    return read_metrics_address(str(address), token, option="--metrics-address")
 
 
 def add_trust_options(parser: argparse._ActionsContainer) -> None:

@@ -15,6 +15,7 @@ from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.link import OWN_LAG, Liveness, Verdict
 from sandd._core.logs import get_logger
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pace import Pace
 
 log = get_logger("link")
@@ -65,6 +66,7 @@ class Pump:
         after_message: Callable[[], None] = lambda: None,
         after_pull: Callable[[], None] = lambda: None,
         may_answer: Callable[[], bool] = lambda: True,
+        meter: LinkBytes | None = None,
     ) -> None:
         self._connection = connection
         self._scheduler = scheduler
@@ -106,6 +108,8 @@ class Pump:
         """The peer's farewell, if it said one."""
         self.bytes_received = 0
         self.bytes_sent = 0
+        self._meter = LinkBytes() if meter is None else meter
+        """The same of all links of its kind."""
 
     def wake(self) -> None:
         """The scheduler has something to send.
@@ -127,7 +131,7 @@ class Pump:
             if not self._connection.send_message_nowait(message):
                 self._ready = message
             else:
-                self.bytes_sent += len(message)
+                self._count_sent(message)
                 if self._connection.has_unsent:
                     self._begun = (len(message), now)
                 else:
@@ -214,6 +218,7 @@ class Pump:
     def _take_message(self, message: bytes) -> bool:
         self._liveness.received(self._now())
         self.bytes_received += len(message)
+        self._meter.received += len(message)
         self._frames = wire.decode_frames(message)
         return self._take_frames()
 
@@ -277,12 +282,16 @@ class Pump:
                 continue
             started = self._now()
             await self._connection.send_message(message)
-            self.bytes_sent += len(message)
+            self._count_sent(message)
             self._measure(len(message), self._now() - started)
 
     def _measure(self, size: int, seconds: float) -> None:
         if self._pace.sent(size, seconds):
             self._keep_pace()
+
+    def _count_sent(self, message: bytes) -> None:
+        self.bytes_sent += len(message)
+        self._meter.sent += len(message)
 
     def _keep_pace(self) -> None:
         self._scheduler.batch_bytes = self._pace.batch_bytes

@@ -11,8 +11,8 @@ from attrs import frozen
 from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.audit.comings import misbehaved
-from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.logs import get_logger
+from sandd._core.metrics.comings import PROTOCOL, STRANGER
 from sandd._core.pump import HANDSHAKE_SECONDS, Pump, receive_control, send_control
 from sandd.wire import RejectCode
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.metrics.comings import Comings
     from sandd._core.rate_limits.credentials import FailedCredentials
     from sandd._core.router_links import RouterLink
     from sandd._core.transport import Connection
@@ -47,7 +48,8 @@ async def shake_hands(
     connection: Connection,
     controller_id: str,
     greet: Callable[[Connection, Greeting], Awaitable[wire.Reject | None]],
-    audit: AuditSink = NO_AUDIT,
+    audit: AuditSink,
+    comings: Comings,
 ) -> None:
     """Challenge the peer, and have `greet` serve it to the link's end, or say why not.
 
@@ -59,6 +61,7 @@ async def shake_hands(
         hello = await _hear_hello(connection, challenge)
         reject = _judge_place(connection.path, hello)
         if reject is not None:
+            comings.refuse(STRANGER, reject.code.value)
             audit.note(misbehaved(connection.remote, reject.message), from_stranger=True)
         else:
             reject = await greet(connection, Greeting(challenge, challenged_at, hello))
@@ -68,6 +71,7 @@ async def shake_hands(
             await send_control(connection, reject)
         await connection.aclose(1008, reject.code.value)
     except RemoteProtocolError as error:
+        comings.refuse(STRANGER, PROTOCOL)
         log.warning("connection_refused", remote=connection.remote, reason=str(error))
         audit.note(misbehaved(connection.remote, str(error)), from_stranger=True)
         # Whatever it was: nothing is heard of somebody who has not said who it is.
@@ -77,7 +81,10 @@ async def shake_hands(
 
 
 def note_judgement(
-    connection: Connection, reject: wire.Reject | None, failures: FailedCredentials
+    connection: Connection,
+    reject: wire.Reject | None,
+    failures: FailedCredentials,
+    comings: Comings,
 ) -> None:
     """What the judgement of its Hello means for the peer, and for others who come from its address."""
     now = trio.current_time()
@@ -87,6 +94,7 @@ def note_judgement(
     elif reject.code is wire.RejectCode.UNAUTHENTICATED and not connection.is_loopback:
         barred = failures.failed(connection.host, connection.path, now)
         if barred:
+            comings.barred += 1
             log.warning("address_barred", remote=connection.remote, seconds=barred)
 
 

@@ -31,6 +31,8 @@ from sandd._core.credit import Flow
 from sandd._core.held_requests import HeldRequests, job_key
 from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
+from sandd._core.metrics.router_counts import RouterCounts
+from sandd._core.metrics.statistics import ProcessFigures, statistics_for
 from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
 from sandd._core.router_links import (
     ClientLink,
@@ -90,6 +92,9 @@ class Router:
         self._since: dict[str, float] = {}
         """When each daemon's newest link began, by the shell's clock."""
         self._ends = KeptEnds(MAX_END_INTENTS)
+        self.counts = RouterCounts()
+        self.process: Callable[[], ProcessFigures] = ProcessFigures
+        """Figures of the program it is in, for those who may see all."""
 
     # -- links come and go
 
@@ -114,7 +119,7 @@ class Router:
             self._detach(route, wire.Detach())
         for parting in link.partings.values():
             for route in parting.routes.values():
-                close_route(route)
+                self._close(route)
         link.partings.clear()
 
     def add_daemon(
@@ -130,6 +135,10 @@ class Router:
         previous = self.daemons.get(link.daemon_id)
         if previous is not None:
             self._drop_daemon(previous, DaemonState.AWAY)
+        link.tally = self.counts.tallies.join(link.tenant)
+        known = self._status.get(link.daemon_id)
+        if known is not None and known.instance != link.instance:
+            self.counts.census.lost(link.daemon_id)
         self.daemons[link.daemon_id] = link
         self._since[link.daemon_id] = now
         for end, sender in self._ends.take(link.daemon_id):
@@ -176,7 +185,7 @@ class Router:
 
     def _parted(self, route: Route) -> None:
         client, daemon_id = route.client, route.daemon.daemon_id
-        close_route(route)
+        self._close(route)
         parting = client.partings[daemon_id]
         del parting.routes[route.to_client.number]
         if not parting.routes:
@@ -195,6 +204,9 @@ class Router:
         self._publish(wire.DaemonCloned(daemon_id, instance, about))
 
     def _announce(self, status: wire.DaemonStatus) -> None:
+        self.counts.population.moved(self._status.get(status.daemon_id), status)
+        if status.state is DaemonState.GONE:
+            self.counts.census.lost(status.daemon_id)
         self._status[status.daemon_id] = status
         self._publish(status)
 
@@ -211,7 +223,7 @@ class Router:
 
     def forget_daemon(self, daemon_id: str) -> None:
         """Nobody asks for this daemon any more: keep nothing of it."""
-        self._status.pop(daemon_id, None)
+        self.counts.population.forgotten(self._status.pop(daemon_id, None))
         self._since.pop(daemon_id, None)
         self._ends.take(daemon_id)
 
@@ -250,6 +262,8 @@ class Router:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the daemon")
                 if route.role is wire.Role.VIEWER:
                     raise RemoteProtocolError(f"{data.stream.name} on a channel that only looks on")
+                if data.stream is Stream.INPUT:
+                    route.traffic.to_daemons += len(data.body)
                 self._forward(route, route.daemon, route.to_daemon, frame, data)
             return
         message = wire.decode_control(frame)
@@ -274,6 +288,10 @@ class Router:
                     self._detach(route, message)
                 else:
                     self._let_go(link, frame.channel)
+            case wire.AskStatistics():
+                link.control(
+                    0, statistics_for(link.principal, message, self.counts.tallies, self.process)
+                )
             case wire.Unknown():
                 pass
             case _:
@@ -284,8 +302,12 @@ class Router:
             route = self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
-                if route.job is not None and data.stream is Stream.EVENTS:
-                    self._trail.happened(route.job, route.client.actor, data.body)
+                if data.stream is Stream.EVENTS:
+                    self.counts.happened(route.counted, data.body)
+                    if route.job is not None:
+                        self._trail.happened(route.job, route.client.actor, data.body)
+                else:
+                    route.traffic.to_clients += len(data.body)
                 gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
                 if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
@@ -314,6 +336,10 @@ class Router:
                 client.control(queue.number, metered_attached(message, route))
                 return
             case wire.Refused() | wire.Taken():
+                if isinstance(message, wire.Refused):
+                    self.counts.refused_by_daemon(
+                        route.counted, message, is_answered=route.is_answered
+                    )
                 if isinstance(message, wire.Refused) and route.job is not None:
                     self._trail.refused(route.job.key, client.actor, message, by="daemon")
                 self._unjoin(route)
@@ -340,10 +366,13 @@ class Router:
             self._refuse(route)
 
     def _refuse(self, route: Route) -> None:
-        """More waits for one end than the other may have there: that costs the channel, and nobody anything else."""
+        """More waits for one end than the other may have there: that costs the channel, and nobody anything else.
+
+        Its Attach was passed on, so the job may run, whether that was answered or not.
+        """
         number = route.to_client.number
         self._detach(route, wire.Detach())
-        route.client.control(number, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
+        route.client.control(number, wire.Refused(RefusedCode.LOST, TOO_MUCH))
 
     def _leave(self, route: Route) -> None:
         """The client closes the channel: the daemon hears what it had said of acks before."""
@@ -387,6 +416,7 @@ class Router:
         """A daemon that isn't there, or not for this client: it can't tell which."""
         refused = wire.Refused(RefusedCode.DAEMON_NOT_FOUND, "no such daemon")
         link.control(number, refused)
+        self.counts.turned_down(refused)
         if self._audit.is_on:  # as what the client said: of another tenant there is nothing to say
             key = (message.daemon_id, link.principal.tenant, message.job_id)
             self._trail.refused(key, link.actor, refused)
@@ -416,8 +446,10 @@ class Router:
             self._unjoin(route)
             self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
             return
+        key = job_key(message)
         if self._audit.is_on:
-            route.job = self._trail.get(job_key(message))
+            route.job = self._trail.get(key)
+        route.traffic, route.counted = self.counts.opened(daemon, key, message)
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.
             daemon.ends.drop(daemon.tenant, message.job_id)
@@ -431,6 +463,7 @@ class Router:
     ) -> None:
         """Tell the client that its Attach is not passed on, and why."""
         link.control(number, refused)
+        self.counts.turned_down(refused)
         if self._audit.is_on:
             self._trail.refused(job_key(message), link.actor, refused)
 
@@ -490,9 +523,11 @@ class Router:
         stamped = self.meant(link, message)
         if stamped is None:
             return  # nobody waits for an answer to it
-        if self._audit.is_on and stamped.left is None:
+        if stamped.left is None:
             key = (stamped.daemon_id, stamped.tenant, stamped.job_id)
-            self._trail.stopped(key, link.actor)
+            self.counts.census.left(key)
+            if self._audit.is_on:
+                self._trail.stopped(key, link.actor)
         daemon = self.daemons.get(stamped.daemon_id)
         if daemon is None:  # away, or not back yet since this controller was started
             self._ends.keep(stamped, link.sender)
@@ -515,6 +550,11 @@ class Router:
         return [end for end, _ in self._ends.all()]
 
     @property
+    def ends_kept(self) -> int:
+        """How many these are."""
+        return len(self._ends)
+
+    @property
     def ends_version(self) -> int:
         """Rises whenever `kept_ends` changes."""
         return self._ends.version
@@ -527,4 +567,9 @@ class Router:
     def _unjoin(self, route: Route) -> None:
         route.client.routes.pop(route.to_client.number, None)
         route.daemon.routes.pop(route.to_daemon.number, None)
+        self._close(route)
+
+    def _close(self, route: Route) -> None:
         close_route(route)
+        counted, route.counted = route.counted, None  # once, whoever closes it
+        self.counts.closed(counted)

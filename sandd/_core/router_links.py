@@ -16,6 +16,7 @@ from sandd._core.backlog import Backlog, Share
 from sandd._core.credit import CreditPool, Flow
 from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
+from sandd._core.metrics.tallies import Tally, Traffic
 from sandd._core.scheduler import Scheduler
 from sandd.wire import OutgoingFrame, Stream
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sandd._core.audit.trail import TrackedJob
     from sandd._core.held_requests import Held
+    from sandd._core.metrics.job_census import CountedJob
     from sandd._core.relay_queue import RelayQueue
 
 MAX_ENDS_UNDER_WAY: Final = 1024
@@ -118,6 +120,8 @@ class DaemonLink(RouterLink):
     instance: str = ""
     ends: KeptEnds = field(factory=lambda: KeptEnds(MAX_ENDS_UNDER_WAY))
     """The latest Ends sent on it: should it break, they may not have arrived."""
+    tally: Tally = field(factory=Tally)
+    """Its tenant's."""
 
     @property
     def tenant(self) -> str:
@@ -153,6 +157,10 @@ class Route:
     """The daemon has said Attached."""
     job: TrackedJob | None = None
     """What the audit log knows of the job, where there is one."""
+    counted: CountedJob | None = None
+    """The job, where it is one that is counted; see `RouterCounts`."""
+    traffic: Traffic = field(factory=Traffic)
+    """Where its bytes are counted."""
 
 
 def close_route(route: Route) -> None:
@@ -250,4 +258,5 @@ def stamped_attach(message: wire.Attach, link: ClientLink, daemon: DaemonLink) -
         tenant=daemon.tenant,
         principal=link.principal.name,
         output_credit=message.output_credit,
+        trace=message.trace,
     )

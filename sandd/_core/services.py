@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from sandd import wire
+from sandd import __version__, wire
 from sandd._core._errors import (
     ConnectionLost,
     ControllerUnreachable,
@@ -16,10 +16,16 @@ from sandd._core.acceptor import Acceptor
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
-from sandd._core.identity.rights import split_name
+from sandd._core.identity.rights import EVERYTHING, split_name
 from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
+from sandd._core.metrics.comings import Comings
+from sandd._core.metrics.listener import Pages, serve_pages
+from sandd._core.metrics.loop_lag import LoopLag
+from sandd._core.metrics.readiness import WritableDirectory
+from sandd._core.metrics.readings import ControllerFigures, read_controller
+from sandd._core.metrics.statistics import ProcessFigures, statistics_for
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.operators import OperatorDesk
 from sandd._core.rate_limits.credentials import FailedCredentials
@@ -30,12 +36,18 @@ from sandd._core.router import Router
 from sandd._core.transport import Connection, ListenAddress, serve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sandd._core.admission import Admission
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.audit.writer import AuditLog
+    from sandd._core.bundle.handing_out import Bootstrap
     from sandd._core.controller_state import EndFile
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.proofs import Credential
     from sandd._core.job_link import JobLink
+    from sandd._core.metrics.catalogue import Reading
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
     from sandd._core.router_links import ClientLink
@@ -59,8 +71,6 @@ class Service(ABC):
 
     link: JobLink
     directory: Directory
-    loop_lag: float = 0.0
-    """Seconds that the event loop was late at the last look."""
 
     def __init__(self) -> None:
         self._closing = trio.Event()
@@ -69,6 +79,7 @@ class Service(ABC):
         """Nothing is served any more."""
         self._patience = trio.CancelScope()
         """Around the wait for the last process trees."""
+        self.loop_lag = LoopLag(LAG_INTERVAL)
 
     @property
     @abstractmethod
@@ -94,6 +105,10 @@ class Service(ABC):
     @abstractmethod
     def traffic(self) -> tuple[int, int]:
         """Bytes received and sent."""
+
+    def own_statistics(self) -> wire.Statistics | None:
+        """The controller's figures, where it is in this process."""
+        return None
 
     @abstractmethod
     async def _serve(self, opened: trio.TaskStatus[None]) -> None:
@@ -125,9 +140,8 @@ class Service(ABC):
     @trio.lowlevel.enable_ki_protection
     async def _watch_lag(self) -> None:
         while True:
-            planned = trio.current_time() + LAG_INTERVAL
-            await trio.sleep_until(planned)
-            self.loop_lag = trio.current_time() - planned
+            await trio.sleep_until(self.loop_lag.due(trio.current_time()))
+            self.loop_lag.woke(trio.current_time())
             self._look_after()
 
     def _look_after(self) -> None:
@@ -183,17 +197,29 @@ class LocalService(Service):
         policies: TenantPolicies,
         certificates: LiveCertificates | None = None,
         audit: AuditSink = NO_AUDIT,
+        metrics: MetricsAddress | None = None,
+        log_written: AuditLog | None = None,
+        state_dir: Path | None = None,
+        bootstrap: bool = False,
     ) -> None:
         super().__init__()
         self._host, self._port = host, port
         self.gate = gate
         self.certificates = certificates
+        self.bootstrap: Bootstrap | None = None
+        if bootstrap:
+            from sandd._core.bundle.handing_out import Bootstrap  # few controllers do
+
+            self.bootstrap = Bootstrap(self._presented, is_in_the_clear=gate.insecure)
         """What it serves by; None: no TLS."""
         self.router = Router(
             self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
         )
+        self.router.process = self._figures
+        self._began_at = trio.current_time()
         self._job_starts = JobStartLimiter(rate_limits)
         self._failures = FailedCredentials()
+        self.comings = Comings()
         self.policies = policies
         self._ends = ends
         self._ends_written = 0
@@ -214,6 +240,7 @@ class LocalService(Service):
             dead_after=dead_after,
             audit=audit,
             failures=self._failures,
+            comings=self.comings,
         )
         self.desk = OperatorDesk(
             router=self.router,
@@ -224,9 +251,16 @@ class LocalService(Service):
             may_answer=lambda: not self._has_unwritten_ends,
             audit=audit,
             failures=self._failures,
+            comings=self.comings,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
+        self._metrics = metrics
+        """Where its figures are to be had; None: nowhere."""
+        self.metrics_address: str | None = None
+        """The same, with the real port."""
+        self._log_written = log_written
+        self._stores = None if state_dir is None else WritableDirectory(state_dir)
 
     @property
     def address(self) -> str:
@@ -259,19 +293,27 @@ class LocalService(Service):
     @property
     def traffic(self) -> tuple[int, int]:
         """Bytes from and to daemons."""
-        received, sent = self.acceptor.bytes_received, self.acceptor.bytes_sent
-        for record in self.registry:
-            pump = record.pump  # once: it may be gone the next moment, where another thread asks
-            if pump is not None:
-                received += pump.bytes_received
-                sent += pump.bytes_sent
-        return received, sent
+        meter = self.acceptor.meter
+        return meter.received, meter.sent
+
+    def own_statistics(self) -> wire.Statistics:
+        """The controller's figures."""
+        tallies = self.router.counts.tallies
+        return statistics_for(EVERYTHING, wire.AskStatistics(0), tallies, self._figures)
+
+    def _figures(self) -> ProcessFigures:
+        uptime = trio.current_time() - self._began_at
+        return ProcessFigures(len(self.desk.operators), uptime, self.loop_lag.latest)
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self, opened: trio.TaskStatus[None]) -> None:
         if self._ends is not None:
             self.router.restore_ends(await trio.to_thread.run_sync(self._ends.read))
         async with open_unwrapping_nursery() as nursery:
+            if self._metrics is not None:
+                pages = Pages(self._read_figures, self._why_not_ready)
+                where: tuple[str, int] = await nursery.start(serve_pages, pages, self._metrics)
+                self.metrics_address = f"{_bracketed(where[0])}:{where[1]}"
             addresses: list[ListenAddress] = await nursery.start(
                 lambda task_status: serve(
                     self._handle,
@@ -284,6 +326,7 @@ class LocalService(Service):
                     until_admitted=True,
                     barred_for=self._barred_for,
                     tls=self._presented,
+                    documents=self.bootstrap,
                     task_status=task_status,
                 )
             )
@@ -291,6 +334,8 @@ class LocalService(Service):
             if self._ends is not None:
                 nursery.start_soon(self._keep_ends, self._ends)
             nursery.start_soon(self.gate.watch)
+            if self.bootstrap is not None:
+                nursery.start_soon(self.bootstrap.run)
             if self.certificates is not None:
                 self.certificates.note = self.link.audit.note
                 self.link.audit.note(self.certificates.record())
@@ -303,6 +348,34 @@ class LocalService(Service):
                     reason="insecure: whoever reaches it can be a daemon, and is sent what is to run there",
                 )
             opened.started()
+
+    def _read_figures(self) -> list[Reading]:
+        written = self._log_written
+        return read_controller(
+            ControllerFigures(
+                version=__version__,
+                counts=self.router.counts,
+                comings=self.comings,
+                daemon_links=self.acceptor.meter,
+                operator_links=self.desk.meter,
+                operators=len(self.desk.operators),
+                ends_kept=self.router.ends_kept,
+                certificate_failures=self.certificate_failures,
+                loop_lag=self.loop_lag,
+                audit=None if written is None else written.counts,
+                audit_is_failing=written is not None and written.failure is not None,
+            )
+        )
+
+    async def _why_not_ready(self) -> str | None:
+        """Why daemons and operators had better not come; None: they may. Bounded."""
+        if self._listening is None:
+            return "it does not listen yet"
+        if self._closing.is_set():
+            return "it is closing"
+        if self._log_written is not None and self._log_written.failure is not None:
+            return f"the audit log can't be written: {self._log_written.failure}"
+        return None if self._stores is None else await self._stores.problem()
 
     def _presented(self) -> ServerTls | None:
         return None if self.certificates is None else self.certificates.current
@@ -337,7 +410,9 @@ class LocalService(Service):
             await self.acceptor.handle(connection)
 
     def _barred_for(self, host: str, path: str) -> float:
-        return self._failures.barred_for(host, path, trio.current_time())
+        seconds = self._failures.barred_for(host, path, trio.current_time())
+        self.comings.unheard += seconds > 0.0
+        return seconds
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
         tenant, _ = split_name(attach.daemon_id)

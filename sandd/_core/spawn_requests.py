@@ -28,6 +28,10 @@ def spawn_request(job: Job, spec: ProgramSpec, instance: str) -> SpawnRequest:
     if isinstance(spec, SessionSpec):
         size = (spec.rows, spec.cols)
         environment[b"TERM"] = spec.term.encode()
+    if job.trace:
+        environment[b"TRACEPARENT"] = job.trace.encode()
+        if b"TRACESTATE" in base_environment():
+            environment[b"TRACESTATE"] = b""  # the daemon's own is of another trace
     environment |= _variables(spec.env)
     environment[b"SANDD_JOB"] = marker
     return SpawnRequest(

@@ -25,6 +25,8 @@ KILL_GRACE: Final = 5.0
 """Seconds from TERM to KILL, where the caller says nothing."""
 DEFAULT_SCROLLBACK: Final = 1 * wire.MIB
 """Bytes that a session keeps of what was read: some 10,000 lines."""
+MAX_INTERVAL: Final = 3600.0
+"""Seconds; who looks once an hour asks once an hour."""
 MAX_GRACE: Final = 3600.0
 """Seconds; leaving a job waits for its kill, and that wait can't be cancelled."""
 
@@ -156,6 +158,14 @@ def _program(
     if environment and any(not key or b"=" in key for key in environment):
         raise ValueError("names of environment variables are not empty and hold no '='")
     return {"argv": argv, "shell": shell, "cwd": directory, "env": environment, "user": user}
+
+
+def check_interval(name: str, value: float) -> float:
+    """Seconds from one look to the next; ValueError for what is none."""
+    interval = check_number(name, value)
+    if not 0.2 <= interval <= MAX_INTERVAL:
+        raise ValueError(f"{name} is {value!r}; it must be from 0.2 to {MAX_INTERVAL:g} seconds")
+    return interval
 
 
 def check_job_id(job_id: str) -> str:

@@ -123,8 +123,12 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
     if sys.platform != "win32":  # directories can't be opened there
-        descriptor = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -168,18 +172,21 @@ def default_daemon_id(chosen: Path | None) -> str:
 
 
 def write_new(path: Path, text: str) -> None:
-    """Make a file for its owner alone, whole or not at all; FileExistsError if there is one of that name."""
+    """Make a file for its owner alone, durably, whole or not at all; FileExistsError if there is one of that name."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         if sys.platform == "win32":
             temporary.rename(path)
         else:
             path.hardlink_to(temporary)  # whole, or not at all: rename would replace another's
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
 
 
 def _make_temporary() -> tuple[Path, IO[str] | None]:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.audit.changes import authority_rotated, certificate_issued
 from sandd._core.controller_state import default_state_dir
-from sandd._core.state_directory import replace_file
+from sandd._core.identity.database import DATABASE_FILE, open_database
+from sandd._core.state_directory import replace_file, write_new
 from sandd._core.tls import authority
 from sandd._core.tls.certificates import read_authority
 from sandd._core.tls.files import DIRECTORY, AuthorityFiles
 from sandd._core.tls.rotation import SETTLE_SECONDS, Phase, Rotation, TooEarly
 from sandd.certificates.options import STATE_DIR_VARIABLE
+from sandd.command_line.journaling import journaled
 from sandd.command_line.stopping import Failure, fail
 from sandd.command_line.writing import write_text
 from sandd.controller import DEFAULT_PORT
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from sandd._core.audit.records import Record
     from sandd._core.tls.key_pair import KeyPair
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
@@ -53,9 +59,7 @@ def run_rotate(options: argparse.Namespace) -> int:
 
 def run_issue(options: argparse.Namespace) -> int:
     """Make a certificate for a peer; returns the exit code."""
-    return _told(
-        lambda: _issue(_files(options), options.kind, options.name, Path(options.out), options.days)
-    )
+    return _told(lambda: _issue(_files(options), options))
 
 
 def _show(files: AuthorityFiles, *, as_json: bool) -> None:
@@ -114,28 +118,56 @@ def _rotate(files: AuthorityFiles, *, patient: bool) -> None:
                     f"the step before was not a day ago: {early.seconds / 3600:.1f} of {SETTLE_SECONDS / 3600:.0f} "
                     "hours are left for peers to learn of it; --now locks out those that haven't"
                 ) from early
-        files.write(rotation)
+        pins = [str(authority.read_facts(each.certificate).pin) for each in rotation.trusted]
+        with _told_to_controller(files, authority_rotated(rotation.phase.value, pins)):
+            files.write(rotation)
     _print(f"{rotation.phase.value}: {_STEPS[rotation.phase]}")
     for each in rotation.trusted:
         fields = _of_authority(rotation, each)
         _print(f"{fields['kind']:<12} {fields['pin']}")
 
 
-def _issue(files: AuthorityFiles, kind: str, name: str, out: Path, days: int) -> None:
+def _issue(files: AuthorityFiles, options: argparse.Namespace) -> None:
+    name, out = options.name, Path(options.out)
     if not NAME.fullmatch(name):
         raise Failure(f"{name!r} is no uid or name: letters, digits and . _ : @ / - make one")
     rotation = _existing(files)
-    uri = f"sandd:{kind}:{name}"
+    uri = f"sandd:{options.kind}:{name}"
     pair = authority.issue_client(
-        rotation.client_issuer, uri, time.time(), seconds=days * authority.DAY
+        rotation.client_issuer, uri, time.time(), seconds=options.days * authority.DAY
     )
+    facts = authority.read_facts(pair.certificate)
+    issued = certificate_issued(uri, f"{facts.serial:x}", facts.not_after)
     try:
-        replace_file(out, pair.pem, mode=0o600)
+        with _told_to_controller(files, issued):
+            if options.force:
+                replace_file(out, pair.pem, mode=0o600)
+            else:
+                write_new(out, pair.pem.decode("ascii"))
+    except FileExistsError as error:
+        raise Failure(
+            f"{out} is there already, and maybe somebody's only key: give another --out, or --force to replace it"
+        ) from error
     except OSError as error:
         raise Failure(f"can't write {out}: {error.strerror}") from error
-    facts = authority.read_facts(pair.certificate)
     until = datetime.fromtimestamp(facts.not_after, UTC)
     _print(f"{out}: {uri}, until {until:%Y-%m-%d %H:%M} UTC, serial {facts.serial:x}")
+
+
+@contextlib.contextmanager
+def _told_to_controller(files: AuthorityFiles, record: Record) -> Iterator[None]:
+    """What is done in the block goes into the audit log of the controller that has these files."""
+    state_dir = files.directory.parent
+    if not (state_dir / DATABASE_FILE).exists():  # no controller has run with it yet
+        yield
+        return
+    try:
+        with contextlib.closing(open_database(state_dir)) as database, journaled(database, record):
+            yield
+    except sqlite3.Error as error:
+        raise Failure(
+            f"it can't be put on record: {state_dir / DATABASE_FILE}: {error}; look whether it was done"
+        ) from error
 
 
 def _files(options: argparse.Namespace) -> AuthorityFiles:

@@ -65,6 +65,9 @@ def add_ca_command(commands: Commands) -> None:
         "--out", metavar="FILE", required=True, help="where to put it; readable by you alone"
     )
     issue.add_argument(
+        "--force", action="store_true", help="replace the file, if there is one of that name"
+    )
+    issue.add_argument(
         "--days", metavar="N", type=_days, default=90, help="how long it lasts (default: 90)"
     )
 

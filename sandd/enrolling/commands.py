@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandd._core._errors import ConfigurationError, SanddError, TokenNotFound
+from sandd._core.audit.changes import daemon_changed, token_changed
 from sandd._core.controller_state import default_state_dir
 from sandd._core.identity.administration import named
 from sandd._core.identity.database import DATABASE_FILE, open_database
 from sandd._core.identity.records import new_join_token, new_operator_token
+from sandd._core.identity.tokens import KEY_ID_LENGTH, key_id_in
 from sandd._core.state_directory import write_new
 from sandd.command_line.exit_codes import OUR_FAILURE
+from sandd.command_line.journaling import journaled
 from sandd.command_line.stopping import fail
 from sandd.command_line.writing import CantWrite, write_text
 from sandd.controller import DEFAULT_PORT
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from sandd._core.identity.tokens import Token
 
 STATE_DIR_VARIABLE = "SANDD_CONTROLLER_STATE_DIR"
+OUTCOMES = {"lock": "locked", "unlock": "unlocked", "forget": "forgotten"}
+"""What the audit log calls what was done to a daemon."""
+MOST_SHOWN = KEY_ID_LENGTH
+"""Characters of what was taken for a token, in a message: behind them its secret would begin."""
 
 
 def run_create_join(options: argparse.Namespace) -> int:
@@ -81,8 +88,10 @@ def _hand_out(
             write_new(Path(options.out), token.text + "\n")
         except OSError as error:
             raise ConfigurationError(f"can't write {options.out}: {error.strerror}") from error
+    made = token_changed("created", info.id, info.kind.name.lower(), info.tenant, name=info.name)
     try:
-        database.add_token(info)
+        with journaled(database, made):
+            database.add_token(info)
     except BaseException:
         if options.out is not None:
             Path(options.out).unlink(missing_ok=True)
@@ -95,7 +104,7 @@ def _hand_out(
             _print(token.text)
     except CantWrite:
         if options.out is None:  # nobody has it, or ever will
-            database.revoke(info.id, time.time())
+            _revoke(database, info.id)
         raise
     if options.out is None and not options.json and sys.stderr.isatty():
         sys.stderr.write("sandd: it is shown this once; keep it in a file that others can't read\n")
@@ -123,12 +132,23 @@ def run_revoke(options: argparse.Namespace) -> int:
     """Revoke tokens; returns the exit code."""
 
     def revoke(database: IdentityDatabase, token_id: str) -> None:
-        # Its text as it is shown in lists and logs, or all of it.
-        key_id = token_id.removeprefix("sdj_").removeprefix("sdo_")[:12]
-        if not database.revoke(key_id, time.time()):
-            raise TokenNotFound(f"no token has the id {key_id!r}")
+        # Its id as it is shown in lists and logs, or all of it.
+        key_id = key_id_in(token_id)
+        if key_id is None:  # not to be shown whole, as it may be most of a token
+            shown = token_id if len(token_id) <= MOST_SHOWN else f"{token_id[:MOST_SHOWN]}..."
+            raise TokenNotFound(
+                f"{shown!r} is no token's id, nor a whole token: an id has {KEY_ID_LENGTH} letters and digits, see "
+                "'sandd token list'; nothing was revoked by it"
+            )
+        _revoke(database, key_id)
 
     return _for_each(options, options.tokens, revoke)
+
+
+def _revoke(database: IdentityDatabase, key_id: str) -> None:
+    with journaled(database, token_changed("revoked", key_id, "token", None)):
+        if not database.revoke(key_id, time.time()):
+            raise TokenNotFound(f"no token has the id {key_id!r}")
 
 
 def run_list_daemons(options: argparse.Namespace) -> int:
@@ -152,13 +172,14 @@ def run_change_daemons(options: argparse.Namespace) -> int:
 
     def change(database: IdentityDatabase, name: str) -> None:
         daemon: EnrolledDaemon = named(database, name)
-        match options.change:
-            case "lock":
-                database.lock(daemon.uid)
-            case "unlock":
-                database.unlock(daemon.uid)
-            case "forget":
-                database.forget(daemon.uid)
+        with journaled(database, daemon_changed(OUTCOMES[options.change], name, daemon.tenant)):
+            match options.change:
+                case "lock":
+                    database.lock(daemon.uid)
+                case "unlock":
+                    database.unlock(daemon.uid)
+                case "forget":
+                    database.forget(daemon.uid)
 
     return _for_each(options, options.daemons, change)
 

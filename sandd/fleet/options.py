@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_SORTS = (
+    *("id", "cpu", "memory", "load", "jobs", "in", "out", "link"),
+    *("time", "processes", "output", "runtime"),
+)
 _ENDS = "exit code: 0 if all of it was done; 125 if not; 2 for a command line that means nothing"
 
 
 def add_fleet_commands(commands: Commands) -> None:
     """Enter them all."""
     _add_ps(commands)
+    _add_top(commands)
     _add_jobs(commands)
     _add_run(commands)
     _add_logs(commands)
@@ -49,6 +54,56 @@ def _add_ps(commands: Commands) -> None:
         "-w", "--watch", action="store_true", help="go on, and show what changes, until Ctrl-C"
     )
     add_json_option(parser, "daemon")
+    add_controller_options(parser)
+
+
+def _add_top(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "top",
+        _run_top,
+        help="how busy daemons and their jobs are, live",
+        description="Show how busy the daemons are, or with --jobs their jobs, until Ctrl-C. CPU is that of the "
+        "daemon's whole machine, 100% all of its processors; of a job, 100% is one of them. IN/S and OUT/S are bytes "
+        "a second between the daemon and the controller, LINK is the age of its connection.",
+        epilog="Where stdout is no terminal there is a table, and with --json a line for each daemon or job, at each "
+        "interval.",
+    )
+    parser.add_argument(
+        "daemon", metavar="DAEMON", nargs="?", help="the jobs of this daemon, and no others"
+    )
+    parser.add_argument("-j", "--jobs", action="store_true", help="jobs, of all that are chosen")
+    _add_choice(parser)
+    parser.add_argument(
+        "-s",
+        "--sort",
+        metavar="KEY",
+        choices=_SORTS,
+        help="largest first, by: cpu, memory; of daemons also load, jobs, in, out, link; of jobs time, processes, "
+        "output, runtime; or by id (default: daemons by id, jobs by cpu)",
+    )
+    parser.add_argument(
+        "-i",
+        "--interval",
+        metavar="SECONDS",
+        type=_read_interval,
+        default=2.0,
+        help="from one look to the next, 0.2 to 3600 (default: 2)",
+    )
+    parser.add_argument(
+        "-1",
+        "--once",
+        action="store_true",
+        help="show it once, after one interval, as rates take two looks",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=read_seconds,
+        default=5.0,
+        help="how long daemons have to answer at first, beyond the interval (default: 5)",
+    )
+    add_json_option(parser, "daemon or job")
     add_controller_options(parser)
 
 
@@ -226,6 +281,13 @@ def _read_count(text: str) -> int:
     return int(text)
 
 
+def _read_interval(text: str) -> float:
+    seconds = read_seconds(text)
+    if not 0.2 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no interval: 0.2 to 3600 seconds")
+    return seconds
+
+
 def _read_signal(text: str) -> str:
     from sandd._core.specs import normal_signal  # late: what that imports is for who kills
 
@@ -239,6 +301,20 @@ def _run_ps(options: argparse.Namespace) -> int:
     from sandd.fleet.listing import run_ps
 
     return run_ps(options)
+
+
+def _run_top(options: argparse.Namespace) -> int:
+    from sandd.fleet.busy import DAEMON_SORTS, JOB_SORTS  # late: what they import is for who looks
+    from sandd.fleet.top import run_top
+
+    options.jobs = options.jobs or options.daemon is not None
+    sorts = JOB_SORTS if options.jobs else DAEMON_SORTS
+    if options.sort is None:
+        options.sort = "cpu" if options.jobs else "id"
+    if options.sort not in sorts:
+        what = "jobs" if options.jobs else "daemons"
+        options.parser.error(f"{what} have no {options.sort} to sort by: {', '.join(sorts)}")
+    return run_top(options)
 
 
 def _run_jobs(options: argparse.Namespace) -> int:

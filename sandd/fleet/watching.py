@@ -6,10 +6,8 @@ so that thousands of daemons that come back together are not drawn thousands of 
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -18,12 +16,12 @@ from attrs import define, field
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.telling import put_json, put_out
 from sandd.fleet import tables
+from sandd.fleet.screen import COLOURS, LINES_BESIDE, Screen
 from sandd.wire import DaemonState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rich.live import Live
     from rich.table import Table
 
     from sandd._core.directory import DaemonInfo
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     """Each daemon, and its state."""
 
 LOOK_SECONDS: Final = 0.1
-_LINES_BESIDE: Final = 4
-"""Of a screen, beside the daemons: the header, what is below it, and the count."""
-_COLOURS: Final = {DaemonState.ONLINE: "green", DaemonState.AWAY: "yellow"}
 
 
 class View(Protocol):
@@ -69,7 +64,7 @@ async def _show_on_screen(looking: _Looking) -> None:
     try:
         async with open_unwrapping_nursery() as nursery:
             nursery.start_soon(screen.heed_signals, looking.again)
-            await looking.show_on(screen)
+            await looking.show_on(_OnScreen(screen))
     finally:
         screen.leave()
 
@@ -117,59 +112,26 @@ class Changes:
             await put_out("\n".join(lines))
 
 
-class Screen:
-    """The terminal's other screen, with one table on it; afterwards the terminal is as it was."""
+@define(eq=False)
+class _OnScreen:
+    """The table of daemons, in its place."""
 
-    def __init__(self) -> None:
-        from rich.live import Live  # late: for who has a terminal
-
-        # Nothing refreshes by itself: who has seen a change draws.
-        self._live: Live = Live(
-            screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        )
-        self._drawing = trio.Lock()
+    _screen: Screen
 
     async def show(self, daemons: Seen) -> None:
-        """Draw it, in a thread: a terminal may have been stopped (Ctrl-S)."""
-        # Not abandoned when cancelled, or it would draw once the screen is left.
-        async with self._drawing:
-            await trio.to_thread.run_sync(self._draw, daemons)
-
-    def leave(self) -> None:
-        """Back to the screen there was."""
-        self._live.stop()
-
-    async def heed_signals(self, look: Callable[[], None]) -> None:
-        """Ctrl-Z leaves the screen before it stops us, and a window of another size is drawn anew; for ever."""
-        if sys.platform == "win32":
-            return  # it has neither
-        with trio.open_signal_receiver(signal.SIGTSTP, signal.SIGWINCH) as signals:
-            async for number in signals:
-                if number == signal.SIGTSTP:
-                    async with self._drawing:
-                        self.leave()
-                        os.kill(os.getpid(), signal.SIGSTOP)
-                look()
-
-    def _draw(self, daemons: Seen) -> None:
-        # Rich believes COLUMNS and LINES first, which were true when this was started.
-        with contextlib.suppress(OSError):
-            size = os.get_terminal_size(sys.stdout.fileno())
-            if size.columns and size.lines:  # as of no terminal that nobody has told its size
-                self._live.console.size = size
-        if not self._live.is_started:
-            self._live.start()
-        self._live.update(_table(daemons, self._live.console.height - _LINES_BESIDE), refresh=True)
+        """Draw it anew."""
+        await self._screen.show(partial(_table, daemons))
 
 
-def _table(daemons: Seen, most: int) -> Table:
+def _table(daemons: Seen, lines: int) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
+    most = lines - LINES_BESIDE
     counts = ", ".join(
         f"{count} {state.value}"
-        for state in _COLOURS
+        for state in COLOURS
         if (count := sum(each is state for _, each in daemons))
     )
     more = f"; {len(daemons) - most} are not shown" if len(daemons) > most else ""
@@ -184,6 +146,6 @@ def _table(daemons: Seen, most: int) -> Table:
         cells = [
             Text(cell, no_wrap=True, overflow="ellipsis") for cell in tables.daemon_row(info, state)
         ]
-        cells[1].stylize(_COLOURS.get(state, ""))
+        cells[1].stylize(COLOURS.get(state, ""))
         table.add_row(*cells)
     return table

@@ -28,6 +28,8 @@ class Announcement:
     daemon_command: str
     """A line for a shell."""
     operator_command: str
+    bootstrap_line: str
+    """Another, for where there is no daemon yet, and only Python; empty where none is handed out."""
     elsewhere: bool
     """Other machines reach it, too: by this machine's name, not by the address in the URL."""
     refuses_strangers: bool
@@ -42,6 +44,7 @@ class Announcement:
         *,
         join_token_file: Path | None = None,
         ca_pin: str | None = None,
+        bootstrap_command: str | None = None,
     ) -> Self:
         """What there is to say of the controller at `url`.
 
@@ -51,6 +54,7 @@ class Announcement:
             operator_token_file: what a command has to be told; None: it finds the token by itself, and the CA.
             join_token_file: what a daemon has to be given to join; None: it needs nothing, or what they share.
             ca_pin: of its own CA, if it has one.
+            bootstrap_command: what fetches the script that it hands out, if it does.
         """
         daemon = ["sandd", "daemon", "--server-url", url, "--daemon-id", "worker-1"]
         if ca_pin is not None:
@@ -74,6 +78,7 @@ class Announcement:
             url,
             shlex.join(daemon),
             shlex.join(operator),
+            _bootstrap_line(bootstrap_command, daemon_token_file),
             elsewhere,
             refuses_strangers=not (is_here or options.insecure or options.token is not None),
         )
@@ -83,8 +88,19 @@ class Announcement:
         hint = ", elsewhere with this machine's name in the URL" if self.elsewhere else ""
         if self.refuses_strangers:
             hint += "\n  daemons of other machines are refused: they need --token-file (or --insecure) here"
+        fresh = f"  a fresh one:  {self.bootstrap_line}\n" if self.bootstrap_line else ""
         return (
             f"sandd: a controller at {self.url}{hint}\n"
-            f"  a daemon:     {self.daemon_command}\n"
+            f"  a daemon:     {self.daemon_command}\n{fresh}"
             f"  who is there: {self.operator_command}"
         )
+
+
+def _bootstrap_line(command: str | None, token_file: Path | None) -> str:
+    """Fetch, and run. The token goes by the environment: whoever lists processes, or reads this line, has it not."""
+    if command is None:
+        return ""
+    given = ""
+    if token_file is not None:
+        given = f'SANDD_TOKEN="$(cat {shlex.quote(str(token_file.absolute()))})" '
+    return f"{command} | {given}sh -s -- --daemon-id worker-1"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sandd.standalone.options import ControllerOptions
 
 CANT_SERVE = 125
+CRASHED = 70
+"""Exit code of a defect of ours: EX_SOFTWARE of sysexits.h, as of the daemon."""
 COLLECTED_OBJECTS = (50_000, 20, 50)
 """New objects, in containers, after which cycles are looked for: with thousands of connections Python's 700
 would cost a quarter of a processor."""
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     from sandd.standalone.options import parse_controller_options
 
     def fail(why: object, code: int) -> int:
-        sys.stderr.write(f"{prog}: error: {logs.printable(str(why))}\n")
+        sys.stderr.write(f"{prog}: error: {logs.masked(logs.printable(str(why)))}\n")
         return code
 
     def read_options() -> ControllerOptions:
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
         # Not before: --help, --version and a bad option are answered in half the time without.
         import trio
 
+        from sandd._core.service_manager import open_service_manager
         from sandd.command_line.stopping import Failure
         from sandd.standalone.program import run_controller
 
@@ -59,18 +62,24 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
         gc.set_threshold(*COLLECTED_OBJECTS)
         early.running = True
 
-        async def program() -> None:
-            await run_controller(
-                options,
-                read_again=read_options,
-                stop_requested=lambda: early.requested,
-                reload_requested=lambda: early.reload_requested,
-            )
-
         try:
-            trio.run(program)
+            with open_service_manager(os.environ, os.getpid()) as manager:
+
+                async def program() -> None:
+                    await run_controller(
+                        options,
+                        read_again=read_options,
+                        stop_requested=lambda: early.requested,
+                        reload_requested=lambda: early.reload_requested,
+                        manager=manager,
+                    )
+
+                trio.run(program)
         except (ConfigurationError, Failure) as error:
             return fail(error, CANT_SERVE)
+        except Exception:  # a defect of ours: told as all else is, whatever reads the log
+            logs.get_logger("controller").exception("crashed")
+            return CRASHED
         return 0
     finally:
         early.over()

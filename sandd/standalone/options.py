@@ -16,10 +16,12 @@ from sandd._core.identity.tokens import is_token
 from sandd._core.program_options import (
     Parser,
     add_common_options,
+    add_metrics_options,
     gather,
     read_boolean,
     read_log_format,
     read_log_level,
+    read_metrics,
     read_number,
     read_token,
 )
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
+    from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.program_options import LogFormat
     from sandd._core.tls.contexts import ClientCertificates
 
@@ -56,6 +59,8 @@ class ControllerOptions:
     """What operators must know; None: what is in the state directory, made there if need be."""
     print_join: bool = False
     """Make a join token at the start, and tell the daemon's command with it."""
+    bootstrap: bool = False
+    """Hand out the daemon, and a script that runs it."""
     policy: Path | None = None
     """What may be asked of daemons; None: what their own policies allow."""
     tls: Literal["auto"] | tuple[Path, Path] | None = None
@@ -69,6 +74,8 @@ class ControllerOptions:
     audit: bool = False
     audit_on_full: Literal["refuse", "run"] = "refuse"
     rate_limits: RateLimits = field(factory=RateLimits)
+    metrics: MetricsAddress | None = None
+    """Where its figures are to be had; None: nowhere."""
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
 
@@ -83,8 +90,10 @@ class ControllerOptions:
 
 _NAMES: Final = (
     *("host", "port", "state_dir", "token_file", "operator_token_file", "print_join", "insecure"),
+    "bootstrap",
     *("audit", "audit_on_full"),
     *("heartbeat", "dead_after", "max_handshakes_per_second", "rate_limits", "policy"),
+    *("metrics_address", "metrics_token_file"),
     *("tls", "tls_cert", "tls_key", "tls_name", "client_certificates"),
     *("log_level", "log_format", "config"),
 )
@@ -144,6 +153,13 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         const=True,
         help="make a token by which one daemon may join within 15 minutes, in the state directory, and tell "
         "the command for it",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        action="store_const",
+        const=True,
+        help="hand out the daemon to whoever asks, and tell the line for a shell by which a machine with only Python "
+        "and curl has one (--print-join does so, too)",
     )
     parser.add_argument(
         "--policy",
@@ -210,6 +226,7 @@ def add_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="commands and sessions that may be started per second, and at once, by each operator, by each "
         "tenant and on each daemon: operator=10:50,daemon=5 (default: as many as anybody likes)",
     )
+    add_metrics_options(parser)
     add_common_options(parser, version)
 
 
@@ -239,6 +256,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         )
     if asks != "off" and tls is None:
         raise ConfigurationError("--client-certificates is for TLS: say --tls auto, or --tls-cert")
+    print_join = read_boolean("--print-join", given.get("print_join", False))
     return ControllerOptions(
         tls=tls,
         tls_names=names,
@@ -250,7 +268,8 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         token=None if token_file is None else read_secret(token_file),
         operator_token_file=operator_token_file,
         operator_token=None if operator_token_file is None else read_secret(operator_token_file),
-        print_join=read_boolean("--print-join", given.get("print_join", False)),
+        print_join=print_join,
+        bootstrap=read_boolean("--bootstrap", given.get("bootstrap", print_join)),
         policy=_path(given, "policy"),
         insecure=read_boolean("--insecure", given.get("insecure", False)),
         heartbeat=heartbeat,
@@ -264,6 +283,7 @@ def _build(given: dict[str, Any]) -> ControllerOptions:
         audit=read_boolean("--audit", given.get("audit", False)),
         audit_on_full=_on_full(given.get("audit_on_full", "refuse")),
         rate_limits=_rate_limits(given.get("rate_limits", "")),
+        metrics=read_metrics(given),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
     )

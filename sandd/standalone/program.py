@@ -20,6 +20,7 @@ from sandd._core.audit.options import AuditOptions
 from sandd._core.controller_state import TOKEN_FILE, DirectoryTaken, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.service_manager import NOBODY
 from sandd._core.state_directory import replace_file
 from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
@@ -31,6 +32,7 @@ from sandd.standalone.options import read_secret
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from sandd._core.service_manager import ServiceManager
     from sandd.controller import Controller
     from sandd.standalone.options import ControllerOptions
 
@@ -47,6 +49,7 @@ async def run_controller(
     read_again: Callable[[], ControllerOptions],
     stop_requested: Callable[[], bool],
     reload_requested: Callable[[], bool],
+    manager: ServiceManager = NOBODY,
 ) -> None:
     """Be a controller until SIGTERM or SIGINT.
 
@@ -55,18 +58,20 @@ async def run_controller(
         read_again: what it is told now; ConfigurationError if that can't be used.
         stop_requested: whether a signal came before this could catch it.
         reload_requested: the same of SIGHUP.
+        manager: who hears how it stands.
 
     Raises:
         ConfigurationError: the state directory can't be used, or is another controller's.
         Failure: the address can't be listened on.
     """
-    program = Program(options, read_again)
+    program = Program(options, read_again, manager)
     with trio.open_signal_receiver(*STOP_SIGNALS, *reload_signals()) as signals:
         if stop_requested():
             return
         program.reload_is_due = reload_requested()
         async with open_unwrapping_nursery() as nursery:
             nursery.start_soon(program.heed, signals)
+            nursery.start_soon(manager.attend, program.status)
             with program.scope:
                 await program.serve()
             nursery.cancel_scope.cancel()
@@ -79,6 +84,7 @@ class Program:
 
     options: ControllerOptions
     _read_again: Callable[[], ControllerOptions]
+    _manager: ServiceManager = NOBODY
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     """Around all that a stop ends; closing a controller is shielded from it, and bounded."""
     reload_is_due: bool = False
@@ -108,6 +114,9 @@ class Program:
                 max_handshakes_per_second=options.max_handshakes_per_second,
                 audit=AuditOptions(on_full=options.audit_on_full) if options.audit else False,
                 rate_limits=options.rate_limits,
+                metrics=None if options.metrics is None else str(options.metrics),
+                metrics_token=None if options.metrics is None else options.metrics.token,
+                bootstrap=options.bootstrap,
             )
             self._state_dir = state_dir
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
@@ -123,6 +132,7 @@ class Program:
                 await self._announce(self._controller)
                 if self.reload_is_due:
                     await self._reload()
+                self._manager.ready()
                 await trio.sleep_forever()
 
     async def heed(self, signals: AsyncIterator[int]) -> None:
@@ -130,11 +140,20 @@ class Program:
         async for number in signals:
             if number in STOP_SIGNALS:
                 log.info("stopping", signal=signal.Signals(number).name)
+                self._manager.stopping()
                 self.scope.cancel()
             elif self._controller is None:
                 self.reload_is_due = True
             else:
                 await self._reload()
+
+    def status(self) -> str:
+        """How it stands, for a person."""
+        if self._controller is None:
+            return "starting"
+        now = self._controller.statistics()
+        daemons = f"{now.daemons_online} daemons online, {now.daemons_away} away"
+        return f"serving at {self._controller.url}: {daemons}"
 
     async def _announce(self, controller: Controller) -> None:
         assert self._token_file is not None
@@ -147,12 +166,14 @@ class Program:
             None if is_found else self._token_file,
             join_token_file=join_file,
             ca_pin=controller.ca_pin,
+            bootstrap_command=controller.bootstrap_command,
         )
         log.info(
             "ready",
             url=said.url,
             daemon_command=said.daemon_command,
             operator_command=said.operator_command,
+            **({"bootstrap_line": said.bootstrap_line} if said.bootstrap_line else {}),
         )
         # Nobody has to read them, and the controller serves whether somebody does or not.
         if self.options.log_format == "text":
@@ -175,16 +196,23 @@ class Program:
     async def _reload(self) -> None:
         """Take over what has changed, or nothing if any of it can't be used."""
         assert self._controller is not None
+        self._manager.reloading()
+        try:
+            await self._take_over(self._controller)
+        finally:
+            self._manager.ready()
+
+    async def _take_over(self, controller: Controller) -> None:
         try:
             options, operator_token = await trio.to_thread.run_sync(self._read_all_again)
             # First, as certificates that have changed are taken by themselves anyway.
-            if not await self._controller.reload_tls():
+            if not await controller.reload_tls():
                 raise ConfigurationError("the certificate can't be used; see the line before")
-            await self._controller.reload_policy()
+            await controller.reload_policy()
         except ConfigurationError as error:
             log.error("reload_failed", error=str(error))
             return
-        self._controller.set_tokens(token=options.token, operator_token=operator_token)
+        controller.set_tokens(token=options.token, operator_token=operator_token)
         logs.configure(options.log_level, options.log_format)
         for name in self.options.differing_for_good(options):
             log.warning("option_needs_restart", option=name)

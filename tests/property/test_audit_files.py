@@ -148,4 +148,4 @@ class AuditFiles(RuleBasedStateMachine):
         self.temporary.cleanup()
 
 
-TestAuditFiles = tried(AuditFiles)
+TestAuditFiles = tried(AuditFiles, quick_examples=50)  # each verifies the whole log after each step

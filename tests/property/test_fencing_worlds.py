@@ -224,5 +224,5 @@ class WorldWithCopies(HonestWorld):
         assert not ours & theirs or daemon.directory.origin == holder.directory.origin
 
 
-TestHonestWorld = tried(HonestWorld, at_least=400)
+TestHonestWorld = tried(HonestWorld, quick_examples=400)
 TestWorldWithCopies = tried(WorldWithCopies)

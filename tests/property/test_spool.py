@@ -355,4 +355,4 @@ class SpooledPair(StreamPair):
         assert (self.spool.used, self.sender.memory_bytes) == (0, 0)
 
 
-TestSpool = tried(SpooledPair, at_least=250)
+TestSpool = tried(SpooledPair, quick_examples=250)

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sandd._core import daemon_handle, remote_path
 from sandd._core.aio.calls import call
 from sandd._core.aio.jobs import Process, Session, take_back
 from sandd._core.aio.paths import RemotePath
 from sandd._core.aio.progress import reported_here
-from sandd._core.aio.streams import RemoteStream
+from sandd._core.aio.streams import Items, RemoteStream
 from sandd._core.aio.wrapping import Wrapper, calls, documented_as, gives, holds, plain
 from sandd._core.port_streams import RemoteStream as TrioRemoteStream
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from sandd._core.bridge import TrioThread
     from sandd._core.copying import Patterns, Progress
+    from sandd._core.daemon_statistics import DaemonStatistics
     from sandd._core.directory import DaemonInfo
     from sandd._core.specs import Text
     from sandd._core.transfers.result import TransferResult
     from sandd.wire import DaemonState
 
 Inner = daemon_handle.Daemon
+
+
+def _as_rounds(
+    thread: TrioThread[Any], rounds: AsyncIterator[DaemonStatistics]
+) -> AsyncIterator[DaemonStatistics]:
+    return Items(thread, rounds, lambda each: each)
 
 
 class Daemon(Wrapper[Inner]):
@@ -106,6 +114,8 @@ class Daemon(Wrapper[Inner]):
         return RemotePath._create(self, path)
 
     jobs = calls(Inner.jobs)
+    statistics = calls(Inner.statistics)
+    open_statistics = holds(Inner.open_statistics, _as_rounds)
     kill = calls(Inner.kill)
     forget = calls(Inner.forget)
     open_tcp_stream = gives(Inner.open_tcp_stream, RemoteStream, unwanted=TrioRemoteStream.abort)

@@ -18,7 +18,9 @@ from sandd._core.audit.escaping import canonical
 from sandd._core.audit.records import VERSION, RecordType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from sandd._core.audit.redaction import Redactor
 
 NOTHING_BEFORE: Final = "0" * 64
 """``prev`` of the very first line."""
@@ -47,29 +49,45 @@ class Chain:
     """Makes lines of what is to be written."""
 
     sign: Callable[[bytes], bytes]
-    write: Callable[[dict[str, Any]], bytes] = canonical
-    """Makes a line of fields: without what must not be in it."""
+    redactor: Redactor
+    """What must not be in a line."""
     position: Position = field(factory=Position)
 
-    def add(self, fields: dict[str, Any], *, ts: str, mono: float) -> bytes:
-        """The next line, without its newline."""
-        line = self.write(self._stamped(fields, ts, mono))
-        self.position = self.position.after(line)
-        return line
+    def add(self, each: Sequence[dict[str, Any]]) -> list[bytes]:
+        """The next lines, one for the `stamped` fields of each, without their newlines."""
+        lines, position = self._chained(each, canonical)
+        if self.redactor.is_in(b"\n".join(lines)):
+            lines, position = self._chained(each, self.redactor.line)
+        self.position = position
+        return lines
 
     def checkpoint(self, fields: dict[str, Any], *, ts: str, mono: float) -> bytes:
         """The next line, a signature of itself, and so of all before it."""
-        stamped = self._stamped({**fields, "type": RecordType.CHECKPOINT.value}, ts, mono)
-        signature = self.sign(signed_part(stamped))
-        line = canonical(stamped | {"signature": base64.b64encode(signature).decode("ascii")})
-        self.position = self.position.after(line)
+        place = self.position
+        said = {**fields, "type": RecordType.CHECKPOINT.value, "seq": place.seq, "prev": place.prev}
+        said = stamped(said, ts=ts, mono=mono)
+        signature = self.sign(signed_part(said))
+        line = canonical(said | {"signature": base64.b64encode(signature).decode("ascii")})
+        self.position = place.after(line)
         return line
 
-    def _stamped(self, fields: dict[str, Any], ts: str, mono: float) -> dict[str, Any]:
-        place = self.position
-        return {
-            **fields, "v": VERSION, "seq": place.seq, "prev": place.prev, "ts": ts, "mono": mono,
-        }  # fmt: skip
+    def _chained(
+        self, each: Sequence[dict[str, Any]], write: Callable[[dict[str, Any]], bytes]
+    ) -> tuple[list[bytes], Position]:
+        seq, prev = self.position.seq, self.position.prev
+        lines = []
+        for fields in each:
+            fields["seq"], fields["prev"] = seq, prev
+            line = write(fields)
+            seq, prev = seq + 1, hashlib.sha256(line).hexdigest()
+            lines.append(line)
+        return lines, Position(seq, prev)
+
+
+def stamped(fields: dict[str, Any], *, ts: str, mono: float) -> dict[str, Any]:
+    """These fields, with when it was."""
+    fields["v"], fields["ts"], fields["mono"] = VERSION, ts, mono
+    return fields
 
 
 def signed_part(fields: dict[str, Any]) -> bytes:

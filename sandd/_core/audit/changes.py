@@ -34,6 +34,24 @@ def certificate_refused(reason: str) -> Record:
     return Record(type=RecordType.CERTIFICATE, outcome="refused", reason=reason)
 
 
+def authority_rotated(step: str, authorities: Sequence[str]) -> Record:
+    """The CA's rotation has come to this step; these are trusted from now on, by hash."""
+    return Record(
+        type=RecordType.CERTIFICATE,
+        outcome="rotated",
+        result={"step": step, "authorities": list(authorities)},
+    )
+
+
+def certificate_issued(name: str, serial: str, not_after: float) -> Record:
+    """A client certificate was made, for the URI `name`."""
+    return Record(
+        type=RecordType.CERTIFICATE,
+        outcome="issued",
+        result={"name": name, "serial": serial, "not_after": not_after},
+    )
+
+
 def tokens_set(*, daemons: bool, operators: bool) -> Record:
     """Daemons and operators have to know other secrets from now on, or none is taken."""
     return Record(

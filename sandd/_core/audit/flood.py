@@ -1,15 +1,27 @@
-"""What strangers may cause to be written: some of it in full, of the rest the number."""
+"""What strangers, and each actor's refusals, may cause to be written: some of it in full, of the rest the number."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from attrs import define
+from attrs import define, field
+
+from sandd._core.audit.records import Record, RecordType
+from sandd._core.rate_limits.bounded_table import BoundedTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BURST: Final = 100
 """Refusals in full, at once: an attack is seen, and a cluster with a wrong token is seen whole."""
 PER_SECOND: Final = 1.0
 """And then: 86,400 lines a day, 30 MB."""
+MAX_ACTORS: Final = 1000
+"""Actors whose refusals are counted by themselves; further ones share a bucket. With the operators' common token
+anybody may have any name."""
+
+Actor: TypeAlias = tuple[str | None, str | None]
+"""Tenant and name."""
 
 
 @define
@@ -35,3 +47,62 @@ class Flood:
         """How many were left out since the last time."""
         count, self._left_out = self._left_out, 0
         return count
+
+    def is_full(self, now: float) -> bool:
+        """As many may be written as of one that was never heard of, and all that was left out has been told."""
+        idle = 0.0 if self._at is None else now - self._at
+        return not self._left_out and self._room + idle * PER_SECOND >= BURST
+
+
+@define(eq=False)
+class Floods:
+    """Who may still cause lines: strangers all together, and each actor by itself."""
+
+    _strangers: Flood = field(factory=Flood)
+    _others: Flood = field(factory=Flood)
+    """Actors there is no room to tell apart."""
+    _actors: BoundedTable[Actor, Flood] = field(
+        factory=lambda: BoundedTable(MAX_ACTORS, lambda flood, now: not flood.is_full(now))
+    )
+    _withheld: set[Actor] = field(factory=set)
+    """Actors of whom something was left out; they are in the table, which forgets none such."""
+
+    def admits_stranger(self, now: float) -> bool:
+        """Whether one more may be written that somebody has caused who was not let in."""
+        return self._strangers.admits(now)
+
+    def admits_refusal(self, record: Record, now: float) -> bool:
+        """Whether one more of its actor may be written."""
+        actor = (record.tenant, record.actor)
+        flood = self._actors.get(actor)
+        if flood is None:
+            flood = Flood()
+            self._actors.put(actor, flood, now)
+            if self._actors.get(actor) is None:
+                return self._others.admits(now)
+        if flood.admits(now):
+            return True
+        self._withheld.add(actor)
+        return False
+
+    def summaries(self) -> Iterator[Record]:
+        """What was left out since the last time, as numbers."""
+        for flood in (self._strangers, self._others):
+            yield from _left_out(flood, (None, None))
+        for actor in sorted(self._withheld, key=str):
+            flood_of_one = self._actors.get(actor)
+            assert flood_of_one is not None
+            yield from _left_out(flood_of_one, actor)
+        self._withheld.clear()
+
+
+def _left_out(flood: Flood, actor: Actor) -> Iterator[Record]:
+    count = flood.take_count()
+    if count:
+        yield Record(
+            type=RecordType.REFUSAL,
+            outcome="refused",
+            reason=f"{count} more were refused, and are not told one by one",
+            tenant=actor[0],
+            actor=actor[1],
+        )

@@ -104,17 +104,19 @@ class Redactor:
 
     def line(self, fields: dict[str, Any]) -> bytes:
         """The line that the fields come to, without secrets."""
-        line = canonical(fields)
-        # Hardly any line has one, and to look for them in the whole costs a tenth of looking in each text.
-        for each in self._in_lines:
-            if each in line:
-                return canonical(
-                    {
-                        name: said if name in _OF_THE_LOG else self.value(said)
-                        for name, said in fields.items()
-                    }
-                )
-        return line
+        return canonical(
+            {
+                name: said if name in _OF_THE_LOG else self.value(said)
+                for name, said in fields.items()
+            }
+        )
+
+    def is_in(self, lines: bytes) -> bool:
+        """Whether there may be a secret in lines that were made without looking for any.
+
+        Hardly any line has one, and to look for them in many at once costs a hundredth of looking in each text.
+        """
+        return any(each in lines for each in self._in_lines)
 
     def text(self, text: str) -> str:
         """The text without secrets."""

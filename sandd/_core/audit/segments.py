@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from attrs import define, frozen
 
 from sandd._core._errors import ConfigurationError
-from sandd._core.audit.chain import BadLine, Chain, Position, read_line
+from sandd._core.audit.chain import BadLine, Chain, Position, read_line, stamped
 from sandd._core.audit.escaping import canonical
 from sandd._core.audit.records import Record, RecordType
 from sandd._core.audit.redaction import without_given
@@ -161,7 +161,7 @@ class SegmentedLog:
             directory,
             key,
             segment_bytes,
-            Chain(key.sign, redactor.line),
+            Chain(key.sign, redactor),
             lock,
             secrets.token_hex(8),
         )
@@ -180,13 +180,13 @@ class SegmentedLog:
     def make_lines(self, records: Iterable[Stamped]) -> Lines:
         """The next lines, to be written before any others are made. Nothing of this blocks."""
         before = self._chain.position
-        lines = []
+        said = []
         for each in records:
             fields = each.record.fields
             if each.record.secrets:
                 fields = without_given(fields, each.record.secrets)
-            lines.append(self._chain_line(fields, each.at, each.mono))
-        return Lines(lines, before)
+            said.append(_stamped(fields, each.at, each.mono))
+        return Lines(self._chain.add(said), before)
 
     def append(self, made: Lines) -> None:
         """Write them, all or none; they are on the disk when this returns.
@@ -238,13 +238,10 @@ class SegmentedLog:
     def _name(self) -> str:
         return f"{self._number:06d}{SUFFIX}"
 
-    def _chain_line(self, fields: dict[str, Any], at: float, mono: float) -> bytes:
-        return self._chain.add(fields, ts=_shown(at), mono=round(mono, 6))
-
     def _add_own(self, fields: dict[str, Any]) -> None:
         """A line about the log itself."""
         before = self._chain.position
-        self._write([self._chain_line(fields, time.time(), time.monotonic())], before)
+        self._write(self._chain.add([_stamped(fields, time.time(), time.monotonic())]), before)
 
     def _write(self, lines: list[bytes], before: Position) -> None:
         """Append the lines, durably; if that fails the chain stands at `before` again."""
@@ -425,6 +422,10 @@ class SegmentedLog:
             self._file = -1
         self._broken = "the audit log is closed"
         self._lock.close()
+
+
+def _stamped(fields: dict[str, Any], at: float, mono: float) -> dict[str, Any]:
+    return stamped(fields, ts=_shown(at), mono=round(mono, 6))
 
 
 def _shown(at: float) -> str:

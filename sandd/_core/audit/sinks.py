@@ -22,10 +22,15 @@ class AuditSink(Protocol):
     def redactor(self) -> Redactor | None:
         """What is known to be secret, for those who write something else."""
 
-    def note(self, record: Record, *, from_stranger: bool = False) -> None:
+    def note(
+        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+    ) -> None:
         """It is written soon; nobody waits for it.
 
-        `from_stranger`: somebody who wasn't let in caused it, and so may not fill the disk with it.
+        Args:
+            record: what happened.
+            from_stranger: somebody who wasn't let in caused it, and so may not fill the disk with it.
+            is_refusal: its actor was refused what he asked for, and may not fill the disk with that either.
         """
 
     def commit(self, record: Record, done: Callable[[str | None], None]) -> None:
@@ -41,7 +46,9 @@ class NoAudit:
     is_on: ClassVar[bool] = False
     redactor: ClassVar[None] = None
 
-    def note(self, record: Record, *, from_stranger: bool = False) -> None:
+    def note(
+        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+    ) -> None:
         """See `AuditSink`."""
 
     def commit(self, record: Record, done: Callable[[str | None], None]) -> None:

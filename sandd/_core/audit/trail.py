@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from attrs import define
@@ -33,6 +34,7 @@ _TARGETS: Final = ("path", "job_id", "target", "pattern")
 """Fields of a request that say what it is about."""
 _LIMITS: Final = ("user", "timeout", "idle_timeout", "kill_grace", "lease", "detach", "shell")
 """Fields of a program's spec that bound it, or widen what it may do."""
+_limits_of: Final = attrgetter(*_LIMITS)
 
 
 @define(eq=False)
@@ -44,6 +46,8 @@ class TrackedJob:
     """SHA-256 of the spec that is on record; None: it was there before us."""
     instance: str
     kind: str | None = None
+    trace: str = ""
+    """What joins it to what others have recorded of it."""
     client: str = ""
     """Who was the latest to ask for it by that spec."""
     started: bool = False
@@ -76,6 +80,7 @@ class JobTrail:
         """What is to be on the disk before the Attach is passed on."""
         assert message.spec is not None
         said = _describe(message.spec)
+        said["trace"] = message.trace or None
         said["policy"] = ",".join(self._policies_of(key[1])) or None
         return _record(RecordType.REQUEST, key, actor, outcome="asked", **said)
 
@@ -84,7 +89,7 @@ class JobTrail:
         assert message.spec is not None
         job = self._jobs.get(key)
         if job is None or not _is_asked_for(job, message):
-            job = TrackedJob(key, digest(message.spec), message.instance, kind)
+            job = TrackedJob(key, digest(message.spec), message.instance, kind, message.trace)
         job.client = message.client
         self._remember(job)
 
@@ -115,7 +120,8 @@ class JobTrail:
                 reason=refused.message,
                 policy=refused.policy_hash or None,
                 result={"by": by},
-            )
+            ),
+            is_refusal=True,
         )
 
     def stopped(self, key: JobKey, actor: str) -> None:
@@ -156,16 +162,19 @@ class JobTrail:
         *,
         reason: str | None = None,
     ) -> None:
-        said = {name: each for name, each in result.items() if each or name == "code"}
+        daemon, tenant, job_id = job.key
         self._sink.note(
-            _record(
-                what,
-                job.key,
-                actor,
+            Record(
+                type=what,
                 outcome=outcome,
-                kind=job.kind,
-                result=said,
                 reason=reason or None,
+                tenant=tenant,
+                actor=actor,
+                daemon=daemon,
+                job=job_id,
+                kind=job.kind,
+                result={name: each for name, each in result.items() if each or name == "code"},
+                trace=job.trace or None,
             )
         )
 
@@ -209,8 +218,8 @@ def _describe(spec: bytes) -> dict[str, Any]:
         said["env"] = tuple(sorted(asked.env)) or None
         said["limits"] = {
             name: each
-            for name in _LIMITS
-            if (each := getattr(asked, name)) is not None and each is not False
+            for name, each in zip(_LIMITS, _limits_of(asked), strict=True)
+            if each is not None and each is not False
         }
         if asked.env:
             said["secrets"] = secrets_in(asked.env)
@@ -236,15 +245,12 @@ def _target(asked: wire.Request) -> str | None:
 
 
 def _of_exit(event: wire.Exited) -> dict[str, Any]:
-    finals = {
-        name: event.finals.get(stream, 0)
-        for name, stream in (("stdout", wire.Stream.OUTPUT), ("stderr", wire.Stream.ERROR))
-    }
     return {
         "code": event.code,
         "signal": event.signal,
         "seconds": round(event.seconds, 6),
         "pid": event.pid,
         "pipes_held": event.pipes_held,
-        **finals,
+        "stdout": event.finals.get(wire.Stream.OUTPUT, 0),
+        "stderr": event.finals.get(wire.Stream.ERROR, 0),
     }

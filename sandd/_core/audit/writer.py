@@ -6,6 +6,7 @@ more there is to write, the more of it shares one sync. What nobody waits for ma
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from functools import partial
@@ -13,20 +14,24 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 from attrs import define, field
+from outcome import Value, capture
 
 from sandd._core._errors import ConfigurationError
-from sandd._core.audit.flood import Flood
+from sandd._core.audit.flood import Floods
 from sandd._core.audit.keys import KEY_FILE, make_key
 from sandd._core.audit.records import Record, RecordType
 from sandd._core.audit.redaction import Redactor
 from sandd._core.audit.segments import Lines, SegmentedLog, Stamped
 from sandd._core.interrupts import protected_context
 from sandd._core.logs import get_logger
+from sandd._core.metrics.audit_counts import AuditCounts
 from sandd._core.nurseries import open_unwrapping_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
+
+    from outcome import Outcome
 
     from sandd._core.audit.options import AuditOptions
 
@@ -46,7 +51,7 @@ RETRY_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 5.0
 """For the rest, when the controller closes: a disk that hangs must not keep it."""
 LOOK_SECONDS: Final = 1.0
-"""How often it is looked whether a checkpoint is due."""
+"""How often it is looked whether a checkpoint is due, and whether it is to be told what was left out."""
 FULL: Final = "the audit log can't be written, so nothing is run: "
 
 
@@ -70,7 +75,7 @@ async def open_audit_log(
         ConfigurationError: it can't be gone on with; see `SegmentedLog.open`.
     """
     redactor = Redactor([*options.secrets, *secrets])
-    limiter = trio.CapacityLimiter(1)  # of its own: one thread writes, whatever others do
+    limiter = trio.CapacityLimiter(1)  # of its own, whatever others do
 
     def open_file() -> SegmentedLog:
         directory = state_dir / LOG_DIRECTORY
@@ -82,7 +87,7 @@ async def open_audit_log(
 
     with trio.CancelScope(shield=True):  # a log that was opened has to be closed
         file = await trio.to_thread.run_sync(open_file, limiter=limiter)
-    opened = AuditLog(file, options, limiter, redactor)
+    opened = AuditLog(file, options, redactor)
     opened.note(Record(type=RecordType.CONTROLLER, outcome="started"))
     async with open_unwrapping_nursery() as nursery:
         nursery.start_soon(opened._serve)
@@ -99,17 +104,19 @@ class AuditLog:
 
     _file: SegmentedLog
     _options: AuditOptions
-    _limiter: trio.CapacityLimiter
     redactor: Redactor
     settle: Callable[[], None] = field(default=lambda: None)
     """Called when some have heard that their records are safe, or can't be written."""
     is_on: ClassVar[bool] = True
     failure: str | None = None
     """Why nothing can be written at present."""
+    counts: AuditCounts = field(factory=AuditCounts)
     _waiting: list[Waiting] = field(factory=list)
     _under_way: list[Waiting] = field(factory=list)
     """Those that the thread has."""
-    _flood: Flood = field(factory=Flood)
+    _floods: Floods = field(factory=Floods)
+    _summed_at: float = 0.0
+    """When it was last told what was left out."""
     _lost: int = 0
     """Notes there was no room for while the disk was full."""
     _came: trio.Event = field(factory=trio.Event)
@@ -128,9 +135,13 @@ class AuditLog:
     # -- for those who have something to tell
 
     @trio.lowlevel.enable_ki_protection
-    def note(self, record: Record, *, from_stranger: bool = False) -> None:
+    def note(
+        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+    ) -> None:
         """See `AuditSink`."""
-        if from_stranger and not self._flood.admits(trio.current_time()):
+        if from_stranger and not self._floods.admits_stranger(trio.current_time()):
+            return
+        if is_refusal and not self._floods.admits_refusal(record, trio.current_time()):
             return
         self._add(record, None)
 
@@ -154,13 +165,18 @@ class AuditLog:
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self) -> None:
-        with self._scope:
-            while not self._closing or self._waiting:
-                await self._until_due()
-                if not await self._write_batch() and not self._closing:
-                    await trio.sleep(RETRY_SECONDS)
-            await self._in_thread(self._file.close)
-            return
+        try:
+            with self._scope:
+                while not self._closing or self._waiting:
+                    await self._until_due()
+                    if not await self._write_batch() and not self._closing:
+                        await trio.sleep(RETRY_SECONDS)
+                await self._in_thread(self._file.close)
+                return
+        except BaseException:  # what an answer has raised
+            self._abandoned = True
+            self._let_go_if_abandoned()
+            raise
         # The disk has hung, and may go on with it: the thread that it holds has the file.
         self._abandoned = True
         self._let_go_if_abandoned()
@@ -175,12 +191,14 @@ class AuditLog:
                 await self._came.wait()
             if not self._waiting:
                 await self._keep_up()
-        if not self._closing:
+        if not (self._closing or self._urgent.is_set()):  # else to wait would be a turn of the loop
             with trio.move_on_after(GROUP_SECONDS):
                 await self._urgent.wait()
 
     async def _write_batch(self) -> bool:
         """Write what there is; False if that can't be done."""
+        if trio.current_time() - self._summed_at >= LOOK_SECONDS:
+            self._tell_left_out()  # also where there is never a moment in which nothing is written
         self._came, self._urgent = trio.Event(), trio.Event()
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         if self._waiting:
@@ -191,27 +209,35 @@ class AuditLog:
         try:
             # Made here, and not by the thread: two that want the interpreter would wait for each other.
             made = self._file.make_lines(self._with_counts(batch))
-            await self._in_thread(partial(self._append, made))
+            await self._in_thread(
+                partial(self._append, made), then=partial(self._written, batch, lost)
+            )
         except OSError as error:
             self._fail(batch, error)
             return False
+        return True
+
+    def _written(self, batch: list[Waiting], lost: int) -> None:
         if self.failure is not None:
             log.warning("audit_log_recovered", path=str(self._file.directory))
         self.failure = None
+        self.counts.records += len(batch)
         self._lost -= lost  # more may have come meanwhile
         self._under_way = []
         self._answer(batch, None)
-        return True
 
     def _append(self, made: Lines) -> None:
         self._file.append(made)
         self._keep_up_quietly()
 
     async def _keep_up(self) -> None:
-        left_out = self._flood.take_count()
-        if left_out:
-            self._add(_left_out(left_out), None)
+        self._tell_left_out()
         await self._in_thread(self._keep_up_quietly)
+
+    def _tell_left_out(self) -> None:
+        self._summed_at = trio.current_time()
+        for each in self._floods.summaries():
+            self._add(each, None)
 
     def _keep_up_quietly(self) -> None:
         try:
@@ -237,6 +263,7 @@ class AuditLog:
                 error=str(error),
                 on_full=self._options.on_full,
             )
+            self.counts.failures += 1
         self.failure = error.strerror or str(error)
         self._under_way = []
         asked = [each for each in (*batch, *self._waiting) if each.done is not None]
@@ -260,17 +287,46 @@ class AuditLog:
 
     def _answer(self, batch: list[Waiting], refusal: str | None) -> None:
         answered = False
+        now = time.monotonic()
         for each in batch:
             if each.done is not None:
+                self.counts.hold.observe(now - each.stamped.mono)
                 each.done(refusal)
                 answered = True
         if answered:
             self.settle()
 
-    async def _in_thread(self, work: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(
-            self._use, work, limiter=self._limiter, abandon_on_cancel=True
-        )
+    async def _in_thread(
+        self, work: Callable[[], None], *, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have a thread do the work, and do at once what follows when it is done.
+
+        Not by `trio.to_thread`: there all other tasks have their turn before the thread hears of the work, and again
+        before its end is heard of; with many commands in flight a turn takes longer than the disk. Cancelled, the
+        thread is left alone with it.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+        is_left_alone = False
+
+        def leave_alone(_: object) -> trio.lowlevel.Abort:
+            nonlocal is_left_alone
+            is_left_alone = True
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        def hear(result: Outcome[None]) -> None:
+            if is_left_alone:
+                return
+            if isinstance(result, Value):
+                result = capture(then)
+            trio.lowlevel.reschedule(task, result)
+
+        def tell(result: Outcome[None]) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(hear, result)
+
+        trio.lowlevel.start_thread_soon(partial(self._use, work), tell)
+        await trio.lowlevel.wait_task_rescheduled(leave_alone)
 
     def _use(self, work: Callable[[], None]) -> None:
         try:
@@ -289,15 +345,8 @@ class AuditLog:
 
     def _close(self) -> None:
         """Have the task write the rest, and end."""
-        left_out = self._flood.take_count()
-        if left_out:
-            self._add(_left_out(left_out), None)
+        self._tell_left_out()
         self._closing = True
         self._scope.deadline = trio.current_time() + CLOSE_SECONDS
         self._came.set()
         self._urgent.set()
-
-
-def _left_out(count: int) -> Record:
-    reason = f"{count} more were refused, and are not told one by one"
-    return Record(type=RecordType.REFUSAL, outcome="refused", reason=reason)

@@ -25,7 +25,7 @@ from sandd._core.identity.tokens import TokenKind
 from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 DATABASE_FILE: Final = "sandd.db"
@@ -37,7 +37,16 @@ FORGOTTEN_SECONDS: Final = 30 * 86400.0
 """How long what is over stays in lists."""
 MAX_DAEMONS: Final = 1_000_000
 """Records of daemons: ten times those that a controller knows at once."""
+MAX_CHANGES: Final = 10_000
+"""Changes kept for a controller that doesn't run, or has no audit log; then the oldest go: 5 MB."""
+CHANGES_AT_ONCE: Final = 100
+"""Read in one turn."""
 _VERSION: Final = 1
+_CHANGES: Final = """
+CREATE TABLE IF NOT EXISTS changes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, said TEXT NOT NULL
+)
+"""
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE tokens (
@@ -58,6 +67,17 @@ CREATE INDEX daemons_by_state ON daemons (state) WHERE state != 'active';
 
 
 @frozen
+class Change:
+    """Something that a command has changed, for the controller's audit log."""
+
+    seq: int
+    at: float
+    """In seconds since 1970."""
+    said: str
+    """Fields of a record, as JSON."""
+
+
+@frozen
 class NameTaken:
     """The id is another daemon's, which has joined before."""
 
@@ -74,6 +94,14 @@ class Stale:
     """The key is of a generation that a later one has replaced: there are two that have it."""
 
     daemon: EnrolledDaemon
+
+
+@frozen
+class Unrecorded:
+    """It may come, and can't be given its next key, since that couldn't be put on record."""
+
+    daemon: EnrolledDaemon
+    reason: str
 
 
 class IdentityDatabase:
@@ -166,12 +194,26 @@ class IdentityDatabase:
 
     def login(
         self, uid: str, generation: int, instance: str, now: float
-    ) -> EnrolledDaemon | Stale | None:
+    ) -> EnrolledDaemon | Stale | Unrecorded | None:
         """A daemon, that has proven to have the key of this generation, comes; None: it is forgotten.
 
         A key is good until a later one was used. Each instance is given the next one: so of two that have one key
-        the first to use its next makes the other's stale.
+        the first to use its next makes the other's stale. While nothing can be written, who has the latest key
+        that was used comes by that, and is given no other.
         """
+        try:
+            return self._login(uid, generation, instance, now)
+        except sqlite3.OperationalError as error:  # a full disk, say; reading may go on
+            daemon = self.daemon(uid)
+            is_latest = daemon is not None and daemon.generation == generation
+            if daemon is None or daemon.state is not EnrolmentState.ACTIVE or not is_latest:
+                raise
+            # To give it a key that isn't on record could give one key to two.
+            return Unrecorded(evolve(daemon, offered=generation), str(error))
+
+    def _login(
+        self, uid: str, generation: int, instance: str, now: float
+    ) -> EnrolledDaemon | Stale | None:
         with self._changing(durably=False):
             daemon = self.daemon(uid)
             if daemon is None or daemon.state is EnrolmentState.FORGOTTEN:
@@ -257,22 +299,53 @@ class IdentityDatabase:
                 "DELETE FROM daemons WHERE state = 'forgotten' AND seen_at < ?", (before,)
             )
 
+    # -- what is told of it
+
+    @contextlib.contextmanager
+    def journaled(self, said: Mapping[str, Any], now: float) -> Iterator[None]:
+        """What is changed in this block is told to the controller, or not changed: both, or neither."""
+        with self._changing():
+            added = self._connection.execute(
+                "INSERT INTO changes (at, said) VALUES (?, ?)", (now, json.dumps(dict(said)))
+            )
+            assert added.lastrowid is not None
+            oldest = added.lastrowid - MAX_CHANGES
+            self._connection.execute("DELETE FROM changes WHERE seq <= ?", (oldest,))
+            yield
+
+    def changes(self, after: int) -> list[Change]:
+        """What was told to the controller behind that number; the oldest of it, in order."""
+        rows = self._connection.execute(
+            "SELECT seq, at, said FROM changes WHERE seq > ? ORDER BY seq LIMIT ?",
+            (after, CHANGES_AT_ONCE),
+        ).fetchall()
+        return [Change(row["seq"], row["at"], row["said"]) for row in rows]
+
+    def drop_changes(self, up_to: int) -> None:
+        """Those up to that number were heard."""
+        with self._changing():
+            self._connection.execute("DELETE FROM changes WHERE seq <= ?", (up_to,))
+
     # -- inside
 
     @contextlib.contextmanager
     def _changing(self, *, durably: bool = True) -> Iterator[None]:
         """One transaction, whose place in the order of all is settled before anything is read.
 
-        Not `durably`: a power cut may undo it, and nothing else.
+        Not `durably`: a power cut may undo it, and nothing else. Inside of another it is a part of that.
         """
+        if self._connection.in_transaction:
+            yield
+            return
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if durably else 'NORMAL'}")
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite itself undoes what a full disk ends
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     def _select(self, table: str, condition: str, *values: Any) -> list[sqlite3.Row]:
         # Both are texts of this module.
@@ -320,6 +393,7 @@ def open_database(directory: Path) -> IdentityDatabase:
                     f"{path} was written by another release of sandd (version {version} of its tables); "
                     "use that, or another state directory"
                 )
+            connection.execute(_CHANGES)
             # In the transaction: of two programs that make the file one makes the key.
             database.master_key = _master_key(directory / KEY_FILE, is_new=version == 0)
         return database

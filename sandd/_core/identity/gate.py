@@ -23,7 +23,8 @@ from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.audit.changes import daemon_changed, token_changed
 from sandd._core.audit.sinks import NO_AUDIT
-from sandd._core.identity.database import NameTaken, NotAllowed, Stale
+from sandd._core.identity.database import NameTaken, NotAllowed, Stale, Unrecorded
+from sandd._core.identity.journal import Journal
 from sandd._core.identity.passes import Passes
 from sandd._core.identity.proofs import daemon_secret, proves_secret, proves_token
 from sandd._core.identity.records import EnrolledDaemon, EnrolmentState
@@ -55,6 +56,11 @@ LOCKED_RETRY: Final = 60.0
 """Seconds after which a locked daemon may ask again."""
 TAKEN_RETRY: Final = 10.0
 """Seconds after which a daemon may ask again for an id that is another's."""
+UNUSABLE_RETRY: Final = 10.0
+"""Seconds after which somebody may ask again who couldn't be put on record."""
+RAISED_SECONDS: Final = 60.0
+"""How long it is remembered that a daemon came with a later key. It matters to Hellos that were under way then: they
+have ten seconds from the challenge on, and wait for a busy database for five more."""
 COPIED: Final = "it came with a key that a later one has replaced: its state directory was copied, or rolled back"
 OPERATOR_URI: Final = "sandd:operator:"
 """So begins what is in an operator's certificate."""
@@ -103,7 +109,7 @@ class Gate:
     passes: Passes = field(factory=Passes)
     audit: AuditSink = NO_AUDIT
     _raised: dict[str, tuple[int, float]] = field(factory=dict)
-    """The latest generation of each daemon's key that was used, by uid, and when that began."""
+    """The latest generation of each daemon's key that was used, by uid, and when that began; the earliest first."""
     _clock: Callable[[], float] = time.time
 
     # -- daemons
@@ -126,11 +132,28 @@ class Gate:
             channel_binding: of the connection, if TLS ends here; else b"".
             certificate: the URI in the certificate that it has shown, which has to be its own; None: it has none.
         """
-        hello, challenge = greeting.hello, greeting.challenge
+        hello = greeting.hello
         if not isinstance(hello, wire.Hello):
             raise RemoteProtocolError(
                 f"the daemon opened with {type(hello).__name__}, not with a Hello"
             )
+        try:
+            return await self._judge_daemon(
+                given, greeting, hello, is_loopback, channel_binding, certificate
+            )
+        except sqlite3.Error as error:
+            return _unusable(error)
+
+    async def _judge_daemon(
+        self,
+        given: Pass,
+        greeting: Greeting,
+        hello: wire.Hello,
+        is_loopback: bool,
+        channel_binding: bytes,
+        certificate: str | None,
+    ) -> wire.Reject | None:
+        challenge = greeting.challenge
         problem = check_hello(hello)
         if problem is not None:
             return problem
@@ -151,11 +174,11 @@ class Gate:
                 return await self._join(given, self.store, hello, challenge, certificate)
             case CredentialKind.KEY if self.store is not None:
                 secret = daemon_secret(self.store.master_key, hello.key_id, hello.generation)
-                if proves_secret(hello, challenge, secret):
-                    reject = await self._log_in(given, self.store, hello, greeting.challenged_at)
-                    if reject is None and not _fits(certificate, "daemon", given.uid, given.name):
-                        return REFUSED_DAEMON
-                    return reject
+                # The certificate comes first: a key that is refused is not one that was used.
+                if proves_secret(hello, challenge, secret) and await self._fits_enrolled(
+                    certificate, self.store, hello.key_id
+                ):
+                    return await self._log_in(given, self.store, hello, greeting.challenged_at)
         return REFUSED_DAEMON
 
     async def _admit_unenrolled(self, given: Pass, hello: wire.Hello) -> wire.Reject | None:
@@ -206,6 +229,13 @@ class Gate:
         latest = await store.ask(lambda database: database.daemon(joined.uid))
         return self._let_in(given, store, latest, hello, has=0)
 
+    async def _fits_enrolled(self, certificate: str | None, store: Store, uid: str) -> bool:
+        """Whether the certificate is that of the daemon of this uid, or there is none."""
+        if _fits(certificate, "daemon", uid):
+            return True
+        daemon = await store.ask(lambda database: database.daemon(uid))
+        return daemon is not None and _fits(certificate, "daemon", daemon.name)
+
     async def _log_in(
         self, given: Pass, store: Store, hello: wire.Hello, challenged_at: float
     ) -> wire.Reject | None:
@@ -215,6 +245,13 @@ class Gate:
                 hello.key_id, hello.generation, hello.instance, self._clock()
             )
         )
+        if isinstance(daemon, Unrecorded):
+            log.error(
+                "login_not_recorded",
+                daemon_id=daemon.daemon.name,
+                reason=f"{daemon.reason}; it was let in by the key that it has, and got no new one",
+            )
+            daemon = daemon.daemon
         if not isinstance(daemon, Stale):
             return self._let_in(given, store, daemon, hello, has=hello.generation)
         known = daemon.daemon
@@ -251,12 +288,22 @@ class Gate:
             text = f"this daemon has joined as {daemon.id!r}, and its key is for that id alone"
             return wire.Reject(RejectCode.BAD_HELLO, text)
         if has > self._raised.get(daemon.uid, (0, 0.0))[0]:
-            self._raised[daemon.uid] = (has, trio.current_time())
+            self._note_raised(daemon.uid, has)
         given.name, given.labels = daemon.name, daemon.labels
         if daemon.offered > has:
             secret = daemon_secret(store.master_key, daemon.uid, daemon.offered)
             given.enrolment = wire.Enrolment(daemon.uid, daemon.offered, secret)
         return None
+
+    def _note_raised(self, uid: str, generation: int) -> None:
+        """A key of this generation is used for the first time, or for the first time in RAISED_SECONDS."""
+        now = trio.current_time()
+        self._raised.pop(uid, None)
+        self._raised[uid] = (generation, now)  # behind those that were raised before
+        while (oldest := next(iter(self._raised))) != uid and (
+            now - self._raised[oldest][1] > RAISED_SECONDS
+        ):
+            del self._raised[oldest]
 
     # -- operators
 
@@ -269,11 +316,26 @@ class Gate:
         certificate: str | None = None,
     ) -> wire.Reject | None:
         """As `admit_daemon`, for an operator."""
-        hello, challenge = greeting.hello, greeting.challenge
+        hello = greeting.hello
         if not isinstance(hello, wire.OperatorHello):
             raise RemoteProtocolError(
                 f"the operator opened with {type(hello).__name__}, not with an OperatorHello"
             )
+        try:
+            return await self._judge_operator(
+                given, hello, greeting.challenge, channel_binding, certificate
+            )
+        except sqlite3.Error as error:
+            return _unusable(error)
+
+    async def _judge_operator(
+        self,
+        given: Pass,
+        hello: wire.OperatorHello,
+        challenge: wire.Challenge,
+        channel_binding: bytes,
+        certificate: str | None,
+    ) -> wire.Reject | None:
         problem = check_operator_hello(hello)
         if problem is not None:
             return problem
@@ -315,12 +377,14 @@ class Gate:
             return
         seen = None
         complaint = ""
+        journal = Journal(self.store, self.audit)
         while True:
             try:
                 version = await self.store.ask(lambda database: database.version())
                 if version != seen or self.passes.has_expired(self._clock()):
                     await self.look()
-                    seen = version
+                    if await journal.tell():
+                        seen = version
                 complaint = ""
             except sqlite3.Error as error:  # it may pass, and whoever is here is no worse for it
                 if str(error) != complaint:
@@ -338,6 +402,15 @@ class Gate:
 def _fits(certificate: str | None, kind: str, *names: str) -> bool:
     """Whether the certificate is that of one of these, or there is none; see ``sandd ca issue``."""
     return certificate is None or certificate in {f"sandd:{kind}:{name}" for name in names}
+
+
+def _unusable(error: sqlite3.Error) -> wire.Reject:
+    log.error("records_unusable", error=f"{error}; nobody is let in who has to be put on record")
+    return wire.Reject(
+        RejectCode.BUSY,
+        "the controller can't use its records of tokens and daemons, as when its disk is full; its log says more",
+        UNUSABLE_RETRY,
+    )
 
 
 def _taken(hello: wire.Hello) -> wire.Reject:

@@ -10,6 +10,8 @@ import base64
 import binascii
 import contextlib
 import json
+import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sandd._core.identity.proofs import Credential, DaemonKey
@@ -17,7 +19,7 @@ from sandd._core.logs import get_logger
 from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sandd import wire
@@ -43,6 +45,11 @@ class Keyring:
         """Controllers that didn't take our key."""
         self._latest: tuple[str, bool] = ("", False)
         """The controller that was told last, and whether by our key."""
+        self._one_at_a_time = threading.Lock()
+        self._made = 0
+        """How often `keeper` was called,"""
+        self._kept = 0
+        """and which of those calls' keys were the latest to be kept."""
         with contextlib.suppress(FileNotFoundError):
             self._read()
 
@@ -62,13 +69,25 @@ class Keyring:
         self._refused.add(controller_id)
         return True
 
-    def keep(self, enrolment: wire.Enrolment) -> None:
-        """The controller that was told last gives us a key: it is on the disk when this returns. Blocks.
+    def keeper(self, enrolment: wire.Enrolment) -> Callable[[], None]:
+        """What keeps the key that the controller gives us which was told last: call it once, in a thread.
+
+        The key is on the disk when that returns. A thread may be left alone with it, as a disk may hang: then it
+        disturbs no later one, and what it has after a later one's does not take that one's place.
 
         Where that can't be, the one before is used on: to use the new one would make that on the disk look like a
         copy's at the next start. Where there was none, it is kept in memory, and a later start needs a token again.
         """
-        controller_id, _ = self._latest
+        self._made += 1
+        return partial(self._keep, enrolment, self._latest[0], self._made)
+
+    def _keep(self, enrolment: wire.Enrolment, controller_id: str, number: int) -> None:
+        with self._one_at_a_time:
+            if number > self._kept:
+                self._kept = number
+                self._keep_latest(enrolment, controller_id)
+
+    def _keep_latest(self, enrolment: wire.Enrolment, controller_id: str) -> None:
         place = (controller_id, self._daemon_id)
         known = self._keys.get(place)
         keys = {other: key for other, key in self._keys.items() if other != place}

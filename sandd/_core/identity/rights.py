@@ -57,7 +57,7 @@ VERBS: Final[Mapping[Role, frozenset[Verb]]] = {
 
 NEEDED_BY_SPEC: Final[Mapping[str, Verb]] = {
     "command": Verb.RUN, "session": Verb.RUN,
-    "jobs": Verb.JOBS, "kill": Verb.END, "forget": Verb.END,
+    "jobs": Verb.JOBS, "statistics": Verb.JOBS, "kill": Verb.END, "forget": Verb.END,
     "stat": Verb.FILES, "list": Verb.FILES, "glob": Verb.FILES, "read": Verb.FILES,
     "watch": Verb.FILES, "download": Verb.FILES,
     "mkdir": Verb.WRITE, "remove": Verb.WRITE, "rename": Verb.WRITE, "symlink": Verb.WRITE,
@@ -83,12 +83,12 @@ NEEDED_BY_MESSAGE: Final[Mapping[type, Speaker]] = {
     wire.Challenge: Speaker.CONTROLLER, wire.Welcome: Speaker.CONTROLLER,
     wire.Reject: Speaker.CONTROLLER, wire.DaemonStatus: Speaker.CONTROLLER,
     wire.DaemonCloned: Speaker.CONTROLLER, wire.DaemonsTold: Speaker.CONTROLLER,
-    wire.Away: Speaker.CONTROLLER,
+    wire.Away: Speaker.CONTROLLER, wire.Statistics: Speaker.CONTROLLER,
     wire.Hello: Speaker.NEWCOMER, wire.OperatorHello: Speaker.NEWCOMER,
     wire.Ping: Speaker.LINK, wire.Pong: Speaker.LINK, wire.Goodbye: Speaker.LINK,
     wire.Attached: Speaker.DAEMON, wire.Refused: Speaker.DAEMON, wire.Taken: Speaker.DAEMON,
     wire.Detach: Speaker.CHANNEL, wire.Flush: Speaker.CHANNEL, wire.Window: Speaker.CHANNEL,
-    wire.Attach: Speaker.CLIENT, wire.End: Speaker.CLIENT,
+    wire.Attach: Speaker.CLIENT, wire.End: Speaker.CLIENT, wire.AskStatistics: Speaker.CLIENT,
 }  # fmt: skip
 """Who may send each control message. Flush and Window go both ways on a channel."""
 

@@ -116,6 +116,16 @@ def parse_token(text: bytes, kind: TokenKind) -> Token:
     )
 
 
+def key_id_in(text: str) -> str | None:
+    """The key id that is meant: by itself, with the prefix before it, or in a whole token; None: there is none."""
+    if is_token(text.encode(errors="replace")):
+        try:
+            return parse_token(text.encode(), TokenKind(text[:4])).key_id
+        except (ConfigurationError, ValueError):
+            text = text[4:]
+    return text if len(text) == KEY_ID_LENGTH and set(text) <= set(ALPHABET) else None
+
+
 def _digits(content: bytes, length: int) -> str:
     number = int.from_bytes(content, "big")
     found = []

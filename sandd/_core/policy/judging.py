@@ -78,7 +78,7 @@ def judge(policy: Policy, spec: wire.Spec) -> Allowed | Denied:
     match spec:
         case wire.CommandSpec() | wire.SessionSpec():
             return _judge_program(policy, spec)
-        case wire.JobsSpec() | wire.KillSpec() | wire.ForgetSpec():
+        case wire.JobsSpec() | wire.StatisticsSpec() | wire.KillSpec() | wire.ForgetSpec():
             return Allowed()  # about what was allowed to run
         case wire.ConnectSpec():
             return _judge_address(policy.connect, spec, Category.CONNECT)

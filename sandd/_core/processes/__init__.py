@@ -14,6 +14,7 @@ In the daemon:
     spawner_link      the daemon's end of the socket to a spawner
     lost_trees        what the daemon does about the jobs of a spawner that died
     pipes, terminals, users, open_files    small parts of a spawn
+    tree_usage        what a tree takes, while it lives
     windows_job_objects    what Windows has for a process tree
     interface         `SpawnRequest`, `ExitStatus`, `Child`, `ProcessHost`
 
@@ -47,6 +48,7 @@ from sandd._core.processes.interface import (
     SendsNowait,
     SpawnRequest,
     Terminal,
+    TreeUsage,
 )
 from sandd._core.processes.open_files import raise_open_files_limit
 
@@ -63,6 +65,7 @@ __all__ = [
     "SendsNowait",
     "SpawnRequest",
     "Terminal",
+    "TreeUsage",
     "open_process_host",
     "raise_open_files_limit",
 ]

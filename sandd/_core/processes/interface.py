@@ -10,7 +10,7 @@ import attrs
 from sandd._core._errors import SanddError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import TypeAlias
 
     import trio
@@ -84,6 +84,18 @@ class ExitStatus:
             raise ValueError(
                 f"an exit has a code or a signal, not {self.code!r} and {self.signal!r}"
             )
+
+
+@attrs.frozen
+class TreeUsage:
+    """What a process tree takes, at one moment."""
+
+    cpu_seconds: float
+    """Of processor: used by the processes that live, and by children that those have waited for."""
+    rss_bytes: int
+    """In memory; what several of them share counts for each."""
+    processes: int
+    """That live."""
 
 
 class ReceivesNowait:
@@ -235,6 +247,13 @@ class ProcessHost(abc.ABC):
     @abc.abstractmethod
     async def begun(self, child: Child) -> None:
         """Wait until what `begin` asked for has started; raises and cleans up as `spawn` does."""
+
+    async def measure(self, pids: Collection[int]) -> Mapping[int, TreeUsage]:
+        """What the trees of these direct children take now; those of whom nothing is known are left out.
+
+        Cancelling it waits for the look that is under way, which takes a third of a second at most.
+        """
+        return {}
 
     @abc.abstractmethod
     async def spawn(self, request: SpawnRequest) -> Child:

@@ -37,12 +37,13 @@ from sandd._core.processes.spawner_messages import (
     Started,
     encode,
 )
+from sandd._core.processes.tree_usage import measure_below, measure_by_ps
 from sandd._core.processes.users import resolve_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping
 
-    from sandd._core.processes.interface import CheckedProgram, SpawnRequest
+    from sandd._core.processes.interface import CheckedProgram, SpawnRequest, TreeUsage
 
 MAX_REQUEST_BYTES = 8 << 20
 """Linux never takes more than 6 MiB of arguments and environment (execve(2): 3/4 of the default
@@ -104,6 +105,15 @@ class PosixProcessHost(ProcessHost):
         except BaseException:
             child.pipes.close()
             raise
+
+    async def measure(self, pids: Collection[int]) -> Mapping[int, TreeUsage]:
+        link = self.keeper.link
+        if link is None or not pids:
+            await trio.lowlevel.checkpoint()
+            return {}
+        if sys.platform == "linux":
+            return await trio.to_thread.run_sync(measure_below, link.process.pid, tuple(pids))
+        return await trio.to_thread.run_sync(measure_by_ps, tuple(pids))
 
     async def _spawn_later(self, request: SpawnRequest, identity: Identity | None) -> PosixChild:
         with trio.move_on_after(WAIT_SECONDS):

@@ -13,6 +13,7 @@ from sandd._core.processes.interface import Child, ExitStatus
 from sandd._core.processes.windows_terminal import ConsoleProcess
 
 if TYPE_CHECKING:
+    from sandd._core.processes.interface import TreeUsage
     from sandd._core.processes.windows import WindowsProcessHost
     from sandd._core.processes.windows_terminal import ConsoleTerminal
 
@@ -33,6 +34,9 @@ class JobObject(Protocol):
 
     def active_processes(self) -> int:
         """How many processes are in it."""
+
+    def usage(self) -> TreeUsage:
+        """What the processes in it take."""
 
     def close(self) -> None:
         """Kill what is left in it."""
@@ -71,6 +75,15 @@ class WindowsChild(Child):
 
     def __repr__(self) -> str:
         return f"<WindowsChild {self.pid}, returncode {self._process.returncode}>"
+
+    def usage(self) -> TreeUsage | None:
+        """What its tree takes; None where there is no telling."""
+        if self._gone.is_set():
+            return None
+        try:
+            return self._job.usage()
+        except OSError:
+            return None
 
     @property
     def pid(self) -> int:

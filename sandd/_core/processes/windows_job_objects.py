@@ -10,12 +10,19 @@ import errno
 import sys
 from ctypes import wintypes
 
+from sandd._core.processes.interface import TreeUsage
+
 assert sys.platform == "win32"  # tells mypy not to look any further elsewhere
 
 _KILL_ON_JOB_CLOSE = 0x2000
 _BASIC_ACCOUNTING = 1  # JOBOBJECTINFOCLASS
+_PROCESS_IDS = 3
 _EXTENDED_LIMITS = 9
 _PROCESS_RIGHTS = 0x0001 | 0x0100 | 0x0800  # terminate, set quota (to assign), suspend and resume
+_QUERY_RIGHTS = 0x1000 | 0x0010  # query limited information, read its memory's counters
+_TICKS_PER_SECOND = 10_000_000  # 100 ns each
+_MOST_IDS = 1024
+"""Processes of a job whose memory is counted."""
 EXIT_CODE = 1
 """What processes that were terminated report, as with `subprocess.Popen.terminate`."""
 
@@ -55,6 +62,14 @@ class _Accounting(ctypes.Structure):
         ("TotalProcesses", ctypes.c_uint32),
         ("ActiveProcesses", ctypes.c_uint32),
         ("TotalTerminatedProcesses", ctypes.c_uint32),
+    )
+
+
+class _ProcessIds(ctypes.Structure):
+    _fields_ = (
+        ("NumberOfAssignedProcesses", ctypes.c_uint32),
+        ("NumberOfProcessIdsInList", ctypes.c_uint32),
+        ("ProcessIdList", ctypes.c_size_t * _MOST_IDS),
     )
 
 
@@ -116,6 +131,9 @@ class KernelJobObject:
 
     def active_processes(self) -> int:
         """How many processes are in it."""
+        return int(self._accounting().ActiveProcesses)
+
+    def _accounting(self) -> _Accounting:
         accounting = _Accounting()
         size = ctypes.sizeof(accounting)
         _check(
@@ -123,7 +141,30 @@ class KernelJobObject:
                 self._handle, _BASIC_ACCOUNTING, ctypes.byref(accounting), size, None
             )
         )
-        return int(accounting.ActiveProcesses)
+        return accounting
+
+    def usage(self) -> TreeUsage:
+        """What the processes in it take, those that have ended included in the time."""
+        from sandd._core.machine_windows import working_set
+
+        accounting = self._accounting()
+        memory = 0
+        for pid in self._process_ids():
+            process = _kernel32.OpenProcess(_QUERY_RIGHTS, False, pid)
+            if process:  # else it has ended meanwhile
+                memory += working_set(process) or 0
+                _kernel32.CloseHandle(process)
+        ticks = accounting.TotalUserTime + accounting.TotalKernelTime
+        return TreeUsage(ticks / _TICKS_PER_SECOND, memory, int(accounting.ActiveProcesses))
+
+    def _process_ids(self) -> list[int]:
+        """Of the first `_MOST_IDS` that live in it."""
+        listed = _ProcessIds()
+        # Where there are more it fails, with ERROR_MORE_DATA, and has filled what there is.
+        _kernel32.QueryInformationJobObject(
+            self._handle, _PROCESS_IDS, ctypes.byref(listed), ctypes.sizeof(listed), None
+        )
+        return [int(each) for each in listed.ProcessIdList[: listed.NumberOfProcessIdsInList]]
 
     def close(self) -> None:
         """Kill what is left in it."""

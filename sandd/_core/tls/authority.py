@@ -138,6 +138,13 @@ def can_be_named(name: str) -> bool:
     return True
 
 
+def public_key_of(certificate: bytes) -> bytes:
+    """The public key of a certificate, both in DER (SubjectPublicKeyInfo, RFC 5280 s. 4.1.2.7)."""
+    key = x509.load_der_x509_certificate(certificate).public_key()
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(encoding, form)
+
+
 def is_issued_by(pem: str, authority: KeyPair) -> bool:
     """Whether the certificate is of this authority, by its signature."""
     certificate = x509.load_pem_x509_certificate(pem.encode())

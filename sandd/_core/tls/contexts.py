@@ -32,6 +32,8 @@ class ServerTls:
     """CA certificates for peers to trust, in PEM; empty where they know them from elsewhere."""
     requires_certificate: bool = False
     """Whoever has shown none gets nothing but the bundle."""
+    certificate: bytes = b""
+    """The one that is presented, in DER."""
     bundle_digest: str = field(init=False)
     """Changes with the bundle."""
 
@@ -90,7 +92,7 @@ def server_tls(
         context.load_verify_locations(cadata=client_authorities.decode("ascii"))
     leaf = read_certificates(before)[0]  # one is there: OpenSSL has found it
     return ServerTls(
-        context, hashlib.sha256(leaf).digest(), bundle, client_certificates == "required"
+        context, hashlib.sha256(leaf).digest(), bundle, client_certificates == "required", leaf
     )
 
 

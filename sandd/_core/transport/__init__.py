@@ -22,7 +22,17 @@ Two private names of trio-websocket are used, `WebSocketConnection._reader_task`
 
 from sandd._core.transport._client import connect, fetch
 from sandd._core.transport._connection import Connection
-from sandd._core.transport._http import BUNDLE_PATH
+from sandd._core.transport._http import BUNDLE_PATH, Document, Question, Refusal
 from sandd._core.transport._server import ListenAddress, serve
 
-__all__ = ["BUNDLE_PATH", "Connection", "ListenAddress", "connect", "fetch", "serve"]
+__all__ = [
+    "BUNDLE_PATH",
+    "Connection",
+    "Document",
+    "ListenAddress",
+    "Question",
+    "Refusal",
+    "connect",
+    "fetch",
+    "serve",
+]

@@ -6,6 +6,7 @@ check with a bare 400 or not at all, and leaves its task behind. No I/O.
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -27,6 +28,9 @@ MAX_REASON: Final = 200
 
 _OF_PROXIES: Final = (b"forwarded", b"x-forwarded-for", b"via", b"x-real-ip")
 """What only a proxy says (RFC 7239, and what came before it)."""
+
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+"""Names, addresses, and a port. What it stands in is run: it has nothing that means something else there."""
 
 _TLS_HELLO: Final = 0x16
 """First byte of a TLS handshake (RFC 8446 s. 5.1), which no HTTP request begins with."""
@@ -59,6 +63,18 @@ class Document:
     """What a request without a WebSocket asks for, and gets."""
 
     body: bytes
+    content_type: str = "application/x-pem-file"
+
+
+@frozen
+class Question:
+    """A request for what is found, or made, when it is asked for."""
+
+    path: str
+    host: str
+    """HOST or HOST:PORT by which the server was found, with no other characters than those have in a URL."""
+    is_private: bool
+    """Nobody on the way can have changed it, or will what it is answered."""
 
 
 @frozen
@@ -79,6 +95,7 @@ class RequestReader:
         subprotocol: the one that must be among those offered.
         secure: whether TLS is below; for the sentence only.
         bundle: what is at `BUNDLE_PATH`; nothing, where it is empty.
+        documents: where there is more to ask for.
         own_names: what this machine is called, besides its loopback addresses, where the peer is on it; None: it isn't.
     """
 
@@ -90,8 +107,11 @@ class RequestReader:
         subprotocol: str,
         secure: bool,
         bundle: bytes = b"",
+        documents: Collection[str] = (),
         own_names: Collection[str] | None = None,
     ) -> None:
+        self._documents = documents
+        self._is_private = secure or own_names is not None
         self._own_names = own_names
         self._bundle = bundle
         self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
@@ -105,7 +125,7 @@ class RequestReader:
         self._bytes_seen = 0
         self._wants_body = True
 
-    def feed(self, data: bytes) -> Upgrade | Document | Refusal | None:
+    def feed(self, data: bytes) -> Upgrade | Question | Document | Refusal | None:
         """The verdict, or None: more bytes are needed. `b""` means there are no more."""
         if not data and not self._bytes_seen:
             return Refusal(0, "connected and left without a word")
@@ -126,7 +146,7 @@ class RequestReader:
     def render(self, answer: Refusal | Document) -> bytes:
         """The answer as an HTTP response; nothing, where nobody would read it."""
         if isinstance(answer, Document):
-            return self._render(200, "application/x-pem-file", answer.body)
+            return self._render(200, answer.content_type, answer.body)
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE} or not answer.status:
             return b""
         body = f"{answer.reason}.\n{self._spoken}\n".encode()
@@ -149,14 +169,20 @@ class RequestReader:
         parts = [self._http.send(part) for part in (head, h11.Data(body), h11.EndOfMessage())]
         return b"".join(part for part in parts if part)
 
-    def _judge(self, request: h11.Request) -> Upgrade | Document | Refusal:
+    def _judge(self, request: h11.Request) -> Upgrade | Question | Document | Refusal:
         self._wants_body = request.method != b"HEAD"
         headers = list(request.headers)
         path = request.target.decode("ascii").partition("?")[0]
-        if path == BUNDLE_PATH and self._bundle:
+        is_bundle = path == BUNDLE_PATH and bool(self._bundle)
+        if is_bundle or path in self._documents:
             if request.method not in (b"GET", b"HEAD"):
                 return Refusal(405, f"{path} can only be read", (("Allow", "GET, HEAD"),))
-            return Document(self._bundle)
+            if is_bundle:
+                return Document(self._bundle)
+            host = dict(headers).get(b"host", b"").decode("latin-1")
+            if _HOST.fullmatch(host) is None:
+                return Refusal(400, "the Host that was asked for can't stand in a URL")
+            return Question(path, host, self._is_private)
         if path not in self._paths:
             return Refusal(404, f"there is nothing at {path}")
         if any(name == b"origin" for name, _ in headers):

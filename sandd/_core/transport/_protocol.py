@@ -116,7 +116,7 @@ FAST_MASK_BYTES: Final = 4096
 
 
 @functools.cache
-def _c_masker() -> Callable[[bytes, bytes], bytes] | None:
+def _c_masker() -> Callable[[bytes | memoryview, bytes], bytes] | None:
     """The masker of the package websockets; None where it was installed without its C part.
 
     Loaded when it is first needed: that takes 25 ms, which a daemon need not wait for to register (m).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from attrs import define, field, frozen
@@ -19,6 +19,7 @@ from sandd._core.transport._connection import Connection
 from sandd._core.transport._http import (
     BUNDLE_HEADER,
     Document,
+    Question,
     Refusal,
     RequestReader,
     Upgrade,
@@ -47,6 +48,12 @@ LINGER_TIMEOUT: Final = 1.0
 """Seconds a refused peer gets to read why. Closing with its bytes unread would reset the connection
 and throw our answer away."""
 
+DOCUMENT_SECONDS: Final = 60.0
+"""For making a document, and for a peer to take it: 0.6 MB, on a line of 100 kbit/s."""
+
+MAX_DOCUMENTS: Final = 16
+"""Under way at a time. They have no handshake's place, which others may need: who is slow holds up documents alone."""
+
 ACCEPT_PAUSE: Final = 0.1
 """Seconds without accepting once the system is out of descriptors or memory (as in trio)."""
 
@@ -55,6 +62,17 @@ CERTIFICATE_REQUIRED: Final = Refusal(
 )
 
 log = get_logger("transport")
+
+
+class Documents(Protocol):
+    """What a server has for requests that are not for a WebSocket."""
+
+    @property
+    def paths(self) -> Collection[str]:
+        """Where."""
+
+    async def answer(self, question: Question) -> Document | Refusal:
+        """What is there for this one; cancelled if that takes longer than `DOCUMENT_SECONDS`."""
 
 
 @frozen
@@ -81,6 +99,7 @@ async def serve(
     until_admitted: bool = False,
     barred_for: Callable[[str, str], float] = lambda _host, _path: 0.0,
     tls: Callable[[], ServerTls | None] = lambda: None,
+    documents: Documents | None = None,
     task_status: trio.TaskStatus[list[ListenAddress]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run `handler` for each WebSocket connection, until cancelled.
@@ -106,6 +125,7 @@ async def serve(
         barred_for: of a host and a path: seconds for which it isn't heard there, and answered 429 with a
             Retry-After; 0.0: it is heard.
         tls: asked at the beginning of each connection what to present to it; None: no TLS.
+        documents: what else there is to read here, by HTTP.
         task_status: gets the addresses once they take connections.
 
     Raises:
@@ -125,6 +145,7 @@ async def serve(
         until_admitted=until_admitted,
         barred_for=barred_for,
         tls=tls,
+        documents=documents,
     )
     async with trio.open_nursery() as nursery:
         for listener in listeners:
@@ -146,6 +167,8 @@ class _Server:
     until_admitted: bool
     barred_for: Callable[[str, str], float]
     tls: Callable[[], ServerTls | None]
+    documents: Documents | None = None
+    open_documents: int = field(default=0, init=False)
     open_connections: int = field(default=0, init=False)
     """Those that wait for their place included."""
 
@@ -230,6 +253,7 @@ class _Server:
                 subprotocol=self.subprotocol,
                 secure=presented is not None,
                 bundle=b"" if presented is None else presented.bundle,
+                documents=() if self.documents is None else self.documents.paths,
                 own_names=_own_names() if meter.local.is_loopback else None,
             )
             with hearing.listen() as unheard:
@@ -240,21 +264,19 @@ class _Server:
                 )
             wait = 0.0
             identity = _identity_of(stream)
-            if isinstance(verdict, Upgrade):
+            if isinstance(verdict, (Upgrade, Question)):
                 if presented is not None and presented.requires_certificate and identity is None:
                     verdict = CERTIFICATE_REQUIRED
+                elif isinstance(verdict, Question):
+                    hearing.end()
+                    deadline.deadline = trio.current_time() + DOCUMENT_SECONDS
+                    await self._hand_out(verdict, stream, meter, reader)
+                    return None
                 else:
                     wait, refusal = self._find_place(meter.remote.host, verdict.path)
                     verdict = refusal or verdict
-            if isinstance(verdict, Refusal):
-                log.info(
-                    "handshake_refused",
-                    remote=str(meter.remote),
-                    status=verdict.status,
-                    reason=verdict.reason,
-                )
             if not isinstance(verdict, Upgrade):
-                await _answer(stream, meter, reader.render(verdict))
+                await _answer(stream, meter, reader, verdict)
                 return None
             self.open_connections += 1  # before the next await: another handshake looks at it
             counted = True
@@ -284,7 +306,7 @@ class _Server:
 
     async def _hear_request(
         self, meter: MeteredStream, reader: RequestReader, presented: ServerTls | None
-    ) -> tuple[trio.abc.Stream, Upgrade | Document | Refusal]:
+    ) -> tuple[trio.abc.Stream, Upgrade | Question | Document | Refusal]:
         """TLS if there is any, and what the peer asks for, judged."""
         stream: trio.abc.Stream = meter
         if presented is not None:
@@ -300,12 +322,40 @@ class _Server:
             pass
         return stream, verdict
 
+    async def _hand_out(
+        self,
+        question: Question,
+        stream: trio.abc.Stream,
+        meter: MeteredStream,
+        reader: RequestReader,
+    ) -> None:
+        assert self.documents is not None  # or there was no question
+        refusal = self._bar(meter.remote.host, self.paths[0])
+        if refusal is None and self.open_documents >= MAX_DOCUMENTS:
+            refusal = Refusal(503, "too many are reading", (("Retry-After", "10"),))
+        if refusal is not None:
+            await _answer(stream, meter, reader, refusal)
+            return
+        self.open_documents += 1
+        try:
+            answer = await self.documents.answer(question)
+            await _answer(stream, meter, reader, answer, patience=DOCUMENT_SECONDS)
+        finally:
+            self.open_documents -= 1
+        if isinstance(answer, Document):
+            log.info("document_handed_out", remote=str(meter.remote), path=question.path)
+
+    def _bar(self, host: str, path: str) -> Refusal | None:
+        barred = self.barred_for(host, path)
+        if barred <= 0.0:
+            return None
+        why = "too many credentials from this address were wrong"
+        return Refusal(429, why, _retry_after(barred))
+
     def _find_place(self, host: str, path: str) -> tuple[float, Refusal | None]:
         """Seconds until there is a place for one more WebSocket, or why there is none."""
-        if (barred := self.barred_for(host, path)) > 0.0:
-            return 0.0, Refusal(
-                429, "too many credentials from this address were wrong", _retry_after(barred)
-            )
+        if (refusal := self._bar(host, path)) is not None:
+            return 0.0, refusal
         if self.open_connections >= self.max_connections:
             return 0.0, Refusal(503, "too many connections", (("Retry-After", "10"),))
         if self.admission is None:
@@ -385,12 +435,30 @@ def _identity_of(stream: trio.abc.Stream) -> str | None:
     return None
 
 
-async def _answer(stream: trio.abc.Stream, meter: MeteredStream, response: bytes) -> None:
-    """Send a response, and wait a moment for the peer to take it and go."""
+async def _answer(
+    stream: trio.abc.Stream,
+    meter: MeteredStream,
+    reader: RequestReader,
+    answer: Document | Refusal,
+    *,
+    patience: float = LINGER_TIMEOUT,
+) -> None:
+    """Send a response, which takes `patience` at most, and wait a moment for the peer to take it and go."""
+    if isinstance(answer, Refusal):
+        log.info(
+            "handshake_refused",
+            remote=str(meter.remote),
+            status=answer.status,
+            reason=answer.reason,
+        )
+    response = reader.render(answer)
     if not response:
         return
-    with trio.move_on_after(LINGER_TIMEOUT):
+    with trio.move_on_after(patience) as sending:
         await stream.send_all(response)
+    if sending.cancelled_caught:
+        return
+    with trio.move_on_after(LINGER_TIMEOUT):
         if stream is meter:
             await meter.send_eof()
         while await stream.receive_some():

@@ -1,0 +1,79 @@
+"""What commands have changed in the records is told to the audit log of the controller whose records they are.
+
+A controller holds the lock of its log, so nobody else can write to it. A command puts what it does into the records, in
+the transaction that does it; the controller looks there, and drops what is safe in its log. One that is
+killed in between tells it once more.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+from attrs import define
+
+from sandd._core.audit.records import Record, RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sandd._core.audit.sinks import AuditSink
+    from sandd._core.identity.database import Change
+    from sandd._core.identity.store import Store
+
+_NAMES: Final = frozenset(each.name for each in attrs.fields(Record))
+
+
+@define(eq=False)
+class Journal:
+    """Moves what commands have done from the records into the log."""
+
+    _store: Store
+    _audit: AuditSink
+    _told: int = 0
+    """Number of the latest that is safe there: records that can't be written must not have it told again and again."""
+
+    async def tell(self) -> bool:
+        """Do so; False if some of it can't be written at present.
+
+        Where there is no log it stays, for one that may be kept later.
+        """
+        if not self._audit.is_on:
+            return True
+        while changes := await self._store.ask(lambda database: database.changes(self._told)):
+            if not await self._committed([_record_of(each) for each in changes]):
+                return False
+            self._told = changes[-1].seq
+        if self._told:
+            await self._store.ask(lambda database: database.drop_changes(self._told))
+        return True
+
+    async def _committed(self, records: Sequence[Record]) -> bool:
+        """Whether all of them are safe."""
+        answers: list[str | None] = []
+        heard = trio.Event()
+
+        def hear(refusal: str | None) -> None:
+            answers.append(refusal)
+            if len(answers) == len(records):
+                heard.set()
+
+        for each in records:
+            self._audit.commit(each, hear)
+        await heard.wait()
+        return not any(answers)
+
+
+def _record_of(change: Change) -> Record:
+    try:
+        found = json.loads(change.said)
+        said: dict[str, Any] = {name: found[name] for name in _NAMES & found.keys()}
+        said["type"] = RecordType(said["type"])
+        said["result"] = {**said.get("result", {}), "done_at": round(change.at, 3)}
+        return Record(**said)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # The owner of the file may have written anything there; that something was is worth a line.
+        reason = f"what a command has told can't be read: {error!r:.200}"
+        return Record(type=RecordType.TOKEN, outcome="changed", reason=reason)

@@ -1,0 +1,184 @@
+"""Python processes that run sandd, in a tenth of the time: forked from one that has imported it, not started anew.
+
+To import what a daemon, a controller or a command consists of takes half a second of a core, and the tests start a
+thousand of them. Here they are real processes nevertheless, children of this one, with a pid, an environment, a command
+line in /proc and descriptors of their own.
+
+    process = PythonProcess([sys.executable, "-m", "sandd", "ps"], env=environment, stdout=subprocess.PIPE)
+
+is a `subprocess.Popen` in every other respect, and is started like one where that can't be done otherwise: on other
+systems, for other modules, with settings for which Python has to begin anew (PYTHON..., locale), where coverage is
+measured, and with ``SANDD_TESTS_FORK=0`` in the environment. What a test says about how a program *starts* - what it
+imports, what a signal does meanwhile - has to be said about one that does: by `subprocess.Popen`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import inspect
+import marshal
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+MODULES: Final = ("sandd", "sandd.daemon")
+"""What can be run by a copy."""
+SETTLED_AT_START: Final = ("PYTHON", "COVERAGE", "LC_", "LANG", "LD_", "MALLOC_", "TZ", "SSL_")
+"""How the variables begin that Python, or a library, looks at once in a process' life."""
+
+
+class ForkingPython:
+    """The process whose copies run our programs; see forking_python.py."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._settled = settled(environment)
+        self._lock = threading.Lock()
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            program = Path(__file__).with_name("forking_python.py")
+            self.process = subprocess.Popen(
+                [sys.executable, str(program), str(theirs.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Whether Python would begin in this environment as it has begun there."""
+        return settled(environment) == self._settled
+
+    def fork(self, request: dict[str, Any], descriptors: Sequence[int]) -> int:
+        """The pid of a copy that does what is asked, with these for stdin, stdout and stderr.
+
+        Raises:
+            OSError: the system can't do it; nothing runs.
+        """
+        body = marshal.dumps(request)
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        with self._lock:
+            self.socket.sendmsg([struct.pack("I", len(body))], [rights])
+            self.socket.sendall(body)
+            (pid,) = struct.unpack("i", self.socket.recv(4, socket.MSG_WAITALL))
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return int(pid)
+
+    def close(self) -> None:
+        """It ends; its copies don't."""
+        self.socket.close()
+        self.process.wait()
+
+
+def settled(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment can't be changed later."""
+    return {name: value for name, value in environment.items() if name.startswith(SETTLED_AT_START)}
+
+
+class PythonProcess(subprocess.Popen[Any]):
+    """A command as a child of this process, forked if it is ``python -m sandd`` or the daemon's."""
+
+    source: ClassVar[ForkingPython | None] = None
+    """What they are forked from, once there has been one."""
+    open_source: ClassVar[Callable[[], ForkingPython] | None] = None
+    """Makes it; None: all are started."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **settings: Any) -> None:
+        self._settings = settings
+        super().__init__(command, env=env, **settings)
+
+    def _execute_child(self, *given: Any, **named: Any) -> None:
+        """Called by the constructor, when it has made the pipes."""
+        start = super()._execute_child
+        call = inspect.signature(start).bind(*given, **named).arguments
+        source = self._source() if self._can_be_forked(call) else None
+        if source is None or not source.suits(call["env"]):
+            start(*given, **named)
+            return
+        ours = [call["p2cread"], call["c2pwrite"], call["errwrite"]]
+        request = {
+            "arguments": [os.fspath(each) for each in call["args"][1:]],
+            "environment": {os.fsencode(k): os.fsencode(v) for k, v in call["env"].items()},
+            "cwd": os.fspath(call["cwd"] or os.getcwd()),
+            "start_new_session": call["start_new_session"],
+            "umask": umask(),
+        }
+        self.pid = source.fork(
+            request, [own if each == -1 else each for own, each in enumerate(ours)]
+        )
+        self._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(call[each] for each in pipes))
+
+    def _can_be_forked(self, call: dict[str, Any]) -> bool:
+        plain = {"stdin", "stdout", "stderr", "cwd", "start_new_session", "text", "encoding"}
+        return (
+            self._settings.keys() <= plain | {"errors", "bufsize", "universal_newlines"}
+            and len(call["args"]) > 2
+            and list(call["args"][:2]) == [sys.executable, "-m"]
+            and call["args"][2] in MODULES
+        )
+
+    @classmethod
+    def _source(cls) -> ForkingPython | None:
+        if cls.source is None and cls.open_source is not None:
+            cls.source = cls.open_source()
+        return cls.source
+
+
+@contextlib.contextmanager
+def forking(environment: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+    """In this block each `PythonProcess` that can be is forked, from one that has begun in this environment."""
+    measured = "COVERAGE_PROCESS_CONFIG" in os.environ  # which begins when Python does
+    if sys.platform == "linux" and not measured and os.environ.get("SANDD_TESTS_FORK") != "0":
+        PythonProcess.open_source = lambda: ForkingPython(environment())
+    try:
+        yield
+    finally:
+        source, PythonProcess.source, PythonProcess.open_source = PythonProcess.source, None, None
+        if source is not None:
+            source.close()
+
+
+def run_python(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    timeout: float,
+    input: Any = None,
+    check: bool = False,
+    **settings: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """`subprocess.run` of a `PythonProcess`."""
+    if settings.pop("capture_output", False):
+        settings |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    if input is not None:
+        settings["stdin"] = subprocess.PIPE
+    with PythonProcess(command, env=env, **settings) as process:
+        try:
+            stdout, stderr = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            with contextlib.suppress(ValueError):  # closed already
+                process.communicate()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def umask() -> int:
+    """This process' mask for new files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,198 @@
+"""The program that other Python processes are forked from, with all of sandd imported; see forked_python.py.
+
+It has one thread, and answers one request at a time, which is a marshalled dict with three descriptors: the pid of a
+process that is a copy of this one up to there, and then runs ``python -m MODULE ARGUMENTS``. That process is a child
+of whoever started this one, who waits for it as for any other: it is cloned with CLONE_PARENT (clone(2)).
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import ctypes
+import gc
+import importlib
+import io
+import itertools
+import marshal
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import struct
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+PROGRAMS: Final = ("sandd.__main__", "sandd.daemon")
+"""Are not imported here: they are what is run, as ``__main__``."""
+
+SYS_CLONE3: Final = 435  # the same number on every architecture
+CLONE_PARENT: Final = 0x8000
+CLONE_CHILD_CLEARTID: Final = 0x200000
+CLONE_CHILD_SETTID: Final = 0x1000000
+PR_SET_MM: Final = 35
+PR_SET_MM_MAP: Final = 14
+PR_GET_TID_ADDRESS: Final = 40
+
+LIBC: Final = ctypes.PyDLL(None, use_errno=True)
+"""Keeps the interpreter's lock: the copy goes on as its holder."""
+LIBC.syscall.restype = LIBC.sbrk.restype = ctypes.c_long
+
+
+def import_all() -> None:
+    """Import all of sandd, and what it imports when it is needed."""
+    import sandd
+
+    for module in pkgutil.walk_packages(sandd.__path__, "sandd."):
+        if module.name not in PROGRAMS and "windows" not in module.name:
+            importlib.import_module(module.name)
+    for name in ("argparse", "concurrent.futures", "locale", "sqlite3", "trio._core._run"):
+        importlib.import_module(name)
+
+
+def fork_for_parent() -> int:
+    """`os.fork`, but the copy is a child of our parent; OSError where the system can't."""
+    thread_id = (
+        ctypes.c_void_p()
+    )  # where the C library keeps it: it is the copy's own from its first instruction
+    if LIBC.prctl(PR_GET_TID_ADDRESS, ctypes.byref(thread_id), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_GET_TID_ADDRESS)")
+    flags = CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID
+    request = struct.pack("8Q", flags, 0, thread_id.value, 0, 0, 0, 0, 0)
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid: int = LIBC.syscall(SYS_CLONE3, request, len(request))
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+        return 0
+    python.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "clone3")
+    return pid
+
+
+def show_in_proc(arguments: list[bytes], environment: dict[bytes, bytes]) -> list[object]:
+    """Have /proc/PID/cmdline and environ tell these; what is returned has to be kept.
+
+    The C library's variables are in the same memory, as in any process: who overwrites one there does it here, too.
+    """
+    words = b"".join(word + b"\0" for word in arguments)
+    variables = [b"%b=%b\0" % each for each in environment.items()]
+    memory = ctypes.create_string_buffer(words + b"".join(variables))
+    start = ctypes.addressof(memory)
+    middle = start + len(words)
+    ends = list(itertools.accumulate(map(len, variables), initial=middle))
+    pointers = (ctypes.c_void_p * len(ends))(*ends[:-1], None)
+    ctypes.c_void_p.in_dll(LIBC, "environ").value = ctypes.addressof(pointers)
+    stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    # proc(5) counts its fields from 1, and the two before these have been cut off.
+    code, data_and_break = stat[26 - 3 : 28 - 3], stat[45 - 3 : 48 - 3]
+    numbers = [*code, *data_and_break, LIBC.sbrk(0), stat[28 - 3], start, middle, middle, ends[-1]]
+    layout = struct.pack("12QIi", *map(int, numbers), 0, 0, -1)
+    if LIBC.prctl(PR_SET_MM, PR_SET_MM_MAP, layout, len(layout), 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_MM_MAP)")
+    return [memory, pointers]
+
+
+def serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork what is asked for; returns the request in each copy, and never in the original."""
+    while True:
+        head, ancillary, _, _ = requests.recvmsg(4, socket.CMSG_SPACE(3 * 4))
+        if not head:
+            os._exit(0)  # who started us is gone, or wants no more
+        descriptors = array.array("i")
+        for _, _, data in ancillary:
+            descriptors.frombytes(data)
+        (size,) = struct.unpack("I", head)
+        body = b""
+        while len(body) < size:
+            body += requests.recv(size - len(body))
+        request: dict[str, Any] = marshal.loads(body)
+        try:
+            pid = fork_for_parent()
+        except OSError as error:
+            pid = -(error.errno or 1)
+        if pid == 0:
+            requests.close()
+            for ours, theirs in enumerate(descriptors):
+                os.dup2(theirs, ours)
+            for each in descriptors:
+                os.close(each)
+            return request
+        for each in descriptors:
+            os.close(each)
+        requests.sendall(struct.pack("i", pid))
+
+
+def open_standard_streams() -> None:
+    """sys.stdin and the others for what is behind their descriptors now, as Python opens them at its start."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        before = getattr(sys, name)
+        binary = open(number, "rb" if name == "stdin" else "wb", closefd=False)  # noqa: SIM115 - stays open
+        binary.raw.name = f"<{name}>"
+        line_buffering = name == "stderr" or binary.raw.isatty()
+        stream = io.TextIOWrapper(
+            binary, before.encoding, before.errors, newline="\n", line_buffering=line_buffering
+        )
+        stream.mode = before.mode
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def become(request: dict[str, Any]) -> object:
+    """Be the process that was asked for; what is returned has to be kept."""
+    if request["start_new_session"]:
+        os.setsid()
+    os.umask(request["umask"])
+    os.chdir(request["cwd"])
+    environment: dict[bytes, bytes] = request["environment"]
+    for name in set(os.environb) - set(environment):
+        del os.environb[name]
+    os.environb.update(environment)
+    arguments: list[str] = request["arguments"]
+    shown = show_in_proc([os.fsencode(each) for each in (sys.executable, *arguments)], environment)
+    sys.orig_argv[:] = [sys.executable, *arguments]
+    sys.argv = ["-m", *arguments[2:]]
+    sys.path[0] = os.getcwd()
+    open_standard_streams()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return shown
+
+
+def run(module: str) -> int | str | None:
+    """Run it as ``python -m`` does; what it gave to `sys.exit`."""
+    try:
+        runpy._run_module_as_main(module)
+    except SystemExit as error:
+        return error.code  # type: ignore[return-value]
+    return 0
+
+
+def leave(code: int | str | None) -> None:
+    """End as Python does, but for its taking apart what was imported, which would copy all of that first."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()  # what would complain of its end still does
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            print(f"Exception ignored in: {stream!r}\n{error!r}", file=sys.stderr)
+            code = 120  # as Python does
+    os._exit((code or 0) & 0xFF)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for those who started us
+    import_all()
+    gc.collect()
+    gc.freeze()
+    REQUEST = serve(socket.socket(fileno=int(sys.argv[1])))
+    SHOWN = become(REQUEST)
+    leave(run(REQUEST["arguments"][1]))  # any other exception is left to Python

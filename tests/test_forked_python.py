@@ -1,0 +1,127 @@
+"""Processes that are forked from one that has imported sandd: they are what a start would have made of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from daemons import daemon_environment
+from forked_python import PythonProcess, run_python
+from process_tools import linux_only
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSION = [sys.executable, "-m", "sandd", "--version"]
+CONTROLLER = [sys.executable, "-m", "sandd", "controller", "--port", "0"]
+
+pytestmark = [
+    linux_only,
+    pytest.mark.skipif(
+        "COVERAGE_PROCESS_CONFIG" in os.environ or os.environ.get("SANDD_TESTS_FORK") == "0",
+        reason="nothing is forked in this run",
+    ),
+]
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The pids of those that were forked in the test."""
+    run_python(VERSION, env=daemon_environment(), timeout=60, capture_output=True)
+    source = PythonProcess.source
+    assert source is not None
+    pids: list[int] = []
+    fork = source.fork
+    monkeypatch.setattr(source, "fork", lambda *given: pids.append(fork(*given)) or pids[-1])
+    return pids
+
+
+def test_it_is_a_child_of_ours_in_every_respect(forks: list[int], tmp_path: Path) -> None:
+    """Its parent, session, directory, command line, environment and descriptors; and it ends by a signal."""
+    env = daemon_environment({"COLOUR": "blue", "SANDD_CONTROLLER_STATE_DIR": str(tmp_path / "s")})
+    with PythonProcess(
+        CONTROLLER,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"ready ")
+            assert forks == [process.pid]
+            seen = Path(f"/proc/{process.pid}")
+            assert f"PPid:\t{os.getpid()}\n" in (seen / "status").read_text()
+            assert os.getsid(process.pid) == process.pid
+            assert (seen / "cwd").readlink() == tmp_path
+            words = (seen / "cmdline").read_bytes().split(b"\0")
+            assert [os.fsdecode(word) for word in words] == [*CONTROLLER, ""]
+            variables = (seen / "environ").read_bytes().split(b"\0")[:-1]
+            assert dict(os.fsdecode(each).split("=", 1) for each in variables) == env
+            assert PythonProcess.source is not None
+            source = Path(f"/proc/{PythonProcess.source.process.pid}/fd")
+            theirs = {os.readlink(each) for each in source.iterdir()}
+            links = {os.readlink(each) for each in (seen / "fd").iterdir()}
+            assert not {each for each in links & theirs if each.startswith("socket")}
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "stdout", "stderr"),
+    [
+        pytest.param(["--version"], 0, "sandd ", "", id="all-well"),
+        pytest.param(["no-such"], 2, "", "invalid choice", id="bad-use"),
+    ],
+)
+def test_it_ends_as_it_would_have(
+    arguments: list[str], code: int, stdout: str, stderr: str, forks: list[int]
+) -> None:
+    """With the same exit code and words as one that was started."""
+    command = [sys.executable, "-m", "sandd", *arguments]
+    done = run_python(command, env=daemon_environment(), timeout=60, capture_output=True, text=True)
+    started = subprocess.run(command, env=daemon_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, started.stdout, started.stderr)
+    assert done.stdout.startswith(stdout)
+    assert stderr in done.stderr
+    assert len(forks) == 1
+
+
+def test_a_full_disk_is_noticed_at_the_end(forks: list[int]) -> None:
+    """What is written last is not lost without a word."""
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "sandd.daemon", "--version"]
+        done = run_python(
+            command, env=daemon_environment(), timeout=60, stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode != 0
+    assert b"No space left on device" in done.stderr
+    assert len(forks) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "settings"),
+    [
+        pytest.param(VERSION, {"PYTHONHASHSEED": "7"}, {}, id="another-python"),
+        pytest.param(VERSION, {"LC_ALL": "de_DE"}, {}, id="another-locale"),
+        pytest.param(VERSION, {}, {"preexec_fn": lambda: None}, id="something-in-between"),
+        pytest.param([sys.executable, "-c", "pass"], {}, {}, id="another-program"),
+    ],
+)
+def test_what_a_copy_can_not_be_is_started(
+    command: list[str], more: dict[str, str], settings: dict[str, object], forks: list[int]
+) -> None:
+    """It runs all the same."""
+    done = run_python(
+        command, env=daemon_environment(more), timeout=60, stdout=subprocess.DEVNULL, **settings
+    )
+    assert done.returncode == 0
+    assert not forks
