@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from sandd._core.identity.introductions import answer_challenge
 from sandd._core.job import DaemonLink
 from sandd._core.link import Identity, read_challenge
 from sandd._core.logs import get_logger
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pump import Pump
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class DaemonEnd:
     identity: Identity
     keyring: Keyring
     runner: JobRunner
+    meter: LinkBytes = field(factory=LinkBytes)
+    """Of its links."""
     _link: DaemonLink | None = None
     _pump: Pump | None = None
 
@@ -69,7 +72,7 @@ class DaemonEnd:
             dead_after=welcome.dead_after,
             after_message=self.runner.after_message,
             after_pull=self.runner.serve_disk,
-            meter=self.runner.meter,
+            meter=self.meter,
         )
         self.runner.add_link(link, pump)
         return pump

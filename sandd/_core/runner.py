@@ -24,7 +24,6 @@ from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
-from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.policy.permits import Permit
 from sandd._core.port_requests import PortRequests
 from sandd._core.processes import (
