@@ -665,6 +665,7 @@ MESSAGES: list[wire.Control] = [
     wire.Challenge(b"n", "c"), wire.Welcome(1), wire.Reject(RejectCode.BUSY),
     wire.Ping(1), wire.Pong(1), wire.Goodbye("x"),
     wire.DaemonStatus("d", wire.DaemonState.ONLINE), wire.DaemonCloned("d", "i"), wire.DaemonsTold(),
+    wire.AskStatistics(1), wire.Statistics(1),
     wire.Attach("d", "j", "c", spec=b"x"), wire.Attached(), wire.Refused(wire.RefusedCode.DENIED),
     wire.Away(), wire.Taken(), wire.Detach(), wire.Flush(), wire.Window(()), wire.End("d", "j"),
     wire.Hello(1, "d", "i", 1), wire.OperatorHello(1, "c", 1),
