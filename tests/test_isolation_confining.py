@@ -130,6 +130,17 @@ def test_nobody_but_the_tenants_user_can_be_asked_for() -> None:
         assert made.user is None
 
 
+@needs(LANDLOCK)
+def test_what_nobody_waits_for_opens_nothing() -> None:
+    """A job that was given up while its thread made it ready leaves no descriptor: the leak check looks."""
+    with isolated(LANDLOCK) as some:
+        permit = Permit()
+        permit.close()
+        for level in (LANDLOCK, BWRAP):
+            with pytest.raises(SpawnFailed, match="nobody waits"):
+                some.confine("a", level, TRUE, request(), permit)
+
+
 @root_only
 @linux_only
 def test_a_daemon_that_requires_its_level_does_not_start_without(

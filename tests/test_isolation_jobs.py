@@ -70,7 +70,7 @@ async def test_a_command_ends_as_it_would(daemon: StandingDaemon) -> None:
 async def test_a_command_that_runs_out_of_time_has_its_grace(daemon: StandingDaemon) -> None:
     """The program gets SIGTERM first, whatever it is wrapped in."""
     async with daemon.worker() as worker:
-        script = "trap 'echo asked; exit 9' TERM; while :; do sleep 0.01; done"
+        script = "trap 'sleep 0.3; echo asked; exit 9' TERM; while :; do sleep 0.01; done"
         with pytest.raises(sandd.CommandTimeout) as caught:
             await worker.run(script, timeout=0.5, kill_grace=20)
         assert caught.value.result is not None
@@ -144,6 +144,14 @@ async def test_files_elsewhere_are_out_of_reach(daemon: StandingDaemon) -> None:
         for path in ("/etc/abuse", "all/tmp/abuse", "../abuse", "magic/tmp/abuse"):
             with pytest.raises(PermissionError):
                 await worker.path(path).write_bytes(b"x")
+
+
+async def test_the_state_directory_is_for_nobody_else(daemon: StandingDaemon) -> None:
+    """Tenants' users may pass through it; but for a lock, which is empty, they can open nothing there."""
+    state = daemon.process.state_dir
+    open_to_others = [each for each in os.listdir(state) if (state / each).stat().st_mode & 0o077]
+    assert open_to_others in ([], ["lock"])
+    assert (state / "lock").stat().st_size == 0
 
 
 async def test_transfers_are_the_tenants(

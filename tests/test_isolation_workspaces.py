@@ -16,10 +16,13 @@ from trusted_files import trusted_directory
 if sys.platform == "win32":
     pytest.skip("POSIX only", allow_module_level=True)
 
+from sandd._core.files.writing import open_writing
 from sandd._core.isolation.allotments import Allotments
 from sandd._core.isolation.credentials import acting_as
 from sandd._core.isolation.tenant_files import TenantFiles
 from sandd._core.isolation.workspaces import WorkspaceError, Workspaces
+from sandd._core.transfers.partials import open_partial
+from sandd.wire import WriteMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,6 +144,24 @@ def test_a_thread_is_somebody_else_for_a_moment() -> None:
         os.chown(directory / "x", 0, 0)
 
 
+@root_only
+@linux_only
+def test_a_thread_that_is_somebody_else_has_none_of_our_groups() -> None:
+    """What is for one of them is not for a tenant; afterwards they are ours again."""
+    ours, group = os.getgroups(), 54_321
+    with trusted_directory() as directory:
+        (directory / "x").write_text("")
+        os.chown(directory / "x", 0, group)
+        (directory / "x").chmod(0o040)
+        os.setgroups([*ours, group])
+        try:
+            with acting_as(2_000_000, 2_000_000), pytest.raises(PermissionError):
+                os.open(directory / "x", os.O_RDONLY)
+            assert group in os.getgroups()
+        finally:
+            os.setgroups(ours)
+
+
 @pytest.fixture
 def files(workspaces: Workspaces) -> Iterator[TenantFiles]:
     """One tenant's."""
@@ -188,6 +209,46 @@ def test_what_is_done_by_descriptors_is_done_as_the_tenant(files: TenantFiles) -
                 os.fchown(descriptor, 0, 0)
     finally:
         os.close(descriptor)
+
+
+@root_only
+@linux_only
+def test_writing_makes_no_file_that_is_roots(workspaces: Workspaces, files: TenantFiles) -> None:
+    """What takes an old file's place gets its owner where the *tenant* may give it away: setuid is its own then."""
+    workspace = workspaces.open("a")
+    old = workspace.path / "tool"
+    old.write_text("root's")
+    old.chmod(0o4777)
+    writing = open_writing(files, b"tool", WriteMode.REPLACE)
+    writing.write(b"the tenant's")
+    writing.commit()
+    assert old.read_text() == "the tenant's"
+    assert old.stat().st_uid == workspace.uid
+
+
+@root_only
+@linux_only
+def test_what_is_in_the_making_is_found_again(files: TenantFiles) -> None:
+    """By whom it belongs to: a transfer that was cut goes on with it; one of root's is not ours there."""
+    for is_new in (True, False):
+        descriptor = open_partial(files, b"x.part", create=is_new)
+        assert descriptor is not None
+        os.close(descriptor)
+    with files.as_owner() as owner:
+        assert files.stat(b"x.part").st_uid == owner
+
+
+@root_only
+@linux_only
+def test_a_directory_that_the_tenant_may_not_read_is_not_listed(
+    workspaces: Workspaces, files: TenantFiles
+) -> None:
+    """Nor opened, whoever has put it there."""
+    (workspaces.open("a").path / "roots").mkdir(0o700)
+    with pytest.raises(PermissionError):
+        list(files.scan(b"roots"))
+    with pytest.raises(PermissionError):
+        files.stat(b"roots/file")
 
 
 @root_only
