@@ -10,6 +10,7 @@
 #   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
+#   sandd/bundling/           `sandd bundle`: the daemon as one file
 #   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)

@@ -79,6 +79,7 @@ def complete(typed: str, path: str, **env: str) -> list[str]:
         ("sandd controller --oper", ["--operator-token-file"]),
         ("sandd completion ", ["bash", "zsh", "fish"]),
         ("sandd ps --match ", []),
+        ("sandd top --sort me", ["memory"]),
     ],
 )
 def test_what_may_come_next(typed: str, offered: list[str], path: str) -> None:

@@ -87,6 +87,9 @@ def test_a_rate_takes_two_looks() -> None:
     line = more.line(INFO, DaemonState.ONLINE, 5.0)
     assert (line.cpu, line.bytes_in, line.bytes_out) == (50.0, 1000.0, 50.0)
     assert line.memory_used == 2 << 30
+    # Its clock and that of its machine are not read at one instant.
+    line = gauge(TOLD, later(1.0, busy_seconds=54.1)).line(INFO, DaemonState.ONLINE, 5.0)
+    assert line.cpu == 100.0
 
 
 def test_the_same_look_twice_changes_no_rate() -> None:

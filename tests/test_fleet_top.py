@@ -51,7 +51,9 @@ def test_once_it_is_a_table(controller: ControllerProcess) -> None:
         assert re.search(
             r" online +[\d.]+%? +\S+ +\S+ +\d+ +[\d.]+[BKM] +[\d.]+[BKM] +0B +\d", line
         )
-    assert re.fullmatch(r"2 online, \d+ jobs running, \S+/s in, \S+/s out", summary)
+    assert re.fullmatch(
+        r"2 online, \d+ jobs running, \S+/s in, \S+/s out, controller up \d+s.*", summary
+    )
     assert "\x1b" not in done.stdout
 
 

@@ -74,6 +74,7 @@ CONTROLLER_END = [
 ]
 DAEMON_END = [
     "sandd._core.daemon_end",
+    "sandd._core.daemon_figures",
     "sandd._core.daemon_options",
     "sandd._core.daemon_program",
     "sandd._core.file_requests",

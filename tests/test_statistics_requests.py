@@ -13,14 +13,18 @@ from scripted import drain
 from test_requests import ALICE, Daemon, end_of, records
 
 from sandd import wire
+from sandd._core import statistics_requests
 from sandd._core.daemon_statistics import StatisticsReader
 from sandd._core.machine import Machine
+from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.processes import TreeUsage
 from sandd._core.statistics_requests import SHARED_SECONDS, StatisticsRequests
 from sandd.wire import FailedCode, JobState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
+
+    import pytest
 
     from sandd._core.daemon_statistics import DaemonStatistics
 
@@ -54,7 +58,7 @@ async def running() -> AsyncIterator[tuple[Daemon, Seen]]:
     async with trio.open_nursery() as nursery:
         daemon, seen = Daemon(nursery), Seen()
         requests = StatisticsRequests(
-            daemon.table, measure=seen.measure, traffic=lambda: (70, 80), read=seen.read
+            daemon.table, measure=seen.measure, meter=LinkBytes(70, 80), read=seen.read
         )
         daemon.requests.offer(requests.doers)
         yield daemon, seen
@@ -120,6 +124,12 @@ async def test_many_who_ask_share_a_look(autojump_clock: object) -> None:
         assert len(await rounds(daemon, *channels)) == 10
         assert seen.looks <= 2  # one for those without jobs, if they came first
         assert len(seen.measured) == 1
+        await trio.sleep(1)
+        daemon.command()
+        (first,) = await rounds(daemon, daemon.ask(wire.StatisticsSpec(jobs=False)))
+        (second,) = await rounds(daemon, daemon.ask(wire.StatisticsSpec()))
+        assert first.jobs == ()
+        assert second.jobs[0].processes == 3
 
 
 async def test_with_an_interval_it_goes_on_until_it_is_left(autojump_clock: object) -> None:
@@ -140,6 +150,30 @@ async def test_with_an_interval_it_goes_on_until_it_is_left(autojump_clock: obje
         looks = seen.looks
         await trio.sleep(10)
         assert seen.looks == looks
+
+
+async def test_only_so_many_are_told_again_and_again(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is declined, until one of them has left; whoever asks once is answered all the same."""
+    monkeypatch.setattr(statistics_requests, "MAX_STREAMS", 2)
+    spec = wire.StatisticsSpec(jobs=False, interval=1.0)
+    async with running() as (daemon, _):
+        first, _, third = (daemon.job(daemon.ask(spec)) for _ in range(3))
+        await trio.sleep(0.5)
+        (declined,) = [job for job in daemon.table.jobs.values() if job.result is not None]
+        assert isinstance(declined.result, wire.Failed)
+        assert declined.result.code is FailedCode.DECLINED
+        assert "ask it once" in declined.result.message
+        once = daemon.job(daemon.ask(wire.StatisticsSpec()))
+        left = third if declined is first else first
+        number = int(left.key[1].rpartition(".")[2])
+        daemon.receive(number, wire.End("d", left.key[1], client=ALICE, tenant="t"))
+        await trio.sleep(0.5)
+        assert isinstance(once.result, wire.Exited)
+        again = daemon.job(daemon.ask(spec))
+        await trio.sleep(0.5)
+        assert again.result is None
 
 
 async def test_nobody_reads_and_nothing_piles_up(autojump_clock: object) -> None:

@@ -554,7 +554,6 @@ class Daemon:
             jobs: False: without the jobs, which is less work for the daemon.
 
         Raises:
-            RequestRefused: the daemon is too old to know it.
             DaemonGone: the daemon is gone for good.
             trio.ClosedResourceError: the controller is closed.
         """
@@ -578,8 +577,8 @@ class Daemon:
             jobs: as for `statistics`.
 
         Raises:
-            RequestRefused: the daemon is too old to know it.
-            DaemonGone: the daemon is gone for good; also from the iterator, once that is so.
+            RequestRefused: the daemon tells 64 already. This, and the next, come from the iterator.
+            DaemonGone: the daemon is gone for good.
             ValueError: an argument that makes no sense.
             trio.ClosedResourceError: the controller is closed.
         """

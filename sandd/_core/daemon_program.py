@@ -24,9 +24,6 @@ from sandd._core.identity.keyring import Keyring
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
-from sandd._core.metrics.listener import Pages, serve_pages
-from sandd._core.metrics.loop_lag import LoopLag
-from sandd._core.metrics.readings import DaemonFigures, read_daemon
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.policy.granted_files import GrantedFiles
 from sandd._core.policy.paths import is_beneath
@@ -39,6 +36,7 @@ from sandd._core.spawn_requests import Allowance
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
+from sandd._core.statistics_requests import StatisticsRequests
 from sandd._core.tls.plain import leaves_in_the_clear
 from sandd._core.tls.trust import Trust
 from sandd._core.transfer_requests import TransferRequests
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
 
     from sandd._core.files.roots import Root
     from sandd._core.isolation.confining import Isolation
-    from sandd._core.metrics.catalogue import Reading
     from sandd._core.policy.permits import Gate
     from sandd._core.policy.rules import Policy
     from sandd._core.processes import ProcessHost
@@ -64,10 +61,6 @@ END_GRACE: Final = 3.0
 """On SIGTERM, seconds that jobs have between TERM and KILL: orchestrators allow about ten in all."""
 DRAIN_SECONDS: Final = 8.0
 """On SIGTERM, seconds for everything: jobs, their last events, the farewell."""
-READY_SECONDS: Final = 60.0
-"""Without a link, for how long a daemon still counts as ready: a controller that is restarted is back by then."""
-LAG_SECONDS: Final = 1.0
-"""How often the loop's lag is measured, where somebody wants to know."""
 FAREWELL_SECONDS: Final = 1.0
 """So many of them are the farewell's alone."""
 
@@ -146,16 +139,17 @@ async def run_daemon(
                 )
                 keyring = Keyring(state.path, daemon_id, options.credential)
                 end = DaemonEnd(identity, keyring, runner)
+                busy = StatisticsRequests(table, measure=host.measure, meter=end.meter)
+                runner.requests.offer(busy.doers)
                 backoff = Backoff(maximum=options.reconnect_max)
                 dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
-                loop_lag = LoopLag(LAG_SECONDS)
                 if options.metrics is not None:
-                    readings = partial(
-                        _read_figures, version, runner, table, end, dialer, spool, loop_lag
+                    from sandd._core.daemon_figures import serve_figures
+
+                    figures = partial(
+                        serve_figures, version=version, table=table, end=end, dialer=dialer
                     )
-                    pages = Pages(readings, partial(_why_not_ready, dialer))
-                    await nursery.start(serve_pages, pages, options.metrics)
-                    nursery.start_soon(_watch_lag, loop_lag)
+                    await nursery.start(figures, options.metrics)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
                 nursery.start_soon(manager.attend, dialer.status)
@@ -242,46 +236,6 @@ def _offer_files(
     transfers = TransferRequests(root, partials)
     runner.requests.offer(transfers.doers)
     return transfers.keep_tidy
-
-
-def _read_figures(
-    version: str,
-    runner: JobRunner,
-    table: JobTable,
-    end: DaemonEnd,
-    dialer: Dialer,
-    spool: Spool | None,
-    loop_lag: LoopLag,
-) -> list[Reading]:
-    return read_daemon(
-        DaemonFigures(
-            version=version,
-            tally=table.tally,
-            link=end.meter,
-            is_connected=dialer.pump is not None,
-            dials=dialer.connections,
-            links=dialer.links,
-            running=runner.running,
-            queued=runner.queued,
-            kept=len(table.jobs),
-            spool=spool,
-            loop_lag=loop_lag,
-        )
-    )
-
-
-async def _why_not_ready(dialer: Dialer) -> str | None:
-    """Why the controller can't have anything done here; None: it can, or could a moment ago."""
-    if dialer.pump is not None or trio.current_time() - dialer.live_until < READY_SECONDS:
-        return None
-    why = dialer.failure or "the first dial is under way"
-    return f"the controller is not reached: {why}"
-
-
-async def _watch_lag(loop_lag: LoopLag) -> None:
-    while True:
-        await trio.sleep_until(loop_lag.due(trio.current_time()))
-        loop_lag.woke(trio.current_time())
 
 
 def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:

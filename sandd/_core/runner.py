@@ -38,7 +38,6 @@ from sandd._core.processes import (
 from sandd._core.requests import Requests
 from sandd._core.spawn_requests import UNLIMITED, Allowance, spawn_request
 from sandd._core.spooler import Spooler
-from sandd._core.statistics_requests import StatisticsRequests
 from sandd.wire import FailedCode, IsolationLevel, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
@@ -143,8 +142,6 @@ class JobRunner:
         """Jobs waiting for a slot, in the order of their starts."""
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
-        self._earlier_traffic = (0, 0)
-        """Of links that are over."""
         self._one_ended = trio.Event()
         self._is_over = False
         """The daemon is being stopped: nothing is begun any more."""
@@ -158,8 +155,6 @@ class JobRunner:
         """What is done without a process; who can do more offers it here."""
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
         self.requests.offer(PortRequests(table, act=self.act).doers)
-        statistics = StatisticsRequests(table, measure=host.measure, traffic=lambda: self.traffic)
-        self.requests.offer(statistics.doers)
 
     @property
     def queued(self) -> int:
@@ -179,21 +174,9 @@ class JobRunner:
 
     def remove_link(self, link: DaemonLink) -> None:
         """The link is gone."""
-        pump = self._pumps.pop(link, None)
-        if pump is not None:
-            received, sent = self._earlier_traffic
-            self._earlier_traffic = (received + pump.bytes_received, sent + pump.bytes_sent)
+        self._pumps.pop(link, None)
         self._starting = False
         self.act(self._table.close_link(link, self._now()))
-
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """Bytes that came from the controller, and that went to it, since the start."""
-        received, sent = self._earlier_traffic
-        for pump in self._pumps.values():
-            received += pump.bytes_received
-            sent += pump.bytes_sent
-        return received, sent
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
         """Take a frame from the link; `after_message` follows the last one of a message."""

@@ -14,12 +14,14 @@ from attrs import evolve, field, frozen
 from sandd import wire
 from sandd._core.job_info import describe
 from sandd._core.machine import Machine, read_machine
-from sandd.wire import JobState
+from sandd._core.requests import RequestFailedError
+from sandd.wire import FailedCode, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from sandd._core.jobs import JobTable
+    from sandd._core.metrics.link_bytes import LinkBytes
     from sandd._core.processes import TreeUsage
     from sandd._core.requests import Doer, Doing
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 SHARED_SECONDS: Final = 0.2
 """A look is good for so long; so it is the shortest interval, too."""
+MAX_STREAMS: Final = 64
+"""Of those who want it again and again: a viewer may, and must not take the places of all other requests."""
 JOBS_A_TURN: Final = 64
 """So many answers are made before everybody else has a turn: 1 ms."""
 
@@ -37,7 +41,7 @@ class Look:
 
     at: float
     machine: Machine
-    traffic: tuple[int, int]
+    traffic: LinkBytes
     trees: Mapping[int, TreeUsage] = field(factory=dict)
     """By process ids of the jobs' first processes."""
     has_trees: bool = False
@@ -49,7 +53,7 @@ class StatisticsRequests:
 
     Args:
         measure: `ProcessHost.measure`.
-        traffic: bytes that came from the controller, and that went to it.
+        meter: of the daemon's links.
         read: what looks at the machine.
     """
 
@@ -58,14 +62,16 @@ class StatisticsRequests:
         table: JobTable,
         *,
         measure: Measure,
-        traffic: Callable[[], tuple[int, int]],
+        meter: LinkBytes,
         read: Callable[[], Awaitable[Machine]] | None = None,
     ) -> None:
         self._table = table
         self._measure = measure
-        self._traffic = traffic
+        self._meter = meter
         self._read = _read_in_thread if read is None else read
         self._began_at = trio.current_time()
+        self._streams = 0
+        """Requests that go on."""
         self._looking = trio.Lock()
         self._last: Look | None = None
 
@@ -75,12 +81,22 @@ class StatisticsRequests:
         return {wire.StatisticsSpec: self._tell}
 
     async def _tell(self, doing: Doing, spec: wire.StatisticsSpec) -> None:
-        while True:
+        if spec.interval is None:
             await self._tell_once(doing, with_jobs=spec.jobs)
-            if spec.interval is None:
-                return
-            doing.send()
-            await trio.sleep(max(spec.interval, SHARED_SECONDS))
+            return
+        if self._streams >= MAX_STREAMS:
+            raise RequestFailedError(
+                FailedCode.DECLINED,
+                f"it tells {MAX_STREAMS} others how busy it is, and takes no more; ask it once",
+            )
+        self._streams += 1
+        try:
+            while True:
+                await self._tell_once(doing, with_jobs=spec.jobs)
+                doing.send()
+                await trio.sleep(max(spec.interval, SHARED_SECONDS))
+        finally:
+            self._streams -= 1
 
     async def _tell_once(self, doing: Doing, *, with_jobs: bool) -> None:
         look = await self._look(with_jobs=with_jobs)
@@ -106,7 +122,6 @@ class StatisticsRequests:
                     )
                 await doing.answer(told)
         machine, spool = look.machine, self._table.spool
-        bytes_in, bytes_out = look.traffic
         await doing.answer(
             wire.DaemonUsage(
                 uptime=look.at - self._began_at,
@@ -119,8 +134,8 @@ class StatisticsRequests:
                 rss_bytes=machine.own_rss_bytes,
                 jobs_running=counts[JobState.RUNNING],
                 jobs_queued=counts[JobState.QUEUED],
-                bytes_in=bytes_in,
-                bytes_out=bytes_out,
+                bytes_in=look.traffic.received,
+                bytes_out=look.traffic.sent,
                 spool_bytes=0 if spool is None else spool.used,
             )
         )
@@ -142,7 +157,7 @@ class StatisticsRequests:
                 trees = await self._measure([each.pid for each in self._table.living()])
             # As of its end: what a tree has used by then is in it.
             self._last = Look(
-                trio.current_time(), machine, self._traffic(), trees, has_trees=with_jobs
+                trio.current_time(), machine, evolve(self._meter), trees, has_trees=with_jobs
             )
             return self._last
 

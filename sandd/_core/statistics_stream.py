@@ -40,7 +40,7 @@ class StatisticsStream:
         """The next one.
 
         Raises:
-            RequestRefused: the daemon is too old to know it.
+            RequestRefused: the daemon tells as many as it can already.
             DaemonGone: the daemon is gone for good.
             trio.ClosedResourceError: the block was left, or the controller is closed.
         """

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sandd._core.daemon_statistics import DaemonStatistics, JobStatistics
     from sandd._core.directory import DaemonInfo
+    from sandd.controller import ControllerStatistics
 
 DAEMON_HEADER: Final = (
     *("DAEMON", "STATE", "CPU", "MEMORY", "LOAD", "JOBS", "IN/S", "OUT/S", "SPOOL", "LINK"),
@@ -310,6 +311,8 @@ class Round:
     daemons: tuple[DaemonLine, ...] = ()
     jobs: tuple[JobLine, ...] | None = None
     """None: daemons are to be shown."""
+    controller: ControllerStatistics | None = None
+    """What that tells of itself, as far as it is known."""
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -351,4 +354,9 @@ class Round:
             f"{size(into)}/s in",
             f"{size(out)}/s out",
         ]
+        told_here = self.controller
+        if told_here is not None and told_here.uptime is not None:
+            counts.append(f"controller up {span(told_here.uptime)}")
+            if told_here.operators is not None:
+                counts[-1] += f" with {told_here.operators} operators"
         return ", ".join(counts)

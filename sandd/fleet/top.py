@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sandd.command_line.stopping import Stop
-    from sandd.controller import Controller, Daemon
+    from sandd.controller import Controller, ControllerStatistics, Daemon
 
 RETRY_SECONDS: Final = 10.0
 """Before a daemon that refused is asked again."""
@@ -54,7 +54,7 @@ async def _top(options: argparse.Namespace, _: Stop) -> int:
             choose = partial(_only, controller, only.id)
         top = Top(choose, options)
         if options.once:
-            await _once(top, options)
+            await _once(controller, top, options)
             return 0
         await _for_ever(controller, top, options)
     raise Failure("the connection to the controller is closed")
@@ -75,6 +75,17 @@ class Top:
     """By id and instance: what another start has told says nothing about this one."""
     _asked: set[tuple[str, str]] = field(factory=set)
     _changed: trio.Event = field(factory=trio.Event)
+    _controller: ControllerStatistics | None = None
+
+    async def follow(self, controller: Controller) -> None:
+        """Ask the controller itself as well, at each interval; for ever."""
+        while True:
+            try:
+                self._controller = await controller.fetch_statistics()
+            except trio.ClosedResourceError:
+                return
+            self._note()
+            await trio.sleep(self._options.interval)
 
     async def ask_all(self, nursery: trio.Nursery) -> None:
         """Have those that are there tell, from now on; call it again for those that come."""
@@ -98,8 +109,8 @@ class Top:
                 async for told in rounds:
                     gauge.take(told, trio.current_time())
                     self._note()
-        except DaemonGone:
-            pass
+        except (DaemonGone, trio.ClosedResourceError):
+            pass  # another start of it has come, or all is over
         except SanddError as error:
             gauge.failure, gauge.newest = str(error), None
             self._note()
@@ -135,12 +146,15 @@ class Top:
             if line.newest is not None:
                 jobs += gauge.job_lines(daemon.id)
         if not self._options.jobs:
-            return Round(tuple(sort_daemons(lines, self._options.sort)))
-        return Round(tuple(sort_daemons(lines, "id")), tuple(sort_jobs(jobs, self._options.sort)))
+            daemons = tuple(sort_daemons(lines, self._options.sort))
+            return Round(daemons, controller=self._controller)
+        in_order = tuple(sort_jobs(jobs, self._options.sort))
+        return Round(tuple(sort_daemons(lines, "id")), in_order, self._controller)
 
 
-async def _once(top: Top, options: argparse.Namespace) -> None:
+async def _once(controller: Controller, top: Top, options: argparse.Namespace) -> None:
     async with open_unwrapping_nursery() as nursery:
+        nursery.start_soon(top.follow, controller)
         await top.ask_all(nursery)
         with trio.move_on_after(options.interval + options.timeout):
             await top.wait_told()
@@ -155,6 +169,7 @@ async def _for_ever(controller: Controller, top: Top, options: argparse.Namespac
         events = await stack.enter_async_context(controller.open_events())
         nursery = await stack.enter_async_context(open_unwrapping_nursery())
         due = _Due()
+        nursery.start_soon(top.follow, controller)
         if options.json or not sys.stdout.isatty():
             nursery.start_soon(_print, top, options, nursery)
         else:

@@ -29,6 +29,7 @@ from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.runner import JobRunner
+from sandd._core.statistics_requests import StatisticsRequests
 from sandd.testing.fake_processes import FakeProcessHost, Program, play_well_known
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ async def open_daemon_cores(
             backoff = Backoff(maximum=reconnect_max)
             credential = None if token is None else read_credential(token, TokenKind.JOIN)
             end = DaemonEnd(identity, Keyring(None, core_id, credential), runner)
+            busy = StatisticsRequests(table, measure=host.measure, meter=end.meter)
+            runner.requests.offer(busy.doers)
             dialer = Dialer(url, end, backoff)
             cores.append(DaemonCore(core_id, instance, host, table, runner, end, dialer))
             nursery.start_soon(cores[-1]._run)
