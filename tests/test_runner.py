@@ -26,7 +26,7 @@ from sandd._core.jobs import JobTable
 from sandd._core.policy.permits import Gate
 from sandd._core.processes import ReceivesNowait
 from sandd._core.runner import JobRunner
-from sandd._core.spawn_requests import spawn_request
+from sandd._core.spawn_requests import UNLIMITED, Allowance, spawn_request
 from sandd.testing import FakeProcessHost
 
 if sys.platform != "win32":
@@ -496,7 +496,12 @@ class _HangingGate(Gate):
         return None
 
     def check(
-        self, job: Job, spec: wire.ProgramSpec, instance: str, permit: Permit
+        self,
+        job: Job,
+        spec: wire.ProgramSpec,
+        instance: str,
+        permit: Permit,
+        allowance: Allowance = UNLIMITED,
     ) -> SpawnRequest:
         try:
             self.opened.append(permit.hold(os.open(os.devnull, os.O_RDONLY)))
