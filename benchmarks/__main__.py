@@ -23,6 +23,7 @@ from benchmarks import (
     exec_latency,
     files,
     keystrokes,
+    limits,
     ports,
     routed,
     throughput,
@@ -91,6 +92,7 @@ BENCHMARKS = {
         routed.measure,
     ),
     "audit": Benchmark('run("true"), with an audit log', "the same without", audit.measure),
+    "limits": Benchmark('run("true"), with limits', "the same without", limits.measure),
     "tls": Benchmark("a daemon that has dialled in over TLS", "the same without TLS", tls.measure),
     "broadcast": Benchmark(
         '"true" on many daemons at once',

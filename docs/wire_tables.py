@@ -87,8 +87,8 @@ def limits() -> Iterator[str]:
         if isinstance(node, ast.AnnAssign) and isinstance(behind, ast.Expr):
             name, value = ast.unparse(node.target), ast.literal_eval(behind.value)
             if isinstance(getattr(wire, name), int | float):
-                # In a table what goes on in another line would have to be indented.
-                rows.append([code(name), number(getattr(wire, name)), " ".join(value.split())])
+                meaning = " ".join(value.split())  # a cell is one line
+                rows.append([code(name), number(getattr(wire, name)), meaning])
     yield from table({"name": 24, "value": 22, "meaning and reason": 54}, rows)
 
 

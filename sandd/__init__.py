@@ -10,6 +10,7 @@
 #   sandd/executing/          `sandd exec`: a command, as if it ran here
 #   sandd/copying/            `sandd cp`: files and directories
 #   sandd/forwarding/         `sandd forward`: ports
+#   sandd/bundling/           `sandd bundle`: the daemon as one file
 #   sandd/command_line/       what the commands share: the controller that is meant, exit codes, ...
 #   sandd/local_daemon.py     a daemon on this machine, as a child of one of the commands
 #   sandd/testing/            for tests: a network with faults, daemons in numbers (imported by name)
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from sandd._core.daemon_statistics import DaemonStatistics, JobStatistics
     from sandd._core.file_status import FileStatus
     from sandd._core.job_info import JobInfo, KeptOutput
+    from sandd._core.limits import Limits
     from sandd._core.remote_files import FileReader, FileWriter
     from sandd._core.remote_path import FileChange, RemotePath
     from sandd._core.results import CommandResult, ExitStatus, Outcome
@@ -144,6 +146,7 @@ __all__ = [
     "JobStatistics",
     "JobTaken",
     "KeptOutput",
+    "Limits",
     "LocalProtocolError",
     "NewToken",
     "NoTerminal",
@@ -223,6 +226,7 @@ _HOMES = {
     "LocalProtocolError": "sandd._core._errors",
     "NewToken": "sandd.controller",
     "NoTerminal": "sandd._core._errors",
+    "Limits": "sandd._core.limits",
     "Outcome": "sandd._core.results",
     "OutputGap": "sandd._core._errors",
     "PolicyDenied": "sandd._core._errors",

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypedDict, TypeVar, overload
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from sandd._core import commands, server_files, specs
 from sandd._core._errors import CommandFailed, CommandTimeout, DaemonNotFound, SanddError
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from sandd._core.copying import Patterns, Progress
     from sandd._core.daemon_statistics import DaemonStatistics
     from sandd._core.job_info import JobInfo
-    from sandd._core.specs import Command, Text
+    from sandd._core.limits import Limits
+    from sandd._core.specs import Command, IsolationName, Text
     from sandd._core.transfers.result import TransferResult
     from sandd.controller import Controller, ControllerStatistics, Daemon
 
@@ -62,22 +63,28 @@ class ExecOptions(TypedDict, total=False):
 
     input: str | bytes | None
     user: str | None
+    isolation: IsolationName | None
     idle_timeout: float | None
     kill_grace: float
     max_output: int
     check: bool
+    limits: Limits | None
+    require_limits: bool
 
 
 class ProcessOptions(TypedDict, total=False):
     """Keyword arguments of `Daemon.open_process` beyond those that `Client.open_process` names itself."""
 
     user: str | None
+    isolation: IsolationName | None
     timeout: float | None
     idle_timeout: float | None
     kill_grace: float
     lease: float | None
     on_full: Literal["block", "drop_oldest"]
     detach: bool
+    limits: Limits | None
+    require_limits: bool
     job_id: str | None
 
 
@@ -85,10 +92,13 @@ class SessionOptions(TypedDict, total=False):
     """Keyword arguments of `Daemon.open_session` beyond those that `Client.new_session` names itself."""
 
     user: str | None
+    isolation: IsolationName | None
     scrollback: int
     kill_grace: float
     lease: float | None
     detach: bool
+    limits: Limits | None
+    require_limits: bool
     job_id: str | None
     record: str | os.PathLike[str] | None
     record_input: bool
@@ -152,7 +162,7 @@ class FailedResult(CommandResult):
     what failed.
     """
 
-    error: SanddError
+    error: SanddError = field(kw_only=True)
     """What `Client.exec` would have raised."""
 
     @property
@@ -383,7 +393,7 @@ class Client:
                 and ten seconds more, even if the daemon can't be reached any more.
             env: merged over the daemon's environment.
             cwd: working directory; None: the daemon's.
-            options: as for `Daemon.run`: `input`, `user`, `idle_timeout`, `kill_grace`,
+            options: as for `Daemon.run`: `input`, `user`, `isolation`, `idle_timeout`, `kill_grace`,
                 `max_output`, `check`.
 
         Raises:
@@ -439,8 +449,8 @@ class Client:
             stderr: "merge" sends it into stdout, in the order of writing.
             env: merged over the daemon's environment.
             cwd: working directory; None: the daemon's.
-            options: as for `Daemon.open_process`: `user`, `timeout` (None, the default, is no limit), `idle_timeout`,
-                `kill_grace`, `lease`, `on_full`, `detach`, `job_id`.
+            options: as for `Daemon.open_process`: `user`, `isolation`, `timeout` (None, the default, is no limit),
+                `idle_timeout`, `kill_grace`, `lease`, `on_full`, `detach`, `job_id`.
 
         Raises:
             DaemonNotFound: no daemon of that id is known; a ValueError too. Nothing ran.
@@ -913,5 +923,9 @@ def _failed_result(error: SanddError) -> FailedResult:
         truncated=partial.truncated,
         pipes_held=partial.pipes_held,
         job_id=partial.job_id,
+        cpu_seconds=partial.cpu_seconds,
+        max_rss_bytes=partial.max_rss_bytes,
+        limits=partial.limits,
+        limit=partial.limit,
         error=error,
     )

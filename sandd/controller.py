@@ -40,7 +40,6 @@ from sandd._core.identity.tokens import TokenKind, is_token
 from sandd._core.interrupts import protected_context
 from sandd._core.job_info import JobInfo, KeptOutput
 from sandd._core.logs import get_logger
-from sandd._core.metrics.http_answers import read_metrics_address
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.policy.tenants import DIRECTORY as POLICY_DIRECTORY
 from sandd._core.policy.tenants import TenantPolicies
@@ -428,6 +427,9 @@ def _metrics_address(metrics: str | None, token: str | bytes | None) -> MetricsA
                 "metrics_token is for metrics, and there is no address for them"
             )
         return None
+    # Not before: most have no such address, and start sooner without.
+    from sandd._core.metrics.http_answers import read_metrics_address
+
     with _refusing_nonsense():
         check_text("metrics", metrics, what="an address to listen on, such as '127.0.0.1:9464'")
     return read_metrics_address(metrics, secret, option="metrics")

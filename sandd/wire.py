@@ -106,6 +106,7 @@ from cattrs.fns import identity
 from cattrs.preconf.msgpack import make_converter
 
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.limits import LIMIT_NAMES, NO_LIMITS, Limits
 
 SUBPROTOCOL: Final = "sandd.2"
 VERSIONS: Final = (1,)
@@ -439,6 +440,11 @@ _unsigned = _within(0, 2**64 - 1)
 _seconds = _within(0.0, MAX_SECONDS)
 
 
+def _limit_name(_instance: object, _attribute: object, value: str) -> None:
+    if value and value not in LIMIT_NAMES:
+        raise ValueError(f"{value!r:.60} is no limit")
+
+
 @frozen
 class Unknown:
     """A message of a newer peer; it is ignored."""
@@ -468,6 +474,15 @@ class CredentialKind(enum.StrEnum):
     OPERATOR = "operator"  # an operator's token
 
 
+class IsolationLevel(enum.StrEnum):
+    """What a job is kept apart from; each level is that and all before it. See `_core.isolation`."""
+
+    NONE = "none"  # it is who the daemon is
+    USER = "user"  # a user of its tenant's own, in a workspace of that user's
+    LANDLOCK = "landlock"  # and it writes nowhere else, and reads the system and that
+    BWRAP = "bwrap"  # and it sees nothing else: neither files nor processes
+
+
 @frozen
 class Hello:
     """daemon -> controller: who is calling."""
@@ -493,6 +508,10 @@ class Hello:
     channel_binding: bytes = field(
         default=b"", validator=_at_most(64)
     )  # SHA-256 of the certificate that TLS showed; a controller that ends TLS insists on its own
+    isolation: IsolationLevel = IsolationLevel.NONE  # the least of all its jobs
+    isolation_levels: tuple[IsolationLevel, ...] = field(
+        default=(IsolationLevel.NONE,), validator=_at_most(16)
+    )  # those that may be asked for; without the least, it runs nothing
 
 
 @frozen
@@ -597,6 +616,10 @@ class DaemonDescription:
     arch: str = field(default="", validator=_at_most(64))
     version: str = field(default="", validator=_at_most(64))  # daemon_version
     labels: Mapping[str, str] = field(factory=dict, validator=_at_most(MAX_LABELS))
+    isolation: IsolationLevel = IsolationLevel.NONE
+    isolation_levels: tuple[IsolationLevel, ...] = field(
+        default=(IsolationLevel.NONE,), validator=_at_most(16)
+    )
 
 
 UNDESCRIBED: Final = DaemonDescription()
@@ -716,6 +739,8 @@ class Attach:
     output_credit: int = field(
         default=INITIAL_OUTPUT_BYTES, validator=_offset
     )  # on OUTPUT and ERROR, where there are no cursors; the router may lower it
+    limits: Limits = NO_LIMITS  # stamped by the router: what it starts may use no more
+    isolation: IsolationLevel = IsolationLevel.NONE  # stamped by the router: no less
     trace: str = field(
         default="", validator=_trace
     )  # with a spec: a `traceparent` of W3C Trace Context, which becomes TRACEPARENT; never compared
@@ -918,8 +943,10 @@ class Outcome(enum.StrEnum):
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"  # by the owner's leaving or a kill request
     LEASE_EXPIRED = "lease_expired"
-    OUT_OF_MEMORY = "out_of_memory"
-    LIMIT_EXCEEDED = "limit_exceeded"
+    OUT_OF_MEMORY = (
+        "out_of_memory"  # the kernel killed of it, for its limit; `limit` is "memory_bytes"
+    )
+    LIMIT_EXCEEDED = "limit_exceeded"  # of another limit: see `limit`
 
 
 @frozen
@@ -935,6 +962,14 @@ class Exited:
         factory=dict, validator=_at_most(len(Stream))
     )  # where OUTPUT and ERROR end; 0 is left out
     pid: int = field(default=0, validator=_offset)  # where no Started went before
+    cpu_seconds: float = field(default=0.0, validator=_seconds)  # of all its processes
+    max_rss_bytes: int = field(
+        default=0, validator=_offset
+    )  # the largest resident set of any of its processes
+    limits: Limits = NO_LIMITS  # those that it was held to
+    limit: str = field(
+        default="", validator=_limit_name
+    )  # OUT_OF_MEMORY, LIMIT_EXCEEDED: which of them
 
 
 class FailedCode(enum.StrEnum):
@@ -1027,6 +1062,9 @@ class CommandSpec:
     )  # seconds without an owner until it is ended; None: the daemon's default
     on_full: OnFull = OnFull.BLOCK
     detach: bool = False  # outlives its owner from the start
+    limits: Limits = NO_LIMITS  # the daemon, its policy and the router may allow less
+    require_limits: bool = False  # start nothing if there is a limit that can't be held there
+    isolation: IsolationLevel | None = None  # at least; None: the daemon's
 
 
 @frozen
@@ -1046,6 +1084,9 @@ class SessionSpec:
     lease: float | None = field(default=None, validator=optional(_seconds))
     on_full: OnFull = OnFull.DROP_UNATTENDED
     detach: bool = False
+    limits: Limits = NO_LIMITS
+    require_limits: bool = False
+    isolation: IsolationLevel | None = None
     # What a terminal leaves no choice in.
     stdin: ClassVar[bool] = True
     merge_stderr: ClassVar[bool] = True
@@ -1643,7 +1684,7 @@ RECORD_TAGS: Final[dict[type, str]] = {
 }  # fmt: skip
 ENUMERATIONS: Final = (
     Stream, CredentialKind, RejectCode, DaemonState, Role, JobState, RefusedCode, StallReason, Outcome, FailedCode,
-    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update,
+    OnFull, FileKind, Removal, WriteMode, ChangeKind, Update, IsolationLevel,
 )  # fmt: skip
 SPEC_KINDS: Final[dict[str, type[Spec]]] = {
     "command": CommandSpec, "session": SessionSpec,
@@ -1674,6 +1715,15 @@ def _strict(expected: type) -> Callable[[Any, Any], Any]:
 def _member(enumeration: type[enum.Enum]) -> Callable[[Any, Any], Any]:
     members = {(type(member.value), member.value): member for member in enumeration}
     return lambda value, _: members[type(value), value]
+
+
+def _of_map(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def checked(value: Any, cls: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError(f"map expected, got {type(value).__name__}")
+        return structure(value, cls)
+
+    return checked
 
 
 def _is_optional(cls: Any) -> bool:
@@ -1729,16 +1779,9 @@ def _build_converter(*, strict_fields: bool) -> Any:
 
         return structure
 
-    described = converter.get_structure_hook(DaemonDescription)
-
-    @converter.register_structure_hook
-    def _(value: Any, cls: type[DaemonDescription]) -> DaemonDescription:
+    for cls in (DaemonDescription, Limits):
         # cattrs asks whether a field is *in* the value: of one that needs none, any container will do.
-        if type(value) is not dict:
-            raise TypeError(f"map expected, got {type(value).__name__}")
-        description: DaemonDescription = described(value, cls)
-        return description
-
+        converter.register_structure_hook(cls, _of_map(converter.get_structure_hook(cls)))
     return converter
 
 

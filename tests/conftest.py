@@ -79,8 +79,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     named = config.args_source is pytest.Config.ArgsSource.ARGS or option.keyword
     if getattr(option, "numprocesses", 0) is None and not (named or option.usepdb or IS_WORKER):
         cores: int = config.hook.pytest_xdist_auto_num_workers(config=config)
-        # One more than can run, because they wait a lot; and not so many that each starts all daemons.
-        option.numprocesses = min(cores + 1, MOST_WORKERS)
+        # More than can run, because they wait half the time; and not so many that each starts all daemons.
+        option.numprocesses = min(2 * cores, MOST_WORKERS)
         # A worker begins with its share of the files in their order, so few daemons are started twice.
         option.dist = "worksteal"
         option.whole_suite = True  # for the workers to see
@@ -156,8 +156,11 @@ def _signals_mean_what_they_mean() -> None:
 
 # ---- no test hangs ------------------------------------------------------------------------------
 
-TEST_TIMEOUT = None if PROFILE == "deep" else 60.0
-"""Seconds for a test's body, on the wall's clock as trio's may be a mock. Deep may take hours."""
+TEST_TIMEOUT = None if PROFILE == "deep" else 100.0
+"""Seconds for a test's body, on the wall's clock as trio's may be a mock. Deep may take hours.
+
+The longest need five seconds of a core, of which a busy machine may give a tenth. Less than faulthandler_timeout.
+"""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -292,7 +295,11 @@ class Holdings:
         known = {entry.pid for entry in before.processes}  # its state may have changed
         return Holdings(
             descriptors=self.descriptors - before.descriptors,
-            processes=frozenset(entry for entry in self.processes if entry.pid not in known),
+            processes=frozenset(
+                entry
+                for entry in self.processes
+                if entry.pid not in known and not (entry.parent in known and entry.is_cell)
+            ),
             threads=self.threads - before.threads,
             files=self.files - before.files,
         )
@@ -345,6 +352,13 @@ class ProcessEntry(NamedTuple):
     state: str
     """R, S, D, T, Z (a zombie: ended, and not reaped by its parent), ..."""
     parent: int
+
+    @property
+    def is_cell(self) -> bool:
+        """It is a part of its spawner that stays: see `sandd._core.processes.limit_cells`."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/comm").read_bytes() == b"sandd-cell\n"
+        return False
 
     def describe(self) -> str:
         """What a person needs to recognise it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 from attrs import evolve
 from metrics_client import ask, connect
@@ -24,8 +25,6 @@ from sandd.testing.daemon_cores import open_daemon_cores
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 FAKE_NAMES = 10_000
 HELLO = wire.Hello(1, "d", "i", 1)
@@ -76,6 +75,14 @@ async def refuse(controller: sandd.Controller, numbers: range) -> None:
         assert await desk._greet(fake, Greeting(challenge, 0.0, hello)) is not None
 
 
+@pytest.fixture
+def _always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page is made anew."""
+    monkeypatch.setattr(listener, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(listener, "FRESH_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("_always_fresh")
 async def test_ten_thousand_fake_names_leave_the_series_count_flat(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,6 +104,7 @@ async def test_ten_thousand_fake_names_leave_the_series_count_flat(
         assert counted == FAKE_NAMES // 3
 
 
+@pytest.mark.usefixtures("_always_fresh")
 async def test_what_those_say_who_are_in_makes_no_series(tmp_path: Path) -> None:
     """Ids of daemons and jobs, commands, platforms; only a tenant has its own, and there are 200 of them."""
     async with guarded(tmp_path, metrics="127.0.0.1:0") as controller:

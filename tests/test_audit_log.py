@@ -98,9 +98,9 @@ async def test_what_runs_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     """The command itself finds its request there, however slow the disk is: it is written ahead."""
     append = SegmentedLog.append
 
-    def append_late(log: SegmentedLog, made: Lines) -> None:
+    def append_late(log: SegmentedLog, made: Lines, **options: Any) -> None:
         time.sleep(0.2)  # far longer than it takes to start a command
-        append(log, made)
+        append(log, made, **options)
 
     async with audited(tmp_path) as (_, worker):
         monkeypatch.setattr(SegmentedLog, "append", append_late)

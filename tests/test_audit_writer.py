@@ -137,6 +137,32 @@ async def test_what_comes_meanwhile_shares_a_sync(tmp_path: Path, disk: Disk) ->
     assert jobs_in(tmp_path) == [f"job-{number}" for number in range(103)]
 
 
+async def test_the_loop_waits_for_the_thread_and_not_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets the thread have the interpreter until all that is left is the sync, and goes on then."""
+    monkeypatch.setattr(writer, "HANDOVER_SECONDS", 2 * LIMIT)
+    synced = threading.Event()
+    real_sync = segments._sync
+    with trio.fail_after(LIMIT):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            await committed(log, request(0))
+
+            def sync(descriptor: int) -> None:
+                assert synced.wait(LIMIT)
+                real_sync(descriptor)
+
+            monkeypatch.setattr(segments, "_sync", sync)
+            answers: list[str | None] = []
+            log.commit(request(1), answers.append)
+            while jobs_in(tmp_path) != ["job-0", "job-1"]:
+                await trio.sleep(0.001)
+            assert answers == []
+            synced.set()
+            while not answers:
+                await trio.sleep(0.001)
+
+
 async def test_a_full_disk_runs_nothing(tmp_path: Path, disk: Disk) -> None:
     """Whoever waits is refused, with why; what happened meanwhile is written when there is room again."""
     with trio.fail_after(LIMIT):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 from daemons import daemon_environment, open_daemon
+from metrics_client import ask
 from peers_with_credentials import guarded
 from process_tools import spawner_pids, until
 
 import sandd
 from sandd._core._errors import ConfigurationError
 from sandd._core.bundle import archive, modules
-from sandd._core.bundle.modules import CARRIED, NEEDED, find_modules
+from sandd._core.bundle.modules import CARRIED, find_modules
 from sandd._core.bundle.trimming import without_words
 from sandd.cli import main
 
@@ -78,7 +80,7 @@ def test_all_is_carried_with_its_licence(names: dict[str, bytes]) -> None:
     told = {name.partition(".dist-info/METADATA")[0] for name in names if "/METADATA" in name}
     assert licensed == told
     assert f"trio_sandd-{sandd.__version__}" in told
-    assert {name.partition("/")[0].partition(".py")[0] for name in names} >= NEEDED
+    assert {name.partition("/")[0].partition(".py")[0] for name in names} >= CARRIED
     assert b"Changed: comments and docstrings" in names["sortedcontainers/sortedlist.py"]
 
 
@@ -230,21 +232,27 @@ async def test_a_bare_python_does_all_that_a_daemon_does(bundle: Path, tmp_path:
 
 @posix_only
 async def test_a_bare_python_holds_itself_to_a_policy(bundle: Path, tmp_path: Path) -> None:
-    """What is imported for that alone is carried, too; and its log is as ever."""
+    """What is imported for that alone is carried, too, and for its figures; and its log is as ever."""
     policy = tmp_path / "policy.toml"
     policy.write_text('version = 1\n[[rule]]\nname = "e"\nexe = "/bin/echo"\nargv = ["hi"]\n')
     with trio.fail_after(LIMIT):
         async with sandd.open_controller(port=0) as controller:
             async with open_daemon(
                 controller.url,
-                arguments=["--policy", str(policy), "--log-format", "json"],
+                arguments=[
+                    *("--policy", str(policy), "--log-format", "json"),
+                    *("--metrics-address", "127.0.0.1:0"),
+                ],
                 program=bare(bundle),
             ) as daemon:
                 worker = await controller.wait_for_daemon("worker-1")
                 assert (await worker.run(["/bin/echo", "hi"])).stdout == "hi\n"
                 with pytest.raises(sandd.PolicyDenied):
                     await worker.run(["/bin/echo", "ho"])
-                assert '"event": "started"' in daemon.log
+                events = [json.loads(line) for line in daemon.log.splitlines()]
+                (served,) = [each for each in events if each["event"] == "metrics_served"]
+                figures = await ask(served["address"])
+                assert figures.value("sandd_build_info", version=sandd.__version__) == 1
 
 
 @posix_only

@@ -28,7 +28,6 @@ from sandd._core.bundle.handing_out import FILE_PATH, SCRIPT_PATH, Bootstrap
 from sandd._core.bundle.script import bootstrap_script
 from sandd._core.services import LocalService
 from sandd._core.transport import Document, Question, Refusal
-from sandd._core.transport import _server as server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -163,32 +162,6 @@ async def test_nothing_is_handed_out_unless_that_is_asked_for() -> None:
         for path in (SCRIPT_PATH, FILE_PATH):
             answer = await talk(controller, f"GET {path} HTTP/1.1\nHost: a\n\n")
             assert answer.startswith(b"HTTP/1.1 404 ")
-
-
-async def test_who_reads_slowly_holds_up_documents_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are in nobody's place, and no more than so many; who is one too many is told."""
-    monkeypatch.setattr(server, "MAX_DOCUMENTS", 2)
-    asked = trio.Event()
-    most = 0
-
-    async def answer(self: Bootstrap, question: Question) -> Document:
-        nonlocal most
-        most += 1
-        if most == 2:
-            asked.set()
-        await trio.sleep_forever()
-        raise AssertionError
-
-    monkeypatch.setattr(Bootstrap, "answer", answer)
-    async with handing_out_files(monkeypatch) as controller, trio.open_nursery() as nursery:
-        for _ in range(2):
-            nursery.start_soon(talk, controller, f"GET {FILE_PATH} HTTP/1.1\nHost: a\n\n")
-        await asked.wait()
-        refused = await talk(controller, f"GET {FILE_PATH} HTTP/1.1\nHost: a\n\n")
-        assert refused.startswith(b"HTTP/1.1 503 ")
-        assert b"retry-after: 10" in refused.lower()
-        assert b" 404 " in await talk(controller, "GET / HTTP/1.1\nHost: a\n\n")
-        nursery.cancel_scope.cancel()
 
 
 async def test_an_address_that_is_barred_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sandd import ConfigurationError
 from sandd._core.daemon_options import DaemonOptions, default_max_running, parse_daemon_options
 from sandd._core.identity.proofs import SharedSecret
+from sandd._core.limits import Limits
 from sandd._core.program_options import MAX_TOKEN_BYTES
 from sandd._core.tls.pins import Pin
 from sandd._core.tls.trust_options import TrustOptions
@@ -404,3 +405,37 @@ def test_a_root_has_to_be_a_directory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parse("-s", URL, "--root", "root").root == tmp_path / "root"
     (tmp_path / "config").write_text(f'server_url = "{URL}"\nroot = "root"\n')
     assert parse("--config", "config").root == tmp_path / "root"
+
+
+# ---- limits -------------------------------------------------------------------------------------
+
+
+def test_limits_are_given_often_in_one_variable_or_as_a_table(tmp_path: Path) -> None:
+    """Those of each job and those of all together; the command line wins as a whole, as ever."""
+    limits = Limits(memory_bytes=64 << 20, processes=9)
+    options = parse("--limit", "memory=64M", "--limit", "processes=9", "--limit-total", "cpus=2")
+    assert (options.limits, options.limit_total) == (limits, Limits(cpus=2.0))
+    assert not options.require_limits
+    assert parse(env={"SANDD_LIMIT": "memory=64M,processes=9"}).limits == limits
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'server_url = "{URL}"\nrequire_limits = true\n[limit]\nmemory = "64M"\nprocesses = 9\n'
+    )
+    options = parse("--config", str(file))
+    assert options.limits == limits
+    assert options.require_limits
+    assert parse("--config", str(file), "--limit", "wall=3").limits == Limits(wall=3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--limit", "memory"], "--limit 'memory' is not of the form KEY=VALUE"),
+        (["--limit", "speed=1"], "--limit: there is no limit 'speed'"),
+        (["--limit", "memory=1"], "1 MiB or more"),
+        (["--limit-total", "wall=1"], "--limit-total: wall is no limit of all jobs together"),
+    ],
+)
+def test_a_limit_that_is_none_is_told(arguments: list[str], part: str) -> None:
+    """In one line, with the option."""
+    assert part in complaint(*arguments)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
+LIMITS: Final = (DOCS / "limits.rst").read_text("utf-8")
 GUIDE: Final = (DOCS / "guide.rst").read_text("utf-8")
 WAIT: Final = 30.0
 
@@ -54,11 +55,11 @@ class Piece(NamedTuple):
         return [match.strip() for match in re.findall(r"# -> (.*)", self.code)]
 
 
-def pieces(language: str) -> Iterator[Piece]:
-    """The guide's code blocks in that language."""
+def pieces(language: str, page: str = GUIDE) -> Iterator[Piece]:
+    """The code blocks of a page, of the guide mostly, in that language."""
     block = rf"^\.\. code-block:: {language}\n\n((?:   .*\n|\n)+)"
-    for match in re.finditer(block, GUIDE, re.MULTILINE):
-        line = GUIDE.count("\n", 0, match.start(1)) + 1
+    for match in re.finditer(block, page, re.MULTILINE):
+        line = page.count("\n", 0, match.start(1)) + 1
         yield Piece(line, textwrap.dedent(match[1]))
 
 
@@ -92,6 +93,17 @@ async def test_guide_code_prints_what_it_says(
         names = {"sandd": sandd, "trio": trio, "Path": Path, "controller": controller}
         for piece in pieces("python"):
             assert await printed_by(piece, names) == piece.promised, f"guide.rst:{piece.line}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the page's commands are POSIX'")
+async def test_code_about_limits_prints_what_it_says() -> None:
+    """As the guide's does."""
+    async with sandd.open_controller(port=0) as controller, open_daemon(controller.url):
+        with trio.fail_after(WAIT):
+            await controller.wait_for_daemon("worker-1")
+            names = {"controller": controller}
+            for piece in pieces("python", LIMITS):
+                assert await printed_by(piece, names) == piece.promised, f"limits.rst:{piece.line}"
 
 
 AGENT_THAT_DIES: Final = """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import signal
 import socket
-import subprocess
 import sys
+import threading
 import urllib.request
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,6 +20,7 @@ from daemons import running_command, running_daemon
 from peers import free_port
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -52,19 +56,21 @@ def complained(process: subprocess.Popen[str], text: str) -> str:
 
 @contextmanager
 def web_server(directory: Path) -> Iterator[int]:
-    """An HTTP server in a process of its own; its port."""
-    with subprocess.Popen(
-        [sys.executable, "-um", "http.server", "--bind", "127.0.0.1", "0"],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    """An HTTP server for what is there; its port."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nobody wants to know."""
+
+    handler = functools.partial(Handler, directory=os.fspath(directory))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
         try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline().split()[5])
+            yield server.server_port
         finally:
-            process.kill()
+            server.shutdown()
+            thread.join()
 
 
 def fetch(host: str, port: str, path: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 from peers_with_credentials import (
+    LIMIT,
     OPTIONS,
     ended,
     gate_of,
@@ -28,6 +30,7 @@ from raw_daemon import raw_daemon
 import sandd
 from sandd import wire
 from sandd._core import operators
+from sandd._core.audit import segments
 from sandd._core.audit.changes import token_changed
 from sandd._core.identity import gate as gate_module
 from sandd._core.identity.database import IdentityDatabase, open_database
@@ -662,6 +665,7 @@ MESSAGES: list[wire.Control] = [
     wire.Challenge(b"n", "c"), wire.Welcome(1), wire.Reject(RejectCode.BUSY),
     wire.Ping(1), wire.Pong(1), wire.Goodbye("x"),
     wire.DaemonStatus("d", wire.DaemonState.ONLINE), wire.DaemonCloned("d", "i"), wire.DaemonsTold(),
+    wire.AskStatistics(1), wire.Statistics(1),
     wire.Attach("d", "j", "c", spec=b"x"), wire.Attached(), wire.Refused(wire.RefusedCode.DENIED),
     wire.Away(), wire.Taken(), wire.Detach(), wire.Flush(), wire.Window(()), wire.End("d", "j"),
     wire.Hello(1, "d", "i", 1), wire.OperatorHello(1, "c", 1),
@@ -781,6 +785,34 @@ async def test_what_commands_have_changed_is_in_the_audit_log(tmp_path: Path) ->
     ]
     assert {(each["actor"], each["tenant"]) for each in told} == {("local:eve", "acme")}
     assert "can't be read" in other["reason"]
+
+
+async def test_a_log_that_hangs_keeps_nobody_in_who_was_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What commands do takes effect, though it can't be told of; and is told when it can."""
+    disk = threading.Event()
+    monkeypatch.setattr(gate_module, "LOOK_SECONDS", 0.02)
+    real_sync = segments._sync
+
+    def sync(descriptor: int) -> None:
+        assert disk.wait(LIMIT)
+        real_sync(descriptor)
+
+    async with guarded(tmp_path, audit=True) as controller:
+        token = await operator_token(controller)
+        async with raw_operator(controller, token) as (connection, _):
+            monkeypatch.setattr(segments, "_sync", sync)
+            try:
+                revoked = token_changed("revoked", token.key_id, "token", None)
+                with contextlib.closing(open_database(tmp_path)) as database:
+                    with database.journaled(revoked.fields, 0.0):
+                        assert database.revoke(token.key_id, 0.0)
+                await ended(connection)
+            finally:
+                disk.set()
+        while not any(each["outcome"] == "revoked" for each in logged(tmp_path, "token")):
+            await trio.sleep(0.01)
 
 
 async def test_who_cant_be_put_on_record_is_told_to_come_again(

@@ -74,10 +74,15 @@ CONTROLLER_END = [
 ]
 DAEMON_END = [
     "sandd._core.daemon_end",
+    "sandd._core.daemon_figures",
     "sandd._core.daemon_options",
     "sandd._core.daemon_program",
     "sandd._core.file_requests",
     "sandd._core.identity.keyring",
+    *(f"sandd._core.isolation.{name}" for name in ("allotments", "bubblewrap", "confining")),
+    *(f"sandd._core.isolation.{name}" for name in ("credentials", "options", "probing")),
+    *(f"sandd._core.isolation.{name}" for name in ("rulesets", "tenant_files")),
+    *(f"sandd._core.isolation.{name}" for name in ("tenant_requests", "workspaces")),
     "sandd._core.job_requests",
     "sandd._core.machine",
     "sandd._core.machine_windows",
@@ -102,15 +107,23 @@ DAEMON_END = [
 
 LAYERS = {
     "errors": ["sandd._core._errors"],
+    "values": ["sandd._core.limits"],
     "spawner": [
-        "sandd._core.processes.checked_launch",
+        "sandd._core.processes.child_limits",
         "sandd._core.processes.control_groups",
         "sandd._core.processes.culling",
         "sandd._core.processes.exec_lock",
         "sandd._core.processes.exit_watch",
+        "sandd._core.processes.forked_launch",
         "sandd._core.processes.job_trees",
+        "sandd._core.processes.landlock",
         "sandd._core.processes.launcher",
+        "sandd._core.processes.limit_cells",
+        "sandd._core.processes.limit_groups",
+        "sandd._core.processes.limit_keeper",
         "sandd._core.processes.process_table",
+        "sandd._core.processes.quick_fork",
+        "sandd._core.processes.program_search",
         "sandd._core.processes.spawner",
         "sandd._core.processes.spawner_messages",
     ],
@@ -144,6 +157,7 @@ LAYERS = {
         "sandd._core.identity.records",
         "sandd._core.identity.rights",
         "sandd._core.identity.tokens",
+        *("sandd._core.isolation.levels",),
         "sandd._core.job",
         "sandd._core.job_info",
         "sandd._core.jobs",
@@ -249,7 +263,7 @@ LAYERS = {
     ],
     "package": [
         *("sandd", "sandd._core", "sandd._core.aio", "sandd._core.identity"),
-        *("sandd._core.audit", "sandd._core.metrics", "sandd.auditing"),
+        *("sandd._core.audit", "sandd._core.isolation", "sandd._core.metrics", "sandd.auditing"),
         *("sandd._core.bundle", "sandd.bundling"),
         *("sandd._core.policy", "sandd._core.tls", "sandd._core.transfers", "sandd.testing"),
         *("sandd.certificates", "sandd.command_line", "sandd.copying", "sandd.enrolling"),
@@ -260,7 +274,7 @@ LAYERS = {
 }
 """Lowest first. ``package.*`` stands for its modules that have no entry of their own."""
 
-PURE = {"errors", "wire", "sans-IO"}
+PURE = {"errors", "values", "wire", "sans-IO"}
 PURE_PACKAGES = {"attr", "attrs", "cattrs", "msgpack"}
 """What a layer without I/O may import besides the standard library."""
 IMPURE_MODULES = {

@@ -81,3 +81,13 @@ async def test_however_many_ask_the_disk_is_asked_once(
         for _ in range(50):
             nursery.start_soon(directory.problem)
     assert len(calls) == 1
+
+
+async def test_who_gives_up_leaves_the_question_to_the_next(tmp_path: Path) -> None:
+    """Cancelled while it waits for the disk."""
+    directory = WritableDirectory(tmp_path)
+    with trio.move_on_after(0) as scope:
+        await directory.problem()
+    assert scope.cancelled_caught
+    assert await directory.problem() is None
+    assert os.listdir(tmp_path) == []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
-from scripted import control, cursors, data, drain, event
+from scripted import control, cursors, data, drain, event, op
 
 from sandd import wire
 from sandd._core.identity.rights import EVERYTHING, Principal, Role, Verb, full_name
@@ -125,6 +125,8 @@ def test_bytes_of_streams_are_counted_by_what_they_are_for(
     """Each way, without what they are wrapped in."""
     number = network.attach(spec=wire.encode_spec(spec))
     network.router.receive(network.client, data(1, Stream.INPUT, 0, b"abc"))
+    network.router.receive(network.client, op(1, 0, wire.Signal("INT")))
+    network.router.receive(network.daemon, event(number, 0, wire.Started(1)))
     network.router.receive(network.daemon, data(number, Stream.OUTPUT, 0, b"defgh"))
     traffic = network.tally.traffic[use]
     assert (traffic.to_daemons, traffic.to_clients) == (3, 5)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from peers_with_credentials import guarded, operator_token
 from process_tools import until
 from scripted import control, drain
@@ -16,11 +17,15 @@ import sandd
 import sandd.aio
 from sandd import wire
 from sandd._core.client import Client
+from sandd._core.directory import Directory
+from sandd._core.job_link import JobLink
 from sandd.testing.daemon_cores import open_daemon_cores
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from sandd._core.client_job import ClientJob
 
 
 @asynccontextmanager
@@ -86,14 +91,29 @@ async def test_a_question_that_is_taken_back_is_no_harm() -> None:
         await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
 
 
+class SilentLink(JobLink):
+    """A link to a controller that never answers."""
+
+    def flush(self, *, late: bool = False) -> None:
+        """Nothing goes out."""
+
+    def blame(self, channel: int, job: ClientJob | None, error: sandd.ProtocolError) -> None:
+        """Nothing comes, either."""
+
+
 async def test_nobody_waits_for_a_controller_that_is_closed() -> None:
-    """Whoever still asks is told so."""
-    async with world() as (host, remote):
-        host._service.desk.say_goodbye()  # type: ignore[attr-defined]
-        link = remote._service.link
-        link.close()
+    """Whoever still asks is told so, and whoever asks later."""
+    link = SilentLink(Directory())
+
+    async def ask() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await link.fetch_statistics()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        link.close()
+    await ask()
 
 
 def test_synchronous_code_fetches_them_too() -> None:

@@ -102,6 +102,20 @@ async def test_what_no_rule_names_never_runs(tmp_path: Path) -> None:
         assert (await daemon.run(["echo", "on"])).stdout == "on\n"
 
 
+async def test_a_rule_and_its_policy_limit_what_they_allow(tmp_path: Path) -> None:
+    """Whatever is asked for; by the daemon's policy and by the controller's, of each limit the least."""
+    mine = "limits = { wall = 50 }\n" + rule(
+        "sleep", "/bin/sleep", limits="{ wall = 40, nice = 7 }"
+    )
+    (tmp_path / "theirs.toml").write_text(
+        HEAD + rule("sleep", "/bin/sleep", limits="{ wall = 0.2, open_files = 99 }")
+    )
+    async with held_to(mine, tmp_path, controllers=tmp_path / "theirs.toml") as (daemon, _):
+        result = await daemon.run(["sleep", "100"], limits=sandd.Limits(wall=30.0, nice=3))
+        assert result.limits == sandd.Limits(wall=0.2, nice=7, open_files=99)
+        assert result.limit == "wall"
+
+
 async def test_little_of_the_daemons_environment_passes(tmp_path: Path) -> None:
     """And PATH is the policy's; what a rule sets itself is set."""
     text = rule("env", "/usr/bin/env", "[]", env='{ GIT_CONFIG_NOSYSTEM = "1" }', force="true")

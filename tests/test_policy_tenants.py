@@ -15,6 +15,7 @@ from daemons import open_daemon
 import sandd
 import sandd.aio
 from sandd import wire
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.policy.tenants import TenantPolicies
 from sandd.testing import open_fault_proxy
 
@@ -52,6 +53,48 @@ def test_a_tenant_is_held_to_everybodys_policy_and_to_its_own(tmp_path: Path) ->
     assert {*hashes} == {"*", "one"}
     assert [refused(policies, "one", word) for word in "abc"] == [None, hashes["one"], hashes["*"]]
     assert [refused(policies, "two", word) for word in "abc"] == [None, None, hashes["*"]]
+
+
+def test_a_tenant_has_the_limits_of_all_its_policies_and_of_the_rules_that_fit(
+    tmp_path: Path,
+) -> None:
+    """The least of each; of a rule that doesn't fit there is none."""
+    rule = "[[rule]]\nname = '{0}'\nexe = '/bin/{0}'\nargv = []\nlimits = {{ processes = {1}, memory = '{1}M' }}\n"
+    directory = tmp_path / "policy"
+    directory.mkdir()
+    (directory / "one.toml").write_text(
+        "version = 1\nlimits = { wall = 60 }\n" + rule.format("true", 5) + rule.format("false", 9)
+    )
+    (tmp_path / "all.toml").write_text(
+        "version = 1\n" + rule.format("true", 7) + rule.format("false", 6)
+    )
+    policies = TenantPolicies(file=tmp_path / "all.toml", directory=directory)
+
+    def limits(tenant: str, program: str) -> Limits:
+        spec = wire.encode_spec(wire.CommandSpec((program.encode(),)))
+        return policies.limits(tenant, wire.Attach("d", "j", "c", spec=spec))
+
+    assert limits("one", "/bin/true") == NO_LIMITS
+    policies.read()
+    mib = 1 << 20
+    assert limits("one", "/bin/true") == Limits(processes=5, memory_bytes=5 * mib, wall=60)
+    assert limits("one", "/bin/false") == Limits(processes=6, memory_bytes=6 * mib, wall=60)
+    assert limits("two", "/bin/true") == Limits(processes=7, memory_bytes=7 * mib)
+
+
+def test_a_tenant_has_the_isolation_of_all_its_policies(tmp_path: Path) -> None:
+    """The most that one of them asks for; without any, nothing is asked for."""
+    directory = tmp_path / "policy"
+    directory.mkdir()
+    (directory / "one.toml").write_text("version = 1\nisolation = 'bwrap'\n")
+    (directory / "two.toml").write_text("version = 1\nisolation = 'none'\n")
+    (tmp_path / "all.toml").write_text("version = 1\nisolation = 'user'\n")
+    policies = TenantPolicies(file=tmp_path / "all.toml", directory=directory)
+    assert policies.isolation("one") is wire.IsolationLevel.NONE
+    policies.read()
+    assert [policies.isolation(each) for each in ("one", "two", "three")] == [
+        *(wire.IsolationLevel.BWRAP, wire.IsolationLevel.USER, wire.IsolationLevel.USER)
+    ]
 
 
 def test_a_directory_that_cannot_be_read_lets_nothing_be_asked_for(

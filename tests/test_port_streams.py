@@ -94,6 +94,8 @@ async def test_a_stream_passes_trios_own_suite(monkeypatch: pytest.MonkeyPatch) 
     """Everything that trio wants of a stream whose directions end one by one."""
     monkeypatch.setattr(wire.ConnectSpec, "window", wire.ACK_EVERY_BYTES)  # soon full
     async with core_world() as world, listening() as (listener, port):
+        for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # those who connect have them, too
+            listener.socket.setsockopt(socket.SOL_SOCKET, buffer, 8192)
 
         async def make() -> tuple[RemoteStream, trio.SocketStream]:
             ours = await world.worker.open_tcp_stream("127.0.0.1", port)

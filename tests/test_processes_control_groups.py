@@ -212,8 +212,8 @@ def test_place_of_our_group_is_read_from_the_mounts(tmp_path: Path) -> None:
         "3 0 0:3 / /sys/fs/freezer rw - cgroup c rw,freezer\n"
     )
     proc = fake_proc(tmp_path, "6:freezer:/f\n0::/docker/x/y\n", mounts)
-    assert control_groups._own_group("v2", proc) == "/sys/fs/a b/y"
-    assert control_groups._own_group("v1", proc) == "/sys/fs/freezer/f"
+    assert control_groups.own_directory("v2", proc) == "/sys/fs/a b/y"
+    assert control_groups.own_directory("v1", proc) == "/sys/fs/freezer/f"
 
 
 def test_systemds_tree_is_ours_only_where_it_says_so(
@@ -221,10 +221,10 @@ def test_systemds_tree_is_ours_only_where_it_says_so(
 ) -> None:
     """Without the mark of delegation no group is made in v2; v1's freezer is not its business."""
     monkeypatch.setattr(control_groups, "SYSTEMD", str(tmp_path))
-    assert not control_groups._may_have_groups(str(tmp_path), "v2")
-    assert control_groups._may_have_groups(str(tmp_path), "v1")
+    assert not control_groups.may_have_groups(str(tmp_path), "v2")
+    assert control_groups.may_have_groups(str(tmp_path), "v1")
     monkeypatch.setattr(os, "getxattr", lambda *_: b"1")
-    assert control_groups._may_have_groups(str(tmp_path), "v2")
+    assert control_groups.may_have_groups(str(tmp_path), "v2")
 
 
 def groups_beside(path: str) -> list[str]:

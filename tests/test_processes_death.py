@@ -360,7 +360,7 @@ def daemon() -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
 
 def groups_of(spawner: int) -> list[str]:
     """The control groups that a spawner made and that are still there, wherever it may make any."""
-    places = [control_groups._own_group(version, "/proc/self") for version in ("v2", "v1")]
+    places = [control_groups.own_directory(version) for version in ("v2", "v1")]
     return [
         name
         for place in places

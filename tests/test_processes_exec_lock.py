@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sandd._core.policy.executables import Owner, open_executable
 from sandd._core.policy.permits import Permit
 from sandd._core.processes import exec_lock
-from sandd._core.processes.checked_launch import launch_checked
+from sandd._core.processes.forked_launch import launch_forked
 from sandd._core.processes.spawner_messages import Spawn
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(
             ),
         )
         try:
-            pid = launch_checked(request, {b"PATH": b"/usr/bin:/bin"}, [writing, *opened])
+            pid = launch_forked(request, {b"PATH": b"/usr/bin:/bin"}, [writing, *opened])
         except BaseException:
             os.close(reading)
             raise
@@ -290,7 +290,7 @@ def test_where_there_is_no_lock_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
     """An older kernel, one without Landlock, another processor."""
 
     def version(number: int) -> None:
-        monkeypatch.setattr(exec_lock, "_call", lambda *_: number)
+        monkeypatch.setattr(exec_lock.landlock, "version", lambda: number)
 
     version(1)
     assert "version 1" in (exec_lock.unavailable() or "")
@@ -298,7 +298,7 @@ def test_where_there_is_no_lock_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
     def missing(*_: object) -> int:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(exec_lock, "_call", missing)
+    monkeypatch.setattr(exec_lock.landlock, "version", missing)
     assert "no Landlock" in (exec_lock.unavailable() or "")
     monkeypatch.setattr(exec_lock.platform, "machine", lambda: "riscv64")
     assert "riscv64" in (exec_lock.unavailable() or "")

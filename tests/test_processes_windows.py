@@ -27,6 +27,7 @@ from sandd import wire
 from sandd._core import spawn_requests
 from sandd._core._errors import SpawnFailed
 from sandd._core.job import Job as JobOfSpec
+from sandd._core.limits import NO_LIMITS, Limits, Usage
 from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest, TreeUsage
 from sandd._core.processes.process_table import all_processes
 from sandd._core.processes.windows import command_line, open_windows_process_host
@@ -45,7 +46,16 @@ class GroupJobObject:
     def __init__(self) -> None:
         self.leader = 0
         self.is_closed = False
+        self.limits = NO_LIMITS
         self.made.append(self)
+
+    def hold(self, limits: Limits) -> None:
+        """What it is to be held to."""
+        self.limits = limits
+
+    def used(self) -> tuple[Usage, str]:
+        """As if it had used its processes up, if those are limited."""
+        return Usage(1.5, 4096), "" if self.limits.processes is None else "processes"
 
     def adopt(self, pid: int) -> None:
         """The group to be."""
@@ -314,3 +324,17 @@ async def test_real_job_objects_exist_on_windows_only() -> None:
         with pytest.raises(NotImplementedError, match="Windows only"):
             await host.spawn(shell("exit"))
     assert sys.platform != "win32"
+
+
+async def test_limits_are_the_job_objects_to_hold(host: ProcessHost) -> None:
+    """What it can't hold is said, or a reason to start nothing; what was used is told when its tree is gone."""
+    limits = Limits(processes=3, open_files=20, wall=9.0, output_bytes=7)
+    assert await host.unheld(limits) == ("open_files",)
+    with pytest.raises(SpawnFailed, match="can't be held to open_files"):
+        await host.spawn(shell("true", limits=limits, must_hold=True))
+    child = await host.spawn(shell("true", limits=limits))
+    assert GroupJobObject.made[-1].limits == limits
+    assert child.unheld == ("open_files",)
+    assert child.limit == ""
+    await finish(child)
+    assert (child.used, child.limit) == (Usage(1.5, 4096), "processes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import sandd
+from sandd._core.limits import Limits, Usage
 from sandd._core.processes import TreeUsage
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ class FakeFunction:
         noted = [getattr(argument, "_obj", argument) for argument in arguments]
         self.library.calls.append((self.name, *noted))
         if self.name == "QueryInformationJobObject":
-            if noted[1] == 1:
+            for name, value in self.library.counters.items():
+                setattr(noted[2], name, value)
+            if self.library.counters or noted[1] == 9:
+                pass
+            elif noted[1] == 1:
                 noted[2].ActiveProcesses = 3
                 noted[2].TotalUserTime, noted[2].TotalKernelTime = 20_000_000, 5_000_000
             else:
@@ -53,6 +59,7 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.results: dict[str, int] = {}
+        self.counters: dict[str, int] = {}
         self.functions: dict[str, FakeFunction] = {}
 
     def __getattr__(self, name: str) -> FakeFunction:
@@ -167,3 +174,42 @@ def test_emptiness_and_end(module: ModuleType, library: FakeLibrary) -> None:
     assert (information, size) == (1, 48)
     job.terminate()
     assert library.named("TerminateJobObject") == [(77, 1)]
+
+
+def test_limits_are_the_kernels(module: ModuleType, library: FakeLibrary) -> None:
+    """Each by its flag, in the units that are documented; the share of processors in a structure of its own."""
+    job = module.KernelJobObject()
+    job.hold(Limits(memory_bytes=1 << 26, processes=7, cpu_seconds=1.5, nice=12))
+    *_, (_, information, limits, size) = library.named("SetInformationJobObject")
+    assert (information, size) == (9, 144)
+    basic = limits.BasicLimitInformation
+    assert basic.LimitFlags == 0x2000 | 0x200 | 0x8 | 0x4 | 0x20
+    assert (limits.JobMemoryLimit, basic.ActiveProcessLimit) == (1 << 26, 7)
+    assert (basic.PerJobUserTimeLimit, basic.PriorityClass) == (15_000_000, 0x4000)
+    job.hold(Limits(cpus=(os.cpu_count() or 1) / 2, nice=19))
+    (_, kind, limits, _), (_, other, rate, size) = library.named("SetInformationJobObject")[-2:]
+    assert (kind, limits.BasicLimitInformation.PriorityClass) == (9, 0x40)
+    assert (other, rate.ControlFlags, rate.CpuRate, size) == (15, 0x5, 5000, 8)
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        ({}, ""),
+        ({"TotalUserTime": 20_000_000}, "cpu_seconds"),
+        ({"TotalTerminatedProcesses": 1}, "processes"),
+        ({"PeakJobMemoryUsed": 1 << 26}, "memory_bytes"),
+    ],
+)
+def test_the_limit_that_was_met_is_told_by_counters(
+    module: ModuleType, library: FakeLibrary, counted: dict[str, int], expected: str
+) -> None:
+    """And what was used: processor time of users and of the kernel, and the largest process."""
+    job = module.KernelJobObject()
+    library.counters = {"TotalKernelTime": 5_000_000, "PeakProcessMemoryUsed": 4096, **counted}
+    assert job.used()[1] == ""  # nothing was limited
+    job.hold(Limits(memory_bytes=1 << 26, processes=7, cpu_seconds=1.5))
+    usage, limit = job.used()
+    assert limit == expected
+    user = counted.get("TotalUserTime", 0) / 10_000_000
+    assert usage == Usage(user + 0.5, 4096)

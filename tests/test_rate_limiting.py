@@ -46,7 +46,7 @@ async def fleet(
     count: int = 2, **options: Any
 ) -> AsyncIterator[tuple[sandd.Controller, DaemonCores]]:
     """A controller that lets operators in, and daemons."""
-    with trio.fail_after(60):
+    with trio.fail_after(90):  # the machine may be busy
         async with (
             sandd.open_controller(port=0, operator_token=TOKEN, **options) as host,
             open_daemon_cores(host.url, count) as cores,
@@ -307,5 +307,8 @@ async def test_no_more_than_256_strangers_are_waited_for() -> None:
 @pytest.mark.usefixtures("_no_hello_is_overdue")
 async def test_hundreds_from_one_address_are_in_at_once() -> None:
     """A fleet behind one address is not held to one address' share while there is room."""
-    async with fleet(300, max_handshakes_per_second=100_000) as (host, _):
-        assert host.statistics().daemons_online == 300
+    async with fleet(260, max_handshakes_per_second=100_000) as (
+        host,
+        _,
+    ):  # 256 may be on their way
+        assert host.statistics().daemons_online == 260

@@ -24,6 +24,7 @@ from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.identity.rights import EVERYTHING, Principal
 from sandd._core.identity.rights import Role as RightsRole
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.router import Router
 from sandd._core.router_links import ClientLink, DaemonLink, RouterLink
 from sandd.wire import DaemonState, FrameType, RefusedCode, Role, Stream
@@ -143,6 +144,8 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         tenant="forged",
         principal="root",
         output_credit=77,
+        limits=Limits(processes=7),
+        isolation=wire.IsolationLevel.BWRAP,
         trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
     assert all(
@@ -151,9 +154,40 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
         if field.default is not attrs.NOTHING
     )
     network.router.receive(client, control(4, message))
-    assert drain(network.daemon.scheduler) == [
-        (1, attrs.evolve(message, tenant="default", principal="alice"))
-    ]
+    stamped = attrs.evolve(
+        message,
+        tenant="default",
+        principal="alice",
+        limits=NO_LIMITS,
+        isolation=wire.IsolationLevel.NONE,
+    )
+    assert drain(network.daemon.scheduler) == [(1, stamped)]
+
+
+def test_an_attach_is_stamped_with_the_limits_of_its_policies() -> None:
+    """Whatever the client said there."""
+    allowed = Limits(processes=7)
+    router = Router(limits_of=lambda message: allowed if message.job_id == "j" else NO_LIMITS)
+    daemon, client = router.add_daemon("d", "here"), router.add_client()
+    for number, (job_id, expected) in enumerate((("j", allowed), ("k", NO_LIMITS)), 1):
+        said = Limits(processes=1000, wall=3.0)
+        message = wire.Attach("d", job_id, "c", spec=b"s", instance="here", limits=said)
+        router.receive(client, control(number, message))
+        [(_, stamped)] = drain(daemon.scheduler)
+        assert isinstance(stamped, wire.Attach)
+        assert stamped.limits == expected
+
+
+def test_an_attach_is_stamped_with_its_tenants_isolation() -> None:
+    """That is the controller's policy's to say; a daemon takes the most of it, its own and the request's."""
+    levels = {"default": wire.IsolationLevel.LANDLOCK}
+    router = Router(isolation_of=levels.__getitem__)
+    daemon, client = router.add_daemon("d", "here"), router.add_client()
+    message = wire.Attach("d", "j", "c", spec=b"s", instance="here")
+    router.receive(client, control(1, message))
+    [(_, stamped)] = drain(daemon.scheduler)
+    assert isinstance(stamped, wire.Attach)
+    assert stamped.isolation is wire.IsolationLevel.LANDLOCK
 
 
 def test_clients_share_a_daemons_link(network: Network) -> None:

@@ -493,7 +493,7 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
 ) -> None:
     """From the moment Python has come to our first lines, through imports and opening, without a traceback."""
     took = None
-    for step in range(12):
+    for step in range(9):
         with started(home=tmp_path) as process:
             # Not SIGINT's: Python itself has one from the start.
             until_sync(lambda process=process: handles(process.pid, signal.SIGTERM))
@@ -502,7 +502,7 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
                 read_ready(process)
                 took = time.monotonic() - begun
             else:
-                time.sleep(took * step / 10)
+                time.sleep(took * (step - random.random()) / 7)  # other moments in each run
             process.send_signal(number)
             process.communicate(timeout=SECONDS)
             log = (tmp_path / "log").read_text()

@@ -12,6 +12,7 @@ import pytest
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.limits import Limits
 from sandd.wire import FrameType, Stream
 
 SPEC = wire.CommandSpec(argv=(b"true",))
@@ -649,3 +650,65 @@ def test_messages_print_as_what_they_say() -> None:
     """A message in a log or a failed test is readable."""
     assert repr(wire.Ping(3)) == "Ping(number=3)"
     assert json.dumps(wire.Role.OWNER) == '"owner"'
+
+
+# ---- limits of jobs ----------------------------------------------------------------------------------
+
+
+def test_limits_travel_in_specs_attaches_and_ends() -> None:
+    """Those that there are, as a map of their names."""
+    limits = Limits(memory_bytes=1 << 26, cpus=0.5)
+    spec = attrs.evolve(SPEC, limits=limits, require_limits=True)
+    assert wire.decode_spec(wire.encode_spec(spec)) == spec
+    assert msgpack.unpackb(wire.encode_spec(spec))["limits"] == {
+        "memory_bytes": 1 << 26,
+        "cpus": 0.5,
+    }
+    assert "limits" not in msgpack.unpackb(wire.encode_spec(SPEC))
+    end = wire.Exited(
+        0,
+        None,
+        wire.Outcome.OUT_OF_MEMORY,
+        1.0,
+        limits=limits,
+        limit="memory_bytes",
+        cpu_seconds=0.5,
+    )
+    assert wire.decode_event(wire.encode_event(end)) == end
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"memory_bytes": 1},
+        {"memory_bytes": "64M"},
+        {"memory_bytes": 2**64 - 1},
+        {"processes": 1.5},
+        {"nice": -20},
+        {"speed": 1},
+        {"wall": float("nan")},
+        [],
+        "memory",
+        None,
+    ],
+    ids=str,
+)
+def test_a_spec_with_limits_that_are_none_is_unsupported(limits: object) -> None:
+    """So is one that this daemon doesn't know: it would have to leave it out."""
+    spec = {"kind": "command", "argv": [b"true"], "limits": limits}
+    with pytest.raises(wire.UnsupportedSpec):
+        wire.decode_spec(msgpack.packb(spec))
+
+
+def test_an_end_by_a_limit_that_there_is_not_is_refused() -> None:
+    """Whoever reads it looks the limit up by that name."""
+    event = {
+        "t": "exited",
+        "code": 0,
+        "signal": None,
+        "outcome": "exited",
+        "seconds": 1.0,
+        "limit": "speed",
+    }
+    with pytest.raises(RemoteProtocolError, match="is no limit"):
+        wire.decode_event(msgpack.packb(event))

@@ -19,6 +19,7 @@ from sandd.wire import KIB, MIB, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from sandd._core.transfers.result import TransferResult
 
@@ -247,6 +248,10 @@ class FailingRoot:
         self.calls: list[tuple[str, bytes]] = []
         self._fail = fail
         self._real = AnyFile()
+
+    def as_owner(self) -> AbstractContextManager[int]:
+        """As in `Root`; it is no call to the system that may fail."""
+        return self._real.as_owner()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._real, name)

@@ -41,6 +41,7 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
     interrupts       where Ctrl-C may strike in an agent, and where it waits
     nurseries        a nursery whose single error comes out as itself
     early_stop       SIGTERM and SIGINT before trio has them
+    service_manager  what systemd hears of a program
     program_options  command line, environment and file, for both programs
     sockets          connect, listen, and carry bytes both ways
     pump             moves frames between one connection and one state machine
@@ -51,6 +52,7 @@ Trio shells of the controller and its clients
     registry         who holds each daemon's id
     reception        how whoever dials in is received: handshake, live link, farewell
     audit/           the log's files, its writer, and whether it was changed
+    bundle/          the daemon as one file, for machines that have only Python
     acceptor         the controller's end of a daemon's connection
     operators        the controller's end of a remote client's connection
     controller_state the operators' token, and what is still to be said to absent daemons
@@ -91,6 +93,7 @@ Trio shells of the daemon alone
     spooler          does in threads what the logs want of the disk
     runner           between the job table and the processes
     daemon_end       what a daemon says of itself, and its jobs, for the dialer
+    daemon_figures   what it tells programs that watch it, where there are any
     daemon_options   what a daemon can be told
     daemon_program   all of it, assembled
 """

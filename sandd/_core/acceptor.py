@@ -267,4 +267,6 @@ def _about(
         version=hello.daemon_version,
         # Beyond the limit those of its own go, and not those that it was given.
         labels=dict([*hello.labels.items(), *labels.items()][-wire.MAX_LABELS :]),
+        isolation=hello.isolation,
+        isolation_levels=hello.isolation_levels,
     )

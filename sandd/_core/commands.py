@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from sandd._core.job_link import JobHandle, JobLink
-    from sandd._core.specs import Command, Text
+    from sandd._core.limits import Limits
+    from sandd._core.specs import Command, IsolationName, Text
 
 AWAY_MARGIN: Final = 10.0
 """Seconds beyond time-out and kill grace that `run` waits for a daemon that is away."""
@@ -35,11 +36,14 @@ class RunOptions(TypedDict, total=False):
     cwd: Text | None
     env: Mapping[str, str] | None
     user: str | None
+    isolation: IsolationName | None
     timeout: float | None
     idle_timeout: float | None
     kill_grace: float
     max_output: int
     check: bool
+    limits: Limits | None
+    require_limits: bool
 
 
 def start(
@@ -87,9 +91,12 @@ def _read(command: Command, options: RunOptions) -> tuple[wire.CommandSpec, byte
         cwd=options.get("cwd"),
         env=options.get("env"),
         user=options.get("user"),
+        isolation=options.get("isolation"),
         timeout=options.get("timeout"),
         idle_timeout=options.get("idle_timeout"),
         kill_grace=options.get("kill_grace", KILL_GRACE),
+        limits=options.get("limits"),
+        require_limits=options.get("require_limits", False),
     )
     return spec, input_data, max_output
 
@@ -191,4 +198,8 @@ def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> Comman
         truncated=out.truncated or err.truncated,
         pipes_held=status.pipes_held,
         job_id=handle.job.id,
+        cpu_seconds=status.cpu_seconds,
+        max_rss_bytes=status.max_rss_bytes,
+        limits=status.limits,
+        limit=status.limit,
     )

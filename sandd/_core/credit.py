@@ -213,9 +213,11 @@ class Flow:
         RemoteProtocolError where it goes back, adds nothing, or is more than was granted: else what waits would have
         no bound.
         """
-        name, credit = self.stream.name, max(self.granted, self._allowed)
+        credit = max(self.granted, self._allowed)
         if data.offset < self._arrived or self._ended:
-            raise RemoteProtocolError(f"{name} goes back to {data.offset}, or on behind its end")
+            raise RemoteProtocolError(
+                f"{self.stream.name} goes back to {data.offset}, or on behind its end"
+            )
         if data.gap_end is not None:
             # Dropped, not sent: it needs credit for its first unit alone, and moves all that follows.
             end = data.offset + 1
@@ -224,9 +226,9 @@ class Flow:
         else:
             end = data.offset + bool(len(data.body) or not data.final)
         if end == data.offset and not data.final:
-            raise RemoteProtocolError(f"an empty frame of {name}")
+            raise RemoteProtocolError(f"an empty frame of {self.stream.name}")
         if end > credit:
-            raise RemoteProtocolError(f"{name} exceeds its credit of {credit}")
+            raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {credit}")
         if data.gap_end is not None:
             self._skipped += data.gap_end - data.offset
             self.wanted = max(self.wanted, data.gap_end)

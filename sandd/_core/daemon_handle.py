@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from sandd._core.copying import Patterns, Progress
     from sandd._core.directory import DaemonInfo, Entry
     from sandd._core.job_link import JobHandle, JobLink
+    from sandd._core.limits import Limits
     from sandd._core.port_streams import RemoteStream
-    from sandd._core.specs import Command, Text
+    from sandd._core.specs import Command, IsolationName, Text
     from sandd._core.transfers.result import TransferResult
 
 
@@ -92,11 +93,14 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        isolation: IsolationName | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
         max_output: int = DEFAULT_MAX_OUTPUT,
         check: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
     ) -> CommandResult:
         """Run a command to its end, and return what it printed.
 
@@ -116,12 +120,18 @@ class Daemon:
             cwd: working directory; None: the daemon's.
             env: merged over the daemon's environment.
             user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            isolation: what it is kept apart from, at least: "user", "landlock" or "bwrap"; None: as much as the
+                daemon says. It can only raise that.
             timeout: seconds it may run. They count on the daemon, from the start of the process; a
                 command that isn't started within them is taken back.
             idle_timeout: seconds it may go without writing anything.
             kill_grace: seconds from SIGTERM to SIGKILL.
             max_output: bytes kept of each of stdout and stderr: of what is longer, head and tail.
             check: raise CommandFailed unless it succeeds.
+            limits: what it may use, with all that it starts. The daemon may allow less, and never more; the result
+                says what it was held to, and `limit` which one it went beyond. That is no exception.
+            require_limits: start nothing if there is a limit that can't be held on the daemon's machine. Without
+                it, such a limit is missing in the result's.
 
         Raises:
             CommandTimeout: it ran out of time and was killed; ``result`` has what it printed until then,
@@ -129,7 +139,7 @@ class Daemon:
             SpawnFailed: the program could not be started. Nothing ran.
             CommandFailed: `check` was given, and it ended badly; ``result`` has all of it.
             DaemonGone: the daemon is gone for good; ``outcome_unknown`` says whether it may have run.
-            RequestRefused: the daemon declined. Nothing ran.
+            RequestRefused: the daemon declined, or has not the `isolation` that was asked for. Nothing ran.
             ValueError: an argument that makes no sense. Nothing ran.
             trio.ClosedResourceError: the controller was closed meanwhile; what ran is killed.
         """
@@ -142,11 +152,14 @@ class Daemon:
             cwd=cwd,
             env=env,
             user=user,
+            isolation=isolation,
             timeout=timeout,
             idle_timeout=idle_timeout,
             kill_grace=kill_grace,
             max_output=max_output,
             check=check,
+            limits=limits,
+            require_limits=require_limits,
         )
 
     @protected_context
@@ -159,12 +172,15 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        isolation: IsolationName | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
         on_full: Literal["block", "drop_oldest"] = "block",
         detach: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
         job_id: str | None = None,
     ) -> AsyncIterator[Process]:
         """Start a command and talk to it while it runs; an async context manager for a `Process`.
@@ -216,12 +232,15 @@ class Daemon:
             cwd=cwd,
             env=env,
             user=user,
+            isolation=isolation,
             timeout=timeout,
             idle_timeout=idle_timeout,
             kill_grace=kill_grace,
             lease=lease,
             on_full=on_full,
             detach=detach,
+            limits=limits,
+            require_limits=require_limits,
         )
         await trio.lowlevel.checkpoint_if_cancelled()
         handle = commands.start(
@@ -295,10 +314,13 @@ class Daemon:
         cwd: Text | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        isolation: IsolationName | None = None,
         scrollback: int = DEFAULT_SCROLLBACK,
         kill_grace: float = KILL_GRACE,
         lease: float | None = None,
         detach: bool = False,
+        limits: Limits | None = None,
+        require_limits: bool = False,
         job_id: str | None = None,
         record: str | os.PathLike[str] | None = None,
         record_input: bool = False,
@@ -322,6 +344,7 @@ class Daemon:
             cwd: working directory; None: the daemon's.
             env: merged over the daemon's environment.
             user: name or numeric id of the user to run as, which needs a privileged daemon; None: the daemon's.
+            isolation: what it is kept apart from, at least; as for `run`.
             scrollback: bytes of what was read already that are kept, for those who attach later; they are
                 in the daemon's memory, so 16 MiB at most.
             kill_grace: seconds from SIGHUP to SIGKILL.
@@ -353,9 +376,12 @@ class Daemon:
             cwd=cwd,
             env=env,
             user=user,
+            isolation=isolation,
             kill_grace=kill_grace,
             lease=lease,
             detach=detach,
+            limits=limits,
+            require_limits=require_limits,
         )
         audit = self._link.audit
         recorder = handle = None

@@ -13,6 +13,9 @@ from attrs import Factory, define, field
 from sandd._core._errors import ConfigurationError
 from sandd._core.identity.proofs import read_credential
 from sandd._core.identity.tokens import TokenKind
+from sandd._core.isolation import options as isolation_options
+from sandd._core.isolation.options import IsolationOptions
+from sandd._core.limits import NO_LIMITS, Limits, limits_from, read_limits
 from sandd._core.link import check_daemon_id, check_labels
 from sandd._core.program_options import (
     Parser,
@@ -30,7 +33,7 @@ from sandd._core.program_options import (
 )
 from sandd._core.tls.plain import leaves_in_the_clear
 from sandd._core.tls.trust_options import TrustOptions
-from sandd.wire import MIB
+from sandd.wire import MIB, IsolationLevel
 
 if TYPE_CHECKING:
     import argparse
@@ -74,6 +77,14 @@ class DaemonOptions:
     """A file with what may be asked for; None: anything."""
     trust: TrustOptions = Factory(TrustOptions)
     """By what the controller is known, and what is presented to it, where the URL is wss://."""
+    limits: Limits = NO_LIMITS
+    """What each job may use."""
+    limit_total: Limits = NO_LIMITS
+    """What all jobs together may use."""
+    require_limits: bool = False
+    """Nothing is started, this daemon included, that can't be held to its limits."""
+    isolation: IsolationOptions = Factory(IsolationOptions)
+    """How jobs are kept apart."""
     metrics: MetricsAddress | None = None
     """Where its figures are to be had; None: nowhere."""
     insecure: bool = False
@@ -97,6 +108,9 @@ _VARIABLES: Final = {
     "state_dir": ("SANDD_STATE_DIR",),
     "root": ("SANDD_ROOT",),
     "policy": ("SANDD_POLICY",),
+    "limit": ("SANDD_LIMIT",),
+    "limit_total": ("SANDD_LIMIT_TOTAL",),
+    "require_limits": ("SANDD_REQUIRE_LIMITS",),
     "metrics_address": ("SANDD_METRICS_ADDRESS",),
     "metrics_token_file": ("SANDD_METRICS_TOKEN_FILE",),
     "log_level": ("SANDD_LOG_LEVEL",),
@@ -105,6 +119,7 @@ _VARIABLES: Final = {
     "max_running": ("SANDD_MAX_RUNNING",),
     "spool_quota": ("SANDD_SPOOL_QUOTA",),
     "job_spool_quota": ("SANDD_JOB_SPOOL_QUOTA",),
+    **{name: (f"SANDD_{name.upper()}",) for name in isolation_options.OPTIONS},
     "config": ("SANDD_CONFIG",),
 }
 
@@ -167,6 +182,25 @@ def add_daemon_options(parser: argparse.ArgumentParser, version: str) -> None:
         help="do only what this file allows (see 'sandd policy check'); it must be root's or ours, and nobody "
         "else may write it",
     )
+    isolation_options.add_isolation_options(parser)
+    parser.add_argument(
+        "--limit",
+        action="append",
+        metavar="KEY=VALUE",
+        help="what each job may use at most, as in memory=1G, processes=200 or wall=3600; may be given often",
+    )
+    parser.add_argument(
+        "--limit-total",
+        action="append",
+        metavar="KEY=VALUE",
+        help="what all jobs together may use: memory, processes or cpus",
+    )
+    parser.add_argument(
+        "--require-limits",
+        action="store_const",
+        const=True,
+        help="start nothing that can't be held to its limits on this machine",
+    )
     parser.add_argument(
         "--reconnect-max", metavar="SECONDS", help="longest wait between dials (default: 30)"
     )
@@ -228,6 +262,11 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
     )
     if problem:
         raise ConfigurationError(problem)
+    isolation = isolation_options.read_isolation(given)
+    if given.get("root") is not None and isolation.level is not IsolationLevel.NONE:
+        raise ConfigurationError(
+            "--root and --isolation: with isolation each tenant's files are those of its workspace"
+        )
     state_dir = given.get("state_dir")
     policy = given.get("policy")
     max_running = given.get("max_running")
@@ -238,9 +277,13 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
         credential=_credential(given.get("token_file"), token),
         trust=trust,
         insecure=insecure,
+        isolation=isolation,
         state_dir=None if state_dir is None else Path(str(state_dir)),
         root=_root(given.get("root")),
         policy=None if policy is None else Path(str(policy)),
+        limits=_limits("--limit", given.get("limit")),
+        limit_total=_total("--limit-total", given.get("limit_total")),
+        require_limits=read_boolean("--require-limits", given.get("require_limits", False)),
         metrics=read_metrics(given),
         log_level=read_log_level(given),
         log_format=read_log_format(given),
@@ -290,6 +333,29 @@ def _labels(given: object) -> dict[str, str]:
             raise ConfigurationError(f"label {entry!r} is not of the form KEY=VALUE")
         labels[key.strip()] = value.strip()
     return labels
+
+
+def _limits(option: str, given: object) -> Limits:
+    """From several options, from one text with commas, or from a table of the file."""
+    try:
+        if isinstance(given, dict):
+            return limits_from(given, place=option)
+        entries = given.split(",") if isinstance(given, str) else given or []
+        if not isinstance(entries, list):
+            raise ValueError(f"{option} is {given!r:.60}; it must be a table of limits")
+        return read_limits([str(each) for each in entries], option=option)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _total(option: str, given: object) -> Limits:
+    limits = _limits(option, given)
+    for name in limits.given:
+        if name not in ("memory_bytes", "processes", "cpus"):
+            raise ConfigurationError(
+                f"{option}: {name} is no limit of all jobs together; memory_bytes, processes and cpus are"
+            )
+    return limits
 
 
 def _size(option: str, value: object) -> int:

@@ -24,9 +24,6 @@ from sandd._core.identity.keyring import Keyring
 from sandd._core.jobs import JobTable
 from sandd._core.link import Backoff, Identity
 from sandd._core.logs import get_logger
-from sandd._core.metrics.listener import Pages, serve_pages
-from sandd._core.metrics.loop_lag import LoopLag
-from sandd._core.metrics.readings import DaemonFigures, read_daemon
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.policy.granted_files import GrantedFiles
 from sandd._core.policy.paths import is_beneath
@@ -35,6 +32,7 @@ from sandd._core.port_requests import PortRequests
 from sandd._core.processes import open_process_host, raise_open_files_limit
 from sandd._core.runner import JobRunner
 from sandd._core.service_manager import NOBODY
+from sandd._core.spawn_requests import Allowance
 from sandd._core.spool import Spool
 from sandd._core.spool_files import open_spool_files
 from sandd._core.state_directory import default_daemon_id, open_state_directory, record_start
@@ -43,16 +41,19 @@ from sandd._core.tls.plain import leaves_in_the_clear
 from sandd._core.tls.trust import Trust
 from sandd._core.transfer_requests import TransferRequests
 from sandd._core.transfers.partials import Partials
+from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from sandd._core.files.roots import Root
-    from sandd._core.metrics.catalogue import Reading
+    from sandd._core.isolation.confining import Isolation
     from sandd._core.policy.permits import Gate
     from sandd._core.policy.rules import Policy
+    from sandd._core.processes import ProcessHost
     from sandd._core.service_manager import ServiceManager
+    from sandd.wire import Refused, Spec
 
 log = get_logger("daemon")
 
@@ -60,10 +61,6 @@ END_GRACE: Final = 3.0
 """On SIGTERM, seconds that jobs have between TERM and KILL: orchestrators allow about ten in all."""
 DRAIN_SECONDS: Final = 8.0
 """On SIGTERM, seconds for everything: jobs, their last events, the farewell."""
-READY_SECONDS: Final = 60.0
-"""Without a link, for how long a daemon still counts as ready: a controller that is restarted is back by then."""
-LAG_SECONDS: Final = 1.0
-"""How often the loop's lag is measured, where somebody wants to know."""
 FAREWELL_SECONDS: Final = 1.0
 """So many of them are the farewell's alone."""
 
@@ -92,6 +89,8 @@ async def run_daemon(
         gate, policy = _open_gate(options)
         if policy is not None:
             root = GrantedFiles(policy)
+        isolation = _open_isolation(options, policy, state.path)
+        level, levels = _levels_of(isolation)
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
@@ -100,13 +99,15 @@ async def run_daemon(
         with trio.open_signal_receiver(*stop_signals) as signals:
             if stop_requested():
                 return
-            async with open_process_host() as host, open_unwrapping_nursery() as nursery:
+            async with (
+                open_process_host(total=options.limit_total) as host,
+                open_unwrapping_nursery() as nursery,
+            ):
+                await _check_limits(options, host)
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
-                table = JobTable(
-                    instance, spool=spool, judge=(lambda _: None) if gate is None else gate.judge
-                )
+                table = JobTable(instance, spool=spool, judge=partial(_refusal, gate, isolation))
                 runner = JobRunner(
                     table,
                     host,
@@ -114,13 +115,15 @@ async def run_daemon(
                     max_running=options.max_running or default_max_running(open_files_limit()),
                     files=files,
                     gate=gate,
+                    allowance=Allowance(options.limits, options.require_limits),
+                    isolation=isolation,
                 )
-                partials = Partials(state.path / "transfers")
-                runner.requests.offer(FileRequests(root, partials).doers)
-                transfers = TransferRequests(root, partials)
-                runner.requests.offer(transfers.doers)
-                if options.root is not None:
-                    ports = PortRequests(table, act=runner.act, is_confined=True)
+                nursery.start_soon(_offer_files(runner, root, isolation, state.path / "transfers"))
+                confined_by = "--root" if options.root is not None else ""
+                if level is not IsolationLevel.NONE:
+                    confined_by = f"isolation {str(level)!r}"
+                if confined_by:
+                    ports = PortRequests(table, act=runner.act, confined_by=confined_by)
                     runner.requests.offer(ports.doers)
                 identity = Identity(
                     daemon_id=daemon_id,
@@ -131,6 +134,8 @@ async def run_daemon(
                     arch=platform.machine()[:64],
                     daemon_version=version,
                     ancestors=ancestors,
+                    isolation=level,
+                    isolation_levels=levels,
                 )
                 keyring = Keyring(state.path, daemon_id, options.credential)
                 end = DaemonEnd(identity, keyring, runner)
@@ -138,15 +143,13 @@ async def run_daemon(
                 runner.requests.offer(busy.doers)
                 backoff = Backoff(maximum=options.reconnect_max)
                 dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
-                loop_lag = LoopLag(LAG_SECONDS)
                 if options.metrics is not None:
-                    readings = partial(
-                        _read_figures, version, runner, table, end, dialer, spool, loop_lag
+                    from sandd._core.daemon_figures import serve_figures
+
+                    figures = partial(
+                        serve_figures, version=version, table=table, end=end, dialer=dialer
                     )
-                    pages = Pages(readings, partial(_why_not_ready, dialer))
-                    await nursery.start(serve_pages, pages, options.metrics)
-                    nursery.start_soon(_watch_lag, loop_lag)
-                nursery.start_soon(transfers.keep_tidy)
+                    await nursery.start(figures, options.metrics)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
                 nursery.start_soon(manager.attend, dialer.status)
@@ -166,44 +169,73 @@ async def run_daemon(
         log.info("stopped", daemon_id=daemon_id)
 
 
-def _read_figures(
-    version: str,
-    runner: JobRunner,
-    table: JobTable,
-    end: DaemonEnd,
-    dialer: Dialer,
-    spool: Spool | None,
-    loop_lag: LoopLag,
-) -> list[Reading]:
-    return read_daemon(
-        DaemonFigures(
-            version=version,
-            tally=table.tally,
-            link=end.meter,
-            is_connected=dialer.pump is not None,
-            dials=dialer.connections,
-            links=dialer.links,
-            running=runner.running,
-            queued=runner.queued,
-            kept=len(table.jobs),
-            spool=spool,
-            loop_lag=loop_lag,
-        )
-    )
+async def _check_limits(options: DaemonOptions, host: ProcessHost) -> None:
+    """ConfigurationError where limits that have to be held can't be; if they needn't, it is only told."""
+    for option, limits, ask in (
+        ("--limit", options.limits, host.unheld),
+        ("--limit-total", options.limit_total, host.unheld_total),
+    ):
+        if not limits.given:
+            continue
+        unheld = await ask(limits)
+        if unheld and options.require_limits:
+            raise ConfigurationError(
+                f"{option}: this machine can't hold {', '.join(unheld)}, and --require-limits says it has to"
+            )
+        if unheld:
+            log.warning("limits_not_held", option=option, limits=unheld)
 
 
-async def _why_not_ready(dialer: Dialer) -> str | None:
-    """Why the controller can't have anything done here; None: it can, or could a moment ago."""
-    if dialer.pump is not None or trio.current_time() - dialer.live_until < READY_SECONDS:
+def _refusal(
+    gate: Gate | None, isolation: Isolation | None, spec: Spec, least: IsolationLevel
+) -> Refused | None:
+    """Why a job is not begun: by the policy, or because it can't be kept apart as it has to be."""
+    refused = None if gate is None else gate.judge(spec)
+    if refused is None and sys.platform != "win32" and isolation is not None:
+        refused = isolation.judge(spec, least)
+    return refused
+
+
+def _open_isolation(options: DaemonOptions, policy: Policy | None, state: Path) -> Isolation | None:
+    """How jobs are kept apart; None where that can't be, nor has to."""
+    if sys.platform == "win32":
+        if options.isolation.level is not IsolationLevel.NONE:
+            raise ConfigurationError(
+                "--isolation is not for Windows: jobs there are all one user's"
+            )
         return None
-    why = dialer.failure or "the first dial is under way"
-    return f"the controller is not reached: {why}"
+    else:
+        # The other platform can't import it.
+        from sandd._core.isolation.confining import open_isolation
+
+        return open_isolation(options.isolation, state, policy=policy)
 
 
-async def _watch_lag(loop_lag: LoopLag) -> None:
-    while True:
-        await trio.sleep_until(loop_lag.due(trio.current_time()))
-        loop_lag.woke(trio.current_time())
+def _levels_of(isolation: Isolation | None) -> tuple[IsolationLevel, tuple[IsolationLevel, ...]]:
+    """The least that jobs have, and all that they may ask for."""
+    if sys.platform == "win32" or isolation is None:
+        return IsolationLevel.NONE, (IsolationLevel.NONE,)
+    else:
+        return isolation.level, isolation.available
+
+
+def _offer_files(
+    runner: JobRunner, root: Root, isolation: Isolation | None, journals: Path
+) -> Callable[[], Awaitable[None]]:
+    """Have requests about files done; what is returned keeps them tidy, as long as the daemon lives."""
+    if sys.platform != "win32" and isolation is not None:
+        if isolation.level is not IsolationLevel.NONE:
+            from sandd._core.isolation.tenant_requests import TenantRequests
+
+            granted = root if isinstance(root, GrantedFiles) else None
+            tenants = TenantRequests(isolation.workspaces, journals, granted=granted)
+            runner.requests.offer(tenants.doers)
+            return tenants.keep_tidy
+    partials = Partials(journals)
+    runner.requests.offer(FileRequests(root, partials).doers)
+    transfers = TransferRequests(root, partials)
+    runner.requests.offer(transfers.doers)
+    return transfers.keep_tidy
 
 
 def _open_gate(options: DaemonOptions) -> tuple[Gate | None, Policy | None]:

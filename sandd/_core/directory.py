@@ -51,6 +51,10 @@ class DaemonInfo:
     """Random per start of the daemon; jobs belong to one instance."""
     connected_at: float
     """Unix time, by this machine's clock, of its newest connection."""
+    isolation: str = "none"
+    """What its jobs are kept apart from, at least: "none", "user", "landlock" or "bwrap"."""
+    isolation_levels: tuple[str, ...] = ("none",)
+    """Those that may be asked for. Without `isolation` among them, it runs nothing."""
 
 
 @frozen
@@ -310,4 +314,6 @@ def _info(
         labels=dict(about.labels),
         instance=instance,
         connected_at=time.time() - connected_for,
+        isolation=str(about.isolation),
+        isolation_levels=tuple(map(str, about.isolation_levels)),
     )

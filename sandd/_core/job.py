@@ -12,6 +12,7 @@ from attrs import define, field
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError
+from sandd._core.limits import NO_LIMITS, NO_USAGE, Limits, Usage
 from sandd._core.metrics.tallies import Traffic
 from sandd._core.scheduler import Scheduler
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
@@ -56,6 +57,10 @@ class Job:
         self.pid = 0
         self._untold_pid: int | None = None
         self.generation = 1
+        self.ceiling = NO_LIMITS
+        """What it may use, whatever it asks for: by the controller's policy."""
+        self.least_isolation = wire.IsolationLevel.NONE
+        """What it is kept apart from, whatever it asks for: by the same."""
         self.detached = spec.detach
         self.client = ""
         """The client that owns the job, attached or not."""
@@ -218,11 +223,28 @@ class Job:
         outcome: wire.Outcome,
         seconds: float,
         pipes_held: bool,
+        usage: Usage = NO_USAGE,
+        limits: Limits = NO_LIMITS,
+        limit: str = "",
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
         pid = self._untold_pid or 0
         self._untold_pid = None
-        self._end(wire.Exited(code, signal, outcome, seconds, pipes_held, self._finals(), pid))
+        self._end(
+            wire.Exited(
+                code=code,
+                signal=signal,
+                outcome=outcome,
+                seconds=seconds,
+                pipes_held=pipes_held,
+                finals=self._finals(),
+                pid=pid,
+                cpu_seconds=usage.cpu_seconds,
+                max_rss_bytes=usage.max_rss_bytes,
+                limits=limits,
+                limit=limit,
+            )
+        )
 
     def failed(
         self,

@@ -96,7 +96,9 @@ class JobTable:
         *,
         retention: float = DEFAULT_LEASE,
         spool: Spool | None = None,
-        judge: Callable[[wire.Spec], wire.Refused | None] = lambda _: None,
+        judge: Callable[
+            [wire.Spec, wire.IsolationLevel], wire.Refused | None
+        ] = lambda _spec, _least: None,
     ) -> None:
         self.instance = instance
         self.retention = retention
@@ -287,12 +289,14 @@ class JobTable:
             spec = wire.decode_spec(message.spec)
         except wire.UnsupportedSpec as error:
             return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
-        denial = self._judge(spec)
+        denial = self._judge(spec, message.isolation)
         if denial is not None:
             return denial
         if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         job = self._add(key, message.spec, spec, now)
+        job.ceiling = message.limits
+        job.least_isolation = message.isolation
         job.trace = message.trace
         return job
 

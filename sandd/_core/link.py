@@ -52,6 +52,10 @@ class Identity:
     daemon_version: str = ""
     ancestors: tuple[str, ...] = ()
     """Instances that started from the same state directory before, newest first."""
+    isolation: wire.IsolationLevel = wire.IsolationLevel.NONE
+    """The least of all jobs."""
+    isolation_levels: tuple[wire.IsolationLevel, ...] = (wire.IsolationLevel.NONE,)
+    """Those that are to be had."""
 
 
 def check_daemon_id(daemon_id: str) -> str | None:

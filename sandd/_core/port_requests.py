@@ -67,11 +67,11 @@ class PortRequests:
     """Does requests for connections and for listeners."""
 
     def __init__(
-        self, table: JobTable, *, act: Callable[[Effects], None], is_confined: bool = False
+        self, table: JobTable, *, act: Callable[[Effects], None], confined_by: str = ""
     ) -> None:
-        """With `is_confined`, no path of a Unix socket is taken: we could not keep it beneath a root."""
+        """Confined by that option, it takes no path of a Unix socket: we could not keep it beneath a root."""
         self._table = table
-        self._is_confined = is_confined
+        self._confined_by = confined_by
         self._act = act
         self._places = trio.Semaphore(MAX_CONNECTIONS, max_value=MAX_CONNECTIONS)
         self._listening: dict[tuple[str, wire.ListenSpec], tuple[Job, trio.Event]] = {}
@@ -89,10 +89,9 @@ class PortRequests:
     def _check_path(self, spec: wire.ConnectSpec | wire.ListenSpec) -> None:
         if spec.path and not sockets.HAS_UNIX_SOCKETS:
             raise RequestFailedError(FailedCode.DECLINED, "its machine has no Unix sockets")
-        if spec.path and self._is_confined:
-            raise RequestFailedError(
-                FailedCode.DECLINED, "it was started with --root, and reaches no Unix sockets"
-            )
+        if spec.path and self._confined_by:
+            text = f"it was started with {self._confined_by}, and reaches no Unix sockets"
+            raise RequestFailedError(FailedCode.DECLINED, text)
 
     async def _connect(self, doing: Doing, spec: wire.ConnectSpec) -> None:
         self._check_path(spec)

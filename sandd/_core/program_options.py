@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from sandd._core._errors import ConfigurationError
-from sandd._core.metrics.http_answers import MetricsAddress, read_metrics_address
 from sandd._core.tls.pins import read_pins
 from sandd._core.tls.trust_options import TrustOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from sandd._core.metrics.http_answers import MetricsAddress
 
     LogFormat = Literal["text", "json"]
 
@@ -64,6 +65,9 @@ def read_metrics(given: Mapping[str, Any]) -> MetricsAddress | None:
         if token_file is not None:
             raise ConfigurationError("--metrics-token-file is for --metrics-address")
         return None
+    # Not before: most have no such address, and start sooner without.
+    from sandd._core.metrics.http_answers import read_metrics_address
+
     token = None if token_file is None else read_token(Path(str(token_file)))
     return read_metrics_address(str(address), token, option="--metrics-address")
 

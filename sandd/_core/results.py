@@ -8,6 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.streams import Gap
 from sandd.wire import KIB, MIB, Exited, Outcome
 
@@ -40,12 +41,29 @@ class ExitStatus:
     """Seconds from spawn to exit, measured on the daemon."""
     pipes_held: bool = False
     """A background child kept a pipe open past the drain grace; what it wrote later is lost."""
+    cpu_seconds: float = 0.0
+    """Processor time that it used, with all that it started and waited for."""
+    max_rss_bytes: int = 0
+    """The most memory that one of its processes had resident; at least that of what starts processes, 15 MB."""
+    limits: Limits = NO_LIMITS
+    """What it was held to: the least of what was asked for here and of what is allowed there."""
+    limit: str | None = None
+    """Where `outcome` is OUT_OF_MEMORY or LIMIT_EXCEEDED: which of `limits` it went beyond."""
 
     @classmethod
     def from_event(cls, event: Exited) -> ExitStatus:
         """The status in an Exited event."""
         code = event.code if event.code is not None else -(event.signal or 0)
-        return cls(code, event.outcome, event.seconds, event.pipes_held)
+        return cls(
+            exit_code=code,
+            outcome=event.outcome,
+            duration=event.seconds,
+            pipes_held=event.pipes_held,
+            cpu_seconds=event.cpu_seconds,
+            max_rss_bytes=event.max_rss_bytes,
+            limits=event.limits,
+            limit=event.limit or None,
+        )
 
     @property
     def signal(self) -> str | None:
@@ -87,13 +105,22 @@ class CommandResult:
     pipes_held: bool
     """A background child kept a pipe open past the drain grace; what it wrote later is lost."""
     job_id: str
+    cpu_seconds: float = 0.0
+    """Processor time that it used, with all that it started and waited for."""
+    max_rss_bytes: int = 0
+    """The most memory that one of its processes had resident; at least that of what starts processes, 15 MB."""
+    limits: Limits = NO_LIMITS
+    """What it was held to: the least of what was asked for here and of what is allowed there."""
+    limit: str | None = None
+    """Where `outcome` is OUT_OF_MEMORY or LIMIT_EXCEEDED: which of `limits` it went beyond."""
 
     def __repr__(self) -> str:
         unusual = [name for name in ("truncated", "pipes_held") if getattr(self, name)]
         return (
             f"{type(self).__name__}(exit_code={self.exit_code}, outcome={self.outcome.value!r}, "
             f"stdout={_shown(self.stdout_bytes)}, stderr={_shown(self.stderr_bytes)}, "
-            f"duration={self.duration:.6g}{''.join(f', {name}=True' for name in unusual)}, job_id={self.job_id!r})"
+            f"duration={self.duration:.6g}{''.join(f', {name}=True' for name in unusual)}, "
+            f"{'' if self.limit is None else f'limit={self.limit!r}, '}job_id={self.job_id!r})"
         )
 
     @property

@@ -31,6 +31,7 @@ from sandd._core.credit import Flow
 from sandd._core.held_requests import HeldRequests, job_key
 from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.metrics.router_counts import RouterCounts
 from sandd._core.metrics.statistics import ProcessFigures, statistics_for
 from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
@@ -49,7 +50,7 @@ from sandd._core.router_links import (
 )
 from sandd._core.scheduler import control_size
 from sandd._core.tombstones import parse
-from sandd.wire import DaemonState, Frame, FrameType, RefusedCode, Stream
+from sandd.wire import DaemonState, Frame, FrameType, IsolationLevel, RefusedCode, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -77,9 +78,15 @@ class Router:
         ] = lambda _link, _message: None,
         audit: AuditSink = NO_AUDIT,
         policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
+        limits_of: Callable[[wire.Attach], Limits] = lambda _message: NO_LIMITS,
+        isolation_of: Callable[[str], IsolationLevel] = lambda _tenant: IsolationLevel.NONE,
     ) -> None:
         self._authorise = authorise
         """Asked of each Attach that would be passed on, by the daemon's full name; a refusal goes back in its stead."""
+        self._limits_of = limits_of
+        """What an Attach that may be passed on may start, at most."""
+        self._isolation_of = isolation_of
+        """What a tenant's jobs are kept apart from, at least."""
         self._audit = audit
         self._trail = JobTrail(audit, policies_of)
         self._held = HeldRequests(audit, self._trail, self)
@@ -435,7 +442,13 @@ class Router:
         try:
             stamped = wire.encode_control(
                 daemon.last_channel + 1,
-                stamped_attach(metered_attach(message, route), link, daemon),
+                stamped_attach(
+                    metered_attach(message, route),
+                    link,
+                    daemon,
+                    self._limits_of(message),
+                    self._isolation_of(daemon.tenant),
+                ),
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)

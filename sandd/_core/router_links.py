@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sandd._core.audit.trail import TrackedJob
     from sandd._core.held_requests import Held
+    from sandd._core.limits import Limits
     from sandd._core.metrics.job_census import CountedJob
     from sandd._core.relay_queue import RelayQueue
 
@@ -241,8 +242,14 @@ def tell_news(link: ClientLink, news: wire.DaemonStatus | wire.DaemonCloned) -> 
         link.control(0, news if shown == news.daemon_id else evolve(news, daemon_id=shown))
 
 
-def stamped_attach(message: wire.Attach, link: ClientLink, daemon: DaemonLink) -> wire.Attach:
-    """The Attach in the name the link was authenticated for, whatever the client put there."""
+def stamped_attach(
+    message: wire.Attach,
+    link: ClientLink,
+    daemon: DaemonLink,
+    limits: Limits,
+    isolation: wire.IsolationLevel,
+) -> wire.Attach:
+    """The Attach in the name the link was authenticated for, and within its limits, whatever the client put there."""
     return wire.Attach(
         daemon_id=daemon.daemon_id,
         job_id=message.job_id,
@@ -258,5 +265,7 @@ def stamped_attach(message: wire.Attach, link: ClientLink, daemon: DaemonLink) -
         tenant=daemon.tenant,
         principal=link.principal.name,
         output_credit=message.output_credit,
+        limits=limits,
+        isolation=isolation,
         trace=message.trace,
     )

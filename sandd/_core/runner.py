@@ -22,6 +22,7 @@ from sandd import wire
 from sandd._core._errors import PolicyDenied, SpawnFailed
 from sandd._core.job_requests import JobRequests, signal_number
 from sandd._core.jobs import Effect, Effects, JobTable
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
 from sandd._core.policy.permits import Permit
 from sandd._core.port_requests import PortRequests
@@ -35,13 +36,14 @@ from sandd._core.processes import (
     SpawnRequest,
 )
 from sandd._core.requests import Requests
-from sandd._core.spawn_requests import spawn_request
+from sandd._core.spawn_requests import UNLIMITED, Allowance, spawn_request
 from sandd._core.spooler import Spooler
-from sandd.wire import FailedCode, JobState, Outcome, Stream
+from sandd.wire import FailedCode, IsolationLevel, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sandd._core.isolation.confining import Isolation
     from sandd._core.job import DaemonLink, Job
     from sandd._core.policy.permits import Gate
     from sandd._core.pump import Pump
@@ -100,6 +102,12 @@ class RunningJob:
     last_output: float = 0.0
     held_back: int = 0
     """Pumps that wait for room: it is us who keep the process from writing."""
+    limits: Limits = NO_LIMITS
+    """What it may use, by all who have a say."""
+    output_bytes: int = 0
+    """What it has written so far, where that is limited."""
+    exceeded: str = ""
+    """The limit that we have seen it go beyond."""
     over: trio.Event | None = None
     """Set when its tree is gone and its end is told; made by who waits for that."""
 
@@ -116,11 +124,17 @@ class JobRunner:
         max_running: int,
         files: SpoolFiles | None = None,
         gate: Gate | None = None,
+        allowance: Allowance = UNLIMITED,
+        isolation: Isolation | None = None,
     ) -> None:
         self._table = table
         self._host = host
         self._gate = gate
         """The daemon's policy; None: whatever is asked for is run."""
+        self._allowance = allowance
+        """What each job may use."""
+        self._isolation = isolation
+        """How jobs are kept apart; None: they aren't."""
         self._nursery = nursery
         self._now = trio.lowlevel.current_clock().current_time
         self._free_slots = max_running
@@ -322,11 +336,18 @@ class JobRunner:
             running = self._queue.popleft()
             self._free_slots -= 1
             running.has_slot = True
-            # Users may come from a network, and take seconds; so may what a policy has to look at.
-            if running.spec.user is None and self._gate is None:
+            # Users may come from a network, and take seconds; so may what a policy has to look at, or a workspace.
+            if (
+                running.spec.user is None
+                and self._gate is None
+                and self._level_of(running.job, running.spec) is IsolationLevel.NONE
+            ):
                 running.began_at = self._now()
                 try:
-                    request = spawn_request(running.job, running.spec, self._table.instance)
+                    request = spawn_request(
+                        running.job, running.spec, self._table.instance, self._allowance
+                    )
+                    running.limits = request.limits
                     running.begun = self._host.begin(request, partial(self._answered, running))
                 except Exception:
                     # Whatever went wrong, defects included, is met and told when its task asks again.
@@ -351,13 +372,13 @@ class JobRunner:
         if child is None or (status := child.ended) is None:
             return False
         job.started(child.pid, running.began_at)
-        if not self._read_what_is_there(job, Stream.OUTPUT, child.stdout):
+        if not self._read_what_is_there(running, Stream.OUTPUT, child.stdout):
             return False
         if child.stderr is None:
             job.finish(Stream.ERROR)
-        elif not self._read_what_is_there(job, Stream.ERROR, child.stderr):
+        elif not self._read_what_is_there(running, Stream.ERROR, child.stderr):
             return False
-        self._tell_exit(running, status, pipes_held=False)
+        self._tell_exit(running, child, status, pipes_held=False)
         self.flush()
         child.close_pipes()
         self._over(running)
@@ -408,6 +429,7 @@ class JobRunner:
                 with Permit() as permit:
                     request = await self._request(job, running.spec, permit)
                     running.began_at = self._now()
+                    running.limits = request.limits
                     return await self._host.spawn(request)
             except PolicyDenied as error:
                 job.failed(FailedCode.POLICY_DENIED, error.reason, policy_hash=error.policy_hash)
@@ -426,14 +448,28 @@ class JobRunner:
                 job.failed(FailedCode.LOST, str(error))
                 return None
 
+    def _level_of(self, job: Job, spec: wire.ProgramSpec) -> IsolationLevel:
+        """What the job is kept apart from."""
+        if self._isolation is None:
+            return IsolationLevel.NONE
+        level: IsolationLevel = self._isolation.level_of(spec, job.least_isolation)
+        return level
+
     async def _request(self, job: Job, spec: wire.ProgramSpec, permit: Permit) -> SpawnRequest:
         instance = self._table.instance
-        if self._gate is not None:
-            make = partial(self._gate.check, job, spec, instance, permit)
-        elif spec.user is None:
-            return spawn_request(job, spec, instance)
-        else:
-            make = partial(spawn_request, job, spec, instance)
+
+        def make() -> SpawnRequest:
+            if self._gate is None:
+                request = spawn_request(job, spec, instance, self._allowance)
+            else:
+                request = self._gate.check(job, spec, instance, permit, self._allowance)
+            if self._isolation is not None:
+                request = self._isolation.confine(job.key[0], level, spec, request, permit)
+            return request
+
+        level = self._level_of(job, spec)
+        if self._gate is None and spec.user is None and level is IsolationLevel.NONE:
+            return make()
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(make, limiter=self._lookups, abandon_on_cancel=True)
 
@@ -467,7 +503,8 @@ class JobRunner:
                 nursery.start_soon(self._pump_output, running, stream, pipe, pumps)
             if child.stdin is not None:
                 nursery.start_soon(self._pump_input, running, child.stdin)
-            if running.spec.timeout is not None or running.spec.idle_timeout is not None:
+            times = (running.spec.timeout, running.spec.idle_timeout, running.limits.wall)
+            if any(each is not None for each in times):
                 nursery.start_soon(self._enforce_timeouts, running)
             self._apply_ops(running)
             if job.end_outcome is not None:
@@ -500,23 +537,46 @@ class JobRunner:
             job.failed(FailedCode.LOST, str(error))
         else:
             await child.release(sweep=not job.detached or job.end_outcome is not None)
-            self._tell_exit(running, status, pipes_held=pipes_held)
+            self._tell_exit(running, child, status, pipes_held=pipes_held)
         self.flush()
 
-    def _tell_exit(self, running: RunningJob, status: ExitStatus, *, pipes_held: bool) -> None:
+    def _tell_exit(
+        self, running: RunningJob, child: Child, status: ExitStatus, *, pipes_held: bool
+    ) -> None:
         job = running.job
         exited_at = running.exited_at or self._now()
+        outcome, limit = _outcome(job.end_outcome, status, running.exceeded or child.limit)
         job.exited(
             code=status.code,
             signal=status.signal,
-            outcome=job.end_outcome
-            or (Outcome.EXITED if status.signal is None else Outcome.SIGNALED),
+            outcome=outcome,
             seconds=exited_at - running.began_at,
             pipes_held=pipes_held,
+            usage=child.used,
+            limits=running.limits.without(child.unheld) if child.unheld else running.limits,
+            limit=limit,
         )
 
-    def _read_what_is_there(self, job: Job, stream: Stream, pipe: trio.abc.ReceiveStream) -> bool:
+    def _write(self, running: RunningJob, stream: Stream, data: bytes | bytearray) -> None:
+        """Output of the job, as far as it may have any; of one that has more, the end."""
+        most = running.limits.output_bytes
+        if most is not None:
+            room = max(0, most - running.output_bytes)
+            running.output_bytes += len(data)
+            if len(data) > room:
+                data = data[:room]
+                if not running.exceeded:
+                    running.exceeded = "output_bytes"
+                    if running.child is not None:  # else it has ended
+                        self.act(self._table.stop(running.job, Outcome.LIMIT_EXCEEDED, 0.0))
+        if data:
+            running.job.write(stream, memoryview(data))
+
+    def _read_what_is_there(
+        self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream
+    ) -> bool:
         """Take what the pipe holds now, as far as there is room; True at its end."""
+        job = running.job
         if isinstance(pipe, ReceivesNowait):
             while room := job.room(stream):
                 chunk = pipe.receive_nowait(min(room, READ_BYTES))
@@ -525,7 +585,7 @@ class JobRunner:
                 if not chunk:
                     job.finish(stream)
                     return True
-                job.write(stream, chunk)
+                self._write(running, stream, chunk)
         return False
 
     async def _pump_output(
@@ -554,7 +614,7 @@ class JobRunner:
                 return  # read in the turn in which the end was told, from a pipe that somebody else holds
             running.last_output = self._now()
             pumps.progressed(len(chunk), running.last_output)
-            job.write(stream, memoryview(chunk))
+            self._write(running, stream, chunk)
             self._tell_started(job)
         job.finish(stream)
         pumps.done()
@@ -593,8 +653,12 @@ class JobRunner:
         await pipe.aclose()
 
     async def _enforce_timeouts(self, running: RunningJob) -> None:
-        spec = running.spec
+        spec, wall = running.spec, running.limits.wall
         end = math.inf if spec.timeout is None else running.began_at + spec.timeout
+        if wall is not None and running.began_at + wall < end:
+            end = running.began_at + wall
+        else:
+            wall = None  # the time-out comes first, and is one
         idle = math.inf if spec.idle_timeout is None else spec.idle_timeout
         while running.exited_at is None:
             # A process that we hold back (its output is not fetched) is not idle.
@@ -606,8 +670,23 @@ class JobRunner:
                 await trio.sleep(IDLE_LOOK_SECONDS)
                 if running.held_back or running.last_output > since:
                     continue
-            self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
+                self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
+            elif wall is not None:
+                running.exceeded = running.exceeded or "wall"
+                self.act(self._table.stop(running.job, Outcome.LIMIT_EXCEEDED))
+            else:
+                self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
             return
+
+
+def _outcome(end_outcome: Outcome | None, status: ExitStatus, limit: str) -> tuple[Outcome, str]:
+    """How a job ended, and by which limit if it was one: whoever else ended it before is what is told."""
+    if limit and end_outcome in (None, Outcome.LIMIT_EXCEEDED):
+        is_memory = limit == "memory_bytes"
+        return Outcome.OUT_OF_MEMORY if is_memory else Outcome.LIMIT_EXCEEDED, limit
+    if end_outcome is not None:
+        return end_outcome, ""
+    return Outcome.EXITED if status.signal is None else Outcome.SIGNALED, ""
 
 
 class _Countdown:

@@ -21,10 +21,8 @@ from sandd._core.link import Backoff
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.metrics.comings import Comings
-from sandd._core.metrics.listener import Pages, serve_pages
 from sandd._core.metrics.loop_lag import LoopLag
 from sandd._core.metrics.readiness import WritableDirectory
-from sandd._core.metrics.readings import ControllerFigures, read_controller
 from sandd._core.metrics.statistics import ProcessFigures, statistics_for
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.operators import OperatorDesk
@@ -213,7 +211,11 @@ class LocalService(Service):
             self.bootstrap = Bootstrap(self._presented, is_in_the_clear=gate.insecure)
         """What it serves by; None: no TLS."""
         self.router = Router(
-            self._authorise, audit, lambda tenant: [each.hash for each in policies.of(tenant)]
+            self._authorise,
+            audit,
+            lambda tenant: [each.hash for each in policies.of(tenant)],
+            lambda attach: policies.limits(split_name(attach.daemon_id)[0], attach),
+            policies.isolation,
         )
         self.router.process = self._figures
         self._began_at = trio.current_time()
@@ -311,6 +313,9 @@ class LocalService(Service):
             self.router.restore_ends(await trio.to_thread.run_sync(self._ends.read))
         async with open_unwrapping_nursery() as nursery:
             if self._metrics is not None:
+                # Not before: most controllers are parts of programs, and start sooner without.
+                from sandd._core.metrics.listener import Pages, serve_pages
+
                 pages = Pages(self._read_figures, self._why_not_ready)
                 where: tuple[str, int] = await nursery.start(serve_pages, pages, self._metrics)
                 self.metrics_address = f"{_bracketed(where[0])}:{where[1]}"
@@ -350,6 +355,8 @@ class LocalService(Service):
             opened.started()
 
     def _read_figures(self) -> list[Reading]:
+        from sandd._core.metrics.readings import ControllerFigures, read_controller
+
         written = self._log_written
         return read_controller(
             ControllerFigures(

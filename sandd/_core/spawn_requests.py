@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from attrs import frozen
+
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.processes import SpawnRequest
 from sandd.wire import SessionSpec
 
@@ -16,12 +19,25 @@ if TYPE_CHECKING:
     from sandd._core.job import Job
     from sandd.wire import ProgramSpec
 
+
+@frozen
+class Allowance:
+    """What a daemon lets each of its jobs use."""
+
+    limits: Limits = NO_LIMITS
+    require: bool = False
+    """What can't be held to its limits, whoever has set them, is not started."""
+
+
+UNLIMITED: Final = Allowance()
 _OF_ITS_TERMINAL = frozenset({b"COLUMNS", b"LINES"})
 """Variables of the terminal that the daemon was started from, which children would take for theirs."""
 
 
-def spawn_request(job: Job, spec: ProgramSpec, instance: str) -> SpawnRequest:
-    """The process host's view of a job's spec: shell resolved, environment complete."""
+def spawn_request(
+    job: Job, spec: ProgramSpec, instance: str, allowance: Allowance = UNLIMITED
+) -> SpawnRequest:
+    """The process host's view of a job's spec: shell resolved, environment complete, limits the least of all."""
     marker = f"{instance}/{job.key[0]}/{job.key[1]}".encode()
     environment = {} if spec.user is None else _user_environment(spec.user)
     size = None
@@ -44,6 +60,8 @@ def spawn_request(job: Job, spec: ProgramSpec, instance: str) -> SpawnRequest:
         merge_stderr=spec.merge_stderr,
         terminal=size,
         base=base_environment(),
+        limits=Limits.least(allowance.limits, job.ceiling, spec.limits),
+        must_hold=allowance.require or spec.require_limits,
     )
 
 

@@ -6,11 +6,12 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sandd import wire
 from sandd._core.arguments import check_count, check_mapping, check_number, check_text
 from sandd._core.job_info import OUTPUT_NAMES
+from sandd._core.limits import NO_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     Text: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Command: TypeAlias = str | bytes | Sequence[Text]
+    IsolationName: TypeAlias = Literal["none", "user", "landlock", "bwrap"]
 
 KILL_GRACE: Final = 5.0
 """Seconds from TERM to KILL, where the caller says nothing."""
@@ -39,17 +41,21 @@ def build_spec(
     cwd: Text | None = None,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    isolation: str | None = None,
     timeout: float | None = None,
     idle_timeout: float | None = None,
     kill_grace: float = KILL_GRACE,
     lease: float | None = None,
     on_full: str = "block",
     detach: bool = False,
+    limits: Limits | None = None,
+    require_limits: bool = False,
 ) -> wire.CommandSpec:
     """The spec that asks for `command`; TypeError or ValueError for arguments that mean nothing."""
     argv, shell = _argv(command)
     return wire.CommandSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
+        isolation=_isolation(isolation),
         stdin=bool(stdin),
         merge_stderr=merge_stderr,
         timeout=seconds("timeout", timeout),
@@ -58,6 +64,8 @@ def build_spec(
         lease=seconds("lease", lease),
         on_full=_on_full(on_full),
         detach=bool(detach),
+        limits=_limits(limits),
+        require_limits=bool(require_limits),
     )
 
 
@@ -71,9 +79,12 @@ def build_session_spec(
     cwd: Text | None = None,
     env: Mapping[str, str] | None = None,
     user: str | None = None,
+    isolation: str | None = None,
     kill_grace: float = KILL_GRACE,
     lease: float | None = None,
     detach: bool = False,
+    limits: Limits | None = None,
+    require_limits: bool = False,
 ) -> wire.SessionSpec:
     """The spec that asks for a terminal with `command` in it; None: the user's shell. Errors as `build_spec`."""
     check_size(rows, cols)
@@ -91,6 +102,7 @@ def build_session_spec(
     argv, shell = ((), False) if command is None else _argv(command)
     return wire.SessionSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
+        isolation=_isolation(isolation),
         rows=rows,
         cols=cols,
         term=term,
@@ -98,6 +110,8 @@ def build_session_spec(
         kill_grace=check_grace("kill_grace", kill_grace),
         lease=seconds("lease", lease),
         detach=bool(detach),
+        limits=_limits(limits),
+        require_limits=bool(require_limits),
     )
 
 
@@ -265,6 +279,25 @@ def address(
             f"{what}host has {len(host)} characters; it must have 1 to {wire.MAX_HOST_LENGTH}"
         )
     return host, port, None
+
+
+def _limits(limits: Limits | None) -> Limits:
+    given: object = limits  # whatever its type says
+    if given is None:
+        return NO_LIMITS
+    if not isinstance(given, Limits):
+        raise TypeError(f"limits is {given!r}; it must be sandd.Limits(...)")
+    return given
+
+
+def _isolation(value: str | None) -> wire.IsolationLevel | None:
+    if value is None:
+        return None
+    try:
+        return wire.IsolationLevel(value)
+    except ValueError:
+        levels = ", ".join(repr(str(each)) for each in wire.IsolationLevel)
+        raise ValueError(f"isolation is {value!r}; it must be one of {levels}, or None") from None
 
 
 def _on_full(value: str) -> wire.OnFull:

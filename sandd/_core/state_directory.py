@@ -103,7 +103,8 @@ def record_start(directory: Path, instance: str) -> tuple[str, ...]:
                 words = text.decode("ascii", "replace").split()
                 earlier = [word for word in words if word.isalnum()][:MAX_ANCESTORS]
         starts = "\n".join([instance, *earlier][:MAX_ANCESTORS]) + "\n"
-        replace_file(path, starts.encode())
+        # For nobody else: where there are workspaces in the directory, tenants' users pass through it.
+        replace_file(path, starts.encode(), mode=0o600)
     except OSError as error:
         log.warning("start_not_recorded", path=str(path), error=str(error))
         return ()

@@ -34,7 +34,7 @@ def add_bundle_command(commands: Commands) -> None:
         "--bytecode",
         action="store_true",
         help="carry bytecode for this version of Python, too: with that it starts as fast as one that is installed, "
-        "and the file is four times as large",
+        "and the file is three times as large",
     )
     parser.set_defaults(run=_run)
 

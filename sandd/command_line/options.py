@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sandd._core.limits import Limits
     from sandd.command_line.choosing import JobName
 
 CONTROLLER_VARIABLE = "SANDD_CONTROLLER"
@@ -104,6 +105,29 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-w", "--cwd", metavar="DIR", help="working directory there")
     parser.add_argument("-u", "--user", metavar="USER", help="user to run as there")
+    parser.add_argument(
+        "--isolation",
+        choices=("none", "user", "landlock", "bwrap"),
+        help="keep it apart there at least so (default: as the daemon says)",
+    )
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """``--limit`` and ``--require-limits``, for commands that begin a process on a daemon."""
+    parser.add_argument(
+        "--limit",
+        metavar="KEY=VALUE",
+        type=read_limit,
+        action="append",
+        default=[],
+        help="what it may use there, as in memory=64M, processes=50 or cpu_seconds=10 (repeatable); the daemon may "
+        "allow less",
+    )
+    parser.add_argument(
+        "--require-limits",
+        action="store_true",
+        help="begin nothing if a limit can't be held there",
+    )
 
 
 def add_job_argument(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -148,6 +172,21 @@ def read_seconds(text: str) -> float:
     if not seconds >= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return seconds
+
+
+def read_limit(text: str) -> Limits:
+    """``KEY=VALUE``; argparse says what is wrong with any other text."""
+    from sandd._core.limits import read_limits  # late: mostly nobody says a limit
+
+    try:
+        return read_limits([text], option="the limit")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def limits_of(options: argparse.Namespace) -> Limits | None:
+    """All that were said, of each the least; None: none."""
+    return type(options.limit[0]).least(*options.limit) if options.limit else None
 
 
 def read_variable(text: str) -> tuple[str, str]:

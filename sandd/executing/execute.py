@@ -18,6 +18,7 @@ from attrs import define
 from sandd._core._errors import SpawnFailed
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.command_line.exit_codes import code_of_status
+from sandd.command_line.options import limits_of
 from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, check_directory, run_command
@@ -76,9 +77,12 @@ async def _exec(options: argparse.Namespace, stop: Stop) -> int:
                 cwd=options.cwd,
                 env=dict(options.env),
                 user=options.user,
+                isolation=options.isolation,
                 timeout=options.timeout,
                 idle_timeout=options.idle_timeout,
                 detach=options.detach,
+                limits=limits_of(options),
+                require_limits=options.require_limits,
             ) as process:
                 if not options.detach:
                     outages.begun("if it lives, the command goes on there")
@@ -163,4 +167,7 @@ def describe_end(status: ExitStatus, options: argparse.Namespace) -> str | None:
         if total is not None:
             return f"it ran for {total:g} s (--timeout)"
         return "it ran out of time"  # of somebody else's: the daemon's own
+    if status.limit is not None:
+        most = getattr(status.limits, status.limit)
+        return f"it went beyond its limit {status.limit}={most}"
     return _UNEXPECTED_ENDS.get(status.outcome)

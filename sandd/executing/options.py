@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sandd.command_line.options import (
     LOCAL_ID,
     add_controller_options,
+    add_limit_options,
     add_local_option,
     add_process_options,
     add_wait_option,
@@ -95,6 +96,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="in a terminal there, shown at this one; stdin and stdout have to be one (-i is implied)",
     )
     add_process_options(parser)
+    add_limit_options(parser)
     parser.add_argument(
         "--shell",
         action="store_true",

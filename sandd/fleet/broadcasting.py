@@ -19,6 +19,7 @@ from sandd._core._errors import SanddError
 from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.command_line.connecting import open_connection
+from sandd.command_line.options import limits_of
 from sandd.command_line.outages import NOTICE_SECONDS, describe_outage
 from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import say
@@ -74,7 +75,10 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "cwd": options.cwd,
         "env": dict(options.env),
         "user": options.user,
+        "isolation": options.isolation,
         "timeout": options.timeout,
+        "limits": limits_of(options),
+        "require_limits": options.require_limits,
     }
 
 

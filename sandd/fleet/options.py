@@ -9,6 +9,7 @@ from sandd.command_line.options import (
     add_controller_options,
     add_job_argument,
     add_json_option,
+    add_limit_options,
     add_process_options,
     add_wait_option,
     read_seconds,
@@ -163,6 +164,7 @@ def _add_run(commands: Commands) -> None:
         "that is told)",
     )
     add_process_options(parser)
+    add_limit_options(parser)
     parser.add_argument(
         "--json",
         action="store_true",

@@ -8,6 +8,7 @@ from typing import Any
 from sandd.command_line.options import (
     add_controller_options,
     add_job_argument,
+    add_limit_options,
     add_local_option,
     add_process_options,
     add_wait_option,
@@ -42,6 +43,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_local_option(shell, "session")
     add_process_options(shell)
+    add_limit_options(shell)
     shell.add_argument(
         "--detach",
         action="store_true",

@@ -18,7 +18,7 @@ from sandd._core.interrupts import protected_context
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import OUR_FAILURE, code_of_status
 from sandd.command_line.finding_jobs import find_job
-from sandd.command_line.options import LOCAL_ID
+from sandd.command_line.options import LOCAL_ID, limits_of
 from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, check_directory
@@ -89,7 +89,10 @@ async def hold_new_session(
         cwd=options.cwd,
         env=dict(options.env),
         user=options.user,
+        isolation=options.isolation,
         detach=options.detach,
+        limits=limits_of(options),
+        require_limits=options.require_limits,
         record=options.record,
     )
     async with _opened(options, opening) as session:

@@ -28,7 +28,7 @@ from sandd._core.logs import get_logger
 from sandd._core.state_directory import lock_directory, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
     from typing import Self
 
@@ -188,14 +188,15 @@ class SegmentedLog:
             said.append(_stamped(fields, each.at, each.mono))
         return Lines(self._chain.add(said), before)
 
-    def append(self, made: Lines) -> None:
+    def append(self, made: Lines, *, on_sync: Callable[[], object] = lambda: None) -> None:
         """Write them, all or none; they are on the disk when this returns.
 
+        `on_sync` is called when all that is left is to wait for the disk.
         OSError: none is, and the log is as it was before.
         """
         if self._broken is not None:
             raise OSError(self._broken)
-        self._write(made.lines, made.before)
+        self._write(made.lines, made.before, on_sync)
 
     def keep_up(self) -> None:
         """What is due from time to time: a checkpoint, its copy, the next segment. OSError: it is still due."""
@@ -243,13 +244,16 @@ class SegmentedLog:
         before = self._chain.position
         self._write(self._chain.add([_stamped(fields, time.time(), time.monotonic())]), before)
 
-    def _write(self, lines: list[bytes], before: Position) -> None:
+    def _write(
+        self, lines: list[bytes], before: Position, on_sync: Callable[[], object] = lambda: None
+    ) -> None:
         """Append the lines, durably; if that fails the chain stands at `before` again."""
         data = memoryview(b"\n".join([*lines, b""]))
         written = 0
         try:
             while written < len(data):
                 written += os.write(self._file, data[written:])
+            on_sync()
             _sync(self._file)
         except OSError as error:
             self._chain.position = before

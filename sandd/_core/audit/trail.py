@@ -32,7 +32,17 @@ JobKey: TypeAlias = tuple[str, str, str]
 _KINDS: Final = {spec: kind for kind, spec in wire.SPEC_KINDS.items()}
 _TARGETS: Final = ("path", "job_id", "target", "pattern")
 """Fields of a request that say what it is about."""
-_LIMITS: Final = ("user", "timeout", "idle_timeout", "kill_grace", "lease", "detach", "shell")
+_LIMITS: Final = (
+    "user",
+    "isolation",
+    "timeout",
+    "idle_timeout",
+    "kill_grace",
+    "lease",
+    "detach",
+    "shell",
+    "require_limits",
+)
 """Fields of a program's spec that bound it, or widen what it may do."""
 _limits_of: Final = attrgetter(*_LIMITS)
 
@@ -220,7 +230,7 @@ def _describe(spec: bytes) -> dict[str, Any]:
             name: each
             for name, each in zip(_LIMITS, _limits_of(asked), strict=True)
             if each is not None and each is not False
-        }
+        } | asked.limits.given
         if asked.env:
             said["secrets"] = secrets_in(asked.env)
         return said
@@ -251,6 +261,10 @@ def _of_exit(event: wire.Exited) -> dict[str, Any]:
         "seconds": round(event.seconds, 6),
         "pid": event.pid,
         "pipes_held": event.pipes_held,
+        "limit": event.limit,
+        "limits": event.limits.given,
+        "cpu_seconds": round(event.cpu_seconds, 6),
+        "max_rss_bytes": event.max_rss_bytes,
         "stdout": event.finals.get(wire.Stream.OUTPUT, 0),
         "stderr": event.finals.get(wire.Stream.ERROR, 0),
     }

@@ -50,6 +50,10 @@ RETRY_SECONDS: Final = 1.0
 """How often a disk that is full is tried again."""
 CLOSE_SECONDS: Final = 5.0
 """For the rest, when the controller closes: a disk that hangs must not keep it."""
+HANDOVER_SECONDS: Final = 0.001
+"""For the thread to be at the disk, while the loop waits: a tenth of that is usual, and a disk that is slow to take
+what is written may cost the rest. If it didn't wait, a loop that is busy would keep the interpreter for five of these
+(Python's switch interval) after each of the thread's steps, and all who wait for the log would wait for that."""
 LOOK_SECONDS: Final = 1.0
 """How often it is looked whether a checkpoint is due, and whether it is to be told what was left out."""
 FULL: Final = "the audit log can't be written, so nothing is run: "
@@ -209,8 +213,11 @@ class AuditLog:
         try:
             # Made here, and not by the thread: two that want the interpreter would wait for each other.
             made = self._file.make_lines(self._with_counts(batch))
+            at_disk = threading.Event()
             await self._in_thread(
-                partial(self._append, made), then=partial(self._written, batch, lost)
+                partial(self._append, made, at_disk),
+                lambda: at_disk.wait(HANDOVER_SECONDS),
+                then=partial(self._written, batch, lost),
             )
         except OSError as error:
             self._fail(batch, error)
@@ -226,8 +233,8 @@ class AuditLog:
         self._under_way = []
         self._answer(batch, None)
 
-    def _append(self, made: Lines) -> None:
-        self._file.append(made)
+    def _append(self, made: Lines, at_disk: threading.Event) -> None:
+        self._file.append(made, on_sync=at_disk.set)
         self._keep_up_quietly()
 
     async def _keep_up(self) -> None:
@@ -297,9 +304,13 @@ class AuditLog:
             self.settle()
 
     async def _in_thread(
-        self, work: Callable[[], None], *, then: Callable[[], None] = lambda: None
+        self,
+        work: Callable[[], None],
+        hand_over: Callable[[], object] = lambda: None,
+        *,
+        then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Have a thread do the work, and do at once what follows when it is done.
+        """Have a thread do the work, and do at once what follows when it is done; `hand_over` waits until it has begun.
 
         Not by `trio.to_thread`: there all other tasks have their turn before the thread hears of the work, and again
         before its end is heard of; with many commands in flight a turn takes longer than the disk. Cancelled, the
@@ -326,6 +337,7 @@ class AuditLog:
                 token.run_sync_soon(hear, result)
 
         trio.lowlevel.start_thread_soon(partial(self._use, work), tell)
+        hand_over()
         await trio.lowlevel.wait_task_rescheduled(leave_alone)
 
     def _use(self, work: Callable[[], None]) -> None:

@@ -21,37 +21,32 @@ if TYPE_CHECKING:
 ROOTS: Final = ("sandd.daemon", "sandd._core.processes.spawner")
 """The programs: the second is started by the first, which imports nothing of it."""
 CARRIED: Final = frozenset(
-    {
-        *(
-            "sandd",
-            "attr",
-            "attrs",
-            "cattrs",
-            "typing_extensions",
-            "msgpack",
-            "pathspec",
-            "structlog",
-        ),
-        *(
-            "trio",
-            "outcome",
-            "sniffio",
-            "sortedcontainers",
-            "idna",
-            "trio_websocket",
-            "wsproto",
-            "h11",
-        ),
+    [
+        "attr",
+        "attrs",
+        "cattrs",
+        "h11",
+        "idna",
+        "msgpack",
+        "outcome",
+        "pathspec",
         "prometheus_client",
-    }
+        "sandd",
+        "sniffio",
+        "sortedcontainers",
+        "structlog",
+        "trio",
+        "trio_websocket",
+        "typing_extensions",
+        "wsproto",
+    ]
 )
-"""Top-level names that may be carried, where they are reached: all have, or are, pure Python. A daemon does without any
-other that it names: websockets (masks faster, in C), watchfiles (in Rust), rich (tracebacks in colour)."""
-NEEDED: Final = CARRIED - {"prometheus_client"}
-"""Without these there is no daemon."""
+"""Top-level names that are carried, as far as they are reached: all have, or are, pure Python. A daemon does without
+any other that it names: websockets (masks faster, in C), watchfiles (in Rust), rich (tracebacks in colour)."""
 LEFT_OUT: Final = (
     "trio.testing",
     *("trio._core._io_windows", "trio._core._windows_cffi", "trio._subprocess_platform.windows"),
+    "sandd._core.machine_windows",
     *(
         f"sandd._core.processes.windows{part}"
         for part in ("", "_child", "_job_objects", "_pywinpty", "_terminal")
@@ -110,7 +105,7 @@ def find_modules(roots: tuple[str, ...] = ROOTS) -> dict[str, Module]:
         parts = name.split(".")
         todo += [".".join(parts[:count]) for count in range(1, len(parts))]
         todo += _imports(module.tree, module.package)
-    missing = NEEDED - {name.partition(".")[0] for name in found}
+    missing = CARRIED - {name.partition(".")[0] for name in found}
     if roots is ROOTS and missing:
         raise ConfigurationError(
             f"a daemon needs {', '.join(sorted(missing))}, and there are no files of that here: bundle it with the "

@@ -27,10 +27,11 @@ from sandd._core.files.beneath import (
     walk,
 )
 from sandd._core.files.realpath_roots import RealpathRoot
-from sandd._core.files.roots import AnyFile
+from sandd._core.files.roots import AnyFile, as_ourselves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from sandd._core.files.beneath import Walk
     from sandd._core.files.roots import Root
@@ -80,6 +81,11 @@ class ConfinedRoot:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the directory was removed; another of its name may be there."""
+        return os.fstat(self._descriptor).st_nlink == 0
 
     # -- as in `Root`
 
@@ -176,6 +182,9 @@ class ConfinedRoot:
                 os.utime(name, ns=ns, dir_fd=directory, follow_symlinks=False)
 
         self._at(path, act, follow=follow_symlinks)
+
+    def as_owner(self) -> AbstractContextManager[int]:
+        return as_ourselves()
 
     # -- from a path to a directory and a name in it
 

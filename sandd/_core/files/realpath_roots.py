@@ -13,10 +13,11 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from sandd._core.files.beneath import outside
-from sandd._core.files.roots import AnyFile
+from sandd._core.files.roots import AnyFile, as_ourselves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _O_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _SEPARATORS: Final = os.fsencode(os.sep + (os.altsep or ""))
@@ -88,6 +89,9 @@ class RealpathRoot:
     ) -> None:
         with self._found(path, follow=follow_symlinks) as found:
             self._files.utime(found, ns, follow_symlinks=follow_symlinks)
+
+    def as_owner(self) -> AbstractContextManager[int]:
+        return as_ourselves()
 
     @contextlib.contextmanager
     def _found(self, path: bytes, *, follow: bool = False) -> Iterator[bytes]:

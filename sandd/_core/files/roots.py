@@ -6,11 +6,14 @@ a relative one starts at the program's working directory. Errors are the system'
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
 class Root(Protocol):
@@ -70,6 +73,10 @@ class Root(Protocol):
         """As `os.utime`, in nanoseconds; None: now."""
         ...
 
+    def as_owner(self) -> AbstractContextManager[int]:
+        """Meanwhile this thread is who owns what is made here, for what is done by descriptors; its number, or 0."""
+        ...
+
 
 _O_BINARY: Final = getattr(os, "O_BINARY", 0)
 
@@ -127,3 +134,13 @@ class AnyFile:
             os.utime(path, follow_symlinks=follow_symlinks)
         else:
             os.utime(path, ns=ns, follow_symlinks=follow_symlinks)
+
+    def as_owner(self) -> AbstractContextManager[int]:
+        return as_ourselves()
+
+
+def as_ourselves() -> AbstractContextManager[int]:
+    """`Root.as_owner` where that is whoever this program runs as."""
+    if sys.platform == "win32":
+        return contextlib.nullcontext(0)
+    return contextlib.nullcontext(os.geteuid())

@@ -158,11 +158,12 @@ class _Replacement:
         """The new file gets the old one's owner, where we may give it away, and its mode."""
         if sys.platform == "win32":
             return
-        with contextlib.suppress(PermissionError):
-            os.fchown(self._descriptor, old.st_uid, old.st_gid)
-        os.fchmod(
-            self._descriptor, stat.S_IMODE(old.st_mode)
-        )  # behind fchown, which takes setuid away
+        with self._root.as_owner():
+            with contextlib.suppress(PermissionError):
+                os.fchown(self._descriptor, old.st_uid, old.st_gid)
+            os.fchmod(
+                self._descriptor, stat.S_IMODE(old.st_mode)
+            )  # behind fchown, which takes setuid away
 
     def _claim(self) -> None:
         """Take a name that nobody has."""

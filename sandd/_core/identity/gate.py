@@ -38,6 +38,7 @@ from sandd._core.identity.rights import (
 from sandd._core.identity.tokens import TokenKind, is_client_of
 from sandd._core.link import check_hello, check_operator_hello
 from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd.wire import CredentialKind, RejectCode
 
 if TYPE_CHECKING:
@@ -372,19 +373,28 @@ class Gate:
     # -- leaving again
 
     async def watch(self) -> None:
-        """Withdraw the passes by what another program does to tokens and daemons, or time; for ever."""
+        """Withdraw the passes by what another program does to tokens and daemons, or time; for ever.
+
+        And have the audit log tell of what it does.
+        """
         if self.store is None:
             return
+        async with open_unwrapping_nursery() as nursery:
+            if (
+                self.audit.is_on
+            ):  # by itself: its disk may hang, and who was revoked has to leave all the same
+                nursery.start_soon(Journal(self.store, self.audit).keep, LOOK_SECONDS)
+            await self._look_for_ever(self.store)
+
+    async def _look_for_ever(self, store: Store) -> None:
         seen = None
         complaint = ""
-        journal = Journal(self.store, self.audit)
         while True:
             try:
-                version = await self.store.ask(lambda database: database.version())
+                version = await store.ask(lambda database: database.version())
                 if version != seen or self.passes.has_expired(self._clock()):
                     await self.look()
-                    if await journal.tell():
-                        seen = version
+                    seen = version
                 complaint = ""
             except sqlite3.Error as error:  # it may pass, and whoever is here is no worse for it
                 if str(error) != complaint:

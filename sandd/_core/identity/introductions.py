@@ -33,6 +33,8 @@ def answer_challenge(
         daemon_version=identity.daemon_version,
         labels=identity.labels,
         ancestors=identity.ancestors,
+        isolation=identity.isolation,
+        isolation_levels=identity.isolation_levels,
     )
     return sign(hello, challenge, credential, channel_binding)
 

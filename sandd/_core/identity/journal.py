@@ -7,7 +7,9 @@ killed in between tells it once more.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -28,27 +30,30 @@ _NAMES: Final = frozenset(each.name for each in attrs.fields(Record))
 
 @define(eq=False)
 class Journal:
-    """Moves what commands have done from the records into the log."""
+    """Moves what commands have done from the records into a log that is kept."""
 
     _store: Store
     _audit: AuditSink
     _told: int = 0
     """Number of the latest that is safe there: records that can't be written must not have it told again and again."""
+    _dropped: int = 0
+    """And of the latest that was dropped from the records."""
 
-    async def tell(self) -> bool:
-        """Do so; False if some of it can't be written at present.
+    async def keep(self, seconds: float) -> None:
+        """Do so every so many seconds, for ever. What can't be read or written at present is tried again."""
+        while True:
+            with contextlib.suppress(sqlite3.Error):  # the gate, which reads the same file, says so
+                await self._tell()
+            await trio.sleep(seconds)
 
-        Where there is no log it stays, for one that may be kept later.
-        """
-        if not self._audit.is_on:
-            return True
+    async def _tell(self) -> None:
         while changes := await self._store.ask(lambda database: database.changes(self._told)):
             if not await self._committed([_record_of(each) for each in changes]):
-                return False
+                return
             self._told = changes[-1].seq
-        if self._told:
+        if self._told > self._dropped:
             await self._store.ask(lambda database: database.drop_changes(self._told))
-        return True
+            self._dropped = self._told
 
     async def _committed(self, records: Sequence[Record]) -> bool:
         """Whether all of them are safe."""

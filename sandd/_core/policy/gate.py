@@ -18,6 +18,7 @@ if sys.platform == "win32":
 from attrs import evolve
 
 from sandd._core._errors import ConfigurationError, PolicyDenied, SpawnFailed
+from sandd._core.limits import Limits
 from sandd._core.logs import get_logger
 from sandd._core.policy import environment, linting
 from sandd._core.policy.executables import Owner, UntrustedError, open_executable, owner_of
@@ -28,7 +29,7 @@ from sandd._core.policy.refusing import denial, judge_spec
 from sandd._core.policy.rules import ExecLock
 from sandd._core.policy.trust import walk
 from sandd._core.processes import CheckedProgram, exec_lock
-from sandd._core.spawn_requests import spawn_request
+from sandd._core.spawn_requests import UNLIMITED, Allowance, spawn_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +67,12 @@ class PolicyGate(Gate):
         return refused
 
     def check(
-        self, job: Job, spec: wire.ProgramSpec, instance: str, permit: Permit
+        self,
+        job: Job,
+        spec: wire.ProgramSpec,
+        instance: str,
+        permit: Permit,
+        allowance: Allowance = UNLIMITED,
     ) -> SpawnRequest:
         verdict = judge(self.policy, spec)
         if isinstance(verdict, Denied):
@@ -74,7 +80,7 @@ class PolicyGate(Gate):
         rule = verdict.rule
         assert rule is not None  # a program is allowed by a rule alone
         try:
-            request = spawn_request(job, evolve(spec, user=rule.user), instance)
+            request = spawn_request(job, evolve(spec, user=rule.user), instance, allowance)
             owner = owner_of(rule.user)
             program = open_executable(rule.exe, owner, sha256=rule.sha256, hold=permit.hold)
             directory = None if spec.cwd is None else permit.hold(_open_directory(spec.cwd, rule))
@@ -89,6 +95,7 @@ class PolicyGate(Gate):
             raise self._denied(Category.COMMAND) from error
         return evolve(
             request,
+            limits=Limits.least(request.limits, self.policy.limits, rule.limits),
             env=self._environment(request, rule),
             base=_NO_BASE,
             checked=CheckedProgram(

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from sandd._core.files.confined_roots import open_root
+from sandd._core.files.roots import as_ourselves
 from sandd._core.policy.paths import as_text, is_beneath, resolve
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class GrantedFiles:
     ) -> None:
         with self._writing(path) as root:
             root.utime(path, ns, follow_symlinks=follow_symlinks)
+
+    def as_owner(self) -> AbstractContextManager[int]:
+        return as_ourselves()
 
 
 @contextlib.contextmanager

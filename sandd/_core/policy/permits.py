@@ -8,6 +8,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from sandd._core.spawn_requests import UNLIMITED, Allowance
+
 if TYPE_CHECKING:
     from sandd import wire
     from sandd._core.job import Job
@@ -54,7 +56,12 @@ class Gate(abc.ABC):
 
     @abc.abstractmethod
     def check(
-        self, job: Job, spec: wire.ProgramSpec, instance: str, permit: Permit
+        self,
+        job: Job,
+        spec: wire.ProgramSpec,
+        instance: str,
+        permit: Permit,
+        allowance: Allowance = UNLIMITED,
     ) -> SpawnRequest:
         """What to start for an allowed job. What it has opened is the permit's: close that behind the start.
 

@@ -7,6 +7,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any, Final
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.limits import Limits, limits_from
 from sandd._core.policy import environment, patterns
 from sandd._core.policy.paths import is_readable, parts_of
 from sandd._core.policy.rules import (
@@ -21,6 +22,7 @@ from sandd._core.policy.rules import (
     Regex,
     Rule,
 )
+from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,6 +135,10 @@ def _policy(top: _Table, text: str) -> Policy:
     if lock not in list(ExecLock):
         known = ", ".join(repr(each.value) for each in ExecLock)
         raise top.error("exec_lock", f"must be one of {known}, not {lock!r:.60}")
+    level = top.take("isolation", IsolationLevel.NONE.value)
+    if level not in list(IsolationLevel):
+        known = ", ".join(repr(each.value) for each in IsolationLevel)
+        raise top.error("isolation", f"must be one of {known}, not {level!r:.60}")
     path = ":".join(
         top.absolute("path", each) for each in (top.text("path") or DEFAULT_PATH).split(":")
     )
@@ -148,6 +154,8 @@ def _policy(top: _Table, text: str) -> Policy:
         write_executables=files.boolean("write_executables"),
         connect=_addresses(ports, "connect"),
         listen=_addresses(ports, "listen"),
+        isolation=IsolationLevel(level),
+        limits=_limits(top),
     )
     for table in (files, ports, top):
         table.finish()
@@ -202,11 +210,24 @@ def _rule(table: _Table) -> Rule:
         user=user,
         may_start=table.directories("may_start"),
         force=table.boolean("force"),
+        limits=_limits(table),
     )
     table.finish()
     if shell and [(each.at_least, each.at_most) for each in rule.argv] != [(1, 1)]:
         raise table.error("argv", "of a rule with shell = true must describe exactly one text")
     return rule
+
+
+def _limits(table: _Table) -> Limits:
+    given = table.take("limits", {})
+    if not isinstance(given, dict):
+        raise table.error(
+            "limits", "must be a table, such as {memory_bytes = '1G', processes = 100}"
+        )
+    try:
+        return limits_from(given, place=f"{table.place}: limits")
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
 
 
 def _arguments(table: _Table) -> tuple[Argument, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandd import wire
-from sandd._core.policy.judging import Denied, judge
+from sandd._core.limits import Limits
+from sandd._core.policy.judging import Allowed, Denied, judge
 from sandd.wire import RefusedCode
 
 if TYPE_CHECKING:
@@ -27,6 +28,24 @@ def judge_spec(policy: Policy, spec: wire.Spec) -> wire.Refused | None:
         text = denial(policy, verdict.category)
         return wire.Refused(RefusedCode.POLICY_DENIED, text, policy_hash=policy.hash)
     return None
+
+
+def limits_of_attach(policies: Iterable[Policy], attach: wire.Attach) -> Limits:
+    """What these policies, which allow it, let what the Attach would start use."""
+    held_to = []
+    spec: wire.Spec | None = None
+    for policy in policies:
+        if attach.spec is None:
+            break
+        try:
+            spec = spec or wire.decode_spec(attach.spec)
+        except wire.UnsupportedSpec:
+            break  # the daemon, which knows no more, starts nothing by it
+        verdict = judge(policy, spec)
+        held_to.append(policy.limits)
+        if isinstance(verdict, Allowed) and verdict.rule is not None:
+            held_to.append(verdict.rule.limits)
+    return Limits.least(*held_to)
 
 
 def judge_attach(policies: Iterable[Policy], attach: wire.Attach) -> wire.Refused | None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import attrs
 from attrs import field, frozen
 
+from sandd._core.limits import LIMIT_NAMES, NO_LIMITS, Limits
+from sandd.wire import IsolationLevel
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -80,6 +83,8 @@ class Rule:
     """Under the lock: the programs that it, and what it starts, may start."""
     force: bool = False
     """Its author knows what the linter has to say."""
+    limits: Limits = NO_LIMITS
+    """What it may use, with all that it starts."""
 
 
 class ExecLock(enum.StrEnum):
@@ -115,6 +120,10 @@ class Policy:
     """Files may also be written where programs are looked for."""
     connect: tuple[Address, ...] = ()
     listen: tuple[Address, ...] = ()
+    isolation: IsolationLevel = IsolationLevel.NONE
+    """The least of all that it allows."""
+    limits: Limits = NO_LIMITS
+    """What anything may use that it allows to be run."""
 
     @functools.cached_property
     def hash(self) -> str:
@@ -141,5 +150,11 @@ def canonical(policy: Policy) -> bytes:
             return {type(value).__name__: attrs.asdict(value)}
         return value
 
-    value: _Json = attrs.asdict(policy, value_serializer=plain)
+    def has_meaning(attribute: attrs.Attribute[Any], value: Any) -> bool:
+        if attribute.name == "isolation":
+            return value is not IsolationLevel.NONE  # as one that doesn't speak of it
+        # Where nothing is limited nothing is said of it: there may be other limits some day.
+        return value is not None if attribute.name in LIMIT_NAMES else value != NO_LIMITS
+
+    value: _Json = attrs.asdict(policy, filter=has_meaning, value_serializer=plain)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

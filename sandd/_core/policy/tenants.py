@@ -6,10 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.isolation.levels import strongest
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
 from sandd._core.policy import linting
 from sandd._core.policy.reading import MAX_POLICY_BYTES, read_policy
-from sandd._core.policy.refusing import judge_attach
+from sandd._core.policy.refusing import judge_attach, limits_of_attach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from sandd import wire
     from sandd._core.policy.rules import Policy
+    from sandd.wire import IsolationLevel
 
 log = get_logger("policy")
 
@@ -57,6 +60,15 @@ class TenantPolicies:
                 policy=refused.policy_hash,
             )
         return refused
+
+    def limits(self, tenant: str, attach: wire.Attach) -> Limits:
+        """What may be used by what the Attach, which may be tried, would start."""
+        policies = self.of(tenant)
+        return limits_of_attach(policies, attach) if policies else NO_LIMITS
+
+    def isolation(self, tenant: str) -> IsolationLevel:
+        """What the tenant's jobs are kept apart from, at least, whatever they ask for and their daemon says."""
+        return strongest(policy.isolation for policy in self.of(tenant))
 
     def read(self) -> None:
         """Put in force what the files say now. Blocking.

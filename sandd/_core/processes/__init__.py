@@ -27,9 +27,16 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     culling           how a whole tree is killed
     control_groups    one group around all jobs, for what can't be done one by one
     exit_watch        hearing of an exit without reaping
+    limit_keeper      holding jobs to their limits, by
+    limit_cells       little processes that start them in control groups of their own,
+    limit_groups      those groups, and
+    child_limits      what a process sets itself before its program
     process_table     reading /proc (Linux) or ps (macOS), signals that hit no stranger
-    checked_launch    starting one program that a policy has checked, and
-    exec_lock         what that may execute
+    forked_launch     starting one program that a policy has checked, or that is confined
+    exec_lock         what it may execute
+    landlock          the part of the kernel that confines, and locks
+    quick_fork        a fork for who executes a program at once
+    program_search    which files a program's name may mean
     spawner_messages  what daemon and spawner say to each other
 """
 
@@ -38,10 +45,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.processes.interface import (
     CheckedProgram,
     Child,
     ChildLost,
+    Confinement,
     ExitStatus,
     ProcessHost,
     ReceivesNowait,
@@ -59,6 +68,7 @@ __all__ = [
     "CheckedProgram",
     "Child",
     "ChildLost",
+    "Confinement",
     "ExitStatus",
     "ProcessHost",
     "ReceivesNowait",
@@ -71,11 +81,14 @@ __all__ = [
 ]
 
 
-def open_process_host() -> AbstractAsyncContextManager[ProcessHost]:
+def open_process_host(*, total: Limits = NO_LIMITS) -> AbstractAsyncContextManager[ProcessHost]:
     """A `ProcessHost` for this machine, as an async context manager.
 
     Leaving the block kills and reaps every process tree that is still there, in bounded time and
     whatever is being cancelled. An exception in the body comes out as itself.
+
+    Args:
+        total: what all jobs together may use, as far as this machine can hold that (`ProcessHost.unheld_total`).
 
     Call `raise_open_files_limit` before, where wanted: children get the original limit.
 
@@ -90,4 +103,4 @@ def open_process_host() -> AbstractAsyncContextManager[ProcessHost]:
     else:
         from sandd._core.processes.posix import open_posix_process_host
 
-        return open_posix_process_host()
+        return open_posix_process_host(total)

@@ -81,7 +81,7 @@ class ControlGroup:
         for directory, _, _ in os.walk(self.path):
             with suppress(OSError):
                 # 0: one that our PID namespace does not see.
-                found += [int(word) for word in _read(f"{directory}/cgroup.procs").split()]
+                found += [int(word) for word in read(f"{directory}/cgroup.procs").split()]
         return [pid for pid in found if pid]
 
     @contextmanager
@@ -100,7 +100,7 @@ class ControlGroup:
         """
         with suppress(OSError):
             if self._is_unified and os.path.exists(f"{self.path}/cgroup.kill"):  # Linux 5.14
-                _write(f"{self.path}/cgroup.kill", "1")
+                write(f"{self.path}/cgroup.kill", "1")
                 return
         with self.frozen():
             met: set[int] = set()
@@ -136,14 +136,14 @@ class ControlGroup:
 
     def _set_frozen(self, wanted: bool) -> None:
         if self._is_unified:
-            _write(f"{self.path}/cgroup.freeze", str(int(wanted)))
+            write(f"{self.path}/cgroup.freeze", str(int(wanted)))
         else:
-            _write(f"{self.path}/freezer.state", "FROZEN" if wanted else "THAWED")
+            write(f"{self.path}/freezer.state", "FROZEN" if wanted else "THAWED")
 
     def _is_frozen(self) -> bool:
         if self._is_unified:
-            return "frozen 1" in _read(f"{self.path}/cgroup.events")
-        return _read(f"{self.path}/freezer.state").strip() == "FROZEN"
+            return "frozen 1" in read(f"{self.path}/cgroup.events")
+        return read(f"{self.path}/freezer.state").strip() == "FROZEN"
 
 
 class OwnGroup(ControlGroup):
@@ -160,7 +160,7 @@ class OwnGroup(ControlGroup):
     def outside(self) -> Iterator[bool]:
         """While open, we are not in it; false if that can't be, and then we are. Takes 10 ms or more."""
         try:
-            _move_to(self._parent)
+            move_to(self._parent)
         except OSError:
             yield False
             return
@@ -168,12 +168,12 @@ class OwnGroup(ControlGroup):
             yield True
         finally:
             with suppress(OSError):  # then what is started from now on is not in it either
-                _move_to(self.path)
+                move_to(self.path)
 
     def dissolve(self) -> None:
         """Leave it for good and remove it, if nobody else is in it."""
         with suppress(OSError):
-            _move_to(self._parent)
+            move_to(self._parent)
         self.remove()
 
 
@@ -190,16 +190,17 @@ def enter_new_group(choice: str = "", *, proc: str = "/proc/self") -> OwnGroup |
         return None
     for version in ("v2", "v1") if choice not in ("v2", "v1") else (choice,):
         try:
-            parent = _own_group(version, proc)
-            if parent is not None and _may_have_groups(parent, version):
-                _remove_stale(parent)
+            parent = own_directory(version, proc)
+            if parent is not None and may_have_groups(parent, version):
+                remove_stale(parent)
                 return _make(parent)
         except (OSError, ValueError):
             continue  # read-only, not ours, half a kernel: whatever it is, we live without
     return None
 
 
-def _make(parent: str) -> OwnGroup:
+def make_locked(parent: str) -> tuple[str, int]:
+    """A new group, and the descriptor whose lock says that its spawner lives."""
     # Its name is nobody else's: pids of different namespaces may be the same.
     path = f"{parent}/{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
     os.mkdir(path)
@@ -208,22 +209,34 @@ def _make(parent: str) -> OwnGroup:
         # No child of ours gets it: it is not inheritable.
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not any(os.path.exists(f"{path}/{name}") for name in ("cgroup.freeze", "freezer.state")):
-            raise OSError("this kernel can't freeze it")  # v2 before Linux 5.2
-        if not os.access(f"{parent}/cgroup.procs", os.W_OK):
-            raise OSError("there would be no way out of it")
-        # Fails if another spawner took it for a stale one before it was locked.
-        _move_to(path)
     except OSError:
         if lock >= 0:
             os.close(lock)
         with suppress(OSError):
             os.rmdir(path)
         raise
+    return path, lock
+
+
+def _make(parent: str) -> OwnGroup:
+    path, lock = make_locked(parent)
+    try:
+        if not any(os.path.exists(f"{path}/{name}") for name in ("cgroup.freeze", "freezer.state")):
+            raise OSError("this kernel can't freeze it")  # v2 before Linux 5.2
+        if not os.access(f"{parent}/cgroup.procs", os.W_OK):
+            raise OSError("there would be no way out of it")
+        # Fails if another spawner took it for a stale one before it was locked.
+        move_to(path)
+    except OSError:
+        os.close(lock)
+        with suppress(OSError):
+            os.rmdir(path)
+        raise
     return OwnGroup(path, lock)
 
 
-def _remove_stale(parent: str) -> None:
+def remove_stale(parent: str) -> None:
+    """Kill and remove what dead spawners have left there."""
     for name in os.listdir(parent):
         if _NAME.fullmatch(name):
             with suppress(OSError):
@@ -243,22 +256,24 @@ def _remove_if_stale(path: str) -> None:
         os.close(lock)
 
 
-def _own_group(version: str, proc: str) -> str | None:
-    """The directory of the group that we are in."""
-    for line in _read(f"{proc}/cgroup").splitlines():
+def own_directory(
+    version: str, proc: str = "/proc/self", *, controller: str = "freezer"
+) -> str | None:
+    """The directory of the group that we are in: that of v2, or of v1's controller; None if none can be seen."""
+    for line in read(f"{proc}/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
-        if (number == "0") if version == "v2" else ("freezer" in controllers.split(",")):
+        if (number == "0") if version == "v2" else (controller in controllers.split(",")):
             break
     else:
         return None
-    for line in _read(f"{proc}/mountinfo").splitlines():
+    for line in read(f"{proc}/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         _, _, _, root, place, *_ = before.split()
         kind, _, options = after.split()[:3]
         is_it = (
             kind == "cgroup2"
             if version == "v2"
-            else kind == "cgroup" and "freezer" in options.split(",")
+            else kind == "cgroup" and controller in options.split(",")
         )
         # A container may be shown a part of the tree only.
         inside = path if root == "/" else path.removeprefix(root)
@@ -269,7 +284,8 @@ def _own_group(version: str, proc: str) -> str | None:
     return None
 
 
-def _may_have_groups(parent: str, version: str) -> bool:
+def may_have_groups(parent: str, version: str) -> bool:
+    """Whether nobody else says who makes groups there."""
     # systemd is the only writer of the v2 tree but for what it has delegated, and says so there.
     if version == "v1" or not os.path.exists(SYSTEMD):
         return True
@@ -287,16 +303,19 @@ def _unescape(path: str) -> str:
     return path
 
 
-def _move_to(group: str) -> None:
-    _write(f"{group}/cgroup.procs", "0")  # 0: whoever writes it
+def move_to(group: str) -> None:
+    """Move ourselves there. It takes 10 ms, unless somebody else was moved just before."""
+    write(f"{group}/cgroup.procs", "0")  # 0: whoever writes it
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """What a file of a group says."""
     with open(path, errors="surrogateescape") as file:
         return file.read()
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
+    """Tell a file of a group something."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, text.encode())  # in one piece: each write is a command

@@ -15,7 +15,6 @@ addresses, which whoever comes after it doesn't know and, without running code a
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import platform
 import struct
@@ -25,9 +24,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
+from sandd._core.processes import landlock
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
 MIN_LANDLOCK: Final = 2
 """The first version that can be told to allow renaming between directories, which the first always forbids."""
@@ -49,13 +49,6 @@ _MACHINES: Final = {
 }
 _X32_BIT: Final = 0x40000000
 """Set in the numbers of another ABI of x86_64, which has calls of its own."""
-# The same number on every architecture (since Linux 5.1).
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_VERSION_FLAG: Final = 1
-_RULE_PATH_BENEATH: Final = 1
-_EXECUTE: Final = 1 << 0
-_REFER: Final = 1 << 13
-_PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_SECCOMP: Final = 22
 _SECCOMP_MODE_FILTER: Final = 2
 _ALLOW: Final = 0x7FFF0000
@@ -80,7 +73,7 @@ def unavailable() -> str | None:
     if platform.machine() not in _MACHINES or sys.maxsize < 2**32:
         return f"it is not known for {platform.machine()}"
     try:
-        version = _call(_CREATE_RULESET, None, 0, _VERSION_FLAG)
+        version = landlock.version()
     except OSError as error:
         return f"the kernel has no Landlock ({error.strerror})"
     if version < MIN_LANDLOCK:
@@ -95,24 +88,19 @@ def unavailable() -> str | None:
 
 def open_ruleset(files: Iterable[int]) -> int:
     """A descriptor of the list of files that may be executed; of each there is a descriptor in `files`."""
-    attributes = struct.pack("=Q", _EXECUTE | _REFER)
-    ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
+    ruleset = landlock.open_ruleset(access=landlock.EXECUTE | landlock.REFER)
     try:
         top = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _add_rule(ruleset, _REFER, top)
+            landlock.allow(ruleset, landlock.REFER, top)
         finally:
             os.close(top)
         for file in files:
-            _add_rule(ruleset, _EXECUTE, file)
+            landlock.allow(ruleset, landlock.EXECUTE, file)
     except BaseException:
         os.close(ruleset)
         raise
     return ruleset
-
-
-def _add_rule(ruleset: int, access: int, file: int) -> None:
-    _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, struct.pack("=Qi", access, file), 0)
 
 
 class Execution:
@@ -149,19 +137,20 @@ class Execution:
         """Confine this process, and all that it ever starts; `is_alone`: to this execution and no other."""
         import ctypes
 
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        _call(_RESTRICT_SELF, ruleset, 0)
+        landlock.restrict(ruleset)
         program = ctypes.create_string_buffer(self._filter(is_alone=is_alone))
         header = struct.pack("@HP", (len(program) - 1) // 8, ctypes.addressof(program))
-        _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header)
+        landlock.control_process(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header)
 
     def __call__(self) -> None:
         """Become the program. OSError if that fails; else nobody is here any more."""
         if self._descriptor is None:
-            _call(self._machine.execve, self._path, self._argv, self._env)
+            landlock.call(self._machine.execve, self._path, self._argv, self._env)
         else:
             number = self._machine.execveat
-            _call(number, self._descriptor, self._path, self._argv, self._env, _AT_EMPTY_PATH)
+            landlock.call(
+                number, self._descriptor, self._path, self._argv, self._env, _AT_EMPTY_PATH
+            )
 
     def _filter(self, *, is_alone: bool) -> bytes:
         """The program that the kernel runs at each call: struct sock_filter, one after the other (seccomp(2))."""
@@ -213,38 +202,3 @@ def _return(action: int) -> bytes:
 
 def _unless(code: int, value: int, action: int) -> list[bytes]:
     return [_jump(code, value, 1, 0), _return(action)]
-
-
-@functools.cache
-def _libc() -> Any:
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _call(number: int, *arguments: Any) -> int:
-    """A system call by its number. OSError as it fails."""
-    import ctypes
-
-    # A bare int would be passed as one of 32 bits, with whatever is in the rest of the register.
-    converted = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
-    result: int = _libc().syscall(ctypes.c_long(number), *converted)
-    if result < 0:
-        raise _error()
-    return result
-
-
-def _prctl(option: int, *arguments: Any) -> None:
-    import ctypes
-
-    padded = [*arguments, *[0] * (4 - len(arguments))]
-    converted = [ctypes.c_ulong(each) if isinstance(each, int) else each for each in padded]
-    if _libc().prctl(option, *converted):
-        raise _error()
-
-
-def _error() -> OSError:
-    import ctypes
-
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sandd._core._errors import SanddError
+from sandd._core.limits import NO_LIMITS, NO_USAGE, Limits, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -43,6 +44,19 @@ class CheckedProgram:
 
 
 @attrs.frozen
+class Confinement:
+    """What a job is kept within, itself and all that descends from it. POSIX only; whoever opened it closes it."""
+
+    identity: tuple[int, int, tuple[int, ...]] | None = None
+    """Whom it runs as, uid, gid and groups, whatever `SpawnRequest.user` says; None: that one."""
+    ruleset: int | None = None
+    """A descriptor of what it may do to files, and reach: see `landlock`."""
+    wrapper: tuple[bytes, ...] = ()
+    """The command line, but for the program's own, of what runs it elsewhere: bubblewrap. It gives back its exit
+    code, and ignores signals until the program runs, which then ignores none."""
+
+
+@attrs.frozen
 class SpawnRequest:
     """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
@@ -68,6 +82,12 @@ class SpawnRequest:
     have passed it on once and for all."""
     checked: CheckedProgram | None = None
     """What is run instead of what `argv` begins with, and where; then `cwd` is only its name. POSIX only."""
+    confinement: Confinement | None = None
+    """None: it may do what its user may."""
+    limits: Limits = NO_LIMITS
+    """What it may use. `wall` and `output_bytes` are not the host's business."""
+    must_hold: bool = False
+    """Start nothing if there is a limit that this machine can't hold it to."""
 
 
 @attrs.frozen
@@ -183,6 +203,21 @@ class Child(abc.ABC):
     def ended(self) -> ExitStatus | None:
         """How it ended, once nothing is left of its tree either; else, and where it is lost, None."""
 
+    @property
+    def used(self) -> Usage:
+        """What its tree has used, once nothing is left of it."""
+        return NO_USAGE
+
+    @property
+    def limit(self) -> str:
+        """The limit that its tree went beyond, by the kernel's counters or by what was seen; "" for none, or so far."""
+        return ""
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Which of the limits of its request it is not held to, as this machine can't."""
+        return ()
+
     @abc.abstractmethod
     def close_pipes(self) -> None:
         """Close our ends of the pipes, at once; idempotent."""
@@ -232,6 +267,14 @@ class ProcessHost(abc.ABC):
     """Starts process trees and owns them: none outlives it."""
 
     __slots__ = ()
+
+    async def unheld(self, limits: Limits) -> tuple[str, ...]:
+        """Which of these limits this machine can't hold a job to."""
+        return tuple(limits.given)
+
+    async def unheld_total(self, limits: Limits) -> tuple[str, ...]:
+        """Which of these limits it can't hold all jobs together to."""
+        return tuple(limits.given)
 
     @abc.abstractmethod
     def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child | None:

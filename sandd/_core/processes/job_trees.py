@@ -49,7 +49,7 @@ from sandd._core.processes.process_table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if sys.platform != "win32" else 100
 _REFRESH_SHARE = 0.1
@@ -137,6 +137,7 @@ class SubreaperTrees(JobTrees):
 
     Args:
         children: all children of this process, which has one thread.
+        no_jobs: those of them that belong to no job.
         entry, brand_of, marker_of, collect, descend: the system's functions, for tests to replace.
     """
 
@@ -144,6 +145,7 @@ class SubreaperTrees(JobTrees):
         self,
         *,
         children: Callable[[], list[int]],
+        no_jobs: Callable[[], Collection[int]] = frozenset,
         entry: Callable[[int], Process | None] = read_process,
         brand_of: Callable[[int], int | None] = read_brand,
         marker_of: Callable[[int], bytes | None] = read_marker,
@@ -152,6 +154,7 @@ class SubreaperTrees(JobTrees):
     ) -> None:
         super().__init__()
         self._children = children
+        self._no_jobs = no_jobs
         self._entry = entry
         self._brand_of = brand_of
         self._marker_of = marker_of
@@ -181,7 +184,7 @@ class SubreaperTrees(JobTrees):
         for _ in range(MOST_PASSES):
             self._is_sure = True
             orphans: dict[int, _Orphan] = {}
-            for pid in self._children():
+            for pid in self._of_jobs():
                 if pid in self._trees:
                     continue
                 if self._collect(pid):
@@ -225,14 +228,20 @@ class SubreaperTrees(JobTrees):
 
     def is_all_gone(self) -> bool:
         # Until the list is empty: whoever is reaped may have left children that were not in it.
-        while pids := self._children():
+        while pids := self._of_jobs():
             reaped = [pid for pid in pids if self._collect(pid)]
             if not reaped:
                 return False
         return True
 
     def everybody(self) -> list[Process]:
-        return self._descend(self._children())
+        return self._descend(self._of_jobs())
+
+    def _of_jobs(self) -> list[int]:
+        others = self._no_jobs()
+        return (
+            [pid for pid in self._children() if pid not in others] if others else self._children()
+        )
 
     def _owner(self, orphan: _Orphan) -> Tree | None:
         if not orphan.is_classified:
@@ -341,8 +350,12 @@ def ticks_since_boot() -> int:
     return 0
 
 
-def open_job_trees() -> JobTrees:
-    """The trees of this system."""
+def open_job_trees(*, no_jobs: Callable[[], Collection[int]] = frozenset) -> JobTrees:
+    """The trees of this system.
+
+    Args:
+        no_jobs: process ids of children of ours that belong to no job.
+    """
     if sys.platform == "linux":
-        return SubreaperTrees(children=OwnChildren())
+        return SubreaperTrees(children=OwnChildren(), no_jobs=no_jobs)
     return ProcessGroupTrees()

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-from sandd._core.processes.checked_launch import launch_checked
+from sandd._core.processes.forked_launch import launch_forked
+from sandd._core.processes.program_search import NOT_HERE, TRY_NEXT, candidates, find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, TypeAlias
 
     from sandd._core.processes.spawner_messages import Spawn
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     _Actions: TypeAlias = tuple[tuple[Any, ...], ...]
     """What posix_spawn(3) does with files on the way."""
 
-_NOT_HERE = (errno.ENOENT, errno.ENOTDIR)
-_TRY_NEXT = (*_NOT_HERE, errno.EACCES)
-"""Errors after which execvp(3) goes on to the next directory of PATH."""
 _IN_TERMINAL = b'exec "$@" <>"$0" >&0 2>&0'
 """For the shell: open the terminal, then become the program. Its arguments: the terminal's path, and all of
 the command. What Popen starts has no other way to open a file after setsid(2)."""
@@ -56,8 +53,8 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
         OSError: it can't be started; `filename` is what it failed on. Nothing ran.
         ValueError: a NUL in an argument or "=" in a variable's name.
     """
-    if request.checked is not None:
-        return launch_checked(request, env, descriptors)
+    if any(each is not None for each in (request.checked, request.confined, request.limits)):
+        return launch_forked(request, env, descriptors)
     if request.terminal:
         return _launch_in_terminal(request, env, descriptors[0])
     pipes = iter(descriptors)
@@ -94,7 +91,7 @@ def _launch_in_terminal(request: Spawn, env: dict[bytes, bytes], terminal: int) 
             return pid
     # The shell would find what is wrong too late for us: it runs by then. A bad directory is found by Popen.
     if request.cwd is None or os.path.isdir(request.cwd):
-        _find(request.argv[0], env, request.cwd or b"")
+        find(request.argv[0], env, request.cwd or b"")
     argv = (b"/bin/sh", b"-c", _IN_TERMINAL, path, *request.argv)
     return _launch_by_popen(request, argv, env, terminal, terminal, terminal)
 
@@ -124,13 +121,13 @@ def _search(request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int:
         if b"/" in program:  # as in most shell commands
             return _spawn(program, request, env, actions)
         failure = None
-        for path in _candidates(program, env):
+        for path in candidates(program, env):
             try:
                 return _spawn(path, request, env, actions)
             except OSError as error:
-                if error.errno not in _TRY_NEXT:
+                if error.errno not in TRY_NEXT:
                     raise
-                if error.errno not in _NOT_HERE:
+                if error.errno not in NOT_HERE:
                     failure = error
         raise failure or OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     except OSError as error:
@@ -142,31 +139,6 @@ def _spawn(path: bytes, request: Spawn, env: dict[bytes, bytes], actions: _Actio
     return os.posix_spawn(
         path, request.argv, env, file_actions=actions, setsid=True, setsigdef=_RESTORED
     )
-
-
-def _candidates(program: bytes, env: dict[bytes, bytes], cwd: bytes = b"") -> Iterator[bytes]:
-    """The files that `program` may mean in `cwd`, in order."""
-    if b"/" in program:
-        yield os.path.join(cwd, program)
-        return
-    for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
-        path = os.path.join(cwd, directory, program)
-        # Looked for before it is tried: a spawn that fails costs 0.1 ms.
-        if os.path.lexists(path):
-            yield path
-
-
-def _find(program: bytes, env: dict[bytes, bytes], cwd: bytes) -> None:
-    """Raise what execvp(3) would, as far as that can be told without trying it."""
-    number = errno.ENOENT
-    for path in _candidates(program, env, cwd):
-        if os.path.isfile(path):
-            if os.access(path, os.X_OK):
-                return
-            number = errno.EACCES
-        elif os.path.exists(path):
-            number = errno.EACCES  # a directory
-    raise OSError(number, os.strerror(number), os.fsdecode(program))
 
 
 def _launch_by_popen(

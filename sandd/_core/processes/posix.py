@@ -21,6 +21,7 @@ if sys.platform == "win32":
 import trio
 
 from sandd._core._errors import SpawnFailed
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
 from sandd._core.processes import lost_trees
 from sandd._core.processes.interface import Child, ChildLost, ProcessHost
@@ -33,6 +34,7 @@ from sandd._core.processes.spawner_messages import (
     Identity,
     Kill,
     Message,
+    ProcessLimits,
     Spawn,
     Started,
     encode,
@@ -42,6 +44,7 @@ from sandd._core.processes.users import resolve_user
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from typing import Any
 
     from sandd._core.processes.interface import CheckedProgram, SpawnRequest, TreeUsage
 
@@ -63,9 +66,11 @@ log = get_logger("processes")
 class PosixProcessHost(ProcessHost):
     """All children of one daemon, and the spawner they are below."""
 
-    def __init__(self, spawner: SpawnerLink, *, adopts: bool) -> None:
+    def __init__(
+        self, spawner: SpawnerLink, *, adopts: bool, total: ProcessLimits | None = None
+    ) -> None:
         self.spared = lost_trees.children_now()
-        self.keeper = SpawnerKeeper(spawner, self._note, self._bury)
+        self.keeper = SpawnerKeeper(spawner, self._note, self._bury, total=total)
         self._adopts = adopts
         self._children: dict[int, PosixChild] = {}
         self._last_job = 0
@@ -74,9 +79,25 @@ class PosixProcessHost(ProcessHost):
     def __repr__(self) -> str:
         return f"<PosixProcessHost with {len(self._children)} children, {self.keeper!r}>"
 
+    async def unheld(self, limits: Limits) -> tuple[str, ...]:
+        with trio.move_on_after(WAIT_SECONDS):
+            ready = await self.keeper.wait_ready()
+            given = _process_limits(limits) or ()
+            names = {n for n, v in zip(ProcessLimits._fields, given, strict=False) if v is not None}
+            return tuple(sorted(names - set(ready.holds)))
+        raise SpawnFailed(errno.EAGAIN, NO_SPAWNER)
+
+    async def unheld_total(self, limits: Limits) -> tuple[str, ...]:
+        with trio.move_on_after(WAIT_SECONDS):
+            ready = await self.keeper.wait_ready()
+            return tuple(sorted(set(limits.given) - set(ready.holds_total)))
+        raise SpawnFailed(errno.EAGAIN, NO_SPAWNER)
+
     async def spawn(self, request: SpawnRequest) -> Child:
         identity = None
-        if request.user is not None:
+        if request.confinement is not None and request.confinement.identity is not None:
+            identity = Identity(*request.confinement.identity)
+        elif request.user is not None:
             identity = await trio.to_thread.run_sync(
                 resolve_user, request.user, limiter=self._lookups, abandon_on_cancel=True
             )
@@ -85,7 +106,9 @@ class PosixProcessHost(ProcessHost):
         return child
 
     def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> PosixChild | None:
-        return None if request.user is not None else self._try_spawn(request, None, answered)
+        if request.user is not None or request.confinement is not None:
+            return None
+        return self._try_spawn(request, None, answered)
 
     async def begun(self, child: Child) -> None:
         assert isinstance(child, PosixChild)
@@ -137,7 +160,7 @@ class PosixProcessHost(ProcessHost):
             return None
         self._last_job += 1
         job = self._last_job
-        checked = request.checked
+        checked, confinement = request.checked, request.confinement
         message = Spawn(
             job=job,
             argv=request.argv,
@@ -150,9 +173,16 @@ class PosixProcessHost(ProcessHost):
             terminal=request.terminal is not None,
             base=None if link.base is request.base else dict(request.base),
             checked=None if checked is None else _announced(checked),
+            confined=None
+            if confinement is None
+            else (confinement.ruleset is not None, confinement.wrapper),
+            limits=_process_limits(request.limits),
+            must_hold=request.must_hold,
         )
         count = request.stdin + 1 + (not request.merge_stderr) if request.terminal is None else 1
         opened = [] if checked is None else _opened(checked)
+        if confinement is not None and confinement.ruleset is not None:
+            opened.append(confinement.ruleset)
         count += len(opened)
         data = encode(message, descriptors=count)
         if len(data) > MAX_REQUEST_BYTES:
@@ -210,6 +240,14 @@ class PosixProcessHost(ProcessHost):
             log.warning("jobs_lost", jobs=len(lost), survivors=left)
 
 
+def _process_limits(limits: Limits) -> tuple[Any, ...] | None:
+    """Those that are the spawner's business; None if there are none."""
+    if limits is NO_LIMITS:
+        return None  # as mostly
+    values = tuple(getattr(limits, name) for name in ProcessLimits._fields)
+    return None if all(value is None for value in values) else values
+
+
 def _announced(checked: CheckedProgram) -> tuple[bytes, bool, bool, bool, bool]:
     there = [each is not None for each in (checked.executable, checked.directory, checked.ruleset)]
     return (checked.path, there[0], there[1], there[2], checked.is_alone)
@@ -228,11 +266,13 @@ async def _abandon(child: PosixChild) -> None:
 
 
 @asynccontextmanager
-async def open_posix_process_host() -> AsyncIterator[ProcessHost]:
+async def open_posix_process_host(total: Limits = NO_LIMITS) -> AsyncIterator[ProcessHost]:
     """See `sandd._core.processes.open_process_host`."""
     body_error: BaseException | None = None
+    limits = _process_limits(total)
+    of_all = None if limits is None else ProcessLimits(*limits)
     with lost_trees.adopting_orphans() as adopts:
-        host = PosixProcessHost(await start_spawner(), adopts=adopts)
+        host = PosixProcessHost(await start_spawner(of_all), adopts=adopts, total=of_all)
         try:
             async with trio.open_nursery() as nursery:
                 # Shielded: whatever is being cancelled, children must be heard of to the last one.

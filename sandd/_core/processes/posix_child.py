@@ -12,6 +12,7 @@ if sys.platform == "win32":
 
 import trio
 
+from sandd._core.limits import NO_USAGE, Usage
 from sandd._core.logs import get_logger
 from sandd._core.processes.interface import Child, ChildLost, ExitStatus
 from sandd._core.processes.spawner_link import SpawnerGoneError
@@ -41,7 +42,7 @@ class PosixChild(Child):
     """See `Child`. What has no place there is for its host, which alone calls `note`."""
 
     __slots__ = (
-        *("_is_lost", "_link", "_pid", "_status"),
+        *("_is_lost", "_limit", "_link", "_pid", "_status", "_unheld", "_usage"),
         *("answered", "failure", "gone", "job", "marker", "over", "pipes", "started"),
     )
 
@@ -70,6 +71,9 @@ class PosixChild(Child):
         self._pid = 0
         self._status: ExitStatus | None = None
         self._is_lost = False
+        self._usage = NO_USAGE
+        self._limit = ""
+        self._unheld: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         state = "running"
@@ -109,6 +113,18 @@ class PosixChild(Child):
     def ended(self) -> ExitStatus | None:
         return self._status if self.gone.is_set() else None
 
+    @property
+    def used(self) -> Usage:
+        return self._usage
+
+    @property
+    def limit(self) -> str:
+        return self._limit
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        return self._unheld
+
     def close_pipes(self) -> None:
         self.pipes.close()
 
@@ -147,6 +163,7 @@ class PosixChild(Child):
         """Take a report about this child."""
         if isinstance(report, Started):
             self._pid = report.pid
+            self._unheld = report.unheld
             self.started.set()
         elif isinstance(report, Failed):
             self.failure = report
@@ -158,10 +175,12 @@ class PosixChild(Child):
             if self.pipes.terminal is not None:
                 self.pipes.terminal.process_exited()
             if report.is_gone:
+                self._usage, self._limit = Usage(*report.usage), report.limit
                 self.gone.set()
         elif isinstance(report, Gone):
             if report.survivors:
                 log.warning("processes_survived", leader=self._pid, pids=report.survivors)
+            self._usage, self._limit = Usage(*report.usage), report.limit
             # Without a status its leader is one of the survivors, and out of our sight now.
             self.note_end()
 

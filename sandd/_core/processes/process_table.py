@@ -33,6 +33,8 @@ NOT_YET = b""
 
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _PR_GET_CHILD_SUBREAPER = 37
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STAT_BYTES = 4096  # /proc/PID/stat has 52 numbers and a name of 16 bytes; it is never longer
 _READ_BYTES = 1 << 18
 _CHILDREN_BYTES = 1 << 14  # larger ones cost an mmap(2) each
@@ -221,6 +223,23 @@ def reap(pid: int) -> bool:
         return True
 
 
+def reap_with_usage(pid: int) -> tuple[float, int]:
+    """Collect the child ``pid`` if it is dead: seconds of processor time, and bytes of the largest resident set.
+
+    Both are those of the process and of all below it that were waited for, as getrusage(2) has them; zeros if it lives
+    or is gone. The kernel counts what a process was before its program, too: the set is never below that of the
+    little process that started it.
+    """
+    try:
+        found, _, usage = os.wait4(pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0.0, 0
+    if found != pid:
+        return 0.0, 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit
+
+
 def set_subreaper(wanted: bool) -> bool:
     """Make this process adopt orphans below it, or stop that; returns what it was before.
 
@@ -258,6 +277,28 @@ def _has_children_files() -> bool:
     return os.path.exists(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
 
+class Consumption(NamedTuple):
+    """What a process uses, and has used."""
+
+    threads: int
+    cpu_seconds: float
+    resident_bytes: int
+
+
+def read_consumption(pid: int) -> Consumption | None:
+    """What ``pid`` uses; None if it is gone. Source: proc_pid_stat(5)."""
+    try:
+        text = _read(f"/proc/{pid}/stat", _STAT_BYTES)
+    except OSError:
+        return None
+    fields = text[text.rfind(b")") + 2 :].split()
+    if len(fields) < 22:
+        return None
+    # utime, stime, and those of its children that it has waited for: what they used is not lost with them.
+    ticks = sum(int(field) for field in fields[11:15])
+    return Consumption(int(fields[17]), ticks / _TICKS_PER_SECOND, int(fields[21]) * _PAGE_BYTES)
+
+
 # --- macOS ----------------------------------------------------------------------------------------
 
 
@@ -284,6 +325,22 @@ def has_marker(text: bytes, marker: bytes) -> bool:
     An argument of that form is taken for it as well: markers are random enough for that.
     """
     return b" %s=%s " % (JOB_VARIABLE, marker) in b" %s " % text
+
+
+def consumption_by_ps(
+    pids: Iterable[int], run: Callable[[list[str]], bytes] = subprocess.check_output
+) -> dict[int, Consumption]:
+    """What these use, as ps(1) tells it: resident kilobytes and ``[[hours:]minutes:]seconds``; less who is gone."""
+    wanted = set(pids)
+    found: dict[int, Consumption] = {}
+    for line in run(["/bin/ps", "-axo", "pid=,rss=,time="]).splitlines():
+        words = line.split()
+        if len(words) == 3 and words[0].isdigit() and int(words[0]) in wanted:
+            seconds = 0.0
+            for part in words[2].split(b":"):
+                seconds = seconds * 60 + float(part)
+            found[int(words[0])] = Consumption(1, seconds, int(words[1]) * 1024)
+    return found
 
 
 # --- both -----------------------------------------------------------------------------------------

@@ -37,8 +37,10 @@ if sys.platform == "win32":
 
 from sandd._core.processes import control_groups, culling, process_table
 from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
+from sandd._core.processes.forked_launch import ConfinementError, LimitError
 from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
-from sandd._core.processes.launcher import launch
+from sandd._core.processes.limit_groups import open_limit_groups
+from sandd._core.processes.limit_keeper import Guard, LimitKeeper, LimitsUnheldError
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
@@ -47,6 +49,7 @@ from sandd._core.processes.spawner_messages import (
     Kill,
     Message,
     MessageReader,
+    ProcessLimits,
     Ready,
     Signal,
     Spawn,
@@ -56,6 +59,7 @@ from sandd._core.processes.spawner_messages import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
 START_REPORT_SECONDS = 0.001
 """How long the report of a start waits for the exit of a short command. One report then tells both,
@@ -67,6 +71,7 @@ LONGEST_WAIT_SECONDS = 24 * 3600.0
 what `select` raises would end all jobs."""
 COLLECTED_OBJECTS = 20_000
 """New objects, in containers, after which cycles are looked for: Python's 700 come with every command."""
+_NOTHING_USED = (0.0, 0), ""
 _IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
 """Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
@@ -83,14 +88,16 @@ class Job:
     """One started job; it exists until its leader is reaped."""
 
     __slots__ = (
-        *("asked_by", "due", "number", "patience", "pauses", "phase", "powerless"),
+        *("asked_by", "due", "guard", "number", "patience", "pauses", "phase", "powerless"),
         *("race", "status", "tree"),
     )
 
-    def __init__(self, number: int, tree: Tree, asked_by: int) -> None:
+    def __init__(self, number: int, tree: Tree, asked_by: int, guard: Guard | None = None) -> None:
         self.number = number
         """What the messages call `job`."""
         self.tree = tree
+        self.guard = guard
+        """What holds it to its limits; None: it has none."""
         self.asked_by = asked_by
         """The signal that asks its tree to end."""
         self.status: WaitStatus | None = None
@@ -107,10 +114,15 @@ class Spawner:
     """The event loop and the table of jobs."""
 
     def __init__(
-        self, link: socket.socket, daemon: int, group: control_groups.OwnGroup | None = None
+        self,
+        link: socket.socket,
+        daemon: int,
+        group: control_groups.OwnGroup | None = None,
+        limits: LimitKeeper | None = None,
     ) -> None:
         self._link = link
         self._group = group
+        self._limits = LimitKeeper(None) if limits is None else limits
         self._reader = MessageReader(link)
         self._base: dict[bytes, bytes] = {}
         self._outgoing = bytearray()
@@ -123,7 +135,8 @@ class Spawner:
         self._by_leader: dict[int, Job] = {}
         self._dying: dict[int, Job] = {}
         """Those of `_jobs` that are not `RUNNING` any more, and so have a next step."""
-        self._trees = open_job_trees()
+        self._guarded: dict[Guard, Job] = {}
+        self._trees = open_job_trees(no_jobs=lambda: self._limits.cells)
         self._brand = int.from_bytes(os.urandom(8), "big") >> 2
         """Of the latest job. Another spawner, be it below one of our jobs, counts from elsewhere."""
         self._watch = open_exit_watch()
@@ -139,7 +152,16 @@ class Spawner:
 
     def run(self) -> None:
         """Serve until the daemon is gone; then kill everything."""
-        self._say(Ready(_become_subreaper(), None if self._group is None else self._group.path))
+        self._say(
+            Ready(
+                _become_subreaper(),
+                None if self._group is None else self._group.path,
+                self._limits.driver,
+                tuple(self._limits.holds),
+                tuple(self._limits.holds_total),
+                self._limits.directories,
+            )
+        )
         while self._is_linked:
             # One moment for both: what isn't due yet when it is looked at is waited for.
             now = time.monotonic()
@@ -158,6 +180,8 @@ class Spawner:
                     if key.fileobj is self._child_died:
                         self._hear_alarm()
             self._look_after_children(somebody_died)
+            if self._limits.is_busy:
+                self._look_after_limits()
             if self._dying:
                 self._take_due_steps()
         self._cull_everything()
@@ -205,12 +229,17 @@ class Spawner:
         began = ticks_since_boot()
         self._brand += 1
         brand = self._brand if process_table.brand_children(self._brand) else None
-        pid = launch(request, {**self._base, **request.env}, descriptors)
+        env = {**self._base, **request.env}
+        pid, guard = self._limits.launch(request, env, descriptors, brand or 0)
         _yield_to_child()
         tree = self._trees.add(pid, request.marker, began, brand)
-        job = Job(request.job, tree, signal.SIGHUP if request.terminal else signal.SIGTERM)
+        job = Job(request.job, tree, signal.SIGHUP if request.terminal else signal.SIGTERM, guard)
         self._jobs[job.number] = self._by_leader[pid] = job
-        self._say(Started(job.number, pid))
+        if guard is None:
+            self._say(Started(job.number, pid))
+        else:
+            self._guarded[guard] = job
+            self._say(Started(job.number, pid, guard.unheld))
         return not self._watch.add(pid)
 
     # --- ends ---
@@ -242,9 +271,8 @@ class Spawner:
     def _note_exit(self, job: Job, status: WaitStatus) -> None:
         job.status = status
         is_gone = self._trees.is_empty(job.tree)
-        if is_gone:
-            self._remove(job)
-        self._say(Exited(job.number, status.code, status.signal, is_gone))
+        used = self._remove(job) if is_gone else _NOTHING_USED
+        self._say(Exited(job.number, status.code, status.signal, is_gone, *used))
         self._flush()  # somebody waits for this, and for nothing of what follows
 
     def _kill(self, job: Job, grace: float) -> None:
@@ -261,11 +289,20 @@ class Spawner:
         self._trees.refresh()
         self._finish_if_empty(job)
 
+    def _look_after_limits(self) -> None:
+        self._limits.tidy()
+        if self._limits.seconds_to_next_look(time.monotonic()) > 0:
+            return
+        for guard in self._limits.look(lambda each: self._trees.members(self._guarded[each].tree)):
+            self._kill(self._guarded[guard], 0.0)
+
     def _take_due_steps(self) -> None:
         now = time.monotonic()
         for job in [job for job in self._dying.values() if job.due <= now]:
             job.phase = Phase.CULLING
             members = partial(self._trees.members, job.tree)
+            if job.guard is not None:
+                job.guard.stop_forks()
             if job.race.is_being_lost and self._cull_frozen(members):
                 job.race = culling.Race()
             else:
@@ -286,16 +323,22 @@ class Spawner:
         return True
 
     def _finish(self, job: Job) -> None:
-        self._remove(job)
-        self._say(Gone(job.number, tuple(process.pid for process in job.powerless)))
+        used = self._remove(job)
+        self._say(Gone(job.number, tuple(process.pid for process in job.powerless), *used))
 
-    def _remove(self, job: Job) -> None:
+    def _remove(self, job: Job) -> tuple[tuple[float, int], str]:
+        """What it has used, and which limit it went beyond."""
         # Only now may the number of the leader, and of its group and session, be used again. (A
         # leader that we could not kill lives on as an orphan, and is reaped like one.)
         self._trees.discard(job.tree)
-        process_table.reap(job.tree.leader)
+        usage, limit = process_table.reap_with_usage(job.tree.leader), ""
         del self._jobs[job.number], self._by_leader[job.tree.leader]
         self._dying.pop(job.number, None)
+        if job.guard is not None:
+            del self._guarded[job.guard]
+            by_signal = None if job.status is None else job.status.signal
+            usage, limit = self._limits.finish(job.guard, usage, by_signal)
+        return usage, limit
 
     def _seconds_to_next_step(self, now: float) -> float | None:
         due = min((job.due - now for job in self._dying.values()), default=float("inf"))
@@ -303,6 +346,8 @@ class Spawner:
             due = min(due, self._held_until - now)
         if self._is_refresh_wanted:
             due = min(due, self._trees.refresh_due(now))
+        if self._limits.is_busy:
+            due = min(due, self._limits.seconds_to_next_look(now))
         return None if due == float("inf") else min(max(0.0, due), LONGEST_WAIT_SECONDS)
 
     def _cull_frozen(self, find: Callable[[], list[process_table.Process]]) -> bool:
@@ -317,6 +362,7 @@ class Spawner:
 
     def _cull_everything(self) -> None:
         """The last thing a spawner does."""
+        self._limits.end()
         end = time.monotonic() + LAST_CULL_SECONDS
         patience, race = culling.Patience(), culling.Race()
         for pause in culling.pauses():
@@ -379,6 +425,8 @@ def _failure(request: Spawn, error: Exception) -> Failed:
     ):
         return Failed(request.job, error.errno, f"can't become uid {request.identity[0]}", None)
     text = os.strerror(error.errno)
+    if isinstance(error, ConfinementError | LimitError | LimitsUnheldError):
+        text = error.strerror or text
     return Failed(
         request.job, error.errno, text, None if filename is None else os.fsdecode(filename)
     )
@@ -446,8 +494,18 @@ def _limit_open_files(soft: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
-    """Be the spawner of process ``daemon``, which has the other end of socket ``descriptor``."""
+def main(
+    descriptor: int,
+    daemon: int,
+    soft_limit: int | None,
+    total: tuple[Any, ...] | None = None,
+) -> None:
+    """Be the spawner of process ``daemon``, which has the other end of socket ``descriptor``.
+
+    Args:
+        soft_limit: of open files, for children.
+        total: `ProcessLimits` of all jobs together.
+    """
     gc.freeze()
     gc.set_threshold(COLLECTED_OBJECTS)
     _reset_signals()
@@ -457,7 +515,12 @@ def main(descriptor: int, daemon: int, soft_limit: int | None) -> None:
     link = socket.socket(fileno=descriptor)
     link.setblocking(False)
     link.set_inheritable(False)
-    group = control_groups.enter_new_group(os.environ.get(control_groups.CHOICE_VARIABLE, ""))
-    Spawner(link, daemon, group).run()
+    choice = os.environ.get(control_groups.CHOICE_VARIABLE, "")
+    group = control_groups.enter_new_group(choice)
+    limits = LimitKeeper(
+        open_limit_groups(choice), None if total is None else ProcessLimits(*total)
+    )
+    Spawner(link, daemon, group, limits).run()
+    limits.remove()
     if group is not None and os.getppid() != daemon:
         group.dissolve()  # else the daemon does, which need not wait 10 ms for it

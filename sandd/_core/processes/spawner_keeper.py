@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from sandd._core.processes.spawner_link import SpawnerLink
-    from sandd._core.processes.spawner_messages import Message
+    from sandd._core.processes.spawner_messages import Message, ProcessLimits
 
 LEAVE_SECONDS = 5.0
 """How long the spawner may take to kill everything in the end, before it is killed itself."""
@@ -47,6 +47,7 @@ class SpawnerKeeper:
         on_reports: called with all messages that have come together, but for `Ready`.
         on_death: called when a spawner is dead and reaped, with whether it died by itself as it
             should, and whether it had ever come up. The next one is started when this returns.
+        total: limits of all jobs together, for the next ones.
     """
 
     def __init__(
@@ -54,13 +55,19 @@ class SpawnerKeeper:
         first: SpawnerLink,
         on_reports: Callable[[list[Message]], None],
         on_death: Callable[[bool, bool], Awaitable[None]],
+        *,
+        total: ProcessLimits | None = None,
     ) -> None:
         self.link: SpawnerLink | None = first
         """The spawner that takes requests, if there is one."""
         self.is_leaving = False
         self._serving: SpawnerLink | None = first
-        self._group: ControlGroup | None = None
-        """What the spawner that serves and its jobs are in, once it has said so."""
+        self._groups: list[ControlGroup] = []
+        """What the spawner that serves and its jobs are in, and what limits them, once it has said so."""
+        self._total = total
+        self._has_said = trio.Event()
+        self.ready: Ready | None = None
+        """What the latest spawner that came up has said of itself."""
         self._on_reports = on_reports
         self._on_death = on_death
         self._link_changed = trio.Event()
@@ -83,6 +90,12 @@ class SpawnerKeeper:
                 raise trio.ClosedResourceError("this process host was left")
             await self._link_changed.wait()
         return self.link
+
+    async def wait_ready(self) -> Ready:
+        """What a spawner said of itself, as soon as one has."""
+        while self.ready is None:
+            await self._has_said.wait()
+        return self.ready
 
     def drop(self, link: SpawnerLink) -> None:
         """Ask nothing of this spawner any more: it was found dead before its socket's end came."""
@@ -133,14 +146,15 @@ class SpawnerKeeper:
                 await link.process.wait()
         self._serving = None
         status = link.process.returncode
-        group, self._group = self._group, None
-        if group is not None and status != 0:
-            await trio.to_thread.run_sync(group.kill)
+        groups, self._groups = self._groups, []
+        if status != 0:
+            for group in groups:
+                await trio.to_thread.run_sync(group.kill)
         await self._on_death(status == 0, self._has_come_up)
         # Not before: the first line loads what writes it, and any may wait for who reads the log.
         if not self.is_leaving:
             log.warning("spawner_died", pid=link.process.pid, status=status)
-        if group is not None:
+        for group in groups:
             await _remove(group)
 
     async def _start_next(self) -> SpawnerLink | None:
@@ -153,7 +167,7 @@ class SpawnerKeeper:
                 await trio.sleep(next(self._pauses))
             while True:
                 try:
-                    return await start_spawner()
+                    return await start_spawner(self._total)
                 except SpawnFailed as error:
                     log.error("spawner_not_started", error=str(error))
                 await trio.sleep(next(self._pauses))
@@ -169,8 +183,14 @@ class SpawnerKeeper:
             ready = reports.pop(0)
             assert isinstance(ready, Ready)
             self._has_come_up = True
-            if ready.group is not None:
-                self._group = ControlGroup(ready.group)
+            paths = (
+                ready.limit_groups if ready.group is None else (ready.group, *ready.limit_groups)
+            )
+            self._groups = [ControlGroup(path) for path in paths]
+            if self.ready is None:
+                log.info("limits_driver", driver=ready.driver, holds=sorted(ready.holds))
+            self.ready = ready
+            self._has_said.set()
             if sys.platform == "linux" and not ready.is_subreaper:
                 log.warning("subreaper_refused")
         self._on_reports(reports)

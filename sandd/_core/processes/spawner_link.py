@@ -29,7 +29,7 @@ from sandd._core.processes.spawner_messages import decode_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sandd._core.processes.spawner_messages import Message
+    from sandd._core.processes.spawner_messages import Message, ProcessLimits
 
 MAX_BACKLOG_BYTES = 1 << 20
 """New jobs wait while more than this is unsent: the spawner is busy."""
@@ -46,8 +46,9 @@ for name in "sandd", "sandd._core", "sandd._core.processes":
     sys.modules[name] = package = type(sys)(name)
 package.__path__ = [sys.argv[1]]
 from sandd._core.processes.spawner import main
-descriptor, daemon, soft_limit = map(int, sys.argv[2:])
-main(descriptor, daemon, None if soft_limit < 0 else soft_limit)
+descriptor, daemon, soft_limit = map(int, sys.argv[2:5])
+total = tuple(None if word == "-" else int(word) if word.isdigit() else float(word) for word in sys.argv[5:])
+main(descriptor, daemon, None if soft_limit < 0 else soft_limit, total or None)
 """
 
 
@@ -179,8 +180,11 @@ class SpawnerLink:
             raise
 
 
-async def start_spawner() -> SpawnerLink:
+async def start_spawner(total: ProcessLimits | None = None) -> SpawnerLink:
     """Start a spawner; it takes requests at once, and needs 25 ms before it answers the first.
+
+    Args:
+        total: limits of all its jobs together.
 
     Raises:
         SpawnFailed: the interpreter can't be started. Nothing ran.
@@ -193,6 +197,7 @@ async def start_spawner() -> SpawnerLink:
             [
                 *(sys.executable, "-I", "-S", "-c", _BOOT, os.path.dirname(__file__)),
                 *map(str, (theirs.fileno(), os.getpid(), -1 if soft_limit is None else soft_limit)),
+                *("-" if value is None else str(value) for value in total or ()),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

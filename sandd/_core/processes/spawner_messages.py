@@ -19,13 +19,13 @@ import os
 import socket
 import struct
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 HEADER = struct.Struct("=IB")
-MAX_DESCRIPTORS = 6
+MAX_DESCRIPTORS = 8
 MAX_BODY_BYTES = 1 << 24
 """Arguments end at 6 MiB (see `posix`): anything longer than this is a broken stream."""
 
@@ -38,11 +38,24 @@ class Identity(NamedTuple):
     groups: tuple[int, ...]
 
 
+class ProcessLimits(NamedTuple):
+    """What the kernel, or the spawner, can hold of `sandd.Limits`. Travels as a plain tuple."""
+
+    cpu_seconds: float | None = None
+    cpus: float | None = None
+    memory_bytes: int | None = None
+    processes: int | None = None
+    open_files: int | None = None
+    file_bytes: int | None = None
+    nice: int | None = None
+
+
 # --- requests, daemon to spawner; `job` is a number that is never used twice on one socket --------
 
 
 class Spawn(NamedTuple):
-    """Start a job. Descriptors: [stdin], stdout, [stderr], or with `terminal` that alone; then those of `checked`.
+    """Start a job. Descriptors: [stdin], stdout, [stderr], or with `terminal` that alone; then those of `checked`, and
+    of `confined`.
 
     Answered by `Started` or `Failed`.
     """
@@ -60,7 +73,16 @@ class Spawn(NamedTuple):
     """What this `env` and those to come are merged over; None: the one before."""
     checked: tuple[bytes, bool, bool, bool, bool] | None = None
     """The path of the program, and which descriptors follow: of the program, of its directory, of what it may
-    execute (of these: whether of itself alone). None: it is looked up, and nothing confines it."""
+    execute (of these: whether of itself alone). None: it is looked up, and nothing locks it."""
+    confined: tuple[bool, tuple[bytes, ...]] | None = None
+    """Whether a descriptor of a Landlock ruleset follows, and the command line of what wraps the program, if anything
+    does. None: it is not confined."""
+    limits: tuple[Any, ...] | None = None
+    """`ProcessLimits`. None: it has none, and neither have all jobs together."""
+    must_hold: bool = False
+    """What can't be held is a reason to start nothing."""
+    brand: int = 0
+    """From a spawner to who starts the job for it: see `process_table.brand_children`."""
 
 
 class Signal(NamedTuple):
@@ -97,6 +119,14 @@ class Ready(NamedTuple):
 
     is_subreaper: bool
     group: str | None
+    driver: str = ""
+    """What holds limits here, for people."""
+    holds: tuple[str, ...] = ()
+    """The names of `ProcessLimits` that can be held."""
+    holds_total: tuple[str, ...] = ()
+    """Those that all jobs together can be held to."""
+    limit_groups: tuple[str, ...] = ()
+    """The directories of the groups that hold them."""
 
 
 class Started(NamedTuple):
@@ -104,6 +134,8 @@ class Started(NamedTuple):
 
     job: int
     pid: int
+    unheld: tuple[str, ...] = ()
+    """Which of its limits can't be held here."""
 
 
 class Failed(NamedTuple):
@@ -122,6 +154,10 @@ class Exited(NamedTuple):
     code: int | None
     signal: int | None
     is_gone: bool
+    usage: tuple[float, int] = (0.0, 0)
+    """With `is_gone`: seconds of processor time, and the largest resident set of any of its processes."""
+    limit: str = ""
+    """With `is_gone`: the limit that it went beyond."""
 
 
 class Gone(NamedTuple):
@@ -129,6 +165,9 @@ class Gone(NamedTuple):
 
     job: int
     survivors: tuple[int, ...]
+    usage: tuple[float, int] = (0.0, 0)
+    """As in `Exited`."""
+    limit: str = ""
 
 
 Request = Spawn | Signal | Kill | Forget

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sandd._core._errors import SpawnFailed
+from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
 from sandd._core.processes.interface import Child, ProcessHost
-from sandd._core.processes.windows_child import JobObject, WindowsChild
+from sandd._core.processes.windows_child import HOLDS, JobObject, WindowsChild
 from sandd._core.processes.windows_terminal import ConsoleProcess, console_size
 
 if TYPE_CHECKING:
@@ -63,7 +64,14 @@ class WindowsProcessHost(ProcessHost):
     async def begun(self, child: Child) -> None:
         raise AssertionError("begin never gives a child here")
 
+    async def unheld(self, limits: Limits) -> tuple[str, ...]:
+        return _unheld(limits)
+
     async def spawn(self, request: SpawnRequest) -> Child:
+        unheld = _unheld(request.limits)
+        if unheld and request.must_hold:
+            text = f"a Job Object can't be held to {', '.join(unheld)}"
+            raise SpawnFailed(errno.ENOTSUP, text)
         if request.user is not None:
             text = "running as another user is not supported on Windows"
             raise SpawnFailed(errno.EINVAL, text, request.user)
@@ -83,13 +91,15 @@ class WindowsProcessHost(ProcessHost):
         try:
             with _spawn_errors(request):
                 job = self._create_job()
+                if request.limits is not NO_LIMITS:
+                    job.hold(request.limits)
                 job.adopt(process.pid)
         except BaseException:
             if job is not None:
                 job.close()
             await _discard_process(process)
             raise
-        return self._keep(WindowsChild(self, process, job))
+        return self._keep(WindowsChild(self, process, job, unheld))
 
     async def _spawn_in_console(self, request: SpawnRequest, size: TerminalSize) -> Child:
         with _spawn_errors(request):
@@ -109,13 +119,16 @@ class WindowsProcessHost(ProcessHost):
         try:
             with _spawn_errors(request):
                 job = self._create_job()
+                if request.limits is not NO_LIMITS:
+                    job.hold(request.limits)
                 _adopt_running(job, console)
         except BaseException:
             if job is not None:
                 job.close()
             await _discard_console(console)
             raise
-        return self._keep(WindowsChild(self, ConsoleProcess(console, self.nursery), job))
+        process = ConsoleProcess(console, self.nursery)
+        return self._keep(WindowsChild(self, process, job, _unheld(request.limits)))
 
     async def measure(self, pids: Collection[int]) -> Mapping[int, TreeUsage]:
         # Here and not in a thread: a few system calls each, and meanwhile nobody closes a Job Object.
@@ -141,6 +154,11 @@ class WindowsProcessHost(ProcessHost):
             if not child.is_released:
                 log.warning("processes_survived", leader=child.pid)
             child.give_up()
+
+
+def _unheld(limits: Limits) -> tuple[str, ...]:
+    """What is neither the Job Object's nor the daemon's to hold."""
+    return tuple(sorted(limits.given.keys() - HOLDS - {"wall", "output_bytes"}))
 
 
 @contextmanager

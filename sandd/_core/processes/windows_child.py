@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import trio
 
+from sandd._core.limits import NO_USAGE, Limits, Usage
 from sandd._core.logs import get_logger
 from sandd._core.processes.interface import Child, ExitStatus
 from sandd._core.processes.windows_terminal import ConsoleProcess
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS: Final = 0.02
 """How often a dying tree is looked at: a Job Object tells of its end by completion ports only."""
+
+HOLDS: Final = frozenset({"cpu_seconds", "cpus", "memory_bytes", "processes", "nice"})
+"""The limits that a Job Object can hold: of processor time that of users, and `nice` as a class of priority. What it
+refuses, memory or a process, is the program's to deal with."""
 
 log = get_logger("processes")
 
@@ -34,6 +40,12 @@ class JobObject(Protocol):
 
     def active_processes(self) -> int:
         """How many processes are in it."""
+
+    def hold(self, limits: Limits) -> None:
+        """From now on these are its limits, those of `HOLDS`."""
+
+    def used(self) -> tuple[Usage, str]:
+        """What its processes have used so far, and the limit that they met, or ""."""
 
     def usage(self) -> TreeUsage:
         """What the processes in it take."""
@@ -56,12 +68,19 @@ class WindowsChild(Child):
         "_host",
         "_is_killing",
         "_job",
+        "_limit",
         "_process",
+        "_unheld",
+        "_usage",
         "is_released",
     )
 
     def __init__(
-        self, host: WindowsProcessHost, process: trio.Process | ConsoleProcess, job: JobObject
+        self,
+        host: WindowsProcessHost,
+        process: trio.Process | ConsoleProcess,
+        job: JobObject,
+        unheld: tuple[str, ...] = (),
     ) -> None:
         self._host = host
         self._process = process
@@ -70,6 +89,8 @@ class WindowsChild(Child):
         self._is_killing = False
         self._ending = trio.CancelScope(shield=True)
         self._gone = trio.Event()
+        self._usage, self._limit = NO_USAGE, ""
+        self._unheld = unheld
         self.is_released = False
         """Without sweep: what is left in its Job Object is nobody's concern until the host ends."""
 
@@ -114,6 +135,18 @@ class WindowsChild(Child):
     def ended(self) -> ExitStatus | None:
         return None  # its job object is looked at by `release`
 
+    @property
+    def used(self) -> Usage:
+        return self._usage
+
+    @property
+    def limit(self) -> str:
+        return self._limit
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        return self._unheld
+
     def close_pipes(self) -> None:
         if self.terminal is not None:
             self.terminal.close()
@@ -155,6 +188,7 @@ class WindowsChild(Child):
         elif not self._is_killing:
             # Its Job Object stays open as long as the host, for what is left in it.
             self.is_released = True
+            self._note_usage()
             self._gone.set()
             await trio.lowlevel.checkpoint()
         else:
@@ -180,12 +214,18 @@ class WindowsChild(Child):
 
     def give_up(self) -> None:
         """Close the Job Object, whatever is in it, and be done."""
+        self._note_usage()
         self._ending.cancel()
         if isinstance(self._process, ConsoleProcess):
             self._process.abandon()
         self._host.discard(self)
         self._job.close()
         self._gone.set()
+
+    def _note_usage(self) -> None:
+        if not self._gone.is_set():
+            with suppress(OSError):  # closed in a struggle: then it isn't known
+                self._usage, self._limit = self._job.used()
 
     async def _wait_empty(self) -> None:
         while self._job.active_processes():  # noqa: ASYNC110 - see POLL_SECONDS

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
 from ctypes import wintypes
 
+from sandd._core.limits import NO_LIMITS, Limits, Usage
 from sandd._core.processes.interface import TreeUsage
 
 assert sys.platform == "win32"  # tells mypy not to look any further elsewhere
@@ -18,6 +20,12 @@ _KILL_ON_JOB_CLOSE = 0x2000
 _BASIC_ACCOUNTING = 1  # JOBOBJECTINFOCLASS
 _PROCESS_IDS = 3
 _EXTENDED_LIMITS = 9
+_CPU_RATE = 15
+_JOB_TIME, _ACTIVE_PROCESSES, _PRIORITY_CLASS, _JOB_MEMORY = 0x4, 0x8, 0x20, 0x200
+_IDLE_PRIORITY, _BELOW_NORMAL_PRIORITY = 0x40, 0x4000
+_RATE_ENABLED, _RATE_HARD_CAP = 0x1, 0x4
+_FULL_MEMORY = 0.95
+"""A job that came this near to its memory, which it never goes beyond, was refused some: it asks for more at a time."""
 _PROCESS_RIGHTS = 0x0001 | 0x0100 | 0x0800  # terminate, set quota (to assign), suspend and resume
 _QUERY_RIGHTS = 0x1000 | 0x0010  # query limited information, read its memory's counters
 _TICKS_PER_SECOND = 10_000_000  # 100 ns each
@@ -50,6 +58,10 @@ class _ExtendedLimits(ctypes.Structure):
         ("PeakProcessMemoryUsed", ctypes.c_size_t),
         ("PeakJobMemoryUsed", ctypes.c_size_t),
     )
+
+
+class _CpuRate(ctypes.Structure):
+    _fields_ = (("ControlFlags", ctypes.c_uint32), ("CpuRate", ctypes.c_uint32))
 
 
 class _Accounting(ctypes.Structure):
@@ -100,18 +112,59 @@ class KernelJobObject:
 
     def __init__(self) -> None:
         self._handle: int | None = _check(_kernel32.CreateJobObjectW(None, None))
+        self._limits = NO_LIMITS
         limits = _ExtendedLimits()
         limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE
-        size = ctypes.sizeof(limits)
         try:
-            _check(
-                _kernel32.SetInformationJobObject(
-                    self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), size
-                )
-            )
+            self._set(_EXTENDED_LIMITS, limits)
         except OSError:
             self.close()
             raise
+
+    def hold(self, limits: Limits) -> None:
+        """From now on these are its limits, those of `windows_child.HOLDS`."""
+        self._limits = limits
+        extended = _ExtendedLimits()
+        basic = extended.BasicLimitInformation
+        flags = _KILL_ON_JOB_CLOSE
+        if limits.memory_bytes is not None:
+            flags |= _JOB_MEMORY
+            extended.JobMemoryLimit = limits.memory_bytes
+        if limits.processes is not None:
+            flags |= _ACTIVE_PROCESSES
+            basic.ActiveProcessLimit = limits.processes
+        if limits.cpu_seconds is not None:
+            flags |= _JOB_TIME
+            basic.PerJobUserTimeLimit = int(limits.cpu_seconds * _TICKS_PER_SECOND)
+        if limits.nice:
+            flags |= _PRIORITY_CLASS
+            basic.PriorityClass = _IDLE_PRIORITY if limits.nice >= 15 else _BELOW_NORMAL_PRIORITY
+        basic.LimitFlags = flags
+        self._set(_EXTENDED_LIMITS, extended)
+        if limits.cpus is not None:
+            # In hundredths of a percent of all processors.
+            rate = max(1, min(10_000, int(limits.cpus / (os.cpu_count() or 1) * 10_000)))
+            self._set(_CPU_RATE, _CpuRate(_RATE_ENABLED | _RATE_HARD_CAP, rate))
+
+    def used(self) -> tuple[Usage, str]:
+        """What its processes have used so far, and the limit that they met, or ""."""
+        accounting, extended = self._accounting(), _ExtendedLimits()
+        self._query(_EXTENDED_LIMITS, extended)
+        limits, user = self._limits, accounting.TotalUserTime / _TICKS_PER_SECOND
+        usage = Usage(
+            user + accounting.TotalKernelTime / _TICKS_PER_SECOND,
+            int(extended.PeakProcessMemoryUsed),
+        )
+        if limits.cpu_seconds is not None and user >= limits.cpu_seconds:
+            return usage, "cpu_seconds"
+        if limits.processes is not None and accounting.TotalTerminatedProcesses:
+            return usage, "processes"  # of a limit: those that we terminate are not counted there
+        if (
+            limits.memory_bytes is not None
+            and extended.PeakJobMemoryUsed >= _FULL_MEMORY * limits.memory_bytes
+        ):
+            return usage, "memory_bytes"
+        return usage, ""
 
     def adopt(self, pid: int) -> None:
         """Take in a process that was created suspended, and let it run."""
@@ -135,12 +188,7 @@ class KernelJobObject:
 
     def _accounting(self) -> _Accounting:
         accounting = _Accounting()
-        size = ctypes.sizeof(accounting)
-        _check(
-            _kernel32.QueryInformationJobObject(
-                self._handle, _BASIC_ACCOUNTING, ctypes.byref(accounting), size, None
-            )
-        )
+        self._query(_BASIC_ACCOUNTING, accounting)
         return accounting
 
     def usage(self) -> TreeUsage:
@@ -165,6 +213,16 @@ class KernelJobObject:
             self._handle, _PROCESS_IDS, ctypes.byref(listed), ctypes.sizeof(listed), None
         )
         return [int(each) for each in listed.ProcessIdList[: listed.NumberOfProcessIdsInList]]
+
+    def _set(self, kind: int, value: ctypes.Structure) -> None:
+        size = ctypes.sizeof(value)
+        _check(_kernel32.SetInformationJobObject(self._handle, kind, ctypes.byref(value), size))
+
+    def _query(self, kind: int, value: ctypes.Structure) -> None:
+        size = ctypes.sizeof(value)
+        _check(
+            _kernel32.QueryInformationJobObject(self._handle, kind, ctypes.byref(value), size, None)
+        )
 
     def close(self) -> None:
         """Kill what is left in it."""

@@ -76,7 +76,7 @@ def open_partial(root: Root, path: bytes, *, create: bool) -> int | None:
             raise
         return None  # whatever it is, we have no business with it
     # In this order: who had it before may have renamed or removed it just before its lock was gone.
-    if _lock(descriptor) and _is_ours(descriptor) and _leads_to(root, path, descriptor):
+    if _lock(descriptor) and _is_ours(root, descriptor) and _leads_to(root, path, descriptor):
         return descriptor
     os.close(descriptor)
     return None
@@ -97,12 +97,13 @@ def _leads_to(root: Root, path: bytes, descriptor: int) -> bool:
         return False
 
 
-def _is_ours(descriptor: int) -> bool:
+def _is_ours(root: Root, descriptor: int) -> bool:
     """A plain file that no other name leads to: in a directory where others write, they may have made it."""
     status = os.fstat(descriptor)
     if sys.platform == "win32":
         return stat.S_ISREG(status.st_mode)
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+    with root.as_owner() as owner:
+        return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == owner
 
 
 def _lock(descriptor: int) -> bool:
