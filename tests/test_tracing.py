@@ -137,6 +137,16 @@ async def test_what_fails_is_an_error_by_its_kind(daemon: StandingDaemon, traced
         assert span.status.status_code is StatusCode.UNSET
 
 
+async def test_the_limit_that_ended_it_is_told(daemon: StandingDaemon, traced: Traced) -> None:
+    """By its name, beside the outcome."""
+    async with daemon.worker() as worker:
+        await worker.run("yes", limits=sandd.Limits(output_bytes=1000))
+        span, attributes = traced.one
+        assert attributes["sandd.job.limit"] == "output_bytes"
+        assert attributes["error.type"] == "limit_exceeded"
+        assert span.status.status_code is StatusCode.ERROR
+
+
 async def test_a_cancelled_command_ends_its_span(daemon: StandingDaemon, traced: Traced) -> None:
     """Whenever that is."""
     async with daemon.worker() as worker:

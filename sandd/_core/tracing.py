@@ -121,6 +121,8 @@ def _outcome(job: ClientJob) -> tuple[dict[str, Any], str]:
             attributes["sandd.job.duration"] = exited.seconds
             if exited.code is not None:
                 attributes["process.exit.code"] = exited.code
+            if exited.limit:
+                attributes["sandd.job.limit"] = exited.limit
             if exited.signal is not None:
                 attributes["sandd.job.signal"] = signal_name(exited.signal)
             # That its own program ended it is no failure.
