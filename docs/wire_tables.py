@@ -139,6 +139,8 @@ def bounds_of(validator: object) -> str:
     validator = getattr(validator, "validator", validator)  # within `optional`
     if validator is wire._trace:
         return "a traceparent, or nothing"
+    if validator is wire._limit_name:
+        return "a key of ``Limits``, or nothing"
     bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within or wire._at_most
     if "length" in bounds:
         return f"at most {bounds['length']} long"

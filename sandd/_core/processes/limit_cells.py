@@ -77,10 +77,15 @@ class Cell:
         self.before: Counters = group.counters()
         """What its group had counted before the job that it is for now."""
         self._link, theirs = socket.socketpair()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _be_a_cell(theirs, group)
-        theirs.close()
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                _be_a_cell(theirs, group)
+        except OSError:
+            self._link.close()
+            raise
+        finally:
+            theirs.close()
         self._link.settimeout(ANSWER_SECONDS)
         self._reader = MessageReader(self._link)
         self._is_up = False
