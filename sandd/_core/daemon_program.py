@@ -94,6 +94,8 @@ async def run_daemon(
         instance = secrets.token_hex(8)
         ancestors = record_start(state.path, instance)
         log.info("started", daemon_id=daemon_id, version=version, state_dir=str(state.path))
+        if sys.platform != "win32" and isolation is not None:
+            isolation.announce()
         raise_open_files_limit()
         stop_signals = [signal.SIGINT, signal.SIGTERM]
         with trio.open_signal_receiver(*stop_signals) as signals:

@@ -65,6 +65,9 @@ def command_line(
         path = os.fspath(workspace.path)
         line += ["--bind", os.fspath(workspace.temporary), "/tmp"]  # noqa: S108 - what is /tmp in there
         line += ["--bind", path, path]
+    else:
+        # Else its second process outlives the first by a moment, and falls to a process 1 that may be the daemon.
+        line += ["--as-pid-1"]
     line += ["--remount-ro", "/"]  # what is mounted in it stays as it is
     encoded = [os.fsencode(each) for each in line]
     return (*encoded, b"--chdir", cwd, b"--", os.fsencode(env), b"--default-signal")

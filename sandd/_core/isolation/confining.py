@@ -75,6 +75,21 @@ class Isolation:
         """The levels that are to be had, from the least."""
         return tuple(level for level, reason in self.missing.items() if reason is None)
 
+    def announce(self) -> None:
+        """Say in the log what there is."""
+        reason = self.missing[self.level]
+        if reason is not None:
+            log.error("isolation_unavailable", level=str(self.level), reason=reason)
+        log.info(
+            "isolation_in_force",
+            level=str(self.level),
+            available=",".join(self.available),
+            workspaces=str(self.workspaces.directory),
+        )
+        for level, why in self.missing.items():
+            if why is not None:
+                log.debug("isolation_level_missing", level=str(level), reason=why)
+
     def level_of(
         self, spec: wire.Spec, least: IsolationLevel = IsolationLevel.NONE
     ) -> IsolationLevel:
@@ -231,10 +246,8 @@ def open_isolation(
         )
     isolation = Isolation(options, workspaces, missing, policy=policy)
     level, reason = isolation.level, missing[isolation.level]
-    if reason is not None:
-        if options.is_required:
-            raise ConfigurationError(f"isolation {str(level)!r} is not to be had here: {reason}")
-        log.error("isolation_unavailable", level=str(level), reason=reason)
+    if reason is not None and options.is_required:
+        raise ConfigurationError(f"isolation {str(level)!r} is not to be had here: {reason}")
     if policy is not None and allotments is not None and level is not IsolationLevel.NONE:
         other = next((rule for rule in policy.rules if rule.user is not None), None)
         if other is not None:
@@ -242,15 +255,6 @@ def open_isolation(
                 f"rule {other.name!r} of the policy runs as {other.user}, and isolation {str(level)!r} as each "
                 "tenant's own user: only one of the two can be"
             )
-    log.info(
-        "isolation_in_force",
-        level=str(level),
-        available=",".join(isolation.available),
-        workspaces=str(directory),
-    )
-    for each, why in missing.items():
-        if why is not None:
-            log.debug("isolation_level_missing", level=str(each), reason=why)
     return isolation
 
 

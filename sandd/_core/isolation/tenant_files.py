@@ -43,6 +43,7 @@ class TenantFiles:
         self._granted = granted
         self._lock = threading.Lock()
         self._opened: tuple[Workspace, Root] | None = None
+        self._is_closed = False
         self._to_close: list[ConfinedRoot] = []
         """Also those that were removed under us: others may be about to use their descriptors."""
 
@@ -50,8 +51,9 @@ class TenantFiles:
         return f"<TenantFiles of {self._tenant!r}>"
 
     def close(self) -> None:
-        """Nothing is reached any more by what is under way."""
+        """Nothing is reached any more, by what is under way in a thread that nobody waits for either."""
         with self._lock:
+            self._is_closed = True
             self._opened = None
             while self._to_close:
                 self._to_close.pop().close()
@@ -65,6 +67,8 @@ class TenantFiles:
     def _open(self) -> tuple[Workspace, Root]:
         """The tenant's workspace, made if need be, and what is reached there."""
         with self._lock:
+            if self._is_closed:
+                raise OSError(errno.EBADF, "the daemon is being stopped")
             opened = self._opened
             if opened is None or (isinstance(opened[1], ConfinedRoot) and opened[1].is_gone):
                 try:

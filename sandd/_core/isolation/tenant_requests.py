@@ -84,6 +84,8 @@ class TenantRequests:
                 journals = self._journals / check_name(name)
             except WorkspaceError as error:
                 raise RequestFailedError(FailedCode.DECLINED, str(error)) from error
+            # Tenants' users pass through the directory above: which others there are is not theirs to see.
+            self._journals.mkdir(0o700, parents=True, exist_ok=True)
             root = TenantFiles(self._workspaces, name, self._granted)
             tenant = _Tenant(root, journals, self._limiter)
             self._of[name] = tenant
