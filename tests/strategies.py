@@ -18,6 +18,7 @@ import msgpack
 from hypothesis import strategies as st
 
 from sandd import wire
+from sandd._core.limits import LIMIT_NAMES, Limits
 
 OFFSETS = st.integers(0, wire.MAX_OFFSET) | st.integers(0, 300_000)
 SECONDS = st.floats(0, wire.MAX_SECONDS)
@@ -61,6 +62,23 @@ NARROWER: dict[tuple[type, str], st.SearchStrategy[Any]] = {
     },
     (wire.FileRecord, "size"): st.integers(0, wire.SMALL_FILE_BYTES),
     (wire.ZerosRecord, "count"): st.integers(1, wire.MAX_ZEROS),
+    (wire.Attach, "trace"): st.from_regex(wire._TRACEPARENT, fullmatch=True) | st.just(""),
+    (wire.DaemonUsage, "load"): st.lists(SECONDS, max_size=3).map(tuple),
+    (wire.Exited, "limit"): st.sampled_from(("", *LIMIT_NAMES)),
+    **{
+        (Limits, name): st.none() | strategy
+        for name, strategy in {
+            "wall": st.floats(0.001, wire.MAX_SECONDS),
+            "cpu_seconds": st.floats(0.01, wire.MAX_SECONDS),
+            "cpus": st.floats(0.01, 4096),
+            "memory_bytes": st.integers(wire.MIB, 2**62),
+            "processes": st.integers(1, 1 << 22),
+            "open_files": st.integers(8, 1 << 30),
+            "file_bytes": st.integers(0, 2**62),
+            "output_bytes": st.integers(0, 2**62),
+            "nice": st.integers(0, 19),
+        }.items()
+    },
 }
 
 CONTROL_CLASSES = sorted(get_args(wire.Control), key=lambda cls: cls.__name__)

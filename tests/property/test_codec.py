@@ -34,6 +34,7 @@ from strategies import (
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.limits import Limits
 from sandd.wire import FrameType, Stream
 
 
@@ -276,7 +277,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return type(value) in (int, float)
     if annotation is type(None):
         return value is None
-    if annotation is wire.DaemonDescription:
+    if annotation in (wire.DaemonDescription, Limits):
         return type(value) is dict  # none of its fields is needed, and what isn't known is ignored
     return type(value) is annotation
 
@@ -364,6 +365,7 @@ def plainest(cls: type) -> Any:
         wire.FileKind: wire.FileKind.FILE,
         wire.ChangeKind: wire.ChangeKind.ADDED,
         wire.Removal: wire.Removal.FILE,
+        wire.JobRecord: wire.JobRecord("x", wire.JobState.QUEUED, (b"x",)),
     }
     given: dict[str, Any] = {}
     for attribute in attrs.fields(cls):

@@ -341,18 +341,19 @@ class LimitKeeper:
             used = self._measure(process.pid for process in members(guard))
             if "cpu_seconds" in guard.watched:
                 seconds = sum(each.cpu_seconds for each in used)
-            if (
-                limits.memory_bytes is not None
-                and "memory_bytes" in guard.watched
-                and sum(each.resident_bytes for each in used) > limits.memory_bytes
-            ):
-                return "memory_bytes"
+            # First: those who fork too much have soon got too much of all else.
             if (
                 limits.processes is not None
                 and "processes" in guard.watched
                 and sum(each.threads for each in used) > limits.processes
             ):
                 return "processes"
+            if (
+                limits.memory_bytes is not None
+                and "memory_bytes" in guard.watched
+                and sum(each.resident_bytes for each in used) > limits.memory_bytes
+            ):
+                return "memory_bytes"
         if limits.cpu_seconds is not None and seconds >= limits.cpu_seconds:
             return "cpu_seconds"
         now = time.monotonic()
