@@ -115,7 +115,7 @@ def test_bytes_are_counted_as_they_pass(daemon: Daemon) -> None:
 def test_what_is_refused_is_counted_by_its_code(daemon: Daemon) -> None:
     """By the policy, too."""
     daemon.attach("a", None)
-    daemon.table._judge = lambda _: wire.Refused(RefusedCode.POLICY_DENIED, "no")
+    daemon.table._judge = lambda *_: wire.Refused(RefusedCode.POLICY_DENIED, "no")
     daemon.attach("b")
     assert daemon.tally.refused == {"job_not_found": 1, "policy_denied": 1}
     assert daemon.tally.jobs_started == 0
