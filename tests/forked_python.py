@@ -7,15 +7,17 @@ line in /proc and descriptors of their own.
     process = PythonProcess([sys.executable, "-m", "sandd", "ps"], env=environment, stdout=subprocess.PIPE)
 
 is a `subprocess.Popen` in every other respect, and is started like one where that can't be done otherwise: on other
-systems, for other modules, with settings for which Python has to begin anew (PYTHON..., locale), where coverage is
-measured, and with ``SANDD_TESTS_FORK=0`` in the environment. What a test says about how a program *starts* - what it
-imports, what a signal does meanwhile - has to be said about one that does: by `subprocess.Popen`.
+systems, where this one refuses what it takes, for other modules, with settings for which Python has to begin anew
+(PYTHON..., locale), where coverage is measured, and with ``SANDD_TESTS_FORK=0`` in the environment. What a test says
+about how a program *starts* - what it imports, what a signal does meanwhile - has to be said about one that does: by
+`subprocess.Popen`.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import functools
 import inspect
 import marshal
 import os
@@ -54,8 +56,17 @@ class ForkingPython:
             )
 
     def suits(self, environment: Mapping[str, str]) -> bool:
-        """Whether Python would begin in this environment as it has begun there."""
-        return settled(environment) == self._settled
+        """Whether it works, and Python would begin in this environment as it has begun there."""
+        return settled(environment) == self._settled and self.works
+
+    @functools.cached_property
+    def works(self) -> bool:
+        """Whether the system lets it do what it does, which some containers don't; found out by a trial."""
+        try:
+            pid = self.fork({"arguments": []}, (0, 1, 2))
+        except (OSError, struct.error):  # refused; or it is gone
+            return False
+        return os.waitpid(pid, 0)[1] == 0
 
     def fork(self, request: dict[str, Any], descriptors: Sequence[int]) -> int:
         """The pid of a copy that does what is asked, with these for stdin, stdout and stderr.

@@ -35,6 +35,8 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     run_python(VERSION, env=daemon_environment(), timeout=60, capture_output=True)
     source = PythonProcess.source
     assert source is not None
+    if not source.works:
+        pytest.skip("this system lets nothing be forked for somebody else")
     pids: list[int] = []
     fork = source.fork
     monkeypatch.setattr(source, "fork", lambda *given: pids.append(fork(*given)) or pids[-1])
