@@ -308,7 +308,12 @@ def _take_standard_streams(request: Spawn, pipes: Sequence[int], terminal: bytes
         streams = [opened, opened, opened]
     else:
         rest = iter(pipes)
-        stdin = next(rest) if request.stdin else os.open(os.devnull, os.O_RDONLY)
+        if not request.stdin:
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            if nothing > 2:
+                os.close(nothing)  # we may be a cell, which lives on
+        stdin = next(rest) if request.stdin else 0
         stdout = next(rest)
         streams = [stdin, stdout, stdout if request.merge_stderr else next(rest)]
     for number, stream in enumerate(streams):

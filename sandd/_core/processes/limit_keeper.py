@@ -63,7 +63,7 @@ class LimitsUnheldError(OSError):
 class Guard:
     """What holds one job to its limits, and what was seen of it."""
 
-    __slots__ = ("cell", "due", "hit", "limits", "unheld", "watched")
+    __slots__ = ("cell", "due", "hit", "limits", "refusals", "unheld", "watched")
 
     def __init__(self, limits: ProcessLimits, cell: Cell | None, watched: frozenset[str]) -> None:
         self.limits = limits
@@ -73,12 +73,16 @@ class Guard:
         self.unheld: tuple[str, ...] = ()
         self.hit = ""
         """The limit that it was seen beyond."""
+        self.refusals: int | None = None
+        """Forks that its group had refused when it was us who stopped them all; those behind that tell nothing."""
         self.due = _INF
         """Monotonic time of the next look."""
 
     def stop_forks(self) -> None:
         """Its processes can start no others any more, where that can be had."""
         if self.cell is not None:
+            if self.refusals is None:
+                self.refusals = self.cell.group.counters().fork_refusals
             self.cell.group.stop_forks()
 
 
@@ -114,8 +118,12 @@ class LimitKeeper:
         self._guards: set[Guard] = set()
         self._has_total = False
         if total is not None and any(value is not None for value in total) and self._groups:
-            self._groups.hold_all(total)
-            self._has_total = True
+            with suppress(
+                OSError
+            ):  # then `holds_total` says so: without a spawner there would be nothing
+                self._groups.hold_all(total)
+                self._has_total = True
+        self._total_failed = total is not None and not self._has_total
 
     @property
     def driver(self) -> str:
@@ -137,7 +145,7 @@ class LimitKeeper:
     @property
     def holds_total(self) -> frozenset[str]:
         """The names of the limits that all jobs together can be held to: no watchdog could choose whom to end."""
-        return self._held_by_group - {"cpu_seconds"}
+        return frozenset() if self._total_failed else self._held_by_group - {"cpu_seconds"}
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -229,8 +237,10 @@ class LimitKeeper:
             seconds = max(seconds, counted.cpu_seconds - before.cpu_seconds)
             if counted.oom_kills > before.oom_kills:
                 limit = "memory_bytes"
-            elif not limit and counted.fork_refusals > before.fork_refusals:
-                limit = "processes"
+            elif not limit and limits.processes is not None:
+                refusals = counted.fork_refusals if guard.refusals is None else guard.refusals
+                if refusals > before.fork_refusals:
+                    limit = "processes"
             self._used.append(guard.cell)
         if (
             limits.cpu_seconds is not None
@@ -299,6 +309,7 @@ class LimitKeeper:
         try:
             return cell.launch(request, descriptors)
         except CellError:
+            _kill_all_in(cell)
             self._discard(cell)
             raise
         except BaseException:
@@ -310,7 +321,7 @@ class LimitKeeper:
         try:
             is_usable = (
                 len(self._idle) < MOST_IDLE_CELLS
-                and set(cell.group.pids()) <= {cell.pid}
+                and cell.group.pids() == [cell.pid]  # without it: the kernel has chosen the cell
                 and cell.group.is_clean()
             )
         except OSError:
@@ -369,6 +380,15 @@ class LimitKeeper:
             rest = (limits.cpu_seconds - seconds) / (os.cpu_count() or 1)
             due = min(due, now + min(max(rest, LOOK_SECONDS), LONGEST_LOOK_SECONDS))
         return due
+
+
+def _kill_all_in(cell: Cell) -> None:
+    """Kill what a cell may have started that we have not heard of; the group is this one job's."""
+    cell.group.stop_forks()
+    with suppress(OSError):
+        for pid in cell.group.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _measure(pids: Iterable[int]) -> list[Consumption]:
