@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from test_processes_limit_cells import REQUEST, NotedGroup
 if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
+from sandd._core.processes import limit_keeper
 from sandd._core.processes.limit_cells import CellError
 from sandd._core.processes.limit_groups import CONTROLLERS, Counters, LimitGroups
 from sandd._core.processes.limit_keeper import LimitKeeper
@@ -138,3 +140,16 @@ def test_what_a_cell_may_have_started_does_not_run_on(monkeypatch: pytest.Monkey
             assert process.wait(PATIENCE) == -signal.SIGKILL
         finally:
             process.kill()
+
+
+def test_looks_at_many_jobs_take_a_tenth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: by a clock on which each look takes a millisecond or more."""
+    now = itertools.count(step=0.001)
+    monkeypatch.setattr(limit_keeper.time, "monotonic", lambda: next(now))
+    keeper = keeper_of(NotedGroups())
+    guards = [started(keeper, REQUEST)[0] for _ in range(200)]
+    for guard in guards:
+        guard.due = 0.0
+    began = next(now)
+    assert keeper.look(lambda _: []) == []
+    assert min(guard.due for guard in guards) >= began + 200 * 0.001 / limit_keeper.LOOK_SHARE

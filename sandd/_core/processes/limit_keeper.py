@@ -48,7 +48,8 @@ a counter takes 0.04 ms, one at a process 0.02."""
 LONGEST_LOOK_SECONDS = 1.0
 """Until the next look at a job that can't have used up its processor time before."""
 LOOK_SHARE = 0.1
-"""At most this part of the time goes to looking at processes: a job that has thousands is looked at less often."""
+"""At most this part of the time goes to looking: jobs are looked at less often where there are thousands, and one that
+has thousands of processes is, too."""
 MOST_IDLE_CELLS = 4
 """Cells that wait for a job; each holds 2 MiB. More at once are started anew, 20 ms each."""
 WATCHED = frozenset({"cpu_seconds", "memory_bytes", "processes"})
@@ -368,7 +369,9 @@ class LimitKeeper:
         if limits.cpu_seconds is not None and seconds >= limits.cpu_seconds:
             return "cpu_seconds"
         now = time.monotonic()
-        guard.due = max(self._next_look(guard, now, seconds), now + (now - began) / LOOK_SHARE)
+        # As if all looks took as long as this one.
+        pause = (now - began) * max(1, len(self._guards)) / LOOK_SHARE
+        guard.due = max(self._next_look(guard, now, seconds), now + pause)
         return ""
 
     def _next_look(self, guard: Guard, now: float, seconds: float) -> float:
