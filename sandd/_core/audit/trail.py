@@ -82,9 +82,18 @@ class JobTrail:
         return self._jobs.get(key)
 
     def knows(self, key: JobKey, message: wire.Attach) -> bool:
-        """This very request, of this client, is on record. Of a job that has ended only if its id is used once."""
+        """This very request, of this client, is on record, and starts nothing that isn't.
+
+        So its id is one that is used once; or the client has been attached, and means that job and no new one. With an
+        id that was chosen a job may have ended unheard, and the daemon run another.
+        """
         job = self._jobs.get(key)
-        return job is not None and job.client == message.client and _is_asked_for(job, message)
+        return (
+            job is not None
+            and job.client == message.client
+            and (message.generation is not None or parse(message.job_id) is not None)
+            and _is_asked_for(job, message)
+        )
 
     def request(self, key: JobKey, message: wire.Attach, actor: str) -> Record:
         """What is to be on the disk before the Attach is passed on."""
