@@ -268,6 +268,19 @@ def test_a_chosen_id_may_be_used_again_though_nobody_heard_of_an_end(network: Ne
     assert types(network.to_daemon) == [wire.Attach]
 
 
+def test_each_request_may_start_a_process(network: Network) -> None:
+    """One that is recorded again, and no more than one: a daemon can't fill the disk with starts."""
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    told = []
+    for channel in (1, 2):
+        network.send(control(channel, attach))
+        network.log.write()
+        for number, pid in enumerate((77, 77 + channel, 99)):
+            network.router.receive(network.daemon, event(channel, number, wire.Started(pid)))
+        told.append(network.told.count(RecordType.START))
+    assert told == [1, 2]
+
+
 def test_who_was_attached_to_a_job_of_a_chosen_id_means_that_one(network: Network) -> None:
     """The daemon starts nothing in its place, so after a cut there is nothing to record."""
     attach = attrs.evolve(ATTACH, job_id="chosen")

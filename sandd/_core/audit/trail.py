@@ -61,6 +61,10 @@ class TrackedJob:
     client: str = ""
     """Who was the latest to ask for it by that spec."""
     started: bool = False
+    pid: int = 0
+    """Of the process that was told of."""
+    asked_again: bool = False
+    """Its request has been put on record once more since: another process may come of it."""
     ended: bool = False
 
 
@@ -109,6 +113,8 @@ class JobTrail:
         job = self._jobs.get(key)
         if job is None or not _is_asked_for(job, message):
             job = TrackedJob(key, digest(message.spec), message.instance, kind, message.trace)
+        else:
+            job.asked_again = True
         job.client = message.client
         self._remember(job)
 
@@ -158,8 +164,8 @@ class JobTrail:
         except RemoteProtocolError:
             return  # whoever it is for tells it to the daemon
         match event:
-            case wire.Started() if not job.started:
-                job.started = True
+            case wire.Started() if not job.started or (job.asked_again and event.pid != job.pid):
+                job.started, job.pid, job.asked_again = True, event.pid, False
                 self._tell(RecordType.START, job, actor, "started", {"pid": event.pid})
             case wire.Exited():
                 job.ended = True
