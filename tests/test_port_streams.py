@@ -93,7 +93,7 @@ async def test_a_connection_carries_both_ways() -> None:
 async def test_a_stream_passes_trios_own_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that trio wants of a stream whose directions end one by one."""
     monkeypatch.setattr(wire.ConnectSpec, "window", wire.ACK_EVERY_BYTES)  # soon full
-    async with core_world() as world, listening() as (listener, port):
+    async with core_world(90) as world, listening() as (listener, port):
         for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # those who connect have them, too
             listener.socket.setsockopt(socket.SOL_SOCKET, buffer, 65536)
 
