@@ -254,3 +254,21 @@ async def test_host_leaves_no_group_and_no_process_with_or_without(
     assert alive(wanted.marker) == []
     for group in groups:
         assert group.path not in groups_beside(group.path)
+
+
+def test_a_group_that_another_spawner_took_for_a_stale_one_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its lock anybody may remove it: it is there when it is ours."""
+    removed: list[str] = []
+
+    def lock(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.extend(os.listdir(tmp_path))
+            os.rmdir(tmp_path / removed[0])
+
+    monkeypatch.setattr(control_groups.fcntl, "flock", lock)
+    path, descriptor = control_groups.make_locked(str(tmp_path))
+    os.close(descriptor)
+    assert removed
+    assert os.listdir(tmp_path) == [os.path.basename(path)]
