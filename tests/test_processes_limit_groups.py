@@ -244,3 +244,16 @@ def test_a_daemon_that_was_moved_down_finds_its_place_again(
     assert own_directory("v2", proc) == str(group)
     (tmp_path / "proc/cgroup").write_text("0::/ours/sandd-daemon\n")
     assert own_directory("v2", proc) == str(group)
+
+
+def test_what_the_machine_has_cached_is_not_thrown_away(tmp_path: Path) -> None:
+    """A little is reclaimed, so that the group can be used again; of a job that has read much, nothing."""
+    group = make_v1(tmp_path).make(1, with_cpu=False)
+    touch(tmp_path / "memory/1", "memory.usage_in_bytes", "memory.force_empty")
+    (tmp_path / "memory/1/memory.usage_in_bytes").write_text(str(5 << 30))
+    assert not group.is_clean()
+    assert files_of(tmp_path / "memory/1")["memory.force_empty"] == ""
+    (tmp_path / "memory/1/memory.usage_in_bytes").write_text(str(20 << 20) + "\n" * 10)
+    assert not group.is_clean()
+    assert files_of(tmp_path / "memory/1")["memory.force_empty"] == "0"
+    group.remove()

@@ -53,6 +53,10 @@ READ_BYTES = 4096
 REUSABLE_BYTES = 8 << 20
 """A group that still holds more than this, of files in tmpfs say, is not given to another job."""
 
+RECLAIMED_BYTES = 64 << 20
+"""A group that holds more is not emptied for another job: the spawner would stand still for a second for every few GiB,
+and the machine would lose what it has cached of files."""
+
 
 class Counters(NamedTuple):
     """What the kernel has counted in a group since it was made."""
@@ -223,7 +227,7 @@ class GroupV1(LimitGroup):
     def is_clean(self) -> bool:
         if "memory" not in self._places:
             return True
-        if self._number("memory", "memory.usage_in_bytes") > REUSABLE_BYTES:
+        if REUSABLE_BYTES < self._number("memory", "memory.usage_in_bytes") <= RECLAIMED_BYTES:
             with suppress(OSError):  # pages of files, mostly, that the kernel keeps in case of need
                 write(f"{self._places['memory']}/memory.force_empty", "0")
         return self._number("memory", "memory.usage_in_bytes") <= REUSABLE_BYTES
