@@ -10,14 +10,17 @@ import pytest
 from sandd.standalone.announcing import Announcement
 from sandd.standalone.options import ControllerOptions
 
-REFUSED = "daemons of other machines are refused: they need --token-file (or --insecure) here"
+REFUSED = (
+    "daemons of other machines need a token to join, which 'sandd token create join' makes, or one that all share "
+    "(--token-file)"
+)
 
 
-def announce(**options: Any) -> str:
+def announce(*, join_token_file: Path | None = None, **options: Any) -> str:
     """What it says that was given these options."""
     given = ControllerOptions(**options)
     url = f"ws://127.0.0.1:{given.port}/ws"
-    return str(Announcement.of(url, given, None))
+    return str(Announcement.of(url, given, None, join_token_file=join_token_file))
 
 
 def test_what_to_type_is_told() -> None:
@@ -43,6 +46,7 @@ def test_what_to_type_is_told() -> None:
         pytest.param({"host": "10.1.2.3"}, True, id="one-address"),
         pytest.param({"host": "0.0.0.0", "token": b"x"}, False, id="token"),
         pytest.param({"host": "0.0.0.0", "insecure": True}, False, id="insecure"),
+        pytest.param({"host": "0.0.0.0", "join_token_file": Path("/t")}, False, id="join-token"),
     ],
 )
 def test_whoever_listens_to_strangers_is_told_that_they_are_refused(
