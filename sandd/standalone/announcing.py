@@ -80,7 +80,9 @@ class Announcement:
             shlex.join(operator),
             _bootstrap_line(bootstrap_command, daemon_token_file),
             elsewhere,
-            refuses_strangers=not (is_here or options.insecure or daemon_token_file or options.token),
+            refuses_strangers=not (
+                is_here or options.insecure or daemon_token_file or options.token
+            ),
         )
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ An allotment is never taken back, since files that belong to that user may be an
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import threading
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ import grp
 import pwd
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.isolation.options import DEFAULT_UIDS
 from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
@@ -80,7 +82,13 @@ class Allotments:
             return uid
 
     def _free_uid(self, tenant: str) -> int:
-        for uid in range(self._first, self._last + 1):
+        uids = range(self._first, self._last + 1)
+        begin = 0
+        if (self._first, self._last) == DEFAULT_UIDS:
+            # Nobody has said which users are this daemon's, and of others on this machine it knows nothing: from its
+            # first on, each would give the same ones to its own tenants.
+            begin = secrets.randbelow(len(uids))
+        for uid in (*uids[begin:], *uids[:begin]):
             if uid not in self._taken and not _is_somebodys(uid):
                 return uid
         raise NoUserLeftError(
