@@ -122,6 +122,21 @@ def test_a_place_that_can_not_be_written_is_told(
     assert capsys.readouterr().err == f"sandd: can't write {path}: No such file or directory\n"
 
 
+def test_only_a_file_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a link leads to, and not the link; nothing that isn't a file, which for root may be a device."""
+    monkeypatch.setattr("sandd.bundling.commands.make_bundle", lambda bytecode: b"new")
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "null").symlink_to(os.devnull)
+    assert main(["bundle", "-o", str(tmp_path / "link")]) == 0
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "file").read_bytes()) == (True, b"new")
+    capsys.readouterr()
+    assert main(["bundle", "-o", str(tmp_path / "null")]) == 125
+    assert capsys.readouterr().err == f"sandd: can't write {tmp_path / 'null'}: it is not a file\n"
+
+
 def test_bytecode_is_for_this_python_and_beside_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that can't use it goes by the text, and one that can needs nothing else."""
     monkeypatch.setattr(archive, "find_modules", lambda: find_modules(("sandd._core._errors",)))
