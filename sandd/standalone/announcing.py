@@ -34,6 +34,8 @@ class Announcement:
     """Other machines reach it, too: by this machine's name, not by the address in the URL."""
     refuses_strangers: bool
     """Other machines reach it, and nobody has said yet how their daemons show that they belong here."""
+    is_in_the_clear: bool
+    """Other machines reach it, and refuse to dial what they can't know."""
 
     @classmethod
     def of(
@@ -83,6 +85,7 @@ class Announcement:
             refuses_strangers=not (
                 is_here or options.insecure or daemon_token_file or options.token
             ),
+            is_in_the_clear=not (is_here or options.insecure or options.tls),
         )
 
     def __str__(self) -> str:
@@ -93,6 +96,8 @@ class Announcement:
                 "\n  daemons of other machines need a token to join, which 'sandd token create join' makes, "
                 "or one that all share (--token-file)"
             )
+        if self.is_in_the_clear:
+            hint += "\n  other machines dial it by wss:// only: --tls auto, a certificate, or a proxy that ends TLS"
         fresh = f"  a fresh one:  {self.bootstrap_line}\n" if self.bootstrap_line else ""
         return (
             f"sandd: a controller at {self.url}{hint}\n"
