@@ -88,7 +88,8 @@ class Allotments:
             # Nobody has said which users are this daemon's, and of others on this machine it knows nothing: from its
             # first on, each would give the same ones to its own tenants.
             begin = secrets.randbelow(len(uids))
-        for uid in (*uids[begin:], *uids[:begin]):
+        for step in range(len(uids)):
+            uid = uids[(begin + step) % len(uids)]
             if uid not in self._taken and not _is_somebodys(uid):
                 return uid
         raise NoUserLeftError(
