@@ -17,7 +17,14 @@ if sys.platform == "win32":
 from sandd._core.processes import limit_cells
 from sandd._core.processes.limit_cells import Cell, CellError
 from sandd._core.processes.limit_groups import Counters, LimitGroup
-from sandd._core.processes.spawner_messages import ProcessLimits, Ready, Spawn, Started, encode
+from sandd._core.processes.spawner_messages import (
+    MessageReader,
+    ProcessLimits,
+    Ready,
+    Spawn,
+    Started,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,3 +130,21 @@ def test_too_little_memory_for_a_start_is_told(
     group.counted = Counters(oom_kills=1)
     with pytest.raises(CellError, match="limit of memory"):
         cell[0].launch(REQUEST, [])
+
+
+def test_a_cell_without_a_way_back_serves_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the daemon's directory can't be opened by who the daemon is, jobs are started there all the same."""
+
+    def refuse(path: str, flags: int) -> int:
+        if path == ".":
+            raise PermissionError(errno.EACCES, path)
+        return -1
+
+    monkeypatch.setattr(limit_cells.os, "open", refuse)
+    monkeypatch.setattr(limit_cells.process_table, "brand_children", lambda brand: True)
+    monkeypatch.setattr(limit_cells, "launch_forked", lambda *_, **__: 77)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(encode(REQUEST))
+        limit_cells._serve(theirs, lambda: 0)
+        assert MessageReader(ours).receive() == (Started(1, 77), [], True)

@@ -207,7 +207,9 @@ def _spare_ourselves() -> bytes | None:
 
 def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
     reader = MessageReader(link)
-    home = os.open(".", os.O_RDONLY)
+    home: int | None = None
+    with contextlib.suppress(OSError):  # as after "sudo -u" in a home that is root's
+        home = os.open(".", os.O_RDONLY)
     nothing = os.open(os.devnull, os.O_RDWR)
     while (received := reader.receive()) is not None:
         message, descriptors, is_complete = received
@@ -233,6 +235,8 @@ def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
             os.close(descriptor)
         process_table.brand_children(NO_JOBS_BRAND)
         link.sendall(encode(answer))
+        if home is None:
+            return  # there is no way back from where that job was started: the next one takes another cell
         # What a child was to inherit may be in somebody's way, such as the end of a pipe.
         os.fchdir(home)
         for number in range(3):
