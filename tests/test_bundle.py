@@ -97,11 +97,19 @@ def test_nothing_of_the_controller_is_carried(names: dict[str, bytes]) -> None:
 
 def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, by its name, rather than by every daemon later."""
-    monkeypatch.setattr(modules, "find_spec", lambda name: None)
+    missing = ("msgpack", "trio_websocket")
+    find = modules.find_spec
+    monkeypatch.setattr(modules, "find_spec", lambda name: None if name in missing else find(name))
     with pytest.raises(
-        ConfigurationError, match=r"a daemon needs attr, attrs, .* no files of that"
+        ConfigurationError, match=r"a daemon needs msgpack, trio_websocket, .* no files of that"
     ):
         find_modules()
+
+
+def test_a_package_that_nothing_asks_for_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of what is carried may do without it."""
+    monkeypatch.setattr(modules, "CARRIED", CARRIED | {"once_needed"})
+    assert "sandd.daemon" in find_modules()
 
 
 def test_a_place_that_can_not_be_written_is_told(
@@ -112,6 +120,21 @@ def test_a_place_that_can_not_be_written_is_told(
     path = tmp_path / "none" / "x.pyz"
     assert main(["bundle", "-o", str(path)]) == 125
     assert capsys.readouterr().err == f"sandd: can't write {path}: No such file or directory\n"
+
+
+def test_only_a_file_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a link leads to, and not the link; nothing that isn't a file, which for root may be a device."""
+    monkeypatch.setattr("sandd.bundling.commands.make_bundle", lambda bytecode: b"new")
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "null").symlink_to(os.devnull)
+    assert main(["bundle", "-o", str(tmp_path / "link")]) == 0
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "file").read_bytes()) == (True, b"new")
+    capsys.readouterr()
+    assert main(["bundle", "-o", str(tmp_path / "null")]) == 125
+    assert capsys.readouterr().err == f"sandd: can't write {tmp_path / 'null'}: it is not a file\n"
 
 
 def test_bytecode_is_for_this_python_and_beside_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,10 @@ def test_a_script_that_breaks_off_does_nothing(tmp_path: Path) -> None:
         ({"PATH": "/nowhere", "SANDD_PYTHON": "/no/python"}, "no Python 3.11 or later here"),
         ({"SANDD_SERVER_URL": "http://x"}, "SANDD_SERVER_URL must be ws://"),
         ({}, "can not fetch http://127.0.0.1:9/sandd-daemon.pyz: "),
+        (
+            {"SANDD_SERVER_URL": "ws://127.0.0.1:9/"},
+            "can not fetch http://127.0.0.1:9/sandd-daemon.pyz: ",
+        ),
     ],
 )
 def test_the_script_says_what_is_missing(env: dict[str, str], part: str, tmp_path: Path) -> None:
@@ -293,13 +297,14 @@ def test_the_script_says_what_is_missing(env: dict[str, str], part: str, tmp_pat
     assert line.startswith(f"sandd: error: {part}")
 
 
-def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", ["caches/sandd", "caches"])
+def test_a_cache_that_others_may_write_to_is_not_used(others: str, tmp_path: Path) -> None:
     """They would choose what is run; a directory of this run's own takes its place."""
-    cache = tmp_path / "sandd"
-    cache.mkdir()
-    cache.chmod(0o777)
+    cache = tmp_path / "caches" / "sandd"
+    cache.mkdir(parents=True)
+    (tmp_path / others).chmod(0o777)
     with web_server(SHOWS) as url:
-        env = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+        env = {"XDG_CACHE_HOME": str(cache.parent), "TMPDIR": str(tmp_path)}
         done = run_script(script_for(url, SHOWS), home=tmp_path, **env)
     place = Path(json.loads(done.stdout)[2])
     assert place.parent == tmp_path

@@ -110,6 +110,9 @@ def test_the_example_for_compose_fits_together() -> None:
         for variable, value in service["environment"].items():
             if variable.endswith("TOKEN_FILE"):
                 assert value == f"/run/secrets/{service['secrets'][0]}"
+    # What it has one put beside it is a secret: neither committed nor packed.
+    (secret,) = (DEPLOY / each["file"] for each in said["secrets"].values())
+    assert f"/{secret.relative_to(TOP)}" in (TOP / ".gitignore").read_text().splitlines()
     controller, daemon = services["controller"], services["daemon"]
     volume, _, place = controller["volumes"][0].partition(":")
     assert volume in said["volumes"]

@@ -16,6 +16,7 @@ if sys.platform == "win32":
 from sandd._core._errors import ConfigurationError
 from sandd._core.isolation import allotments
 from sandd._core.isolation.allotments import Allotments, NoUserLeftError
+from sandd._core.isolation.options import DEFAULT_UIDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,20 @@ def test_somebodys_user_is_no_tenants(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     assert allotments._is_somebodys(0)
     assert not allotments._is_somebodys(UIDS[0])
+
+
+def test_daemons_that_were_given_no_range_begin_in_different_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They know nothing of each other, and would both give the same user to whoever comes first."""
+    first, last = DEFAULT_UIDS
+    monkeypatch.setattr(allotments, "_is_somebodys", lambda uid: False)
+    users = []
+    for begin in (7, last - first):
+        monkeypatch.setattr("secrets.randbelow", lambda size, begin=begin: begin)
+        daemon = Allotments(tmp_path / f"{begin}.json", DEFAULT_UIDS)
+        users.append([daemon.uid_of(name) for name in "ab"])
+    assert users == [[first + 7, first + 8], [last, first]]
 
 
 def test_a_range_that_leaves_a_tenant_out_is_refused(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ async def test_a_session_has_its_terminal(daemon: StandingDaemon) -> None:
     async with (
         daemon.worker() as worker,
         worker.open_session(
-            "stty size; echo x > /dev/tty; trap 'echo caught; exit 4' INT; echo ready; sleep 60",
+            "stty size; echo x > /dev/tty; trap 'echo caught; exit 4' INT; echo ready; while :; do sleep 0.1; done",
             rows=33,
             cols=44,
         ) as session,

@@ -232,6 +232,9 @@ async def test_check_raises_with_the_whole_result(daemon: StandingDaemon) -> Non
         assert (caught.value.result.stdout, caught.value.result.exit_code) == ("out\n", 3)
         with pytest.raises(CommandFailed, match="SIGKILL"):
             await worker.run("kill -9 $$", check=True)
+        beyond = r"ended with SIG\w+, as it went beyond its limit output_bytes=10: ''"
+        with pytest.raises(CommandFailed, match=beyond):
+            await worker.run("yes", limits=sandd.Limits(output_bytes=10), check=True)
 
         assert (await worker.run("true", check=True)).success
 

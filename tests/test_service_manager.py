@@ -145,6 +145,20 @@ def test_one_that_has_gone_or_does_not_read_harms_nothing() -> None:
         manager.ready()
 
 
+async def test_what_it_had_no_room_for_is_told_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It would wait for READY=1 to the end of its patience, and kill a program that is well."""
+    with listening() as listener, open_service_manager(variables(listener.address), 1) as manager:
+        while manager._tell("full"):
+            pass
+        manager.ready()
+        assert "READY=1" not in listener.all()
+        with trio.move_on_after(12):
+            await manager.attend(lambda: "well")
+        assert listener.all() == ["READY=1", "STATUS=well"]
+
+
 @pytest.mark.parametrize(
     ("microseconds", "pid", "seconds"),
     [

@@ -10,14 +10,21 @@ import pytest
 from sandd.standalone.announcing import Announcement
 from sandd.standalone.options import ControllerOptions
 
-REFUSED = "daemons of other machines are refused: they need --token-file (or --insecure) here"
+REFUSED = (
+    "daemons of other machines need a token to join, which 'sandd token create join' makes, or one that all share "
+    "(--token-file)"
+)
+
+IN_THE_CLEAR = (
+    "other machines dial it by wss:// only: --tls auto, a certificate, or a proxy that ends TLS"
+)
 
 
-def announce(**options: Any) -> str:
+def announce(*, join_token_file: Path | None = None, **options: Any) -> str:
     """What it says that was given these options."""
     given = ControllerOptions(**options)
     url = f"ws://127.0.0.1:{given.port}/ws"
-    return str(Announcement.of(url, given, None))
+    return str(Announcement.of(url, given, None, join_token_file=join_token_file))
 
 
 def test_what_to_type_is_told() -> None:
@@ -43,6 +50,7 @@ def test_what_to_type_is_told() -> None:
         pytest.param({"host": "10.1.2.3"}, True, id="one-address"),
         pytest.param({"host": "0.0.0.0", "token": b"x"}, False, id="token"),
         pytest.param({"host": "0.0.0.0", "insecure": True}, False, id="insecure"),
+        pytest.param({"host": "0.0.0.0", "join_token_file": Path("/t")}, False, id="join-token"),
     ],
 )
 def test_whoever_listens_to_strangers_is_told_that_they_are_refused(
@@ -54,6 +62,15 @@ def test_whoever_listens_to_strangers_is_told_that_they_are_refused(
 
 def test_other_machines_have_another_name_for_it() -> None:
     """The URL has an address that is theirs as well."""
-    hint = "ws://127.0.0.1:8765/ws, elsewhere with this machine's name in the URL\n"
+    hint = "ws://127.0.0.1:8765/ws, elsewhere with this machine's name in the URL"
     assert hint in announce(host="0.0.0.0")
     assert hint not in announce()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3"])
+def test_other_machines_do_not_dial_it_without_tls(host: str) -> None:
+    """Their daemons would say so; who starts the controller hears of it before."""
+    assert IN_THE_CLEAR in announce(host=host)
+    assert IN_THE_CLEAR not in announce(host=host, insecure=True)
+    assert IN_THE_CLEAR not in announce(host=host, tls="auto")
+    assert IN_THE_CLEAR not in announce()

@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from process_tools import root_only
 
 from sandd import ConfigurationError
 from sandd._core.tls import files as files_module
@@ -35,6 +36,17 @@ def test_what_was_written_is_read(rotation: Rotation, tmp_path: Path) -> None:
     with files.locked():
         files.write(rotation)
     assert files.read() == rotation
+
+
+@root_only
+def test_what_root_writes_is_its_owners(tmp_path: Path) -> None:
+    """An administrator's ``sandd ca rotate`` is for a service, which is not root, and has to read it again."""
+    files = AuthorityFiles(tmp_path / "tls")
+    with files.locked():
+        os.chown(files.directory, 4321, 1234)
+        files.write(ROTATIONS[0])
+    status = (files.directory / "authority.json").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (4321, 1234, 0o600)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")

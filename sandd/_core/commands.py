@@ -130,9 +130,12 @@ async def run(
             f"the command did not finish within {within} and was killed", result=result
         )
     if options.get("check") and not result.success:
+        how = result.signal or f"exit code {result.exit_code}"
+        if result.limit is not None:
+            most = getattr(result.limits, result.limit)
+            how += f", as it went beyond its limit {result.limit}={most}"
         raise CommandFailed(
-            f"the command ended with {result.signal or f'exit code {result.exit_code}'}: {result.stderr[-500:]!r}",
-            result=result,
+            f"the command ended with {how}: {result.stderr[-500:]!r}", result=result
         )
     return result
 

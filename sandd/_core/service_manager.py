@@ -42,6 +42,8 @@ class ServiceManager:
     watchdog_seconds: float | None = None
     """Without a word for so long we are taken for hung, and killed."""
     _shown: str = ""
+    _owed: str = ""
+    """What it couldn't be told of our state, being behind with reading: without that it would wait, and kill us."""
 
     def __repr__(self) -> str:
         who = "nobody" if self._socket is None else self._socket.getpeername()
@@ -49,16 +51,16 @@ class ServiceManager:
 
     def ready(self) -> None:
         """It may go on: we do what we are for; also after a reload."""
-        self._tell("READY=1")
+        self._tell_state("READY=1")
 
     def reloading(self) -> None:
         """What follows, until `ready`, is a reload."""
         # CLOCK_MONOTONIC tells it which of its requests this answers.
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._tell_state(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """We are about to end."""
-        self._tell("STOPPING=1")
+        self._tell_state("STOPPING=1")
 
     async def attend(self, status: Callable[[], str]) -> None:
         """Ping its watchdog, and show it what `status` says, for ever. Each ping has waited for the event loop."""
@@ -68,6 +70,8 @@ class ServiceManager:
         if self.watchdog_seconds is not None:
             pause = min(pause, self.watchdog_seconds / PINGS)
         while True:
+            if self._owed:
+                self._tell_state(self._owed)
             self._show(status())
             if self.watchdog_seconds is not None:
                 self._tell("WATCHDOG=1")
@@ -75,17 +79,22 @@ class ServiceManager:
 
     def _show(self, status: str) -> None:
         status = " ".join(status.split())[:MAX_STATUS]  # a line more would be an assignment
-        if status != self._shown:
-            self._tell(f"STATUS={status}")
+        if status != self._shown and self._tell(f"STATUS={status}"):
             self._shown = status
 
-    def _tell(self, *assignments: str) -> None:
+    def _tell_state(self, state: str) -> None:
+        self._owed = "" if self._tell(state) else state
+
+    def _tell(self, what: str) -> bool:
+        """False: it couldn't be told."""
         if self._socket is None:
-            return
+            return True
         try:
-            self._socket.send("\n".join(assignments).encode())
+            self._socket.send(what.encode())
         except OSError as error:  # it has gone, or is behind with reading
-            log.debug("service_manager_not_told", what=assignments[0], error=str(error))
+            log.debug("service_manager_not_told", what=what, error=str(error))
+            return False
+        return True
 
 
 NOBODY: Final = ServiceManager()

@@ -111,15 +111,22 @@ def record_start(directory: Path, instance: str) -> tuple[str, ...]:
     return tuple(earlier)
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int = 0o666, for_owner: bool = False) -> None:
     """Write a whole file in the place of another, durably: at every moment one of the two is there.
 
-    `mode` is its permissions, less the umask; whatever the other one's were.
+    Args:
+        path: where.
+        content: all of it.
+        mode: its permissions, less the umask; whatever the other one's were.
+        for_owner: where root writes it, it is that of the directory's owner, for whom that is done.
     """
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)  # left by a crash; it would keep its own permissions
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+        if sys.platform != "win32" and for_owner and os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -25,7 +25,10 @@ def run_bundle(options: argparse.Namespace) -> int:
     try:
         content = make_bundle(bytecode=options.bytecode)
         try:
-            replace_file(path, content, mode=MODE)
+            place = path.resolve()  # what takes its place would take the link's
+            if place.exists() and not place.is_file():
+                raise Failure(f"can't write {path}: it is not a file")
+            replace_file(place, content, mode=MODE)
         except OSError as error:
             raise Failure(f"can't write {path}: {error.strerror}") from error
     except (ConfigurationError, Failure) as error:

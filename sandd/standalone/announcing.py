@@ -33,7 +33,9 @@ class Announcement:
     elsewhere: bool
     """Other machines reach it, too: by this machine's name, not by the address in the URL."""
     refuses_strangers: bool
-    """Other machines reach it, and their daemons have no way to say that they belong here."""
+    """Other machines reach it, and nobody has said yet how their daemons show that they belong here."""
+    is_in_the_clear: bool
+    """Other machines reach it, and refuse to dial what they can't know."""
 
     @classmethod
     def of(
@@ -80,14 +82,22 @@ class Announcement:
             shlex.join(operator),
             _bootstrap_line(bootstrap_command, daemon_token_file),
             elsewhere,
-            refuses_strangers=not (is_here or options.insecure or options.token is not None),
+            refuses_strangers=not (
+                is_here or options.insecure or daemon_token_file or options.token
+            ),
+            is_in_the_clear=not (is_here or options.insecure or options.tls),
         )
 
     def __str__(self) -> str:
         """For a person, in a few lines."""
         hint = ", elsewhere with this machine's name in the URL" if self.elsewhere else ""
         if self.refuses_strangers:
-            hint += "\n  daemons of other machines are refused: they need --token-file (or --insecure) here"
+            hint += (
+                "\n  daemons of other machines need a token to join, which 'sandd token create join' makes, "
+                "or one that all share (--token-file)"
+            )
+        if self.is_in_the_clear:
+            hint += "\n  other machines dial it by wss:// only: --tls auto, a certificate, or a proxy that ends TLS"
         fresh = f"  a fresh one:  {self.bootstrap_line}\n" if self.bootstrap_line else ""
         return (
             f"sandd: a controller at {self.url}{hint}\n"

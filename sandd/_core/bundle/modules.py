@@ -105,8 +105,9 @@ def find_modules(roots: tuple[str, ...] = ROOTS) -> dict[str, Module]:
         parts = name.split(".")
         todo += [".".join(parts[:count]) for count in range(1, len(parts))]
         todo += _imports(module.tree, module.package)
-    missing = CARRIED - {name.partition(".")[0] for name in found}
-    if roots is ROOTS and missing:
+    # Of those that are asked for: what a newer version of another package does without is not missed.
+    missing = {name.partition(".")[0] for name in seen} - {name.partition(".")[0] for name in found}
+    if missing:
         raise ConfigurationError(
             f"a daemon needs {', '.join(sorted(missing))}, and there are no files of that here: bundle it with the "
             "sandd of an ordinary installation (pip install)"

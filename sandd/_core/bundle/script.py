@@ -32,6 +32,13 @@ def own_directory():
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise PermissionError("others may write there")
+        above = os.path.realpath(path)
+        while above != "/":  # nor may they put another directory in its place
+            above = os.path.dirname(above)
+            found = os.stat(above)
+            is_open = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
+            if is_open or found.st_uid not in (0, os.geteuid()):
+                raise PermissionError("others may write above it")
         tempfile.TemporaryFile(dir=path).close()
         return path
     except OSError:
@@ -91,8 +98,9 @@ main() {
         exit 1
         ;;
     esac
+    from=${from%/ws}
     python=$(find_python)
-    file=$("$python" -I -c "$fetch" "${from%/ws}@PATH@" @DIGEST@ @SIZE@)
+    file=$("$python" -I -c "$fetch" "${from%/}@PATH@" @DIGEST@ @SIZE@)
     if [ -n "$token" ]; then
         SANDD_TOKEN=$token
         export SANDD_TOKEN

@@ -79,8 +79,9 @@ REFUSED_OPERATOR: Final = wire.Reject(
 NO_TOKEN: Final = wire.Reject(
     RejectCode.UNAUTHENTICATED,
     "this controller has no token configured, so it takes daemons from loopback only: "
-    "give it a token ('sandd controller --token-file', open_controller(token=...)) and the daemon the same one "
-    "(--token-file), or open it to everybody ('sandd controller --insecure', insecure=True)",
+    "give the daemon a token to join by (--token-file; 'sandd token create join' makes one), or the controller "
+    "('sandd controller --token-file', open_controller(token=...)) and the daemon the same one, or open it to "
+    "everybody ('sandd controller --insecure', insecure=True)",
 )
 NO_OPERATORS: Final = wire.Reject(
     RejectCode.UNAUTHENTICATED,

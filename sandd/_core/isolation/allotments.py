@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import stat
 import sys
 import threading
@@ -19,6 +20,7 @@ import grp
 import pwd
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.isolation.options import DEFAULT_UIDS
 from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
@@ -95,7 +97,14 @@ class Allotments:
             return uid
 
     def _free_uid(self, tenant: str) -> int:
-        for uid in range(self._first, self._last + 1):
+        uids = range(self._first, self._last + 1)
+        begin = 0
+        if (self._first, self._last) == DEFAULT_UIDS:
+            # Nobody has said which users are this daemon's, and of others on this machine it knows nothing: from its
+            # first on, each would give the same ones to its own tenants.
+            begin = secrets.randbelow(len(uids))
+        for step in range(len(uids)):
+            uid = uids[(begin + step) % len(uids)]
             if uid not in self._taken and not _is_somebodys(uid):
                 return uid
         raise NoUserLeftError(

@@ -118,7 +118,8 @@ class AuthorityFiles:
     def _replace(self, name: str, content: bytes) -> None:
         path = self.directory / name
         try:
-            replace_file(path, content, mode=_OWNER_ONLY)
+            # `sandd ca rotate` may be an administrator's, and the controller a service without root's rights.
+            replace_file(path, content, mode=_OWNER_ONLY, for_owner=True)
         except OSError as error:
             raise ConfigurationError(f"can't write {path}: {error.strerror}") from error
 
