@@ -29,7 +29,7 @@ from sandd._core.processes import SpawnRequest, open_process_host
 from sandd.wire import CommandSpec, IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from sandd._core.processes import Child, ExitStatus, ProcessHost
@@ -74,13 +74,19 @@ class World:
         """The tenant's, which is there."""
         return self.isolation.workspaces.open(tenant).path
 
-    async def start(self, tenant: str, *argv: str, cwd: str | None = None) -> Child:
+    async def start(
+        self,
+        tenant: str,
+        *argv: str,
+        cwd: str | None = None,
+        env: Mapping[bytes, bytes] | None = None,
+    ) -> Child:
         """A command of that tenant's."""
         spec = CommandSpec(tuple(map(os.fsencode, argv)))
         marker = secrets.token_hex(8).encode()
         request = SpawnRequest(
             argv=spec.argv,
-            env={b"SANDD_JOB": marker},
+            env={b"SANDD_JOB": marker, **(env or {})},
             marker=marker,
             cwd=None if cwd is None else os.fsencode(cwd),
             stdin=False,
@@ -91,10 +97,15 @@ class World:
             return await self.host.spawn(request)
 
     async def run(
-        self, tenant: str, text: str, *, cwd: str | None = None
+        self,
+        tenant: str,
+        text: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[bytes, bytes] | None = None,
     ) -> tuple[ExitStatus, str]:
         """How a line for the shell ended, and what it has printed; nothing is left of it."""
-        child = await self.start(tenant, "/bin/sh", "-c", text, cwd=cwd)
+        child = await self.start(tenant, "/bin/sh", "-c", text, cwd=cwd, env=env)
         try:
             output = b""
             async with child.stdout:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -211,6 +212,41 @@ async def test_bubblewrap_shows_nobody_else() -> None:
     words = output.split()
     assert not {"root", "home", "srv", "boot"} & set(words)
     assert int(next(each for each in words if each.isdigit())) < 10
+
+
+@needs(IsolationLevel.BWRAP)
+async def test_what_confines_a_job_is_not_told_what_to_load() -> None:
+    """A client's environment is that of its program, and not of bubblewrap, which is still outside; nor is it shown."""
+    with tempfile.TemporaryDirectory(prefix="loaded-", dir="/tmp") as outside:
+        os.chmod(outside, 0o777)
+        env = {
+            b"LD_DEBUG": b"files",
+            b"LD_DEBUG_OUTPUT": os.fsencode(outside) + b"/by",
+            b"GCONV_PATH": b"a-value-of-mine",
+        }
+        text = f"mkdir -p {outside}; ls -l /proc/self/fd; ls {outside}; cat /proc/[0-9]*/cmdline | tr '\\0' ' '; env"
+        async with open_world(IsolationLevel.BWRAP) as world:
+            status, output = await world.run("tenant", text, env=env)
+        assert status.code == 0, output
+        assert os.listdir(outside) == []
+    assert "by." in output  # the loader of what runs inside has heard it
+    assert output.count("a-value-of-mine") == 1
+    assert "memfd" not in output
+
+
+@needs(IsolationLevel.BWRAP)
+async def test_a_link_in_place_of_tmp_shows_nothing() -> None:
+    """At bubblewrap's level: what a tenant makes of its own directory decides nothing of what jobs see there."""
+    with tempfile.TemporaryDirectory(prefix="elsewhere-", dir="/var/tmp") as elsewhere:
+        os.chmod(elsewhere, 0o777)
+        async with open_world(IsolationLevel.BWRAP) as world:
+            status, output = await world.run(
+                "tenant", f'rm -rf "$TMPDIR" && ln -s {elsewhere} "$TMPDIR"'
+            )
+            assert status.code == 0, output
+            status, output = await world.run("tenant", "echo escaped > /tmp/file && cat /tmp/file")
+        assert (status.code, output) == (0, "escaped\n")
+        assert os.listdir(elsewhere) == []
 
 
 @pytest.mark.parametrize("level", EACH_LEVEL)

@@ -331,6 +331,45 @@ async def test_whoever_fails_when_he_hears_fails_as_himself(tmp_path: Path) -> N
         pass
 
 
+async def test_a_system_that_has_no_thread_left_is_a_disk_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks is told so, the log goes on when there is one again, and is whole."""
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(writer, "LOOK_SECONDS", 0.01)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with trio.fail_after(LIMIT):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            await committed(log, request(0))
+            with monkeypatch.context() as crowded:
+                crowded.setattr(trio.lowlevel, "start_thread_soon", fail)
+                with pytest.raises(RequestRefused, match="can't start new thread"):
+                    await committed(log, request(1))
+                await trio.sleep(0.05)  # in which it looks whether anything is due
+            await committed(log, request(2))
+    assert jobs_in(tmp_path) == ["job-0", "job-2"]
+    assert verify_log(tmp_path / "audit", key_in(tmp_path).public).fault is None
+
+
+async def test_a_disk_that_is_full_at_the_end_costs_the_signature_alone(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The block ends as it would, it is said, and the next run signs what is there."""
+    with trio.fail_after(LIMIT):
+        async with open_audit_log(tmp_path, OPTIONS) as log:
+            await committed(log, request(0))
+            disk.full = True
+        disk.full = False
+        assert "audit_log_not_signed" in caplog.text
+        async with open_audit_log(tmp_path, OPTIONS):
+            pass
+    verdict = verify_log(tmp_path / "audit", key_in(tmp_path).public)
+    assert (verdict.fault, verdict.unsigned) == (None, 0)
+
+
 async def test_cancelling_who_waits_leaves_the_log_whole(tmp_path: Path, disk: Disk) -> None:
     """The record is written all the same, and the log goes on."""
     with trio.fail_after(LIMIT):

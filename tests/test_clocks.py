@@ -38,6 +38,7 @@ WALL_CLOCKS = {
 SHOWN = {
     "_core/logs.py": {"gmtime", "strftime"},  # of the time that a record was made
     "_core/directory.py": {"time"},  # `DaemonInfo.connected_at`
+    "fleet/top.py": {"time"},  # how old a link is, and when a line of figures was read
     "fleet/tables.py": {"localtime", "strftime"},  # since when a daemon is connected
     "_core/recorder.py": {"time"},  # a recording's header: when it was made
     # What is left of a transfer is removed when its file is a day old, and files know only this clock. Should it
@@ -54,6 +55,7 @@ SHOWN = {
     # An audit log says when something was, by both clocks.
     "_core/audit/segments.py": {"gmtime", "strftime", "time"},
     "_core/audit/writer.py": {"time"},
+    "command_line/journaling.py": {"time"},
     "auditing/selecting.py": {"UTC", "datetime", "now", "timedelta"},
 }
 """Where a wall clock is read: to be shown to people, or because what is on a disk has no other time."""

@@ -254,6 +254,43 @@ def test_a_chosen_id_may_be_used_again(network: Network) -> None:
     assert len(network.log.waiting) == 1
 
 
+def test_a_chosen_id_may_be_used_again_though_nobody_heard_of_an_end(network: Network) -> None:
+    """Its client left the job to itself; the daemon may have forgotten it since, and would run the request anew."""
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    network.send(control(1, attach))
+    network.log.write()
+    network.send(control(1, wire.Detach()))
+    assert types(network.to_daemon) == [wire.Attach, wire.Detach]
+    network.send(control(2, attrs.evolve(attach, attempt=2)))
+    assert network.to_daemon == []
+    network.log.write()
+    assert network.told == [RecordType.REQUEST, RecordType.REQUEST]
+    assert types(network.to_daemon) == [wire.Attach]
+
+
+def test_each_request_may_start_a_process(network: Network) -> None:
+    """One that is recorded again, and no more than one: a daemon can't fill the disk with starts."""
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    told = []
+    for channel in (1, 2):
+        network.send(control(channel, attach))
+        network.log.write()
+        for number, pid in enumerate((77, 77 + channel, 99)):
+            network.router.receive(network.daemon, event(channel, number, wire.Started(pid)))
+        told.append(network.told.count(RecordType.START))
+    assert told == [1, 2]
+
+
+def test_who_was_attached_to_a_job_of_a_chosen_id_means_that_one(network: Network) -> None:
+    """The daemon starts nothing in its place, so after a cut there is nothing to record."""
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    network.send(control(1, attach))
+    network.log.write()
+    network.send(control(2, attrs.evolve(attach, attempt=2, generation=1)))
+    assert types(network.to_daemon) == [wire.Attach, wire.Attach]
+    assert network.told == [RecordType.REQUEST]
+
+
 def test_a_log_that_refuses_runs_nothing(network: Network) -> None:
     """The client is told why, its channel is closed, and what it had sent is gone."""
     network.send(control(1, ATTACH), data(1, Stream.INPUT, 0, b"in"), control(0, END))

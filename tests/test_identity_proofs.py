@@ -51,6 +51,8 @@ CHANGES: dict[str, Any] = {
     "key_id": "another",
     "generation": 7,
     "channel_binding": b"c" * 32,
+    "isolation": wire.IsolationLevel.LANDLOCK,
+    "isolation_levels": (wire.IsolationLevel.LANDLOCK,),
 }
 """Another value of each field of a Hello."""
 

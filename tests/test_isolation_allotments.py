@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from process_tools import root_only
 
 if sys.platform == "win32":
     pytest.skip("POSIX only", allow_module_level=True)
@@ -108,3 +110,14 @@ def test_threads_agree(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(set(got)) == 2
+
+
+@root_only
+def test_a_lost_file_gives_nobody_anothers_user(tmp_path: Path) -> None:
+    """Whose user has a workspace has that user; what belongs to it is not the next tenant's."""
+    for name, uid in (("a", 2_000_002), ("b", 2_000_000), ("other", 12)):
+        (tmp_path / name).mkdir()
+        os.chown(tmp_path / name, uid, uid)
+    users = Allotments(tmp_path / "tenants.json", UIDS, workspaces=tmp_path)
+    assert [users.uid_of(name) for name in ("c", "a", "b")] == [2_000_001, 2_000_002, 2_000_000]
+    assert Allotments(tmp_path / "new.json", UIDS, workspaces=tmp_path / "none").tenants == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -230,6 +231,17 @@ def test_a_root_without_rights_has_no_users(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @linux_only
+def test_a_root_without_users_confines_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs would stay root, whom neither Landlock nor bubblewrap keeps from making devices."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(probing, "_capabilities", lambda: 0)
+    monkeypatch.setattr(landlock, "version", lambda: 6)
+    found = probing.probe(IsolationOptions())
+    for level in (LANDLOCK, BWRAP):
+        assert "would be root's: root has no CAP_CHOWN" in (found[level] or "")
+
+
+@linux_only
 def test_a_bubblewrap_that_fails_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried: there are kernels that give no namespaces, and an env(1) that can't hand signals on."""
     monkeypatch.setattr(bubblewrap, "find", lambda: "/bin/false")
@@ -247,6 +259,8 @@ def test_bubblewrap_keeps_the_network_unless_told(tmp_path: Path) -> None:
     assert line[-4:] == (b"/x", b"--", b"e", b"--default-signal")
     at = line.index(b"--bind", line.index(b"--bind") + 1)
     assert line[at + 1 : at + 3] == (path, path)
+    # Not in the workspace, where its tenant could put a link in its place.
+    assert not workspace.shown_as_tmp.is_relative_to(workspace.path)
     assert b"/srv" in line
     assert b"--unshare-net" in bubblewrap.command_line("b", "e", None, has_network=False)
     assert bubblewrap.sees(path + b"/d", workspace)

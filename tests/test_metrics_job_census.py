@@ -100,6 +100,16 @@ def test_a_job_that_is_refused_does_not_run(census: JobCensus, tally: Tally) -> 
     assert (tally.jobs_running, tally.jobs_ended, len(census)) == (0, {"refused": 1}, 0)
 
 
+def test_a_job_that_was_there_and_is_no_more_has_ended_unheard(
+    census: JobCensus, tally: Tally
+) -> None:
+    """It was not refused."""
+    job = census.asked("a", "d", tally, is_reusable=False)
+    job.is_there = True
+    census.refused(job)
+    assert (tally.jobs_running, tally.jobs_ended, len(census)) == (0, {"unheard": 1}, 0)
+
+
 @given(
     st.lists(
         st.tuples(

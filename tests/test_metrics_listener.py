@@ -177,6 +177,34 @@ async def test_the_oldest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
                 await stream.aclose()
 
 
+async def test_one_that_can_not_go_at_once_makes_way_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile the next ones have to, or there would be as many as come."""
+    monkeypatch.setattr(listener, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(listener, "REQUEST_SECONDS", 3600.0)
+    asked, answered = trio.Event(), trio.Event()
+
+    async def why_not_ready() -> str | None:
+        asked.set()
+        with trio.CancelScope(shield=True):
+            await answered.wait()
+        return None
+
+    program = Program()
+    monkeypatch.setattr(program, "why_not_ready", why_not_ready)
+    async with served(program) as address, await connect(address) as slow:
+        await slow.send_all(GET.replace(b"metrics", b"readyz"))
+        await asked.wait()
+        silent = [await connect(address) for _ in range(6)]
+        try:
+            with trio.fail_after(60):
+                for stream in silent[:4]:
+                    assert await stream.receive_some() == b""
+        finally:
+            answered.set()
+            for stream in silent:
+                await stream.aclose()
+
+
 async def test_who_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that isn't taken is given up, and others have theirs meanwhile."""
     monkeypatch.setattr(listener, "REQUEST_SECONDS", 2.0)

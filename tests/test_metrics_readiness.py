@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import trio
+import trio.testing
 
 from sandd._core.metrics import readiness
 from sandd._core.metrics.readiness import WritableDirectory
@@ -81,6 +82,27 @@ async def test_however_many_ask_the_disk_is_asked_once(
         for _ in range(50):
             nursery.start_soon(directory.problem)
     assert len(calls) == 1
+
+
+async def test_what_took_long_to_find_out_is_good_for_all_who_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    """With a disk that hangs each look takes longer than an answer is good for: nobody waits for two."""
+    looks = []
+
+    async def look(_: WritableDirectory) -> str | None:
+        looks.append(None)
+        mock_clock.jump(5 * readiness.FRESH_SECONDS)
+        await trio.lowlevel.checkpoint()
+        return "it hangs"
+
+    monkeypatch.setattr(WritableDirectory, "_look", look)
+    directory = WritableDirectory(tmp_path)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(directory.problem)
+    assert await directory.problem() == "it hangs"
+    assert len(looks) == 1
 
 
 async def test_who_gives_up_leaves_the_question_to_the_next(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sandd._core.router_links import ClientLink, DaemonLink
 
 TRUE = wire.encode_spec(wire.CommandSpec((b"true",)))
+FALSE = wire.encode_spec(wire.CommandSpec((b"false",)))
 ATTACH = wire.Attach("d", generate("client", 1), "client", (), TRUE, "here")
 EXITED = wire.Exited(0, None, wire.Outcome.EXITED, 1.0)
 
@@ -148,6 +149,53 @@ def test_who_is_refused_a_job_of_somebody_else_does_not_end_it(network: Network)
     other = network.attach(1, network.join(), client="other", spec=None, cursors=cursors())
     network.router.receive(network.daemon, control(other, wire.Refused(RefusedCode.BUSY, "no")))
     assert (network.tally.jobs_running, network.tally.jobs_ended) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        pytest.param(RefusedCode.JOB_ID_CONFLICT, {"spec": FALSE}, id="another-spec"),
+        pytest.param(RefusedCode.DENIED, {"spec": None, "cursors": cursors()}, id="bad-cursor"),
+    ],
+)
+@pytest.mark.parametrize("heard", [wire.Attached(), wire.Started(7)])
+def test_a_job_that_runs_is_not_ended_by_what_another_is_refused(
+    network: Network,
+    code: RefusedCode,
+    changes: dict[str, Any],
+    heard: wire.Attached | wire.Started,
+) -> None:
+    """However the daemon has said that it is there; its end is heard and counted."""
+    number = network.attach()
+    said = control(number, heard) if isinstance(heard, wire.Attached) else event(number, 0, heard)
+    network.router.receive(network.daemon, said)
+    other = network.attach(1, network.join(), client="other", **changes)
+    network.router.receive(network.daemon, control(other, wire.Refused(code, "no")))
+    assert (network.tally.jobs_running, network.tally.jobs_ended) == (1, {})
+    network.end(number)
+    assert (network.tally.jobs_running, network.tally.jobs_ended) == (0, {"exited": 1})
+
+
+def test_another_spec_says_that_the_job_is_there(network: Network) -> None:
+    """Though its own start has had no answer yet."""
+    network.attach()
+    other = network.attach(1, network.join(), client="other", spec=FALSE)
+    refused = wire.Refused(RefusedCode.JOB_ID_CONFLICT, "no")
+    network.router.receive(network.daemon, control(other, refused))
+    assert (network.tally.jobs_running, network.tally.jobs_ended) == (1, {})
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_job_that_the_daemon_has_forgotten_runs_no_more(network: Network, is_open: bool) -> None:
+    """Nobody has heard how it ended; whoever is attached then, or attaches later, is told that it isn't there."""
+    number = network.attach()
+    network.router.receive(network.daemon, control(number, wire.Attached()))
+    if not is_open:
+        network.router.receive(network.client, control(1, wire.Detach()))
+        drain(network.daemon.scheduler)
+        number = network.attach(2, spec=None, cursors=cursors())
+    network.router.receive(network.daemon, control(number, wire.Refused(RefusedCode.ENDED, "no")))
+    assert (network.tally.jobs_running, network.tally.jobs_ended) == (0, {"unheard": 1})
 
 
 def test_what_the_controller_refuses_is_counted(network: Network) -> None:

@@ -54,7 +54,7 @@ async def clog(stream: trio.abc.SendStream) -> int:
     """Send until nothing goes any more; about how much that was."""
     sent = 0
     while True:
-        with trio.move_on_after(0.2) as patience:
+        with trio.move_on_after(0.1) as patience:
             await stream.send_all(bytes(50_000))
         if patience.cancelled_caught:
             return sent
@@ -71,7 +71,7 @@ async def clog_socket(stream: trio.SocketStream) -> None:
                 plain.send(bytes(50_000))
             except BlockingIOError:
                 refused += 1
-                await trio.sleep(0.03)
+                await trio.sleep(0.01)
             else:
                 refused = 0
 
@@ -93,9 +93,9 @@ async def test_a_connection_carries_both_ways() -> None:
 async def test_a_stream_passes_trios_own_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that trio wants of a stream whose directions end one by one."""
     monkeypatch.setattr(wire.ConnectSpec, "window", wire.ACK_EVERY_BYTES)  # soon full
-    async with core_world() as world, listening() as (listener, port):
+    async with core_world(90) as world, listening() as (listener, port):
         for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # those who connect have them, too
-            listener.socket.setsockopt(socket.SOL_SOCKET, buffer, 8192)
+            listener.socket.setsockopt(socket.SOL_SOCKET, buffer, 65536)
 
         async def make() -> tuple[RemoteStream, trio.SocketStream]:
             ours = await world.worker.open_tcp_stream("127.0.0.1", port)

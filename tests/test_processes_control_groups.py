@@ -151,7 +151,7 @@ def test_group_that_somebody_else_calls_by_our_name_is_left_alone(spawner: Spawn
     try:
         with subprocess.Popen(["sleep", "1000"]) as sleeper:
             try:
-                control_groups._write(f"{theirs.path}/cgroup.procs", str(sleeper.pid))
+                control_groups.write(f"{theirs.path}/cgroup.procs", str(sleeper.pid))
                 Spawner(kind).close()
                 assert sleeper.poll() is None
                 assert theirs.pids() == [sleeper.pid]
@@ -242,8 +242,8 @@ async def test_host_leaves_no_group_and_no_process_with_or_without(
     wanted = shell("(env -i setsid sleep 1000 &); sleep 1000 & echo ready; read line")
     async with open_process_host() as host:
         await run(host, shell("true"))
-        group = host.keeper._group  # type: ignore[attr-defined]
-        assert (group is None) or choice != "off"
+        groups = host.keeper._groups  # type: ignore[attr-defined]
+        assert not groups or choice != "off"
         child = await host.spawn(wanted)
         assert await read_line(child.stdout) == b"ready"
         os.kill(host.keeper.link.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
@@ -252,5 +252,23 @@ async def test_host_leaves_no_group_and_no_process_with_or_without(
         child.close_pipes()
         await run(host, shell("true"))
     assert alive(wanted.marker) == []
-    if group is not None:
+    for group in groups:
         assert group.path not in groups_beside(group.path)
+
+
+def test_a_group_that_another_spawner_took_for_a_stale_one_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and its lock anybody may remove it: it is there when it is ours."""
+    removed: list[str] = []
+
+    def lock(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.extend(os.listdir(tmp_path))
+            os.rmdir(tmp_path / removed[0])
+
+    monkeypatch.setattr(control_groups.fcntl, "flock", lock)
+    path, descriptor = control_groups.make_locked(str(tmp_path))
+    os.close(descriptor)
+    assert removed
+    assert os.listdir(tmp_path) == [os.path.basename(path)]

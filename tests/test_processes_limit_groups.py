@@ -4,6 +4,7 @@ have free, in a tree of plain files."""
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from process_tools import linux_only
 if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
+from sandd._core.processes.control_groups import ControlGroup, own_directory
 from sandd._core.processes.limit_groups import (
     Counters,
     GroupsV1,
@@ -207,3 +209,38 @@ def test_v2_hands_its_controllers_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_groups_can_be_switched_off() -> None:
     """By the same word as the spawner's own."""
     assert open_limit_groups("off") is None
+
+
+def test_the_most_that_can_be_said_of_processes_is_said(tmp_path: Path) -> None:
+    """The kernel takes no more, though a cell comes on top."""
+    group = make_v2(tmp_path).make(1, with_cpu=False)
+    touch(tmp_path / "1", "pids.max")
+    group.hold(ProcessLimits(processes=1 << 22), extra=1)
+    assert files_of(tmp_path / "1") == {"pids.max": str(1 << 22)}
+
+
+def test_a_second_look_at_a_group_is_a_new_one() -> None:
+    """Of v1 a descriptor that stays open tells for a second who was there before."""
+    parent = own_directory("v1", controller="pids")
+    if parent is None or not os.access(parent, os.W_OK):
+        pytest.skip("needs control groups of v1 that are ours")
+    root = f"{parent}/looked-at-{os.getpid()}"
+    os.mkdir(root)
+    try:
+        group = GroupsV1({"pids": root}).make(1, with_cpu=False)
+        assert group.pids() == []
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, preexec_fn=group.enter) as process:
+            assert group.pids() == [process.pid]
+        group.remove()
+    finally:
+        ControlGroup(root).remove()
+
+
+def test_a_daemon_that_was_moved_down_finds_its_place_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next spawner is where it is, and has its groups where the first had them."""
+    proc, group = proc_of_v2(tmp_path, controllers="cpu memory pids", procs="")
+    assert own_directory("v2", proc) == str(group)
+    (tmp_path / "proc/cgroup").write_text("0::/ours/sandd-daemon\n")
+    assert own_directory("v2", proc) == str(group)

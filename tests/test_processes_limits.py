@@ -18,6 +18,7 @@ if sys.platform == "win32":
 from sandd import Limits
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes import ProcessHost, control_groups, open_process_host
+from sandd._core.processes.control_groups import read
 from sandd._core.processes.limit_groups import open_limit_groups
 from sandd._core.processes.posix import PosixProcessHost
 
@@ -202,6 +203,30 @@ async def test_one_group_serves_one_job_after_the_other() -> None:
         text = "for i in 1 2 3 4 5; do sleep 0 & done; wait; echo ok"
         _, output = await ended(host, job(text, Limits(memory_bytes=256 * MIB)))
         assert output == b"ok\n"
+
+
+@needs_groups
+async def test_a_cell_keeps_nothing_of_its_jobs() -> None:
+    """It has as many files open after some of them as after the first."""
+    async with opened() as host:
+        assert isinstance(host, PosixProcessHost)
+        counts = set()
+        for _ in range(4):
+            _, output = await ended(host, job("cat /proc/self/cgroup", Limits(processes=9)))
+            place = next(line for line in output.decode().splitlines() if "sandd-" in line)
+            _, name, number = place.rsplit("/", 2)
+            roots = (await host.keeper.wait_ready()).limit_groups
+            pids = read(f"{next(each for each in roots if name in each)}/{number}/cgroup.procs")
+            counts.add((place, *(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids.split())))
+        assert len(counts) == 1
+
+
+@needs_groups
+async def test_more_processors_than_all_jobs_have_are_no_error() -> None:
+    """The least counts, also where the kernel would rather not be asked."""
+    async with opened(total=Limits(cpus=1.0)) as host:
+        child, output = await ended(host, job("echo ok", Limits(cpus=2.0)))
+        assert (output, child.limit) == (b"ok\n", "")
 
 
 @needs_groups

@@ -289,6 +289,16 @@ def test_ps_output_is_read_with_its_markers() -> None:
     ]
 
 
+def test_ps_tells_what_processes_have_used() -> None:
+    """Of those that are asked about and are there, however long they have run."""
+    table = b"    1  1000    1:00.00\n   10    20 1-02:03:04.50\n   11    30    0:00.25\ngarbage\n"
+    day = 86_400 + 2 * 3600 + 3 * 60 + 4.5
+    assert process_table.consumption_by_ps([10, 11, 12], lambda _: table) == {
+        10: (1, day, 20 * 1024),
+        11: (1, 0.25, 30 * 1024),
+    }
+
+
 def test_group_trees_find_group_marker_and_descendants() -> None:
     """A job has its group, those with its marker, and what descends from either; no zombies."""
     trees = ProcessGroupTrees(table=lambda: process_table.list_by_ps(run=lambda _: PS))

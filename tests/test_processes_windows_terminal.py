@@ -16,6 +16,7 @@ import trio.testing
 from process_tools import read_all, request, until
 
 from sandd._core._errors import SpawnFailed
+from sandd._core.limits import Usage
 from sandd._core.processes import Child, ExitStatus, ProcessHost, TreeUsage, windows_terminal
 from sandd._core.processes.thread_handoff import ThreadHandoff
 from sandd._core.processes.windows import open_windows_process_host
@@ -156,6 +157,10 @@ class FakeJob:
     def usage(self) -> TreeUsage:
         """Of that one."""
         return TreeUsage(0.5, 1000, self.active_processes())
+
+    def used(self) -> tuple[Usage, str]:
+        """By that one; no limit was reached."""
+        return Usage(0.5, 1000), ""
 
     def close(self) -> None:
         """Kill what is left."""

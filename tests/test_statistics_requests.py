@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 import trio.testing
 from attrs import define, field
@@ -24,8 +25,6 @@ from sandd.wire import FailedCode, JobState
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
 
-    import pytest
-
     from sandd._core.daemon_statistics import DaemonStatistics
 
 
@@ -36,6 +35,8 @@ class Seen:
     looks: int = 0
     measured: list[list[int]] = field(factory=list)
     may_go_on: trio.Event | None = None
+    takes: float = 0.0
+    """Seconds, of a look at the trees."""
 
     async def read(self) -> Machine:
         """The machine."""
@@ -49,6 +50,7 @@ class Seen:
         await trio.lowlevel.checkpoint()
         if self.may_go_on is not None:
             await self.may_go_on.wait()
+        await trio.sleep(self.takes)
         return {pid: TreeUsage(2.5, 600, 3) for pid in pids}
 
 
@@ -130,6 +132,19 @@ async def test_many_who_ask_share_a_look(autojump_clock: object) -> None:
         (second,) = await rounds(daemon, daemon.ask(wire.StatisticsSpec()))
         assert first.jobs == ()
         assert second.jobs[0].processes == 3
+
+
+@pytest.mark.parametrize(("takes", "looks"), [(0.0, 50), (0.2, 5), (3.0, 2)])
+async def test_a_look_that_takes_long_is_good_for_long(
+    autojump_clock: object, takes: float, looks: int
+) -> None:
+    """Who has thousands of processes, and asks as often as may be, costs a tenth of a processor; for five seconds."""
+    async with running() as (daemon, seen):
+        seen.takes = takes
+        daemon.command()
+        daemon.ask(wire.StatisticsSpec(interval=SHARED_SECONDS, jobs=True))
+        await trio.sleep(50 * SHARED_SECONDS)
+        assert looks * 0.8 - 1 <= len(seen.measured) <= looks + 1
 
 
 async def test_with_an_interval_it_goes_on_until_it_is_left(autojump_clock: object) -> None:

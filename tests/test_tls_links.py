@@ -322,7 +322,7 @@ async def test_a_rotation_loses_nobody(
 async def test_changes_are_in_the_audit_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The certificate that a controller begins with, each that follows, and what could not be used."""
+    """The certificate that a controller begins with, each that follows, what could not be used; and who rotated."""
     state_dir = tmp_path / "state"
     async with secure_controller(state_dir, audit=True) as controller:
         assert run_sandd(["ca", "rotate", "--state-dir", str(state_dir)]) == 0
@@ -332,11 +332,14 @@ async def test_changes_are_in_the_audit_log(
         assert not await controller.reload_tls()
     segments = sorted((state_dir / "audit").glob("*.jsonl"))
     records = [json.loads(line) for path in segments for line in path.read_bytes().splitlines()]
-    *first, refusal = [each for each in records if each["type"] == "ca"]
+    all_of_them = [each for each in records if each["type"] == "ca"]
+    (rotation,) = [each for each in all_of_them if each.get("actor", "").startswith("local:")]
+    *first, refusal = [each for each in all_of_them if each is not rotation]
     assert (refusal["outcome"], "damaged" in refusal["reason"]) == ("refused", True)
     changes = [each["result"]["authorities"] for each in first]
     assert [len(each) for each in changes] == [1, 2]
     assert changes[0] == [pin] == changes[1][:1]
+    assert rotation["result"]["authorities"] == changes[1]
     assert capfd.readouterr().out.startswith("trust-both")
 
 

@@ -340,13 +340,12 @@ class Router:
                 if route.is_answered:
                     raise RemoteProtocolError("Attached twice on one channel")
                 route.is_answered = True
+                self.counts.answered(route.counted)
                 client.control(queue.number, metered_attached(message, route))
                 return
             case wire.Refused() | wire.Taken():
                 if isinstance(message, wire.Refused):
-                    self.counts.refused_by_daemon(
-                        route.counted, message, is_answered=route.is_answered
-                    )
+                    self.counts.refused_by_daemon(route.counted, message)
                 if isinstance(message, wire.Refused) and route.job is not None:
                     self._trail.refused(route.job.key, client.actor, message, by="daemon")
                 self._unjoin(route)

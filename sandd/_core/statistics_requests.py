@@ -1,7 +1,7 @@
 """What a daemon is asked about how busy it is: once, or again and again for whoever looks on.
 
-However many ask, the machine is looked at no more often than every `SHARED_SECONDS`, one look at a time; whoever
-asks in between gets what was seen last.
+However many ask, the machine is looked at no more often than every `SHARED_SECONDS`, one look at a time, and seldomer
+where looking takes long; whoever asks in between gets what was seen last.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 SHARED_SECONDS: Final = 0.2
 """A look is good for so long; so it is the shortest interval, too."""
+LOOK_SHARE: Final = 10.0
+"""And for so many times what it took, which with thousands of processes is a third of a second: so those who ask,
+however many and often, cost a tenth of a processor."""
+LONGEST_SHARED_SECONDS: Final = 5.0
+"""But no longer, as on a machine that is busy with others a look may take any time."""
 MAX_STREAMS: Final = 64
 """Of those who want it again and again: a viewer may, and must not take the places of all other requests."""
 JOBS_A_TURN: Final = 64
@@ -40,6 +45,7 @@ class Look:
     """What was seen of the machine, and of the trees of all jobs that have a process; all of it at one moment."""
 
     at: float
+    good_until: float
     machine: Machine
     traffic: LinkBytes
     trees: Mapping[int, TreeUsage] = field(factory=dict)
@@ -144,11 +150,7 @@ class StatisticsRequests:
         """One that is recent enough. Cancelling it leaves the next one to look."""
         async with self._looking:
             now, last = trio.current_time(), self._last
-            if (
-                last is not None
-                and now - last.at < SHARED_SECONDS
-                and (last.has_trees or not with_jobs)
-            ):
+            if last is not None and now < last.good_until and (last.has_trees or not with_jobs):
                 return last
             machine = await self._read()
             trees: Mapping[int, TreeUsage] = {}
@@ -156,8 +158,10 @@ class StatisticsRequests:
                 # Of all tenants: whoever asks next finds it done.
                 trees = await self._measure([each.pid for each in self._table.living()])
             # As of its end: what a tree has used by then is in it.
+            at = trio.current_time()
+            good_for = min(max(SHARED_SECONDS, LOOK_SHARE * (at - now)), LONGEST_SHARED_SECONDS)
             self._last = Look(
-                trio.current_time(), machine, evolve(self._meter), trees, has_trees=with_jobs
+                at, at + good_for, machine, evolve(self._meter), trees, has_trees=with_jobs
             )
             return self._last
 

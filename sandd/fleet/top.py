@@ -122,10 +122,14 @@ class Top:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait_told(self) -> None:
-        """Return when all that are there have told twice, or can't."""
-        while not all(map(self._is_settled, self._choose())):
-            await self._changed.wait()
+    async def wait_told(self, nursery: trio.Nursery) -> None:
+        """Ask all that are there, and those that come; return when all of them have told twice, or can't."""
+        while True:
+            changed = self._changed
+            await self.ask_all(nursery)
+            if all(map(self._is_settled, self._choose())):
+                return
+            await changed.wait()
 
     def _is_settled(self, daemon: Daemon) -> bool:
         gauge = self._gauges.get((daemon.id, daemon.info.instance), Gauge())
@@ -155,9 +159,8 @@ class Top:
 async def _once(controller: Controller, top: Top, options: argparse.Namespace) -> None:
     async with open_unwrapping_nursery() as nursery:
         nursery.start_soon(top.follow, controller)
-        await top.ask_all(nursery)
         with trio.move_on_after(options.interval + options.timeout):
-            await top.wait_told()
+            await top.wait_told(nursery)
         await Printed(options.json).show(top.round())
         nursery.cancel_scope.cancel()
 
@@ -181,9 +184,8 @@ async def _for_ever(controller: Controller, top: Top, options: argparse.Namespac
 
 async def _print(top: Top, options: argparse.Namespace, nursery: trio.Nursery) -> None:
     printed = Printed(options.json)
-    await top.ask_all(nursery)
     with trio.move_on_after(options.interval + options.timeout):
-        await top.wait_told()
+        await top.wait_told(nursery)
     while True:
         await printed.show(top.round())
         await trio.sleep(options.interval)

@@ -198,6 +198,10 @@ class SegmentedLog:
             raise OSError(self._broken)
         self._write(made.lines, made.before, on_sync)
 
+    def take_back(self, made: Lines) -> None:
+        """They were not written, and no others were made since: the next ones stand in their place."""
+        self._chain.position = made.before
+
     def keep_up(self) -> None:
         """What is due from time to time: a checkpoint, its copy, the next segment. OSError: it is still due."""
         if self._broken is not None:

@@ -61,6 +61,10 @@ class TrackedJob:
     client: str = ""
     """Who was the latest to ask for it by that spec."""
     started: bool = False
+    pid: int = 0
+    """Of the process that was told of."""
+    asked_again: bool = False
+    """Its request has been put on record once more since: another process may come of it."""
     ended: bool = False
 
 
@@ -82,9 +86,18 @@ class JobTrail:
         return self._jobs.get(key)
 
     def knows(self, key: JobKey, message: wire.Attach) -> bool:
-        """This very request, of this client, is on record. Of a job that has ended only if its id is used once."""
+        """This very request, of this client, is on record, and starts nothing that isn't.
+
+        So its id is one that is used once; or the client has been attached, and means that job and no new one. With an
+        id that was chosen a job may have ended unheard, and the daemon run another.
+        """
         job = self._jobs.get(key)
-        return job is not None and job.client == message.client and _is_asked_for(job, message)
+        return (
+            job is not None
+            and job.client == message.client
+            and (message.generation is not None or parse(message.job_id) is not None)
+            and _is_asked_for(job, message)
+        )
 
     def request(self, key: JobKey, message: wire.Attach, actor: str) -> Record:
         """What is to be on the disk before the Attach is passed on."""
@@ -100,6 +113,8 @@ class JobTrail:
         job = self._jobs.get(key)
         if job is None or not _is_asked_for(job, message):
             job = TrackedJob(key, digest(message.spec), message.instance, kind, message.trace)
+        else:
+            job.asked_again = True
         job.client = message.client
         self._remember(job)
 
@@ -149,8 +164,8 @@ class JobTrail:
         except RemoteProtocolError:
             return  # whoever it is for tells it to the daemon
         match event:
-            case wire.Started() if not job.started:
-                job.started = True
+            case wire.Started() if not job.started or (job.asked_again and event.pid != job.pid):
+                job.started, job.pid, job.asked_again = True, event.pid, False
                 self._tell(RecordType.START, job, actor, "started", {"pid": event.pid})
             case wire.Exited():
                 job.ended = True

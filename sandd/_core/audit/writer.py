@@ -7,6 +7,7 @@ more there is to write, the more of it shares one sync. What nobody waits for ma
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from functools import partial
@@ -175,7 +176,7 @@ class AuditLog:
                     await self._until_due()
                     if not await self._write_batch() and not self._closing:
                         await trio.sleep(RETRY_SECONDS)
-                await self._in_thread(self._file.close)
+                await self._sign_and_close()
                 return
         except BaseException:  # what an answer has raised
             self._abandoned = True
@@ -187,6 +188,13 @@ class AuditLog:
         self.failure = "the disk did not take it in time"
         self._answer([*self._under_way, *self._take_all()], FULL + self.failure)
         log.error("audit_log_not_closed", path=str(self._file.directory), reason=self.failure)
+
+    async def _sign_and_close(self) -> None:
+        try:
+            await self._in_thread(self._file.close)
+        except OSError as error:  # what was written is safe, and the next run signs it
+            self._file.let_go()
+            self._tell_not_signed(error)
 
     async def _until_due(self) -> None:
         """Something is to be written: because somebody waits for it, or has been waiting for long enough."""
@@ -210,9 +218,9 @@ class AuditLog:
             self._urgent.set()
         self._under_way = batch
         lost = self._lost
+        # Made here, and not by the thread: two that want the interpreter would wait for each other.
+        made = self._file.make_lines(self._with_counts(batch))
         try:
-            # Made here, and not by the thread: two that want the interpreter would wait for each other.
-            made = self._file.make_lines(self._with_counts(batch))
             at_disk = threading.Event()
             await self._in_thread(
                 partial(self._append, made, at_disk),
@@ -220,6 +228,7 @@ class AuditLog:
                 then=partial(self._written, batch, lost),
             )
         except OSError as error:
+            self._file.take_back(made)
             self._fail(batch, error)
             return False
         return True
@@ -239,7 +248,10 @@ class AuditLog:
 
     async def _keep_up(self) -> None:
         self._tell_left_out()
-        await self._in_thread(self._keep_up_quietly)
+        try:
+            await self._in_thread(self._keep_up_quietly)
+        except OSError as error:  # there was no thread to be had
+            self._tell_not_signed(error)
 
     def _tell_left_out(self) -> None:
         self._summed_at = trio.current_time()
@@ -250,7 +262,10 @@ class AuditLog:
         try:
             self._file.keep_up()
         except OSError as error:  # what was appended is safe; it will be tried again
-            log.warning("audit_log_not_signed", path=str(self._file.directory), error=str(error))
+            self._tell_not_signed(error)
+
+    def _tell_not_signed(self, error: OSError) -> None:
+        log.warning("audit_log_not_signed", path=str(self._file.directory), error=str(error))
 
     def _with_counts(self, batch: list[Waiting]) -> list[Stamped]:
         stamped = [each.stamped for each in batch]
@@ -315,6 +330,9 @@ class AuditLog:
         Not by `trio.to_thread`: there all other tasks have their turn before the thread hears of the work, and again
         before its end is heard of; with many commands in flight a turn takes longer than the disk. Cancelled, the
         thread is left alone with it.
+
+        Raises:
+            OSError: of the work; or there can't be one more thread here, and nothing was done.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
@@ -336,7 +354,10 @@ class AuditLog:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(hear, result)
 
-        trio.lowlevel.start_thread_soon(partial(self._use, work), tell)
+        try:
+            trio.lowlevel.start_thread_soon(partial(self._use, work), tell)
+        except RuntimeError as error:  # the system's limit on processes, mostly: it passes
+            raise OSError(errno.EAGAIN, str(error)) from error
         hand_over()
         await trio.lowlevel.wait_task_rescheduled(leave_alone)
 

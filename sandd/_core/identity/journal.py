@@ -16,6 +16,7 @@ import attrs
 import trio
 from attrs import define
 
+from sandd._core.audit.escaping import canonical
 from sandd._core.audit.records import Record, RecordType
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sandd._core.identity.database import Change
     from sandd._core.identity.store import Store
 
-_NAMES: Final = frozenset(each.name for each in attrs.fields(Record))
+_NAMES: Final = frozenset(each.name for each in attrs.fields(Record)) - {"secrets"}
 
 
 @define(eq=False)
@@ -48,15 +49,17 @@ class Journal:
 
     async def _tell(self) -> None:
         while changes := await self._store.ask(lambda database: database.changes(self._told)):
-            if not await self._committed([_record_of(each) for each in changes]):
-                return
-            self._told = changes[-1].seq
+            safe = await self._commit([_record_of(each) for each in changes])
+            if safe:
+                self._told = changes[safe - 1].seq
+            if safe < len(changes):
+                break
         if self._told > self._dropped:
             await self._store.ask(lambda database: database.drop_changes(self._told))
             self._dropped = self._told
 
-    async def _committed(self, records: Sequence[Record]) -> bool:
-        """Whether all of them are safe."""
+    async def _commit(self, records: Sequence[Record]) -> int:
+        """How many of them are safe, from the first on: a disk may be full behind some."""
         answers: list[str | None] = []
         heard = trio.Event()
 
@@ -68,7 +71,7 @@ class Journal:
         for each in records:
             self._audit.commit(each, hear)
         await heard.wait()
-        return not any(answers)
+        return next((at for at, refusal in enumerate(answers) if refusal), len(answers))
 
 
 def _record_of(change: Change) -> Record:
@@ -77,8 +80,10 @@ def _record_of(change: Change) -> Record:
         said: dict[str, Any] = {name: found[name] for name in _NAMES & found.keys()}
         said["type"] = RecordType(said["type"])
         said["result"] = {**said.get("result", {}), "done_at": round(change.at, 3)}
-        return Record(**said)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = Record(**said)
+        canonical(record.fields)  # what makes no line would make none of all that is to be written
+        return record
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # The owner of the file may have written anything there; that something was is worth a line.
         reason = f"what a command has told can't be read: {error!r:.200}"
         return Record(type=RecordType.TOKEN, outcome="changed", reason=reason)

@@ -6,7 +6,9 @@ An allotment is never taken back, since files that belong to that user may be an
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import stat
 import sys
 import threading
 from typing import TYPE_CHECKING, Final
@@ -40,17 +42,30 @@ class Allotments:
     Args:
         path: of the file that keeps them.
         uids: the first and the last that may be allotted.
+        workspaces: the directory of their workspaces. Should the file be lost, that says as much: whose user a
+            workspace has, has that user.
 
     Raises:
         ConfigurationError: what the file says can't be read, or is not within `uids`.
     """
 
-    def __init__(self, path: Path, uids: tuple[int, int]) -> None:
+    def __init__(
+        self, path: Path, uids: tuple[int, int], *, workspaces: Path | None = None
+    ) -> None:
         self._path = path
         self._first, self._last = uids
         self._lock = threading.Lock()
         self._uids = self._read()
         self._taken = set(self._uids.values())
+        if workspaces is not None:
+            for name, uid in _owners(workspaces):
+                if (
+                    name not in self._uids
+                    and uid not in self._taken
+                    and self._first <= uid <= self._last
+                ):
+                    self._uids[name] = uid
+                self._taken.add(uid)
         outside = [name for name, uid in self._uids.items() if not self._first <= uid <= self._last]
         if outside:
             raise ConfigurationError(
@@ -114,6 +129,20 @@ class Allotments:
         if len(set(uids.values())) < len(uids):
             raise ConfigurationError(f"{self._path} gives one user to two tenants")
         return uids
+
+
+def _owners(workspaces: Path) -> list[tuple[str, int]]:
+    """Each workspace that is there, and its user. None but us makes them, or gives them to anybody."""
+    try:
+        with os.scandir(workspaces) as entries:
+            found = [(each.name, each.stat(follow_symlinks=False)) for each in entries]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigurationError(
+            f"can't see whose workspaces are in {workspaces}: {error.strerror}"
+        ) from error
+    return sorted((name, status.st_uid) for name, status in found if stat.S_ISDIR(status.st_mode))
 
 
 def _is_somebodys(uid: int) -> bool:

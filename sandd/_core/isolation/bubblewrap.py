@@ -63,7 +63,7 @@ def command_line(
     line += ["--proc", "/proc", "--dev", "/dev"]
     if workspace is not None:
         path = os.fspath(workspace.path)
-        line += ["--bind", os.fspath(workspace.temporary), "/tmp"]  # noqa: S108 - what is /tmp in there
+        line += ["--bind", os.fspath(workspace.shown_as_tmp), "/tmp"]  # noqa: S108 - what is /tmp in there
         line += ["--bind", path, path]
     else:
         # Else its second process outlives the first by a moment, and falls to a process 1 that may be the daemon.

@@ -126,7 +126,7 @@ class Isolation:
         """
         if level is IsolationLevel.NONE:
             return request
-        workspace = self._open_workspace(tenant)
+        workspace = self._open_workspace(tenant, level)
         if workspace.uid is not None and request.user not in (None, str(workspace.uid)):
             raise SpawnFailed(
                 errno.EPERM,
@@ -150,9 +150,11 @@ class Isolation:
             confinement=confinement,
         )
 
-    def _open_workspace(self, tenant: str) -> Workspace:
+    def _open_workspace(self, tenant: str, level: IsolationLevel) -> Workspace:
         try:
-            return self.workspaces.open(tenant)
+            workspace = self.workspaces.open(tenant)
+            if level is IsolationLevel.BWRAP:
+                self.workspaces.open_tmp(workspace)
         except (WorkspaceError, NoUserLeftError) as error:
             log.warning("workspace_unusable", tenant=tenant, error=str(error))
             raise SpawnFailed(errno.EACCES, str(error)) from error
@@ -160,6 +162,7 @@ class Isolation:
             log.warning("workspace_unusable", tenant=tenant, error=str(error))
             text = f"its tenant's workspace can't be made: {error.strerror}"
             raise SpawnFailed(error.errno or errno.EIO, text) from error
+        return workspace
 
     def _open_ruleset(
         self, level: IsolationLevel, workspace: Workspace, permit: Permit
@@ -230,7 +233,7 @@ def open_isolation(
     directory = options.workspaces or state / DIRECTORY
     allotments = None
     if missing[IsolationLevel.USER] is None:
-        allotments = Allotments(state / FILE_NAME, options.uids)
+        allotments = Allotments(state / FILE_NAME, options.uids, workspaces=directory)
     passing = state if directory.is_relative_to(state) else None
     workspaces = Workspaces(directory, allotments, passing=passing)
     problem = _barred(workspaces)

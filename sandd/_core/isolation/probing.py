@@ -40,6 +40,9 @@ def probe(options: IsolationOptions) -> Mapping[IsolationLevel, str | None]:
     """Of each level why it is not to be had here; None: it is."""
     no_user = _no_user(options)
     no_landlock = _no_landlock(with_users=no_user is None)
+    if no_user is not None and sys.platform == "linux" and os.geteuid() == 0:
+        # Root that stays root makes devices in its workspace, and writes to the disk by them: no level holds that.
+        no_landlock = f"its jobs would be root's: {no_user}"
     return {
         IsolationLevel.NONE: None,
         IsolationLevel.USER: no_user,

@@ -6,6 +6,7 @@ what is looked at by its name there is what is changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 DIRECTORY: Final = "workspaces"
 """In the state directory, where nobody says otherwise."""
 TEMPORARY: Final = "tmp"
-"""In a workspace: what is TMPDIR there, and at 'bwrap' /tmp."""
+"""In a workspace: what is TMPDIR there."""
+SHOWN: Final = ".tmp"
+"""Beside the workspaces, as no tenant's name begins so: for each tenant what is /tmp at 'bwrap'. What is shown there is
+looked up outside, so it must not be in the workspace, where its tenant could put a link in its place."""
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 """As the controller has them; but it is the controller that says so."""
 _PRIVATE: Final = 0o700
@@ -58,6 +62,11 @@ class Workspace:
     def temporary(self) -> Path:
         """For what needn't last."""
         return self.path / TEMPORARY
+
+    @property
+    def shown_as_tmp(self) -> Path:
+        """What bubblewrap shows as /tmp, once `Workspaces.open_tmp` has made it."""
+        return self.path.parent / SHOWN / self.path.name
 
 
 class Workspaces:
@@ -107,19 +116,7 @@ class Workspaces:
         self._prepare()
         uid = None if self.allotments is None else self.allotments.uid_of(tenant)
         workspace = Workspace(self.directory / tenant, uid)
-        owner = os.geteuid() if uid is None else uid
-        try:
-            os.mkdir(workspace.path, _PRIVATE)
-        except FileExistsError:
-            status = os.lstat(workspace.path)
-        else:
-            status = os.lstat(workspace.path)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (owner, os.geteuid()):
-            raise WorkspaceError(
-                f"{workspace.path} is there, and not tenant {tenant!r}'s directory: it belongs to uid {status.st_uid}"
-            )
-        if status.st_uid != owner:  # just made; or we were killed before this
-            os.chown(workspace.path, owner, owner, follow_symlinks=False)
+        _make_owned(workspace.path, tenant, uid)
         # What is in there is the tenant's to exchange at any moment: so it is made as whoever that is.
         if uid is None:
             self._make_temporary(workspace)
@@ -128,8 +125,30 @@ class Workspaces:
                 self._make_temporary(workspace)
         return workspace
 
+    def open_tmp(self, workspace: Workspace) -> Path:
+        """What bubblewrap is to show as /tmp to jobs of an open workspace; it is there when this returns. As `open`."""
+        path = workspace.shown_as_tmp
+        path.parent.mkdir(_PASSED, exist_ok=True)
+        path.parent.chmod(_PASSED)
+        _make_owned(path, workspace.path.name, workspace.uid)
+        return path
+
     def _make_temporary(self, workspace: Workspace) -> None:
         try:
             os.mkdir(workspace.temporary, _PRIVATE)
         except FileExistsError:
             pass  # whatever it is: the tenant may have made it
+
+
+def _make_owned(path: Path, tenant: str, uid: int | None) -> None:
+    """Have a directory there that is that user's, or ours, alone: in a directory of ours."""
+    owner = os.geteuid() if uid is None else uid
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, _PRIVATE)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (owner, os.geteuid()):
+        raise WorkspaceError(
+            f"{path} is there, and not tenant {tenant!r}'s directory: it belongs to uid {status.st_uid}"
+        )
+    if status.st_uid != owner:  # just made; or we were killed before this
+        os.chown(path, owner, owner, follow_symlinks=False)

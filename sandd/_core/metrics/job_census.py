@@ -8,6 +8,7 @@ their daemon, until they have ended and were left:
       |-----its owner leaves, and nobody hears its end-----> UNHEARD
       |-----its daemon is gone, or another instance came---> LOST
       |-----the daemon refuses it--------------------------> REFUSED
+      |-----the daemon had it, and has it no more----------> UNHEARD
       `-----`most_jobs` have been asked for after it-------> UNHEARD
 
 Of a detached job that nobody is attached to nothing is heard: it counts as running until somebody attaches, or one of
@@ -43,6 +44,8 @@ class CountedJob:
     """Those of its daemon."""
     listeners: int = 0
     """Channels on which its end may pass by."""
+    is_there: bool = False
+    """Its daemon has said that it has it."""
     has_ended: bool = False
     is_left: bool = False
     """Its owner doesn't want it any more."""
@@ -118,8 +121,8 @@ class JobCensus:
             self._forget(job)
 
     def refused(self, job: CountedJob) -> None:
-        """The daemon doesn't do it."""
-        self._settle(job, REFUSED)
+        """The daemon hasn't it: it doesn't do it, or has done it, and nobody heard how it ended."""
+        self._settle(job, UNHEARD if job.is_there else REFUSED)
         self._forget(job)
 
     def lost(self, daemon: str) -> None:

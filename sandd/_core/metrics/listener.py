@@ -135,7 +135,10 @@ class _Desk:
         with trio.move_on_after(REQUEST_SECONDS) as scope:
             self._scopes[scope] = None
             if len(self._scopes) > MOST_CONNECTIONS:
-                next(iter(self._scopes)).cancel()
+                # Once: else all that come until it has gone would have nobody else make way.
+                oldest = next(iter(self._scopes))
+                del self._scopes[oldest]
+                oldest.cancel()
             try:
                 await self._serve(stream)
             except trio.BrokenResourceError:
@@ -143,7 +146,7 @@ class _Desk:
             except Exception:
                 log.exception("request_failed_inside")
             finally:
-                del self._scopes[scope]
+                self._scopes.pop(scope, None)
                 await trio.aclose_forcefully(stream)
 
     async def _serve(self, stream: trio.SocketStream) -> None:

@@ -32,9 +32,10 @@ class WritableDirectory:
     async def problem(self) -> str | None:
         """Why it does not take any; None: it does. Within PROBE_SECONDS."""
         async with self._asking:
-            now = trio.current_time()
-            if self._latest is None or now - self._latest[0] >= FRESH_SECONDS:
-                self._latest = (now, await self._look())
+            if self._latest is None or trio.current_time() - self._latest[0] >= FRESH_SECONDS:
+                found = await self._look()
+                # As of its end: with a disk that hangs a look takes longer than it is good for.
+                self._latest = (trio.current_time(), found)
             return self._latest[1]
 
     async def _look(self) -> str | None:

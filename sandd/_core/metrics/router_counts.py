@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 CONTROLLER: Final = "controller"
 DAEMON: Final = "daemon"
-_NEVER_DONE: Final = frozenset(RefusedCode) - {RefusedCode.TAKEN, RefusedCode.BUSY}
-"""Of a start: these say that there is no such job, and the others that it is somebody else's."""
+_ABSENT: Final = frozenset({RefusedCode.JOB_NOT_FOUND, RefusedCode.ENDED, RefusedCode.LOST})
+"""These say that there is no such job, or none any more."""
+_PRESENT: Final = frozenset({RefusedCode.TAKEN, RefusedCode.BUSY, RefusedCode.JOB_ID_CONFLICT})
+"""These say that there is one. All others speak of the request: of a job that is there they say nothing."""
 
 
 @define(eq=False)
@@ -54,6 +56,11 @@ class RouterCounts:
         job = self.census.asked(key, daemon.daemon_id, tally, is_reusable=is_reusable)
         return tally.traffic[PROGRAM], job
 
+    def answered(self, job: CountedJob | None) -> None:
+        """The daemon has the job."""
+        if job is not None:
+            job.is_there = True
+
     def closed(self, job: CountedJob | None) -> None:
         """A channel is closed."""
         if job is not None and not job.has_ended:
@@ -62,6 +69,7 @@ class RouterCounts:
     def happened(self, job: CountedJob | None, body: wire.Buffer) -> None:
         """A message of a job's EVENTS passed."""
         if job is not None and not job.has_ended:
+            job.is_there = True  # as a first event may stand for the answer
             outcome = wire.peek_outcome(body)
             if outcome is not None:
                 self.census.ended(job, outcome)
@@ -74,10 +82,10 @@ class RouterCounts:
             scope = refused.scope
             self.rate_limited[scope] = self.rate_limited.get(scope, 0) + 1
 
-    def refused_by_daemon(
-        self, job: CountedJob | None, refused: wire.Refused, *, is_answered: bool
-    ) -> None:
+    def refused_by_daemon(self, job: CountedJob | None, refused: wire.Refused) -> None:
         """A daemon turns an Attach down, or closes its channel."""
         self.turned_down(refused, by=DAEMON)
-        if job is not None and not is_answered and refused.code in _NEVER_DONE:
+        if job is None or refused.code in _PRESENT:
+            return
+        if refused.code in _ABSENT or not job.is_there:
             self.census.refused(job)

@@ -49,9 +49,13 @@ CHOICE_VARIABLE = "SANDD_CONTROL_GROUPS"
 PREFIX = "sandd-"
 _NAME = re.compile(PREFIX + r"[0-9]+-[0-9a-f]{8}")
 """What `_make` calls a group. Whoever calls theirs ``sandd-anything`` shall keep what is in it."""
+DAEMONS_OWN = "sandd-daemon"
+"""The group of v2 that a daemon is put into if it is alone where its jobs' groups are to be: see `limit_groups`."""
 FREEZE_SECONDS = 0.2
 """How long is waited for everybody to stand still. Who is in the kernel's hands may take longer."""
 LOOK_SECONDS = 0.001
+LOCK_TRIES = 3
+"""To have a group of our own, where other spawners start at the same moment and take it for a stale one."""
 KILL_LOOKS = 20
 """Looks for new processes while a group is killed one by one, frozen; two are enough if it is."""
 REMOVE_SECONDS = 0.1
@@ -159,9 +163,7 @@ class OwnGroup(ControlGroup):
     @contextmanager
     def outside(self) -> Iterator[bool]:
         """While open, we are not in it; false if that can't be, and then we are. Takes 10 ms or more."""
-        try:
-            move_to(self._parent)
-        except OSError:
+        if not self._leave():
             yield False
             return
         try:
@@ -172,9 +174,16 @@ class OwnGroup(ControlGroup):
 
     def dissolve(self) -> None:
         """Leave it for good and remove it, if nobody else is in it."""
-        with suppress(OSError):
-            move_to(self._parent)
+        self._leave()
         self.remove()
+
+    def _leave(self) -> bool:
+        # A group of v2 that hands controllers on has no processes of its own: there we are where our daemon is.
+        for place in (self._parent, f"{self._parent}/{DAEMONS_OWN}"):
+            with suppress(OSError):
+                move_to(place)
+                return True
+        return False
 
 
 def enter_new_group(choice: str = "", *, proc: str = "/proc/self") -> OwnGroup | None:
@@ -201,6 +210,13 @@ def enter_new_group(choice: str = "", *, proc: str = "/proc/self") -> OwnGroup |
 
 def make_locked(parent: str) -> tuple[str, int]:
     """A new group, and the descriptor whose lock says that its spawner lives."""
+    for _ in range(LOCK_TRIES - 1):
+        with suppress(OSError):
+            return _make_locked(parent)
+    return _make_locked(parent)
+
+
+def _make_locked(parent: str) -> tuple[str, int]:
     # Its name is nobody else's: pids of different namespaces may be the same.
     path = f"{parent}/{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
     os.mkdir(path)
@@ -209,6 +225,7 @@ def make_locked(parent: str) -> tuple[str, int]:
         # No child of ours gets it: it is not inheritable.
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(path)  # else another spawner has taken it for a stale one, and removed it
     except OSError:
         if lock >= 0:
             os.close(lock)
@@ -277,6 +294,9 @@ def own_directory(
         )
         # A container may be shown a part of the tree only.
         inside = path if root == "/" else path.removeprefix(root)
+        if version == "v2":
+            # As for the second spawner of a daemon that the first has put there.
+            inside = inside.removesuffix(f"/{DAEMONS_OWN}")
         is_shown = root == "/" or path == root or path.startswith(f"{root}/")
         # "..": we are outside of what our namespace shows.
         if is_it and is_shown and ".." not in inside.split("/"):

@@ -215,15 +215,33 @@ def _becoming_what_is_found(request: Spawn, env: dict[bytes, bytes]) -> Callable
     def become() -> None:
         # The wrapper would find what is wrong too late for us, as it runs by then.
         program_search.find(program, env)
+        options = _hand_over(env)
         # A signal to the whole tree would end the wrapper before its program, whose exit code it is to give back.
         for each in signal.valid_signals() - _KEPT_SIGNALS:
             with contextlib.suppress(
                 OSError, ValueError
             ):  # those that the C library has for itself
                 signal.signal(each, signal.SIG_IGN)
-        os.execve(wrapper[0], (*wrapper, *request.argv), env)  # noqa: S606 - no shell is what is wanted
+        line = (wrapper[0], b"--args", b"%d" % options, *wrapper[1:], *request.argv)
+        os.execve(wrapper[0], line, {})  # noqa: S606 - no shell is what is wanted
 
     return become
+
+
+def _hand_over(env: dict[bytes, bytes]) -> int:
+    """A descriptor from which bubblewrap reads the program's environment, which its command line would show to others.
+
+    Its own is empty: it is not confined yet, and variables such as LD_PRELOAD say what it loads.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    options = b"".join(b"--setenv\0%s\0%s\0" % each for each in env.items())
+    descriptor = os.memfd_create("environment", 0)  # for it to inherit, and to close
+    written = 0
+    while written < len(options):
+        written += os.write(descriptor, options[written:])
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _be_the_child(
@@ -290,7 +308,12 @@ def _take_standard_streams(request: Spawn, pipes: Sequence[int], terminal: bytes
         streams = [opened, opened, opened]
     else:
         rest = iter(pipes)
-        stdin = next(rest) if request.stdin else os.open(os.devnull, os.O_RDONLY)
+        if not request.stdin:
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(nothing, 0)
+            if nothing > 2:
+                os.close(nothing)  # we may be a cell, which lives on
+        stdin = next(rest) if request.stdin else 0
         stdout = next(rest)
         streams = [stdin, stdout, stdout if request.merge_stderr else next(rest)]
     for number, stream in enumerate(streams):

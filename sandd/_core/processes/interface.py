@@ -53,7 +53,7 @@ class Confinement:
     """A descriptor of what it may do to files, and reach: see `landlock`."""
     wrapper: tuple[bytes, ...] = ()
     """The command line, but for the program's own, of what runs it elsewhere: bubblewrap. It gives back its exit
-    code, and ignores signals until the program runs, which then ignores none."""
+    code, and ignores signals until the program runs, which then ignores none. The environment is that one's alone."""
 
 
 @attrs.frozen

@@ -55,12 +55,13 @@ NO_JOBS_BRAND = 1
 """Of a cell between two jobs: who looks for a job's processes doesn't take it for one."""
 LAST_DESCRIPTOR = 1 << 20
 _SCORE = "/proc/self/oom_score_adj"
-_SPARED = b"-1000"
-"""Never chosen by the kernel when memory is short: it is for what a cell starts, not for the cell."""
+_SPARED = b"-999"
+"""The last to be chosen by the kernel when memory is short: what a cell has started goes first. Yet not never (-1000):
+who can't be chosen, with nobody else there, waits for memory for good, and the spawner for it."""
 
 
 class CellError(OSError):
-    """A cell did not do what it was asked for. No job runs by it."""
+    """A cell did not do what it was asked for; the text is for people. What it may have started is in its group."""
 
 
 class Cell:
@@ -101,19 +102,26 @@ class Cell:
             OSError: the program can't be started, as from `launcher.launch`. Nothing ran.
         """
         assert request.limits is not None
+        limits = ProcessLimits(*request.limits)
+        number = errno.EAGAIN
         try:
             self._wait_until_up()
-            self.group.hold(ProcessLimits(*request.limits), extra=1)
+            # Not yet the processors': we wait for the cell, and it would take its time.
+            self.group.hold(limits._replace(cpus=None), extra=1)
             data = encode(request, descriptors=len(descriptors))
             sent = socket.send_fds(self._link, [data], descriptors)
             self._link.sendall(memoryview(data)[sent:])
+            number = errno.ETIME  # from now on it may run: who asked must not try again
             answer = self._receive()
+            if limits.cpus is not None:
+                self.group.slow_down(limits.cpus)
         except CellError:
             raise
         except (OSError, EOFError) as error:
-            raise CellError(
-                errno.EAGAIN, f"what starts jobs with limits failed: {error}"
-            ) from error
+            if self.group.counters().oom_kills > self.before.oom_kills:
+                text = "its limit of memory is less than it takes to start it"
+                raise CellError(errno.E2BIG, text) from error
+            raise CellError(number, f"what starts jobs with limits failed: {error}") from error
         if isinstance(answer, Failed):
             if answer.filename == _OF_LIMITS:
                 raise LimitError(answer.number, answer.text)

@@ -46,8 +46,8 @@ OF_LIMITS = {
 PERIOD_MICROSECONDS = 100_000
 """Of the processors' quota: the kernel's own choice. It takes no quota below a hundredth of that."""
 UNLIMITED_V1 = "-1"
-DAEMONS_OWN = "sandd-daemon"
-"""The group of v2 that a daemon is put into if it is alone where its jobs' groups are to be."""
+MOST_PROCESSES = 1 << 22
+"""The kernel takes no larger number, as there are no more (PID_MAX_LIMIT)."""
 READ_BYTES = 4096
 """More than there is in any file that is read here."""
 REUSABLE_BYTES = 8 << 20
@@ -74,6 +74,10 @@ class LimitGroup(abc.ABC):
     @abc.abstractmethod
     def hold(self, limits: ProcessLimits, *, extra: int = 0) -> None:
         """From now on these are the limits; `extra` processes more than they say. OSError where the kernel won't."""
+
+    @abc.abstractmethod
+    def slow_down(self, cpus: float | None) -> None:
+        """From now on it has so many processors, whatever `hold` has said. OSError where the kernel won't."""
 
     @abc.abstractmethod
     def counters(self) -> Counters:
@@ -181,13 +185,24 @@ class GroupV1(LimitGroup):
             if has_swap:
                 write(with_swap, memory)
         if "pids" in places:
-            most = "max" if limits.processes is None else str(limits.processes + extra)
-            write(f"{places['pids']}/pids.max", most)
-        if "cpu" in places:
-            quota = -1 if limits.cpus is None else round(limits.cpus * PERIOD_MICROSECONDS)
-            write(f"{places['cpu']}/cpu.cfs_period_us", str(PERIOD_MICROSECONDS))
-            write(f"{places['cpu']}/cpu.cfs_quota_us", str(quota))
+            write(f"{places['pids']}/pids.max", _most_processes(limits, extra))
+        self.slow_down(limits.cpus)
         self._held = (limits, extra)
+
+    def slow_down(self, cpus: float | None) -> None:
+        self._held = None
+        if "cpu" not in self._places:
+            return
+        quota = UNLIMITED_V1 if cpus is None else str(round(cpus * PERIOD_MICROSECONDS))
+        path = self._places["cpu"]
+        write(f"{path}/cpu.cfs_period_us", str(PERIOD_MICROSECONDS))
+        try:
+            write(f"{path}/cpu.cfs_quota_us", quota)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # More than a group above has: that one's counts, and v1 wants to hear no more than that.
+            write(f"{path}/cpu.cfs_quota_us", UNLIMITED_V1)
 
     def stop_forks(self) -> None:
         self._held = None
@@ -203,7 +218,7 @@ class GroupV1(LimitGroup):
         )
 
     def pids(self) -> list[int]:
-        return self._reader.pids(f"{next(iter(self._places.values()))}/cgroup.procs")
+        return _pids_in(next(iter(self._places.values())))
 
     def is_clean(self) -> bool:
         if "memory" not in self._places:
@@ -274,10 +289,14 @@ class GroupV2(LimitGroup):
         self._set("memory.max", memory)
         # Without swap: else a hog would slow down the whole machine instead of being ended.
         self._set("memory.swap.max", "max" if limits.memory_bytes is None else "0")
-        self._set("pids.max", "max" if limits.processes is None else str(limits.processes + extra))
-        quota = "max" if limits.cpus is None else str(round(limits.cpus * PERIOD_MICROSECONDS))
-        self._set("cpu.max", f"{quota} {PERIOD_MICROSECONDS}")
+        self._set("pids.max", _most_processes(limits, extra))
+        self.slow_down(limits.cpus)
         self._held = (limits, extra)
+
+    def slow_down(self, cpus: float | None) -> None:
+        self._held = None
+        quota = "max" if cpus is None else str(round(cpus * PERIOD_MICROSECONDS))
+        self._set("cpu.max", f"{quota} {PERIOD_MICROSECONDS}")
 
     def _set(self, file: str, text: str) -> None:
         if os.path.exists(f"{self._path}/{file}"):
@@ -296,7 +315,7 @@ class GroupV2(LimitGroup):
         )
 
     def pids(self) -> list[int]:
-        return self._reader.pids(f"{self._path}/cgroup.procs")
+        return _pids_in(self._path)
 
     def is_clean(self) -> bool:
         try:
@@ -309,6 +328,15 @@ class GroupV2(LimitGroup):
     def remove(self) -> bool:
         self._reader.close()
         return ControlGroup(self._path).remove()
+
+
+def _most_processes(limits: ProcessLimits, extra: int) -> str:
+    return "max" if limits.processes is None else str(min(limits.processes + extra, MOST_PROCESSES))
+
+
+def _pids_in(path: str) -> list[int]:
+    # Opened anew: v1 answers a second read by the same descriptor from what it had a second ago.
+    return [int(word) for word in read(f"{path}/cgroup.procs").split()]
 
 
 class _Reader:
@@ -325,10 +353,6 @@ class _Reader:
         if descriptor is None:
             descriptor = self._opened[path] = os.open(path, os.O_RDONLY)
         return os.pread(descriptor, READ_BYTES, 0)
-
-    def pids(self, path: str) -> list[int]:
-        """The processes that are listed there. OSError where it can't be read."""
-        return [int(word) for word in self.read(path).split()]
 
     def counted(self, path: str, key: str) -> int:
         """The number behind a key in a file of lines; 0 where there is none."""
@@ -418,7 +442,7 @@ def _vacate(parent: str) -> bool:
     left = {int(word) for word in read(f"{parent}/cgroup.procs").split()}
     if not left <= ours:
         return False
-    place = f"{parent}/{DAEMONS_OWN}"
+    place = f"{parent}/{control_groups.DAEMONS_OWN}"
     with suppress(FileExistsError):
         os.mkdir(place)
     for pid in left:

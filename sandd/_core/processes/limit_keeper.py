@@ -48,7 +48,8 @@ a counter takes 0.04 ms, one at a process 0.02."""
 LONGEST_LOOK_SECONDS = 1.0
 """Until the next look at a job that can't have used up its processor time before."""
 LOOK_SHARE = 0.1
-"""At most this part of the time goes to looking at processes: a job that has thousands is looked at less often."""
+"""At most this part of the time goes to looking: jobs are looked at less often where there are thousands, and one that
+has thousands of processes is, too."""
 MOST_IDLE_CELLS = 4
 """Cells that wait for a job; each holds 2 MiB. More at once are started anew, 20 ms each."""
 WATCHED = frozenset({"cpu_seconds", "memory_bytes", "processes"})
@@ -63,7 +64,7 @@ class LimitsUnheldError(OSError):
 class Guard:
     """What holds one job to its limits, and what was seen of it."""
 
-    __slots__ = ("cell", "due", "hit", "limits", "unheld", "watched")
+    __slots__ = ("cell", "due", "hit", "limits", "refusals", "unheld", "watched")
 
     def __init__(self, limits: ProcessLimits, cell: Cell | None, watched: frozenset[str]) -> None:
         self.limits = limits
@@ -73,12 +74,16 @@ class Guard:
         self.unheld: tuple[str, ...] = ()
         self.hit = ""
         """The limit that it was seen beyond."""
+        self.refusals: int | None = None
+        """Forks that its group had refused when it was us who stopped them all; those behind that tell nothing."""
         self.due = _INF
         """Monotonic time of the next look."""
 
     def stop_forks(self) -> None:
         """Its processes can start no others any more, where that can be had."""
         if self.cell is not None:
+            if self.refusals is None:
+                self.refusals = self.cell.group.counters().fork_refusals
             self.cell.group.stop_forks()
 
 
@@ -114,8 +119,12 @@ class LimitKeeper:
         self._guards: set[Guard] = set()
         self._has_total = False
         if total is not None and any(value is not None for value in total) and self._groups:
-            self._groups.hold_all(total)
-            self._has_total = True
+            with suppress(
+                OSError
+            ):  # then `holds_total` says so: without a spawner there would be nothing
+                self._groups.hold_all(total)
+                self._has_total = True
+        self._total_failed = total is not None and not self._has_total
 
     @property
     def driver(self) -> str:
@@ -137,7 +146,7 @@ class LimitKeeper:
     @property
     def holds_total(self) -> frozenset[str]:
         """The names of the limits that all jobs together can be held to: no watchdog could choose whom to end."""
-        return self._held_by_group - {"cpu_seconds"}
+        return frozenset() if self._total_failed else self._held_by_group - {"cpu_seconds"}
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -229,8 +238,10 @@ class LimitKeeper:
             seconds = max(seconds, counted.cpu_seconds - before.cpu_seconds)
             if counted.oom_kills > before.oom_kills:
                 limit = "memory_bytes"
-            elif not limit and counted.fork_refusals > before.fork_refusals:
-                limit = "processes"
+            elif not limit and limits.processes is not None:
+                refusals = counted.fork_refusals if guard.refusals is None else guard.refusals
+                if refusals > before.fork_refusals:
+                    limit = "processes"
             self._used.append(guard.cell)
         if (
             limits.cpu_seconds is not None
@@ -299,6 +310,7 @@ class LimitKeeper:
         try:
             return cell.launch(request, descriptors)
         except CellError:
+            _kill_all_in(cell)
             self._discard(cell)
             raise
         except BaseException:
@@ -310,7 +322,7 @@ class LimitKeeper:
         try:
             is_usable = (
                 len(self._idle) < MOST_IDLE_CELLS
-                and set(cell.group.pids()) <= {cell.pid}
+                and cell.group.pids() == [cell.pid]  # without it: the kernel has chosen the cell
                 and cell.group.is_clean()
             )
         except OSError:
@@ -357,7 +369,9 @@ class LimitKeeper:
         if limits.cpu_seconds is not None and seconds >= limits.cpu_seconds:
             return "cpu_seconds"
         now = time.monotonic()
-        guard.due = max(self._next_look(guard, now, seconds), now + (now - began) / LOOK_SHARE)
+        # As if all looks took as long as this one.
+        pause = (now - began) * max(1, len(self._guards)) / LOOK_SHARE
+        guard.due = max(self._next_look(guard, now, seconds), now + pause)
         return ""
 
     def _next_look(self, guard: Guard, now: float, seconds: float) -> float:
@@ -369,6 +383,15 @@ class LimitKeeper:
             rest = (limits.cpu_seconds - seconds) / (os.cpu_count() or 1)
             due = min(due, now + min(max(rest, LOOK_SECONDS), LONGEST_LOOK_SECONDS))
         return due
+
+
+def _kill_all_in(cell: Cell) -> None:
+    """Kill what a cell may have started that we have not heard of; the group is this one job's."""
+    cell.group.stop_forks()
+    with suppress(OSError):
+        for pid in cell.group.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _measure(pids: Iterable[int]) -> list[Consumption]:

@@ -63,10 +63,18 @@ def read_process(pid: int) -> Process | None:
         text = _read(f"/proc/{pid}/stat", _STAT_BYTES)
     except OSError:
         return None
+    fields = stat_fields(text)
+    return process_in(pid, fields) if len(fields) >= 20 else None
+
+
+def stat_fields(text: bytes) -> list[bytes]:
+    """What a line of /proc/PID/stat has behind the name: the first is the third that proc_pid_stat(5) counts."""
     # The name may hold blanks and brackets, and it is the only field that may.
-    fields = text[text.rfind(b")") + 2 :].split()
-    if len(fields) < 20:
-        return None
+    return text[text.rfind(b")") + 2 :].split()
+
+
+def process_in(pid: int, fields: list[bytes]) -> Process:
+    """The entry that 20 `stat_fields` or more are of."""
     threads = int(fields[17])
     return Process(
         pid=pid,
@@ -291,9 +299,12 @@ def read_consumption(pid: int) -> Consumption | None:
         text = _read(f"/proc/{pid}/stat", _STAT_BYTES)
     except OSError:
         return None
-    fields = text[text.rfind(b")") + 2 :].split()
-    if len(fields) < 22:
-        return None
+    fields = stat_fields(text)
+    return consumption_in(fields) if len(fields) >= 22 else None
+
+
+def consumption_in(fields: list[bytes]) -> Consumption:
+    """What the process uses that 22 `stat_fields` or more are of."""
     # utime, stime, and those of its children that it has waited for: what they used is not lost with them.
     ticks = sum(int(field) for field in fields[11:15])
     return Consumption(int(fields[17]), ticks / _TICKS_PER_SECOND, int(fields[21]) * _PAGE_BYTES)
@@ -330,17 +341,24 @@ def has_marker(text: bytes, marker: bytes) -> bool:
 def consumption_by_ps(
     pids: Iterable[int], run: Callable[[list[str]], bytes] = subprocess.check_output
 ) -> dict[int, Consumption]:
-    """What these use, as ps(1) tells it: resident kilobytes and ``[[hours:]minutes:]seconds``; less who is gone."""
+    """What these use, as ps(1) tells it, resident kilobytes and a time; less who is gone."""
     wanted = set(pids)
     found: dict[int, Consumption] = {}
     for line in run(["/bin/ps", "-axo", "pid=,rss=,time="]).splitlines():
         words = line.split()
         if len(words) == 3 and words[0].isdigit() and int(words[0]) in wanted:
-            seconds = 0.0
-            for part in words[2].split(b":"):
-                seconds = seconds * 60 + float(part)
-            found[int(words[0])] = Consumption(1, seconds, int(words[1]) * 1024)
+            used = Consumption(1, seconds_by_ps(words[2]), int(words[1]) * 1024)
+            found[int(words[0])] = used
     return found
+
+
+def seconds_by_ps(text: bytes) -> float:
+    """Of its ``[[DD-]HH:]MM:SS.ss``."""
+    days, _, rest = text.rpartition(b"-")
+    seconds = 0.0
+    for part in rest.split(b":"):
+        seconds = seconds * 60 + float(part)
+    return seconds + 86_400 * int(days or 0)
 
 
 # --- both -----------------------------------------------------------------------------------------

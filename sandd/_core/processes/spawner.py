@@ -39,6 +39,7 @@ from sandd._core.processes import control_groups, culling, process_table
 from sandd._core.processes.exit_watch import WaitStatus, open_exit_watch
 from sandd._core.processes.forked_launch import ConfinementError, LimitError
 from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_boot
+from sandd._core.processes.limit_cells import CellError
 from sandd._core.processes.limit_groups import open_limit_groups
 from sandd._core.processes.limit_keeper import Guard, LimitKeeper, LimitsUnheldError
 from sandd._core.processes.spawner_messages import (
@@ -425,7 +426,7 @@ def _failure(request: Spawn, error: Exception) -> Failed:
     ):
         return Failed(request.job, error.errno, f"can't become uid {request.identity[0]}", None)
     text = os.strerror(error.errno)
-    if isinstance(error, ConfinementError | LimitError | LimitsUnheldError):
+    if isinstance(error, CellError | ConfinementError | LimitError | LimitsUnheldError):
         text = error.strerror or text
     return Failed(
         request.job, error.errno, text, None if filename is None else os.fsdecode(filename)

@@ -187,7 +187,7 @@ class SpawnerKeeper:
                 ready.limit_groups if ready.group is None else (ready.group, *ready.limit_groups)
             )
             self._groups = [ControlGroup(path) for path in paths]
-            if self.ready is None:
+            if self.ready is None or self.ready.driver != ready.driver:
                 log.info("limits_driver", driver=ready.driver, holds=sorted(ready.holds))
             self.ready = ready
             self._has_said.set()

@@ -6,7 +6,6 @@ process on Linux, where everything comes from /proc, and 10 ms in all on macOS, 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,15 +14,20 @@ if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.processes.interface import TreeUsage
-from sandd._core.processes.process_table import children_of, read_brand
+from sandd._core.processes.process_table import (
+    children_of,
+    consumption_in,
+    process_in,
+    read_brand,
+    seconds_by_ps,
+    stat_fields,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
 MOST_PROCESSES = 5_000
 """That one look counts: a third of a second. Of a fork bomb the rest is left out, and that it is one shows anyway."""
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Taken(NamedTuple):
@@ -104,20 +108,18 @@ def read_taken(pid: int) -> Taken | None:
 
 def parse_stat(pid: int, text: bytes) -> Taken | None:
     """What a line of /proc/PID/stat tells; None where it is cut short."""
-    # The name may hold blanks and brackets, and it is the only field that may.
-    fields = text[text.rfind(b")") + 2 :].split()
+    fields = stat_fields(text)
     if len(fields) < 22:
         return None
-    threads = int(fields[17])
-    is_dead = fields[0] in (b"Z", b"X") and threads <= 1
+    process, used = process_in(pid, fields), consumption_in(fields)
     return Taken(
         pid=pid,
-        parent=int(fields[1]),
-        session=int(fields[3]),
-        threads=threads,
-        is_dead=is_dead,
-        cpu_seconds=sum(map(int, fields[11:15])) / _TICKS_PER_SECOND,
-        rss_bytes=0 if is_dead else int(fields[21]) * _PAGE_BYTES,
+        parent=process.parent,
+        session=process.session,
+        threads=process.threads,
+        is_dead=process.is_dead,
+        cpu_seconds=used.cpu_seconds,
+        rss_bytes=0 if process.is_dead else used.resident_bytes,
     )
 
 
@@ -139,7 +141,7 @@ def measure_by_ps(
         is_dead = words[3].startswith(b"Z")
         taken = Taken(
             *(pid, parent, group, 1, is_dead),
-            _seconds(words[4]),
+            seconds_by_ps(words[4]),
             0 if is_dead else int(words[5]) * 1024,
         )
         entries[pid] = (group, taken)
@@ -162,15 +164,6 @@ def _ancestor(
         seen.add(pid)
         pid = entries[pid][1].parent
     return pid
-
-
-def _seconds(text: bytes) -> float:
-    """Of ps' ``[[DD-]HH:]MM:SS.ss``."""
-    days, _, rest = text.rpartition(b"-")
-    seconds = 0.0
-    for part in rest.split(b":"):
-        seconds = seconds * 60 + float(part)
-    return seconds + 86_400 * int(days or 0)
 
 
 # --- both -----------------------------------------------------------------------------------------
