@@ -334,6 +334,7 @@ def test_a_label_that_cannot_be_is_named(label: str) -> None:
         (["stray"], ["stray"]),
         (["--daemon-id"], ["--daemon-id"]),
         (["--token-file", "/no/such/file"], ["token file", "/no/such/file", "No such file"]),
+        (["--token-file", "/no/such/file"], ["has joined", "needs none", "leave the option out"]),
         (["--token-file", "/"], ["token file", "directory"]),
         (["--ca-pin", "sha256:12"], ["'sha256:12'", "64 hexadecimal digits"]),
         (["--ca-pin", "x" * 64], ["CA pin"]),

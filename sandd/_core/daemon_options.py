@@ -298,7 +298,15 @@ def _build(given: dict[str, Any], token: str | None) -> DaemonOptions:
 
 def _credential(token_file: object, token: str | None) -> Credential | None:
     if token_file is not None:
-        source, text = f"the token file {token_file}", read_token(Path(str(token_file)))
+        path = Path(str(token_file))
+        try:
+            source, text = f"the token file {path}", read_token(path)
+        except ConfigurationError as error:
+            if path.exists():
+                raise
+            raise ConfigurationError(
+                f"{error} (a daemon that has joined by it needs none any more: leave the option out)"
+            ) from error
     elif token is not None:
         source, text = f"${TOKEN_VARIABLE}", os.fsencode(token).strip()
         if not text:
