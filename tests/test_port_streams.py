@@ -54,7 +54,7 @@ async def clog(stream: trio.abc.SendStream) -> int:
     """Send until nothing goes any more; about how much that was."""
     sent = 0
     while True:
-        with trio.move_on_after(0.1) as patience:
+        with trio.move_on_after(0.3) as patience:
             await stream.send_all(bytes(50_000))
         if patience.cancelled_caught:
             return sent
@@ -71,7 +71,7 @@ async def clog_socket(stream: trio.SocketStream) -> None:
                 plain.send(bytes(50_000))
             except BlockingIOError:
                 refused += 1
-                await trio.sleep(0.01)
+                await trio.sleep(0.05)
             else:
                 refused = 0
 

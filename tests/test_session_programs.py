@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 import pytest
+import trio
 from process_tools import until
 from screens import Person, in_foreground
 from standing_daemon import StandingDaemon, standing_daemon
@@ -56,6 +57,14 @@ async def at(
 async def ends(session: sandd.Session, code: int = 0) -> None:
     """It ends by itself, like that."""
     assert (await session.wait()).exit_code == code
+
+
+async def press_again_and_again(person: Person, key: str) -> None:
+    """Until somebody cancels this."""
+    with contextlib.suppress(trio.BrokenResourceError):  # it has ended
+        while True:
+            await person.types(key)
+            await trio.sleep(2)
 
 
 @needs("bash")
@@ -155,8 +164,11 @@ async def test_top_refreshes_and_follows_the_size(daemon: StandingDaemon) -> Non
         await person.resizes(12, 60)
         await person.types(" ")
         await until(lambda: any("PID" in line for line in person.lines[:12]))
-        await person.types("q")
-        await ends(person.session)
+        async with trio.open_nursery() as nursery:
+            # While it takes note of its new size, it may throw away what was typed.
+            nursery.start_soon(press_again_and_again, person, "q")
+            await ends(person.session)
+            nursery.cancel_scope.cancel()
 
 
 @needs("htop")
