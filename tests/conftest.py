@@ -79,8 +79,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     named = config.args_source is pytest.Config.ArgsSource.ARGS or option.keyword
     if getattr(option, "numprocesses", 0) is None and not (named or option.usepdb or IS_WORKER):
         cores: int = config.hook.pytest_xdist_auto_num_workers(config=config)
-        # More than can run, because they wait half the time; and not so many that each starts all daemons.
-        option.numprocesses = min(2 * cores, MOST_WORKERS)
+        # One more than can run, because they wait at times; more of them and those that look at clocks starve.
+        option.numprocesses = min(cores + 1, MOST_WORKERS)
         # A worker begins with its share of the files in their order, so few daemons are started twice.
         option.dist = "worksteal"
         option.whole_suite = True  # for the workers to see
