@@ -52,6 +52,7 @@ def work(server: sandd.Server) -> None:
         for piece in process.stdout:
             print(f"streamed: {piece!r}")
             process.kill()
+        process.wait()
         print(f"it ended with {process.exit_code}")
 
     # Whatever only the trio API has runs in the server's own thread.

@@ -329,7 +329,8 @@ async def test_a_send_that_was_cancelled_is_the_last() -> None:
                     nursery.start_soon(connection.send_message, b"x" * (64 * MIB))
                     await trio.testing.wait_all_tasks_blocked(0.05)
                     assert connection.write_pending_since is not None
-                    assert connection.write_pending_since == connection.last_write_progress
+                    # What the kernel took at once was progress, before anything had to wait.
+                    assert connection.write_pending_since >= connection.last_write_progress
                     assert connection.last_write_progress > before
                     nursery.cancel_scope.cancel()
                 assert connection.write_pending_since is None
