@@ -6,44 +6,22 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from fleet_examples import DAEMON
+from fleet_examples import JOB as RUNNING
 
 from sandd import (
-    DaemonInfo,
     DaemonState,
     DaemonStatistics,
-    JobInfo,
-    JobState,
     JobStatistics,
     KeptOutput,
 )
 from sandd.fleet import busy
 from sandd.fleet.busy import Gauge, Round
 
-INFO = DaemonInfo(
-    id="w\x1b1",
-    hostname="box",
-    platform="linux",
-    arch="x86_64",
-    version="0.1.0",
-    labels={},
-    instance="abc",
-    connected_at=0.0,
-)
-JOB = JobInfo(
-    job_id="j1",
-    state=JobState.RUNNING,
+INFO = evolve(DAEMON, id="w\x1b1", connected_at=0.0)
+JOB = evolve(
+    RUNNING,
     command=("make", "te\nst"),
-    pid=7,
-    age=75.0,
-    started_age=74.0,
-    ended_age=None,
-    outcome=None,
-    exit_code=None,
-    failure="",
-    detached=False,
-    terminal=False,
-    owned=True,
-    viewers=0,
     kept={"stdout": KeptOutput(2000, 5000), "stderr": KeptOutput(0, 120)},
 )
 TOLD = DaemonStatistics(

@@ -654,11 +654,10 @@ class JobRunner:
 
     async def _enforce_timeouts(self, running: RunningJob) -> None:
         spec, wall = running.spec, running.limits.wall
-        end = math.inf if spec.timeout is None else running.began_at + spec.timeout
-        if wall is not None and running.began_at + wall < end:
-            end = running.began_at + wall
-        else:
-            wall = None  # the time-out comes first, and is one
+        longest = math.inf if spec.timeout is None else spec.timeout
+        # Of the two the first is told; should they be equal, that is the time-out.
+        is_limit = wall is not None and wall < longest
+        end = running.began_at + min(longest, math.inf if wall is None else wall)
         idle = math.inf if spec.idle_timeout is None else spec.idle_timeout
         while running.exited_at is None:
             # A process that we hold back (its output is not fetched) is not idle.
@@ -670,12 +669,11 @@ class JobRunner:
                 await trio.sleep(IDLE_LOOK_SECONDS)
                 if running.held_back or running.last_output > since:
                     continue
-                self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
-            elif wall is not None:
+                is_limit = False
+            if is_limit:
                 running.exceeded = running.exceeded or "wall"
-                self.act(self._table.stop(running.job, Outcome.LIMIT_EXCEEDED))
-            else:
-                self.act(self._table.stop(running.job, Outcome.TIMED_OUT))
+            outcome = Outcome.LIMIT_EXCEEDED if is_limit else Outcome.TIMED_OUT
+            self.act(self._table.stop(running.job, outcome))
             return
 
 

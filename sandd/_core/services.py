@@ -205,12 +205,13 @@ class LocalService(Service):
         self._host, self._port = host, port
         self.gate = gate
         self.certificates = certificates
+        """What it serves by; None: no TLS."""
         self.bootstrap: Bootstrap | None = None
+        """What it hands out to who has no daemon yet; None: nothing."""
         if bootstrap:
             from sandd._core.bundle.handing_out import Bootstrap  # few controllers do
 
             self.bootstrap = Bootstrap(self._presented, is_in_the_clear=gate.insecure)
-        """What it serves by; None: no TLS."""
         self.router = Router(
             self._authorise,
             audit,

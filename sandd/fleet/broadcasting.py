@@ -128,7 +128,7 @@ class Broadcast:
         self._targets = {each.id: _Target(each) for each in daemons}
         self._limiter = trio.CapacityLimiter(options.concurrency or len(daemons))
         self._output = output
-        self._printer = JsonPrinter() if options.json else LinePrinter(list(self._targets))
+        self._printer: Printer = JsonPrinter() if options.json else LinePrinter(list(self._targets))
 
     async def run(self, controller: Controller) -> Mapping[str, Ending]:
         """How it ended on each of them, once it has on all."""

@@ -16,8 +16,3 @@ def strongest(levels: Iterable[IsolationLevel | None]) -> IsolationLevel:
     """The one that is all the others, too; None asks for nothing."""
     asked = [level for level in levels if level is not None]
     return max(asked, key=_ORDER.__getitem__, default=IsolationLevel.NONE)
-
-
-def includes(level: IsolationLevel, other: IsolationLevel) -> bool:
-    """Whether whoever has `level` has `other`."""
-    return _ORDER[level] >= _ORDER[other]

@@ -110,11 +110,22 @@ def launch_forked(
             if request.cwd is not None:
                 os.chdir(request.cwd)
             return _launch_by_little(request, program_search.find(program, env), env, fork)
+
+    def be_the_child(tell: int) -> NoReturn:
+        _be_the_child(request, pipes, terminal, opened, become, tell, is_ready=is_ready)
+
+    return _fork_off(request, program, be_the_child, fork)
+
+
+def _fork_off(
+    request: Spawn, program: bytes, be_the_child: Callable[[int], NoReturn], fork: Callable[[], int]
+) -> int:
+    """The pid of a child that executes its program by now; what goes wrong there it writes to what it is given."""
     told, tell = os.pipe()
     try:
         pid = fork()
         if pid == 0:
-            _be_the_child(request, pipes, terminal, opened, become, tell, is_ready=is_ready)
+            be_the_child(tell)
         os.close(tell)
         tell = -1
         failure = os.read(told, _FAILURE.size)
@@ -137,34 +148,22 @@ def _launch_by_little(
     It is the same as the rest would do, in half the pages.
     """
     limits = None if request.limits is None else ProcessLimits(*request.limits)
-    told, tell = os.pipe()
-    try:
-        pid = fork()
-        if pid == 0:
-            stage, number = _LIMITED, errno.EIO
-            try:
-                os.setsid()
-                if limits is not None:
-                    child_limits.apply(limits)
-                stage = _AS_PROGRAM
-                os.execve(path, request.argv, env)  # noqa: S606 - no shell is what is wanted
-            except OSError as error:
-                number = error.errno or number
-            finally:
-                os.write(tell, _FAILURE.pack(number, stage))
-                os._exit(127)
-        os.close(tell)
-        tell = -1
-        failure = os.read(told, _FAILURE.size)
-    finally:
-        os.close(told)
-        if tell >= 0:
-            os.close(tell)
-    if not failure:
-        return pid
-    with contextlib.suppress(ChildProcessError):  # as above
-        os.waitpid(pid, 0)
-    _raise_failure(request, request.argv[0], failure)
+
+    def be_the_child(tell: int) -> NoReturn:
+        stage, number = _LIMITED, errno.EIO
+        try:
+            os.setsid()
+            if limits is not None:
+                child_limits.apply(limits)
+            stage = _AS_PROGRAM
+            os.execve(path, request.argv, env)  # noqa: S606 - no shell is what is wanted
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os.write(tell, _FAILURE.pack(number, stage))
+            os._exit(127)
+
+    return _fork_off(request, request.argv[0], be_the_child, fork)
 
 
 def _raise_failure(request: Spawn, program: bytes, failure: bytes) -> NoReturn:
@@ -253,7 +252,7 @@ def _be_the_child(
     tell: int,
     *,
     is_ready: bool,
-) -> None:
+) -> NoReturn:
     stage, number = _AS_PROGRAM, errno.EIO
     try:
         os.setsid()
