@@ -30,13 +30,16 @@ from sandd.wire import (
     CompleteRecord,
     ContentRecord,
     EndRecord,
+    SkipRecord,
     Update,
     WantRecord,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+    from sandd._core.transfers.arrivals import Incoming, Step
 
 
 LARGE = os.urandom(64 * KIB) * 128  # far more than is on its way when half of it has come
@@ -321,8 +324,9 @@ def test_a_file_that_another_program_finishes_is_none_in_the_making(
     assert target.read_bytes() == b"whole"
 
 
+@pytest.mark.parametrize("late", [0.0, 0.05], ids=["at once", "in large portions"])
 async def test_what_is_complete_is_locked_until_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: float
 ) -> None:
     """Another program must not write to what is about to be renamed; and few descriptors are needed for that."""
     source, target = tmp_path / "source", tmp_path / "target"
@@ -331,11 +335,15 @@ async def test_what_is_complete_is_locked_until_it_has_its_name(
         (source / str(number)).write_bytes(LARGE[: SMALL_FILE_BYTES + 1])
     seen: list[bytes] = []
     held: list[int] = []
-    settle = Writer.settle
+    do = Writer.do
 
-    def looking(self: Writer) -> None:
+    def late_and_looking(
+        self: Writer, steps: Iterable[Step]
+    ) -> list[tuple[Incoming, SkipRecord | WantRecord]]:
+        time.sleep(late)  # a slow disk, behind which more and more is waiting
+        answers = do(self, steps)
         held.append(len(os.listdir("/dev/fd")))
-        settle(self)
+        return answers
 
     def rename(number: int, name: str, path: bytes) -> None:
         if name == "rename" and b".part" in path:
@@ -343,7 +351,7 @@ async def test_what_is_complete_is_locked_until_it_has_its_name(
             seen.append(path)
 
     root = FailingRoot(rename)
-    monkeypatch.setattr(Writer, "settle", looking)
+    monkeypatch.setattr(Writer, "do", late_and_looking)
     monkeypatch.setattr(writing, "SETTLE_LOCKED", 8)
     before = len(os.listdir("/dev/fd"))
 

@@ -228,9 +228,10 @@ class Writer:
                     if not self._is_tree and not self._journal.writes:
                         remove_old_in(self._root, os.path.dirname(self._top))
                     self.is_done = True
-        if self.is_due:
-            self._begin_settling()
-        elif self._syncing is not None and not self._disk.is_busy:
+            # Not only behind them all: as many may have come at once as a slow disk leaves waiting.
+            if self.is_due:
+                self._begin_settling()
+        if self._syncing is not None and not self._disk.is_busy:
             self._end_settling()
         return answers
 
