@@ -107,6 +107,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def guest(session: nox.Session) -> None:
+    """The tests of limits with control groups v2, in a kernel of their own; needs Debian's user-mode-linux."""
+    install(session, "test")
+    session.run("python", "tests/guest/run.py", *session.posargs)
+
+
+@nox.session
 def chart(session: nox.Session) -> None:
     """``helm lint``, by Helm's own code from a package, of deploy/helm; it needs Python 3.12 and Linux."""
     install(session, "test")

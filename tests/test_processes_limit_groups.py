@@ -246,14 +246,25 @@ def test_a_daemon_that_was_moved_down_finds_its_place_again(
     assert own_directory("v2", proc) == str(group)
 
 
-def test_what_the_machine_has_cached_is_not_thrown_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "usage", "order"),
+    [
+        ("v1", "memory/1/memory.usage_in_bytes", "memory.force_empty"),
+        ("v2", "1/memory.current", "memory.reclaim"),
+    ],
+)
+def test_what_the_machine_has_cached_is_not_thrown_away(
+    version: str, usage: str, order: str, tmp_path: Path
+) -> None:
     """A little is reclaimed, so that the group can be used again; of a job that has read much, nothing."""
-    group = make_v1(tmp_path).make(1, with_cpu=False)
-    touch(tmp_path / "memory/1", "memory.usage_in_bytes", "memory.force_empty")
-    (tmp_path / "memory/1/memory.usage_in_bytes").write_text(str(5 << 30))
+    groups: LimitGroups = make_v1(tmp_path) if version == "v1" else make_v2(tmp_path)
+    group = groups.make(1, with_cpu=False)
+    held = tmp_path / usage
+    touch(held.parent, held.name, order)
+    held.write_text(str(5 << 30))
     assert not group.is_clean()
-    assert files_of(tmp_path / "memory/1")["memory.force_empty"] == ""
-    (tmp_path / "memory/1/memory.usage_in_bytes").write_text(str(20 << 20) + "\n" * 10)
+    assert files_of(held.parent)[order] == ""
+    held.write_text(f"{20 << 20}" + "\n" * 10)
     assert not group.is_clean()
-    assert files_of(tmp_path / "memory/1")["memory.force_empty"] == "0"
+    assert files_of(held.parent)[order] == ("0" if version == "v1" else str(20 << 20))
     group.remove()

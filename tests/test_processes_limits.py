@@ -207,18 +207,18 @@ async def test_one_group_serves_one_job_after_the_other() -> None:
 
 @needs_groups
 async def test_a_cell_keeps_nothing_of_its_jobs() -> None:
-    """It has as many files open after some of them as after the first."""
+    """It has as many files open after some of them as after the first. (A slow machine has a second one by then.)"""
     async with opened() as host:
         assert isinstance(host, PosixProcessHost)
         counts = set()
-        for _ in range(4):
+        for _ in range(6):
             _, output = await ended(host, job("cat /proc/self/cgroup", Limits(processes=9)))
             place = next(line for line in output.decode().splitlines() if "sandd-" in line)
             _, name, number = place.rsplit("/", 2)
             roots = (await host.keeper.wait_ready()).limit_groups
             pids = read(f"{next(each for each in roots if name in each)}/{number}/cgroup.procs")
             counts.add((place, *(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids.split())))
-        assert len(counts) == 1
+        assert len(counts) == len({place for place, *_ in counts}) <= 2
 
 
 @needs_groups

@@ -323,11 +323,19 @@ class GroupV2(LimitGroup):
 
     def is_clean(self) -> bool:
         try:
-            return int(self._reader.read(f"{self._path}/memory.current")) <= REUSABLE_BYTES
+            held = self._memory()
+            if REUSABLE_BYTES < held <= RECLAIMED_BYTES:
+                with suppress(OSError):  # Linux 5.19; it says EAGAIN where less was to be had
+                    write(f"{self._path}/memory.reclaim", str(held))
+                held = self._memory()
+            return held <= REUSABLE_BYTES
         except FileNotFoundError:
             return True  # no memory controller
         except (OSError, ValueError):
             return False
+
+    def _memory(self) -> int:
+        return int(self._reader.read(f"{self._path}/memory.current"))
 
     def remove(self) -> bool:
         self._reader.close()
