@@ -14,6 +14,7 @@ import gc
 import importlib
 import io
 import itertools
+import json
 import marshal
 import os
 import pkgutil
@@ -25,6 +26,8 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any, Final, NoReturn
+
+from forked_python import HURRY
 
 PROGRAMS: Final = ("sandd.__main__", "sandd.daemon")
 """Are not imported here: they are what is run, as ``__main__``."""
@@ -171,6 +174,10 @@ def become(request: dict[str, Any]) -> object:
     for name in set(os.environb) - set(environment):
         del os.environb[name]
     os.environb.update(environment)
+    for name, seconds in json.loads(os.environ.pop(HURRY, "{}")).items():
+        module, _, constant = name.rpartition(".")
+        assert isinstance(getattr(sys.modules[module], constant), float), name
+        setattr(sys.modules[module], constant, seconds)
     arguments: list[str] = request["arguments"]
     shown = show_in_proc([os.fsencode(each) for each in (sys.executable, *arguments)], environment)
     sys.orig_argv[:] = [sys.executable, *arguments]
