@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -312,6 +313,13 @@ def test_group_trees_find_group_marker_and_descendants() -> None:
     assert trees.refresh_due(0.0) == float("inf")
 
 
+@pytest.mark.parametrize("command", [["sh", "-c", "exit 1"], ["/no/such/ps"]])
+def test_a_failing_ps_is_an_error_of_the_system(command: list[str]) -> None:
+    """Whether it can't be run or ends badly."""
+    with pytest.raises(OSError, match=r"sh ended with 1|No such file"):
+        process_table.run_ps(command)
+
+
 def test_group_trees_survive_a_failing_ps() -> None:
     """What was seen last counts, and the spawner goes on."""
     outputs = iter([PS])
@@ -319,7 +327,7 @@ def test_group_trees_survive_a_failing_ps() -> None:
     def run_ps(command: list[str]) -> bytes:
         for output in outputs:
             return output
-        raise subprocess.CalledProcessError(1, command)
+        raise OSError(errno.EIO, f"{command[0]} ended with 1")
 
     trees = ProcessGroupTrees(table=lambda: process_table.list_by_ps(run=run_ps))
     tree = trees.add(500, b"a/1", 0)
