@@ -352,9 +352,10 @@ def test_ctrl_c_interrupts_a_copy_at_once_and_leaves_no_part_of_it(tmp_path: Pat
     big, target = tmp_path / "big", tmp_path / "there" / "target"
     target.parent.mkdir()
     target.write_text("old")
+    piece = os.urandom(1 << 20)
     with big.open("wb") as file:
         for _ in range(400):
-            file.write(os.urandom(1 << 20))
+            file.write(piece)
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(big), str(target)],
         env=daemon_environment(),
