@@ -24,12 +24,12 @@ from daemons import daemon_environment, open_daemon
 import sandd
 import sandd.cli
 import sandd.testing
+from sandd._core import controller_options as standalone
 from sandd._core.daemon_options import _VARIABLES, build_parser, parse_daemon_options
 from sandd._core.identity.proofs import SharedSecret
 from sandd._core.policy.linting import errors
 from sandd._core.policy.reading import read_policy
 from sandd._core.policy.refusing import judge_spec
-from sandd.standalone import options as standalone
 from sandd.testing import open_fault_proxy
 from sandd.wire import CommandSpec
 
