@@ -161,15 +161,14 @@ def _configurable(opening: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(opening)
     def opened(*args: P.args, **kwargs: P.kwargs) -> T:
-        config = kwargs.pop("config", None)
-        if config is None:
+        config = cast("str | os.PathLike[str] | None", kwargs.pop("config", None))
+        with _refusing_nonsense():
+            path = read_path("config", config)
+        if path is None:
             return opening(*args, **kwargs)
         # Not before: most have no such file, and start sooner without.
         from sandd._core.controller_options import read_controller_config
 
-        with _refusing_nonsense():
-            path = read_path("config", config)
-        assert path is not None
         given = inspect.signature(opening).bind_partial(*args, **kwargs).arguments
         arguments: dict[str, Any] = read_controller_config(path).as_arguments() | given
         return cast("Callable[..., T]", opening)(**arguments)

@@ -241,7 +241,7 @@ class LocalTerminal:
         rows, columns = self.size
         lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
         shown = [
-            f"\x1b[{row};1H{line}\x1b[K"
+            f"\x1b[{row};1H\x1b[K{line}"
             for row, line in enumerate(lines[-rows:], max(rows - len(lines), 0) + 1)
         ]
         # Cursor, colours and origin are the program's again afterwards.
