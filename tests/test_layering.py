@@ -36,6 +36,7 @@ CONTROLLER_END = [
     "sandd._core.audit.writer",
     "sandd._core.bundle.*",
     "sandd._core.commands",
+    "sandd._core.controller_options",
     "sandd._core.controller_state",
     "sandd._core.copying",
     "sandd._core.daemon_handle",

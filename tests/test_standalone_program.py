@@ -33,10 +33,10 @@ from process_tools import linux_only, posix_only, until_sync
 from tls_peers import pem_of, server_pair, write_pair
 
 import sandd
+from sandd._core.controller_options import ControllerOptions
 from sandd._core.controller_state import default_state_dir, open_controller_state
 from sandd._core.identity.tokens import Token, TokenKind
 from sandd._core.tls.authority import new_authority
-from sandd.standalone.options import ControllerOptions
 from sandd.standalone.program import Program
 
 if TYPE_CHECKING:
