@@ -38,6 +38,8 @@ SUBPROTOCOL = "sandd.v1"
 HEARTBEAT_SECONDS = 5.0
 """As in 0.2.1, whose server takes a daemon for lost after thirty."""
 _READ_BYTES = 1 << 16
+_ENVIRONMENT = dict(os.environb)
+"""As a plain dictionary: to read it out of `os.environ` for each command takes long."""
 _DEV_NULL = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
 
 
@@ -77,7 +79,7 @@ class Command:
         self._pid = os.posix_spawn(
             "/bin/sh",
             ["sh", "-c", text],
-            os.environ,
+            _ENVIRONMENT,
             file_actions=[
                 _DEV_NULL,
                 (os.POSIX_SPAWN_DUP2, child_out, 1),

@@ -11,7 +11,7 @@ from benchmarks.peers.works.turns import in_turns
 if TYPE_CHECKING:
     from benchmarks.peers.figures import Figure
 
-ABOUT = "`true` on 200 daemons at once, which are in two programs"
+ABOUT = "`true` on many daemons at once, which are in two programs"
 DAEMONS, DAEMONS_QUICK = 200, 50
 ROUNDS, ROUNDS_QUICK = 15, 3
 
