@@ -150,6 +150,14 @@ def test_a_work_that_fails_says_what_the_driver_said() -> None:
         stock.ask("connect", colour="red")
 
 
+def test_floors_are_asked_as_peers_are() -> None:
+    """Whatever they are compared with."""
+    floor = who.Local()
+    assert floor.ask("output", command="echo hello", size=6).value > 0
+    assert floor.ask("stream", command="echo hello", size=6).value > 0
+    assert len(floor.ask("type", count=2).value) == 2
+
+
 def test_everybody_takes_a_turn_in_each_round() -> None:
     """Who was first comes last in the next."""
     everybody = [who.Local(), who.RawTls()]

@@ -29,7 +29,7 @@ def measure(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="sandd-bench-") as name:
         letters = Path(name) / "letters"
         letters.write_bytes(LETTERS * (WHOLE // MB))
-        with who.open_contestants(who.OURS, who.ORIGINAL, who.ASYNCSSH) as everybody:
+        with who.open_contestants(who.OURS, who.ORIGINAL, who.ASYNCSSH, who.FLOOR) as everybody:
             whole = _rates(everybody, "output", f"cat {letters}", WHOLE, rounds)
     with who.open_contestants(who.OURS, who.FLOOR) as everybody:
         stream = _rates(everybody, "stream", f"head -c {STREAM} /dev/zero", STREAM, rounds)
