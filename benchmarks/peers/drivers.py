@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from benchmarks.peers import packages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ANSWER_SECONDS = 150.0
+"""For any work: the longest takes a few seconds, or twenty."""
 END_SECONDS = 30.0
 """For a driver and all that it has started to end."""
 
@@ -37,10 +40,12 @@ class Driver:
         self._process = process
 
     def ask(self, work: str, **arguments: object) -> Answer:
-        """What came of it; RuntimeError with what the program said if it failed."""
+        """What came of it; RuntimeError with what the program said if it failed, or that it said nothing."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps({"work": work, **arguments}), file=self._process.stdin, flush=True)
+        if not select.select([self._process.stdout], [], [], ANSWER_SECONDS)[0]:
+            raise RuntimeError(f"{self.name}: {work}: no answer within {ANSWER_SECONDS:g} s")
         answer = json.loads(self._process.stdout.readline() or '{"error": "it has ended"}')
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {work}: {answer['error']}")
