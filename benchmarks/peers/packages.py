@@ -10,8 +10,8 @@ from pathlib import Path
 import sandd
 
 PROJECT = Path(__file__).parent.parent.parent
-DIRECTORY = PROJECT / ".peers"
-"""In the checkout, and unknown to git."""
+DIRECTORY = PROJECT / ".peers" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+"""In the checkout, and unknown to git; another Python can't load what was built for this one."""
 REQUIREMENTS = {"original": "sandd==0.2.1", "asyncssh": "asyncssh==2.24.*"}
 _IMPORTED = {"original": "sandd", "asyncssh": "asyncssh"}
 
