@@ -72,7 +72,7 @@ BENCHMARKS = {
         files.measure_large,
     ),
     "files": Benchmark(
-        "5,000 files of 1 KiB, up and down",
+        "4,000 files of 1 KiB, up and down",
         "a loop here that makes each under another name, hashes it and renames it, never synced",
         files.measure_small,
     ),

@@ -22,6 +22,8 @@ ROUNDS, ROUNDS_QUICK = 5, 1
 TURNS, TURNS_QUICK = 5, 1
 TURN = 20
 """Keystrokes in a row: short, so that a disturbance hits everybody."""
+LOADED, LOADED_QUICK = 50, 20
+"""Keystrokes in each round beside the bulk transfer, where one may take a tenth of a second."""
 LOAD_MB = 15
 """Of output again and again, beside; what the original's server can still take."""
 LOAD_SECONDS = 0.3
@@ -32,6 +34,7 @@ PEERS = (who.OURS, who.ORIGINAL, who.ASYNCSSH, who.OPENSSH)
 def measure(quick: bool) -> list[Figure]:
     """Percentiles of the round trip."""
     rounds, turns = (ROUNDS_QUICK, TURNS_QUICK) if quick else (ROUNDS, TURNS)
+    keystrokes = LOADED_QUICK if quick else LOADED
     with tempfile.TemporaryDirectory(prefix="sandd-bench-") as name:
         file = Path(name) / "letters"
         file.write_bytes(LETTERS * LOAD_MB)
@@ -40,7 +43,7 @@ def measure(quick: bool) -> list[Figure]:
                 each.ask("type", count=TURN)
             idle = [_idle(everybody, turns) for _ in range(rounds)]
             peers = [each for each in everybody if each.name != who.FLOOR]
-            loaded = [_loaded(peers, turns, f"cat {file}") for _ in range(rounds)]
+            loaded = [_loaded(peers, keystrokes, f"cat {file}") for _ in range(rounds)]
     beside = "beside a running bulk transfer"
     return [
         figure("p50", "ms", _percentiles(idle, 50), at_most(1.1, who.ORIGINAL)),
@@ -57,12 +60,12 @@ def _idle(everybody: list[Contestant], turns: int) -> dict[str, list[float]]:
     return samples
 
 
-def _loaded(everybody: list[Contestant], turns: int, command: str) -> dict[str, list[float]]:
+def _loaded(everybody: list[Contestant], count: int, command: str) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {}
     for each in everybody:
         each.ask("load", command=command)
         time.sleep(LOAD_SECONDS)
-        samples[each.name] = each.ask("type", count=TURN * turns).value
+        samples[each.name] = each.ask("type", count=count).value
         each.ask("load", command=None)
     return samples
 
