@@ -2,12 +2,14 @@
 
 It takes about ten minutes, or one with ``--quick``. The peers come from PyPI, into ``.peers/`` in the
 checkout, when they are not there yet. Exit codes: 0 when everything was measured, whether targets were met
-or not; 1 when something broke; 130 after Ctrl-C. All processes end with this one, even if it is killed.
+or not; 1 when something broke; 130 after Ctrl-C, 143 after SIGTERM. What was measured before is shown in any
+case. All processes end with this one, even if it is killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -118,4 +120,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())
