@@ -12,7 +12,8 @@ Daemons are known by their full names, and each belongs to one tenant; so do its
 says and hears of them as its principal has it (`identity.rights`), and of those it may not see nothing at all: they
 are answered for as those that were never there.
 
-A client in this process takes all there is at once, and keeps what it sends. Of one in another process neither is sure:
+A client in this process takes all there is at once (`ClientLink.take`), and keeps what it sends until the daemon's link
+takes it from there (`Router.draw`). Of one in another process neither is sure:
 what may come to wait for it, or because of it, is bounded by lowering the credit that passes (`credit`), and what needs
 no credit by the room there is for each sender (`backlog`).
 """
