@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -192,9 +193,9 @@ class Acceptor:
         pump = Pump(
             connection,
             link.scheduler,
-            on_frame=lambda frame: self._on_frame(link, frame),
+            on_frame=partial(self.router.receive_from_daemon, link),
             after_message=self.settle,
-            after_pull=self.settle,
+            after_pull=self.router.wake_carriers,
             heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
             dead_after=self.dead_after,
             meter=self.meter,
@@ -230,11 +231,6 @@ class Acceptor:
             self._offline(link, _state_after(pump))
             self.audit.note(gone(DAEMON, connection.remote, **who))
             self.failures.proven(connection.host, connection.path, trio.current_time())
-
-    def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
-        # Of a superseded link nothing counts any more, though its pump may still hold a message.
-        if self.router.daemons.get(link.daemon_id) is link:
-            self.router.receive(link, frame)
 
     def _offline(self, link: DaemonLink, state: DaemonState) -> None:
         self.router.remove_daemon(link, state)

@@ -123,7 +123,8 @@ class Pump:
         if self._parked and now >= self._crowd_until:
             # Whom the pull wakes may wake us: that goes behind what was pulled, and is left to the writer.
             self._parked = False
-            message = self._next_message()
+            message = self._scheduler.next_message()
+            self._after_pull()
             if message is None:
                 self._parked = True
                 return
@@ -131,11 +132,14 @@ class Pump:
             if not self._connection.send_message_nowait(message):
                 self._ready = message
             else:
-                self._count_sent(message)
+                size = len(message)
+                self.bytes_sent += size
+                self._meter.sent += size
                 if self._connection.has_unsent:
-                    self._begun = (len(message), now)
+                    self._begun = (size, now)
                 else:
-                    self._measure(len(message), 0.0)
+                    if size >= self._pace.batch_bytes:  # else it says nothing of the line
+                        self._measure(size, 0.0)
                     if not self._scheduler.pending:
                         self._parked = True
                         return
@@ -217,8 +221,9 @@ class Pump:
 
     def _take_message(self, message: bytes) -> bool:
         self._liveness.received(self._now())
-        self.bytes_received += len(message)
-        self._meter.received += len(message)
+        size = len(message)
+        self.bytes_received += size
+        self._meter.received += size
         self._frames = wire.decode_frames(message)
         return self._take_frames()
 
@@ -236,7 +241,7 @@ class Pump:
                     return False
             return True
         finally:
-            if self._may_answer():
+            if self._unanswered is not None and self._may_answer():
                 self.answer()
             self._after_message()  # what came before a farewell or a bad frame counts
 
@@ -282,16 +287,13 @@ class Pump:
                 continue
             started = self._now()
             await self._connection.send_message(message)
-            self._count_sent(message)
+            self.bytes_sent += len(message)
+            self._meter.sent += len(message)
             self._measure(len(message), self._now() - started)
 
     def _measure(self, size: int, seconds: float) -> None:
         if self._pace.sent(size, seconds):
             self._keep_pace()
-
-    def _count_sent(self, message: bytes) -> None:
-        self.bytes_sent += len(message)
-        self._meter.sent += len(message)
 
     def _keep_pace(self) -> None:
         self._scheduler.batch_bytes = self._pace.batch_bytes

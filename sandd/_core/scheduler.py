@@ -100,6 +100,14 @@ class Scheduler:
         self._urgent[source] = None
         self._bulk[source] = None
 
+    def activate_urgent(self, source: Source) -> None:
+        """The same, where it can't be data: so it isn't asked for that."""
+        self._urgent[source] = None
+
+    def activate_bulk(self, source: Source) -> None:
+        """The same, where it can only be data: a keystroke is not worth a look at all windows."""
+        self._bulk[source] = None
+
     def discard(self, source: Source) -> None:
         """The source is gone; nothing of it is sent any more."""
         self._urgent.pop(source, None)
@@ -159,7 +167,7 @@ class Scheduler:
             return None
         parts: list[Buffer] = []
         for frame in frames:
-            parts += wire.encoded(frame)
+            parts += wire.encoded(frame) if isinstance(frame, wire.ControlFrame) else frame
         return b"".join(parts)
 
 

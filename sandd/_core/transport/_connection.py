@@ -221,11 +221,12 @@ class Connection:
         """
         if self._state is not _State.OPEN or self._send_was_cut:
             return False
-        if not self._protocol.is_open:  # the peer has said goodbye, and the reader is at it
-            return False
+        protocol = self._protocol
+        if not (protocol.is_between or protocol.is_open):
+            return False  # the peer has said goodbye, and the reader is at it
         if self._websocket._stream_lock.locked():
             return False
-        head, body = self._protocol.encode_message(message)
+        head, body = protocol.encode_message(message)
         if self._tls is not None:
             return send_encrypted_nowait(self._tls, head, body)
         return self._meter.send_nowait(head, body)
@@ -233,7 +234,7 @@ class Connection:
     @property
     def has_unsent(self) -> bool:
         """`send_message_nowait` left something for `flush`."""
-        return self._meter.has_unsent
+        return bool(self._meter._unsent)
 
     async def flush(self) -> None:
         """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""
@@ -284,22 +285,17 @@ class Connection:
         failure: Exception | None = None
         done = True
 
-        def is_left_over(message: bytes) -> bool:
-            """Take the message; True: this task has something to do about what came of it."""
-            nonlocal failure, done
-            try:
-                done = receive(message)
-            except Exception as error:  # whatever it is, it is this task's to raise
-                failure = error
-                return True
-            return not done
-
         def hand_over(message: bytes) -> bool:
+            nonlocal failure, done
             if failure is None:
-                if not done or self._waiting_bytes:
+                if not done or self._protocol.charged != self._taken:
                     return False  # one that came before us still waits, to be received below
-                if is_left_over(message):
-                    waiting.cancel()
+                try:
+                    done = receive(message)
+                except Exception as error:  # whatever it is, it is this task's to raise
+                    failure = error
+                if failure is not None or not done:
+                    waiting.cancel()  # this task has something to do about what came of it
             return True
 
         self._protocol.hand_over = hand_over
@@ -316,7 +312,10 @@ class Connection:
                 with trio.CancelScope() as waiting:
                     message = await self.receive_message()
                 if message is not None:
-                    is_left_over(message)
+                    try:
+                        done = receive(message)
+                    except Exception as error:
+                        failure = error
         finally:
             self._protocol.hand_over = lambda _: False
         raise failure
@@ -520,12 +519,12 @@ class _WatchedStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         connection, protocol = self._connection, self._connection._protocol
-        while True:
-            connection._after_turn()
-            if protocol.has_more:
-                await trio.lowlevel.checkpoint()
-                return AGAIN
-            if connection._waiting_bytes > connection._may_wait:
+        connection._after_turn()
+        if protocol.has_more:
+            await trio.lowlevel.checkpoint()
+            return AGAIN
+        while True:  # as long as trio-websocket has no part in what comes
+            if protocol.charged - connection._taken > connection._may_wait:
                 await connection._wait_room()
             try:
                 data = await self._stream.receive_some(max_bytes)

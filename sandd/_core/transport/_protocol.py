@@ -200,6 +200,8 @@ class GuardedProtocol(WSConnection):
         """The beginning of a frame that may be such a message."""
         self._is_fed = True
         """wsproto may have something to yield."""
+        self.is_between = False
+        """Known to be open (`is_open`), with nothing under way in wsproto, until that has to do with anything again."""
         self._deaf = False
         self._heard = False
 
@@ -207,7 +209,14 @@ class GuardedProtocol(WSConnection):
     def is_open(self) -> bool:
         """Both sides may send messages: no close frame has gone either way."""
         connection = self.connection
-        return connection is not None and connection.state is ConnectionState.OPEN
+        return self.is_between or (
+            connection is not None and connection.state is ConnectionState.OPEN
+        )
+
+    def send(self, event: Event) -> bytes:
+        """What to send for it."""
+        self.is_between = False
+        return super().send(event)
 
     def take_ping(self) -> bytes | None:
         """The payload of the latest ping that nobody answered, once.
@@ -273,6 +282,7 @@ class GuardedProtocol(WSConnection):
                 # Of a message that will never be whole, nobody needs to know.
                 data, self._head, self._arriving = self._head or None, b"", None
                 if data is not None:
+                    self.is_between = False
                     super().receive_data(data)
                     data = None
             elif self._takes_whole_messages:
@@ -280,6 +290,7 @@ class GuardedProtocol(WSConnection):
                 if not data:
                     return
             self._is_fed = True
+            self.is_between = False
             super().receive_data(data)
         except Exception as exc:  # wsproto lets UnicodeError and h11's errors out of a handshake
             self.handshake_error = exc
@@ -291,6 +302,13 @@ class GuardedProtocol(WSConnection):
         Returns what is left to `receive_data`: all, the rest, `AGAIN` if there are messages to yield, or b""
         if there is nothing to do any more. Mostly it is that, and saves a turn through trio-websocket.
         """
+        if self.is_between and not (self._whole or self._head or self._arriving):
+            message = self._short_message(data)
+            if message is not None:
+                if self.hand_over(message):
+                    return b""
+                self._whole.append(message)
+                return AGAIN
         if self._deaf or self._whole or not self._takes_whole_messages:
             return data
         rest = self._take_whole_messages(data)
@@ -300,6 +318,16 @@ class GuardedProtocol(WSConnection):
                 return rest or AGAIN
             whole.popleft()
         return rest
+
+    def _short_message(self, data: bytes) -> bytes | None:
+        """The message, where `data` is exactly one short one: a third of the work that it would be else."""
+        begin, masked = (2, 0) if self.client else (6, 0x80)
+        length = len(data) - begin
+        if not 0 <= length <= 125 or length > self.max_message_bytes:
+            return None
+        if data[0] != 0x82 or data[1] != masked | length:
+            return None
+        return _masked(data[begin:], data[2:begin]) if masked else data[begin:]
 
     def events(self) -> Generator[Event, None, None]:
         """What trio-websocket has to handle, at most `EVENTS_PER_TURN` a call (see `has_more`)."""
@@ -360,18 +388,20 @@ class GuardedProtocol(WSConnection):
     @property
     def _takes_whole_messages(self) -> bool:
         """The next byte continues a message that wsproto knows nothing of, or begins one."""
-        if self._arriving is not None or self._head:
+        if self._arriving is not None or self._head or self.is_between:
             return True
         if self._is_fed or self.connection is None or not self.is_open or self.breach is not None:
             return False
         proto = self.connection._proto
         decoder = proto._frame_decoder
-        return (
+        self.is_between = (
             decoder.header is None
             and not decoder.buffer
             and proto._message_decoder.opcode is None
             and not decoder.extensions
+            and not self._deaf
         )
+        return self.is_between
 
     def _take_whole_messages(self, data: bytes) -> bytes:
         """Take messages in one frame each from the front of `data`; the rest is for wsproto.
