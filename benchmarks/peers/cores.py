@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import secrets
+from collections import deque
 
 import trio
 
@@ -26,10 +27,12 @@ from sandd.daemon import COLLECTED_OBJECTS
 
 MAX_RUNNING = 16
 """Jobs at once in each."""
+AT_ONCE = 60
+"""Daemons that dial at once: a controller tells those that it can't hear soon enough to come back later."""
 
 
-def start(url: str, name: str, host: ProcessHost, nursery: trio.Nursery) -> None:
-    """One daemon, which lives as long as the nursery does."""
+def start(url: str, name: str, host: ProcessHost, nursery: trio.Nursery) -> Dialer:
+    """One daemon, which lives as long as the nursery does; it has begun to dial."""
     table = JobTable(secrets.token_hex(8))
     runner = JobRunner(table, host, nursery, max_running=MAX_RUNNING)
     identity = Identity(
@@ -38,7 +41,9 @@ def start(url: str, name: str, host: ProcessHost, nursery: trio.Nursery) -> None
     end = DaemonEnd(identity, Keyring(None, name, None), runner)
     runner.requests.offer(StatisticsRequests(table, measure=host.measure, meter=end.meter).doers)
     nursery.start_soon(runner.count_leases)
-    nursery.start_soon(Dialer(url, end, Backoff()).run)
+    dialer = Dialer(url, end, Backoff())
+    nursery.start_soon(dialer.run)
+    return dialer
 
 
 async def main() -> None:
@@ -56,8 +61,11 @@ async def main() -> None:
         print("ready", flush=True)
         if not await stdin.receive_some():
             return
+        dialling: deque[Dialer] = deque()
         for number in range(options.count):
-            start(options.url, f"{options.prefix}{number}", host, nursery)
+            if len(dialling) == AT_ONCE:
+                await dialling.popleft().live.wait()
+            dialling.append(start(options.url, f"{options.prefix}{number}", host, nursery))
         while await stdin.receive_some():
             pass
         nursery.cancel_scope.cancel()
