@@ -14,7 +14,7 @@ import trio
 
 import sandd
 from benchmarks.peers.answering import answer_each, open_program
-from benchmarks.peers.hosting import HOSTS, LOOK_SECONDS, resident_kib, share_out
+from benchmarks.peers.hosting import HOSTS, resident_kib, share_out
 
 if TYPE_CHECKING:
     import subprocess
@@ -46,12 +46,17 @@ class Many:
     async def connect(self) -> float:
         """Seconds until all of the daemons are there, from when they were told to dial."""
         started = time.perf_counter()
-        for host in self._hosts:
-            print(file=host.stdin, flush=True)
         with trio.fail_after(CONNECT_SECONDS):
-            while self._controller.statistics().daemons_online < self._daemons:  # noqa: ASYNC110 - as all look
-                await trio.sleep(LOOK_SECONDS)
-        return time.perf_counter() - started
+            # To look at all of them now and then would take long, and be counted, too.
+            async with self._controller.open_events() as events:
+                for host in self._hosts:
+                    print(file=host.stdin, flush=True)
+                left = self._daemons
+                async for event in events:
+                    left -= event.count if event.kind == "missed" else event.kind == "connected"
+                    if left <= 0:
+                        return time.perf_counter() - started
+        raise RuntimeError("there are no more events")
 
     async def broadcast(self) -> float:
         """Seconds for one command on all of them."""
