@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_SECONDS = 10.0
+_UNTIL_STDIN_ENDS = '"$@" & read _; kill $!; wait'
+"""So the server ends with this program, however that does."""
 _SSHD_PLACES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 
 
@@ -110,15 +112,13 @@ def open_openssh(directory: Path) -> Iterator[OpenSsh | None]:
     with contextlib.suppress(OSError):
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with subprocess.Popen(
-        [program, "-D", "-e", "-f", str(configuration)],
+        ["sh", "-c", _UNTIL_STDIN_ENDS, "sh", program, "-D", "-e", "-f", str(configuration)],
+        stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         process_group=0,
-    ) as server:
-        try:
-            ssh = OpenSsh(port, directory / "user")
-            yield ssh if _lets_in(ssh) else None
-        finally:
-            server.terminate()
+    ):
+        ssh = OpenSsh(port, directory / "user")
+        yield ssh if _lets_in(ssh) else None
 
 
 def _lets_in(ssh: OpenSsh) -> bool:

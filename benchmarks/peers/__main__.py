@@ -3,7 +3,7 @@
 It takes about ten minutes, or one with ``--quick``. The peers come from PyPI, into ``.peers/`` in the
 checkout, when they are not there yet. Exit codes: 0 when everything was measured, whether targets were met
 or not; 1 when something broke; 130 after Ctrl-C, 143 after SIGTERM. What was measured before is shown in any
-case. All processes end with this one, even if it is killed.
+case. Programs end with this one, even if it is killed; a session of OpenSSH's may then be left.
 """
 
 from __future__ import annotations
