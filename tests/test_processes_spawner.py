@@ -347,11 +347,11 @@ def test_report_of_a_start_waits_for_more_but_nothing_else_does(
     """Held for a millisecond at most; anything else that is to be told takes it along at once."""
     one, _ = spawner
     before = time.monotonic()
-    one._say(Started(1, 4711))
+    one._say(Started(1, 4711), hold=spawner_module.START_REPORT_SECONDS)
     assert before <= one._held_until - spawner_module.START_REPORT_SECONDS <= time.monotonic()
     assert one._seconds_to_next_step(one._held_until - 0.0004) == pytest.approx(0.0004)
     assert one._seconds_to_next_step(one._held_until) is None
-    one._say(Started(2, 4712))
+    one._say(Started(2, 4712), hold=spawner_module.START_REPORT_SECONDS)
     one._say(Failed(3, 2, "no such file", None))
     assert one._held_until == 0
 
@@ -368,7 +368,7 @@ def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
 
     def start() -> None:
         if one._link.recv(1):
-            one._say(Started(1, 4711))
+            one._say(Started(1, 4711), hold=spawner_module.START_REPORT_SECONDS)
         else:
             one._is_linked = False
 
