@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from sandd import wire
 from sandd._core._errors import PolicyDenied, SpawnFailed
@@ -85,14 +85,16 @@ class RunningJob:
     spec: wire.ProgramSpec
     child: Child | None = None
     nursery: trio.Nursery | None = None
-    ended: trio.Event = field(factory=trio.Event)
+    is_unwanted: bool = False
     """Somebody wants it ended; for the time before there is a process to kill."""
-    input_ready: trio.Event = field(factory=trio.Event)
+    unwanted: trio.Event | None = None
+    """Set then; it is made by who waits for it, as are the next two."""
+    input_ready: trio.Event | None = None
     fed: SendsNowait | None = None
     """Where what pumps its input has nothing in hand, and waits: whoever brings some may send it here."""
     unsent_input: bytes = b""
     """The rest of what was to be sent without waiting; it goes first."""
-    room_ready: trio.Event = field(factory=trio.Event)
+    room_ready: trio.Event | None = None
     has_slot: bool = False
     """It counts among those that run at once."""
     begun: Child | None = None
@@ -219,7 +221,7 @@ class JobRunner:
         job.announce()
         running = self._running.get(job)
         if running is not None:
-            running.room_ready.set()
+            _set(running.room_ready)
         self.flush()
 
     # -- effects
@@ -243,7 +245,7 @@ class JobRunner:
                 case Effect.INPUT:
                     self._feed(running)
                 case Effect.ROOM:
-                    running.room_ready.set()
+                    _set(running.room_ready)
                 case Effect.END:
                     self._end(running)
                 case Effect.FORGOTTEN | Effect.CLAIMED:
@@ -265,7 +267,8 @@ class JobRunner:
             running.nursery.start_soon(_kill, running.child, job.end_signal, job.end_grace)
         elif running.has_slot:
             # What has been asked for is waited for, and then killed like any other.
-            running.ended.set()
+            running.is_unwanted = True
+            _set(running.unwanted)
         else:
             self._queue.remove(running)
             job.failed(FailedCode.CANCELLED, NOT_STARTED)
@@ -377,25 +380,27 @@ class JobRunner:
         job.started(child.pid, running.began_at)
         if not self._read_what_is_there(running, Stream.OUTPUT, child.stdout):
             return False
-        if child.stderr is None:
-            job.finish(Stream.ERROR)
-        elif not self._read_what_is_there(running, Stream.ERROR, child.stderr):
+        stderr = child.stderr
+        if stderr is not None and not self._read_what_is_there(running, Stream.ERROR, stderr):
             return False
         self._tell_exit(running, child, status, pipes_held=False)
         self.flush()
         child.close_pipes()
-        self._over(running)
+        self._over(running, is_told=True)
         return True
 
-    def _over(self, running: RunningJob) -> None:
+    def _over(self, running: RunningJob, *, is_told: bool = False) -> None:
         """It has ended, or the daemon itself is being stopped: the next one's turn."""
         job = running.job
         del self._running[job]
         if running.has_slot:
             self._free_slots += 1
-            self._begin_next()
+            if self._queue:
+                self._begin_next()
         self._one_ended.set()
-        self.act(self._table.ended(job, self._now()) if job.state is JobState.ENDED else [])
+        effects = self._table.ended(job, self._now()) if job.state is JobState.ENDED else []
+        if effects or not is_told:
+            self.act(effects)
         if running.over is not None:
             running.over.set()
 
@@ -422,7 +427,7 @@ class JobRunner:
         delays = iter(SHORTAGE_DELAYS)
         while True:
             begun, running.begun = running.begun, None
-            if begun is None and running.ended.is_set():
+            if begun is None and running.is_unwanted:
                 return None
             try:
                 if begun is not None:
@@ -446,7 +451,9 @@ class JobRunner:
                     return None
                 self.flush()
                 with trio.move_on_after(delay):
-                    await running.ended.wait()
+                    running.unwanted = trio.Event()
+                    while not running.is_unwanted:
+                        await running.unwanted.wait()
             except ChildLost as error:
                 job.failed(FailedCode.LOST, str(error))
                 return None
@@ -521,7 +528,7 @@ class JobRunner:
                     await child.wait_exited()
             running.exited_at = self._now()
             job.make_room(DRAIN_BYTES)
-            running.room_ready.set()
+            _set(running.room_ready)
             pipes_held = not await pumps.wait(running)
             await self._tell_end(running, child, pipes_held=pipes_held)
             running.nursery = None
@@ -579,15 +586,14 @@ class JobRunner:
         self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream
     ) -> bool:
         """Take what the pipe holds now, as far as there is room; True at its end."""
-        job = running.job
+        log = running.job.outputs[stream]
         if isinstance(pipe, ReceivesNowait):
-            while room := job.room(stream):
+            while room := log.room:
                 chunk = pipe.receive_nowait(min(room, READ_BYTES))
                 if chunk is None:
                     break
                 if not chunk:
-                    job.finish(stream)
-                    return True
+                    return True  # the end of the job is that of its outputs
                 self._write(running, stream, chunk)
         return False
 
@@ -600,7 +606,7 @@ class JobRunner:
             if room == 0:
                 self.serve_disk()
                 # Both pumps wait on one event: an unset one must stay the one that will be set.
-                if running.room_ready.is_set():
+                if running.room_ready is None or running.room_ready.is_set():
                     running.room_ready = trio.Event()
                 running.held_back += 1
                 await running.room_ready.wait()
@@ -644,7 +650,7 @@ class JobRunner:
             if is_all and not running.unsent_input:
                 return
         running.fed = None
-        running.input_ready.set()
+        _set(running.input_ready)
 
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
         job = running.job
@@ -695,6 +701,12 @@ def _outcome(end_outcome: Outcome | None, status: ExitStatus, limit: str) -> tup
     if end_outcome is not None:
         return end_outcome, ""
     return Outcome.EXITED if status.signal is None else Outcome.SIGNALED, ""
+
+
+def _set(event: trio.Event | None) -> None:
+    """Wake whoever waits for it, if somebody does."""
+    if event is not None:
+        event.set()
 
 
 class _Countdown:
