@@ -52,20 +52,19 @@ class PosixChild(Child):
     """See `Child`. What has no place there is for its host, which alone calls `note`."""
 
     __slots__ = (
-        *(
-            "_is_lost",
-            "_link",
-            "_moved",
-            "_status",
-            "answered",
-            "failure",
-            "job",
-            "marker",
-            "pipes",
-        ),
+        *("_is_lost", "_link", "_moved", "_status", "answered", "failure", "job", "marker"),
+        *("pipes", "stage"),
         # What `Child` has as properties: a short command has no call to lose.
-        *("limit", "pid", "stage", "stderr", "stdin", "stdout", "terminal", "unheld", "used"),
+        *("limit", "pid", "stderr", "stdin", "stdout", "terminal", "unheld", "used"),
     )
+    pid: int
+    stdin: trio.abc.SendStream | None
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream | None
+    terminal: Terminal | None
+    used: Usage
+    limit: str
+    unheld: tuple[str, ...]
 
     def __init__(
         self,
@@ -81,11 +80,11 @@ class PosixChild(Child):
         """To be called when the request is answered, and no other report is at hand."""
         self.marker = marker
         self.pipes = pipes
-        self.stdin: trio.abc.SendStream | None = pipes.stdin
+        self.stdin = pipes.stdin
         assert pipes.stdout is not None
-        self.stdout: trio.abc.ReceiveStream = pipes.stdout
-        self.stderr: trio.abc.ReceiveStream | None = pipes.stderr
-        self.terminal: Terminal | None = pipes.terminal
+        self.stdout = pipes.stdout
+        self.stderr = pipes.stderr
+        self.terminal = pipes.terminal
         self.failure: Failed | None = None
         self.stage = Stage.ASKED
         self._moved: trio.Event | None = None
@@ -96,7 +95,7 @@ class PosixChild(Child):
         self._is_lost = False
         self.used = NO_USAGE
         self.limit = ""
-        self.unheld: tuple[str, ...] = ()
+        self.unheld = ()
 
     def __repr__(self) -> str:
         state = "running"
