@@ -58,7 +58,7 @@ DRAIN_BYTES: Final = 1 * wire.MIB
 """After the exit, how much is read beyond the ring: the most that a pipe can hold."""
 NOT_STARTED: Final = "the job was ended before it was started"
 COALESCE_SECONDS: Final = 0.003
-"""How long the word of a start, or of an output's end, waits for the exit that may be about to come."""
+"""How long, at most, the word of a start, or of an output's end, waits for the exit that may be about to come."""
 SHORTAGES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons for a failed spawn that may pass: processes, descriptors or memory are short."""
 SHORTAGE_DELAYS: Final = (0.05, 0.2, 0.8, 2.0)
@@ -155,6 +155,10 @@ class JobRunner:
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._starting = False
         """A start is under way whose answer has not been sent."""
+        self._untold: list[Job] = []
+        """Those whose start is told soon, should they still run."""
+        self._tells_soon = False
+        """There is a task that will tell what there is."""
         self.requests = Requests(table, nursery, act=self.act)
         """What is done without a process; who can do more offers it here."""
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
@@ -519,11 +523,10 @@ class JobRunner:
             self._apply_ops(running)
             if job.end_outcome is not None:
                 self._end(running)
-            # A short command's start travels with its end, and nobody takes the processor from it.
-            with trio.move_on_after(COALESCE_SECONDS), contextlib.suppress(ChildLost):
-                await child.wait_exited()
             if not child.has_exited:
-                self._tell_started(job)
+                # A short command's start travels with its end, and nobody takes the processor from it.
+                self._untold.append(job)
+                self._tell_soon()
                 with contextlib.suppress(ChildLost):
                     await child.wait_exited()
             running.exited_at = self._now()
@@ -536,6 +539,21 @@ class JobRunner:
 
     def _tell_started(self, job: Job) -> None:
         job.tell_started()
+        self.flush()
+
+    def _tell_soon(self) -> None:
+        """Tell starts, and ends of outputs, in a moment: one for all jobs, as each would need a clock of its own."""
+        if not self._tells_soon:
+            self._tells_soon = True
+            self._nursery.start_soon(self._tell_what_waits)
+
+    async def _tell_what_waits(self) -> None:
+        await trio.sleep(COALESCE_SECONDS)
+        self._tells_soon = False
+        untold, self._untold = self._untold, []
+        for job in untold:
+            if job.state is JobState.RUNNING:
+                job.tell_started()
         self.flush()
 
     async def _tell_end(self, running: RunningJob, child: Child, *, pipes_held: bool) -> None:
@@ -633,8 +651,7 @@ class JobRunner:
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.
-        await trio.sleep(COALESCE_SECONDS)
-        self.flush()
+        self._tell_soon()
 
     def _feed(self, running: RunningJob) -> None:
         """Input has come: send at once what the pipe takes, as a keystroke has no turn of a task to lose."""
