@@ -140,8 +140,8 @@ class Spawner:
         self._is_stopped = False
         """The daemon did not read all that was sent: the rest goes when it does."""
         self._is_linked = True
-        self._held_until = 0.0
-        """Monotonic time until which `_outgoing` waits for more to be told with it."""
+        self._held: dict[int, tuple[float, bytes]] = {}
+        """Reports of starts, by job: until which monotonic time each waits for the end of the same job."""
         self._jobs: dict[int, Job] = {}
         self._by_leader: dict[int, Job] = {}
         self._dying: dict[int, Job] = {}
@@ -176,8 +176,9 @@ class Spawner:
         while self._is_linked:
             # One moment for both: what isn't due yet when it is looked at is waited for.
             now = time.monotonic()
-            if now >= self._held_until:
-                self._flush()
+            if self._held:
+                self._release_starts(now)
+            self._flush()
             somebody_died = False
             # One event at a time from the link, so that a hundred requests don't hold up the exits.
             for key, events in self._selector.select(self._seconds_to_next_step(now)):
@@ -249,10 +250,10 @@ class Spawner:
         is_spoken_to = request.stdin or request.terminal
         hold = START_REPORT_SECONDS if is_spoken_to else UNSPOKEN_START_REPORT_SECONDS
         if guard is None:
-            self._say(Started(job.number, pid), hold=hold)
+            self._say_later(Started(job.number, pid), hold)
         else:
             self._guarded[guard] = job
-            self._say(Started(job.number, pid, guard.unheld), hold=hold)
+            self._say_later(Started(job.number, pid, guard.unheld), hold)
         return not self._watch.add(pid)
 
     # --- ends ---
@@ -363,8 +364,8 @@ class Spawner:
         due = _NEVER
         if self._dying:
             due = min([job.due - now for job in self._dying.values()])
-        if self._held_until > now:
-            due = min(due, self._held_until - now)
+        if self._held:
+            due = min(due, min([until for until, _ in self._held.values()]) - now)
         if self._is_refresh_wanted:
             due = min(due, self._trees.refresh_due(now))
         if self._limits.is_busy:
@@ -401,13 +402,21 @@ class Spawner:
 
     # --- reports ---
 
-    def _say(self, message: Message, *, hold: float = 0.0) -> None:
-        """Tell it soon, or in `hold` seconds if nothing else is told until then."""
-        if not hold:
-            self._held_until = 0.0
-        elif not self._outgoing:
-            self._held_until = time.monotonic() + hold
+    def _say(self, message: Message) -> None:
+        if self._held and not isinstance(message, Ready):
+            # That of its own job goes before it. Those of others wait for theirs: where many run, somebody ends
+            # all the time.
+            _, start = self._held.pop(message.job, (0.0, b""))
+            self._outgoing += start
         self._outgoing += encode(message)
+
+    def _say_later(self, message: Started, seconds: float) -> None:
+        """Say it when so much time has passed, or something else is said of the same job."""
+        self._held[message.job] = (time.monotonic() + seconds, encode(message))
+
+    def _release_starts(self, now: float) -> None:
+        for job in [job for job, (until, _) in self._held.items() if until <= now]:
+            self._outgoing += self._held.pop(job)[1]
 
     def _flush(self) -> None:
         """Send what there is in one go; what a stopped daemon does not read waits here."""
