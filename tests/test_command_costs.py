@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 LIMIT: Final = 25.0
 COMMANDS: Final = 60
 OURS: Final = os.path.dirname(sandd.__file__)
-MOST_CALLS: Final = 730
-"""For each of several commands, one after the other: their controller's, their daemon's and its fake process'. It was
-800 once; on a machine that is busy some are made of a few more."""
+MOST_CALLS: Final = 650
+"""For one command: its controller's, its daemon's and its fake process', but for those of the libraries."""
 
 
 class OurCalls:
@@ -52,11 +51,16 @@ async def test_a_command_is_made_of_so_many_calls() -> None:
             for _ in range(20):
                 await run()
             calls = OurCalls()
+            costs: list[tuple[int, Counter[str]]] = []
             before = sys.getprofile()
             sys.setprofile(calls)
             try:
                 for _ in range(COMMANDS):
+                    calls.counts = Counter()
                     await run()
+                    costs.append((calls.counts.total(), calls.counts))
             finally:
                 sys.setprofile(before)
-    assert sum(calls.counts.values()) / COMMANDS < MOST_CALLS, calls.counts.most_common(50)
+    # On a busy machine many are told of in two messages; one that isn't is enough to know.
+    least, counts = min(costs, key=lambda cost: cost[0])
+    assert least < MOST_CALLS, counts.most_common(50)

@@ -59,6 +59,8 @@ DRAIN_BYTES: Final = 1 * wire.MIB
 NOT_STARTED: Final = "the job was ended before it was started"
 COALESCE_SECONDS: Final = 0.003
 """How long, at most, the word of a start, or of an output's end, waits for the exit that may be about to come."""
+TELL_SECONDS: Final = 0.001
+"""What would be told within this is told at once, if something is: they go in one message."""
 SHORTAGES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons for a failed spawn that may pass: processes, descriptors or memory are short."""
 SHORTAGE_DELAYS: Final = (0.05, 0.2, 0.8, 2.0)
@@ -155,10 +157,10 @@ class JobRunner:
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._starting = False
         """A start is under way whose answer has not been sent."""
-        self._untold: list[Job] = []
-        """Those whose start is told soon, should they still run."""
-        self._tells_soon = False
-        """There is a task that will tell what there is."""
+        self._untold: deque[tuple[float, Job]] = deque()
+        """Those whose start, or output's end, is told at some time, should they still run then."""
+        self._tells = False
+        """There is a task that does."""
         self.requests = Requests(table, nursery, act=self.act)
         """What is done without a process; who can do more offers it here."""
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
@@ -525,8 +527,7 @@ class JobRunner:
                 self._end(running)
             if not child.has_exited:
                 # A short command's start travels with its end, and nobody takes the processor from it.
-                self._untold.append(job)
-                self._tell_soon()
+                self._tell_soon(job)
                 with contextlib.suppress(ChildLost):
                     await child.wait_exited()
             running.exited_at = self._now()
@@ -541,20 +542,30 @@ class JobRunner:
         job.tell_started()
         self.flush()
 
-    def _tell_soon(self) -> None:
-        """Tell starts, and ends of outputs, in a moment: one for all jobs, as each would need a clock of its own."""
-        if not self._tells_soon:
-            self._tells_soon = True
+    def _tell_soon(self, job: Job) -> None:
+        """Tell its start, and that an output has ended, in a moment, unless the job has ended by then.
+
+        One task waits for all jobs: a clock for each would cost as much as all else that such a job does in its task.
+        """
+        self._untold.append((self._now() + COALESCE_SECONDS, job))
+        if not self._tells:
+            self._tells = True
             self._nursery.start_soon(self._tell_what_waits)
 
     async def _tell_what_waits(self) -> None:
-        await trio.sleep(COALESCE_SECONDS)
-        self._tells_soon = False
-        untold, self._untold = self._untold, []
-        for job in untold:
-            if job.state is JobState.RUNNING:
-                job.tell_started()
-        self.flush()
+        while self._untold:
+            due, job = self._untold[0]
+            if job.state is not JobState.RUNNING:
+                self._untold.popleft()
+                continue
+            await trio.sleep_until(due)
+            until = self._now() + TELL_SECONDS
+            while self._untold and self._untold[0][0] <= until:
+                _, job = self._untold.popleft()
+                if job.state is JobState.RUNNING:
+                    job.tell_started()
+            self.flush()
+        self._tells = False
 
     async def _tell_end(self, running: RunningJob, child: Child, *, pipes_held: bool) -> None:
         """The process has exited and its output is here: see its tree gone, and tell how it ended."""
@@ -651,7 +662,7 @@ class JobRunner:
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.
-        self._tell_soon()
+        self._tell_soon(job)
 
     def _feed(self, running: RunningJob) -> None:
         """Input has come: send at once what the pipe takes, as a keystroke has no turn of a task to lose."""
