@@ -527,7 +527,8 @@ class JobRunner:
                 self._end(running)
             if not child.has_exited:
                 # A short command's start travels with its end, and nobody takes the processor from it.
-                self._tell_soon(job)
+                if not running.spec.stdin:  # else it has been told
+                    self._tell_soon(job)
                 with contextlib.suppress(ChildLost):
                     await child.wait_exited()
             running.exited_at = self._now()
