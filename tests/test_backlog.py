@@ -28,7 +28,7 @@ def test_what_has_gone_makes_room() -> None:
     backlog = Backlog(limit=100)
     fill(backlog, "a")
     backlog.share("a").remove(50)
-    assert (backlog.waiting, backlog.of("a"), backlog._by_sender) == (0, 0, {})
+    assert (backlog.waiting, backlog.of("a"), backlog.by_sender) == (0, 0, {})
     assert fill(backlog, "b") == 50
 
 

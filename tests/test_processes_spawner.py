@@ -344,16 +344,23 @@ def test_what_is_over_when_it_has_begun_is_told_in_the_same_turn(
 def test_report_of_a_start_waits_for_more_but_nothing_else_does(
     spawner: tuple[spawner_module.Spawner, socket.socket],
 ) -> None:
-    """Held for a millisecond at most; anything else that is to be told takes it along at once."""
+    """Held for a millisecond at most; what else is to be told of the same job takes it along, and goes behind it."""
     one, _ = spawner
     before = time.monotonic()
-    one._say(Started(1, 4711))
-    assert before <= one._held_until - spawner_module.START_REPORT_SECONDS <= time.monotonic()
-    assert one._seconds_to_next_step(one._held_until - 0.0004) == pytest.approx(0.0004)
-    assert one._seconds_to_next_step(one._held_until) is None
-    one._say(Started(2, 4712))
+    one._say_later(Started(1, 4711), spawner_module.START_REPORT_SECONDS)
+    until, _ = one._held[1]
+    assert before <= until - spawner_module.START_REPORT_SECONDS <= time.monotonic()
+    assert one._seconds_to_next_step(until - 0.0004) == pytest.approx(0.0004)
+    one._say_later(Started(2, 4712), spawner_module.START_REPORT_SECONDS)
     one._say(Failed(3, 2, "no such file", None))
-    assert one._held_until == 0
+    one._say(Exited(1, 0, None, True))
+    told = decode_all(bytearray(one._outgoing))
+    assert [(type(each), each[0]) for each in told] == [(Failed, 3), (Started, 1), (Exited, 1)]
+    one._release_starts(until)
+    assert [*one._held] == [2]
+    one._release_starts(until + 1)
+    assert one._seconds_to_next_step(until) is None
+    assert decode_all(bytearray(one._outgoing))[3:] == [Started(2, 4712)]
 
 
 def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
@@ -368,7 +375,7 @@ def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
 
     def start() -> None:
         if one._link.recv(1):
-            one._say(Started(1, 4711))
+            one._say_later(Started(1, 4711), spawner_module.START_REPORT_SECONDS)
         else:
             one._is_linked = False
 

@@ -29,7 +29,8 @@ class Backlog:
     limit: int = BACKLOG_BYTES
     waiting: int = 0
     """Of all senders."""
-    _by_sender: dict[Hashable, int] = field(factory=dict)
+    by_sender: dict[Hashable, int] = field(factory=dict)
+    """Of each that has anything waiting."""
 
     def share(self, sender: Hashable) -> Share:
         """That sender's."""
@@ -37,16 +38,7 @@ class Backlog:
 
     def of(self, sender: Hashable) -> int:
         """Bytes of that sender that wait."""
-        return self._by_sender.get(sender, 0)
-
-    def add(self, sender: Hashable, size: int) -> None:
-        """So many more of its bytes wait; fewer, where negative."""
-        self.waiting += size
-        own = self._by_sender.get(sender, 0) + size
-        if own:
-            self._by_sender[sender] = own
-        else:  # who has nothing waiting costs nothing
-            self._by_sender.pop(sender, None)
+        return self.by_sender.get(sender, 0)
 
 
 @frozen
@@ -59,12 +51,19 @@ class Share:
     def has_room(self, size: int) -> bool:
         """Whether the sender may have so many more bytes waiting."""
         backlog = self.backlog
-        return backlog.of(self.sender) + size <= backlog.limit - backlog.waiting - size
+        own = backlog.by_sender.get(self.sender, 0)
+        return own + size <= backlog.limit - backlog.waiting - size
 
     def add(self, size: int) -> None:
         """So many more wait, whether there is room or not."""
-        self.backlog.add(self.sender, size)
+        backlog = self.backlog
+        backlog.waiting += size
+        own = backlog.by_sender.get(self.sender, 0) + size
+        if own:
+            backlog.by_sender[self.sender] = own
+        else:  # who has nothing waiting costs nothing
+            backlog.by_sender.pop(self.sender, None)
 
     def remove(self, size: int) -> None:
         """So many have gone."""
-        self.backlog.add(self.sender, -size)
+        self.add(-size)

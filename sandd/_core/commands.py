@@ -11,7 +11,7 @@ from sandd import wire
 from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
 from sandd._core.arguments import check_count, encode_data
 from sandd._core.client_job import AttachState
-from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, ExitStatus
+from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, exit_code
 from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.wire import Outcome, Stream
 
@@ -188,21 +188,20 @@ def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> Comman
     """The result of a job that has ended with an exit status."""
     event = handle.job.result
     assert isinstance(event, wire.Exited)
-    status = ExitStatus.from_event(event)
     out, err = collectors[Stream.OUTPUT], collectors[Stream.ERROR]
     return CommandResult(
         stdout_bytes=out.result(),
         stderr_bytes=err.result(),
-        exit_code=status.exit_code,
-        outcome=status.outcome,
-        duration=status.duration,
+        exit_code=exit_code(event),
+        outcome=event.outcome,
+        duration=event.seconds,
         stdout_total=out.total,
         stderr_total=err.total,
         truncated=out.truncated or err.truncated,
-        pipes_held=status.pipes_held,
+        pipes_held=event.pipes_held,
         job_id=handle.job.id,
-        cpu_seconds=status.cpu_seconds,
-        max_rss_bytes=status.max_rss_bytes,
-        limits=status.limits,
-        limit=status.limit,
+        cpu_seconds=event.cpu_seconds,
+        max_rss_bytes=event.max_rss_bytes,
+        limits=event.limits,
+        limit=event.limit or None,
     )

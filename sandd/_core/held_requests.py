@@ -116,7 +116,7 @@ class Passage(Protocol):
     ) -> None:
         """Tell the client that its Attach is not passed on, and why."""
 
-    def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
+    def end_job(self, link: ClientLink, message: wire.End) -> None:
         """Pass on an End."""
 
     def receive(self, link: ClientLink, frame: Frame) -> None:
@@ -221,7 +221,7 @@ class HeldRequests:
             for frame in frames:
                 end = wire.decode_control(frame)
                 assert isinstance(end, wire.End)  # nothing else was kept
-                self._passage.end_job(link, end, 0)
+                self._passage.end_job(link, end)
             return
         del link.held[held.number]
         if refusal is not None:

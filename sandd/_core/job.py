@@ -341,9 +341,13 @@ class Job:
 
     def announce(self) -> None:
         """There may be something for those who are attached."""
-        for attachment in self.attachments:
-            attachment.link.scheduler.activate(attachment.channel)
-            attachment.link.dirty = True
+        owner = self.owner
+        if owner is not None:  # mostly there is nobody else
+            owner.link.scheduler.activate(owner.channel)
+            owner.link.dirty = True
+        for viewer in self.viewers:
+            viewer.link.scheduler.activate(viewer.channel)
+            viewer.link.dirty = True
 
 
 @define(eq=False)

@@ -79,6 +79,15 @@ def _repeats_start(message: wire.Attach) -> bool:
     return message.spec is not None and generated is not None and generated[0] == message.client
 
 
+def _is_plain(job: Job, role: Role) -> bool:
+    """Whether all that there is to say of a new job is what need not be said: it is asked of each, and made of few."""
+    return (
+        job.state is JobState.QUEUED
+        and role is Role.OWNER
+        and not (job.spec.stdin or job.detached or job.terminal)
+    )
+
+
 Effects = list[tuple[Job, Effect]]
 
 
@@ -244,7 +253,8 @@ class JobTable:
             return
         else:
             job.tell_started()  # who attaches shall know as much as there is to know
-        refusal = self._refusal(job, message)
+        # A new one was made by this very Attach, and nobody else is there.
+        refusal = None if is_new else self._refusal(job, message)
         if refusal is not None:
             link.control(number, refusal)
             return
@@ -258,11 +268,10 @@ class JobTable:
                 yield job, Effect.CLAIMED
         else:
             job.viewers[attachment] = None
-        answer = self._attached(job, attachment)
-        if is_new and not message.cursors and answer == wire.PLAIN_ATTACHED:
-            channel.plain_answer = answer
+        if is_new and not message.cursors and _is_plain(job, message.role):
+            channel.plain_answer = wire.PLAIN_ATTACHED
         else:
-            link.control(number, answer)
+            link.control(number, self._attached(job, attachment))
         link.scheduler.activate(channel)
 
     def _create(self, key: JobKey, message: wire.Attach, now: float) -> Job | wire.Refused:
@@ -393,7 +402,7 @@ class JobTable:
                 cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
         else:
             for stream, log in job.sends.items():
-                start = job.replay_start(stream)
+                start = job.replay_start(stream) if log.end else 0
                 is_events = stream is Stream.EVENTS
                 credit = wire.MESSAGE_WINDOW if is_events else message.output_credit
                 cursors.append(SendCursor(stream, log, start, credit))
@@ -442,8 +451,7 @@ class JobTable:
             attachment.link.control(attachment.channel.number, flush)
 
     def _unlink(self, attachment: Attachment) -> None:
-        attachment.link.attachments.pop(attachment.channel.number, None)
-        attachment.link.scheduler.discard(attachment.channel)
+        self._cut(attachment)
         job = attachment.job
         if job.owner is attachment:
             job.set_owner(None)
@@ -451,6 +459,11 @@ class JobTable:
         job.viewers.pop(attachment, None)
         if not job.attachments:
             job.release_pieces()
+
+    def _cut(self, attachment: Attachment) -> None:
+        """Its channel is no more."""
+        attachment.link.attachments.pop(attachment.channel.number, None)
+        attachment.link.scheduler.discard(attachment.channel)
 
     def _break(self, attachment: Attachment, error: RemoteProtocolError, now: float) -> Effects:
         """The client broke the protocol: its channel is closed, the job goes on."""
@@ -461,6 +474,11 @@ class JobTable:
     def _detach(self, attachment: Attachment, now: float) -> Effects:
         job = attachment.job
         owned = job.owner is attachment
+        if owned and job.end_requested and job.state is JobState.ENDED and not job.viewers:
+            # As mostly: what would be done for the time without an owner is done for nobody.
+            self._cut(attachment)
+            job.owner = None
+            return self._settle(job, now)
         self._unlink(attachment)
         effects = self._settle(job, now)
         if owned and self.spool is not None:

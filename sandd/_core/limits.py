@@ -6,6 +6,7 @@ Pure. Who holds which limit, and how well, is in docs/limits.rst.
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -81,6 +82,16 @@ class Limits:
     nice: int | None = _limit(_count(0, 19, "a number from 0 to 19"))
     """Its priority is at most that; 19 is the lowest priority."""
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:  # as mostly: it is asked for each message, whether they are none
+            return True
+        if not isinstance(other, Limits):
+            return NotImplemented
+        return _values_of(self) == _values_of(other)
+
+    def __hash__(self) -> int:
+        return hash(_values_of(self))
+
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
         return f"{type(self).__name__}({given})"
@@ -110,6 +121,7 @@ class Limits:
 
 
 LIMIT_NAMES: Final = tuple(attribute.name for attribute in attrs.fields(Limits))
+_values_of: Final = attrgetter(*LIMIT_NAMES)
 NO_LIMITS: Final = Limits()
 _SHORT: Final = {
     "memory": "memory_bytes",
@@ -155,6 +167,8 @@ def limits_from(given: Mapping[str, Any], *, place: str) -> Limits:
         if name in found:
             raise ValueError(f"{place}: the limit {name} is given twice")
         found[name] = _value(place, name, value) if isinstance(value, str) else value
+    if not found:
+        return NO_LIMITS
     try:
         return Limits(**found)
     except (TypeError, ValueError) as error:

@@ -30,6 +30,11 @@ def signal_name(number: int) -> str:
         return str(number)
 
 
+def exit_code(event: Exited) -> int:
+    """The process' own exit code; ``-N`` if signal N killed it."""
+    return event.code if event.code is not None else -(event.signal or 0)
+
+
 @frozen
 class ExitStatus:
     """How a job's process ended."""
@@ -53,9 +58,8 @@ class ExitStatus:
     @classmethod
     def from_event(cls, event: Exited) -> ExitStatus:
         """The status in an Exited event."""
-        code = event.code if event.code is not None else -(event.signal or 0)
         return cls(
-            exit_code=code,
+            exit_code=exit_code(event),
             outcome=event.outcome,
             duration=event.seconds,
             pipes_held=event.pipes_held,
@@ -192,6 +196,8 @@ class Collector:
 
     def result(self) -> bytes:
         """What was kept; a line in the middle says how much was not."""
+        if self.total == len(self._head):
+            return bytes(self._head)
         tail = b"".join(self._tail)
         tail = tail[max(0, len(tail) - self._tail_limit) :]
         omitted = self.total - len(self._head) - len(tail)

@@ -54,9 +54,10 @@ from sandd._core.tombstones import parse
 from sandd.wire import DaemonState, Frame, FrameType, IsolationLevel, RefusedCode, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Iterable
 
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.backlog import Share
     from sandd._core.streams import SendCursor
 
 MAX_END_INTENTS: Final = 10_000
@@ -151,7 +152,7 @@ class Router:
         self.daemons[link.daemon_id] = link
         self._since[link.daemon_id] = now
         for end, sender in self._ends.take(link.daemon_id):
-            self._send_end(link, end, sender)
+            self._send_end(link, end, link.backlog.share(sender))
         self._announce(wire.DaemonStatus(link.daemon_id, DaemonState.ONLINE, link.instance, about))
         return link
 
@@ -286,7 +287,7 @@ class Router:
                 route = self._route(link, frame) if frame.channel else None
                 if route is None:
                     self._let_go(link, frame.channel)
-                self._end(link, message, route)
+                self._end(link, named, route)
             case wire.Window() | wire.Flush():
                 route = self._route(link, frame)
                 if route is not None:
@@ -536,16 +537,16 @@ class Router:
         queue.put_window(flow.update())
         link.activate(queue)
 
-    def _end(self, link: ClientLink, message: wire.End, route: Route | None) -> None:
+    def _end(self, link: ClientLink, named: wire.End | None, route: Route | None) -> None:
         number = 0
         if route is not None:
-            named = self.meant(link, message)
             if named is not None and named.daemon_id == route.daemon.daemon_id:
                 number = route.to_daemon.number
                 self._leave(route)
             else:  # all that it closes is the channel
                 self._detach(route, wire.Detach())
-        self.end_job(link, message, number)
+        if named is not None:  # else nobody waits for an answer to it
+            self._end_job(link, named, number)
 
     def meant(self, link: ClientLink, message: wire.End) -> wire.End | None:
         """The End by the full name of its daemon, in its tenant's name; None: it is not for the client to say."""
@@ -553,13 +554,14 @@ class Router:
         name = link.principal.full_name(message.daemon_id)
         if name is None or not link.principal.may_end(message.job_id, client):
             return None
-        return evolve(message, daemon_id=name, client=client, tenant=split_name(name)[0])
+        tenant = split_name(name)[0]
+        return wire.End(name, message.job_id, message.grace, client, tenant, message.left)
 
-    def end_job(self, link: ClientLink, message: wire.End, number: int) -> None:
-        """Pass on an End, on that channel of the daemon's; or keep it until the daemon is back."""
-        stamped = self.meant(link, message)
-        if stamped is None:
-            return  # nobody waits for an answer to it
+    def end_job(self, link: ClientLink, message: wire.End) -> None:
+        """Pass on an End that is none of a channel; or keep it until the daemon is back."""
+        self._end(link, self.meant(link, message), None)
+
+    def _end_job(self, link: ClientLink, stamped: wire.End, number: int) -> None:
         if stamped.left is None:
             key = (stamped.daemon_id, stamped.tenant, stamped.job_id)
             self.counts.census.left(key)
@@ -572,14 +574,14 @@ class Router:
         share = daemon.backlog.share(link.sender)
         if link.is_metered and not share.has_room(control_size(wire.ControlFrame(0, stamped))):
             raise RemoteProtocolError(f"too many Ends for daemon {daemon.daemon_id!r}: {TOO_MUCH}")
-        self._send_end(daemon, stamped, link.sender, number)
+        self._send_end(daemon, stamped, share, number)
 
     def _send_end(
-        self, daemon: DaemonLink, message: wire.End, sender: Hashable, number: int = 0
+        self, daemon: DaemonLink, message: wire.End, share: Share, number: int = 0
     ) -> None:
         # In its place: a request that follows is not to find a job that was left before it.
-        daemon.control(number, message, share=daemon.backlog.share(sender))
-        daemon.ends.keep(message, sender)
+        daemon.control(number, message, share=share)
+        daemon.ends.keep(message, share.sender)
 
     @property
     def kept_ends(self) -> list[wire.End]:

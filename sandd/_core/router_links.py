@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from attrs import define, evolve, field
+from attrs import astuple, define, evolve, field
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
@@ -97,21 +97,23 @@ class ClientLink(RouterLink):
     held_bytes: int = 0
     take: Callable[[int, wire.Data], None] | None = None
     """Takes what flows to a channel of a client in this process, at once; None: it goes through the scheduler."""
+    is_metered: bool = field(init=False)
+    """What it grants is passed on within bounds."""
+    sender: Hashable = field(init=False)
+    """Whose the room is that it takes at daemons: with another connection it has no more of it."""
+
+    @is_metered.default
+    def _is_in_another_process(self) -> bool:
+        return self.client != ""
+
+    @sender.default
+    def _whoever_it_is(self) -> Hashable:
+        return astuple(self.principal, recurse=False)  # whose hash takes no function of ours
 
     @property
     def actor(self) -> str:
         """Who it is, for the audit log."""
         return self.principal.name
-
-    @property
-    def is_metered(self) -> bool:
-        """What it grants is passed on within bounds."""
-        return self.client != ""
-
-    @property
-    def sender(self) -> Hashable:
-        """Whose the room is that it takes at daemons: with another connection it has no more of it."""
-        return self.principal
 
 
 @define(eq=False)
@@ -125,10 +127,11 @@ class DaemonLink(RouterLink):
     """The latest Ends sent on it: should it break, they may not have arrived."""
     tally: Tally = field(factory=Tally)
     """Its tenant's."""
+    tenant: str = field(init=False)
+    """Whose it is, and all its jobs."""
 
-    @property
-    def tenant(self) -> str:
-        """Whose it is, and all its jobs."""
+    @tenant.default
+    def _first_of_its_name(self) -> str:
         return split_name(self.daemon_id)[0]
 
 
@@ -170,10 +173,11 @@ def close_route(route: Route) -> None:
     """Nothing of it is sent any more."""
     route.client.scheduler.discard(route.to_client)
     route.daemon.scheduler.discard(route.to_daemon)
-    route.to_client.close()
-    route.to_daemon.close()
-    for flow in route.flows.values():
-        flow.close()
+    if route.flows:
+        route.to_client.close()
+        route.to_daemon.close()
+        for flow in route.flows.values():
+            flow.close()
 
 
 def metered_attach(message: wire.Attach, route: Route) -> wire.Attach:

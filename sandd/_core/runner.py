@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from sandd import wire
 from sandd._core._errors import PolicyDenied, SpawnFailed
@@ -58,7 +58,9 @@ DRAIN_BYTES: Final = 1 * wire.MIB
 """After the exit, how much is read beyond the ring: the most that a pipe can hold."""
 NOT_STARTED: Final = "the job was ended before it was started"
 COALESCE_SECONDS: Final = 0.003
-"""How long the word of a start, or of an output's end, waits for the exit that may be about to come."""
+"""How long, at most, the word of a start, or of an output's end, waits for the exit that may be about to come."""
+TELL_SECONDS: Final = 0.001
+"""What would be told within this is told at once, if something is: they go in one message."""
 SHORTAGES: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons for a failed spawn that may pass: processes, descriptors or memory are short."""
 SHORTAGE_DELAYS: Final = (0.05, 0.2, 0.8, 2.0)
@@ -85,14 +87,16 @@ class RunningJob:
     spec: wire.ProgramSpec
     child: Child | None = None
     nursery: trio.Nursery | None = None
-    ended: trio.Event = field(factory=trio.Event)
+    is_unwanted: bool = False
     """Somebody wants it ended; for the time before there is a process to kill."""
-    input_ready: trio.Event = field(factory=trio.Event)
+    unwanted: trio.Event | None = None
+    """Set then; it is made by who waits for it, as are the next two."""
+    input_ready: trio.Event | None = None
     fed: SendsNowait | None = None
     """Where what pumps its input has nothing in hand, and waits: whoever brings some may send it here."""
     unsent_input: bytes = b""
     """The rest of what was to be sent without waiting; it goes first."""
-    room_ready: trio.Event = field(factory=trio.Event)
+    room_ready: trio.Event | None = None
     has_slot: bool = False
     """It counts among those that run at once."""
     begun: Child | None = None
@@ -153,6 +157,10 @@ class JobRunner:
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
         self._starting = False
         """A start is under way whose answer has not been sent."""
+        self._untold: deque[tuple[float, Job]] = deque()
+        """Those whose start, or output's end, is told at some time, should they still run then."""
+        self._tells = False
+        """There is a task that does."""
         self.requests = Requests(table, nursery, act=self.act)
         """What is done without a process; who can do more offers it here."""
         self.requests.offer(JobRequests(table, act=self.act, wait_over=self._wait_over).doers)
@@ -219,7 +227,7 @@ class JobRunner:
         job.announce()
         running = self._running.get(job)
         if running is not None:
-            running.room_ready.set()
+            _set(running.room_ready)
         self.flush()
 
     # -- effects
@@ -243,7 +251,7 @@ class JobRunner:
                 case Effect.INPUT:
                     self._feed(running)
                 case Effect.ROOM:
-                    running.room_ready.set()
+                    _set(running.room_ready)
                 case Effect.END:
                     self._end(running)
                 case Effect.FORGOTTEN | Effect.CLAIMED:
@@ -265,7 +273,8 @@ class JobRunner:
             running.nursery.start_soon(_kill, running.child, job.end_signal, job.end_grace)
         elif running.has_slot:
             # What has been asked for is waited for, and then killed like any other.
-            running.ended.set()
+            running.is_unwanted = True
+            _set(running.unwanted)
         else:
             self._queue.remove(running)
             job.failed(FailedCode.CANCELLED, NOT_STARTED)
@@ -377,25 +386,27 @@ class JobRunner:
         job.started(child.pid, running.began_at)
         if not self._read_what_is_there(running, Stream.OUTPUT, child.stdout):
             return False
-        if child.stderr is None:
-            job.finish(Stream.ERROR)
-        elif not self._read_what_is_there(running, Stream.ERROR, child.stderr):
+        stderr = child.stderr
+        if stderr is not None and not self._read_what_is_there(running, Stream.ERROR, stderr):
             return False
         self._tell_exit(running, child, status, pipes_held=False)
         self.flush()
         child.close_pipes()
-        self._over(running)
+        self._over(running, is_told=True)
         return True
 
-    def _over(self, running: RunningJob) -> None:
+    def _over(self, running: RunningJob, *, is_told: bool = False) -> None:
         """It has ended, or the daemon itself is being stopped: the next one's turn."""
         job = running.job
         del self._running[job]
         if running.has_slot:
             self._free_slots += 1
-            self._begin_next()
+            if self._queue:
+                self._begin_next()
         self._one_ended.set()
-        self.act(self._table.ended(job, self._now()) if job.state is JobState.ENDED else [])
+        effects = self._table.ended(job, self._now()) if job.state is JobState.ENDED else []
+        if effects or not is_told:
+            self.act(effects)
         if running.over is not None:
             running.over.set()
 
@@ -422,7 +433,7 @@ class JobRunner:
         delays = iter(SHORTAGE_DELAYS)
         while True:
             begun, running.begun = running.begun, None
-            if begun is None and running.ended.is_set():
+            if begun is None and running.is_unwanted:
                 return None
             try:
                 if begun is not None:
@@ -446,7 +457,9 @@ class JobRunner:
                     return None
                 self.flush()
                 with trio.move_on_after(delay):
-                    await running.ended.wait()
+                    running.unwanted = trio.Event()
+                    while not running.is_unwanted:
+                        await running.unwanted.wait()
             except ChildLost as error:
                 job.failed(FailedCode.LOST, str(error))
                 return None
@@ -512,16 +525,15 @@ class JobRunner:
             self._apply_ops(running)
             if job.end_outcome is not None:
                 self._end(running)
-            # A short command's start travels with its end, and nobody takes the processor from it.
-            with trio.move_on_after(COALESCE_SECONDS), contextlib.suppress(ChildLost):
-                await child.wait_exited()
             if not child.has_exited:
-                self._tell_started(job)
+                # A short command's start travels with its end, and nobody takes the processor from it.
+                if not running.spec.stdin:  # else it has been told
+                    self._tell_soon(job)
                 with contextlib.suppress(ChildLost):
                     await child.wait_exited()
             running.exited_at = self._now()
             job.make_room(DRAIN_BYTES)
-            running.room_ready.set()
+            _set(running.room_ready)
             pipes_held = not await pumps.wait(running)
             await self._tell_end(running, child, pipes_held=pipes_held)
             running.nursery = None
@@ -530,6 +542,31 @@ class JobRunner:
     def _tell_started(self, job: Job) -> None:
         job.tell_started()
         self.flush()
+
+    def _tell_soon(self, job: Job) -> None:
+        """Tell its start, and that an output has ended, in a moment, unless the job has ended by then.
+
+        One task waits for all jobs: a clock for each would cost as much as all else that such a job does in its task.
+        """
+        self._untold.append((self._now() + COALESCE_SECONDS, job))
+        if not self._tells:
+            self._tells = True
+            self._nursery.start_soon(self._tell_what_waits)
+
+    async def _tell_what_waits(self) -> None:
+        while self._untold:
+            due, job = self._untold[0]
+            if job.state is not JobState.RUNNING:
+                self._untold.popleft()
+                continue
+            await trio.sleep_until(due)
+            until = self._now() + TELL_SECONDS
+            while self._untold and self._untold[0][0] <= until:
+                _, job = self._untold.popleft()
+                if job.state is JobState.RUNNING:
+                    job.tell_started()
+            self.flush()
+        self._tells = False
 
     async def _tell_end(self, running: RunningJob, child: Child, *, pipes_held: bool) -> None:
         """The process has exited and its output is here: see its tree gone, and tell how it ended."""
@@ -579,15 +616,14 @@ class JobRunner:
         self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream
     ) -> bool:
         """Take what the pipe holds now, as far as there is room; True at its end."""
-        job = running.job
+        log = running.job.outputs[stream]
         if isinstance(pipe, ReceivesNowait):
-            while room := job.room(stream):
+            while room := log.room:
                 chunk = pipe.receive_nowait(min(room, READ_BYTES))
                 if chunk is None:
                     break
                 if not chunk:
-                    job.finish(stream)
-                    return True
+                    return True  # the end of the job is that of its outputs
                 self._write(running, stream, chunk)
         return False
 
@@ -600,7 +636,7 @@ class JobRunner:
             if room == 0:
                 self.serve_disk()
                 # Both pumps wait on one event: an unset one must stay the one that will be set.
-                if running.room_ready.is_set():
+                if running.room_ready is None or running.room_ready.is_set():
                     running.room_ready = trio.Event()
                 running.held_back += 1
                 await running.room_ready.wait()
@@ -627,8 +663,7 @@ class JobRunner:
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.
-        await trio.sleep(COALESCE_SECONDS)
-        self.flush()
+        self._tell_soon(job)
 
     def _feed(self, running: RunningJob) -> None:
         """Input has come: send at once what the pipe takes, as a keystroke has no turn of a task to lose."""
@@ -644,7 +679,7 @@ class JobRunner:
             if is_all and not running.unsent_input:
                 return
         running.fed = None
-        running.input_ready.set()
+        _set(running.input_ready)
 
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
         job = running.job
@@ -695,6 +730,12 @@ def _outcome(end_outcome: Outcome | None, status: ExitStatus, limit: str) -> tup
     if end_outcome is not None:
         return end_outcome, ""
     return Outcome.EXITED if status.signal is None else Outcome.SIGNALED, ""
+
+
+def _set(event: trio.Event | None) -> None:
+    """Wake whoever waits for it, if somebody does."""
+    if event is not None:
+        event.set()
 
 
 class _Countdown:

@@ -425,7 +425,10 @@ class LocalService(Service):
 
     def _authorise(self, link: ClientLink, attach: wire.Attach) -> wire.Refused | None:
         tenant, _ = split_name(attach.daemon_id)
-        return self.policies.judge(tenant, attach) or self._job_starts.judge(
+        refused = self.policies.judge(tenant, attach)
+        if refused is not None or not self._job_starts.is_limiting:
+            return refused
+        return self._job_starts.judge(
             attach,
             operator=f"{link.principal.tenant}/{link.principal.name}",
             tenant=tenant,

@@ -55,13 +55,13 @@ def build_spec(
     argv, shell = _argv(command)
     return wire.CommandSpec(
         **_program(argv, shell, cwd=cwd, env=env, user=user),
-        isolation=_isolation(isolation),
+        isolation=None if isolation is None else _isolation(isolation),
         stdin=bool(stdin),
         merge_stderr=merge_stderr,
-        timeout=seconds("timeout", timeout),
-        idle_timeout=seconds("idle_timeout", idle_timeout),
+        timeout=None if timeout is None else seconds("timeout", timeout),
+        idle_timeout=None if idle_timeout is None else seconds("idle_timeout", idle_timeout),
         kill_grace=check_grace("kill_grace", kill_grace),
-        lease=seconds("lease", lease),
+        lease=None if lease is None else seconds("lease", lease),
         on_full=_on_full(on_full),
         detach=bool(detach),
         limits=_limits(limits),
@@ -301,6 +301,8 @@ def _isolation(value: str | None) -> wire.IsolationLevel | None:
 
 
 def _on_full(value: str) -> wire.OnFull:
+    if value == "block":
+        return wire.OnFull.BLOCK
     try:
         return wire.OnFull(value)
     except ValueError:

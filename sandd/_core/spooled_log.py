@@ -228,9 +228,10 @@ class SpooledLog(ByteSendLog):
     def abandon(self) -> None:
         """The job is forgotten: nobody needs any of it."""
         self.final = True
-        self._drop(self.end)
-        if self._spool is not None:
-            self._spool.forget(self)
+        if self.end:  # else it never had anything to ask of the disk
+            self._drop(self.end)
+            if self._spool is not None:
+                self._spool.forget(self)
 
     def release_pieces(self) -> None:
         """Nobody is attached: nobody needs what was read back."""

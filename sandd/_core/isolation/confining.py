@@ -95,6 +95,8 @@ class Isolation:
     ) -> IsolationLevel:
         """At which a job of that spec runs: never below the daemon's own, nor `least`, the controller's for it."""
         if isinstance(spec, wire.CommandSpec | wire.SessionSpec):
+            if spec.isolation is None and least is IsolationLevel.NONE:
+                return self.level
             return strongest([self.level, least, spec.isolation])
         return self.level
 

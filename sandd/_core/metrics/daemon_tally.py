@@ -49,7 +49,8 @@ class DaemonTally:
         result = job.result
         if result is not None and isinstance(job.spec, wire.ProgramSpec):
             said = result.outcome if isinstance(result, wire.Exited) else result.code
-            self.jobs_ended[said.value] = self.jobs_ended.get(said.value, 0) + 1
+            outcome = str(said)
+            self.jobs_ended[outcome] = self.jobs_ended.get(outcome, 0) + 1
 
     def turned_down(self, refused: wire.Refused) -> None:
         """One was not taken on."""

@@ -12,6 +12,7 @@ from sandd._core.logs import get_logger
 from sandd._core.policy import linting
 from sandd._core.policy.reading import MAX_POLICY_BYTES, read_policy
 from sandd._core.policy.refusing import judge_attach, limits_of_attach
+from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from sandd import wire
     from sandd._core.policy.rules import Policy
-    from sandd.wire import IsolationLevel
 
 log = get_logger("policy")
 
@@ -34,6 +34,8 @@ class TenantPolicies:
         """Of everybody's file, and of the directory with those of tenants; nothing is read yet."""
         self._file, self._directory = file, directory
         self._everybodys: tuple[Policy, ...] = ()
+        self._is_empty = True
+        """No policy is in force, whose ever."""
         self._tenants: Mapping[str, Policy] = {}
 
     @property
@@ -49,6 +51,8 @@ class TenantPolicies:
 
     def judge(self, tenant: str, attach: wire.Attach) -> wire.Refused | None:
         """The refusal of what the Attach would start on a daemon of the tenant; None if it may be tried."""
+        if self._is_empty:
+            return None
         policies = self.of(tenant)
         refused = judge_attach(policies, attach) if policies else None
         if refused is not None:
@@ -63,11 +67,15 @@ class TenantPolicies:
 
     def limits(self, tenant: str, attach: wire.Attach) -> Limits:
         """What may be used by what the Attach, which may be tried, would start."""
+        if self._is_empty:
+            return NO_LIMITS
         policies = self.of(tenant)
         return limits_of_attach(policies, attach) if policies else NO_LIMITS
 
     def isolation(self, tenant: str) -> IsolationLevel:
         """What the tenant's jobs are kept apart from, at least, whatever they ask for and their daemon says."""
+        if self._is_empty:
+            return IsolationLevel.NONE
         return strongest(policy.isolation for policy in self.of(tenant))
 
     def read(self) -> None:
@@ -81,6 +89,7 @@ class TenantPolicies:
         if self._directory is not None:
             tenants = {file.stem: _read(file, "policy") for file in _files_in(self._directory)}
         self._everybodys, self._tenants = everybodys, tenants
+        self._is_empty = not (everybodys or tenants)
         if everybodys or tenants:
             log.info("policies_in_force", policies=self.hashes)
 

@@ -53,7 +53,7 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
         OSError: it can't be started; `filename` is what it failed on. Nothing ran.
         ValueError: a NUL in an argument or "=" in a variable's name.
     """
-    if any(each is not None for each in (request.checked, request.confined, request.limits)):
+    if request.checked is not None or request.confined is not None or request.limits is not None:
         return launch_forked(request, env, descriptors)
     if request.terminal:
         return _launch_in_terminal(request, env, descriptors[0])

@@ -35,7 +35,7 @@ from sandd._core.processes.quick_fork import makes_siblings
 from sandd._core.processes.spawner_messages import ProcessLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sandd._core.processes.limit_groups import LimitGroup, LimitGroups
     from sandd._core.processes.process_table import Consumption, Process
@@ -54,6 +54,7 @@ MOST_IDLE_CELLS = 4
 WATCHED = frozenset({"cpu_seconds", "memory_bytes", "processes"})
 """What a look at the processes can hold."""
 _INF = float("inf")
+_NO_CELLS: frozenset[int] = frozenset()
 
 
 class LimitsUnheldError(OSError):
@@ -156,8 +157,10 @@ class LimitKeeper:
         return () if self._groups is None else self._groups.paths
 
     @property
-    def cells(self) -> set[int]:
+    def cells(self) -> Collection[int]:
         """Process ids of our children that are no jobs."""
+        if not (self._idle or self._busy):
+            return _NO_CELLS  # as mostly, and it is asked at each exit
         return {cell.pid for cell in (*self._idle, *self._busy)}
 
     def launch(

@@ -26,7 +26,7 @@ from sandd._core.logs import get_logger
 from sandd._core.processes import lost_trees
 from sandd._core.processes.interface import Child, ChildLost, ProcessHost
 from sandd._core.processes.pipes import MAX_JOBS_WITH_LARGE_PIPES, open_job_pipes
-from sandd._core.processes.posix_child import PosixChild
+from sandd._core.processes.posix_child import PosixChild, Stage
 from sandd._core.processes.spawner_keeper import SpawnerKeeper
 from sandd._core.processes.spawner_link import SpawnerGoneError, SpawnerLink, start_spawner
 from sandd._core.processes.spawner_messages import (
@@ -114,7 +114,7 @@ class PosixProcessHost(ProcessHost):
         assert isinstance(child, PosixChild)
         try:
             try:
-                await child.started.wait()
+                await child.reached(Stage.ANSWERED)
             except trio.Cancelled:
                 await _abandon(child)
                 raise
@@ -209,7 +209,7 @@ class PosixProcessHost(ProcessHost):
             job = report[0]
             child = self._children[job]
             child.note(report)
-            if child.gone.is_set():
+            if child.stage is Stage.GONE:
                 del self._children[job]
             if isinstance(report, Started | Failed):
                 answered.append(child)
@@ -232,7 +232,7 @@ class PosixProcessHost(ProcessHost):
         for child in lost:
             if not had_come_up:
                 child.failure = Failed(child.job, errno.EAGAIN, NO_SPAWNER, None)
-            was_answered = child.started.is_set()
+            was_answered = child.stage is not Stage.ASKED
             child.note_end()
             if not was_answered:
                 child.answered()
@@ -262,7 +262,7 @@ async def _abandon(child: PosixChild) -> None:
     """See to it that nothing is left of a child that nobody will hear of."""
     child.request(Kill(child.job, 0.0))
     with trio.CancelScope(shield=True, deadline=trio.current_time() + ABANDON_SECONDS):
-        await child.gone.wait()
+        await child.reached(Stage.GONE)
 
 
 @asynccontextmanager

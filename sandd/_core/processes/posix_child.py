@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import signal
 import sys
 from contextlib import suppress
@@ -38,13 +39,32 @@ if TYPE_CHECKING:
 log = get_logger("processes")
 
 
+class Stage(enum.IntEnum):
+    """How far a child has come; it never goes back."""
+
+    ASKED = 0
+    ANSWERED = 1  # the request is answered, or never will be
+    OVER = 2  # the direct child has exited, or is lost
+    GONE = 3  # nothing is left of the tree
+
+
 class PosixChild(Child):
     """See `Child`. What has no place there is for its host, which alone calls `note`."""
 
     __slots__ = (
-        *("_is_lost", "_limit", "_link", "_pid", "_status", "_unheld", "_usage"),
-        *("answered", "failure", "gone", "job", "marker", "over", "pipes", "started"),
+        *("_is_lost", "_link", "_moved", "_status", "answered", "failure", "job", "marker"),
+        *("pipes", "stage"),
+        # What `Child` has as properties: a short command has no call to lose.
+        *("limit", "pid", "stderr", "stdin", "stdout", "terminal", "unheld", "used"),
     )
+    pid: int
+    stdin: trio.abc.SendStream | None
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream | None
+    terminal: Terminal | None
+    used: Usage
+    limit: str
+    unheld: tuple[str, ...]
 
     def __init__(
         self,
@@ -57,83 +77,51 @@ class PosixChild(Child):
         self.job = job
         """Its number on the spawner's socket."""
         self.answered = answered
-        """To be called when `started` is set, and no other report is at hand."""
+        """To be called when the request is answered, and no other report is at hand."""
         self.marker = marker
         self.pipes = pipes
+        self.stdin = pipes.stdin
+        assert pipes.stdout is not None
+        self.stdout = pipes.stdout
+        self.stderr = pipes.stderr
+        self.terminal = pipes.terminal
         self.failure: Failed | None = None
-        self.started = trio.Event()
-        """The request is answered, or never will be."""
-        self.over = trio.Event()
-        """The direct child has exited, or is lost."""
-        self.gone = trio.Event()
-        """Nothing is left of the tree."""
+        self.stage = Stage.ASKED
+        self._moved: trio.Event | None = None
+        """Made by whoever waits for a later stage: of a short command nobody does."""
         self._link = link
-        self._pid = 0
+        self.pid = 0  # until it has started
         self._status: ExitStatus | None = None
         self._is_lost = False
-        self._usage = NO_USAGE
-        self._limit = ""
-        self._unheld: tuple[str, ...] = ()
+        self.used = NO_USAGE
+        self.limit = ""
+        self.unheld = ()
 
     def __repr__(self) -> str:
         state = "running"
         if self._is_lost:
             state = "lost"
         elif self._status is not None:
-            state = f"ended by {self._status}{', gone' if self.gone.is_set() else ''}"
-        return f"<PosixChild {self._pid}, {state}>"
-
-    @property
-    def pid(self) -> int:
-        """0 until it has started."""
-        return self._pid
-
-    @property
-    def stdin(self) -> trio.abc.SendStream | None:
-        return self.pipes.stdin
-
-    @property
-    def stdout(self) -> trio.abc.ReceiveStream:
-        assert self.pipes.stdout is not None
-        return self.pipes.stdout
-
-    @property
-    def stderr(self) -> trio.abc.ReceiveStream | None:
-        return self.pipes.stderr
-
-    @property
-    def terminal(self) -> Terminal | None:
-        return self.pipes.terminal
+            state = f"ended by {self._status}{', gone' if self.stage is Stage.GONE else ''}"
+        return f"<PosixChild {self.pid}, {state}>"
 
     @property
     def has_exited(self) -> bool:
-        return self.over.is_set()
+        return self.stage >= Stage.OVER
 
     @property
     def ended(self) -> ExitStatus | None:
-        return self._status if self.gone.is_set() else None
-
-    @property
-    def used(self) -> Usage:
-        return self._usage
-
-    @property
-    def limit(self) -> str:
-        return self._limit
-
-    @property
-    def unheld(self) -> tuple[str, ...]:
-        return self._unheld
+        return self._status if self.stage is Stage.GONE else None
 
     def close_pipes(self) -> None:
         self.pipes.close()
 
     async def wait_exited(self) -> ExitStatus:
-        if not self.over.is_set():
-            await self.over.wait()
+        if self.stage < Stage.OVER:
+            await self.reached(Stage.OVER)
         if self._status is None:
             raise ChildLost(
-                f"process {self._pid} and all it started were killed when their spawner ended"
+                f"process {self.pid} and all it started were killed when their spawner ended"
             )
         return self._status
 
@@ -144,43 +132,56 @@ class PosixChild(Child):
 
     async def kill(self, *, grace: float) -> None:
         self.request(Kill(self.job, max(0.0, grace)))
-        await self.gone.wait()
+        await self.reached(Stage.GONE)
 
     async def release(self, *, sweep: bool = True) -> None:
-        if not self.over.is_set():
-            raise RuntimeError(f"process {self._pid} has not exited: kill it, or wait for it")
-        if not self.gone.is_set():  # mostly it is, and a command's way back has no turn to lose
+        if self.stage < Stage.OVER:
+            raise RuntimeError(f"process {self.pid} has not exited: kill it, or wait for it")
+        if self.stage < Stage.GONE:  # mostly it is, and a command's way back has no turn to lose
             self.request(Kill(self.job, 0.0) if sweep else Forget(self.job))
-            await self.gone.wait()
+            await self.reached(Stage.GONE)
 
     def request(self, request: Kill | Signal | Forget) -> None:
         """Ask the spawner for something; no error if the tree is gone, or about to be."""
-        if not self.gone.is_set():
+        if self.stage < Stage.GONE:
             with suppress(SpawnerGoneError):
                 self._link.send(encode(request))
+
+    async def reached(self, stage: Stage) -> None:
+        """Wait until it has come so far."""
+        if self.stage >= stage:
+            await trio.lowlevel.checkpoint()
+        while self.stage < stage:
+            if self._moved is None:
+                self._moved = trio.Event()
+            await self._moved.wait()
+
+    def _move(self, stage: Stage) -> None:
+        self.stage = max(self.stage, stage)
+        if self._moved is not None:
+            moved, self._moved = self._moved, None
+            moved.set()
 
     def note(self, report: Message) -> None:
         """Take a report about this child."""
         if isinstance(report, Started):
-            self._pid = report.pid
-            self._unheld = report.unheld
-            self.started.set()
+            self.pid = report.pid
+            self.unheld = report.unheld
+            self._move(Stage.ANSWERED)
         elif isinstance(report, Failed):
             self.failure = report
-            self.started.set()
-            self.gone.set()
+            self._move(Stage.GONE)
         elif isinstance(report, Exited):
             self._status = ExitStatus(report.code, report.signal)
-            self.over.set()
             if self.pipes.terminal is not None:
                 self.pipes.terminal.process_exited()
             if report.is_gone:
-                self._usage, self._limit = Usage(*report.usage), report.limit
-                self.gone.set()
+                self.used, self.limit = Usage(*report.usage), report.limit
+            self._move(Stage.GONE if report.is_gone else Stage.OVER)
         elif isinstance(report, Gone):
             if report.survivors:
-                log.warning("processes_survived", leader=self._pid, pids=report.survivors)
-            self._usage, self._limit = Usage(*report.usage), report.limit
+                log.warning("processes_survived", leader=self.pid, pids=report.survivors)
+            self.used, self.limit = Usage(*report.usage), report.limit
             # Without a status its leader is one of the survivors, and out of our sight now.
             self.note_end()
 
@@ -189,6 +190,4 @@ class PosixChild(Child):
         self._is_lost = self._status is None
         if self.pipes.terminal is not None:
             self.pipes.terminal.process_exited()
-        self.started.set()
-        self.over.set()
-        self.gone.set()
+        self._move(Stage.GONE)

@@ -66,6 +66,11 @@ class JobStartLimiter:
             scope: KeyedRate(rate, most_keys) for scope, rate in rates.items() if rate is not None
         }
 
+    @property
+    def is_limiting(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self._limits)
+
     def judge(
         self, attach: wire.Attach, *, operator: str, tenant: str, is_agent: bool, now: float
     ) -> wire.Refused | None:
