@@ -1,7 +1,8 @@
 """Moves frames between one live connection and the state machines; keeps the link alive, or ends it.
 
-A reader; a writer, where something can't be sent at once; and a timer that all links share (`link_watch`). They end with
-the connection. The machines never await: the reader hands them frames, the writer asks their scheduler what to send.
+A reader; a writer, where something can't be sent at once; and a timer that all links share (`link_watch`). They end
+with the connection. The machines never await: the reader hands them frames, the writer asks their scheduler what to
+send.
 """
 
 from __future__ import annotations

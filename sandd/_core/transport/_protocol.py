@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection as FrameConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
@@ -162,6 +162,11 @@ class _Arriving:
         return _masked(body, self.key) if self.key else body
 
 
+def keep(_message: bytes) -> bool:
+    """Hands over nothing."""
+    return False
+
+
 class GuardedProtocol(WSConnection):
     """wsproto's `WSConnection`; it yields whole binary messages, and nothing that could hurt.
 
@@ -176,6 +181,9 @@ class GuardedProtocol(WSConnection):
 
     def __init__(self, role: ConnectionType, *, max_message_bytes: int) -> None:
         super().__init__(role)
+        self._dozes = False
+        """The connection is open, and wsproto's part of it has nothing to remember: it is made anew when it is needed,
+        and until then takes no memory (2 KiB)."""
         self.breach: Breach | None = None
         self.peer_close: PeerClose | None = None
         self.accepted = False
@@ -184,7 +192,7 @@ class GuardedProtocol(WSConnection):
         self.handshake_error: Exception | None = None
         self.has_more = False
         """The last turn ended because it was long, not because the bytes did: feed `AGAIN`."""
-        self.hand_over: Callable[[bytes], bool] = lambda _: False
+        self.hand_over: Callable[[bytes], bool] = keep
         """Offered each whole message first; what it takes is not yielded."""
         self.charged = 0
         """Cost of all messages yielded so far, each see `cost_of`."""
@@ -192,8 +200,8 @@ class GuardedProtocol(WSConnection):
         self._partial = bytearray()
         self._fragments = 0
         self._ping: bytes | None = None
-        self._whole: deque[bytes] = deque()
-        """Messages that came in one frame; they go before whatever wsproto holds."""
+        self._whole: list[bytes] = []
+        """Messages that came in one frame, EVENTS_PER_TURN at most; they go before whatever wsproto holds."""
         self._arriving: _Arriving | None = None
         """The one that is still coming; nothing else can come before it is whole."""
         self._head = b""
@@ -206,6 +214,8 @@ class GuardedProtocol(WSConnection):
     @property
     def is_open(self) -> bool:
         """Both sides may send messages: no close frame has gone either way."""
+        if self._dozes:
+            return True
         connection = self.connection
         return connection is not None and connection.state is ConnectionState.OPEN
 
@@ -259,6 +269,35 @@ class GuardedProtocol(WSConnection):
                 return event
         raise AssertionError("wsproto took a request without yielding it")
 
+    @property
+    def state(self) -> ConnectionState:
+        """See wsproto."""
+        return ConnectionState.OPEN if self._dozes else super().state
+
+    def send(self, event: Event) -> bytes:
+        """See wsproto."""
+        self._wake()
+        data = super().send(event)
+        if isinstance(event, AcceptConnection):
+            list(super().events())  # of the handshake, which is over
+            self._is_fed = False
+            self._doze()
+        return data
+
+    def _doze(self) -> None:
+        """Forget what can be made anew, if nothing but that is left of wsproto's part."""
+        if self.breach is None and not self._deaf and self._is_between_messages():
+            self._dozes = True
+            self.connection = None
+            self.handshake = _SPENT_HANDSHAKE
+
+    def _wake(self) -> None:
+        if self._dozes:
+            self._dozes = False
+            self.connection = FrameConnection(
+                ConnectionType.CLIENT if self.client else ConnectionType.SERVER
+            )
+
     def receive_data(self, data: bytes | None) -> None:
         """Take bytes from the network. Never raises: garbage shows in `handshake_error`."""
         if self._deaf or data is AGAIN:
@@ -272,6 +311,7 @@ class GuardedProtocol(WSConnection):
             if data is None:
                 # Of a message that will never be whole, nobody needs to know.
                 data, self._head, self._arriving = self._head or None, b"", None
+                self._wake()
                 if data is not None:
                     super().receive_data(data)
                     data = None
@@ -280,6 +320,7 @@ class GuardedProtocol(WSConnection):
                 if not data:
                     return
             self._is_fed = True
+            self._wake()
             super().receive_data(data)
         except Exception as exc:  # wsproto lets UnicodeError and h11's errors out of a handshake
             self.handshake_error = exc
@@ -298,7 +339,7 @@ class GuardedProtocol(WSConnection):
         while whole:
             if self.breach is None and self.is_open and not self.hand_over(whole[0]):
                 return rest or AGAIN
-            whole.popleft()
+            del whole[0]
         return rest
 
     def events(self) -> Generator[Event, None, None]:
@@ -308,7 +349,7 @@ class GuardedProtocol(WSConnection):
         if self.connection is not None and (self.accepted or not self.client):
             self.handshake = _SPENT_HANDSHAKE
         while self._whole:
-            body = self._whole.popleft()
+            body = self._whole.pop(0)
             if self.breach is None and self.is_open and not self.hand_over(body):
                 self.charged += self.cost_of(body)
                 yield BytesMessage(data=body)
@@ -356,15 +397,24 @@ class GuardedProtocol(WSConnection):
                 self.has_more = True
                 return
         self._is_fed = self.connection is None
+        if not self._is_fed:
+            self._doze()
 
     @property
     def _takes_whole_messages(self) -> bool:
         """The next byte continues a message that wsproto knows nothing of, or begins one."""
-        if self._arriving is not None or self._head:
+        if self._dozes or self._arriving is not None or self._head:
             return True
         if self._is_fed or self.connection is None or not self.is_open or self.breach is not None:
             return False
-        proto = self.connection._proto
+        return self._is_between_messages()
+
+    def _is_between_messages(self) -> bool:
+        """The next byte is the first of a frame, and of a message, for wsproto too; private names that a test holds."""
+        connection = self.connection
+        if connection is None or connection.state is not ConnectionState.OPEN or connection._events:
+            return False
+        proto = connection._proto
         decoder = proto._frame_decoder
         return (
             decoder.header is None
