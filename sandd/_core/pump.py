@@ -34,6 +34,7 @@ as sending one takes."""
 FRAMES_PER_TURN = 128
 """Frames taken before other tasks run. Ours are mostly fewer in a message; but 2 MiB hold 80,000 pings,
 two seconds of work (m)."""
+_NONE: Iterator[wire.Frame] = iter(())
 UNREAD = "the peer does not read: too many control messages wait for it"
 HANDSHAKE_SECONDS = 10.0
 """From the first byte of a connection to Welcome or Reject."""
@@ -56,6 +57,15 @@ async def receive_control(connection: Connection) -> wire.Control | wire.Unknown
 
 class Pump:
     """One live link. `run` it in its connection's task; call `wake` when its scheduler has something."""
+
+    # With a dict each link would take a KiB more.
+    __slots__ = (
+        *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason", "_connection"),
+        *("_crowd_until", "_frames", "_given_up", "_idle", "_is_over", "_liveness", "_may_answer"),
+        *("_meter", "_now", "_on_frame", "_outcome", "_pace", "_parked", "_ping_number", "_pongs"),
+        *("_ready", "_runs", "_scheduler", "_scope", "_unanswered", "_writer", "bytes_received"),
+        *("bytes_sent", "goodbye", "interval"),
+    )
 
     def __init__(
         self,
@@ -99,7 +109,7 @@ class Pump:
         """Where somebody waits for the writer to park."""
         self._is_over = False
         """Nothing more will be sent."""
-        self._frames: Iterator[wire.Frame] = iter(())
+        self._frames: Iterator[wire.Frame] = _NONE
         """Those of the latest message that have not been taken yet."""
         self._unanswered: int | None = None
         """The number of the latest ping, if that has not been answered."""
@@ -201,7 +211,9 @@ class Pump:
             self._parked = True
         try:
             with self._scope:
-                await self._guarded(self._read)
+                await self._connection.deliver_messages(self._take_message, self._take_frames)
+        except Exception as error:
+            self._end(error)
         finally:
             self._is_over = True
             if self._writer is not None:
@@ -230,9 +242,6 @@ class Pump:
         except Exception as error:
             self._end(error)
 
-    async def _read(self) -> None:
-        await self._connection.deliver_messages(self._take_message, self._take_frames)
-
     def _take_message(self, message: bytes) -> bool:
         self._liveness.received(self._now())
         self.bytes_received += len(message)
@@ -252,6 +261,7 @@ class Pump:
                 left -= 1
                 if not left:
                     return False
+            self._frames = _NONE
             return True
         finally:
             if self._may_answer():

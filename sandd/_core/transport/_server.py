@@ -85,7 +85,7 @@ class ListenAddress:
 
 @trio.lowlevel.enable_ki_protection
 async def serve(
-    handler: Callable[[Connection], Awaitable[None]],
+    handler: Callable[[Connection], Awaitable[Callable[[], Awaitable[None]] | None]],
     *,
     host: str,
     port: int,
@@ -109,7 +109,8 @@ async def serve(
     is accepted, handlers are cancelled, and every peer is told 1001, all at once and within 2 s.
 
     Args:
-        handler: gets each connection; when it returns the connection is closed.
+        handler: gets each connection; when it returns, and what it may have returned has been called and has ended,
+            the connection is closed. So nothing of a handler need stay that only greets.
         host: an address or a name; ``""`` is every address of this machine.
         port: 0 picks a free one, the same for all addresses.
         paths: where the WebSockets are (`Connection.path` tells them apart); anything else is 404.
@@ -157,7 +158,7 @@ async def serve(
 
 @define(eq=False)
 class _Server:
-    handler: Callable[[Connection], Awaitable[None]]
+    handler: Callable[[Connection], Awaitable[Callable[[], Awaitable[None]] | None]]
     paths: tuple[str, ...]
     subprotocol: str
     max_message_bytes: int
@@ -372,7 +373,10 @@ class _Server:
         try:
             try:
                 with hearing.listen() as unheard:
-                    await self.handler(connection)
+                    stay = await self.handler(connection)
+                if stay is not None:
+                    staying, stay = stay(), None
+                    await staying
                 code, reason = 1000, ""
                 if unheard.cancelled_caught:
                     log.info(
