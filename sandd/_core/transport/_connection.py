@@ -370,6 +370,8 @@ class Connection:
         Raises:
             ConnectionLost: the stream has ended.
         """
+        if self._meter.has_unsent and self._state is _State.OPEN:
+            await self.flush()
         try:
             while self._websocket is None and not is_enough():
                 if self._state is not _State.OPEN:
@@ -407,12 +409,22 @@ class Connection:
 
     # ---- for connect() and serve() --------------------------------------------------------------
 
-    async def accept(self, subprotocol: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """Answer the upgrade request that the protocol has read, with these headers besides (server side, before
-        `start`)."""
+    async def accept(
+        self, subprotocol: str, headers: list[tuple[bytes, bytes]], *, speaks_first: bool = False
+    ) -> None:
+        """Answer the upgrade request that the protocol has read (server side, before `start`).
+
+        Args:
+            subprotocol: the one to be spoken.
+            headers: to be in the answer besides.
+            speaks_first: the owner has something to say at once: the answer goes with it.
+        """
         # Not by trio-websocket, which may not be needed at all.
         answer = AcceptConnection(subprotocol=subprotocol, extra_headers=headers)
-        await self._watched.send_all(self._protocol.send(answer))
+        if speaks_first and self._tls is None and self._meter.is_idle:
+            self._meter.put_before_all(self._protocol.send(answer))
+        else:
+            await self._watched.send_all(self._protocol.send(answer))
         if self._write_failed:
             raise self._loss() from self._failure
         self._state = _State.OPEN

@@ -122,8 +122,8 @@ async def serve(
             to make way: see `_places`.
         admission: who asks for a WebSocket waits for its place, or is answered 503 with a
             Retry-After; None: everybody comes in at once.
-        until_admitted: a handshake is over when the handler calls `Connection.admit`, not before. Then handlers have
-            to read all the time: while they don't, nobody notices what their peer does.
+        until_admitted: a handshake is over when the handler calls `Connection.admit`, not before. Then handlers
+            speak first, and read all the time: while they don't, nobody notices what their peer does.
         barred_for: of a host and a path: seconds for which it isn't heard there, and answered 429 with a
             Retry-After; 0.0: it is heard.
         tls: asked at the beginning of each connection what to present to it; None: no TLS.
@@ -298,7 +298,7 @@ class _Server:
             headers = []
             if presented is not None and presented.bundle:
                 headers.append((BUNDLE_HEADER, presented.bundle_digest.encode()))
-            await connection.accept(self.subprotocol, headers)
+            await connection.accept(self.subprotocol, headers, speaks_first=self.until_admitted)
             accepted = True
             return connection
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import ssl
 import sys
@@ -43,13 +44,18 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this very machine: 127.0.0.0/8, ::1, or the former mapped into IPv6."""
-        address = ip_address(self.host.partition("%")[0])  # "fe80::1%eth0" has its zone behind it
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return address.is_loopback
+        return _is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@functools.lru_cache(1024)
+def _is_loopback(host: str) -> bool:
+    address = ip_address(host.partition("%")[0])  # "fe80::1%eth0" has its zone behind it
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback
 
 
 @final
