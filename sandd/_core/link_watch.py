@@ -49,22 +49,22 @@ class LinkWatch:
 
     def add(self, watched: Watched) -> None:
         """Look at it from now on, until it says that it is over."""
-        self._plan(watched, trio.current_time())
+        self._plan([watched], watched.interval, trio.current_time())
         if self._pause is None:
             # A nursery of its own somebody would have to own: the first link, which isn't the last one to go.
             self._pause = trio.CancelScope()
             trio.lowlevel.spawn_system_task(self._run)
         self._pause.deadline = min(self._pause.deadline, self._times[0])
 
-    def _plan(self, watched: Watched, now: float) -> None:
-        step = watched.interval / PARTS
-        when = math.ceil((now + watched.interval) / step) * step
+    def _plan(self, several: list[Watched], interval: float, now: float) -> None:
+        step = interval / PARTS
+        when = math.ceil((now + interval) / step) * step
         known = self._planned.get(when)
         if known is None:
-            self._planned[when] = [watched]
+            self._planned[when] = several
             heapq.heappush(self._times, when)
         else:
-            known.append(watched)
+            known += several
 
     @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
@@ -74,9 +74,13 @@ class LinkWatch:
             now = trio.current_time()
             while self._times and self._times[0] <= now:
                 planned = heapq.heappop(self._times)
+                late = now - planned
+                again: dict[float, list[Watched]] = {}
                 for watched in self._planned.pop(planned):
-                    if watched.look(now, now - planned):
-                        self._plan(watched, now)
+                    if watched.look(now, late):
+                        again.setdefault(watched.interval, []).append(watched)
+                for interval, several in again.items():
+                    self._plan(several, interval, now)
         self._pause = None
 
 

@@ -62,7 +62,17 @@ class Pump:
     __slots__ = (
         *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason", "_connection"),
         *("_crowd_until", "_frames", "_given_up", "_idle", "_is_over", "_liveness", "_may_answer"),
-        *("_meter", "_now", "_on_frame", "_outcome", "_pace", "_parked", "_ping_number", "_pongs"),
+        *(
+            "_meter",
+            "_now",
+            "_on_frame",
+            "_outcome",
+            "_own_lag",
+            "_pace",
+            "_parked",
+            "_ping_number",
+            "_pongs",
+        ),
         *("_ready", "_runs", "_scheduler", "_scope", "_unanswered", "_writer", "bytes_received"),
         *("bytes_sent", "goodbye", "interval"),
     )
@@ -91,6 +101,7 @@ class Pump:
         self._now = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, which looks for the clock anew each time."""
         self._liveness = Liveness(self._now(), heartbeat, dead_after)
+        self._own_lag = self._liveness.own_lag
         self.interval = self._liveness.interval
         """Seconds between two looks of the `LinkWatch`."""
         self._pace = Pace()
@@ -273,7 +284,7 @@ class Pump:
         if self._unanswered is not None:
             # Before the data that may wait: a slow link is not a dead one. One for all that came
             # together: a flood of pings costs next to nothing.
-            self._scheduler.answer(wire.encode_control(0, wire.Pong(self._unanswered)))
+            self._scheduler.answer(wire.encode_pong(self._unanswered))
             self._unanswered = None
             self.wake()
 
@@ -334,7 +345,8 @@ class Pump:
             pongs.set()
 
     def _measure(self, size: int, seconds: float) -> None:
-        if self._pace.sent(size, seconds):
+        # (Most messages are short, and say nothing of the line where they went at once.)
+        if (seconds or size >= self._pace.batch_bytes) and self._pace.sent(size, seconds):
             self._keep_pace()
 
     def _count_sent(self, message: bytes) -> None:
@@ -346,8 +358,10 @@ class Pump:
         self._connection.limit_unsent(self._pace.batch_bytes)
 
     def _next_message(self) -> bytes | None:
+        asks = self._scheduler.asks
         message = self._scheduler.next_message()
-        self._after_pull()
+        if asks:
+            self._after_pull()
         return message
 
     def look(self, now: float, late: float) -> bool:
@@ -357,7 +371,7 @@ class Pump:
         try:
             if self._scheduler.overrun:
                 raise ConnectionLost(UNREAD)
-            if late > self._liveness.own_lag:
+            if late > self._own_lag:
                 self._liveness.lagged(late)
                 return True
             match self._liveness.check(now, self._connection.write_pending_since):

@@ -66,6 +66,11 @@ class Scheduler:
         )
 
     @property
+    def asks(self) -> bool:
+        """Whether `next_message` may ask sources."""
+        return bool(self._urgent or self._bulk)
+
+    @property
     def pressing(self) -> bool:
         """The same, for what somebody may wait for."""
         return bool(self._control or self._urgent or self._bulk or self._pong is not None)
@@ -162,6 +167,10 @@ class Scheduler:
 
     def next_message(self) -> bytes | None:
         """The next WebSocket message, or None when there is nothing to send."""
+        pong = self._pong
+        if pong is not None and not (self._control or self._urgent or self._late or self._bulk):
+            self._pong = None  # of most links it is all there ever is
+            return b"".join(wire.encoded(pong))
         frames = self.next_frames(self.batch_bytes)
         if not frames:
             return None
