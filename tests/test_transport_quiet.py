@@ -229,10 +229,27 @@ async def test_a_message_that_is_not_done_with_is_gone_on_with() -> None:
 
     async def say(peer: RawPeer) -> None:
         await peer.send(b"".join(frame(Op.BINARY, b"%d" % number) for number in range(20)))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(owner.got) == 20
+        assert owner.is_quiet
         await peer.send(frame(Op.CLOSE, close_payload(1000)))
 
     await exchange(owner, say)
     assert owner.got == [b"%d" % number for number in range(20)]
+
+
+async def test_several_messages_at_once_leave_it_quiet() -> None:
+    """Though each is received by itself."""
+    owner = Owner(delivers=False)
+
+    async def say(peer: RawPeer) -> None:
+        await peer.send(b"".join(frame(Op.BINARY, b"%d" % number) for number in range(2000)))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert owner.got == [b"%d" % number for number in range(2000)]
+        assert owner.is_quiet
+        await peer.send(frame(Op.CLOSE, close_payload(1000)))
+
+    await exchange(owner, say)
 
 
 async def test_who_reads_before_it_speaks_is_heard_nevertheless() -> None:

@@ -129,9 +129,8 @@ class Connection:
         self._nursery: trio.Nursery | None = None  # where the background runs, from `start` on
         self._back: _Background | None = None
         self._reading: trio.CancelScope | None = None  # of the owner, while the connection is quiet
-        self._replay: bytes | Exception | None = (
-            None  # what the owner read last, for the background
-        )
+        self._replay: bytes | Exception | None = None  # what it read last, for the background
+        self._left = b""  # what the owner has read and not taken yet; see `GuardedProtocol.deliver`
         self._send_was_cut = False
         self._write_failed = False
         self._answering_pings = False
@@ -271,6 +270,8 @@ class Connection:
                 long or in too many fragments, ...); it is being told by the fitting close code.
         """
         if self._websocket is None:
+            if self._meter.has_unsent:  # the answer to the upgrade, where we don't speak first
+                await self.flush()
             taken: list[bytes] = []
 
             def take(message: bytes) -> bool:
@@ -364,27 +365,36 @@ class Connection:
             self._protocol.hand_over = keep
         raise failure
 
+    @property
+    def _is_quiet(self) -> bool:
+        return self._websocket is None
+
     async def _read_quietly(self, is_enough: Callable[[], bool]) -> None:
         """Read in this task, which has opened `_reading`, until there is enough, or the background has to.
 
         Raises:
             ConnectionLost: the stream has ended.
         """
-        if self._meter.has_unsent and self._state is _State.OPEN:
-            await self.flush()
         try:
-            while self._websocket is None and not is_enough():
+            while self._is_quiet and not is_enough():
                 if self._state is not _State.OPEN:
                     await trio.lowlevel.checkpoint()
                     raise self._loss() from self._failure
-                left = await self._watched.read_turn()
+                left: bytes | None
+                if self._left:
+                    await trio.lowlevel.checkpoint()
+                    left, self._left = self._protocol.deliver_left(self._left), b""
+                else:
+                    left = await self._watched.read_turn()
                 if left is None:
                     continue
-                if self._websocket is None:
-                    self._wake(left)
-                elif left:
+                if not self._is_quiet:
                     # Somebody closes it in this very turn: the background reads on behind what we have read.
-                    self._protocol.receive_data(left)
+                    self._protocol.receive_data(left or AGAIN)
+                elif left and is_enough():
+                    self._left = left
+                else:
+                    self._wake(left)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._wake(exc)
         finally:
@@ -451,7 +461,7 @@ class Connection:
 
     def _wake(self, left: bytes | Exception | None) -> None:
         """The connection is quiet no more; `left` is what was read last, and is for the background."""
-        self._replay = left
+        self._replay = self._left or None if left is None else left
         self._start_background()
         if self._reading is not None:
             self._reading.cancel()

@@ -334,7 +334,14 @@ class GuardedProtocol(WSConnection):
         """
         if self._deaf or self._whole or not self._takes_whole_messages:
             return data
-        rest = self._take_whole_messages(data)
+        return self._hand_over(self._take_whole_messages(data))
+
+    def deliver_left(self, left: bytes) -> bytes | None:
+        """Go on with what `deliver` left because it wasn't taken; what is left of it now, or None."""
+        left = self._hand_over(b"" if left is AGAIN else left)
+        return (left if self._whole or not left else self.deliver(left)) or None
+
+    def _hand_over(self, rest: bytes) -> bytes:
         whole = self._whole
         while whole:
             if self.breach is None and self.is_open and not self.hand_over(whole[0]):
