@@ -89,9 +89,9 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         try:
             self.remote = Address.of(tcp.socket.getpeername())
             self.local = Address.of(tcp.socket.getsockname())
-            tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            # (TCP_NODELAY is set: `trio.SocketStream` does that.)
             if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS, FreeBSD
-                tcp.setsockopt(
+                tcp.socket.setsockopt(
                     trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT
                 )
         except OSError:
@@ -102,7 +102,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """Let the kernel take about so many bytes beyond what the network has; NOTSENT_LOWAT at most."""
         if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError):  # the peer is gone: whoever sends will meet it
-                self._tcp.setsockopt(
+                self._tcp.socket.setsockopt(
                     trio.socket.IPPROTO_TCP,
                     trio.socket.TCP_NOTSENT_LOWAT,
                     min(count, NOTSENT_LOWAT),
