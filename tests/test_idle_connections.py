@@ -1,4 +1,4 @@
-"""What an idle daemon costs its controller: bytes and calls, counted, with room for a third more."""
+"""What an idle daemon costs its controller: bytes and calls, counted, with room for a quarter more."""
 
 from __future__ import annotations
 
@@ -100,4 +100,4 @@ async def test_a_heartbeat_takes_few_calls() -> None:
         finally:
             sys.setprofile(None)
     assert pings > 100
-    assert calls / pings < 110
+    assert calls / pings < 125
