@@ -100,6 +100,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def bench_peers(session: nox.Session) -> None:
+    """Ours beside others that do the same, which are installed in .peers/; see docs/performance.rst."""
+    session.install("--editable", ".")
+    session.run("python", "-m", "benchmarks.peers", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """What must not happen in minutes, either: `-- cuts`, `-- stalled` or `-- restart`."""
     session.install("--editable", ".")

@@ -2,5 +2,6 @@
 
 Read in this order: `__main__` runs the benchmarks, `exec_latency`, `throughput`, `bulk`, `broadcast` and `many`
 are one each, `floors` is what they are compared with, `fleet` and `keeper` bring up the daemons, `cpu`
-and `report` count and print.
+and `report` count and print. `peers` compares with others that do the same, `profile` tells where the time
+of one command goes, and `page` writes the figures into docs/performance.rst.
 """

@@ -13,9 +13,9 @@ from benchmarks.throughput import run_many
 if TYPE_CHECKING:
     from benchmarks.fleet import Fleet
 
-COMMANDS: Final = {1: 200, 64: 1280}
+COMMANDS: Final = {1: 200, 64: 640}
 """In each round, by how many are in flight."""
-ROUNDS: Final = 7
+ROUNDS: Final = 5
 MOST: Final = Target(1 / 0.85, of="ratio")
 """Of the commands a second, at 64 in flight, 15 % may be lost."""
 

@@ -11,7 +11,7 @@ from benchmarks.report import Row, Target, compare
 from benchmarks.throughput import run_many
 
 DAEMONS, DAEMONS_QUICK = 50, 10
-ROUNDS, ROUNDS_QUICK = 20, 5
+ROUNDS, ROUNDS_QUICK = 12, 4
 EACH = 10
 """Commands that each daemon runs in a round, one after the other, where they come as fast as they can."""
 

@@ -119,12 +119,14 @@ class Keeper:
 
 
 @asynccontextmanager
-async def open_keeper(url: str, *options: str) -> AsyncIterator[Keeper]:
-    """A keeper of daemons that dial `url` and have these options."""
+async def open_keeper(
+    url: str, *options: str, program: str = "sandd.daemon"
+) -> AsyncIterator[Keeper]:
+    """A keeper of daemons that dial `url` and have these options; `program` is the module that is one."""
     if sys.platform == "win32":
         raise NotImplementedError("the benchmarks need a POSIX system")
     keeper = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "benchmarks.keeper", url, *options],
+        [sys.executable, "-m", "benchmarks.keeper", program, url, *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for us; it ends when we let go of its stdin

@@ -1,8 +1,9 @@
 """Holds the daemons: they end with whoever asked for them, however that came to its end.
 
-A program of its own, ``python -m benchmarks.keeper URL [OPTION ...]``: for each daemon id on stdin it
-starts a daemon, with these options, and answers with one line of JSON. At the end of its stdin, which
-the death of its parent is too, by whatever signal, it stops all of them and removes their files.
+A program of its own, ``python -m benchmarks.keeper PROGRAM URL [OPTION ...]``: for each daemon id on
+stdin it starts a daemon, the module PROGRAM with these options, and answers with one line of JSON. At the
+end of its stdin, which the death of its parent is too, by whatever signal, it stops all of them and removes
+their files.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ STOP_SECONDS = 12.0
 def main() -> None:
     """Keep daemons until stdin ends."""
     signal.signal(signal.SIGTERM, _leave)
+    program, url, *options = sys.argv[1:]
     daemons: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(
         prefix="sandd-benchmarks-", ignore_cleanup_errors=True
@@ -31,7 +33,7 @@ def main() -> None:
         try:
             for line in sys.stdin:
                 home = Path(directory, line.strip())
-                daemons.append(start(sys.argv[1], home, sys.argv[2:]))
+                daemons.append(start(program, url, home, options))
                 answer = {"pid": daemons[-1].pid, "log": str(home / "log")}
                 print(json.dumps(answer), flush=True)
         except BrokenPipeError:
@@ -44,7 +46,7 @@ def _leave(_number: int, _frame: object) -> NoReturn:
     sys.exit(0)
 
 
-def start(url: str, home: Path, options: list[str]) -> subprocess.Popen[bytes]:
+def start(program: str, url: str, home: Path, options: list[str]) -> subprocess.Popen[bytes]:
     """A daemon that has its home's name for id."""
     home.mkdir()
     # An option for daemons that this user has in the environment is meant for another one.
@@ -53,7 +55,7 @@ def start(url: str, home: Path, options: list[str]) -> subprocess.Popen[bytes]:
         for name, value in os.environ.items()
         if not name.startswith("SANDD_") and name not in ("SERVER_URL", "DAEMON_ID")
     }
-    command = [sys.executable, "-m", "sandd.daemon", "--server-url", url, "--daemon-id", home.name]
+    command = [sys.executable, "-m", program, "--server-url", url, "--daemon-id", home.name]
     command += ["--state-dir", str(home / "state"), "--log-level", "warning", *options]
     with (home / "log").open("wb") as log:
         return subprocess.Popen(

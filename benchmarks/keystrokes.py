@@ -36,7 +36,7 @@ class Plan:
     """In each round, for either side."""
 
 
-FULL, QUICK = Plan(rounds=7, turns=10), Plan(rounds=2, turns=2)
+FULL, QUICK = Plan(rounds=5, turns=10), Plan(rounds=2, turns=2)
 
 
 async def measure(quick: bool) -> list[Row]:

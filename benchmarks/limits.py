@@ -44,8 +44,8 @@ async def measure(quick: bool) -> list[Row]:
     without: list[list[float]] = []
     async with open_fleet(1) as fleet:
         daemon = fleet.daemons[0]
-        for limits in (LIMITS, QUOTA):  # the first of each kind makes its group
-            await _run(daemon, limits)
+        for given in (LIMITS, QUOTA):  # the first of each kind makes its group
+            await _run(daemon, given)
         for _ in range(plan.rounds):
             for samples in (with_limits, with_quota, without):
                 samples.append([])

@@ -156,7 +156,7 @@ async def _stay_idle(count: int, idle_seconds: float) -> list[Row]:
         gc.collect()
         before = resident()
         started, cpu = time.perf_counter(), time.process_time()
-        async with controller.events() as events:
+        async with controller.open_events() as events:
             await tell(programs)
             await until_told(events, "connected", count)
         connecting, handshakes = time.perf_counter() - started, time.process_time() - cpu
@@ -168,7 +168,7 @@ async def _stay_idle(count: int, idle_seconds: float) -> list[Row]:
         await trio.sleep(idle_seconds)
         idle = (time.process_time() - cpu) / (time.perf_counter() - started)
         started = time.perf_counter()
-        async with controller.events() as events:
+        async with controller.open_events() as events:
             for program in programs:
                 program.kill()
             await until_told(events, "away", count)
@@ -209,7 +209,7 @@ async def _broadcast(count: int) -> list[Row]:
         options: dict[str, Any] = {"port": 0, "max_handshakes_per_second": ADMITTED}
         async with (
             sandd.open_controller(**options) as controller,
-            controller.events() as events,
+            controller.open_events() as events,
             open_programs("benchmarks.soak.cores", controller.url, str(targets // PROGRAMS)),
         ):
             await until_told(events, "connected", targets)

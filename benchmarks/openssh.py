@@ -40,6 +40,17 @@ class OpenSsh:
             ["scp", "-P", str(self.port), *self._options, str(source), f"{_host()}:{target}"]
         )
 
+    def fetch(self, source: Path, target: Path) -> float:
+        """Seconds for `scp` of one file from the server."""
+        return _timed(
+            ["scp", "-P", str(self.port), *self._options, f"{_host()}:{source}", str(target)]
+        )
+
+    def command(self, command: str, *options: str) -> list[str]:
+        """What runs a command on the server, by connections that all share the first one's."""
+        shared = ["-o", "ControlMaster=auto", "-S", str(self.key.parent / "shared")]
+        return ["ssh", "-p", str(self.port), *self._options, *shared, *options, _host(), command]
+
     def copy_tree(self, source: Path, target: Path) -> float:
         """Seconds for `sftp`'s ``put -r`` of a directory's content to the server."""
         target.mkdir()
@@ -68,11 +79,17 @@ def _timed(command: list[str], given: bytes | None = None) -> float:
     return time.perf_counter() - started
 
 
+def find_sshd() -> str | None:
+    """The server's program, where there is a client, too."""
+    program = shutil.which("sshd", path=_SSHD_PLACES)
+    return None if shutil.which("sftp") is None else program
+
+
 @contextlib.contextmanager
 def open_openssh(directory: Path) -> Iterator[OpenSsh | None]:
     """A server with its keys in `directory`; None where there is no sshd, or it doesn't let us in."""
-    program = shutil.which("sshd", path=_SSHD_PLACES)
-    if program is None or shutil.which("sftp") is None:
+    program = find_sshd()
+    if program is None:
         yield None
         return
     directory.mkdir(mode=0o700)

@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 from attrs import field, frozen
@@ -21,7 +21,7 @@ from rich.text import Text
 import sandd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 Unit = Literal["ms", "s", "%", "KiB", "MB/s", "commands/s", "files/s"]
@@ -188,33 +188,75 @@ def print_table(sections: Sequence[Section], notes: Sequence[str]) -> None:
 
 
 def _cells(row: Row) -> tuple[str | Text, ...]:
+    what, *figures, target = told(row)
+    style = {None: "", True: "green", False: "bold red"}[row.met]
+    verdict = Text(target)
+    verdict.highlight_regex(r"\w+$", style)
+    return (f"  {what}", *figures, verdict)
+
+
+def told(row: Row) -> list[str]:
+    """What it is, ours, the floor, their ratio, and the target with whether it was met; as text."""
     ratio = target = ""
     if row.ratio is not None:
         ratio = f"{row.ratio.median:.2f}x ({row.ratio.least:.2f}-{row.ratio.most:.2f})"
     if row.target is not None:
         unit = "x" if row.target.of == "ratio" else f" {row.unit}"
-        target = f"<= {row.target.limit:g}{unit}: "
-    word = {None: ("", ""), True: ("ok", "green"), False: ("missed", "bold red")}[row.met]
-    return (
-        f"  {row.what}",
-        _figure(row.ours, row.unit),
-        _figure(row.floor, row.unit),
-        ratio,
-        Text.assemble(target, word),
-    )
+        target = f"<= {row.target.limit:g}{unit}: {'ok' if row.met else 'missed'}"
+    return [row.what, _figure(row.ours, row.unit), _figure(row.floor, row.unit), ratio, target]
 
 
 def _figure(value: float | None, unit: Unit) -> str:
     return "" if value is None else _FORMATS[unit].format(value)
 
 
+class Named(attrs.AttrsInstance, Protocol):
+    """A section, of whatever rows."""
+
+    @property
+    def name(self) -> str:
+        """What it is asked for by."""
+
+
 def write_json(
-    file: Path, sections: Sequence[Section], machine: Machine, notes: Sequence[str]
+    file: Path,
+    sections: Sequence[Named],
+    machine: Machine,
+    notes: Sequence[str],
+    order: Sequence[str],
 ) -> None:
-    """The same for programs: the attributes of `Machine` and of each `Section`, by their names."""
+    """The same for programs: the attributes of `Machine` and of each section, by their names.
+
+    What the file has of other sections stays. `order` has the names of all that there can be.
+    """
+    everything = _kept(file, {section.name for section in sections})
+    everything += [attrs.asdict(section) for section in sections]
     document = {
         "machine": attrs.asdict(machine),
-        "notes": [METHOD, *notes],
-        "sections": [attrs.asdict(section) for section in sections],
+        "notes": [*notes],
+        "sections": sorted(everything, key=lambda section: order.index(section["name"])),
     }
     file.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
+
+
+def _kept(file: Path, measured: Collection[str]) -> list[dict[str, Any]]:
+    """The sections that are in the file already, but for those that were measured again."""
+    if not file.exists():
+        return []
+    sections = json.loads(file.read_text("utf-8"))["sections"]
+    return [section for section in sections if section["name"] not in measured]
+
+
+def rows_of(section: Mapping[str, Any]) -> list[Row]:
+    """Those of a section that was read from JSON."""
+    return [
+        Row(
+            what=fields["what"],
+            unit=fields["unit"],
+            ours=fields["ours"],
+            floor=fields["floor"],
+            ratio=fields["ratio"] and Spread(**fields["ratio"]),
+            target=fields["target"] and Target(**fields["target"]),
+        )
+        for fields in section["rows"]
+    ]

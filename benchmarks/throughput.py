@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import sandd
 
-COMMANDS = {1: 300, 8: 640, 64: 1280}
+COMMANDS = {1: 300, 8: 400, 64: 960}
 """In each round, by how many are in flight."""
 ROUNDS = 5
 

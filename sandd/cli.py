@@ -128,8 +128,8 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     for each in _parsers_below(commands):
         each.set_defaults(parser=each)  # for complaints: in its words, with its usage
     if with_programs:
+        from sandd._core.controller_options import add_options
         from sandd._core.daemon_options import add_daemon_options
-        from sandd.standalone.options import add_options
 
         add_options(controller, __version__)
         add_daemon_options(daemon, __version__)

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import getpass
+import inspect
 import socket
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import trio
@@ -58,7 +60,7 @@ from sandd.wire import DaemonState, JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from typing import Unpack
@@ -72,6 +74,9 @@ if TYPE_CHECKING:
     from sandd._core.tls.renewal import LiveCertificates
 
     Tls: TypeAlias = Literal["auto"] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = get_logger("controller")
 
@@ -151,11 +156,33 @@ class ControllerStatistics:
     """As `loop_lag`, of the program that the controller is in."""
 
 
+def _configurable(opening: Callable[P, T]) -> Callable[P, T]:
+    """Arguments that aren't given come from the file that is named by `config`, if one is."""
+
+    @wraps(opening)
+    def opened(*args: P.args, **kwargs: P.kwargs) -> T:
+        config = cast("str | os.PathLike[str] | None", kwargs.pop("config", None))
+        with _refusing_nonsense():
+            path = read_path("config", config)
+        if path is None:
+            return opening(*args, **kwargs)
+        # Not before: most have no such file, and start sooner without.
+        from sandd._core.controller_options import read_controller_config
+
+        given = inspect.signature(opening).bind_partial(*args, **kwargs).arguments
+        arguments: dict[str, Any] = read_controller_config(path).as_arguments() | given
+        return cast("Callable[..., T]", opening)(**arguments)
+
+    return opened
+
+
+@_configurable
 @protected_context
 async def open_controller(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     *,
+    config: str | os.PathLike[str] | None = None,
     token: str | bytes | None = None,
     operator_token: str | bytes | None = None,
     state_dir: str | os.PathLike[str] | None = None,
@@ -187,6 +214,8 @@ async def open_controller(
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `Controller.url`.
+        config: a TOML file, as ``sandd controller --config`` takes it, which says what arguments don't that are
+            given. What is in it for a program alone (``print_join``, ``log_level``, ``log_format``) has no effect.
         token: secret that daemons must prove to know (their option ``--token-file``); white space
             around it doesn't count, there and here.
         operator_token: secret that operators must prove to know.

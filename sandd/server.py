@@ -29,6 +29,7 @@ __all__ = ["Server"]
 class ServerOptions(TypedDict, total=False):
     """Keyword arguments of `open_controller`."""
 
+    config: str | os.PathLike[str] | None
     token: str | bytes | None
     operator_token: str | bytes | None
     state_dir: str | os.PathLike[str] | None
@@ -57,9 +58,9 @@ class Server(Client):
     Args:
         host: address to listen on; "0.0.0.0" or "::" for all.
         port: TCP port; 0 takes a free one, see `address`.
-        options: as for `open_controller`: `token`, `operator_token`, `state_dir`, `policy`, `tls`, `tls_names`,
-            `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`, `rate_limits`,
-            `audit`, `metrics`, `metrics_token`, `bootstrap`.
+        options: as for `open_controller`: `config`, `token`, `operator_token`, `state_dir`, `policy`, `tls`,
+            `tls_names`, `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`,
+            `rate_limits`, `audit`, `metrics`, `metrics_token`, `bootstrap`.
 
     Raises:
         OSError: the address can't be listened on.

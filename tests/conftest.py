@@ -86,16 +86,22 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.whole_suite = True  # for the workers to see
 
 
+def compiled_in(base: Path) -> Path:
+    """Where bytecode is kept from one run to the next that is not to be beside its sources; given a run's directory."""
+    return (base.parent.parent if IS_WORKER else base.parent) / "compiled"
+
+
+@pytest.hookimpl(trylast=True)  # when there is a directory for this run
 def pytest_configure(config: pytest.Config) -> None:
     """Workers keep bytecode, though not beside the sources where that is not wanted.
 
     To compile our tests takes three times as long as to collect them.
     """
-    cache: pytest.Cache | None = getattr(config, "cache", None)
     whole = getattr(config.option, "whole_suite", False) and not IS_WORKER
-    if whole and sys.dont_write_bytecode and cache is not None:
+    if whole and sys.dont_write_bytecode:
+        directories: pytest.TempPathFactory = config._tmp_path_factory  # type: ignore[attr-defined]
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = str(cache.mkdir("bytecode"))
+        os.environ["PYTHONPYCACHEPREFIX"] = str(compiled_in(directories.getbasetemp()))
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
@@ -109,6 +115,18 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
             # What does not work is told when it is collected.
             with contextlib.suppress(pytest.Collector.CollectError):
                 importtestmodule(file, collector.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, T, T]:
+    """Nine thousand tests and their modules stay: to look through them for cycles, again and again, is in vain."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -225,8 +243,7 @@ def pytest_runtest_makereport(
 def _own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A temporary directory for us and all children: other programs' files are not our leaks."""
     # pytest's own stays where it can be looked at afterwards; what is beside it is for all runs of a user.
-    base = tmp_path_factory.getbasetemp()
-    compiled = (base.parent.parent if IS_WORKER else base.parent) / "compiled"
+    compiled = compiled_in(tmp_path_factory.getbasetemp())
     directory = tempfile.mkdtemp(prefix="sandd-tests-")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", directory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import select
 import shutil
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pytest
 from attrs import define
@@ -26,7 +27,7 @@ from daemons import DaemonProcess, daemon_environment, running_command, running_
 from forked_python import PythonProcess, run_python
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 SECONDS: Final = 40.0
 """For what takes one or two: the machine may be busy."""
@@ -189,6 +190,43 @@ def running_controller(
     finally:
         process.kill()
         process.communicate()
+
+
+Sink: TypeAlias = "Callable[[], contextlib.AbstractContextManager[Any]]"
+"""Opens what a command is to write to."""
+
+
+def full_disk() -> contextlib.AbstractContextManager[Any]:
+    """A file that takes nothing."""
+    return open("/dev/full", "wb")
+
+
+@contextlib.contextmanager
+def unread_pipe() -> Iterator[int]:
+    """A pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
+def run_into(
+    stdout: Sink, *arguments: str, env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """The exit code of ``sandd`` with these arguments, as a shell has it, and its stderr."""
+    with stdout() as sink:
+        done = run_python(
+            [sys.executable, "-m", "sandd", *arguments],
+            env=daemon_environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=SECONDS,
+        )
+    return (done.returncode if done.returncode >= 0 else 128 - done.returncode), done.stderr
 
 
 def next_line(process: subprocess.Popen[str], text: str = "", *, file: str = "stdout") -> str:

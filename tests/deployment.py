@@ -8,8 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from sandd._core import daemon_options
-from sandd.standalone import options as controller_options
+from sandd._core import controller_options, daemon_options
 
 TOP: Final = Path(__file__).parent.parent
 DEPLOY: Final = TOP / "deploy"

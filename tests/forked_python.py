@@ -11,6 +11,8 @@ systems, where this one refuses what it takes, for other modules, with settings 
 (PYTHON..., locale), where coverage is measured, and with ``SANDD_TESTS_FORK=0`` in the environment. What a test says
 about how a program *starts* - what it imports, what a signal does meanwhile - has to be said about one that does: by
 `subprocess.Popen`.
+
+A copy may be told to wait for less: see `hurried`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import array
 import contextlib
 import functools
 import inspect
+import json
 import marshal
 import os
 import socket
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 MODULES: Final = ("sandd", "sandd.daemon")
 """What can be run by a copy."""
+HURRY: Final = "SANDD_TESTS_HURRY"
+"""The variable that tells a copy of `hurried`."""
 SETTLED_AT_START: Final = ("PYTHON", "COVERAGE", "LC_", "LANG", "LD_", "MALLOC_", "TZ", "SSL_")
 """How the variables begin that Python, or a library, looks at once in a process' life."""
 
@@ -88,6 +93,17 @@ class ForkingPython:
         """It ends; its copies don't."""
         self.socket.close()
         self.process.wait()
+
+
+def hurried(**seconds: float) -> dict[str, str]:
+    """Variables for a program that is to wait for less than it does, where only that it does so matters.
+
+    Where it is started, and not forked, it takes its time: nothing may depend on it.
+
+    Args:
+        seconds: for constants, by their full names: ``**{"sandd._core.tls.renewal.LOOK_SECONDS": 0.1}``.
+    """
+    return {HURRY: json.dumps(seconds)}
 
 
 def settled(environment: Mapping[str, str]) -> dict[str, str]:

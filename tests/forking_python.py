@@ -14,6 +14,7 @@ import gc
 import importlib
 import io
 import itertools
+import json
 import marshal
 import os
 import pkgutil
@@ -26,8 +27,16 @@ import threading
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from forked_python import HURRY
+
 PROGRAMS: Final = ("sandd.__main__", "sandd.daemon")
 """Are not imported here: they are what is run, as ``__main__``."""
+
+IMPORTED_LATE: Final = (
+    "argparse", "concurrent.futures", "encodings.idna", "locale", "prometheus_client", "sqlite3", "structlog",
+    "trio._core._run",
+)  # fmt: skip
+"""What all of it imports when it needs it. structlog, with what it has of rich, was half of a copy's time."""
 
 SYS_CLONE3: Final = 435  # the same number on every architecture
 CLONE_PARENT: Final = 0x8000
@@ -49,8 +58,21 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(sandd.__path__, "sandd."):
         if module.name not in PROGRAMS and "windows" not in module.name:
             importlib.import_module(module.name)
-    for name in ("argparse", "concurrent.futures", "locale", "sqlite3", "trio._core._run"):
+    for name in IMPORTED_LATE:
         importlib.import_module(name)
+
+
+def make_codecs() -> None:
+    """Have cattrs write its functions for all messages: each copy would write a dozen of them, 2 ms each."""
+    from sandd import wire
+
+    for value in list(vars(wire).values()):
+        if isinstance(value, wire._Codec):
+            for tag in value._known:
+                message, _ = value._from_wire[tag]
+                value._to_wire[message]
+    for spec in wire.SPEC_KINDS.values():
+        wire._SPEC_TO_WIRE[spec], wire._SPEC_FROM_WIRE[spec]
 
 
 def fork_for_parent() -> int:
@@ -152,6 +174,10 @@ def become(request: dict[str, Any]) -> object:
     for name in set(os.environb) - set(environment):
         del os.environb[name]
     os.environb.update(environment)
+    for name, seconds in json.loads(os.environ.pop(HURRY, "{}")).items():
+        module, _, constant = name.rpartition(".")
+        assert isinstance(getattr(sys.modules[module], constant), float), name
+        setattr(sys.modules[module], constant, seconds)
     arguments: list[str] = request["arguments"]
     shown = show_in_proc([os.fsencode(each) for each in (sys.executable, *arguments)], environment)
     sys.orig_argv[:] = [sys.executable, *arguments]
@@ -200,6 +226,7 @@ def leave(code: int | str | None) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for those who started us
     import_all()
+    make_codecs()
     gc.collect()
     gc.freeze()
     REQUEST = serve(socket.socket(fileno=int(sys.argv[1])))

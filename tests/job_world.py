@@ -137,6 +137,9 @@ class HasClient(Protocol):
 
     client: Client
 
+    def has_input(self, job: ClientJob) -> None:
+        """There is more on the job's input."""
+
 
 @define(eq=False)
 class Reader:
@@ -168,7 +171,7 @@ class Reader:
         if size and not log.final and not self.left:
             log.append(pattern(self.number, self.written, size))
             self.written += size
-            self.peer.client.activate(self.job)
+            self.peer.has_input(self.job)
 
     def finish(self) -> None:
         """Closes its stdin."""

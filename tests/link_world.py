@@ -181,6 +181,7 @@ class Controller:
         self.admission = Admission(ADMITTED_PER_SECOND)
         self.client = Client()
         self.client_link = self.router.add_client(principal=Principal(self.name, "*"))
+        self.client_link.take = self._take
         self.doors: list[Door] = []
         self.instances: list[str] = []
         """Those that were let in, in their order."""
@@ -330,15 +331,31 @@ class Controller:
             for frame in theirs.next_frames():
                 self._deliver(wire.as_frame(frame))
 
+    def has_input(self, job: ClientJob) -> None:
+        """There is more on the job's input: the daemon's link takes it from there, as `LocalLink` has it."""
+        channel = job.channel
+        if channel is not None and not self.router.draw(
+            self.client_link, channel.number, channel.send[Stream.INPUT]
+        ):
+            self.client.activate(job)
+
     def _deliver(self, frame: wire.Frame) -> None:
-        if frame.type is FrameType.DATA:
-            data = wire.decode_data(frame)
-            if data.stream is Stream.EVENTS and len(data.body):
-                event = wire.decode_event(data.body)
-                self.ends[frame.channel] += isinstance(event, wire.Exited | wire.Failed)
-                assert self.ends[frame.channel] <= 1, "(6) an end that was told twice"
+        if frame.type is not FrameType.CONTROL:
+            self._count_ends(frame.channel, wire.decode_data(frame))
         for job in self.client.receive(frame):
             self.world.job_changed(job)
+
+    def _take(self, channel: int, data: wire.Data) -> None:
+        self._count_ends(channel, data)
+        job = self.client.receive_data(channel, data)
+        if job is not None:
+            self.world.job_changed(job)
+
+    def _count_ends(self, channel: int, data: wire.Data) -> None:
+        if data.stream is Stream.EVENTS and len(data.body):
+            event = wire.decode_event(data.body)
+            self.ends[channel] += isinstance(event, wire.Exited | wire.Failed)
+            assert self.ends[channel] <= 1, "(6) an end that was told twice"
 
 
 # ---- the daemon's side ---------------------------------------------------------------------------

@@ -166,6 +166,10 @@ class Peer:
         self.cable = Cable(near, End(self.client.scheduler, self.receive))
         self.links[self.cable] = link
 
+    def has_input(self, job: ClientJob) -> None:
+        """There is more on the job's input."""
+        self.client.activate(job)
+
     def hand_over(self) -> None:
         """All that the client has to say now arrives at the router."""
         assert self.cable is not None

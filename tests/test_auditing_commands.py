@@ -7,14 +7,12 @@ import io
 import json
 import os
 import re
-import shlex
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from audit_log import append, fill, key_in, lines_of, open_log, opened_log, request, set_lines
+from controllers import full_disk, run_into, unread_pipe
 
 from sandd import cli
 from sandd._core.audit.records import Record, RecordType
@@ -24,6 +22,8 @@ from sandd.auditing.showing import line_for_person
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from controllers import Sink
 
 NASTY = "x\n\x1b]0;owned\x07\u202e\x9b=1"
 
@@ -222,20 +222,15 @@ def test_a_record_of_any_shape_is_shown() -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it is Linux'")
 @pytest.mark.parametrize("command", ["tail", "export", "export --format csv", "verify", "key"])
 @pytest.mark.parametrize(
-    ("how", "outcome"),
+    ("stdout", "outcome"),
     [
-        (">/dev/full", (125, "sandd: stdout: No space left on device\n")),
-        ("| true", (128 + signal.SIGPIPE, "")),
+        (full_disk, (125, "sandd: stdout: No space left on device\n")),
+        (unread_pipe, (128 + signal.SIGPIPE, "")),
     ],
+    ids=["full", "unread"],
 )
 def test_what_can_not_be_written_is_told_as_by_all_commands(
-    log: Path, command: str, how: str, outcome: tuple[int, str]
+    log: Path, command: str, stdout: Sink, outcome: tuple[int, str]
 ) -> None:
     """In one line; and in none where a reader has gone."""
-    words = [sys.executable, "-m", "sandd", "audit", *command.split(), "--state-dir", str(log)]
-    # Its reader has gone when it begins.
-    line = f"set -o pipefail; {{ sleep 0.3; exec {shlex.join(words)}; }} {how}"
-    done = subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
-    )
-    assert (done.returncode, done.stderr) == outcome
+    assert run_into(stdout, "audit", *command.split(), "--state-dir", str(log)) == outcome

@@ -11,6 +11,7 @@ import pytest
 import trio
 from controllers import running_controller
 from daemons import running_daemon
+from forked_python import hurried
 from tls_peers import write_pair
 
 from sandd._core.identity.database import open_database
@@ -190,7 +191,8 @@ def test_the_directory_may_be_said_by_the_environment(
 
 async def test_a_running_controller_notices(tmp_path: Path) -> None:
     """By itself: a rotation needs no signal and no restart."""
-    with running_controller("--tls", "auto") as controller:
+    hurry = hurried(**{"sandd._core.tls.renewal.LOOK_SECONDS": 0.2})
+    with running_controller("--tls", "auto", env=hurry) as controller:
         told = controller.run_command("ca", "rotate", "--state-dir", str(controller.state_dir))
         assert told.returncode == 0, told.stderr
         await trio.to_thread.run_sync(controller.wait_for_log, "certificate_reloaded")

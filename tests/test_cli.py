@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from daemons import daemon_environment
+from forked_python import run_python
 
 import sandd
 from sandd.demo.steps import STEPS
@@ -30,7 +31,7 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="sends real sign
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m sandd`` to its end."""
-    return subprocess.run(
+    return run_python(
         [sys.executable, "-m", "sandd", *arguments],
         env=daemon_environment(env),
         stdin=subprocess.DEVNULL,

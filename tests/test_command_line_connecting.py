@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from controllers import running_controller
 from daemons import daemon_environment
-from forked_python import run_python
+from forked_python import hurried, run_python
 from peers import free_port
 
 from sandd._core.controller_state import default_state_dir
@@ -132,7 +132,9 @@ def test_what_can_not_be_is_told_at_once(env: dict[str, str], told: str) -> None
 
 def test_a_controller_that_is_not_there(tmp_path: Path) -> None:
     """Where it was looked for, why it wasn't found, and what says where it is."""
-    told = reach(SANDD_CONTROLLER=f"ws://127.0.0.1:{free_port()}", HOME=str(tmp_path))
+    hurry = hurried(**{"sandd.command_line.connecting.CONNECT_SECONDS": 0.5})
+    url = f"ws://127.0.0.1:{free_port()}"
+    told = reach(SANDD_CONTROLLER=url, HOME=str(tmp_path), **hurry)
     assert "refused" in told
     assert "/operator" not in told
     assert told.endswith(

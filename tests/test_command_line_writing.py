@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from attrs import frozen
-from controllers import SECONDS, ControllerProcess, running_controller
+from controllers import (
+    SECONDS,
+    ControllerProcess,
+    Sink,
+    full_disk,
+    run_into,
+    running_controller,
+    unread_pipe,
+)
 from daemons import daemon_environment
 
 from sandd.command_line import stopping, writing
@@ -40,16 +48,16 @@ class World:
         """Of the commands; what Python prints is buffered, as it is for most people."""
         return daemon_environment(self.controller.env | {"PYTHONUNBUFFERED": ""})
 
-    def line(self, command: str) -> list[str]:
+    def words(self, command: str) -> list[str]:
         """Of ``sandd``, where JOB and HERE stand for what there is."""
         here = str(self.controller.home)
-        words = [word.replace("HERE", here).replace("JOB", self.job) for word in command.split()]
-        return [sys.executable, "-m", "sandd", *words]
+        return [word.replace("HERE", here).replace("JOB", self.job) for word in command.split()]
 
     def run(self, command: str, how: str) -> tuple[int, str]:
         """Its exit code and its stderr, in a shell where its stdout is redirected so."""
+        line = shlex.join([sys.executable, "-m", "sandd", *self.words(command)])
         done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {shlex.join(self.line(command))} {how}"],
+            ["bash", "-c", f"{line} {how}"],
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -58,6 +66,10 @@ class World:
         )
         assert done.stdout == ""
         return done.returncode, done.stderr
+
+    def run_into(self, stdout: Sink, command: str) -> tuple[int, str]:
+        """As `run`, without a shell: sooner."""
+        return run_into(stdout, *self.words(command), env=self.controller.env)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +100,7 @@ def world(_own_temporary_directory: None) -> Iterator[World]:
 )
 def test_a_full_disk_is_one_line(world: World, command: str) -> None:
     """Which says of what, and the exit code is that of a failure of ours."""
-    assert world.run(command, ">/dev/full") == FULL
+    assert world.run_into(full_disk, command) == FULL
 
 
 @needs_full
@@ -114,17 +126,7 @@ def test_a_stdout_that_was_closed_harms_nobody_who_needs_none(world: World) -> N
 @pytest.mark.parametrize("command", ["ps", "logs JOB", "completion bash", "--help"])
 def test_a_reader_that_has_gone_is_told_nothing(world: World, command: str) -> None:
     """As of a program that SIGPIPE has ended, and as ``sandd exec`` has it."""
-    # It begins when the reader has surely gone.
-    line = f"{{ sleep 0.3; {shlex.join(world.line(command))}; echo $? >&2; }} | true"
-    done = subprocess.run(
-        ["bash", "-c", line],
-        env=world.env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.stderr == f"{UNREAD[0]}\n"
+    assert world.run_into(unread_pipe, command) == UNREAD
 
 
 @needs_full

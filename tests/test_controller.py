@@ -37,6 +37,7 @@ from sandd._core.transport import ListenAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from conftest import Marker
 
@@ -117,6 +118,49 @@ async def test_options_that_make_no_sense_are_configuration_errors(options: dict
         async with sandd.open_controller(**({"port": 0} | options)):
             pytest.fail("nothing was opened")
     assert isinstance(caught.value, ValueError)
+
+
+async def test_a_file_says_what_no_argument_does(tmp_path: Path) -> None:
+    """As for the program ``sandd controller``; an argument that is given counts, its default too."""
+    state, token = tmp_path / "state", tmp_path / "token"
+    token.write_text("s3cret")
+    config = tmp_path / "controller.toml"
+    config.write_text(
+        f'port = 0\nstate_dir = "{state.as_posix()}"\ntoken_file = "{token.as_posix()}"\n'
+        'audit = true\nmetrics_address = "127.0.0.1:0"\nlog_level = "error"\nheartbeat = 3\n'
+    )
+    with trio.fail_after(LIMIT):
+        async with sandd.open_controller(config=config) as controller:
+            assert controller.metrics_address is not None
+            assert (state / "audit").is_dir()
+            async with raw_daemon(controller.url, token=b"s3cret") as raw:
+                assert isinstance(raw.answer, wire.Welcome)
+                assert raw.answer.heartbeat == 3.0
+            async with raw_daemon(controller.url) as raw:
+                assert isinstance(raw.answer, wire.Reject)
+        opened = sandd.open_controller(
+            "localhost", config=str(config), token=None, state_dir=None, audit=False, heartbeat=20.0
+        )
+        async with opened as controller, raw_daemon(controller.url) as raw:
+            assert isinstance(raw.answer, wire.Welcome)
+            assert raw.answer.heartbeat == 20.0
+
+
+async def test_a_file_that_cannot_be_used_is_a_configuration_error(tmp_path: Path) -> None:
+    """Before anything listens."""
+    config = tmp_path / "controller.toml"
+    for text, complaint in (
+        ("prot = 0", "'prot'"),
+        ("port = 1e9", "--port"),
+        ("port", "TOML|can't"),
+    ):
+        config.write_text(text)
+        with pytest.raises(ConfigurationError, match=complaint):
+            async with sandd.open_controller(config=config):
+                pytest.fail("it means nothing")
+    with pytest.raises(ConfigurationError, match="config is 7"):
+        async with sandd.open_controller(config=7):  # type: ignore[arg-type]
+            pytest.fail("it is no path")
 
 
 async def test_an_exception_in_the_body_comes_out_as_itself() -> None:

@@ -301,9 +301,10 @@ def test_a_signal_leaves_no_part_of_a_file(
 ) -> None:
     """In the middle of a large file: no partial file on either side, no process, and the old target as it was."""
     big, target = here / "big", here / "d" / "target"
+    piece = os.urandom(1 << 20)
     with big.open("wb") as file:
         for _ in range(400):
-            file.write(os.urandom(1 << 20))
+            file.write(piece)
     target.write_text("old")
     source, destination = (str(big), f"w:{target}") if uploads else (f"w:{big}", str(target))
     with running_command("cp", "--local", source, destination, env=dict([marker])) as process:

@@ -11,9 +11,9 @@ import pytest
 from deployment import DEPLOY, PROJECT, TOP, VARIABLES, read_yaml
 
 from sandd._core.bundle.archive import NAME
+from sandd._core.controller_options import parse_controller_options
 from sandd._core.daemon_options import parse_daemon_options
 from sandd.cli import build_parser
-from sandd.standalone.options import parse_controller_options
 
 if TYPE_CHECKING:
     from pathlib import Path

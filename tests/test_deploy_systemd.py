@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from deployment import DEPLOY, VARIABLES
 
+from sandd._core.controller_options import parse_controller_options
 from sandd._core.daemon_options import parse_daemon_options
 from sandd._core.daemon_program import DRAIN_SECONDS
 from sandd._core.service_manager import LOOK_SECONDS
-from sandd.standalone.options import parse_controller_options
 
 if TYPE_CHECKING:
     from pathlib import Path

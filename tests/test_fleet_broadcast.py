@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -256,22 +257,26 @@ def test_no_more_than_so_many_at_once(controller: ControllerProcess, tmp_path: P
 # ---- when it is ended -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_everywhere(
-    number: signal.Signals, code: int, controller: ControllerProcess, marker: Marker
-) -> None:
-    """With all the process trees, before it has ended itself."""
+def test_a_signal_ends_it_everywhere(controller: ControllerProcess, marker: Marker) -> None:
+    """With all the process trees, before it has ended itself: as by Ctrl-C, and as when it is terminated."""
     script = "trap '' TERM INT; sleep 60 & echo on; wait; sleep 60"
-    variable = f"{marker.name}={marker.value}"
-    with controller.running_command(
-        "run", "-l", "env=prod", "-e", variable, "--", "sh", "-c", script
-    ) as process:
-        assert "on" in next_line(process) + next_line(process)
-        assert len(marker.processes()) == 4
-        process.send_signal(number)
-        process.communicate(timeout=SECONDS)
-        assert process.returncode == code
-        assert not marker.processes()
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    with contextlib.ExitStack() as stack:
+        begun = []
+        for number in codes:  # side by side, as each waits for the grace of its trees
+            own = marker._replace(value=f"{marker.value}-{number}")
+            variable = f"{own.name}={own.value}"
+            command = ("run", "-l", "env=prod", "-e", variable, "--", "sh", "-c", script)
+            process = stack.enter_context(controller.running_command(*command))
+            begun.append((process, number, own))
+        for process, number, own in begun:
+            assert "on" in next_line(process) + next_line(process)
+            assert len(own.processes()) == 4
+            process.send_signal(number)
+        for process, number, own in begun:
+            process.communicate(timeout=SECONDS)
+            assert process.returncode == codes[number]
+            assert not own.processes()
 
 
 def test_it_ends_when_nobody_reads_on(controller: ControllerProcess, marker: Marker) -> None:

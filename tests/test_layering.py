@@ -36,6 +36,7 @@ CONTROLLER_END = [
     "sandd._core.audit.writer",
     "sandd._core.bundle.*",
     "sandd._core.commands",
+    "sandd._core.controller_options",
     "sandd._core.controller_state",
     "sandd._core.copying",
     "sandd._core.daemon_handle",
@@ -403,26 +404,28 @@ def loaded_by(module: str, *, packages: bool = True) -> dict[str, str]:
     return seen
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_every_module_is_in_one_layer(module: str) -> None:
+# One test for all modules: one for each took seconds, for each of the processes that collect them.
+
+
+def test_every_module_is_in_one_layer() -> None:
     """A new module has been given its place in `LAYERS`."""
-    assert len(layers_of(module)) == 1, f"{module} is in {layers_of(module) or 'no layer'}"
+    assert {module: layers_of(module) for module in FILES if len(layers_of(module)) != 1} == {}
 
 
-@pytest.mark.parametrize("module", modules_of(*LAYERS))
-def test_imports_point_down(module: str) -> None:
+def test_imports_point_down() -> None:
     """Nothing imports from a layer above its own, not even inside a function.
 
     The package's own file is the exception: it re-exports everything, on first use.
     """
     upwards = [
-        f"line {each.line}: {each.name}"
+        f"{module}, line {each.line}: {each.name}"
+        for module in modules_of(*LAYERS)
         for each in imports_of(module)
         if each.name in modules_of(*LAYERS) and not each.for_types
         if height(each.name) > height(module)
     ]
 
-    assert not upwards
+    assert upwards == []
 
 
 def test_imports_make_no_circle() -> None:
@@ -446,38 +449,38 @@ def test_packages_import_nothing_of_ours() -> None:
         assert not [name for name in loaded if name.startswith("sandd")]
 
 
-@pytest.mark.parametrize("module", modules_of("ends"))
-def test_controller_and_daemon_never_load_each_other(module: str) -> None:
+def test_controller_and_daemon_never_load_each_other() -> None:
     """Not directly and not through anything they import; the two share only what is below both."""
-    mine, theirs = CONTROLLER_END, DAEMON_END
-    if not is_named(module, mine):
-        mine, theirs = theirs, mine
+    for module in modules_of("ends"):
+        mine, theirs = CONTROLLER_END, DAEMON_END
+        if not is_named(module, mine):
+            mine, theirs = theirs, mine
 
-    assert not [name for name in loaded_by(module) if is_named(name, theirs)]
+        assert not [name for name in loaded_by(module) if is_named(name, theirs)], module
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_only_the_transport_knows_the_websocket_library(module: str) -> None:
+def test_only_the_transport_knows_the_websocket_library() -> None:
     """Another library could take its place by changing one package; types count too."""
-    if not fnmatchcase(module, "sandd._core.transport*"):
-        packages = {each.package for each in imports_of(module)}
-        assert not packages & {"trio_websocket", "wsproto", "websockets"}
+    libraries = {"trio_websocket", "wsproto", "websockets"}
+    for module in FILES:
+        if not fnmatchcase(module, "sandd._core.transport*"):
+            assert not {each.package for each in imports_of(module)} & libraries, module
 
 
-@pytest.mark.parametrize("module", modules_of(*PURE))
-def test_state_machines_do_no_io(module: str) -> None:
+def test_state_machines_do_no_io() -> None:
     """No trio, no socket, no clock, no log: neither they nor anything they import of ours."""
-    for name, asker in loaded_by(module).items():
-        package = name.partition(".")[0]
-        assert package not in IMPURE_MODULES or asker not in FILES, f"{asker} imports {name}"
-        if name not in FILES and package not in sys.stdlib_module_names:
-            assert package in PURE_PACKAGES, f"{asker} imports {name}"
+    for module in modules_of(*PURE):
+        for name, asker in loaded_by(module).items():
+            package = name.partition(".")[0]
+            assert package not in IMPURE_MODULES or asker not in FILES, f"{asker} imports {name}"
+            if name not in FILES and package not in sys.stdlib_module_names:
+                assert package in PURE_PACKAGES, f"{asker} imports {name}"
 
 
-@pytest.mark.parametrize("module", modules_of(*PURE))
-def test_state_machines_defer_no_import(module: str) -> None:
+def test_state_machines_defer_no_import() -> None:
     """What they need they say at the top; a late import would escape the test above."""
-    assert not [each for each in imports_of(module) if each.deferred]
+    for module in modules_of(*PURE):
+        assert not [each for each in imports_of(module) if each.deferred], module
 
 
 @pytest.mark.parametrize("module", modules_of("spawner"))

@@ -234,6 +234,13 @@ def test_a_link_that_worked_is_redialled_at_once(lived: float, progressed: bool)
     assert backoff.after_failure(None) == 0.5
 
 
+def test_no_wait_is_longer_than_the_maximum() -> None:
+    """Behind a good link neither, where somebody wants it back within less than its tenth of a second."""
+    backoff = Backoff(maximum=0.05, uniform=highest)
+    assert backoff.after_loss(HEALTHY, progressed=True) == 0.05
+    assert backoff.after_failure(None) == 0.05
+
+
 def test_a_link_that_did_nothing_is_a_failure() -> None:
     """A controller that accepts and drops is not dialled in a loop."""
     backoff = Backoff(uniform=highest)

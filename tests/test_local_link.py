@@ -82,6 +82,94 @@ def world() -> World:
     return World()
 
 
+TALKING = wire.CommandSpec(argv=(b"cat",))
+
+
+def talk(world: World, handle: JobHandle, text: bytes) -> None:
+    """More for its stdin."""
+    handle.job.input.append(text)
+    world.link.has_input(handle.job)
+
+
+def test_input_is_drawn_when_the_daemons_link_takes_it(world: World) -> None:
+    """Until then it is nowhere but in the job's log, and what has come together goes together."""
+    handle, channel = world.start(TALKING)
+    cursor = handle.job.channel.send[Stream.INPUT]  # type: ignore[union-attr]
+    talk(world, handle, b"one ")
+    talk(world, handle, b"two")
+    assert (cursor.sent, world.link.client.scheduler.pending) == (0, False)
+    assert drain(world.daemon.scheduler) == [(channel, Bytes(Stream.INPUT, 0, b"one two"))]
+    assert cursor.sent == 7
+    traffic = world.daemon.routes[channel].traffic
+    assert traffic.to_daemons == 7
+    handle.job.input.finish()
+    world.link.has_input(handle.job)
+    assert drain(world.daemon.scheduler) == [(channel, Bytes(Stream.INPUT, 7, b"", final=True))]
+
+
+def test_what_waits_for_the_link_goes_before_what_is_drawn(world: World) -> None:
+    """However it came there: each byte once, and in order."""
+    handle, channel = world.start(TALKING)
+    handle.job.input.append(b"one ")
+    world.link.changed(handle.job)
+    talk(world, handle, b"two")
+    said = [message for on, message in drain(world.daemon.scheduler) if on == channel]
+    assert said == [Bytes(Stream.INPUT, 0, b"one "), Bytes(Stream.INPUT, 4, b"two")]
+
+
+def test_input_is_drawn_within_the_daemons_credit(world: World) -> None:
+    """What is beyond it goes when there is more."""
+    handle, channel = world.start(TALKING)
+    talk(world, handle, bytes(wire.INITIAL_INPUT_BYTES) + b"rest")
+    sent = sum(len(message.body) for _, message in drain(world.daemon.scheduler))
+    assert sent == wire.INITIAL_INPUT_BYTES
+    talk(world, handle, b"!")
+    assert drain(world.daemon.scheduler) == []
+    more = wire.StreamWindow(Stream.INPUT, 0, 2 * wire.INITIAL_INPUT_BYTES)
+    world.say(control(channel, wire.Attached()), control(channel, wire.Window((more,))))
+    assert drain(world.daemon.scheduler) == [(channel, Bytes(Stream.INPUT, sent, b"rest!"))]
+
+
+def test_nothing_is_drawn_from_a_job_that_was_left(world: World) -> None:
+    """Its End may go a little later, and then it has none to overtake."""
+    handle, _ = world.start(TALKING)
+    talk(world, handle, b"unheard")
+    world.link.client.forget(handle.job)
+    assert drain(world.daemon.scheduler) == []
+    world.link.flush(late=True)
+    ((_, message),) = drain(world.daemon.scheduler)
+    assert isinstance(message, wire.End)
+    assert world.daemon.routes == {}
+
+
+def test_input_for_a_daemon_that_is_away_waits(world: World) -> None:
+    """It goes out on the channel that the job gets then."""
+    handle, _ = world.start(TALKING)
+    world.router.remove_daemon(world.daemon, wire.DaemonState.AWAY)
+    world.link.flush()
+    talk(world, handle, b"later")
+    world.daemon = world.router.add_daemon("d", "here")
+    world.link.flush()
+    ((channel, attach),) = drain(world.daemon.scheduler)
+    assert isinstance(attach, wire.Attach)
+    world.say(control(channel, wire.Attached()))
+    assert drain(world.daemon.scheduler) == [(channel, Bytes(Stream.INPUT, 0, b"later"))]
+
+
+def test_output_is_handed_over_at_once_unless_something_waits(world: World) -> None:
+    """An answer that came in the same message is heard before what came behind it."""
+    handle, channel = world.start(TALKING)
+    log = handle.job.outputs[Stream.OUTPUT]
+    world.router.receive(world.daemon, control(channel, wire.Attached()))
+    world.router.receive(world.daemon, data(channel, Stream.OUTPUT, 0, b"behind "))
+    assert (handle.job.state, log.received) == (AttachState.ATTACHING, 0)
+    world.link.flush()
+    assert (handle.job.state, log.received) == (AttachState.ATTACHED, 7)
+    world.router.receive(world.daemon, data(channel, Stream.OUTPUT, 7, b"at once"))
+    assert log.received == 14
+    assert log.take(100) == b"behind at once"
+
+
 async def test_farewells_go_together_a_little_later(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:

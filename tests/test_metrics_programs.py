@@ -18,9 +18,9 @@ from process_tools import until_sync
 from prometheus_client.parser import text_string_to_metric_families
 
 import sandd
+from sandd._core.controller_options import parse_controller_options
 from sandd._core.daemon_options import parse_daemon_options
 from sandd._core.metrics.catalogue import METRICS
-from sandd.standalone.options import parse_controller_options
 from sandd.testing.daemon_cores import open_daemon_cores
 
 if TYPE_CHECKING:

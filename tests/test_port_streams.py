@@ -53,12 +53,19 @@ async def no_jobs(world: CoreWorld) -> None:
 async def clog(stream: trio.abc.SendStream) -> int:
     """Send until nothing goes any more; about how much that was."""
     sent = 0
-    while True:
-        with trio.move_on_after(0.3) as patience:
+
+    async def send() -> None:
+        nonlocal sent
+        while True:
             await stream.send_all(bytes(50_000))
-        if patience.cancelled_caught:
-            return sent
-        sent += 50_000
+            sent += 50_000
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        # Everybody between here and the peer is in this thread.
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        nursery.cancel_scope.cancel()
+    return sent
 
 
 async def clog_socket(stream: trio.SocketStream) -> None:
@@ -71,7 +78,7 @@ async def clog_socket(stream: trio.SocketStream) -> None:
                 plain.send(bytes(50_000))
             except BlockingIOError:
                 refused += 1
-                await trio.sleep(0.05)
+                await trio.testing.wait_all_tasks_blocked(0.02)
             else:
                 refused = 0
 
@@ -93,6 +100,10 @@ async def test_a_connection_carries_both_ways() -> None:
 async def test_a_stream_passes_trios_own_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that trio wants of a stream whose directions end one by one."""
     monkeypatch.setattr(wire.ConnectSpec, "window", wire.ACK_EVERY_BYTES)  # soon full
+    monkeypatch.setattr(
+        wire.ConnectSpec, "kill_grace", 0.3
+    )  # a peer that goes on talking is heard so long
+    monkeypatch.setattr(sockets, "DRAIN_SECONDS", 0.2)
     async with core_world(90) as world, listening() as (listener, port):
         for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # those who connect have them, too
             listener.socket.setsockopt(socket.SOL_SOCKET, buffer, 65536)

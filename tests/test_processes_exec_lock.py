@@ -300,7 +300,7 @@ def test_where_there_is_no_lock_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(exec_lock.landlock, "version", missing)
     assert "no Landlock" in (exec_lock.unavailable() or "")
-    monkeypatch.setattr(exec_lock.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(exec_lock, "_machine", lambda: "riscv64")
     assert "riscv64" in (exec_lock.unavailable() or "")
 
 

@@ -110,6 +110,19 @@ async def test_a_limit_is_told_by_its_counter(driver: str) -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
+async def test_what_the_killed_have_used_counts(driver: str) -> None:
+    """Of those, too, that nobody in the job has waited for."""
+    async with opened(driver) as host:
+        burners = "while :; do :; done & while :; do :; done"
+        child, _ = await ended(host, job(burners, Limits(cpu_seconds=0.4)))
+        assert child.limit == "cpu_seconds"
+        assert child.used.cpu_seconds >= 0.4
+        child, _ = await ended(host, hog(200))
+        assert child.limit == "memory_bytes"
+        assert child.used.max_rss_bytes > 32 * MIB
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
 async def test_who_stays_within_its_limits_is_left_alone(driver: str) -> None:
     """And told what it has used, as is a job without limits."""
     limits = Limits(memory_bytes=512 * MIB, processes=50, cpu_seconds=50.0)

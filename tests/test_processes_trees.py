@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -312,6 +313,13 @@ def test_group_trees_find_group_marker_and_descendants() -> None:
     assert trees.refresh_due(0.0) == float("inf")
 
 
+@pytest.mark.parametrize("command", [["sh", "-c", "exit 1"], ["/no/such/ps"]])
+def test_a_failing_ps_is_an_error_of_the_system(command: list[str]) -> None:
+    """Whether it can't be run or ends badly."""
+    with pytest.raises(OSError, match=r"sh ended with 1|No such file"):
+        process_table.run_ps(command)
+
+
 def test_group_trees_survive_a_failing_ps() -> None:
     """What was seen last counts, and the spawner goes on."""
     outputs = iter([PS])
@@ -319,7 +327,7 @@ def test_group_trees_survive_a_failing_ps() -> None:
     def run_ps(command: list[str]) -> bytes:
         for output in outputs:
             return output
-        raise subprocess.CalledProcessError(1, command)
+        raise OSError(errno.EIO, f"{command[0]} ended with 1")
 
     trees = ProcessGroupTrees(table=lambda: process_table.list_by_ps(run=run_ps))
     tree = trees.add(500, b"a/1", 0)
@@ -492,6 +500,7 @@ def test_brand_stays_on_whoever_leaves_everything_else_behind() -> None:
     """Session, parent and environment are new, the brand is its maker's; ours is not read as another's."""
     limits = resource.getrlimit(process_table._RLIMIT_LOCKS)
     assert process_table.read_brand(os.getpid()) is None
+    ended = []
     try:
         for brand in 1, 2**62:
             assert process_table.brand_children(brand)
@@ -504,7 +513,9 @@ def test_brand_stays_on_whoever_leaves_everything_else_behind() -> None:
                     assert process_table.read_brand(pid) == brand
                 finally:
                     os.kill(pid, signal.SIGKILL)
-            until_sync(lambda pid=pid: process_table.read_brand(pid) is None)
+            ended.append(pid)
+        # Process 1 may take its time to reap them.
+        until_sync(lambda: all(process_table.read_brand(pid) is None for pid in ended))
     finally:
         resource.setrlimit(process_table._RLIMIT_LOCKS, limits)
 

@@ -667,7 +667,7 @@ def test_what_waits_keeps_no_more_than_a_few_times_its_size(network: Network) ->
     for offset in range(20):
         parts = [*wire.encode_data(number, Stream.OUTPUT, offset * size, bytes(size))]
         newer = unknown(number)
-        first, *_ = wire.decode_frames(b"".join(parts) + padding)
+        first = next(wire.decode_frames(b"".join(parts) + padding))
         view = memoryview(bytes(newer.payload) + padding)[: len(newer.payload)]
         network.router.receive(network.daemon, first)
         network.router.receive(network.daemon, newer._replace(payload=view))

@@ -222,7 +222,8 @@ def test_an_answer_by_itself_is_sent_as_one_among_others() -> None:
     alone.answer(wire.encode_pong(7))
     first.answer(wire.encode_pong(7))
     first.control(PING)
-    assert not alone.asks
+    assert alone.only_answers
+    assert not first.only_answers
     message = alone.next_message()
     assert message is not None
     assert not alone.pending

@@ -21,6 +21,7 @@ from peers import free_port
 
 import sandd
 from sandd import DaemonNotFound, Server, TransferError
+from sandd._core import job_link
 from sandd._core.held_block import Hold
 from sandd._core.promise import Promise
 
@@ -173,9 +174,10 @@ class TestFiles:
 
 
 def test_a_daemon_that_does_not_answer_costs_the_time_that_was_given(
-    server: Server, daemon: DaemonProcess, tmp_path: Path
+    server: Server, daemon: DaemonProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a TimeoutError and a TransferError, at every method; and there is no file."""
+    monkeypatch.setattr(job_link, "LEAVE_MARGIN", 0.5)
     (tmp_path / "f").write_text("f")
     calls = (
         lambda: server.upload_file("worker-1", tmp_path / "new", b"data", timeout=0.1),
@@ -350,9 +352,10 @@ def test_ctrl_c_interrupts_a_copy_at_once_and_leaves_no_part_of_it(tmp_path: Pat
     big, target = tmp_path / "big", tmp_path / "there" / "target"
     target.parent.mkdir()
     target.write_text("old")
+    piece = os.urandom(1 << 20)
     with big.open("wb") as file:
         for _ in range(400):
-            file.write(os.urandom(1 << 20))
+            file.write(piece)
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(big), str(target)],
         env=daemon_environment(),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from sandd._core.controller_options import ControllerOptions
 from sandd.standalone.announcing import Announcement
-from sandd.standalone.options import ControllerOptions
 
 REFUSED = (
     "daemons of other machines need a token to join, which 'sandd token create join' makes, or one that all share "

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sandd import ConfigurationError, Rate, RateLimits
-from sandd.standalone.announcing import Announcement
-from sandd.standalone.options import (
+from sandd._core.controller_options import (
     VARIABLES,
     ControllerOptions,
     build_parser,
     parse_controller_options,
 )
+from sandd.standalone.announcing import Announcement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -28,15 +28,15 @@ from controllers import (
     start_controller,
 )
 from daemons import daemon_environment, running_daemon
-from forked_python import run_python
+from forked_python import hurried, run_python
 from process_tools import linux_only, posix_only, until_sync
 from tls_peers import pem_of, server_pair, write_pair
 
 import sandd
+from sandd._core.controller_options import ControllerOptions
 from sandd._core.controller_state import default_state_dir, open_controller_state
 from sandd._core.identity.tokens import Token, TokenKind
 from sandd._core.tls.authority import new_authority
-from sandd.standalone.options import ControllerOptions
 from sandd.standalone.program import Program
 
 if TYPE_CHECKING:
@@ -437,13 +437,14 @@ def test_commands_on_this_machine_find_the_ca(tmp_path: Path) -> None:
         }
         assert controller.run_command("ps", env=found).returncode == 0
         wrong = f"sha256:{'0' * 64}"
+        hurry = hurried(**{"sandd.command_line.connecting.CONNECT_SECONDS": 0.5})
         for arguments, env in ((["--ca-pin", wrong], {}), ([], {"SANDD_CA_PIN": wrong})):
-            done = controller.run_command("ps", *arguments, env=found | env)
+            done = controller.run_command("ps", *arguments, env=found | env | hurry)
             assert done.returncode == 125
             assert "CA pin" in done.stderr
         # By name nobody else's files are looked at: the system's CAs don't know this one.
         controller.ca_file.rename(tmp_path / "elsewhere.pem")
-        done = controller.run_command("ps", env=found)
+        done = controller.run_command("ps", env=found | hurry)
         assert "verify failed" in done.stderr
         env = found | {"SANDD_CA_PIN": wrong}
         there = ["--ca-file", str(tmp_path / "elsewhere.pem")]

@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+import pyte
 import pytest
 import trio
 import trio.lowlevel
@@ -186,6 +187,28 @@ async def test_our_own_lines_stand_alone(device: FakeDevice, terminal: LocalTerm
         await terminal.say("[one]\n[two]")
     await terminal.say("[three]")
     assert device.shown == b"\r\n[one]\r\n[two]\r\n[three]\n"
+
+
+async def test_our_own_lines_leave_a_full_screen_as_it_is(
+    device: FakeDevice, terminal: LocalTerminal
+) -> None:
+    """At the bottom; what the program paints next goes where it meant it to go, in its own colours."""
+    screen = pyte.Screen(40, 6)
+    emulator = pyte.ByteStream(screen)
+    device.sizes = (6, 40)
+    async with terminal.raw_mode():
+        await terminal.show(b"\x1b[?1049h\x1b[H\x1b[31mtop\x1b[2;1Hsecond")
+        await terminal.say("[it has gone, and that takes more words than fit]\n[one]")
+        await terminal.show(b" goes on")
+        emulator.feed(bytes(device.shown))
+        lines = [line.rstrip() for line in screen.display]
+    assert lines == [
+        *("top", "second goes on", ""),
+        *("[it has gone, and that takes more words", "than fit]", "[one]"),
+    ]
+    assert screen.buffer[1][8].fg == "red"
+    assert not screen.buffer[1][8].reverse
+    assert screen.buffer[5][0].reverse
 
 
 async def test_our_own_lines_go_where_stderr_goes(

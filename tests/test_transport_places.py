@@ -13,6 +13,7 @@ from raw_peer import RawPeer, assert_works, dial, loris, raw_client, serving, up
 
 from sandd._core._errors import ConnectionLost
 from sandd._core.admission import Admission
+from sandd._core.transport import _places
 from sandd._core.transport._places import PATIENCE, SHARE, HandshakePlaces, Hearing, Place
 
 if TYPE_CHECKING:
@@ -129,6 +130,12 @@ async def test_an_interrupted_hearing_keeps_no_place(autojump_clock: Clock) -> N
 # ---- over sockets -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for it is most of what a test does that has a crowd of silent ones."""
+    monkeypatch.setattr(_places, "PATIENCE", 0.4)
+
+
 async def admitting(connection: Connection) -> None:
     """A handler that wants to hear something before it admits anybody, and echoes then."""
     message = await connection.receive_message()
@@ -140,6 +147,7 @@ async def admitting(connection: Connection) -> None:
 
 @pytest.mark.parametrize("start", [b"GET /ws HT", upgrade_request()], ids=["request", "greeting"])
 @pytest.mark.parametrize("places", [256, 16], ids=["room for all", "room for some"])
+@pytest.mark.usefixtures("less_patience")
 async def test_fifty_slow_clients_keep_no_good_one_out(start: bytes, places: int) -> None:
     """Neither while they dawdle over the request nor over what is to come behind it."""
     with trio.fail_after(60):
@@ -174,10 +182,11 @@ async def test_who_says_too_little_is_told_that_others_wait() -> None:
                     assert await peer.read_close() == 1013
 
 
+@pytest.mark.usefixtures("less_patience")
 async def test_who_waits_for_its_turn_does_not_take_a_place_with_it() -> None:
-    """With one place, and one turn in two seconds, all come in, in order."""
+    """With one place, and turns that are further apart than patience lasts, all come in, in order."""
     with trio.fail_after(30):
-        options = {"max_handshakes": 1, "until_admitted": True, "admission": Admission(0.5)}
+        options = {"max_handshakes": 1, "until_admitted": True, "admission": Admission(1.25)}
         async with serving(admitting, **options) as address, trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(assert_works, address)

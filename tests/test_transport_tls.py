@@ -21,7 +21,7 @@ from sandd._core._errors import ConfigurationError, ConnectionLost
 from sandd._core.tls.authority import issue_client, new_authority
 from sandd._core.tls.contexts import ServerTls, client_context, server_tls, unverified_context
 from sandd._core.tls.pins import read_certificates
-from sandd._core.transport import BUNDLE_PATH, Connection, connect, fetch
+from sandd._core.transport import BUNDLE_PATH, Connection, _places, connect, fetch
 from sandd._core.transport import _connection as connection_module
 from sandd._core.transport._streams import ALERT_TIMEOUT, MeteredStream
 
@@ -380,8 +380,11 @@ async def test_a_fetch_is_for_tls_alone() -> None:
 # ---- time and cancellation ----------------------------------------------------------------------
 
 
-async def test_whoever_says_half_a_hello_keeps_nobody_out(presented: ServerTls) -> None:
+async def test_whoever_says_half_a_hello_keeps_nobody_out(
+    presented: ServerTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fifty of them make way for one that speaks, though a server takes but eight handshakes at a time."""
+    monkeypatch.setattr(_places, "PATIENCE", 0.4)
     with trio.fail_after(60):
         async with (
             serving(tls=lambda: presented, max_handshakes=8) as address,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from attrs import define
 from daemons import daemon_environment
+from process_tools import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -161,13 +162,5 @@ def running_tmux(
         with contextlib.suppress(subprocess.CalledProcessError):
             tmux._do("kill-server")
         give_up = time.monotonic() + SECONDS
-        while _exists(server) and time.monotonic() < give_up:
+        while is_alive(server) and time.monotonic() < give_up:
             time.sleep(0.01)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

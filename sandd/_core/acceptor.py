@@ -216,9 +216,9 @@ class Acceptor:
         pump = Pump(
             connection,
             link.scheduler,
-            on_frame=partial(self._on_frame, link),
+            on_frame=partial(self.router.receive_from_daemon, link),
             after_message=self.settle,
-            after_pull=self.settle,
+            after_pull=self.router.wake_carriers,
             heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
             dead_after=self.dead_after,
             meter=self.meter,
@@ -240,11 +240,6 @@ class Acceptor:
 
     def _welcome(self, version: int, given: Pass) -> wire.Welcome:
         return wire.Welcome(version, self.heartbeat, self.dead_after, enrolment=given.enrolment)
-
-    def _on_frame(self, link: DaemonLink, frame: wire.Frame) -> None:
-        # Of a superseded link nothing counts any more, though its pump may still hold a message.
-        if self.router.daemons.get(link.daemon_id) is link:
-            self.router.receive(link, frame)
 
     def _offline(self, link: DaemonLink, state: DaemonState) -> None:
         self.router.remove_daemon(link, state)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LARGE_BYTES: Final = 16 * 1024
 """From here on a piece is worth an object of its own, of some 100 bytes."""
+CRUMB_BYTES: Final = 512
+"""Up to here it costs less to copy twice than to make a view and let it go."""
 GATHERED_BYTES: Final = 64 * 1024
 """Crumbs are gathered up to this; a read from here on returns what is in one piece."""
 
@@ -21,16 +23,17 @@ GATHERED_BYTES: Final = 64 * 1024
 class ByteRing:
     """A run of bytes: appended to at its end, read anywhere, discarded from its front."""
 
-    __slots__ = ("_pieces", "_size", "_skipped")
+    __slots__ = ("_pieces", "_skipped", "size")
 
     def __init__(self) -> None:
         self._pieces: deque[memoryview | bytearray] = deque()
-        self._size = 0
+        self.size = 0
+        """As `len`, for those who ask at every turn."""
         self._skipped = 0
         """Bytes of the first piece that are gone already; fewer than it has."""
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end. A `bytes` object is kept and not copied, if it is large."""
@@ -47,7 +50,7 @@ class ByteRing:
             last += data
         else:
             self._pieces.append(bytearray(data))
-        self._size += size
+        self.size += size
 
     def read(self, start: int, limit: int) -> Buffer:
         """Bytes from `start` on, counted from the front: at least one, if there are any, at most `limit`.
@@ -62,7 +65,10 @@ class ByteRing:
             position -= len(piece)
         else:
             return b""
-        first = _slice(piece, position, limit)
+        if isinstance(piece, bytearray) and len(piece) - position <= CRUMB_BYTES:
+            first: Buffer = bytes(piece[position : position + limit])
+        else:
+            first = _slice(piece, position, limit)
         if len(first) == limit or len(first) >= GATHERED_BYTES:
             return first
         parts, missing = [first], limit - len(first)
@@ -77,7 +83,7 @@ class ByteRing:
     def copy(self, count: int) -> bytes:
         """The first `count` bytes, or all there are."""
         parts: list[Buffer] = []
-        missing = min(count, self._size)
+        missing = min(count, self.size)
         position = 0
         while missing:
             part = self.read(position, missing)
@@ -88,7 +94,7 @@ class ByteRing:
 
     def discard(self, count: int) -> None:
         """Let the first `count` bytes go; there are as many."""
-        self._size -= count
+        self.size -= count
         self._skipped += count
         while self._pieces and self._skipped >= len(self._pieces[0]):
             self._skipped -= len(self._pieces.popleft())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
+from sandd._core.streams import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,6 +68,11 @@ class Channel:
             cursor.on_window(entry.ack, entry.max_offset)
             if self.holds:
                 cursor.log.acknowledge(entry.ack)
+
+    def close(self) -> None:
+        """Nothing more is sent on it, whoever has hold of its cursors."""
+        for cursor in self.send.values():
+            cursor.max_offset = NOTHING
 
     @property
     def pending(self) -> bool:

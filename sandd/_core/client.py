@@ -34,9 +34,10 @@ from sandd._core._errors import (
     SanddError,
 )
 from sandd._core.channels import Channel
-from sandd._core.client_job import NOTHING, UNNAMED, AttachState, ClientJob
+from sandd._core.client_job import UNNAMED, AttachState, ClientJob
 from sandd._core.scheduler import Scheduler
 from sandd._core.streams import (
+    NOTHING,
     RING_BYTES,
     WINDOW_BYTES,
     ReceiveWindow,
@@ -262,17 +263,28 @@ class Client:
                 return []
             self._control(job, message)
         elif job is not None:
-            assert job.channel is not None
-            if job.state is AttachState.ATTACHING:
-                if not job.attaches_plainly:
-                    raise RemoteProtocolError("data before the answer to an Attach")
-                self._attached(job, wire.PLAIN_ATTACHED)
-            data = wire.decode_data(frame)
-            job.channel.on_data(data)
-            if data.stream is Stream.EVENTS:
-                job.take_events()
-            self.scheduler.activate(job.channel)
+            self.receive_data(frame.channel, wire.decode_data(frame))
         return [] if job is None else [job]
+
+    def receive_data(self, number: int, data: wire.Data) -> ClientJob | None:
+        """Take what a data frame for that channel says; returns the job that it changed. Raises as `receive`.
+
+        What is consumed of it is for those to tell who consume it.
+        """
+        job = self._channels.get(number)
+        if job is None:
+            return None  # it was closed, and this was under way
+        channel = job.channel
+        assert channel is not None
+        if job.state is AttachState.ATTACHING:
+            if not job.attaches_plainly:
+                raise RemoteProtocolError("data before the answer to an Attach")
+            self._attached(job, wire.PLAIN_ATTACHED)
+        channel.on_data(data)
+        if data.stream is Stream.EVENTS:
+            job.take_events()
+            self.scheduler.activate_urgent(channel)
+        return job
 
     def hear(self, news: wire.News) -> list[ClientJob]:
         """Take what is told of daemons; returns the jobs it changed."""
@@ -517,6 +529,7 @@ class Client:
         if job.channel is not None:
             self._channels.pop(job.channel.number, None)
             self.scheduler.discard(job.channel)
+            job.channel.close()
             job.channel = None
         if job.state is not AttachState.CLOSED:
             job.state = AttachState.WAITING

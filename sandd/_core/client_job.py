@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from sandd._core.channels import Channel
 
 OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
-NOTHING: Final = -1
-"""Credit before the answer to an Attach: not even the end of a stream may be said."""
 UNNAMED: Final = {
     Stream.OPS: wire.StreamState(Stream.OPS, max_offset=wire.MESSAGE_WINDOW),
     Stream.INPUT: wire.StreamState(Stream.INPUT, max_offset=wire.INITIAL_INPUT_BYTES),

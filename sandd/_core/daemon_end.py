@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -67,7 +68,7 @@ class DaemonEnd:
         pump = self._pump = Pump(
             connection,
             link.scheduler,
-            on_frame=lambda frame: self.runner.receive(link, frame),
+            on_frame=partial(self.runner.receive, link),
             heartbeat=welcome.heartbeat,
             dead_after=welcome.dead_after,
             after_message=self.runner.after_message,

@@ -55,7 +55,8 @@ class Job:
         self.spec = spec
         self.state = JobState.QUEUED
         self.pid = 0
-        self._untold_pid: int | None = None
+        self.untold_pid: int | None = None
+        """The process runs, and clients don't know: see `tell_started`."""
         self.generation = 1
         self.ceiling = NO_LIMITS
         """What it may use, whatever it asks for: by the controller's policy."""
@@ -136,13 +137,13 @@ class Job:
     def started(self, pid: int, now: float = 0.0) -> None:
         """The process runs, since `now`. Clients learn of it by `tell_started`, or with its end."""
         self.state = JobState.RUNNING
-        self.pid = self._untold_pid = pid
+        self.pid = self.untold_pid = pid
         self.started_at = now
 
     def tell_started(self) -> None:
         """Let clients know that the process runs, unless they do."""
-        if self._untold_pid is not None:
-            pid, self._untold_pid = self._untold_pid, None
+        if self.untold_pid is not None:
+            pid, self.untold_pid = self.untold_pid, None
             self._emit(wire.Started(pid))
 
     @property
@@ -167,7 +168,14 @@ class Job:
         self.traffic.to_clients += len(data)
         if self._is_left:
             log.acknowledge(log.end)
-        self.announce()
+        # No more than output: a keystroke's echo is worth no look at all that there may be to say.
+        owner = self.owner
+        if owner is not None:
+            owner.link.scheduler.activate_bulk(owner.channel)
+            owner.link.dirty = True
+        for viewer in self.viewers:
+            viewer.link.scheduler.activate_bulk(viewer.channel)
+            viewer.link.dirty = True
 
     def make_room(self, units: int) -> None:
         """The process has exited: take what its pipes still hold, whoever reads, so that the end can be told."""
@@ -228,8 +236,8 @@ class Job:
         limit: str = "",
     ) -> None:
         """The process is reaped and its tree empty; the outputs end here."""
-        pid = self._untold_pid or 0
-        self._untold_pid = None
+        pid = self.untold_pid or 0
+        self.untold_pid = None
         self._end(
             wire.Exited(
                 code=code,

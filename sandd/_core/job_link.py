@@ -84,7 +84,8 @@ class JobHandle:
         """Who sees what arrives, besides its reader, and how far they have seen it."""
         self._stalls: Mapping[Stream, wire.Stalled] = {}
         """Those of the job that the controller was told of."""
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
+        """Of those who wait for the next change; None: nobody does."""
         self._is_forgotten = False
         self.span: tracing.JobSpan | None = None
         """Until what is to be told of the job has been told."""
@@ -110,15 +111,21 @@ class JobHandle:
                 self._taps[stream] = (tap, arrived.received)
         for stream, sink in self._sinks.items():
             log = self.job.outputs[stream]
-            while log.readable:
-                sink(log.take(EVERYTHING))
+            if log.readable:
+                while log.readable:
+                    sink(log.take(EVERYTHING))
+                channel = self.job.channel
+                if channel is not None and channel.receive[stream].update_due:
+                    self.link.client.activate(self.job)
         if self.job.stalls != self._stalls:
             before, self._stalls = self._stalls, dict(self.job.stalls)
             self.link.tell_stalls(self.job, before)
         if self.span is not None and self.ended:
             self._end_span()
-        changed, self._changed = self._changed, trio.Event()
-        changed.set()
+        changed = self._changed
+        if changed is not None:
+            self._changed = None
+            changed.set()
 
     def _end_span(self) -> None:
         if self.span is not None:
@@ -128,6 +135,8 @@ class JobHandle:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds; it is looked at whenever the job changes. No checkpoint if it does."""
         while not condition():
+            if self._changed is None:
+                self._changed = trio.Event()
             await self._changed.wait()
 
     @property
@@ -400,6 +409,10 @@ class JobLink(ABC):
         self.client.activate(job)
         self.flush()
 
+    def has_input(self, job: ClientJob) -> None:
+        """As `changed`, where it was appended to the job's input and nothing else."""
+        self.changed(job)
+
     @trio.lowlevel.enable_ki_protection
     async def fetch_statistics(self) -> wire.Statistics:
         """The controller's figures, as soon as it answers."""
@@ -503,15 +516,9 @@ class JobLink(ABC):
         try:
             changed = self.client.receive(frame)
         except RemoteProtocolError as error:
-            # A daemon can spoil only the results of its own jobs: the one this frame belongs to.
             broken = self.client.job_on(frame.channel)
-            self.blame(frame.channel, broken, error)
-            changed = []
-            if broken is not None:
-                log.warning("daemon_broke_protocol", daemon=broken.daemon_id, reason=str(error))
-                self.client.end(broken)
-                self.client.close(broken, error)
-                changed = [broken]
+            self._spoil(frame.channel, broken, error)
+            changed = [] if broken is None else [broken]
         if self.client.held_back:
             self._is_held_back.set()
         if self.client.statistics is not told:
@@ -521,6 +528,24 @@ class JobLink(ABC):
             handle = self._handles.get(job)
             if handle is not None:
                 handles.add(handle)
+
+    def deliver_data(self, channel: int, data: wire.Data, handles: set[JobHandle]) -> None:
+        """As `deliver`, of what a data frame says."""
+        try:
+            job = self.client.receive_data(channel, data)
+        except RemoteProtocolError as error:
+            job = self.client.job_on(channel)
+            self._spoil(channel, job, error)
+        if job is not None and (handle := self._handles.get(job)) is not None:
+            handles.add(handle)
+
+    def _spoil(self, channel: int, job: ClientJob | None, error: RemoteProtocolError) -> None:
+        """What came broke the protocol: a daemon can spoil only the results of its own jobs, of that one."""
+        self.blame(channel, job, error)
+        if job is not None:
+            log.warning("daemon_broke_protocol", daemon=job.daemon_id, reason=str(error))
+            self.client.end(job)
+            self.client.close(job, error)
 
     @abstractmethod
     def blame(self, channel: int, job: ClientJob | None, error: RemoteProtocolError) -> None:

@@ -15,30 +15,34 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from sandd._core.job_link import JobHandle
-    from sandd.wire import Stream
+    from sandd.wire import Buffer, Stream
 
 RECEIVE_BYTES = wire.MAX_DATA_BYTES
 """What `receive_some` returns at most, where the caller names no limit."""
 
 
 async def send_input(
-    handle: JobHandle, views: Iterable[memoryview], has_room: Callable[[], Awaitable[None]]
+    handle: JobHandle, pieces: Iterable[Buffer], has_room: Callable[[], Awaitable[None]]
 ) -> None:
     """Send all of them to the job, as there is room: `has_room` waits for that, or raises what stands in the way.
 
     What there is room for goes together.
     """
     job = handle.job
-    for view in views:
-        position = 0
-        while position < len(view):
-            if not job.input.room:
-                handle.link.changed(job)
-            await has_room()
-            chunk = view[position : position + job.input.room]
-            job.input.append(chunk)
+    log = job.input
+    for piece in pieces:
+        position, size = 0, len(piece)
+        while position < size:
+            room = log.room
+            if not room:
+                handle.link.has_input(job)
+                await has_room()
+                room = log.room
+            is_whole = size <= room and not position
+            chunk = piece if is_whole else memoryview(piece)[position : position + room]
+            log.append(chunk)
             position += len(chunk)
-    handle.link.changed(job)
+    handle.link.has_input(job)
     # Others' turn comes when it is on its way.
     await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -61,11 +65,17 @@ class InputStream(trio.abc.SendStream):
             trio.BrokenResourceError: the process has ended.
             trio.ClosedResourceError: this stream was closed before.
         """
-        with memoryview(data) as view:
-            await self.send_pieces([view])
+        if not isinstance(data, bytes):
+            with memoryview(data) as view:
+                await self.send_pieces((view,))
+            return
+        with self._conflicts:  # as `send_pieces`
+            self._check()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await send_input(self._handle, (data,), self._has_room)
 
     @trio.lowlevel.enable_ki_protection
-    async def send_pieces(self, pieces: Iterable[memoryview]) -> None:
+    async def send_pieces(self, pieces: Iterable[Buffer]) -> None:
         """As `send_all` of all of them in a row."""
         with self._conflicts:
             self._check()
@@ -109,7 +119,7 @@ class InputStream(trio.abc.SendStream):
     def _check(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError(f"this {self._name} was closed")
-        if self._handle.ended:
+        if self._handle.job.result is not None or self._handle.closed:  # (it has ended)
             raise trio.BrokenResourceError(
                 f"the {self._owner} has ended"
                 if self._handle.job.result is not None
@@ -156,27 +166,31 @@ class OutputStream(trio.abc.ReceiveStream):
         log = self._log
 
         def has_come() -> bool:
-            return self.is_ready and (
-                log.received - log.consumed >= count
-                or log.final is not None
-                or self._closed
-                or self._handle.closed
-            )
+            arrived = log.received - log.consumed
+            if arrived >= count:
+                return True
+            return self.is_ready and (log.final is not None or self._closed or self._handle.closed)
 
         with self._conflicts:
-            self._check()
-            await trio.lowlevel.checkpoint()
-            await self._handle.until(has_come)
-            self._check()
-            if self._log.readable:
-                chunk = self._log.take(max_bytes)
+            if self._closed:
+                self._check()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if has_come():
+                # Others' turn comes all the same.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            else:
+                await self._handle.until(has_come)
+            if self._closed:
+                self._check()
+            chunk = log.take(max_bytes)
+            if chunk:
                 channel = self._handle.job.channel
                 if channel is not None and channel.receive[self._stream].update_due:
                     self._handle.link.changed(self._handle.job)
                 if isinstance(chunk, Gap):
                     raise OutputGap(chunk.start, chunk.end)
                 return chunk
-            if self._log.at_end:
+            if log.at_end:
                 return b""
             error = self._handle.job.error
             raise trio.BrokenResourceError(

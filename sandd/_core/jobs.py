@@ -147,7 +147,8 @@ class JobTable:
         """
         if frame.type is wire.FrameType.CONTROL:
             return self._control(link, frame.channel, wire.decode_control(frame), now)
-        attachment = self._attachment(link, frame.channel)
+        channel = frame.channel
+        attachment = link.attachments.get(channel) or self._attachment(link, channel)
         if attachment is None:
             return []
         data = wire.decode_data(frame)

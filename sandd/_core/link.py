@@ -211,7 +211,7 @@ class Backoff:
         """Seconds to wait after a live link was lost; `progressed`: some ack advanced on it."""
         if progressed or lived >= HEALTHY:
             self.failures = 0
-            return self.uniform(0.0, 0.1)
+            return self.uniform(0.0, min(self.maximum, 0.1))
         return self.after_failure(None)
 
     def after_farewell(self, lived: float, progressed: bool, retry_after: float) -> float:

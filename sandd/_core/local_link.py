@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -10,6 +11,7 @@ from sandd import wire
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.identity.rights import EVERYTHING
 from sandd._core.job_link import JobHandle, JobLink
+from sandd.wire import Stream
 
 if TYPE_CHECKING:
     from sandd._core._errors import RemoteProtocolError
@@ -37,6 +39,9 @@ class LocalLink(JobLink):
         self._link = router.add_client(principal=principal)
         self.actor = self._link.actor
         self._flushing = False
+        self._changed: set[JobHandle] = set()
+        """Those that what was taken has changed: to be updated by `flush`."""
+        self._link.take = partial(self.deliver_data, handles=self._changed)
 
     @trio.lowlevel.enable_ki_protection
     def flush(self, *, late: bool = False) -> None:
@@ -46,10 +51,13 @@ class LocalLink(JobLink):
         if late:
             self.take_farewells()
         self._flushing = True
-        changed: set[JobHandle] = set()
+        changed = self._changed
         try:
             ours, theirs = self.client.scheduler, self._link.scheduler
             while True:
+                # Once for all the frames of a job, and before the next round: sinks consume.
+                while changed:
+                    changed.pop().update()
                 if ours.pressing or (late and ours.pending):
                     for frame in ours.next_frames(late=late):
                         self._router.receive(self._link, wire.as_frame(frame))
@@ -58,12 +66,21 @@ class LocalLink(JobLink):
                 if theirs.pending:
                     for frame in theirs.next_frames():
                         self.deliver(wire.as_frame(frame), changed)
-                # Once for all the frames of a job, and before the next round: sinks consume.
-                while changed:
-                    changed.pop().update()
         finally:
             self._flushing = False
         self._router.wake_carriers()
+
+    @trio.lowlevel.enable_ki_protection
+    def has_input(self, job: ClientJob) -> None:
+        """The daemon's link takes it from where it is; no frame of it goes through the client's scheduler."""
+        channel = job.channel
+        source = None if channel is None else channel.send.get(Stream.INPUT)
+        if channel is None or source is None:
+            return  # it goes out when the job has one; who only looks on has none
+        if self._router.draw(self._link, channel.number, source):
+            self._router.wake_carriers()
+        else:
+            self.changed(job)
 
     def blame(self, channel: int, job: ClientJob | None, error: RemoteProtocolError) -> None:
         """The daemon behind the channel has: its link is over."""

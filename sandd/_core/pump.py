@@ -162,11 +162,14 @@ class Pump:
             if not self._connection.send_message_nowait(message):
                 self._ready = message
             else:
-                self._count_sent(message)
+                size = len(message)
+                self.bytes_sent += size
+                self._meter.sent += size
                 if self._connection.has_unsent:
-                    self._begun = (len(message), now)
+                    self._begun = (size, now)
                 else:
-                    self._measure(len(message), 0.0)
+                    if size >= self._pace.batch_bytes:  # else it says nothing of the line
+                        self._measure(size, 0.0)
                     if not self._scheduler.pending:
                         self._parked = True
                         return
@@ -255,8 +258,9 @@ class Pump:
 
     def _take_message(self, message: bytes) -> bool:
         self._liveness.received(self._now())
-        self.bytes_received += len(message)
-        self._meter.received += len(message)
+        size = len(message)
+        self.bytes_received += size
+        self._meter.received += size
         self._frames = wire.decode_frames(message)
         return self._take_frames()
 
@@ -275,7 +279,7 @@ class Pump:
             self._frames = _NONE
             return True
         finally:
-            if self._may_answer():
+            if self._unanswered is not None and self._may_answer():
                 self.answer()
             self._after_message()  # what came before a farewell or a bad frame counts
 
@@ -331,7 +335,8 @@ class Pump:
                 continue
             started = self._now()
             await self._connection.send_message(message)
-            self._count_sent(message)
+            self.bytes_sent += len(message)
+            self._meter.sent += len(message)
             self._measure(len(message), self._now() - started)
 
     def _tell_idle(self) -> None:
@@ -349,18 +354,14 @@ class Pump:
         if (seconds or size >= self._pace.batch_bytes) and self._pace.sent(size, seconds):
             self._keep_pace()
 
-    def _count_sent(self, message: bytes) -> None:
-        self.bytes_sent += len(message)
-        self._meter.sent += len(message)
-
     def _keep_pace(self) -> None:
         self._scheduler.batch_bytes = self._pace.batch_bytes
         self._connection.limit_unsent(self._pace.batch_bytes)
 
     def _next_message(self) -> bytes | None:
-        asks = self._scheduler.asks
+        answers = self._scheduler.only_answers
         message = self._scheduler.next_message()
-        if asks:
+        if not answers:
             self._after_pull()
         return message
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define
 
 from sandd import wire
+from sandd._core.metrics.tallies import Traffic
 from sandd._core.scheduler import SHARED_FRAME_BYTES
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from sandd._core.backlog import Share
     from sandd._core.credit import Flow
+    from sandd._core.streams import SendCursor
     from sandd.wire import Frame, OutgoingFrame, Stream
 
 PINNED_FACTOR: Final = 4
@@ -28,6 +30,10 @@ HEAD_BYTES: Final = 256
 CRUMB_BYTES: Final = 4 * wire.KIB
 """Frames of one stream that wait are put together up to this size: of a program that prints byte by byte, the heads
 would come to a hundred times its credit."""
+
+
+_UNCOUNTED: Final = Traffic()
+"""Of queues that draw from nowhere."""
 
 
 class RelayQueue:
@@ -40,6 +46,17 @@ class RelayQueue:
         self._urgent: deque[OutgoingFrame] = deque()
         self._bulk: deque[OutgoingFrame] = deque()
         self._last: tuple[wire.Control, Callable[[], None]] | None = None
+        self.source: SendCursor | None = None
+        """Where it draws from; see `draw_from`."""
+        self._traffic = _UNCOUNTED
+
+    def draw_from(self, source: SendCursor, traffic: Traffic) -> None:
+        """Behind what waits here goes what the client has, which is in this process: asked for when the link takes it.
+
+        It counts as what goes to daemons then.
+        """
+        self.source = source
+        self._traffic = traffic
 
     @property
     def holds_data(self) -> bool:
@@ -104,13 +121,19 @@ class RelayQueue:
 
     def close(self) -> None:
         """Nothing of it is sent any more."""
+        self.source = None
 
     def _next_message(self) -> OutgoingFrame | None:
         return self._urgent.popleft() if self._urgent else None
 
     def _next_bytes(self, limit: int) -> OutgoingFrame | None:
         if not self._bulk:
-            return None
+            if self.source is None:
+                return None
+            drawn = self.source.next_frame(self.number, limit)
+            if drawn is not None:
+                self._traffic.to_daemons += len(drawn[1])
+            return drawn
         frame = self._bulk.popleft()
         if limit < SHARED_FRAME_BYTES and not isinstance(frame, wire.ControlFrame):
             frame, rest = wire.split_data(frame, limit)

@@ -12,7 +12,8 @@ Daemons are known by their full names, and each belongs to one tenant; so do its
 says and hears of them as its principal has it (`identity.rights`), and of those it may not see nothing at all: they
 are answered for as those that were never there.
 
-A client in this process takes all there is at once, and keeps what it sends. Of one in another process neither is sure:
+A client in this process takes all there is at once (`ClientLink.take`), and keeps what it sends until the daemon's link
+takes it from there (`Router.draw`). Of one in another process neither is sure:
 what may come to wait for it, or because of it, is bounded by lowering the credit that passes (`credit`), and what needs
 no credit by the room there is for each sender (`backlog`).
 """
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.streams import SendCursor
 
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
@@ -254,7 +256,7 @@ class Router:
         if isinstance(link, ClientLink):
             self._from_client(link, frame)
         elif isinstance(link, DaemonLink):
-            self._from_daemon(link, frame)
+            self.receive_from_daemon(link, frame)
         else:
             raise LocalProtocolError("a router's link is a client's or a daemon's")
 
@@ -304,9 +306,12 @@ class Router:
             case _:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a client to send")
 
-    def _from_daemon(self, link: DaemonLink, frame: Frame) -> None:
+    def receive_from_daemon(self, link: DaemonLink, frame: Frame) -> None:
+        """As `receive`. Of a superseded link nothing counts any more, though its carrier may still hold a message."""
+        if self.daemons.get(link.daemon_id) is not link:
+            return
         if frame.type is not FrameType.CONTROL:
-            route = self._route(link, frame)
+            route = link.routes.get(frame.channel) or self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
                 if data.stream is Stream.EVENTS:
@@ -318,7 +323,12 @@ class Router:
                 gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
                 if data.stream not in wire.TO_CLIENT or gap_in_messages:
                     raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
-                self._forward(route, route.client, route.to_client, frame, data)
+                client = route.client
+                if client.take is not None and not client.scheduler.pending:
+                    client.take(route.to_client.number, data)
+                    self.dirty.add(client)  # what comes of it is for its shell to see to
+                else:  # behind what waits
+                    self._forward(route, client, route.to_client, frame, data)
             return
         message = wire.decode_control(frame)
         if isinstance(message, wire.Unknown) and frame.channel == 0:
@@ -356,6 +366,21 @@ class Router:
             self._refuse(route)
         else:
             client.schedule(passed, share=route.to_client_share)
+
+    def draw(self, link: ClientLink, number: int, source: SendCursor) -> bool:
+        """A client in this process has data of a stream: the daemon's link takes it from there, as it has room.
+
+        So it waits nowhere on its way. False: that channel isn't open, so the frame has to come by `receive`.
+        """
+        route = link.routes.get(number)
+        if route is None:
+            return False
+        queue, daemon = route.to_daemon, route.daemon
+        if queue.source is not source:
+            queue.draw_from(source, route.traffic)
+        daemon.scheduler.activate_bulk(queue)
+        self.dirty.add(daemon)
+        return True
 
     def _route(self, link: RouterLink, frame: Frame) -> Route | None:
         """None: that channel was closed, and this frame was under way; it is no error."""

@@ -21,7 +21,7 @@ from sandd._core.scheduler import Scheduler
 from sandd.wire import OutgoingFrame, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from sandd._core.audit.trail import TrackedJob
     from sandd._core.held_requests import Held
@@ -102,6 +102,8 @@ class ClientLink(RouterLink):
     held: dict[int, Held] = field(factory=dict)
     """Channels that wait for the audit log."""
     held_bytes: int = 0
+    take: Callable[[int, wire.Data], None] | None = None
+    """Takes what flows to a channel of a client in this process, at once; None: it goes through the scheduler."""
 
     @property
     def actor(self) -> str:

@@ -41,13 +41,14 @@ from sandd._core.spooler import Spooler
 from sandd.wire import FailedCode, IsolationLevel, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sandd._core.isolation.confining import Isolation
     from sandd._core.job import DaemonLink, Job
     from sandd._core.policy.permits import Gate
     from sandd._core.pump import Pump
     from sandd._core.spool_files import SpoolFiles
+    from sandd._core.spooled_log import SpooledLog
 
 log = get_logger("jobs")
 
@@ -87,8 +88,8 @@ class RunningJob:
     ended: trio.Event = field(factory=trio.Event)
     """Somebody wants it ended; for the time before there is a process to kill."""
     input_ready: trio.Event = field(factory=trio.Event)
-    is_fed: bool = False
-    """What pumps its input has nothing in hand, and waits: whoever brings some may send it."""
+    fed: SendsNowait | None = None
+    """Where what pumps its input has nothing in hand, and waits: whoever brings some may send it here."""
     unsent_input: bytes = b""
     """The rest of what was to be sent without waiting; it goes first."""
     room_ready: trio.Event = field(factory=trio.Event)
@@ -146,6 +147,7 @@ class JobRunner:
         self._is_over = False
         """The daemon is being stopped: nothing is begun any more."""
         self._spooler: Spooler | None = None
+        self._disk_work: Mapping[SpooledLog, None] = {} if table.spool is None else table.spool.work
         if table.spool is not None and files is not None:
             self._spooler = Spooler(table.spool, files, nursery, self._disk_has_served)
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
@@ -201,7 +203,8 @@ class JobRunner:
 
     def flush(self) -> None:
         """Wake the writers of links that have something to send."""
-        self.serve_disk()
+        if self._disk_work:
+            self.serve_disk()
         for link, pump in self._pumps.items():
             if link.dirty or link.scheduler.pending:
                 link.dirty = False
@@ -209,7 +212,7 @@ class JobRunner:
 
     def serve_disk(self) -> None:
         """See to what the jobs' outputs want of the disk: mostly nothing."""
-        if self._spooler is not None:
+        if self._disk_work and self._spooler is not None:
             self._spooler.serve()
 
     def _disk_has_served(self, job: Job) -> None:
@@ -614,8 +617,13 @@ class JobRunner:
                 return  # read in the turn in which the end was told, from a pipe that somebody else holds
             running.last_output = self._now()
             pumps.progressed(len(chunk), running.last_output)
-            self._write(running, stream, chunk)
-            self._tell_started(job)
+            if running.limits.output_bytes is None:
+                job.write(stream, chunk if isinstance(chunk, bytes) else memoryview(chunk))
+            else:
+                self._write(running, stream, chunk)
+            if job.untold_pid is not None:
+                job.tell_started()
+            self.flush()
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.
@@ -624,16 +632,18 @@ class JobRunner:
 
     def _feed(self, running: RunningJob) -> None:
         """Input has come: send at once what the pipe takes, as a keystroke has no turn of a task to lose."""
-        pipe = None if running.child is None else running.child.stdin
-        if running.is_fed and isinstance(pipe, SendsNowait):
-            chunk = running.job.take_input(READ_BYTES)
+        pipe, job = running.fed, running.job
+        if pipe is not None:
+            chunk = job.take_input(READ_BYTES)
             if chunk:
-                # Nobody reads there any more, or we are about to let go of it: as its pump would find.
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                try:
                     running.unsent_input = chunk[pipe.send_nowait(chunk) :]
-            if not (running.unsent_input or running.job.input.readable or running.job.input.at_end):
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass  # nobody reads there any more, or we are about to let go of it: as its pump would find
+            is_all = job.input.received == job.input.consumed and job.input.final is None
+            if is_all and not running.unsent_input:
                 return
-        running.is_fed = False
+        running.fed = None
         running.input_ready.set()
 
     async def _pump_input(self, running: RunningJob, pipe: trio.abc.SendStream) -> None:
@@ -642,9 +652,9 @@ class JobRunner:
             chunk, running.unsent_input = running.unsent_input or job.take_input(READ_BYTES), b""
             if not chunk:
                 running.input_ready = trio.Event()
-                running.is_fed = True
+                running.fed = pipe if isinstance(pipe, SendsNowait) else None
                 await running.input_ready.wait()
-                running.is_fed = False
+                running.fed = None
                 continue
             self.flush()  # credit for what was taken
             # That the child reads no more is its right, and no error; a terminal may be opened again.

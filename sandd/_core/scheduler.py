@@ -66,9 +66,11 @@ class Scheduler:
         )
 
     @property
-    def asks(self) -> bool:
-        """Whether `next_message` may ask sources."""
-        return bool(self._urgent or self._bulk)
+    def only_answers(self) -> bool:
+        """Whether the next message is the answer to a ping by itself: of most links it is all there ever is."""
+        return self._pong is not None and not (
+            self._control or self._urgent or self._late or self._bulk
+        )
 
     @property
     def pressing(self) -> bool:
@@ -102,6 +104,14 @@ class Scheduler:
     def activate(self, source: Source) -> None:
         """The source may have something; it keeps its place if it already waits."""
         self._urgent[source] = None
+        self._bulk[source] = None
+
+    def activate_urgent(self, source: Source) -> None:
+        """The same, where it can't be data: so it isn't asked for that."""
+        self._urgent[source] = None
+
+    def activate_bulk(self, source: Source) -> None:
+        """The same, where it can only be data: a keystroke is not worth a look at all windows."""
         self._bulk[source] = None
 
     def discard(self, source: Source) -> None:
@@ -168,15 +178,15 @@ class Scheduler:
     def next_message(self) -> bytes | None:
         """The next WebSocket message, or None when there is nothing to send."""
         pong = self._pong
-        if pong is not None and not (self._control or self._urgent or self._late or self._bulk):
-            self._pong = None  # of most links it is all there ever is
+        if pong is not None and self.only_answers:
+            self._pong = None
             return b"".join(wire.encoded(pong))
         frames = self.next_frames(self.batch_bytes)
         if not frames:
             return None
         parts: list[Buffer] = []
         for frame in frames:
-            parts += wire.encoded(frame)
+            parts += wire.encoded(frame) if isinstance(frame, wire.ControlFrame) else frame
         return b"".join(parts)
 
 

@@ -18,7 +18,7 @@ from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.recorder import open_recorder
 from sandd._core.specs import check_size
 from sandd._core.streams import Gap
-from sandd.wire import Stream
+from sandd.wire import Role, Stream
 
 if TYPE_CHECKING:
     import os
@@ -74,7 +74,8 @@ class Session(HeldJob, trio.abc.Stream):
             trio.BrokenResourceError: the session has ended, or somebody took it over; the cause says so.
             trio.ClosedResourceError: it was closed before.
         """
-        self._check_writes()
+        if self._handle.job.role is Role.VIEWER:
+            self._check_writes()
         if self._recorder is not None:
             self._recorder.input(bytes(data))
         await self._input.send_all(data)

@@ -110,8 +110,12 @@ class SpooledLog(ByteSendLog):
     @property
     def room(self) -> int:
         """Bytes that may be appended now: what the ring has free, or can do without."""
-        held = len(self._bytes)
+        held = self._bytes.size
         room = self.capacity - held
+        if self._is_owned and not self._draining and self.on_full is not OnFull.DROP_OLDEST:
+            pace = self.window - (self.end - self.floor)
+            if pace <= room:
+                return max(0, pace)  # as mostly: then it is no matter what the ring can do without
         if held and not self._takes_more and self._memory_start == self.base:
             room = self._most
         if self._is_owned and not (self._draining or self.dropping):
@@ -197,19 +201,22 @@ class SpooledLog(ByteSendLog):
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end: at most as many as there was `room` for since the last time."""
-        units = len(data)
-        room = self.capacity - len(self._bytes)
-        # What is held can make it more, never less.
-        self._check_room(units, room if units <= room else self._most)
-        self._bytes.append(data)
+        units, ring = len(data), self._bytes
+        room = self.capacity - ring.size
+        if self.final or units > room:
+            # What is held can make it more, never less.
+            self._check_room(units, room if units <= room else self._most)
+        ring.append(data)
         self.end += units
-        if self.dropping and self._is_owned and self.retain != EVERYTHING:
+        if (
+            self.on_full is OnFull.DROP_OLDEST and self._is_owned and self.retain != EVERYTHING
+        ):  # (where it is owned, that is `dropping`)
             # What piled up while the owner was away is not dropped at its return, but grows no more.
             self._drop(min(self.end - self.capacity, self.floor + units))
-        excess = len(self._bytes) - self.capacity
+        excess = ring.size - self.capacity
         if excess > 0:
             self._drop(self._memory_start + excess)
-        if len(self._bytes) > self._spill_above:
+        if ring.size > self._spill_above:
             self._look()
 
     def acknowledge(self, offset: int) -> None:
@@ -239,7 +246,8 @@ class SpooledLog(ByteSendLog):
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         disk = self._disk
         if disk is None or offset >= disk.end:
-            chunk = self._bytes.read(offset - self._memory_start, limit)
+            start = self.base if disk is None else self._memory_start
+            chunk = self._bytes.read(offset - start, limit)
             return chunk, len(chunk)
         taken = disk.read_back.take(offset, limit)
         if taken is None:

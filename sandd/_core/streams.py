@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
@@ -34,6 +34,8 @@ RING_BYTES: Final = 512 * wire.KIB
 it says so, one for each that may be on its way, in the daemon, the router and the client at the same time."""
 WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
+NOTHING: Final = -1
+"""Credit where not even the end of a stream may be said: before the answer to an Attach, and on a closed channel."""
 
 
 # ---- sender ------------------------------------------------------------------------------------
@@ -118,9 +120,11 @@ class ByteSendLog(SendLog):
 
     def append(self, data: Buffer) -> None:
         """Add bytes at the end; at most `room` of them."""
-        self._check_room(len(data), self.room)
+        units, capacity = len(data), self.capacity
+        if self.final or capacity is None or units > capacity - (self.end - self.floor):
+            self._check_room(units, self.room)
         self._bytes.append(data)
-        self.end += len(data)
+        self.end += units
 
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         chunk = self._bytes.read(offset - self.base, limit)
@@ -188,7 +192,7 @@ class SendCursor:
         None when there is nothing, no credit, or nothing at hand: who brings that activates the channel.
         """
         log = self.log
-        if self.sent == log.end and (not log.final or log.end_is_told):
+        if self.sent == log.end and (not log.final or log.end_is_told or self.final_sent):
             return None  # as mostly: all that may have something are asked
         available = min(log.end, self.max_offset) - self.sent
         if available > 0:
@@ -298,8 +302,8 @@ class ByteReceiveLog(ReceiveLog):
 
     def __init__(self, start: int = 0) -> None:
         super().__init__(start)
-        self._segments: deque[bytearray | memoryview | Gap] = deque()
-        """What came in large pieces is a view of bytes that nobody changes; crumbs are gathered."""
+        self._segments: deque[bytes | bytearray | memoryview | Gap] = deque()
+        """What came in large pieces is a view of bytes that nobody changes; crumbs are gathered, once there are two."""
 
     @property
     def readable(self) -> bool:
@@ -314,6 +318,10 @@ class ByteReceiveLog(ReceiveLog):
             self._segments.popleft()
             self.consumed = first.end
             return first
+        if isinstance(first, bytes) and len(first) <= limit and len(self._segments) == 1:
+            self._segments.popleft()  # as mostly, where little comes at a time
+            self.consumed += len(first)
+            return first
         parts: list[Buffer | bytearray] = []
         while limit and self._segments and not isinstance(first := self._segments[0], Gap):
             if len(first) <= limit:
@@ -321,10 +329,10 @@ class ByteReceiveLog(ReceiveLog):
                 parts.append(first)
             else:
                 parts.append(bytes(memoryview(first)[:limit]))
-                if isinstance(first, memoryview):
-                    self._segments[0] = first[limit:]
-                else:
+                if isinstance(first, bytearray):
                     del first[:limit]
+                else:
+                    self._segments[0] = memoryview(first)[limit:]
             limit -= len(parts[-1])
         chunk = _whole(parts[0]) if len(parts) == 1 else b"".join(parts)
         self.consumed += len(chunk)
@@ -365,8 +373,14 @@ class ByteReceiveLog(ReceiveLog):
             whole = body.obj
             is_most = isinstance(whole, bytes) and len(whole) <= _HELD_FOR_EACH * len(body)
             self._segments.append(body if is_most else memoryview(bytes(body)))
-        elif self._segments and isinstance(last := self._segments[-1], bytearray):
+        elif not self._segments:
+            if len(body):
+                self._segments.append(bytes(body))  # mostly it is taken before more comes
+        elif isinstance(last := self._segments[-1], bytearray):
             last += body
+        elif isinstance(last, bytes):
+            self._segments[-1] = gathered = bytearray(last)
+            gathered += body
         elif len(body):
             self._segments.append(bytearray(body))
         return len(body)
@@ -429,6 +443,13 @@ class ReceiveWindow:
     max_offset: int
     acked: int = 0
     """What the sender was told on this channel: what it was told on others may have been lost."""
+    _least: int = field(init=False)
+    """Less than this is never worth telling."""
+
+    def __attrs_post_init__(self) -> None:
+        is_messages = self.stream in wire.MESSAGE_STREAMS
+        threshold = (self.window + 3) // 4 if is_messages else wire.ACK_EVERY_BYTES
+        self._least = min(threshold, self.window) if self.window > 0 else wire.MAX_OFFSET
 
     @classmethod
     def open(cls, stream: Stream, log: ReceiveLog, window: int) -> ReceiveWindow:
@@ -444,8 +465,10 @@ class ReceiveWindow:
             units = 1
         if data.offset + units > self.max_offset:
             raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.max_offset}")
-        self.log.accept(data)
-        self.max_offset = max(self.max_offset, self.log.received)
+        log = self.log
+        log.accept(data)
+        if log.received > self.max_offset:
+            self.max_offset = log.received
 
     @property
     def update_due(self) -> bool:
@@ -454,17 +477,17 @@ class ReceiveWindow:
         # Where nothing is acknowledged yet, it is credit alone.
         told = self.acked if log.acknowledges else self.max_offset - self.window
         unacked = log.consumed - told
-        if unacked <= 0:
+        if unacked < self._least:
             return False
         if log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
-        if self.stream in wire.MESSAGE_STREAMS:
-            threshold = (self.window + 3) // 4
-        else:
-            # Who has more at hand has not yet reached where the sender may be waiting: said together with that, it is
-            # one message and not two. A sender that is out of room has all of it here, taken or at hand.
-            threshold = wire.ACK_EVERY_BYTES * (2 if log.readable else 1)
-        return unacked >= min(threshold, self.window) > 0
+        # Who has more at hand has not yet reached where the sender may be waiting: said together with that, it is
+        # one message and not two. A sender that is out of room has all of it here, taken or at hand.
+        return (
+            unacked >= min(2 * wire.ACK_EVERY_BYTES, self.window)
+            or not log.readable
+            or self.stream in wire.MESSAGE_STREAMS
+        )
 
     def update(self) -> wire.StreamWindow:
         """The ack and credit to send now."""

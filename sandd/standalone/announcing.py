@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from sandd._core.controller_options import DEFAULT_HOST, DEFAULT_PORT
 from sandd._core.tls.plain import is_loopback
-from sandd.standalone.options import DEFAULT_HOST, DEFAULT_PORT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sandd.standalone.options import ControllerOptions
+    from sandd._core.controller_options import ControllerOptions
 
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sandd.standalone.options import ControllerOptions
+    from sandd._core.controller_options import ControllerOptions
 
 CANT_SERVE = 125
 CRASHED = 70
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str], *, prog: str = "sandd controller") -> int:
     from sandd import __version__
     from sandd._core import logs
     from sandd._core._errors import ConfigurationError
-    from sandd.standalone.options import parse_controller_options
+    from sandd._core.controller_options import parse_controller_options
 
     def fail(why: object, code: int) -> int:
         sys.stderr.write(f"{prog}: error: {logs.masked(logs.printable(str(why)))}\n")

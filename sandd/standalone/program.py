@@ -16,7 +16,7 @@ from attrs import define, field
 
 from sandd._core import logs
 from sandd._core._errors import ConfigurationError
-from sandd._core.audit.options import AuditOptions
+from sandd._core.controller_options import read_secret
 from sandd._core.controller_state import TOKEN_FILE, DirectoryTaken, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
@@ -27,14 +27,13 @@ from sandd.command_line.telling import put_out, say
 from sandd.command_line.writing import CantWrite
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
-from sandd.standalone.options import read_secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+    from sandd._core.controller_options import ControllerOptions
     from sandd._core.service_manager import ServiceManager
     from sandd.controller import Controller
-    from sandd.standalone.options import ControllerOptions
 
 log = logs.get_logger("controller")
 
@@ -98,26 +97,8 @@ class Program:
         """Be a controller, for ever."""
         options = self.options
         with _state_directory(options) as state_dir:
-            opening = open_controller(
-                options.host,
-                options.port,
-                token=options.token,
-                operator_token=options.operator_token,
-                state_dir=state_dir,
-                policy=options.policy,
-                tls=options.tls,
-                tls_names=options.tls_names,
-                client_certificates=options.client_certificates,
-                insecure=options.insecure,
-                heartbeat=options.heartbeat,
-                dead_after=options.dead_after,
-                max_handshakes_per_second=options.max_handshakes_per_second,
-                audit=AuditOptions(on_full=options.audit_on_full) if options.audit else False,
-                rate_limits=options.rate_limits,
-                metrics=None if options.metrics is None else str(options.metrics),
-                metrics_token=None if options.metrics is None else options.metrics.token,
-                bootstrap=options.bootstrap,
-            )
+            arguments = options.as_arguments() | {"state_dir": state_dir}
+            opening = open_controller(**arguments)
             self._state_dir = state_dir
             self._token_file = options.operator_token_file or state_dir / TOKEN_FILE
             async with contextlib.AsyncExitStack() as stack:

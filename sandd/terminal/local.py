@@ -17,6 +17,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
@@ -108,14 +109,15 @@ class LocalTerminal:
             await self._send(data)
 
     async def say(self, text: str) -> None:
-        """A line of our own, on a line of its own: on the terminal if stderr is one, else on stderr."""
+        """A line of our own, on a line of its own: on the terminal if stderr is one, else on stderr.
+
+        Where a program has all of the screen it is at the bottom, until that is painted anew.
+        """
         if not self._notices_on_terminal:
             await trio.to_thread.run_sync(_print, text)
             return
-        newline = "\r\n" if self._raw else "\n"
-        line = newline.join(["", *text.splitlines(), ""]) if self._raw else f"{text}\n"
         async with self._showing:
-            await self._send(line.encode("utf-8", "replace"))
+            await self._send(self._notice(text).encode("utf-8", "replace"))
 
     @protected_context
     async def raw_mode(self) -> AsyncIterator[None]:
@@ -230,6 +232,20 @@ class LocalTerminal:
         if undo and self._device.in_foreground:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_WORDS_SECONDS):
                 await self._device.send(undo)
+
+    def _notice(self, text: str) -> str:
+        if not self._raw:
+            return f"{text}\n"
+        if not self._modes.in_alternate_screen:
+            return "\r\n".join(["", *text.splitlines(), ""])
+        rows, columns = self.size
+        lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
+        shown = [
+            f"\x1b[{row};1H\x1b[K{line}"
+            for row, line in enumerate(lines[-rows:], max(rows - len(lines), 0) + 1)
+        ]
+        # Cursor, colours and origin are the program's again afterwards.
+        return f"\x1b7\x1b[?6l\x1b[0;7m{''.join(shown)}\x1b8"
 
     async def _send(self, data: bytes) -> None:
         self._was_cut = True

@@ -79,6 +79,11 @@ class Modes:
     _tail: bytes = b""
     """The beginning of a sequence whose rest has not come yet."""
 
+    @property
+    def in_alternate_screen(self) -> bool:
+        """A program has all of the screen, and knows what stands where."""
+        return not self._on.isdisjoint(_ALTERNATE_SCREENS)
+
     def feed(self, data: bytes) -> None:
         """Note what it switches."""
         if b"\x1b" not in data and not self._tail:

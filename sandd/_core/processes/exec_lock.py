@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import struct
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -66,12 +65,16 @@ class LockError(OSError):
     """This kernel can't hold the lock."""
 
 
+def _machine() -> str:
+    return os.uname().machine  # the module platform would be a twentieth of a spawner's start
+
+
 def unavailable() -> str | None:
     """Why there is no lock on this machine; None: there is one."""
     if sys.platform != "linux":
         return f"{sys.platform} has none"
-    if platform.machine() not in _MACHINES or sys.maxsize < 2**32:
-        return f"it is not known for {platform.machine()}"
+    if _machine() not in _MACHINES or sys.maxsize < 2**32:
+        return f"it is not known for {_machine()}"
     try:
         version = landlock.version()
     except OSError as error:
@@ -117,9 +120,9 @@ class Execution:
         """
         import ctypes  # late: it takes the spawner 5 ms, and most never need it
 
-        machine = _MACHINES.get(platform.machine())
+        machine = _MACHINES.get(_machine())
         if machine is None:
-            raise LockError(errno.ENOSYS, f"not known for {platform.machine()}")
+            raise LockError(errno.ENOSYS, f"not known for {_machine()}")
         self._machine = machine
         self._descriptor = descriptor
         arguments = [*argv]
@@ -168,7 +171,7 @@ class Execution:
             *_unless(_JUMP_IF_EQUAL, machine.audit, _KILL),
             _load(_AT_NUMBER),
         ]
-        if platform.machine() == "x86_64":
+        if _machine() == "x86_64":
             program += [_jump(_JUMP_IF_ATLEAST, _X32_BIT, 0, 1), _return(_ERRNO | errno.EPERM)]
         for number in denied:
             program += [_jump(_JUMP_IF_EQUAL, number, 0, 1), _return(_ERRNO | errno.EPERM)]

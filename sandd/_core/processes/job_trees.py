@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import abc
 import os
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -302,7 +301,7 @@ class ProcessGroupTrees(JobTrees):
 
     def refresh(self) -> None:
         # Without ps, for want of processes, the last look has to do: better than to end all jobs.
-        with suppress(OSError, subprocess.CalledProcessError):
+        with suppress(OSError):
             self._latest = [row for row in self._table() if not row[0].is_dead]
 
     def refresh_due(self, now: float) -> float:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -64,7 +63,7 @@ class LimitsUnheldError(OSError):
 class Guard:
     """What holds one job to its limits, and what was seen of it."""
 
-    __slots__ = ("cell", "due", "hit", "limits", "refusals", "unheld", "watched")
+    __slots__ = ("cell", "due", "hit", "limits", "refusals", "seen", "unheld", "watched")
 
     def __init__(self, limits: ProcessLimits, cell: Cell | None, watched: frozenset[str]) -> None:
         self.limits = limits
@@ -74,6 +73,9 @@ class Guard:
         self.unheld: tuple[str, ...] = ()
         self.hit = ""
         """The limit that it was seen beyond."""
+        self.seen = (0.0, 0)
+        """Its processor time in seconds, and the resident bytes of its largest process, at most at any look: of those
+        that are killed with it the system tells no more."""
         self.refusals: int | None = None
         """Forks that its group had refused when it was us who stopped them all; those behind that tell nothing."""
         self.due = _INF
@@ -229,7 +231,7 @@ class LimitKeeper:
     ) -> tuple[tuple[float, int], str]:
         """What a job used whose tree is gone, or left alone, and the limit that it went beyond, or ""."""
         self._guards.discard(guard)
-        seconds, resident = usage
+        seconds, resident = max(usage[0], guard.seen[0]), max(usage[1], guard.seen[1])
         limit = guard.hit
         limits = guard.limits
         if guard.cell is not None:
@@ -351,6 +353,10 @@ class LimitKeeper:
             seconds = counted.cpu_seconds - before.cpu_seconds
         if guard.watched:
             used = self._measure(process.pid for process in members(guard))
+            guard.seen = (
+                max(guard.seen[0], sum(each.cpu_seconds for each in used)),
+                max(guard.seen[1], *(each.resident_bytes for each in used)),
+            )
             if "cpu_seconds" in guard.watched:
                 seconds = sum(each.cpu_seconds for each in used)
             # First: those who fork too much have soon got too much of all else.
@@ -397,6 +403,6 @@ def _kill_all_in(cell: Cell) -> None:
 def _measure(pids: Iterable[int]) -> list[Consumption]:
     if sys.platform == "linux":
         return [found for found in map(read_consumption, pids) if found is not None]
-    with suppress(OSError, subprocess.CalledProcessError):
+    with suppress(OSError):
         return list(consumption_by_ps(pids).values())
     return []

@@ -9,7 +9,6 @@ the daemon's. Spared are children that were there before, and other spawners.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -185,7 +184,7 @@ def _recognised(leaders: Collection[int], markers: Collection[bytes]) -> list[Pr
 def _recognised_by_ps(leaders: Collection[int], markers: Collection[bytes]) -> list[Process]:
     try:
         rows = process_table.list_by_ps()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except OSError as error:
         log.warning("process_list_failed", error=str(error))
         return []
     return [

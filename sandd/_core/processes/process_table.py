@@ -7,10 +7,10 @@ said where it is used.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -313,8 +313,18 @@ def consumption_in(fields: list[bytes]) -> Consumption:
 # --- macOS ----------------------------------------------------------------------------------------
 
 
+def run_ps(command: list[str]) -> bytes:
+    """What it prints; OSError if it can't be run, or fails."""
+    import subprocess  # where there is no ps to run, it would be a tenth of a spawner's start
+
+    try:
+        return subprocess.check_output(command)
+    except subprocess.CalledProcessError as error:
+        raise OSError(errno.EIO, f"{command[0]} ended with {error.returncode}") from error
+
+
 def list_by_ps(
-    run: Callable[[list[str]], bytes] = subprocess.check_output,
+    run: Callable[[list[str]], bytes] = run_ps,
 ) -> list[tuple[Process, bytes]]:
     """Every process, and the text that `has_marker` looks at, as ps(1) tells it; about 10 ms."""
     found: list[tuple[Process, bytes]] = []
@@ -339,7 +349,7 @@ def has_marker(text: bytes, marker: bytes) -> bool:
 
 
 def consumption_by_ps(
-    pids: Iterable[int], run: Callable[[list[str]], bytes] = subprocess.check_output
+    pids: Iterable[int], run: Callable[[list[str]], bytes] = run_ps
 ) -> dict[int, Consumption]:
     """What these use, as ps(1) tells it, resident kilobytes and a time; less who is gone."""
     wanted = set(pids)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -30,7 +29,7 @@ _SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}
 
 def makes_siblings() -> bool:
     """Whether `fork_sibling` works here."""
-    return sys.platform == "linux" and platform.machine() in _SYS_CLONE
+    return sys.platform == "linux" and os.uname().machine in _SYS_CLONE
 
 
 def fork() -> int:
@@ -45,7 +44,7 @@ def fork_sibling() -> int:
 
 def _clone(flags: int) -> int:
     system_call, get_errno = _system_call()
-    pid = system_call(_SYS_CLONE[platform.machine()], flags | signal.SIGCHLD, 0, 0, 0, 0)
+    pid = system_call(_SYS_CLONE[os.uname().machine], flags | signal.SIGCHLD, 0, 0, 0, 0)
     if pid < 0:
         number = get_errno()
         raise OSError(number, os.strerror(number))

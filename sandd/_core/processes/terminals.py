@@ -148,7 +148,7 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
                 self._is_drained = True
                 break
         if parts:
-            return b"".join(parts)
+            return b"".join(parts) if len(parts) > 1 else parts[0]
         return b"" if self._ended else None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -167,16 +167,13 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
                 with trio.move_on_after(LOOK_SECONDS):
                     await self._terminal.exited.wait()
             else:
-                await self._readable()
+                try:
+                    await trio.lowlevel.wait_readable(self._terminal.descriptor)
+                except trio.ClosedResourceError:
+                    if self._terminal.descriptor == -1:
+                        raise
             data = self.receive_nowait(max_bytes or READ_BYTES)
         return data
-
-    async def _readable(self) -> None:
-        try:
-            await trio.lowlevel.wait_readable(self._terminal.descriptor)
-        except trio.ClosedResourceError:
-            if self._terminal.descriptor == -1:
-                raise
 
     async def aclose(self) -> None:
         """Nothing: the terminal is one for both directions, and closed as one."""

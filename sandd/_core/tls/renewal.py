@@ -51,7 +51,7 @@ class LiveCertificates:
     ) -> LiveCertificates:
         """From the disk. ConfigurationError if there is nothing usable."""
         current = await trio.to_thread.run_sync(certificates.load, clock())
-        return cls(certificates, current, clock)
+        return cls(certificates, current, clock, look_seconds=LOOK_SECONDS)
 
     @trio.lowlevel.enable_ki_protection
     async def keep_fresh(self) -> None:

@@ -234,11 +234,12 @@ class Connection:
         """
         if self._state is not _State.OPEN or self._send_was_cut:
             return False
-        if not self._protocol.is_open:  # the peer has said goodbye, and the reader is at it
-            return False
+        protocol = self._protocol
+        if not (protocol.is_between or protocol.is_open):
+            return False  # the peer has said goodbye, and the reader is at it
         if self._write_lock.locked():
             return False
-        head, body = self._protocol.encode_message(message)
+        head, body = protocol.encode_message(message)
         if self._tls is not None:
             return send_encrypted_nowait(self._tls, head, body)
         return self._meter.send_nowait(head, body)
@@ -246,7 +247,7 @@ class Connection:
     @property
     def has_unsent(self) -> bool:
         """`send_message_nowait` left something for `flush`."""
-        return self._meter.has_unsent
+        return bool(self._meter._unsent)
 
     async def flush(self) -> None:
         """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""
@@ -321,25 +322,20 @@ class Connection:
         failure: Exception | None = None
         done = True
 
-        def is_left_over(message: bytes) -> bool:
-            """Take the message; True: this task has something to do about what came of it."""
-            nonlocal failure, done
-            try:
-                done = receive(message)
-            except Exception as error:  # whatever it is, it is this task's to raise
-                failure = error
-                return True
-            return not done
-
         def is_stopped() -> bool:
             return failure is not None or not done
 
         def hand_over(message: bytes) -> bool:
+            nonlocal failure, done
             if failure is None:
-                if not done or self._waiting_bytes:
+                if not done or self._protocol.charged != self._taken:
                     return False  # one that came before us still waits, to be received below
-                if is_left_over(message):
-                    waiting.cancel()
+                try:
+                    done = receive(message)
+                except Exception as error:  # whatever it is, it is this task's to raise
+                    failure = error
+                if failure is not None or not done:
+                    waiting.cancel()  # this task has something to do about what came of it
             return True
 
         self._protocol.hand_over = hand_over
@@ -360,7 +356,10 @@ class Connection:
                     else:
                         message = await self._receive_message()
                 if message is not None:
-                    is_left_over(message)
+                    try:
+                        done = receive(message)
+                    except Exception as error:
+                        failure = error
         finally:
             self._protocol.hand_over = keep
         raise failure
@@ -670,7 +669,7 @@ class _WatchedStream(trio.abc.Stream):
         if protocol.has_more:
             await trio.lowlevel.checkpoint()
             return AGAIN
-        if connection._waiting_bytes > connection._may_wait:
+        if protocol.charged - connection._taken > connection._may_wait:
             await connection._wait_room()
         try:
             data = await self._stream.receive_some(max_bytes)

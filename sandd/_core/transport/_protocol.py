@@ -181,9 +181,6 @@ class GuardedProtocol(WSConnection):
 
     def __init__(self, role: ConnectionType, *, max_message_bytes: int) -> None:
         super().__init__(role)
-        self._dozes = False
-        """The connection is open, and wsproto's part of it has nothing to remember: it is made anew when it is needed,
-        and until then takes no memory (2 KiB)."""
         self.breach: Breach | None = None
         self.peer_close: PeerClose | None = None
         self.accepted = False
@@ -208,16 +205,19 @@ class GuardedProtocol(WSConnection):
         """The beginning of a frame that may be such a message."""
         self._is_fed = True
         """wsproto may have something to yield."""
+        self.is_between = False
+        """Known to be open (`is_open`), with nothing under way in wsproto, until that has to do with anything again: it
+        is made anew then, and until then takes no memory (2 KiB)."""
         self._deaf = False
         self._heard = False
 
     @property
     def is_open(self) -> bool:
         """Both sides may send messages: no close frame has gone either way."""
-        if self._dozes:
-            return True
         connection = self.connection
-        return connection is not None and connection.state is ConnectionState.OPEN
+        return self.is_between or (
+            connection is not None and connection.state is ConnectionState.OPEN
+        )
 
     def take_ping(self) -> bytes | None:
         """The payload of the latest ping that nobody answered, once.
@@ -272,7 +272,7 @@ class GuardedProtocol(WSConnection):
     @property
     def state(self) -> ConnectionState:
         """See wsproto."""
-        return ConnectionState.OPEN if self._dozes else super().state
+        return ConnectionState.OPEN if self.is_between else super().state
 
     def send(self, event: Event) -> bytes:
         """See wsproto."""
@@ -287,13 +287,13 @@ class GuardedProtocol(WSConnection):
     def _doze(self) -> None:
         """Forget what can be made anew, if nothing but that is left of wsproto's part."""
         if self.breach is None and not self._deaf and self._is_between_messages():
-            self._dozes = True
+            self.is_between = True
             self.connection = None
             self.handshake = _SPENT_HANDSHAKE
 
     def _wake(self) -> None:
-        if self._dozes:
-            self._dozes = False
+        if self.is_between:
+            self.is_between = False
             self.connection = FrameConnection(
                 ConnectionType.CLIENT if self.client else ConnectionType.SERVER
             )
@@ -332,6 +332,13 @@ class GuardedProtocol(WSConnection):
         Returns what is left to `receive_data`: all, the rest, `AGAIN` if there are messages to yield, or b""
         if there is nothing to do any more. Mostly it is that, and saves a turn through trio-websocket.
         """
+        if self.is_between and not (self._whole or self._head or self._arriving):
+            message = self._short_message(data)
+            if message is not None:
+                if self.hand_over(message):
+                    return b""
+                self._whole.append(message)
+                return AGAIN
         if self._deaf or self._whole or not self._takes_whole_messages:
             return data
         return self._hand_over(self._take_whole_messages(data))
@@ -348,6 +355,16 @@ class GuardedProtocol(WSConnection):
                 return rest or AGAIN
             del whole[0]
         return rest
+
+    def _short_message(self, data: bytes) -> bytes | None:
+        """The message, where `data` is exactly one short one: a third of the work that it would be else."""
+        begin, masked = (2, 0) if self.client else (6, 0x80)
+        length = len(data) - begin
+        if not 0 <= length <= 125 or length > self.max_message_bytes:
+            return None
+        if data[0] != 0x82 or data[1] != masked | length:
+            return None
+        return _masked(data[begin:], data[2:begin]) if masked else data[begin:]
 
     def events(self) -> Generator[Event, None, None]:
         """What trio-websocket has to handle, at most `EVENTS_PER_TURN` a call (see `has_more`)."""
@@ -410,11 +427,12 @@ class GuardedProtocol(WSConnection):
     @property
     def _takes_whole_messages(self) -> bool:
         """The next byte continues a message that wsproto knows nothing of, or begins one."""
-        if self._dozes or self._arriving is not None or self._head:
+        if self._arriving is not None or self._head or self.is_between:
             return True
         if self._is_fed or self.connection is None or not self.is_open or self.breach is not None:
             return False
-        return self._is_between_messages()
+        self._doze()
+        return self.is_between
 
     def _is_between_messages(self) -> bool:
         """The next byte is the first of a frame, and of a message, for wsproto too; private names that a test holds."""

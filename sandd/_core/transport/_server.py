@@ -370,6 +370,7 @@ class _Server:
     async def run_handler(self, connection: Connection, hearing: Hearing) -> None:
         """Run the handler to its end, and close the connection with the code that fits that end."""
         code, reason = 1001, "the server is going away"  # the handler was cancelled
+        stay = None
         try:
             try:
                 with hearing.listen() as unheard:

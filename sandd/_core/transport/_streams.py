@@ -125,7 +125,9 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
         What the kernel doesn't take goes out before the next `send_all`; see that one comes soon.
         """
-        if not self.is_idle:
+        if (
+            self._sending or self._unsent or os.name == "nt"
+        ):  # as `is_idle`, called for each message
             return False
         try:
             if sys.platform == "win32" or len(body) < GATHERED_BYTES:
@@ -195,31 +197,29 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             size = RECEIVE_BYTES if max_bytes is None else max_bytes
             return bytes(await self._tcp.receive_some(size))
         size = self._receive_bytes
-        data = await self._read(size)
-        self._is_drained = len(data) < size
-        if not self._is_drained:
-            self._receive_bytes = min(4 * size, RECEIVE_BYTES)
-        elif len(data) < size // 4:
-            self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
-        return data
-
-    async def _read(self, size: int) -> bytes:
-        """At most `size` bytes; where the last read took all, without asking in vain first."""
         if self._descriptor == -1:
             raise trio.ClosedResourceError("this stream was closed")
-        if self._is_drained:
+        if self._is_drained:  # then to ask first would be in vain
             await trio.lowlevel.wait_readable(self._descriptor)
         else:
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                return os.read(self._descriptor, size)
+                data = os.read(self._descriptor, size)
+                break
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._descriptor)
             except OSError as exc:
                 if exc.errno in _CLOSED_ERRNOS:
                     raise trio.ClosedResourceError("this stream was closed") from None
                 raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+        count = len(data)
+        self._is_drained = count < size
+        if not self._is_drained:
+            self._receive_bytes = min(4 * size, RECEIVE_BYTES)
+        elif size > _FIRST_RECEIVE_BYTES and count < size // 4:
+            self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
+        return data
 
     async def send_eof(self) -> None:
         """See `trio.abc.HalfCloseableStream`."""

@@ -1,5 +1,7 @@
 """The options of ``sandd controller``: from the command line, the environment and a TOML file, in that order.
 
+A program's own controller may have such a file, too: see `open_controller`.
+
 Its variables are SANDD_CONTROLLER_ and the option's name: SANDD_TOKEN_FILE and SANDD_STATE_DIR are a daemon's,
 or a command's, which may well have the same environment.
 """
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from attrs import field, fields, frozen
 
 from sandd._core._errors import ConfigurationError
+from sandd._core.audit.options import AuditOptions
 from sandd._core.identity.tokens import is_token
 from sandd._core.program_options import (
     Parser,
@@ -78,6 +81,29 @@ class ControllerOptions:
     """Where its figures are to be had; None: nowhere."""
     log_level: str = field(default="info", metadata=_AT_ONCE)
     log_format: LogFormat = field(default="text", metadata=_AT_ONCE)
+
+    def as_arguments(self) -> dict[str, Any]:
+        """What `open_controller` is given for them. The rest is about a program: what it prints, and its log."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "token": self.token,
+            "operator_token": self.operator_token,
+            "state_dir": self.state_dir,
+            "policy": self.policy,
+            "tls": self.tls,
+            "tls_names": self.tls_names,
+            "client_certificates": self.client_certificates,
+            "insecure": self.insecure,
+            "heartbeat": self.heartbeat,
+            "dead_after": self.dead_after,
+            "max_handshakes_per_second": self.max_handshakes_per_second,
+            "audit": AuditOptions(on_full=self.audit_on_full) if self.audit else False,
+            "rate_limits": self.rate_limits,
+            "metrics": None if self.metrics is None else str(self.metrics),
+            "metrics_token": None if self.metrics is None else self.metrics.token,
+            "bootstrap": self.bootstrap,
+        }
 
     def differing_for_good(self, other: ControllerOptions) -> list[str]:
         """The options in which `other` is different, and which can't be changed while the program runs."""
@@ -235,6 +261,11 @@ def parse_controller_options(
 ) -> ControllerOptions:
     """The options in force. ConfigurationError, in one line, for whatever can't be used."""
     return _build(gather(build_parser(prog, version), VARIABLES, arguments, environment))
+
+
+def read_controller_config(path: Path) -> ControllerOptions:
+    """The options that a file names, and nothing else does. ConfigurationError as above."""
+    return _build(gather(build_parser("", ""), VARIABLES, [f"--config={path}"], {}))
 
 
 def _build(given: dict[str, Any]) -> ControllerOptions:
