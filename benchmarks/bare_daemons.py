@@ -140,9 +140,14 @@ class BareDaemon:
 def main() -> None:
     """Be all of them until stdin ends."""
     url, token, count, prefix = sys.argv[1:]
-    print("ready", flush=True)
+    say("ready")
     sys.stdin.readline()
     run(url, SharedSecret(token.encode()), int(count), prefix)
+
+
+def say(word: str) -> None:
+    """Tell whoever started us: in one piece, which `print` doesn't do where Python buffers nothing."""
+    os.write(1, f"{word}\n".encode())
 
 
 def run(url: str, secret: SharedSecret, count: int, prefix: str) -> None:
@@ -176,7 +181,7 @@ def run(url: str, secret: SharedSecret, count: int, prefix: str) -> None:
                 dial()
                 heapq.heappush(due, (time.monotonic() + daemon.heartbeat, live, daemon))
                 if live == count:
-                    print("live", flush=True)
+                    say("live")
         while due and due[0][0] <= time.monotonic():
             when, number, daemon = heapq.heappop(due)
             daemon.ping()

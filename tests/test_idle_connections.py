@@ -30,17 +30,20 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="select doesn't 
 
 
 @asynccontextmanager
-async def open_idle(controller: sandd.Controller, count: int) -> AsyncIterator[None]:
+async def open_idle(
+    controller: sandd.Controller, count: int, prefix: str = "d"
+) -> AsyncIterator[None]:
     """So many idle daemons, in another process."""
     command = [sys.executable, "-m", "benchmarks.bare_daemons", controller.url, TOKEN, str(count)]
     daemons = await trio.lowlevel.open_process(
-        [*command, "d"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*command, prefix], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert daemons.stdin is not None
     assert daemons.stdout is not None
     try:
         for word in (b"ready\n", b"live\n"):
-            assert await daemons.stdout.receive_some() == word
+            said = await daemons.stdout.receive_some()
+            assert said == word
             await daemons.stdin.send_all(b"\n" if word == b"ready\n" else b"")
         yield
     finally:
@@ -59,7 +62,7 @@ async def test_an_idle_connection_takes_little_memory() -> None:
         heartbeat=HEARTBEAT,
         dead_after=DEAD_AFTER,
     ) as controller:
-        async with open_idle(controller, 10):
+        async with open_idle(controller, 10, "early"):
             await trio.lowlevel.checkpoint()  # whatever is made once is there now
         tracemalloc.start()
         try:
@@ -100,4 +103,4 @@ async def test_a_heartbeat_takes_few_calls() -> None:
         finally:
             sys.setprofile(None)
     assert pings > 100
-    assert calls / pings < 125
+    assert calls / pings < 100
