@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-Unit = Literal["ms", "MB/s", "commands/s", "files/s"]
+Unit = Literal["ms", "s", "%", "KiB", "MB/s", "commands/s", "files/s"]
 _FORMATS: dict[Unit, str] = {
     "ms": "{:,.2f} ms",
+    "s": "{:,.2f} s",
+    "%": "{:,.2f} %",
+    "KiB": "{:,.1f} KiB",
     "MB/s": "{:,.0f} MB/s",
     "commands/s": "{:,.0f}/s",
     "files/s": "{:,.0f}/s",

@@ -309,7 +309,7 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
         "sandd._core.acceptor.Acceptor.say_goodbye",
         "sandd._core.job_link.JobHandle.leave",
         "sandd._core.pump.Pump._take_message",
-        "sandd._core.pump.Pump._watch",
+        "sandd._core.pump.Pump.look",
         "sandd._core.pump.Pump._write",
         "sandd._core.held_job.HeldJob.wait",
         "sandd._core.session_handle.Session.aclose",

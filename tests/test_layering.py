@@ -206,6 +206,7 @@ LAYERS = {
         "sandd._core.nurseries",
         "sandd._core.early_stop",
         "sandd._core.program_options",
+        "sandd._core.link_watch",
         "sandd._core.pump",
         "sandd._core.secret_environment",
         "sandd._core.service_manager",

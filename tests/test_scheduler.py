@@ -214,3 +214,17 @@ def test_every_message_is_within_the_limit_and_everything_is_sent_once(
     assert sent_urgent == sum(urgent for urgent, _ in piles)
     assert sent_bulk == sum(bulk for _, bulk in piles)
     assert not scheduler.pending
+
+
+def test_an_answer_by_itself_is_sent_as_one_among_others() -> None:
+    """Of most links it is all there ever is; then no source is asked, and nothing else is pending."""
+    alone, first = Scheduler(), Scheduler()
+    alone.answer(wire.encode_pong(7))
+    first.answer(wire.encode_pong(7))
+    first.control(PING)
+    assert alone.only_answers
+    assert not first.only_answers
+    message = alone.next_message()
+    assert message is not None
+    assert not alone.pending
+    assert first.next_message() == message + b"".join(PING)

@@ -358,6 +358,24 @@ def test_decode_control_refuses_what_is_no_message(payload: bytes) -> None:
         wire.decode_control(control(payload))
 
 
+@pytest.mark.parametrize("number", [0, 1, 127, 128, 2**16, 2**31])
+def test_pings_are_read_the_same_whether_they_are_remembered(number: int) -> None:
+    """What is decoded twice is decoded once; a pong that is kept ready is the one that would be made."""
+    for message in (wire.Ping(number), wire.Pong(number)):
+        frame = wire.as_frame(wire.encode_control(0, message))
+        assert wire.decode_control(frame) == wire.decode_control(frame) == message
+    assert wire.encode_pong(number) == wire.encode_control(0, wire.Pong(number))
+    for payload in (b"\x81\xa1t\xa4ping\xc0", b"\x82\xa1n\x01\xa1t\xa4pong", b"\xff\xa1t\xa4ping"):
+        outcomes = []
+        for _ in range(2):
+            try:
+                frame = wire.Frame(wire.FrameType.CONTROL, 0, memoryview(payload))
+                outcomes.append(repr(wire.decode_control(frame)))
+            except RemoteProtocolError as error:
+                outcomes.append(repr(error))
+        assert outcomes[0] == outcomes[1]
+
+
 def test_whole_seconds_are_seconds() -> None:
     """Languages that know one kind of number may send a duration without a point."""
     payload = msgpack.packb({"t": "bye", "retry_after": 3})

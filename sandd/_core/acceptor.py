@@ -26,6 +26,7 @@ from sandd._core.reception import (
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
+    greet_with_pass,
     note_judgement,
     shake_hands,
     welcome_and_pump,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
+    from sandd._core.reception import Stay
     from sandd._core.router import Router
     from sandd._core.router_links import DaemonLink
     from sandd._core.transport import Connection
@@ -67,17 +69,18 @@ class Acceptor:
     meter: LinkBytes = field(factory=LinkBytes)
     """Of its links."""
 
-    async def handle(self, connection: Connection) -> None:
-        """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(
+    async def handle(self, connection: Connection) -> Stay | None:
+        """One connection, from its first message on: see `shake_hands`."""
+        return await shake_hands(
             connection, self.gate.controller_id, self._greet, self.audit, self.comings
         )
 
-    async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
-        with self.gate.passes.issued() as given:
-            reject = await self._let_in(connection, greeting, given)
+    async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | Stay:
+        reject = await greet_with_pass(
+            self.gate.passes, lambda given: self._judge(connection, greeting, given)
+        )
         hello = greeting.hello
-        if reject is None or not isinstance(hello, wire.Hello):
+        if not isinstance(reject, wire.Reject) or not isinstance(hello, wire.Hello):
             return reject
         self.comings.refuse(DAEMON, reject.code.value)
         log.warning(
@@ -93,10 +96,10 @@ class Acceptor:
         )
         return reject
 
-    async def _let_in(
+    async def _judge(
         self, connection: Connection, greeting: Greeting, given: Pass
-    ) -> wire.Reject | None:
-        """Serve the daemon to the link's end, if it is to have one; else the answer."""
+    ) -> wire.Reject | Stay:
+        """What serves the daemon to the link's end, if it is to have one; else the answer."""
         hello = greeting.hello
         reject = await self.gate.admit_daemon(
             given,
@@ -114,9 +117,7 @@ class Acceptor:
         reject = await self._admit(given.name, hello, claim)
         if reject is None and given.is_withdrawn:
             reject = REFUSED_DAEMON
-        if reject is None:
-            await self._pump(connection, hello, claim, given)
-        return reject
+        return reject or partial(self._serve, connection, hello, claim, given)
 
     async def _admit(self, name: str, hello: wire.Hello, claim: Claim) -> wire.Reject | None:
         """Whether the id is this daemon's to hold; None: it is, and nobody else holds it now."""
@@ -184,9 +185,31 @@ class Acceptor:
             self.router.tell_cloned(record.id, hello.instance, _about(hello))
         return reject
 
-    async def _pump(
+    async def _serve(
         self, connection: Connection, hello: wire.Hello, claim: Claim, given: Pass
     ) -> None:
+        """Carry the daemon's frames until its link ends."""
+        try:
+            link, pump = self._open_link(connection, hello, claim, given)
+            version = hello.version
+            del hello, claim  # a link lives for weeks, and there are thousands
+            try:
+                self.settle()
+                # By itself, before the pump sends what has been scheduled since the daemon counts as online.
+                await welcome_and_pump(
+                    connection, pump, self._welcome(version, given), "daemon_id", given.name
+                )
+            finally:
+                self._offline(link, _state_after(pump))
+                who = {"tenant": link.tenant, "daemon": link.daemon_id}
+                self.audit.note(gone(DAEMON, connection.remote, **who))
+                self.failures.proven(connection.host, connection.path, trio.current_time())
+        finally:
+            self.gate.passes.take_back(given)
+
+    def _open_link(
+        self, connection: Connection, hello: wire.Hello, claim: Claim, given: Pass
+    ) -> tuple[DaemonLink, Pump]:
         connection.allow_messages(wire.MAX_MESSAGE_BYTES)
         about = _about(hello, given.labels)
         link = self.router.add_daemon(given.name, hello.instance, about, now=trio.current_time())
@@ -213,24 +236,10 @@ class Acceptor:
         about_it = {"hostname": hello.hostname, "instance": hello.instance}
         who = {"tenant": link.tenant, "daemon": link.daemon_id}
         self.audit.note(let_in(DAEMON, connection.remote, result=about_it, **who))
-        try:
-            self.settle()
-            # By itself, before the pump sends what has been scheduled since the daemon counts as online.
-            await welcome_and_pump(
-                connection,
-                pump,
-                wire.Welcome(
-                    hello.version,
-                    self.heartbeat,
-                    self.dead_after,
-                    enrolment=given.enrolment,
-                ),
-                daemon_id=given.name,
-            )
-        finally:
-            self._offline(link, _state_after(pump))
-            self.audit.note(gone(DAEMON, connection.remote, **who))
-            self.failures.proven(connection.host, connection.path, trio.current_time())
+        return link, pump
+
+    def _welcome(self, version: int, given: Pass) -> wire.Welcome:
+        return wire.Welcome(version, self.heartbeat, self.dead_after, enrolment=given.enrolment)
 
     def _offline(self, link: DaemonLink, state: DaemonState) -> None:
         self.router.remove_daemon(link, state)

@@ -187,6 +187,11 @@ class Liveness:
         """Seconds between checks that keep every deadline within a tenth."""
         return max(0.02, min(self.heartbeat, self.dead_after, WRITE_STALL) / 10)
 
+    @property
+    def own_lag(self) -> float:
+        """A check that is later than this many seconds says that we stood still ourselves."""
+        return max(self.interval, min(OWN_LAG, self.dead_after / 4))
+
 
 # ---- backoff -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -21,6 +22,7 @@ from sandd._core.reception import (
     STALE_RETRY_SECONDS,
     Greeting,
     farewell,
+    greet_with_pass,
     note_judgement,
     shake_hands,
     welcome_and_pump,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
     from sandd._core.identity.rights import Principal
+    from sandd._core.reception import Stay
     from sandd._core.router import Router
     from sandd._core.router_links import ClientLink
     from sandd._core.transport import Connection
@@ -76,17 +79,18 @@ class OperatorDesk:
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
 
-    async def handle(self, connection: Connection) -> None:
-        """One connection, from its first message to its end. Errors of the peer are logged, not raised."""
-        await shake_hands(
+    async def handle(self, connection: Connection) -> Stay | None:
+        """One connection, from its first message on: see `shake_hands`."""
+        return await shake_hands(
             connection, self.gate.controller_id, self._greet, self.audit, self.comings
         )
 
-    async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | None:
-        with self.gate.passes.issued() as given:
-            reject = await self._let_in(connection, greeting, given)
+    async def _greet(self, connection: Connection, greeting: Greeting) -> wire.Reject | Stay:
+        reject = await greet_with_pass(
+            self.gate.passes, lambda given: self._judge(connection, greeting, given)
+        )
         hello = greeting.hello
-        if reject is None or not isinstance(hello, wire.OperatorHello):
+        if not isinstance(reject, wire.Reject) or not isinstance(hello, wire.OperatorHello):
             return reject
         self.comings.refuse(OPERATOR, reject.code.value)
         log.warning(
@@ -101,10 +105,10 @@ class OperatorDesk:
         )
         return reject
 
-    async def _let_in(
+    async def _judge(
         self, connection: Connection, greeting: Greeting, given: Pass
-    ) -> wire.Reject | None:
-        """Serve the operator to the link's end, if it is to have one; else the answer."""
+    ) -> wire.Reject | Stay:
+        """What serves the operator to the link's end, if it is to have one; else the answer."""
         hello = greeting.hello
         reject = await self.gate.admit_operator(
             given,
@@ -119,9 +123,7 @@ class OperatorDesk:
         assert given.principal is not None
         # Nothing is waited for until the link is live, and its pass can close it.
         reject = REFUSED_OPERATOR if given.is_withdrawn else self._admit(hello, given.principal)
-        if reject is None:
-            await self._pump(connection, hello, given, given.principal)
-        return reject
+        return reject or partial(self._serve, connection, hello, given, given.principal)
 
     def _admit(self, hello: wire.OperatorHello, principal: Principal) -> wire.Reject | None:
         if self.draining:
@@ -154,13 +156,26 @@ class OperatorDesk:
         own = sum(each.link.principal == principal for each in self.operators.values())
         return own < left
 
-    async def _pump(
-        self,
-        connection: Connection,
-        hello: wire.OperatorHello,
-        given: Pass,
-        principal: Principal,
+    async def _serve(
+        self, connection: Connection, hello: wire.OperatorHello, given: Pass, principal: Principal
     ) -> None:
+        """Carry the operator's frames until its link ends."""
+        try:
+            operator = self._open_link(connection, hello, given, principal)
+            try:
+                welcome = wire.Welcome(hello.version, self.heartbeat, self.dead_after)
+                await welcome_and_pump(connection, operator.pump, welcome, "operator", hello.name)
+            finally:
+                self._remove(hello.client, operator)
+                who = {"tenant": principal.tenant, "actor": principal.name}
+                self.audit.note(gone(OPERATOR, connection.remote, **who))
+                self.failures.proven(connection.host, connection.path, trio.current_time())
+        finally:
+            self.gate.passes.take_back(given)
+
+    def _open_link(
+        self, connection: Connection, hello: wire.OperatorHello, given: Pass, principal: Principal
+    ) -> Operator:
         connection.allow_messages(wire.MAX_MESSAGE_BYTES)
         link = self.router.add_client(
             principal=principal, client=hello.client, now=trio.current_time()
@@ -168,7 +183,7 @@ class OperatorDesk:
         pump = Pump(
             connection,
             link.scheduler,
-            on_frame=lambda frame: self._on_frame(link, frame),
+            on_frame=partial(self._on_frame, link),
             after_message=self.settle,
             after_pull=self.settle,
             heartbeat=NEVER,  # the operator pings; we answer, and count its silence
@@ -189,13 +204,7 @@ class OperatorDesk:
         )
         who = {"tenant": principal.tenant, "actor": principal.name}
         self.audit.note(let_in(OPERATOR, connection.remote, **who))
-        try:
-            welcome = wire.Welcome(hello.version, self.heartbeat, self.dead_after)
-            await welcome_and_pump(connection, pump, welcome, operator=hello.name)
-        finally:
-            self._remove(hello.client, operator)
-            self.audit.note(gone(OPERATOR, connection.remote, **who))
-            self.failures.proven(connection.host, connection.path, trio.current_time())
+        return operator
 
     def _on_frame(self, link: ClientLink, frame: wire.Frame) -> None:
         # Of a superseded link nothing counts any more, though its pump may still hold a message.

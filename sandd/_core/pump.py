@@ -1,7 +1,8 @@
 """Moves frames between one live connection and the state machines; keeps the link alive, or ends it.
 
-One reader, one writer and one timer, in one nursery that ends with the connection. The machines
-never await: the reader hands them frames, the writer asks their scheduler what to send.
+A reader; a writer, where something can't be sent at once; and a timer that all links share (`link_watch`). They end
+with the connection. The machines never await: the reader hands them frames, the writer asks their scheduler what to
+send.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import trio
 
 from sandd import wire
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
-from sandd._core.link import OWN_LAG, Liveness, Verdict
+from sandd._core.link import Liveness, Verdict
+from sandd._core.link_watch import LinkWatch
 from sandd._core.logs import get_logger
 from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pace import Pace
@@ -32,6 +34,7 @@ as sending one takes."""
 FRAMES_PER_TURN = 128
 """Frames taken before other tasks run. Ours are mostly fewer in a message; but 2 MiB hold 80,000 pings,
 two seconds of work (m)."""
+_NONE: Iterator[wire.Frame] = iter(())
 UNREAD = "the peer does not read: too many control messages wait for it"
 HANDSHAKE_SECONDS = 10.0
 """From the first byte of a connection to Welcome or Reject."""
@@ -54,6 +57,25 @@ async def receive_control(connection: Connection) -> wire.Control | wire.Unknown
 
 class Pump:
     """One live link. `run` it in its connection's task; call `wake` when its scheduler has something."""
+
+    # With a dict each link would take a KiB more.
+    __slots__ = (
+        *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason", "_connection"),
+        *("_crowd_until", "_frames", "_given_up", "_idle", "_is_over", "_liveness", "_may_answer"),
+        *(
+            "_meter",
+            "_now",
+            "_on_frame",
+            "_outcome",
+            "_own_lag",
+            "_pace",
+            "_parked",
+            "_ping_number",
+            "_pongs",
+        ),
+        *("_ready", "_runs", "_scheduler", "_scope", "_unanswered", "_writer", "bytes_received"),
+        *("bytes_sent", "goodbye", "interval"),
+    )
 
     def __init__(
         self,
@@ -79,20 +101,26 @@ class Pump:
         self._now = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, which looks for the clock anew each time."""
         self._liveness = Liveness(self._now(), heartbeat, dead_after)
+        self._own_lag = self._liveness.own_lag
+        self.interval = self._liveness.interval
+        """Seconds between two looks of the `LinkWatch`."""
         self._pace = Pace()
-        self._wakeup = trio.Event()
+        self._runs = False
+        self._writer: _Writer | None = None
+        """Its task; None: there is none, nor anything for it to do."""
         self._parked = False
-        """The writer waits for `wake`, and everything before has been sent."""
+        """The writer waits for `wake`, if there is one, and everything before has been sent."""
         self._crowd_until = 0.0
         """Until then, whoever has something to send is not alone."""
         self._begun: tuple[int, float] | None = None
         """Size and time of a message that was sent at once, and of which the kernel has left some."""
         self._ready: bytes | None = None
         """A message taken from the scheduler that stands before what it gives next."""
-        self._idle = trio.Event()
+        self._idle: trio.Event | None = None
+        """Where somebody waits for the writer to park."""
         self._is_over = False
         """Nothing more will be sent."""
-        self._frames: Iterator[wire.Frame] = iter(())
+        self._frames: Iterator[wire.Frame] = _NONE
         """Those of the latest message that have not been taken yet."""
         self._unanswered: int | None = None
         """The number of the latest ping, if that has not been answered."""
@@ -101,9 +129,12 @@ class Pump:
         self._ping_number = 0
         self._answered = 0
         """The latest of our pings that the peer has answered."""
-        self._pongs = trio.Event()
+        self._pongs: trio.Event | None = None
+        """Where somebody waits for an answer."""
         self._scope = trio.CancelScope()
         self._closed_reason: str | None = None
+        self._outcome: ConnectionLost | RemoteProtocolError | None = None
+        """How it ended, if not by us."""
         self.goodbye: wire.Goodbye | None = None
         """The peer's farewell, if it said one."""
         self.bytes_received = 0
@@ -123,8 +154,7 @@ class Pump:
         if self._parked and now >= self._crowd_until:
             # Whom the pull wakes may wake us: that goes behind what was pulled, and is left to the writer.
             self._parked = False
-            message = self._scheduler.next_message()
-            self._after_pull()
+            message = self._next_message()
             if message is None:
                 self._parked = True
                 return
@@ -144,7 +174,7 @@ class Pump:
                         self._parked = True
                         return
         self._parked = False
-        self._wakeup.set()
+        self._rouse_writer()
 
     def say(self, message: wire.Control) -> None:
         """Send a message of the link itself."""
@@ -162,7 +192,10 @@ class Pump:
         await trio.lowlevel.checkpoint()
         while not self._is_over and (self._scheduler.pending or not self._parked):
             self.wake()
-            await self._idle.wait()
+            if not self._parked:
+                if self._idle is None:
+                    self._idle = trio.Event()
+                await self._idle.wait()
             await trio.lowlevel.checkpoint()
 
     async def ping(self) -> None:
@@ -175,49 +208,53 @@ class Pump:
         """
         number = self._send_ping()
         while not self._is_over and self._answered < number:
+            if self._pongs is None:
+                self._pongs = trio.Event()
             await self._pongs.wait()
         if self._is_over:
             raise ConnectionLost(self._closed_reason or "the link is over")
 
     async def run(self) -> None:
         """Pump until the connection ends: always by ConnectionLost or RemoteProtocolError, as itself."""
-        outcome: ConnectionLost | RemoteProtocolError | None = None
-
-        def ended(error: ConnectionLost | RemoteProtocolError) -> None:
-            nonlocal outcome
-            outcome = outcome or error
-            self._scope.cancel()
-
-        @trio.lowlevel.enable_ki_protection
-        async def guarded(part: Callable[[], Awaitable[None]]) -> None:
-            try:
-                await part()
-            except (ConnectionLost, RemoteProtocolError) as error:
-                ended(error)
-            except Exception as error:
-                # A mistake of ours costs this link, which comes back, and not the whole program.
-                log.exception("link_failed_inside")
-                ended(ConnectionLost(f"it failed inside: {error!r}"))
-
         self._keep_pace()
+        self._runs = True
+        LinkWatch.here().add(self)
+        if self._scheduler.pending:
+            self._rouse_writer()
+        else:
+            self._parked = True
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(guarded, self._write)
-                    nursery.start_soon(guarded, self._watch)
-                    await guarded(self._read)
+                await self._connection.deliver_messages(self._take_message, self._take_frames)
+        except Exception as error:
+            self._end(error)
         finally:
             self._is_over = True
-            self._idle.set()
-            self._pongs.set()
+            if self._writer is not None:
+                await self._writer.stop()
+            self._tell_idle()
+            self._tell_pong()
         if self._given_up:
             # Nobody is there to answer a goodbye: the wait for it would only delay the next dial.
             await self._connection.aclose(1001, timeout=0.0)
         await trio.lowlevel.checkpoint_if_cancelled()
-        raise outcome or ConnectionLost(self._closed_reason or "closed by us")
+        raise self._outcome or ConnectionLost(self._closed_reason or "closed by us")
 
-    async def _read(self) -> None:
-        await self._connection.deliver_messages(self._take_message, self._take_frames)
+    def _end(self, error: Exception) -> None:
+        """The link ends by this error, unless it did by an earlier one."""
+        if not isinstance(error, (ConnectionLost, RemoteProtocolError)):
+            # A mistake of ours costs this link, which comes back, and not the whole program.
+            log.error("link_failed_inside", exc_info=error)
+            error = ConnectionLost(f"it failed inside: {error!r}")
+        self._outcome = self._outcome or error
+        self._scope.cancel()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await part()
+        except Exception as error:
+            self._end(error)
 
     def _take_message(self, message: bytes) -> bool:
         self._liveness.received(self._now())
@@ -239,6 +276,7 @@ class Pump:
                 left -= 1
                 if not left:
                     return False
+            self._frames = _NONE
             return True
         finally:
             if self._unanswered is not None and self._may_answer():
@@ -250,7 +288,7 @@ class Pump:
         if self._unanswered is not None:
             # Before the data that may wait: a slow link is not a dead one. One for all that came
             # together: a flood of pings costs next to nothing.
-            self._scheduler.answer(wire.encode_control(0, wire.Pong(self._unanswered)))
+            self._scheduler.answer(wire.encode_pong(self._unanswered))
             self._unanswered = None
             self.wake()
 
@@ -262,28 +300,38 @@ class Pump:
             case wire.Pong():
                 if message.number <= self._ping_number:  # nobody can answer what was not asked
                     self._answered = max(self._answered, message.number)
-                self._pongs.set()
-                self._pongs = trio.Event()
+                self._tell_pong()
             case wire.Goodbye():
                 self.goodbye = message
                 raise ConnectionLost(f"the peer said goodbye: {message.message}")
             case _:
                 self._on_frame(frame)
 
-    async def _write(self) -> None:
+    def _rouse_writer(self) -> None:
+        """Have it send what there is; before `run` and after it there is none."""
+        if not self._runs or self._is_over:
+            return
+        if self._writer is None:
+            self._writer = _Writer(self._guarded, self._write)
+        self._writer.wakeup.set()
+
+    async def _write(self, writer: _Writer) -> None:
+        """Until the watch finds that it has had nothing to do for a while, or the link is over."""
         while True:
             await self._connection.flush()
             if self._begun is not None:
                 (size, began), self._begun = self._begun, None
                 self._measure(size, self._now() - began)
-            self._wakeup = trio.Event()  # before the pull, which may wake us
+            writer.wakeup = trio.Event()  # before the pull, which may wake us
             message, self._ready = self._ready or self._next_message(), None
             if message is None:
                 self._parked = True
-                self._idle.set()
-                await self._wakeup.wait()
-                self._parked = False
-                self._idle = trio.Event()
+                self._tell_idle()
+                await writer.wakeup.wait()
+                if writer.retires and self._parked:
+                    self._writer = None
+                    return
+                writer.retires = writer.has_rested = self._parked = False
                 continue
             started = self._now()
             await self._connection.send_message(message)
@@ -291,8 +339,19 @@ class Pump:
             self._meter.sent += len(message)
             self._measure(len(message), self._now() - started)
 
+    def _tell_idle(self) -> None:
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.set()
+
+    def _tell_pong(self) -> None:
+        pongs, self._pongs = self._pongs, None
+        if pongs is not None:
+            pongs.set()
+
     def _measure(self, size: int, seconds: float) -> None:
-        if self._pace.sent(size, seconds):
+        # (Most messages are short, and say nothing of the line where they went at once.)
+        if (seconds or size >= self._pace.batch_bytes) and self._pace.sent(size, seconds):
             self._keep_pace()
 
     def _keep_pace(self) -> None:
@@ -300,22 +359,22 @@ class Pump:
         self._connection.limit_unsent(self._pace.batch_bytes)
 
     def _next_message(self) -> bytes | None:
+        answers = self._scheduler.only_answers
         message = self._scheduler.next_message()
-        self._after_pull()
+        if not answers:
+            self._after_pull()
         return message
 
-    async def _watch(self) -> None:
-        interval = self._liveness.interval
-        own_lag = max(interval, min(OWN_LAG, self._liveness.dead_after / 4))
-        while True:
-            planned = self._now() + interval
-            await trio.sleep_until(planned)
-            now = self._now()
+    def look(self, now: float, late: float) -> bool:
+        """For `LinkWatch`: see whether the peer lives, and is to be pinged."""
+        if self._is_over:
+            return False
+        try:
             if self._scheduler.overrun:
                 raise ConnectionLost(UNREAD)
-            if now - planned > own_lag:
-                self._liveness.lagged(now - planned)
-                continue
+            if late > self._own_lag:
+                self._liveness.lagged(late)
+                return True
             match self._liveness.check(now, self._connection.write_pending_since):
                 case Verdict.DEAD:
                     self._given_up = True
@@ -324,12 +383,61 @@ class Pump:
                     self._send_ping()
                 case Verdict.WAIT:
                     pass
+        except Exception as error:
+            self._end(error)
+        if self._writer is not None and self._parked:
+            self._writer.rest()
+        return True
 
     def _send_ping(self) -> int:
         self._ping_number += 1
         self._scheduler.control(wire.encode_control(0, wire.Ping(self._ping_number)))
         self.wake()
         return self._ping_number
+
+
+class _Writer:
+    """The task that sends what could not be sent at once. Of an idle link there is none.
+
+    Started from functions that don't wait, in whose tasks a nursery could not be opened: so it is the system's.
+    `Pump.run` does not end before it.
+    """
+
+    def __init__(
+        self,
+        guarded: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+        write: Callable[[_Writer], Awaitable[None]],
+    ) -> None:
+        self.wakeup = trio.Event()
+        self.has_rested = False
+        """It had nothing to do when the watch looked."""
+        self.retires = False
+        """Nor the time after."""
+        self._scope = trio.CancelScope()
+        self._over = trio.Event()
+        trio.lowlevel.spawn_system_task(self._run, guarded, write)
+
+    async def _run(
+        self,
+        guarded: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+        write: Callable[[_Writer], Awaitable[None]],
+    ) -> None:
+        with self._scope:
+            await guarded(lambda: write(self))
+        self._over.set()
+
+    def rest(self) -> None:
+        """It has nothing to do; the second time in a row it ends."""
+        if self.has_rested:
+            self.retires = True
+            self.wakeup.set()
+        self.has_rested = True
+
+    async def stop(self) -> None:
+        """End it now, in the middle of a message if need be."""
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):  # it is cancelled: it ends in its next turn
+            await self._over.wait()
 
 
 NEVER = math.inf

@@ -18,12 +18,17 @@ from sandd.wire import RejectCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import TypeAlias
 
     from sandd._core.audit.sinks import AuditSink
+    from sandd._core.identity.passes import Pass, Passes
     from sandd._core.metrics.comings import Comings
     from sandd._core.rate_limits.credentials import FailedCredentials
     from sandd._core.router_links import RouterLink
     from sandd._core.transport import Connection
+
+    Stay: TypeAlias = Callable[[], Awaitable[None]]
+    """Serves a peer that is let in, to its link's end. Nothing may be waited for before it is called."""
 
 log = get_logger("links")
 
@@ -47,13 +52,13 @@ class Greeting:
 async def shake_hands(
     connection: Connection,
     controller_id: str,
-    greet: Callable[[Connection, Greeting], Awaitable[wire.Reject | None]],
+    greet: Callable[[Connection, Greeting], Awaitable[wire.Reject | Stay]],
     audit: AuditSink,
     comings: Comings,
-) -> None:
-    """Challenge the peer, and have `greet` serve it to the link's end, or say why not.
+) -> Stay | None:
+    """Challenge the peer, and have `greet` judge it: what serves it from now on, or None, and it was told why not.
 
-    Errors of the peer are logged, not raised.
+    So nothing of the handshake is left while the link lives. Errors of the peer are logged, not raised.
     """
     challenge = wire.Challenge(secrets.token_bytes(32), controller_id)
     challenged_at = trio.current_time()
@@ -64,9 +69,10 @@ async def shake_hands(
             comings.refuse(STRANGER, reject.code.value)
             audit.note(misbehaved(connection.remote, reject.message), from_stranger=True)
         else:
-            reject = await greet(connection, Greeting(challenge, challenged_at, hello))
-        if reject is None:
-            return
+            answer = await greet(connection, Greeting(challenge, challenged_at, hello))
+            if not isinstance(answer, wire.Reject):
+                return answer
+            reject = answer
         with trio.move_on_after(HANDSHAKE_SECONDS):
             await send_control(connection, reject)
         await connection.aclose(1008, reject.code.value)
@@ -78,6 +84,21 @@ async def shake_hands(
         await connection.aclose(1008, str(error)[:100])
     except ConnectionLost as error:
         log.info("connection_lost", remote=connection.remote, reason=str(error))
+    return None
+
+
+async def greet_with_pass(
+    passes: Passes, judge: Callable[[Pass], Awaitable[wire.Reject | Stay]]
+) -> wire.Reject | Stay:
+    """The judgement of a peer that has a pass meanwhile; who is let in takes it along, to give it back itself."""
+    given = passes.issue()
+    answer: wire.Reject | Stay | None = None
+    try:
+        answer = await judge(given)
+        return answer
+    finally:
+        if answer is None or isinstance(answer, wire.Reject):
+            passes.take_back(given)
 
 
 def note_judgement(
@@ -119,20 +140,21 @@ async def _hear_hello(
 
 
 async def welcome_and_pump(
-    connection: Connection, pump: Pump, welcome: wire.Welcome, **who: str
+    connection: Connection, pump: Pump, welcome: wire.Welcome, kind: str, name: str
 ) -> None:
-    """Let the peer in, and carry its frames until the link ends. Its errors are logged, in the name of `who`."""
+    """Let the peer in, and carry its frames until the link ends. Its errors are logged, with `name` as the `kind`."""
     try:
         with trio.fail_after(HANDSHAKE_SECONDS):
             await send_control(connection, welcome)
+        del welcome  # a link lives for weeks, and there are thousands
         await pump.run()
     except trio.TooSlowError:
-        log.info("disconnected", reason="it did not take the Welcome", **who)
+        log.info("disconnected", reason="it did not take the Welcome", **{kind: name})
     except RemoteProtocolError as error:
-        log.warning("broke_protocol", reason=str(error), **who)
+        log.warning("broke_protocol", reason=str(error), **{kind: name})
         await connection.aclose(1002, str(error)[:100])
     except ConnectionLost as error:
-        log.info("disconnected", reason=str(error), **who)
+        log.info("disconnected", reason=str(error), **{kind: name})
 
 
 def farewell(link: RouterLink, pump: Pump) -> None:

@@ -54,10 +54,17 @@ class RouterLink:
     scheduler: Scheduler = field(factory=Scheduler)
     routes: dict[int, Route] = field(factory=dict)
     last_channel: int = 0
-    pool: CreditPool = field(factory=CreditPool)
+    _pool: CreditPool | None = None
     backlog: Backlog = field(factory=Backlog)
     waiting: int = 0
     """Bytes under way to it over metered routes: the pool and the backlog bound them."""
+
+    @property
+    def pool(self) -> CreditPool:
+        """What all metered flows towards it share; made with the first of them."""
+        if self._pool is None:
+            self._pool = CreditPool()
+        return self._pool
 
     def control(
         self,

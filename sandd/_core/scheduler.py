@@ -11,7 +11,6 @@ frames, farewells that nobody waits for; then data, one frame a source in turn.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sandd import wire
@@ -47,8 +46,8 @@ class Scheduler:
     """What one connection sends next. Bounded: control by MAX_CONTROL_BACKLOG, the rest is pulled."""
 
     def __init__(self) -> None:
-        self._control: deque[tuple[OutgoingFrame, Share | None]] = deque()
-        self._late: deque[tuple[OutgoingFrame, Share | None]] = deque()
+        self._control: list[tuple[OutgoingFrame, Share | None]] = []
+        self._late: list[tuple[OutgoingFrame, Share | None]] = []
         self._control_bytes = 0
         self._pong: OutgoingFrame | None = None
         self.batch_bytes = BATCH_BYTES
@@ -64,6 +63,13 @@ class Scheduler:
         """Whether `next_message` may have something."""
         return bool(
             self._control or self._urgent or self._late or self._bulk or self._pong is not None
+        )
+
+    @property
+    def only_answers(self) -> bool:
+        """Whether the next message is the answer to a ping by itself: of most links it is all there ever is."""
+        return self._pong is not None and not (
+            self._control or self._urgent or self._late or self._bulk
         )
 
     @property
@@ -126,8 +132,8 @@ class Scheduler:
             pong, self._pong = self._pong, None
             room -= _size(pong)
             frames.append(pong)
-        while self._control and room > 0:
-            room -= self._take_control(self._control, frames)
+        if self._control:
+            room = self._take_control(self._control, frames, room)
         while self._urgent and room > 0:
             source = next(iter(self._urgent))
             del self._urgent[source]
@@ -136,8 +142,8 @@ class Scheduler:
                 self._urgent[source] = None  # to the back of the ring
                 room -= _size(urgent)
                 frames.append(urgent)
-        while late and self._late and room > 0:
-            room -= self._take_control(self._late, frames)
+        if late and self._late:
+            room = self._take_control(self._late, frames, room)
         while self._bulk and room > 0:
             source = next(iter(self._bulk))
             del self._bulk[source]
@@ -150,18 +156,31 @@ class Scheduler:
         return frames
 
     def _take_control(
-        self, queue: deque[tuple[OutgoingFrame, Share | None]], frames: list[OutgoingFrame]
+        self,
+        queue: list[tuple[OutgoingFrame, Share | None]],
+        frames: list[OutgoingFrame],
+        room: int,
     ) -> int:
-        frame, share = queue.popleft()
-        size = _size(frame)
-        self._control_bytes -= size + FRAME_OVERHEAD
-        if share is not None:
-            share.remove(size + FRAME_OVERHEAD)
-        frames.append(frame)
-        return size
+        """Move what there is room for from the queue to the frames; the room that is left."""
+        count = 0
+        while count < len(queue) and room > 0:
+            frame, share = queue[count]
+            count += 1
+            size = _size(frame)
+            room -= size
+            self._control_bytes -= size + FRAME_OVERHEAD
+            if share is not None:
+                share.remove(size + FRAME_OVERHEAD)
+            frames.append(frame)
+        del queue[:count]  # a deque would take 700 bytes, of each of thousands of idle links
+        return room
 
     def next_message(self) -> bytes | None:
         """The next WebSocket message, or None when there is nothing to send."""
+        pong = self._pong
+        if pong is not None and self.only_answers:
+            self._pong = None
+            return b"".join(wire.encoded(pong))
         frames = self.next_frames(self.batch_bytes)
         if not frames:
             return None

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from sandd._core.metrics.http_answers import MetricsAddress
     from sandd._core.policy.tenants import TenantPolicies
     from sandd._core.rate_limits.job_starts import RateLimits
+    from sandd._core.reception import Stay
     from sandd._core.router_links import ClientLink
     from sandd._core.tls.contexts import ServerTls
     from sandd._core.tls.renewal import LiveCertificates
@@ -412,11 +413,10 @@ class LocalService(Service):
         return self._ends is not None and self.router.ends_version != self._ends_written
 
     @trio.lowlevel.enable_ki_protection
-    async def _handle(self, connection: Connection) -> None:
+    async def _handle(self, connection: Connection) -> Stay | None:
         if connection.path == wire.OPERATOR_PATH:
-            await self.desk.handle(connection)
-        else:
-            await self.acceptor.handle(connection)
+            return await self.desk.handle(connection)
+        return await self.acceptor.handle(connection)
 
     def _barred_for(self, host: str, path: str) -> float:
         seconds = self._failures.barred_for(host, path, trio.current_time())

@@ -47,15 +47,24 @@ class Passes:
     def __len__(self) -> int:
         return len(self._passes)
 
-    @contextlib.contextmanager
-    def issued(self) -> Iterator[Pass]:
-        """A pass for a connection that says who it is; it is good for nothing but this block."""
+    def issue(self) -> Pass:
+        """A pass for a connection that says who it is. It has to be returned, whatever happens."""
         given = Pass()
         self._passes[given] = None
+        return given
+
+    def take_back(self, given: Pass) -> None:
+        """It is good for nothing any more."""
+        del self._passes[given]
+
+    @contextlib.contextmanager
+    def issued(self) -> Iterator[Pass]:
+        """One that is good for this block."""
+        given = self.issue()
         try:
             yield given
         finally:
-            del self._passes[given]
+            self.take_back(given)
 
     def withdraw(self, *, token_ids: Set[str] = frozenset(), uids: Set[str] = frozenset()) -> None:
         """Whoever is here by one of these has to leave, and who is about to come in doesn't."""

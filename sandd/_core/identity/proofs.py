@@ -128,6 +128,17 @@ def _xor(one: bytes, other: bytes) -> bytes:
     return bytes(a ^ b for a, b in zip(one, other, strict=True))
 
 
+_CLAIMS: Final = {
+    kind: tuple(
+        (each.name, each.name.encode(), each.default)
+        for each in attrs.fields(kind)
+        if each.name != "proof"
+    )
+    for kind in (wire.Hello, wire.OperatorHello)
+}
+"""Name, its bytes and default of each field that is authenticated."""
+
+
 def _text(challenge: wire.Challenge, hello: wire.Hello | wire.OperatorHello) -> bytes:
     """What is authenticated.
 
@@ -140,11 +151,11 @@ def _text(challenge: wire.Challenge, hello: wire.Hello | wire.OperatorHello) -> 
         challenge.nonce,
         challenge.controller_id.encode(),
     ]
-    for each in attrs.fields(type(hello)):
-        value = getattr(hello, each.name)
+    for name, encoded_name, default in _CLAIMS[type(hello)]:
+        value = getattr(hello, name)
         # A default that is made anew each time is an empty map.
-        if each.name != "proof" and value != each.default and value != {}:
-            pieces += [each.name.encode(), _canonical(value)]
+        if value != default and value != {}:
+            pieces += [encoded_name, _canonical(value)]
     return b"".join(map(_piece, pieces))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final
 
@@ -9,6 +10,7 @@ IPV6_PREFIX: Final = 64
 """Bits. A host chooses the rest as it likes (RFC 4291 s. 2.5.1), so all of it is one machine's, or one customer's."""
 
 
+@functools.lru_cache(1024)
 def network_of(host: str) -> str:
     """The key under which what an address does is counted: itself, or its /64 with IPv6.
 

@@ -2,6 +2,11 @@
 
 A connection's background runs in a task of its own, shielded from its owner's
 cancellation, so that the closing handshake can still happen; it ends when the connection does.
+
+Where the owner reads all the time, as a controller does, the background and trio-websocket are not there
+until something comes that is no whole message, or the connection is to be closed: the connection is *quiet*.
+It is read by its owner's task, which calls what the background would (`_WatchedStream.read_turn`), and hands on what
+that leaves. Of thousands of idle connections each takes a third of the memory so.
 """
 
 from __future__ import annotations
@@ -9,15 +14,16 @@ from __future__ import annotations
 import math
 from enum import Enum, auto
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import trio
 import trio_websocket
+from wsproto.events import AcceptConnection
 
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.logs import get_logger
 from sandd._core.transport._http import BUNDLE_HEADER
-from sandd._core.transport._protocol import AGAIN, GuardedProtocol
+from sandd._core.transport._protocol import AGAIN, GuardedProtocol, keep
 from sandd._core.transport._streams import (
     read_decrypted,
     send_encrypted_nowait,
@@ -26,8 +32,6 @@ from sandd._core.transport._streams import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from wsproto.events import Request
 
     from sandd._core.transport._streams import MeteredStream
 
@@ -71,7 +75,7 @@ class Connection:
     path: str
     """The path of the request, without its query."""
     headers: Mapping[str, str]
-    """The request's headers, server side: lower-case names, repeated ones joined by commas."""
+    """The request's headers, server side, until `admit`: lower-case names, repeated ones joined by commas."""
     on_admitted: Callable[[], None] | None = None
     """For `serve`: what `admit` means."""
     channel_binding: bytes
@@ -113,32 +117,27 @@ class Connection:
         self._tls = stream if isinstance(stream, trio.SSLStream) else None
         self._protocol = protocol
         self._watched = _WatchedStream(self, stream)
-        self._websocket = trio_websocket.WebSocketConnection(
-            self._watched,
-            protocol,
-            host=host,
-            path=request_target,
-            client_subprotocols=[subprotocol],
-            client_extra_headers=list(request_headers),
-            # The guard has bounded each message, and MAX_WAITING_BYTES all of them together.
-            max_message_size=_UNLIMITED_BYTES,
-            message_queue_size=_UNLIMITED_MESSAGES,
-            receive_buffer_size=None,
-        )
-        self._answered = trio.Event()  # the handshake got an answer, or never will
-        self._ended = trio.Event()  # the background is over: no task, no socket
-        self._lifetime = trio.CancelScope(shield=True)
-        self._parting = trio.CancelScope()
-        self._started = False
-        self._running = trio.Event()  # the background can be given tasks
-        self._background: trio.Nursery | None = None
+        self._write_lock = trio.StrictFIFOLock()
+        self._websocket: trio_websocket.WebSocketConnection | None = None
+        if protocol.client:
+            self._websocket = self._open_websocket(
+                host=host,
+                path=request_target,
+                client_subprotocols=[subprotocol],
+                client_extra_headers=list(request_headers),
+            )
+        self._nursery: trio.Nursery | None = None  # where the background runs, from `start` on
+        self._back: _Background | None = None
+        self._reading: trio.CancelScope | None = None  # of the owner, while the connection is quiet
+        self._replay: bytes | Exception | None = None  # what it read last, for the background
+        self._left = b""  # what the owner has read and not taken yet; see `GuardedProtocol.deliver`
         self._send_was_cut = False
         self._write_failed = False
         self._answering_pings = False
         self._taken = 0  # as GuardedProtocol.charged, of the messages that were received
         # Somebody whose messages may only be short has no more of them waiting, either.
         self._may_wait = float(min(MAX_WAITING_BYTES, 16 * protocol.max_message_bytes))
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: trio.lowlevel.ParkingLot | None = None  # where the reader waits for some
         self._failure: Exception | None = None  # what the socket said when it broke
         self._goodbye: int | None = None  # the code this side closed with
 
@@ -146,8 +145,22 @@ class Connection:
         role = "to" if self._protocol.client else "from"
         return f"<Connection {role} {self.remote}{self.path} {self._state.name.lower()}>"
 
+    def _open_websocket(self, **of_client: Any) -> trio_websocket.WebSocketConnection:
+        websocket = trio_websocket.WebSocketConnection(
+            self._watched,
+            self._protocol,
+            # The guard has bounded each message, and MAX_WAITING_BYTES all of them together.
+            max_message_size=_UNLIMITED_BYTES,
+            message_queue_size=_UNLIMITED_MESSAGES,
+            receive_buffer_size=None,
+            **of_client,
+        )
+        websocket._stream_lock = self._write_lock
+        return websocket
+
     def admit(self) -> None:
         """The peer has said who it is, and may stay: it takes up no stranger's place any more (`serve`)."""
+        self.headers = _NO_HEADERS
         if self.on_admitted is not None:
             self.on_admitted()
             self.on_admitted = None
@@ -185,7 +198,7 @@ class Connection:
             raise self._loss() from self._failure
         self._send_was_cut = True  # until it has come to its end
         # Not by trio-websocket, and so not by wsproto, which copies and masks in Python: half the cost.
-        lock = self._websocket._stream_lock
+        lock = self._write_lock
         try:
             lock.acquire_nowait()  # where nobody has it, without a turn of the loop
         except trio.WouldBlock:
@@ -211,7 +224,7 @@ class Connection:
         """From now on, messages may have up to `max_bytes`: the peer is known."""
         self._protocol.max_message_bytes = max_bytes
         self._may_wait = max(self._may_wait, float(MAX_WAITING_BYTES))
-        self._room.unpark_all()
+        self._tell_room()
 
     def send_message_nowait(self, message: bytes) -> bool:
         """Send one message at once, without a checkpoint; False: it was not sent.
@@ -224,7 +237,7 @@ class Connection:
         protocol = self._protocol
         if not (protocol.is_between or protocol.is_open):
             return False  # the peer has said goodbye, and the reader is at it
-        if self._websocket._stream_lock.locked():
+        if self._write_lock.locked():
             return False
         head, body = protocol.encode_message(message)
         if self._tls is not None:
@@ -240,7 +253,7 @@ class Connection:
         """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""
         if self._meter.has_unsent:
             self._send_was_cut = True
-            async with self._websocket._stream_lock:
+            async with self._write_lock:
                 try:
                     await self._meter.send_all(b"")
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -257,6 +270,30 @@ class Connection:
             RemoteProtocolError: the peer broke WebSocket's rules or our limits (text, a message too
                 long or in too many fragments, ...); it is being told by the fitting close code.
         """
+        if self._websocket is None:
+            if self._meter.has_unsent:  # the answer to the upgrade, where we don't speak first
+                await self.flush()
+            taken: list[bytes] = []
+
+            def take(message: bytes) -> bool:
+                if taken:
+                    return False  # for whoever asks next
+                taken.append(message)
+                return True
+
+            self._protocol.hand_over = take
+            try:
+                with trio.CancelScope() as self._reading:
+                    await self._read_quietly(lambda: bool(taken))
+            finally:
+                self._protocol.hand_over = keep
+            if taken:
+                return taken[0]
+        return await self._receive_message()
+
+    async def _receive_message(self) -> bytes:
+        """`receive_message`, where the background reads."""
+        assert self._websocket is not None
         try:
             message = await self._websocket.get_message()
         except trio_websocket.ConnectionClosed:
@@ -269,7 +306,7 @@ class Connection:
         assert isinstance(message, bytes)  # the guard lets no text through
         self._taken += self._protocol.cost_of(message)
         if self._waiting_bytes <= self._may_wait / 2:
-            self._room.unpark_all()
+            self._tell_room()
         return message
 
     async def deliver_messages(
@@ -284,6 +321,9 @@ class Connection:
         """
         failure: Exception | None = None
         done = True
+
+        def is_stopped() -> bool:
+            return failure is not None or not done
 
         def hand_over(message: bytes) -> bool:
             nonlocal failure, done
@@ -310,15 +350,54 @@ class Connection:
                     continue
                 message: bytes | None = None
                 with trio.CancelScope() as waiting:
-                    message = await self.receive_message()
+                    if self._websocket is None:
+                        self._reading = waiting
+                        await self._read_quietly(is_stopped)
+                    else:
+                        message = await self._receive_message()
                 if message is not None:
                     try:
                         done = receive(message)
                     except Exception as error:
                         failure = error
         finally:
-            self._protocol.hand_over = lambda _: False
+            self._protocol.hand_over = keep
         raise failure
+
+    @property
+    def _is_quiet(self) -> bool:
+        return self._websocket is None
+
+    async def _read_quietly(self, is_enough: Callable[[], bool]) -> None:
+        """Read in this task, which has opened `_reading`, until there is enough, or the background has to.
+
+        Raises:
+            ConnectionLost: the stream has ended.
+        """
+        try:
+            while self._is_quiet and not is_enough():
+                if self._state is not _State.OPEN:
+                    await trio.lowlevel.checkpoint()
+                    raise self._loss() from self._failure
+                left: bytes | None
+                if self._left:
+                    await trio.lowlevel.checkpoint()
+                    left, self._left = self._protocol.deliver_left(self._left), b""
+                else:
+                    left = await self._watched.read_turn()
+                if left is None:
+                    continue
+                if not self._is_quiet:
+                    # Somebody closes it in this very turn: the background reads on behind what we have read.
+                    self._protocol.receive_data(left or AGAIN)
+                elif left and is_enough():
+                    self._left = left
+                else:
+                    self._wake(left)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._wake(exc)
+        finally:
+            self._reading = None
 
     async def aclose(self, code: int = 1000, reason: str = "", *, timeout: float = 2.0) -> None:
         """Say goodbye, and close the socket within `timeout` seconds whatever the peer does.
@@ -326,35 +405,65 @@ class Connection:
         Works in a cancelled scope (it is shielded), after a failure and more than once: the first
         call chooses code and reason, a later one waits with it, and can only shorten the time.
         """
-        if not self._started:
+        if self._nursery is None:
             self._meter.close()
             return
+        if self._back is None:
+            self._wake(None)
+        assert self._back is not None
         with trio.CancelScope(shield=True):  # bounded by _begin_close()'s deadline
-            await self._running.wait()
+            await self._back.running.wait()
             self._begin_close(code, reason, timeout)
-            await self._ended.wait()
+            await self._back.ended.wait()
 
     # ---- for connect() and serve() --------------------------------------------------------------
 
     async def accept(
-        self, request: Request, subprotocol: str, headers: list[tuple[bytes, bytes]]
+        self, subprotocol: str, headers: list[tuple[bytes, bytes]], *, speaks_first: bool = False
     ) -> None:
-        """Answer the upgrade request, with these headers besides (server side, before `start`)."""
-        await trio_websocket.WebSocketRequest(self._websocket, request).accept(
-            subprotocol=subprotocol, extra_headers=headers
-        )
+        """Answer the upgrade request that the protocol has read (server side, before `start`).
+
+        Args:
+            subprotocol: the one to be spoken.
+            headers: to be in the answer besides.
+            speaks_first: the owner has something to say at once: the answer goes with it.
+        """
+        # Not by trio-websocket, which may not be needed at all.
+        answer = AcceptConnection(subprotocol=subprotocol, extra_headers=headers)
+        if speaks_first and self._tls is None and self._meter.is_idle:
+            self._meter.put_before_all(self._protocol.send(answer))
+        else:
+            await self._watched.send_all(self._protocol.send(answer))
         if self._write_failed:
             raise self._loss() from self._failure
         self._state = _State.OPEN
 
-    def start(self, nursery: trio.Nursery) -> None:
+    def start(self, nursery: trio.Nursery, *, quietly: bool = False) -> None:
         """Run the background in `nursery`: from now on only `aclose` ends it on this side.
 
         Not by `nursery.start`: called in a scope that is being cancelled that would wait for a task
         which is shielded, and so for ever.
+
+        Args:
+            quietly: not before it is needed. Until then nobody notices what the peer does while the owner doesn't read.
         """
-        self._started = True
-        nursery.start_soon(self._attend, name=repr(self))
+        self._nursery = nursery
+        if not quietly:
+            self._start_background()
+
+    def _start_background(self) -> None:
+        assert self._nursery is not None
+        if self._websocket is None:
+            self._websocket = self._open_websocket()
+        self._back = _Background()
+        self._nursery.start_soon(self._attend, self._back, name=repr(self))
+
+    def _wake(self, left: bytes | Exception | None) -> None:
+        """The connection is quiet no more; `left` is what was read last, and is for the background."""
+        self._replay = self._left or None if left is None else left
+        self._start_background()
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def wait_answered(self) -> None:
         """Wait for the answer to our upgrade request (client side, after `start`).
@@ -362,7 +471,8 @@ class Connection:
         Raises:
             ConnectionLost: it was refused, or the server is something else; the message says which.
         """
-        await self._answered.wait()
+        assert self._back is not None
+        await self._back.answered.wait()
         if self._protocol.accepted:
             return  # what came behind the answer, be it a close frame, is for receive_message()
         refusal = self._protocol.refusal
@@ -386,12 +496,12 @@ class Connection:
     @property
     def subprotocol(self) -> str | None:
         """What the server chose (client side)."""
-        return self._websocket.subprotocol
+        return None if self._websocket is None else self._websocket.subprotocol
 
     @property
     def bundle_digest(self) -> str:
         """What the server says of the CA certificates that it has for us (client side); "" if nothing."""
-        for name, value in self._websocket.handshake_headers:
+        for name, value in () if self._websocket is None else self._websocket.handshake_headers:
             if name.lower() == BUNDLE_HEADER:
                 return value.decode("ascii", "replace")
         return ""
@@ -399,19 +509,20 @@ class Connection:
     # ---- the background -------------------------------------------------------------------------
 
     @trio.lowlevel.enable_ki_protection
-    async def _attend(self) -> None:
+    async def _attend(self, back: _Background) -> None:
         """All of it, until the connection is over. Raises nothing but what ends programs."""
+        assert self._websocket is not None
         try:
-            with self._lifetime:
-                async with trio.open_nursery() as self._background:
-                    self._running.set()
+            with back.lifetime:
+                async with trio.open_nursery() as back.nursery:
+                    back.running.set()
                     try:
                         await self._websocket._reader_task()
                     finally:
                         # A peer that can't be heard any more isn't spoken to, either: no writer may
                         # wait for it. At once, as the nursery takes no more tasks from here on.
                         self._state = _State.OVER
-                        self._lifetime.cancel()
+                        back.lifetime.cancel()
         except Exception as exc:
             # A mistake of ours or of trio-websocket's costs this connection, and no other.
             self._failure = exc
@@ -419,39 +530,48 @@ class Connection:
         finally:
             self._state = _State.OVER
             self._meter.close()
-            self._answered.set()
-            self._ended.set()
+            back.answered.set()
+            back.ended.set()
 
     def _after_turn(self) -> None:
         """Act on what the guard kept from trio-websocket. Runs in the reader, before each read."""
-        protocol = self._protocol
-        if not self._answered.is_set():
+        protocol, back = self._protocol, self._back
+        if back is None:
+            return  # the connection is quiet: there is nothing of the kind
+        if not back.answered.is_set():
             if protocol.accepted and self._state is _State.OPENING:
                 self._state = _State.OPEN
             if protocol.accepted or protocol.refusal or protocol.handshake_error:
-                self._answered.set()
+                back.answered.set()
         if protocol.breach is not None:
             self._begin_close(protocol.breach.code, protocol.breach.reason, BREACH_TIMEOUT)
         elif protocol.has_ping and not self._answering_pings:
             self._answering_pings = True
-            assert self._background is not None  # the reader runs in it
-            self._background.start_soon(self._answer_pings)
+            assert back.nursery is not None  # the reader runs in it
+            assert self._websocket is not None
+            back.nursery.start_soon(self._answer_pings, self._websocket)
 
     @trio.lowlevel.enable_ki_protection
-    async def _answer_pings(self) -> None:
+    async def _answer_pings(self, websocket: trio_websocket.WebSocketConnection) -> None:
         # Not in the reader: a pong waits for the message being written, and two peers whose readers
         # wait for their writers wait for ever.
         try:
             while (payload := self._protocol.take_ping()) is not None:
-                await self._websocket.pong(payload)
+                await websocket.pong(payload)
         except trio_websocket.ConnectionClosed:
             pass  # a side has said goodbye: nobody waits for it, and it may not be sent any more
         finally:
             self._answering_pings = False
 
     async def _wait_room(self) -> None:
+        self._room = trio.lowlevel.ParkingLot()
         while self._waiting_bytes > self._may_wait:
             await self._room.park()
+        self._room = None
+
+    def _tell_room(self) -> None:
+        if self._room is not None:
+            self._room.unpark_all()
 
     @property
     def _waiting_bytes(self) -> int:
@@ -460,20 +580,23 @@ class Connection:
     def _begin_close(self, code: int, reason: str, timeout: float) -> None:
         if self._state is _State.OVER:
             return
-        assert self._background is not None
+        back = self._back
+        assert back is not None
+        assert back.nursery is not None
         deadline = trio.current_time() + timeout
-        self._parting.deadline = min(self._parting.deadline, deadline)
+        back.parting.deadline = min(back.parting.deadline, deadline)
         if self._state is not _State.CLOSING:
             self._state = _State.CLOSING
             self._goodbye = code
-            self._background.start_soon(self._part, code, reason)
+            back.nursery.start_soon(self._part, back, code, reason)
 
     @trio.lowlevel.enable_ki_protection
-    async def _part(self, code: int, reason: str) -> None:
-        with self._parting:
+    async def _part(self, back: _Background, code: int, reason: str) -> None:
+        assert self._websocket is not None
+        with back.parting:
             # Unread messages go unread; but the peer's close frame is behind them.
             self._may_wait = math.inf
-            self._room.unpark_all()
+            self._tell_room()
             if self._protocol.peer_close is not None:
                 # The answer is on its way. A server ends TCP after it, and a client waits for that
                 # (RFC 6455 s. 7.1.1); the reader's end ends this wait.
@@ -481,7 +604,7 @@ class Connection:
             elif not self._meter.torn and not self._write_failed:
                 await self._websocket.aclose(code, reason)
         self._meter.close()
-        self._lifetime.cancel()
+        back.lifetime.cancel()
 
     def _loss(self) -> ConnectionLost:
         """Why nothing more is sent or received; raise it `from` ``self._failure``."""
@@ -505,8 +628,22 @@ def _why(failure: Exception) -> str:
     return why_broken(failure) if isinstance(failure, trio.BrokenResourceError) else str(failure)
 
 
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _UNLIMITED_BYTES: Final = 2**63
 _UNLIMITED_MESSAGES: Final = 2**31
+
+
+@final
+class _Background:
+    """What runs of a connection beside its owner."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()  # the handshake got an answer, or never will
+        self.running = trio.Event()  # it can be given tasks
+        self.ended = trio.Event()  # it is over: no task, no socket
+        self.lifetime = trio.CancelScope(shield=True)
+        self.parting = trio.CancelScope()
+        self.nursery: trio.Nursery | None = None
 
 
 @final
@@ -518,24 +655,31 @@ class _WatchedStream(trio.abc.Stream):
         self._stream = stream
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        left, self._connection._replay = self._connection._replay, None
+        if isinstance(left, Exception):
+            raise left
+        while left is None:
+            left = await self.read_turn(max_bytes)
+        return left
+
+    async def read_turn(self, max_bytes: int | None = None) -> bytes | None:
+        """Read once, and hand over the whole messages; what is left to trio-websocket, or None."""
         connection, protocol = self._connection, self._connection._protocol
         connection._after_turn()
         if protocol.has_more:
             await trio.lowlevel.checkpoint()
             return AGAIN
-        while True:  # as long as trio-websocket has no part in what comes
-            if protocol.charged - connection._taken > connection._may_wait:
-                await connection._wait_room()
-            try:
-                data = await self._stream.receive_some(max_bytes)
-                if connection._tls is not None:
-                    data = read_decrypted(connection._tls, data)
-            except trio.BrokenResourceError as exc:
-                connection._failure = connection._failure or exc
-                raise
-            left = protocol.deliver(bytes(data)) if data else b""
-            if left or not data:
-                return left
+        if protocol.charged - connection._taken > connection._may_wait:
+            await connection._wait_room()
+        try:
+            data = await self._stream.receive_some(max_bytes)
+            if connection._tls is not None:
+                data = read_decrypted(connection._tls, data)
+        except trio.BrokenResourceError as exc:
+            connection._failure = connection._failure or exc
+            raise
+        left = protocol.deliver(bytes(data)) if data else b""
+        return left if left or not data else None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # A failed write is kept from trio-websocket, which would throw away what the peer said

@@ -19,8 +19,6 @@ from wsproto.utilities import split_comma_header
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from wsproto.events import Request
-
     from sandd._core.transport._protocol import GuardedProtocol
 
 MAX_REASON: Final = 200
@@ -81,7 +79,6 @@ class Question:
 class Upgrade:
     """A request that may become a WebSocket connection."""
 
-    event: Request
     path: str
     headers: list[tuple[bytes, bytes]]
 
@@ -196,7 +193,7 @@ class RequestReader:
             if self._http.trailing_data[0]:
                 # RFC 6455 s. 4.1 has the client wait for our answer; wsproto would lose the bytes.
                 return Refusal(400, "the handshake is followed by bytes before its answer")
-            event = self._protocol.read_request(headers, request.target)
+            self._protocol.read_request(headers, request.target)
         except WsprotoError as exc:
             hint = exc.event_hint
             status = getattr(hint, "status_code", 400)
@@ -210,7 +207,7 @@ class RequestReader:
                 "the Host that was asked for is not this machine: a proxy that passes on another has to say so, by "
                 "Forwarded or X-Forwarded-For",
             )
-        return Upgrade(event, path, headers)
+        return Upgrade(path, headers)
 
 
 def _is_meant(headers: list[tuple[bytes, bytes]], own_names: Collection[str]) -> bool:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection as FrameConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
@@ -162,6 +162,11 @@ class _Arriving:
         return _masked(body, self.key) if self.key else body
 
 
+def keep(_message: bytes) -> bool:
+    """Hands over nothing."""
+    return False
+
+
 class GuardedProtocol(WSConnection):
     """wsproto's `WSConnection`; it yields whole binary messages, and nothing that could hurt.
 
@@ -184,7 +189,7 @@ class GuardedProtocol(WSConnection):
         self.handshake_error: Exception | None = None
         self.has_more = False
         """The last turn ended because it was long, not because the bytes did: feed `AGAIN`."""
-        self.hand_over: Callable[[bytes], bool] = lambda _: False
+        self.hand_over: Callable[[bytes], bool] = keep
         """Offered each whole message first; what it takes is not yielded."""
         self.charged = 0
         """Cost of all messages yielded so far, each see `cost_of`."""
@@ -192,8 +197,8 @@ class GuardedProtocol(WSConnection):
         self._partial = bytearray()
         self._fragments = 0
         self._ping: bytes | None = None
-        self._whole: deque[bytes] = deque()
-        """Messages that came in one frame; they go before whatever wsproto holds."""
+        self._whole: list[bytes] = []
+        """Messages that came in one frame, EVENTS_PER_TURN at most; they go before whatever wsproto holds."""
         self._arriving: _Arriving | None = None
         """The one that is still coming; nothing else can come before it is whole."""
         self._head = b""
@@ -201,7 +206,8 @@ class GuardedProtocol(WSConnection):
         self._is_fed = True
         """wsproto may have something to yield."""
         self.is_between = False
-        """Known to be open (`is_open`), with nothing under way in wsproto, until that has to do with anything again."""
+        """Known to be open (`is_open`), with nothing under way in wsproto, until that has to do with anything again: it
+        is made anew then, and until then takes no memory (2 KiB)."""
         self._deaf = False
         self._heard = False
 
@@ -212,11 +218,6 @@ class GuardedProtocol(WSConnection):
         return self.is_between or (
             connection is not None and connection.state is ConnectionState.OPEN
         )
-
-    def send(self, event: Event) -> bytes:
-        """What to send for it."""
-        self.is_between = False
-        return super().send(event)
 
     def take_ping(self) -> bytes | None:
         """The payload of the latest ping that nobody answered, once.
@@ -268,6 +269,35 @@ class GuardedProtocol(WSConnection):
                 return event
         raise AssertionError("wsproto took a request without yielding it")
 
+    @property
+    def state(self) -> ConnectionState:
+        """See wsproto."""
+        return ConnectionState.OPEN if self.is_between else super().state
+
+    def send(self, event: Event) -> bytes:
+        """See wsproto."""
+        self._wake()
+        data = super().send(event)
+        if isinstance(event, AcceptConnection):
+            list(super().events())  # of the handshake, which is over
+            self._is_fed = False
+            self._doze()
+        return data
+
+    def _doze(self) -> None:
+        """Forget what can be made anew, if nothing but that is left of wsproto's part."""
+        if self.breach is None and not self._deaf and self._is_between_messages():
+            self.is_between = True
+            self.connection = None
+            self.handshake = _SPENT_HANDSHAKE
+
+    def _wake(self) -> None:
+        if self.is_between:
+            self.is_between = False
+            self.connection = FrameConnection(
+                ConnectionType.CLIENT if self.client else ConnectionType.SERVER
+            )
+
     def receive_data(self, data: bytes | None) -> None:
         """Take bytes from the network. Never raises: garbage shows in `handshake_error`."""
         if self._deaf or data is AGAIN:
@@ -281,8 +311,8 @@ class GuardedProtocol(WSConnection):
             if data is None:
                 # Of a message that will never be whole, nobody needs to know.
                 data, self._head, self._arriving = self._head or None, b"", None
+                self._wake()
                 if data is not None:
-                    self.is_between = False
                     super().receive_data(data)
                     data = None
             elif self._takes_whole_messages:
@@ -290,7 +320,7 @@ class GuardedProtocol(WSConnection):
                 if not data:
                     return
             self._is_fed = True
-            self.is_between = False
+            self._wake()
             super().receive_data(data)
         except Exception as exc:  # wsproto lets UnicodeError and h11's errors out of a handshake
             self.handshake_error = exc
@@ -311,12 +341,19 @@ class GuardedProtocol(WSConnection):
                 return AGAIN
         if self._deaf or self._whole or not self._takes_whole_messages:
             return data
-        rest = self._take_whole_messages(data)
+        return self._hand_over(self._take_whole_messages(data))
+
+    def deliver_left(self, left: bytes) -> bytes | None:
+        """Go on with what `deliver` left because it wasn't taken; what is left of it now, or None."""
+        left = self._hand_over(b"" if left is AGAIN else left)
+        return (left if self._whole or not left else self.deliver(left)) or None
+
+    def _hand_over(self, rest: bytes) -> bytes:
         whole = self._whole
         while whole:
             if self.breach is None and self.is_open and not self.hand_over(whole[0]):
                 return rest or AGAIN
-            whole.popleft()
+            del whole[0]
         return rest
 
     def _short_message(self, data: bytes) -> bytes | None:
@@ -336,7 +373,7 @@ class GuardedProtocol(WSConnection):
         if self.connection is not None and (self.accepted or not self.client):
             self.handshake = _SPENT_HANDSHAKE
         while self._whole:
-            body = self._whole.popleft()
+            body = self._whole.pop(0)
             if self.breach is None and self.is_open and not self.hand_over(body):
                 self.charged += self.cost_of(body)
                 yield BytesMessage(data=body)
@@ -384,6 +421,8 @@ class GuardedProtocol(WSConnection):
                 self.has_more = True
                 return
         self._is_fed = self.connection is None
+        if not self._is_fed:
+            self._doze()
 
     @property
     def _takes_whole_messages(self) -> bool:
@@ -392,16 +431,22 @@ class GuardedProtocol(WSConnection):
             return True
         if self._is_fed or self.connection is None or not self.is_open or self.breach is not None:
             return False
-        proto = self.connection._proto
+        self._doze()
+        return self.is_between
+
+    def _is_between_messages(self) -> bool:
+        """The next byte is the first of a frame, and of a message, for wsproto too; private names that a test holds."""
+        connection = self.connection
+        if connection is None or connection.state is not ConnectionState.OPEN or connection._events:
+            return False
+        proto = connection._proto
         decoder = proto._frame_decoder
-        self.is_between = (
+        return (
             decoder.header is None
             and not decoder.buffer
             and proto._message_decoder.opcode is None
             and not decoder.extensions
-            and not self._deaf
         )
-        return self.is_between
 
     def _take_whole_messages(self, data: bytes) -> bytes:
         """Take messages in one frame each from the front of `data`; the rest is for wsproto.

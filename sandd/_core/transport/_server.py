@@ -85,7 +85,7 @@ class ListenAddress:
 
 @trio.lowlevel.enable_ki_protection
 async def serve(
-    handler: Callable[[Connection], Awaitable[None]],
+    handler: Callable[[Connection], Awaitable[Callable[[], Awaitable[None]] | None]],
     *,
     host: str,
     port: int,
@@ -109,7 +109,8 @@ async def serve(
     is accepted, handlers are cancelled, and every peer is told 1001, all at once and within 2 s.
 
     Args:
-        handler: gets each connection; when it returns the connection is closed.
+        handler: gets each connection; when it returns, and what it may have returned has been called and has ended,
+            the connection is closed. So nothing of a handler need stay that only greets.
         host: an address or a name; ``""`` is every address of this machine.
         port: 0 picks a free one, the same for all addresses.
         paths: where the WebSockets are (`Connection.path` tells them apart); anything else is 404.
@@ -121,7 +122,8 @@ async def serve(
             to make way: see `_places`.
         admission: who asks for a WebSocket waits for its place, or is answered 503 with a
             Retry-After; None: everybody comes in at once.
-        until_admitted: a handshake is over when the handler calls `Connection.admit`, not before.
+        until_admitted: a handshake is over when the handler calls `Connection.admit`, not before. Then handlers
+            speak first, and read all the time: while they don't, nobody notices what their peer does.
         barred_for: of a host and a path: seconds for which it isn't heard there, and answered 429 with a
             Retry-After; 0.0: it is heard.
         tls: asked at the beginning of each connection what to present to it; None: no TLS.
@@ -156,7 +158,7 @@ async def serve(
 
 @define(eq=False)
 class _Server:
-    handler: Callable[[Connection], Awaitable[None]]
+    handler: Callable[[Connection], Awaitable[Callable[[], Awaitable[None]] | None]]
     paths: tuple[str, ...]
     subprotocol: str
     max_message_bytes: int
@@ -216,7 +218,7 @@ class _Server:
                     connection.on_admitted = hearing.end
                 else:
                     hearing.end()
-                connection.start(nursery)
+                connection.start(nursery, quietly=self.until_admitted)
                 await self.run_handler(connection, hearing)
             finally:
                 self.open_connections -= 1
@@ -296,7 +298,7 @@ class _Server:
             headers = []
             if presented is not None and presented.bundle:
                 headers.append((BUNDLE_HEADER, presented.bundle_digest.encode()))
-            await connection.accept(verdict.event, self.subprotocol, headers)
+            await connection.accept(self.subprotocol, headers, speaks_first=self.until_admitted)
             accepted = True
             return connection
         finally:
@@ -368,10 +370,14 @@ class _Server:
     async def run_handler(self, connection: Connection, hearing: Hearing) -> None:
         """Run the handler to its end, and close the connection with the code that fits that end."""
         code, reason = 1001, "the server is going away"  # the handler was cancelled
+        stay = None
         try:
             try:
                 with hearing.listen() as unheard:
-                    await self.handler(connection)
+                    stay = await self.handler(connection)
+                if stay is not None:
+                    staying, stay = stay(), None
+                    await staying
                 code, reason = 1000, ""
                 if unheard.cancelled_caught:
                     log.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import ssl
 import sys
@@ -43,13 +44,18 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this very machine: 127.0.0.0/8, ::1, or the former mapped into IPv6."""
-        address = ip_address(self.host.partition("%")[0])  # "fe80::1%eth0" has its zone behind it
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return address.is_loopback
+        return _is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@functools.lru_cache(1024)
+def _is_loopback(host: str) -> bool:
+    address = ip_address(host.partition("%")[0])  # "fe80::1%eth0" has its zone behind it
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback
 
 
 @final
@@ -83,9 +89,9 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         try:
             self.remote = Address.of(tcp.socket.getpeername())
             self.local = Address.of(tcp.socket.getsockname())
-            tcp.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            # (TCP_NODELAY is set: `trio.SocketStream` does that.)
             if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):  # Linux, macOS, FreeBSD
-                tcp.setsockopt(
+                tcp.socket.setsockopt(
                     trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT
                 )
         except OSError:
@@ -96,7 +102,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """Let the kernel take about so many bytes beyond what the network has; NOTSENT_LOWAT at most."""
         if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):
             with contextlib.suppress(OSError):  # the peer is gone: whoever sends will meet it
-                self._tcp.setsockopt(
+                self._tcp.socket.setsockopt(
                     trio.socket.IPPROTO_TCP,
                     trio.socket.TCP_NOTSENT_LOWAT,
                     min(count, NOTSENT_LOWAT),

@@ -1,0 +1,106 @@
+"""What an idle daemon costs its controller: bytes and calls, counted, with room for a quarter more."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import tracemalloc
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+import sandd
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import FrameType
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "of-all-the-daemons"
+HEARTBEAT = 0.5
+"""Seconds, so that there are enough of them to be counted."""
+DEAD_AFTER = 45.0
+"""The default, which says how often links are looked at."""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="select doesn't take stdin there")
+
+
+@asynccontextmanager
+async def open_idle(
+    controller: sandd.Controller, count: int, prefix: str = "d"
+) -> AsyncIterator[None]:
+    """So many idle daemons, in another process."""
+    command = [sys.executable, "-m", "benchmarks.bare_daemons", controller.url, TOKEN, str(count)]
+    daemons = await trio.lowlevel.open_process(
+        [*command, prefix], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert daemons.stdin is not None
+    assert daemons.stdout is not None
+    try:
+        for word in (b"ready\n", b"live\n"):
+            said = await daemons.stdout.receive_some()
+            assert said == word
+            await daemons.stdin.send_all(b"\n" if word == b"ready\n" else b"")
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await daemons.stdin.aclose()
+            await daemons.wait()
+            await daemons.stdout.aclose()
+
+
+async def test_an_idle_connection_takes_little_memory() -> None:
+    """Of 5,000 daemons each may take 20 KiB of a controller; what Python allocates is most of that."""
+    async with sandd.open_controller(
+        port=0,
+        token=TOKEN,
+        max_handshakes_per_second=1e5,
+        heartbeat=HEARTBEAT,
+        dead_after=DEAD_AFTER,
+    ) as controller:
+        async with open_idle(controller, 10, "early"):
+            await trio.lowlevel.checkpoint()  # whatever is made once is there now
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            async with open_idle(controller, 300):
+                await trio.sleep(2 * HEARTBEAT)
+                gc.collect()
+                each = (tracemalloc.get_traced_memory()[0] - before) / 300
+        finally:
+            tracemalloc.stop()
+    assert each < 18 * 1024
+
+
+async def test_a_heartbeat_takes_few_calls() -> None:
+    """A ping, its answer, and the looks meanwhile: what 5,000 idle daemons cost, 250 times a second."""
+    calls = pings = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls, pings
+        if event == "call":
+            calls += 1
+            pings += frame.f_code.co_name == "_take_message"
+
+    async with (
+        sandd.open_controller(
+            port=0,
+            token=TOKEN,
+            max_handshakes_per_second=1e5,
+            heartbeat=HEARTBEAT,
+            dead_after=DEAD_AFTER,
+        ) as controller,
+        open_idle(controller, 100),
+    ):
+        await trio.sleep(2 * HEARTBEAT)
+        sys.setprofile(count)
+        try:
+            await trio.sleep(4 * HEARTBEAT)
+        finally:
+            sys.setprofile(None)
+    assert pings > 100
+    assert calls / pings < 100
