@@ -200,6 +200,7 @@ LAYERS = {
         "sandd._core.files",
         "sandd._core.files.*",
         "sandd._core.interrupts",
+        "sandd._core.large_buffers",
         "sandd._core.policy.trust",
         "sandd._core.logs",
         *(f"sandd._core.metrics.{name}" for name in ("exposition", "listener", "readiness")),

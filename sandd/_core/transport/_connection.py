@@ -15,6 +15,7 @@ import trio
 import trio_websocket
 
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.large_buffers import keep_large_buffers
 from sandd._core.logs import get_logger
 from sandd._core.transport._http import BUNDLE_HEADER
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol
@@ -94,6 +95,7 @@ class Connection:
         channel_binding: bytes = b"",
         peer_identity: str | None = None,
     ) -> None:
+        keep_large_buffers()
         self.channel_binding = channel_binding
         self.peer_identity = peer_identity
         self.remote = str(meter.remote)
