@@ -178,6 +178,7 @@ LAYERS = {
         "sandd._core.read_ahead",
         "sandd._core.relay_queue",
         "sandd._core.results",
+        "sandd._core.ring_room",
         "sandd._core.router",
         "sandd._core.router_links",
         "sandd._core.scheduler",
