@@ -26,7 +26,7 @@ Stream
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
     channel. A receiver that has consumed all that has come acknowledges after 128 KiB at the latest, one
-    that has more at hand after twice as much, so a sender needs no more than 128 KiB of room to make
+    that has more at hand after four times as much, so a sender needs no more than 128 KiB of room to make
     progress. OUTPUT and ERROR end by a FIN, or by the final offset that the job's last event gives for
     them, whichever comes first; INPUT always by a FIN.
 

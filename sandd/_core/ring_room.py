@@ -14,7 +14,7 @@ from attrs import define
 from sandd import wire
 
 RING_ROOM_BYTES: Final = 32 * wire.MIB
-"""So some twenty streams are as wide as they may be; those that come later stay as they begin."""
+"""So some sixty streams are as wide as they may be; those that come later stay as they begin."""
 
 
 @define(eq=False)
