@@ -119,11 +119,8 @@ class Job:
         if isinstance(spec, wire.SessionSpec):
             retain, capacity, ring_room = spec.scrollback, SESSION_RING_BYTES, None
         elif isinstance(spec, wire.Request):
-            capacity, spool, ring_room = (
-                spec.window,
-                None,
-                None,
-            )  # what it tells has a source, and can wait there
+            # What it tells has a source, and can wait there.
+            capacity, spool, ring_room = spec.window, None, None
         return {
             stream: SpooledLog(
                 self,
