@@ -33,8 +33,8 @@ RING_BYTES: Final = 512 * wire.KIB
 """Unacknowledged bytes a sender holds per stream before its source has to wait: four times what a receiver takes before
 it says so, one for each that may be on its way, in the daemon, the router and the client at the same time."""
 MOST_RING_BYTES: Final = 1 * wire.MIB
-"""The same of a busy stream, while there is `RingRoom`: two frames of the largest. More gains nothing: what is under
-way has to fit the processor's caches (m)."""
+"""The same of a busy stream, while there is `RingRoom`: two frames of the largest. More gains nothing where
+a router passes it on: what is under way has to fit the processor's caches (m)."""
 WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
 NOTHING: Final = -1
