@@ -26,7 +26,7 @@ Stream
     ``Window`` returns two absolute numbers: ``ack`` (everything below was handed to the application)
     and ``max_offset`` (credit: nothing at or beyond it may be sent). Neither ever goes down on a
     channel. A receiver that has consumed all that has come acknowledges after 128 KiB at the latest, one
-    that has more at hand after twice as much, so a sender needs no more than 128 KiB of room to make
+    that has more at hand after four times as much, so a sender needs no more than 128 KiB of room to make
     progress. OUTPUT and ERROR end by a FIN, or by the final offset that the job's last event gives for
     them, whichever comes first; INPUT always by a FIN.
 
@@ -121,8 +121,11 @@ OPERATOR_PATH: Final = "/operator"
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
-MAX_DATA_BYTES: Final = 128 * KIB
-"""Raw bytes in one DATA frame: at 1 Gbit/s a control frame waits 1 ms behind one."""
+MAX_DATA_BYTES: Final = 512 * KIB
+"""Raw bytes in one DATA frame, on a line that takes so many at once: each frame is some 100 calls of each process that
+it passes, whatever its size, and with 128 KiB those were a quarter of what bulk cost (m)."""
+MAX_WORD_BYTES: Final = 128 * KIB
+"""One message on OPS or EVENTS: they are counted, so this is what bounds the bytes of those that wait."""
 MAX_PING_BYTES: Final = 24
 """A ping, or the answer to one, as our encoder writes it."""
 MAX_CONTROL_BYTES: Final = 1 * MIB
@@ -336,9 +339,10 @@ def decode_data(frame: Frame) -> Data:
     if stream is None:
         raise RemoteProtocolError(f"unknown stream {number}")
     body = payload[shape.size :]
-    if len(body) > MAX_DATA_BYTES:
+    limit = MAX_WORD_BYTES if stream in MESSAGE_STREAMS else MAX_DATA_BYTES
+    if len(body) > limit:
         raise RemoteProtocolError(
-            f"data frame of {len(body)} bytes; at most {MAX_DATA_BYTES} are allowed"
+            f"{stream.name} frame of {len(body)} bytes; at most {limit} are allowed"
         )
     if offset + len(body) > MAX_OFFSET:
         raise RemoteProtocolError(f"offset {offset} is out of range")

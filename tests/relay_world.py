@@ -30,7 +30,7 @@ from sandd._core.relay_queue import MeteredQueue
 from sandd._core.router import Router
 from sandd._core.scheduler import BATCH_BYTES, Scheduler
 from sandd._core.spool import PIECE_BYTES, Spool
-from sandd._core.streams import RING_BYTES
+from sandd._core.streams import MOST_RING_BYTES, RING_BYTES
 from sandd.wire import DaemonState, FailedCode, FrameType, JobState, Outcome, Role, Stream
 
 if TYPE_CHECKING:
@@ -599,7 +599,8 @@ class World(JobWorld):
         super().check_process(process)
         job = process.job
         for output in job.outputs.values():
-            most = RING_BYTES + (0 if job.state is not JobState.ENDED else DRAIN)
+            assert output.window <= MOST_RING_BYTES
+            most = output.window + (0 if job.state is not JobState.ENDED else DRAIN)
             if job.terminal:
                 most += SCROLLBACK
             read_back = READ_AHEAD * PIECE_BYTES if output.disk_bytes else 0

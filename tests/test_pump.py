@@ -326,7 +326,7 @@ async def test_messages_grow_with_what_the_line_takes() -> None:
         bench.pump.wake()
         await trio.testing.wait_all_tasks_blocked()
         assert bench.scheduler.batch_bytes == MOST_BYTES
-        assert bench.connection.unsent_limits == [FIRST_BYTES << n for n in range(6)]
+        assert bench.connection.unsent_limits == [FIRST_BYTES << n for n in range(7)]
         assert len(bench.connection.sent[0]) == 100_009
         assert max(map(len, bench.connection.sent)) > MOST_BYTES
 

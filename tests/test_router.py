@@ -874,7 +874,7 @@ def test_messages_within_credit_cost_their_channel_and_no_link(network: Network,
     for link in (client, network.daemon):
         link.backlog.limit = 10 * wire.MIB
     numbers = [attached(network, client, channel) for channel in range(1, 9)]
-    body = bytes(wire.MAX_DATA_BYTES)
+    body = bytes(wire.MAX_WORD_BYTES)
     for n in range(wire.MESSAGE_WINDOW):
         for channel, number in enumerate(numbers, 1):
             match way:

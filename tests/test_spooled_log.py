@@ -11,10 +11,11 @@ from model_disk import ModelDisk
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.channels import Channel
+from sandd._core.ring_room import RingRoom
 from sandd._core.scheduler import Scheduler
 from sandd._core.spool import SEGMENT_BYTES, Delete, DiskTask, Fetch, Spill, Spool, Stall
 from sandd._core.spooled_log import EVERYTHING, SpooledLog
-from sandd._core.streams import SendCursor
+from sandd._core.streams import MOST_RING_BYTES, SendCursor
 from sandd.wire import OnFull, StallReason, Stream
 
 
@@ -39,6 +40,7 @@ def log_of(
     spool: Spool | None = None,
     owned: bool = False,
     job: Job | None = None,
+    ring_room: RingRoom | None = None,
 ) -> SpooledLog:
     """A log that holds `content`."""
     job = job or Job()
@@ -48,6 +50,7 @@ def log_of(
         retain=retain,
         on_full=OnFull.DROP_OLDEST if dropping else OnFull.BLOCK,
         spool=spool,
+        ring_room=ring_room,
     )
     job.logs.append(log)
     log.own(attached=owned)
@@ -165,6 +168,73 @@ def test_after_the_exit_there_is_room_for_what_the_pipes_hold() -> None:
     assert log.room == 0
     log.drain(5)
     assert log.room == 5
+
+
+# ---- wider ---------------------------------------------------------------------------------------
+
+
+def test_an_owner_that_takes_much_makes_the_ring_wider() -> None:
+    """Twice as wide each time that it has taken all that the ring held, up to a bound."""
+    ring_room = RingRoom(MOST_RING_BYTES)
+    log = log_of(b"abcdefgh", owned=True, ring_room=ring_room)
+    log.acknowledge(7)
+    assert (log.window, log.room) == (8, 7)
+    log.acknowledge(8)
+    assert (log.window, log.room, ring_room.left) == (16, 16, MOST_RING_BYTES - 8)
+    while log.window < MOST_RING_BYTES:
+        before = log.window
+        log.append(bytes(log.room))
+        assert log.room == 0
+        log.acknowledge(log.end)
+        assert log.window == min(2 * before, MOST_RING_BYTES)
+    log.append(bytes(log.room))
+    log.acknowledge(log.end)
+    assert (log.window, log.room) == (MOST_RING_BYTES, MOST_RING_BYTES)
+    assert ring_room.left == 8
+
+
+def test_a_ring_is_as_wide_as_there_is_room_for() -> None:
+    """What others have taken isn't there; what nobody needs any more is."""
+    ring_room = RingRoom(10)
+    first = log_of(b"abcdefgh", owned=True, ring_room=ring_room)
+    second = log_of(b"abcdefgh", owned=True, ring_room=ring_room)
+    for log in (first, second):
+        log.acknowledge(8)
+    assert (first.window, second.window, ring_room.left) == (16, 10, 0)
+    first.append(b"ijk")
+    first.finish()
+    first.acknowledge(10)
+    assert ring_room.left == 0  # what it holds is held in it
+    first.acknowledge(11)
+    assert ring_room.left == 8
+    first.acknowledge(11)
+    first.abandon()
+    assert ring_room.left == 8
+    second.append(b"i")
+    second.abandon()
+    assert ring_room.left == 10
+
+
+def test_nobody_but_an_owner_makes_a_ring_wider() -> None:
+    """What is thrown away because nobody will read it needs no room."""
+    ring_room = RingRoom(100)
+    log = log_of(b"abcdefgh", ring_room=ring_room)
+    log.acknowledge(8)
+    assert (log.window, ring_room.left) == (8, 100)
+    log.finish()
+    assert ring_room.left == 100
+
+
+def test_a_wider_ring_goes_to_the_disk_when_it_is_half_full() -> None:
+    """As a narrow one does."""
+    spool = spool_of()
+    log = log_of(b"abcdefgh", owned=True, spool=spool, ring_room=RingRoom(100))
+    log.acknowledge(8)
+    log.own(attached=False)
+    log.append(b"12345678")
+    assert not spool.work
+    log.append(b"9")
+    assert list(spool.work) == [log]
 
 
 # ---- to the disk ---------------------------------------------------------------------------------

@@ -239,7 +239,17 @@ def test_decode_data_reads_what_encode_wrote() -> None:
         pytest.param(data(bytes(8)), "shorter than its own header", id="short data"),
         pytest.param(data(bytes(16), FrameType.GAP), "shorter than its own", id="short gap"),
         pytest.param(data(b"\x05" + bytes(8)), "unknown stream 5", id="unknown stream"),
-        pytest.param(data(bytes(9 + wire.MAX_DATA_BYTES + 1)), "at most 131072", id="too large"),
+        pytest.param(
+            data(b"\x03" + bytes(8 + wire.MAX_DATA_BYTES + 1)), "at most 524288", id="too large"
+        ),
+        *(
+            pytest.param(
+                data(bytes((stream,)) + bytes(8 + wire.MAX_WORD_BYTES + 1)),
+                f"{stream.name} frame of 131073 bytes; at most 131072",
+                id=f"too large a message of {stream.name}",
+            )
+            for stream in sorted(wire.MESSAGE_STREAMS)
+        ),
         pytest.param(data(b"\x03" + b"\xff" * 8), "out of range", id="offset of 2^64-1"),
         pytest.param(
             data(b"\x03" + (2**63 - 1).to_bytes(8, "big") + b"x"), "out of range", id="ends at 2^63"
@@ -269,7 +279,10 @@ def test_decode_data_refuses_what_breaks_a_limit(frame: wire.Frame, complaint: s
 
 def test_decode_data_takes_what_is_just_within_the_limits() -> None:
     """The largest frame and the highest offset are fine."""
-    assert len(wire.decode_data(data(bytes(9 + wire.MAX_DATA_BYTES))).body) == wire.MAX_DATA_BYTES
+    largest = data(b"\x03" + bytes(8 + wire.MAX_DATA_BYTES))
+    assert len(wire.decode_data(largest).body) == wire.MAX_DATA_BYTES
+    largest = data(bytes(9 + wire.MAX_WORD_BYTES))
+    assert len(wire.decode_data(largest).body) == wire.MAX_WORD_BYTES
     highest = (2**63 - 1).to_bytes(8, "big")
     assert wire.decode_data(data(b"\x03" + highest)).offset == wire.MAX_OFFSET
     assert wire.decode_data(data(b"\x03" + bytes(8) + highest, FrameType.GAP)).gap_end == 2**63 - 1

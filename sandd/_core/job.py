@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sandd._core.channels import Channel
+    from sandd._core.ring_room import RingRoom
     from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
@@ -48,7 +49,12 @@ class Job:
     """One job as the daemon's protocol sees it: its streams and who is attached to it."""
 
     def __init__(
-        self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, spool: Spool | None = None
+        self,
+        key: JobKey,
+        spec_bytes: bytes,
+        spec: wire.Spec,
+        spool: Spool | None = None,
+        ring_room: RingRoom | None = None,
     ) -> None:
         self.key = key
         self.spec_bytes = spec_bytes
@@ -92,6 +98,7 @@ class Job:
         self._is_left = False
         """Its owner went for good, and nobody came since."""
         self._spool = spool
+        self._ring_room = ring_room
         self.traffic = Traffic()
         """Where its bytes are counted."""
         self.ops = MessageReceiveLog()
@@ -107,14 +114,21 @@ class Job:
     def outputs(self) -> dict[Stream, SpooledLog]:
         """What its process, or its request, puts out."""
         spec, capacity, spool = self.spec, RING_BYTES, self._spool
+        ring_room = self._ring_room
         retain = EVERYTHING if spec.detach else 0
         if isinstance(spec, wire.SessionSpec):
-            retain, capacity = spec.scrollback, SESSION_RING_BYTES
+            retain, capacity, ring_room = spec.scrollback, SESSION_RING_BYTES, None
         elif isinstance(spec, wire.Request):
-            capacity, spool = spec.window, None  # what it tells has a source, and can wait there
+            # What it tells has a source, and can wait there.
+            capacity, spool, ring_room = spec.window, None, None
         return {
             stream: SpooledLog(
-                self, capacity=capacity, retain=retain, on_full=spec.on_full, spool=spool
+                self,
+                capacity=capacity,
+                retain=retain,
+                on_full=spec.on_full,
+                spool=spool,
+                ring_room=ring_room,
             )
             for stream in (Stream.OUTPUT, Stream.ERROR)
         }

@@ -18,6 +18,7 @@ from sandd._core._errors import LocalProtocolError, RemoteProtocolError
 from sandd._core.channels import Channel
 from sandd._core.job import DEFAULT_LEASE, Attachment, DaemonLink, Job
 from sandd._core.metrics.daemon_tally import DaemonTally
+from sandd._core.ring_room import RingRoom
 from sandd._core.streams import (
     RING_BYTES,
     ReceiveWindow,
@@ -113,6 +114,7 @@ class JobTable:
         self.retention = retention
         self.spool = spool
         """Where output goes while nobody is attached; None: it stays in memory."""
+        self.ring_room = RingRoom()
         self._judge = judge
         """Why a spec may not be done here, if it may not: by the daemon's policy. It does no I/O."""
         self.jobs: dict[JobKey, Job] = {}
@@ -321,7 +323,7 @@ class JobTable:
         return len(self.jobs) - self._requests >= MAX_JOBS
 
     def _add(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, now: float) -> Job:
-        job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool)
+        job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool, self.ring_room)
         job.asked_at = now
         job.traffic = self.tally.begun(spec)
         self._requests += isinstance(spec, wire.Request)

@@ -17,13 +17,18 @@ LEAST_BYTES: Final = 4 * wire.KIB
 """Half a second at 64 kbit/s; less would be mostly headers and system calls on any faster line."""
 FIRST_BYTES: Final = 8 * wire.KIB
 """Nothing is known of the line yet; five quick steps lead to the most."""
-MOST_BYTES: Final = 256 * wire.KIB
-"""From here on nothing is gained: about what the socket buffers anyway."""
+LARGE_BYTES: Final = 256 * wire.KIB
+"""From here on what is gained is turns of the peers' loops, and a line has to be a fast one for that to count."""
+MOST_BYTES: Final = wire.MAX_DATA_BYTES
+"""1 ms of the work of each process that it passes: a keystroke waits no longer for it."""
 SLOW_SECONDS: Final = 0.25
 """A message that the socket took this long for was too large. More than what a loop that is busy makes of
 it, so that a busy program doesn't send in crumbs."""
 QUICK_SECONDS: Final = 0.1
 """One that it took faster could have been larger."""
+LARGE_SLOW_SECONDS: Final = 0.05
+LARGE_QUICK_SECONDS: Final = 0.01
+"""The same of messages beyond `LARGE_BYTES`: more than 25 MB/s, and less than 10."""
 
 
 @define
@@ -37,11 +42,13 @@ class Pace:
     def sent(self, size: int, seconds: float) -> bool:
         """The socket took so many bytes in this time; True: `batch_bytes` is another now."""
         before = self.batch_bytes
-        if seconds > SLOW_SECONDS:
+        slow = LARGE_SLOW_SECONDS if before > LARGE_BYTES else SLOW_SECONDS
+        if seconds > slow:
             self.batch_bytes = max(LEAST_BYTES, before // 2)
             self._was_quick = False
         elif size >= before:
-            is_quick = seconds < QUICK_SECONDS
+            quick = LARGE_QUICK_SECONDS if before >= LARGE_BYTES else QUICK_SECONDS
+            is_quick = seconds < quick
             if is_quick and self._was_quick:
                 self.batch_bytes = min(MOST_BYTES, before * 2)
             self._was_quick = is_quick and not self._was_quick

@@ -27,6 +27,9 @@ PINNED_FACTOR: Final = 4
 """A frame that waits may keep so many times its size alive: a copy of each would cost more than that is worth."""
 HEAD_BYTES: Final = 256
 """What a waiting frame counts for besides its bytes: it is some objects."""
+WHOLE_BYTES: Final = 128 * wire.KIB
+"""A frame is passed on whole up to this size where others wait for the same line; to put it together is the receiver's
+work, and to take it apart ours."""
 CRUMB_BYTES: Final = 4 * wire.KIB
 """Frames of one stream that wait are put together up to this size: of a program that prints byte by byte, the heads
 would come to a hundred times its credit."""
@@ -135,7 +138,8 @@ class RelayQueue:
                 self._traffic.to_daemons += len(drawn[1])
             return drawn
         frame = self._bulk.popleft()
-        if limit < SHARED_FRAME_BYTES and not isinstance(frame, wire.ControlFrame):
+        limit = _passed_at_once(limit)
+        if not isinstance(frame, wire.ControlFrame) and len(frame[1]) > limit:
             frame, rest = wire.split_data(frame, limit)
             if rest is not None:
                 self._bulk.appendleft(rest)
@@ -241,7 +245,8 @@ class MeteredQueue(RelayQueue):
         stream = piece.flow.stream
         if self._open.get(stream) is piece:
             del self._open[stream]  # what is handed out must not change
-        if piece.gap_end is None and limit < SHARED_FRAME_BYTES and len(piece.body) > limit:
+        limit = _passed_at_once(limit)
+        if piece.gap_end is None and len(piece.body) > limit:
             part = memoryview(piece.body)[:limit]
             frame = wire.encode_data(self.number, stream, piece.offset, part)
             piece.body = memoryview(piece.body)[limit:]
@@ -261,6 +266,11 @@ class MeteredQueue(RelayQueue):
     def _gone(self, piece: _Piece, size: int) -> None:
         self._meter.waiting -= size + HEAD_BYTES
         self._share.remove(piece.charged)
+
+
+def _passed_at_once(limit: int) -> int:
+    """How much of a frame, where the line's scheduler asks for so much."""
+    return limit if limit < SHARED_FRAME_BYTES else max(limit, WHOLE_BYTES)
 
 
 def _joins(last: _Piece, data: wire.Data) -> bool:

@@ -226,7 +226,7 @@ def pass_on(
         for entry in message.streams:
             if flows:
                 granted = flows[entry.stream].want(entry.max_offset, entry.ack)
-                entry = evolve(entry, max_offset=granted)
+                entry = wire.StreamWindow(entry.stream, entry.ack, granted)
             queue.put_window(entry)
     link.activate(queue)
 

@@ -67,8 +67,8 @@ SHORTAGE_DELAYS: Final = (0.05, 0.2, 0.8, 2.0)
 """Seconds before each further try while something is short; then it is a typed error."""
 IDLE_LOOK_SECONDS: Final = 0.05
 """Before a process counts as idle, the time in which its pipes are looked at once more."""
-READ_BYTES: Final = 2 * wire.MAX_DATA_BYTES
-"""One read from a pipe: what a large pipe holds, and one message does; half of the ring, so that there are two."""
+READ_BYTES: Final = wire.MAX_DATA_BYTES
+"""One read from a pipe: what a large pipe holds, and one frame does."""
 MAX_LOOKUPS: Final = 8
 """Users looked up at once, which may hang: other threads are to be had all the same."""
 TOLD_SECONDS: Final = 0.02

@@ -22,11 +22,12 @@ from sandd import wire
 from sandd._core._errors import LocalProtocolError
 from sandd._core.read_ahead import ReadAhead
 from sandd._core.spool import Delete, DiskTask, Fetch, Spill, Spool, Stall
-from sandd._core.streams import RING_BYTES, ByteSendLog
+from sandd._core.streams import MOST_RING_BYTES, RING_BYTES, ByteSendLog
 from sandd.wire import OnFull, StallReason
 
 if TYPE_CHECKING:
     from sandd._core.job import Job
+    from sandd._core.ring_room import RingRoom
     from sandd.wire import Buffer
 
 EVERYTHING: Final = wire.MAX_OFFSET
@@ -58,6 +59,8 @@ class _DiskPart:
 class SpooledLog(ByteSendLog):
     """A job's output. Without a spool, or while its owner is attached and keeps up, it is a ring in memory.
 
+    An owner that takes a ring's worth and more makes it a wider one, as long as there is `RingRoom`.
+
     When there is no room, what `retain` kept below the floor goes first. Then the process waits, or
     the oldest goes, as `on_full` says. What is retained has its place in memory beside the ring, unless
     that is EVERYTHING.
@@ -71,6 +74,7 @@ class SpooledLog(ByteSendLog):
         retain: int = 0,
         on_full: OnFull = OnFull.BLOCK,
         spool: Spool | None = None,
+        ring_room: RingRoom | None = None,
     ) -> None:
         super().__init__(capacity=capacity, retain=retain)
         self.window = capacity
@@ -86,6 +90,10 @@ class SpooledLog(ByteSendLog):
         self._spool = spool
         self._disk: _DiskPart | None = None
         self._spill_above = self.capacity - capacity // 2
+        self._ring_room = ring_room
+        self._taken_room = 0
+        self._widened_at = 0
+        """`floor` when more room was taken, or was asked for in vain."""
 
     # -- what there is
 
@@ -221,6 +229,10 @@ class SpooledLog(ByteSendLog):
 
     def acknowledge(self, offset: int) -> None:
         super().acknowledge(offset)
+        if self.final:
+            self._narrow()
+        elif self._is_owned and self.floor - self._widened_at >= self.window:
+            self._widen()
         disk = self._disk
         if disk is not None and disk.trouble is not None:
             self._ask()  # some of it can be freed now
@@ -228,10 +240,30 @@ class SpooledLog(ByteSendLog):
     def abandon(self) -> None:
         """The job is forgotten: nobody needs any of it."""
         self.final = True
-        if self.end:  # else it never had anything to ask of the disk
+        if self.end:  # else it never had anything to ask of the disk, nor more room than it began with
             self._drop(self.end)
+            self._narrow()
             if self._spool is not None:
                 self._spool.forget(self)
+
+    def finish(self) -> None:
+        super().finish()
+        self._narrow()
+
+    def _widen(self) -> None:
+        self._widened_at = self.floor
+        if self._ring_room is not None and self.window < MOST_RING_BYTES:
+            room = self._ring_room.take(min(self.window, MOST_RING_BYTES - self.window))
+            self._taken_room += room
+            self.window += room
+            self.capacity += room
+            self._spill_above += room - room // 2
+
+    def _narrow(self) -> None:
+        """Nothing is appended any more: when all has been taken, others may have the room."""
+        if self._ring_room is not None and self.floor == self.end:
+            self._ring_room.give_back(self._taken_room)
+            self._taken_room = 0
 
     def release_pieces(self) -> None:
         """Nobody is attached: nobody needs what was read back."""

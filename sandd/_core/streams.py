@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 RING_BYTES: Final = 512 * wire.KIB
 """Unacknowledged bytes a sender holds per stream before its source has to wait: four times what a receiver takes before
 it says so, one for each that may be on its way, in the daemon, the router and the client at the same time."""
+MOST_RING_BYTES: Final = 1 * wire.MIB
+"""The same of a busy stream, while there is `RingRoom`: two frames of the largest. More gains nothing where
+a router passes it on: what is under way has to fit the processor's caches (m)."""
 WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
 NOTHING: Final = -1
@@ -482,9 +485,9 @@ class ReceiveWindow:
         if log.at_end:
             return False  # nothing more will come; the job's End acknowledges the rest
         # Who has more at hand has not yet reached where the sender may be waiting: said together with that, it is
-        # one message and not two. A sender that is out of room has all of it here, taken or at hand.
+        # one message and not several. A sender that is out of room has all of it here, taken or at hand.
         return (
-            unacked >= min(2 * wire.ACK_EVERY_BYTES, self.window)
+            unacked >= min(4 * wire.ACK_EVERY_BYTES, self.window)
             or not log.readable
             or self.stream in wire.MESSAGE_STREAMS
         )

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from sandd._core.processes.interface import SpawnRequest, TerminalSize
 
-PIPE_BYTES = 256 * 1024
-"""What the output pipe of a busy program holds: four times the default, so that it is woken four
-times less."""
+PIPE_BYTES = 512 * 1024
+"""What the output pipe of a busy program holds: eight times the default, so that it is woken eight
+times less, and what is read at a time is one frame."""
 BUSY_BYTES = 32 * 1024
 """Met by one read, so many make a program a busy one: half of what a pipe holds by default."""
-MAX_JOBS_WITH_LARGE_PIPES = 64
+MAX_JOBS_WITH_LARGE_PIPES = 32
 """A user without privileges may have 64 MiB in pipes (pipe(7), pipe-user-pages-soft); beyond that
 every new one gets 8 KiB. So many jobs may have large ones and still leave more than a third for
 others."""

@@ -21,6 +21,7 @@ import trio_websocket
 from wsproto.events import AcceptConnection
 
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
+from sandd._core.large_buffers import keep_large_buffers
 from sandd._core.logs import get_logger
 from sandd._core.transport._http import BUNDLE_HEADER
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol, keep
@@ -98,6 +99,7 @@ class Connection:
         channel_binding: bytes = b"",
         peer_identity: str | None = None,
     ) -> None:
+        keep_large_buffers()
         self.channel_binding = channel_binding
         self.peer_identity = peer_identity
         self.remote = str(meter.remote)

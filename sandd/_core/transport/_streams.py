@@ -18,8 +18,9 @@ NOTSENT_LOWAT: Final = 128 * 1024
 """Bytes the kernel takes beyond what the network has: one data frame, so that a keystroke waits for
 no more than that (trio's default of 16 KiB costs a wake-up for each eighth of a frame)."""
 
-RECEIVE_BYTES: Final = 512 * 1024
-"""The largest read. trio-websocket's default of 4 KiB halves the speed of bulk transfers (m)."""
+RECEIVE_BYTES: Final = 1024 * 1024
+"""The largest read: any message of bulk as a whole, and some of the next. trio-websocket's default of 4 KiB halves the
+speed of bulk transfers (m)."""
 
 GATHERED_BYTES: Final = 4 * 1024
 """Up to here two pieces are copied into one: cheaper than telling the kernel of both."""
