@@ -240,7 +240,7 @@ class SpooledLog(ByteSendLog):
     def abandon(self) -> None:
         """The job is forgotten: nobody needs any of it."""
         self.final = True
-        if self.end:  # else it never had anything to ask of the disk, nor more room than it began with
+        if self.end:  # else it never had anything to ask of the disk, nor more room than at first
             self._drop(self.end)
             self._narrow()
             if self._spool is not None:
