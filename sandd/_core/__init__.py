@@ -44,7 +44,7 @@ Trio shells of both ends (do the I/O, and ask the state machines what to do)
     service_manager  what systemd hears of a program
     program_options  command line, environment and file, for both programs
     sockets          connect, listen, and carry bytes both ways
-    link_watch       one timer for all links of a program
+    link_watch       one timer for all links of a controller
     pump             moves frames between one connection and one state machine
     dialer           keeps a link to a controller: a daemon's, or a remote client's
     state_directory  what outlives a program, and its lock

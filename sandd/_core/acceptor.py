@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
+    from sandd._core.link_watch import LinkWatch
     from sandd._core.reception import Stay
     from sandd._core.router import Router
     from sandd._core.router_links import DaemonLink
@@ -67,6 +68,8 @@ class Acceptor:
     draining: bool = False
     comings: Comings = field(factory=Comings)
     meter: LinkBytes = field(factory=LinkBytes)
+    watch: LinkWatch | None = None
+    """What looks after all their links; None: each looks after itself."""
     """Of its links."""
 
     async def handle(self, connection: Connection) -> Stay | None:
@@ -222,6 +225,7 @@ class Acceptor:
             heartbeat=NEVER,  # the daemon pings; we answer, and count its silence
             dead_after=self.dead_after,
             meter=self.meter,
+            watch=self.watch,
         )
         link.carrier = pump
         given.close = pump.close

@@ -1,4 +1,4 @@
-"""One timer for all links of a program: a task for each, with its stack and deadline, would be two KiB a link.
+"""One timer for all links of a controller: a task for each, with its stack and deadline, would be two KiB a link.
 
 And a turn of the loop for each look: with 5,000 idle links that was a tenth of a core. Here those that are due within
 a tenth of their interval are looked at in one turn.
@@ -27,33 +27,19 @@ class Watched(Protocol):
 
 
 class LinkWatch:
-    """All that is watched in one run of trio. Its task lives as long as there is anything."""
+    """All that is watched together; `run` does it, in the nursery of whoever owns the links."""
 
     def __init__(self) -> None:
         self._planned: dict[float, list[Watched]] = {}
         """What is to be looked at, by when."""
         self._times: list[float] = []
         """The keys of `_planned`, as a heap."""
-        self._pause: trio.CancelScope | None = None
-        """The task's sleep; None: there is no task."""
-
-    @classmethod
-    def here(cls) -> LinkWatch:
-        """That of this run."""
-        try:
-            return _in_this_run.get()
-        except LookupError:
-            watch = cls()
-            _in_this_run.set(watch)
-            return watch
+        self._pause = trio.CancelScope()
+        """The task's sleep."""
 
     def add(self, watched: Watched) -> None:
         """Look at it from now on, until it says that it is over."""
         self._plan([watched], watched.interval, trio.current_time())
-        if self._pause is None:
-            # A nursery of its own somebody would have to own: the first link, which isn't the last one to go.
-            self._pause = trio.CancelScope()
-            trio.lowlevel.spawn_system_task(self._run)
         self._pause.deadline = min(self._pause.deadline, self._times[0])
 
     def _plan(self, several: list[Watched], interval: float, now: float) -> None:
@@ -67,9 +53,11 @@ class LinkWatch:
             known += several
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(self) -> None:
-        while self._times:
-            with trio.CancelScope(deadline=self._times[0]) as self._pause:
+    async def run(self) -> None:
+        """Look at each when it is due, until cancelled."""
+        while True:
+            due = self._times[0] if self._times else math.inf
+            with trio.CancelScope(deadline=due) as self._pause:
                 await trio.sleep_forever()
             now = trio.current_time()
             while self._times and self._times[0] <= now:
@@ -81,7 +69,3 @@ class LinkWatch:
                         again.setdefault(watched.interval, []).append(watched)
                 for interval, several in again.items():
                     self._plan(several, interval, now)
-        self._pause = None
-
-
-_in_this_run: Final = trio.lowlevel.RunVar[LinkWatch]("link_watch")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sandd._core.identity.gate import Gate
     from sandd._core.identity.passes import Pass
     from sandd._core.identity.rights import Principal
+    from sandd._core.link_watch import LinkWatch
     from sandd._core.reception import Stay
     from sandd._core.router import Router
     from sandd._core.router_links import ClientLink
@@ -74,6 +75,8 @@ class OperatorDesk:
     failures: FailedCredentials = field(factory=FailedCredentials)
     comings: Comings = field(factory=Comings)
     meter: LinkBytes = field(factory=LinkBytes)
+    watch: LinkWatch | None = None
+    """What looks after all their links; None: each looks after itself."""
     """Of its links."""
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
@@ -190,6 +193,7 @@ class OperatorDesk:
             dead_after=self.dead_after,
             may_answer=self.may_answer,
             meter=self.meter,
+            watch=self.watch,
         )
         link.carrier = pump
         given.close = pump.close

@@ -1,8 +1,8 @@
 """Moves frames between one live connection and the state machines; keeps the link alive, or ends it.
 
-A reader; a writer, where something can't be sent at once; and a timer that all links share (`link_watch`). They end
-with the connection. The machines never await: the reader hands them frames, the writer asks their scheduler what to
-send.
+A reader, and a writer where something can't be sent at once, in one nursery that ends with the connection; and a timer,
+which many links may share (`link_watch`). The machines never await: the reader hands them frames, the writer asks their
+scheduler what to send.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ log = get_logger("link")
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from typing import TypeVarTuple, Unpack
 
     from sandd._core.scheduler import Scheduler
     from sandd._core.transport import Connection
+
+    Arguments = TypeVarTuple("Arguments")
 
 CROWD_SECONDS = 0.0002
 """After a message that was sent at once, how long the next ones wait for the writer's turn: about as long
@@ -62,19 +65,9 @@ class Pump:
     __slots__ = (
         *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason", "_connection"),
         *("_crowd_until", "_frames", "_given_up", "_idle", "_is_over", "_liveness", "_may_answer"),
-        *(
-            "_meter",
-            "_now",
-            "_on_frame",
-            "_outcome",
-            "_own_lag",
-            "_pace",
-            "_parked",
-            "_ping_number",
-            "_pongs",
-        ),
-        *("_ready", "_runs", "_scheduler", "_scope", "_unanswered", "_writer", "bytes_received"),
-        *("bytes_sent", "goodbye", "interval"),
+        *("_meter", "_now", "_nursery", "_on_frame", "_outcome", "_own_lag", "_pace", "_parked"),
+        *("_ping_number", "_pongs", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
+        *("bytes_received", "bytes_sent", "goodbye", "interval"),
     )
 
     def __init__(
@@ -89,6 +82,7 @@ class Pump:
         after_pull: Callable[[], None] = lambda: None,
         may_answer: Callable[[], bool] = lambda: True,
         meter: LinkBytes | None = None,
+        watch: LinkWatch | None = None,
     ) -> None:
         self._connection = connection
         self._scheduler = scheduler
@@ -105,7 +99,10 @@ class Pump:
         self.interval = self._liveness.interval
         """Seconds between two looks of the `LinkWatch`."""
         self._pace = Pace()
-        self._runs = False
+        self._watch = watch
+        """What looks after it with many others; None: its own."""
+        self._nursery: trio.Nursery | None = None
+        """Of its tasks, while it runs."""
         self._writer: _Writer | None = None
         """Its task; None: there is none, nor anything for it to do."""
         self._parked = False
@@ -131,7 +128,6 @@ class Pump:
         """The latest of our pings that the peer has answered."""
         self._pongs: trio.Event | None = None
         """Where somebody waits for an answer."""
-        self._scope = trio.CancelScope()
         self._closed_reason: str | None = None
         self._outcome: ConnectionLost | RemoteProtocolError | None = None
         """How it ended, if not by us."""
@@ -184,7 +180,7 @@ class Pump:
     def close(self, reason: str) -> None:
         """End the link from our side; `run` raises ConnectionLost with the reason."""
         self._closed_reason = self._closed_reason or reason
-        self._scope.cancel()
+        self._stop()
 
     @trio.lowlevel.enable_ki_protection
     async def drained(self) -> None:
@@ -217,21 +213,17 @@ class Pump:
     async def run(self) -> None:
         """Pump until the connection ends: always by ConnectionLost or RemoteProtocolError, as itself."""
         self._keep_pace()
-        self._runs = True
-        LinkWatch.here().add(self)
-        if self._scheduler.pending:
-            self._rouse_writer()
-        else:
-            self._parked = True
         try:
-            with self._scope:
-                await self._connection.deliver_messages(self._take_message, self._take_frames)
-        except Exception as error:
-            self._end(error)
+            async with trio.open_nursery() as self._nursery:
+                self._begin(self._nursery)
+                try:
+                    await self._guarded(self._read)
+                finally:
+                    self._is_over = (
+                        True  # nobody starts a writer in a nursery that is about to close
+                    )
+                self._stop()
         finally:
-            self._is_over = True
-            if self._writer is not None:
-                await self._writer.stop()
             self._tell_idle()
             self._tell_pong()
         if self._given_up:
@@ -240,6 +232,25 @@ class Pump:
         await trio.lowlevel.checkpoint_if_cancelled()
         raise self._outcome or ConnectionLost(self._closed_reason or "closed by us")
 
+    def _begin(self, nursery: trio.Nursery) -> None:
+        if self._watch is None:
+            self._watch = LinkWatch()
+            nursery.start_soon(self._watch.run)
+        self._watch.add(self)
+        if self._closed_reason is not None:
+            self._stop()
+        elif self._scheduler.pending:
+            self._rouse_writer()
+        else:
+            self._parked = True
+
+    def _stop(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def _read(self) -> None:
+        await self._connection.deliver_messages(self._take_message, self._take_frames)
+
     def _end(self, error: Exception) -> None:
         """The link ends by this error, unless it did by an earlier one."""
         if not isinstance(error, (ConnectionLost, RemoteProtocolError)):
@@ -247,12 +258,14 @@ class Pump:
             log.error("link_failed_inside", exc_info=error)
             error = ConnectionLost(f"it failed inside: {error!r}")
         self._outcome = self._outcome or error
-        self._scope.cancel()
+        self._stop()
 
     @trio.lowlevel.enable_ki_protection
-    async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(
+        self, part: Callable[[Unpack[Arguments]], Awaitable[None]], *args: *Arguments
+    ) -> None:
         try:
-            await part()
+            await part(*args)
         except Exception as error:
             self._end(error)
 
@@ -309,10 +322,11 @@ class Pump:
 
     def _rouse_writer(self) -> None:
         """Have it send what there is; before `run` and after it there is none."""
-        if not self._runs or self._is_over:
+        if self._nursery is None or self._is_over:
             return
         if self._writer is None:
-            self._writer = _Writer(self._guarded, self._write)
+            self._writer = _Writer()
+            self._nursery.start_soon(self._guarded, self._write, self._writer)
         self._writer.wakeup.set()
 
     async def _write(self, writer: _Writer) -> None:
@@ -397,34 +411,16 @@ class Pump:
 
 
 class _Writer:
-    """The task that sends what could not be sent at once. Of an idle link there is none.
+    """What the task that sends what could not be sent at once is told. Of an idle link there is none."""
 
-    Started from functions that don't wait, in whose tasks a nursery could not be opened: so it is the system's.
-    `Pump.run` does not end before it.
-    """
+    __slots__ = ("has_rested", "retires", "wakeup")
 
-    def __init__(
-        self,
-        guarded: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
-        write: Callable[[_Writer], Awaitable[None]],
-    ) -> None:
+    def __init__(self) -> None:
         self.wakeup = trio.Event()
         self.has_rested = False
         """It had nothing to do when the watch looked."""
         self.retires = False
         """Nor the time after."""
-        self._scope = trio.CancelScope()
-        self._over = trio.Event()
-        trio.lowlevel.spawn_system_task(self._run, guarded, write)
-
-    async def _run(
-        self,
-        guarded: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
-        write: Callable[[_Writer], Awaitable[None]],
-    ) -> None:
-        with self._scope:
-            await guarded(lambda: write(self))
-        self._over.set()
 
     def rest(self) -> None:
         """It has nothing to do; the second time in a row it ends."""
@@ -432,12 +428,6 @@ class _Writer:
             self.retires = True
             self.wakeup.set()
         self.has_rested = True
-
-    async def stop(self) -> None:
-        """End it now, in the middle of a message if need be."""
-        self._scope.cancel()
-        with trio.CancelScope(shield=True):  # it is cancelled: it ends in its next turn
-            await self._over.wait()
 
 
 NEVER = math.inf

@@ -19,6 +19,7 @@ from sandd._core.dialer import Dialer, shown_url
 from sandd._core.directory import Directory
 from sandd._core.identity.rights import EVERYTHING, split_name
 from sandd._core.link import Backoff
+from sandd._core.link_watch import LinkWatch
 from sandd._core.local_link import LocalLink
 from sandd._core.logs import get_logger
 from sandd._core.metrics.comings import Comings
@@ -236,6 +237,7 @@ class LocalService(Service):
         self.link = self._local = LocalLink(self.router, self.directory, audit=audit)
         self.link.flush()  # it is told that there is nobody yet
         settle = self._local.flush
+        self._link_watch = LinkWatch()
         self.acceptor = Acceptor(
             router=self.router,
             registry=self.registry,
@@ -246,6 +248,7 @@ class LocalService(Service):
             audit=audit,
             failures=self._failures,
             comings=self.comings,
+            watch=self._link_watch,
         )
         self.desk = OperatorDesk(
             router=self.router,
@@ -257,6 +260,7 @@ class LocalService(Service):
             audit=audit,
             failures=self._failures,
             comings=self.comings,
+            watch=self._link_watch,
         )
         self._admission = admission
         self._listening: ListenAddress | None = None
@@ -315,6 +319,7 @@ class LocalService(Service):
         if self._ends is not None:
             self.router.restore_ends(await trio.to_thread.run_sync(self._ends.read))
         async with open_unwrapping_nursery() as nursery:
+            nursery.start_soon(self._link_watch.run)
             if self._metrics is not None:
                 # Not before: most controllers are parts of programs, and start sooner without.
                 from sandd._core.metrics.listener import Pages, serve_pages
