@@ -131,7 +131,7 @@ class Connection:
         self._nursery: trio.Nursery | None = None  # where the background runs, from `start` on
         self._back: _Background | None = None
         self._reading: trio.CancelScope | None = None  # of the owner, while the connection is quiet
-        self._replay: bytes | Exception | None = None  # what it read last, for the background
+        self._replay: bytes | None = None  # what it read last, for the background
         self._left = b""  # what the owner has read and not taken yet; see `GuardedProtocol.deliver`
         self._send_was_cut = False
         self._write_failed = False
@@ -394,12 +394,21 @@ class Connection:
                     self._protocol.receive_data(left or AGAIN)
                 elif left and is_enough():
                     self._left = left
-                else:
+                elif left:
                     self._wake(left)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._wake(exc)
+                else:
+                    raise self._end_quietly()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._is_quiet:  # else the background tells why
+                raise self._end_quietly() from self._failure
         finally:
             self._reading = None
+
+    def _end_quietly(self) -> ConnectionLost:
+        """The stream has ended, and there is nobody to say goodbye to: no background is needed for that."""
+        self._state = _State.OVER
+        self._meter.close()
+        return self._loss()
 
     async def aclose(self, code: int = 1000, reason: str = "", *, timeout: float = 2.0) -> None:
         """Say goodbye, and close the socket within `timeout` seconds whatever the peer does.
@@ -407,7 +416,7 @@ class Connection:
         Works in a cancelled scope (it is shielded), after a failure and more than once: the first
         call chooses code and reason, a later one waits with it, and can only shorten the time.
         """
-        if self._nursery is None:
+        if self._nursery is None or (self._back is None and self._state is _State.OVER):
             self._meter.close()
             return
         if self._back is None:
@@ -460,7 +469,7 @@ class Connection:
         self._back = _Background()
         self._nursery.start_soon(self._attend, self._back, name=repr(self))
 
-    def _wake(self, left: bytes | Exception | None) -> None:
+    def _wake(self, left: bytes | None) -> None:
         """The connection is quiet no more; `left` is what was read last, and is for the background."""
         self._replay = self._left or None if left is None else left
         self._start_background()
@@ -658,8 +667,6 @@ class _WatchedStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         left, self._connection._replay = self._connection._replay, None
-        if isinstance(left, Exception):
-            raise left
         while left is None:
             left = await self.read_turn(max_bytes)
         return left
