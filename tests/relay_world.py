@@ -161,7 +161,7 @@ class Peer:
         link = self.world.router.add_client(
             principal=Principal(self.name, "*"), client=self.client.id if is_remote else ""
         )
-        link.pool = small_pool()
+        link._pool = small_pool()
         near = End(link.scheduler, lambda frame: self.world.router.receive(link, frame))
         self.cable = Cable(near, End(self.client.scheduler, self.receive))
         self.links[self.cable] = link
@@ -294,7 +294,7 @@ class World(JobWorld):
         """The daemon connects anew; the router supersedes whatever link it had."""
         table_link = DaemonLink()
         router_link = self.router.add_daemon(DAEMON, self.table.instance)
-        router_link.pool = small_pool()
+        router_link._pool = small_pool()
         for cable in self.cables:
             cable.near.is_open = False
         cable = Cable(

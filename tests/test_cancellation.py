@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 from cancelling import cancel_at_each_await
-from process_tools import read_line, until
+from process_tools import living_tasks, read_line, until
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
@@ -185,7 +185,7 @@ async def test_cancelled_at_every_await_nothing_is_left(
         call = getattr(Calls(controller, worker, marker, tmp_path), name)
         await worker.run("true")
         connected_at = worker.info.connected_at
-        tasks = trio.lowlevel.current_statistics().tasks_living
+        tasks = living_tasks()
 
         async def check() -> None:
             for job in await worker.jobs():
@@ -199,7 +199,7 @@ async def test_cancelled_at_every_await_nothing_is_left(
             assert marker.processes() == []
             assert controller.statistics().jobs == 0
             assert (await worker.run("echo well")).stdout == "well\n"
-            await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
+            await until(lambda: living_tasks() == tasks)
             assert (worker.state, worker.info.connected_at) == (DaemonState.ONLINE, connected_at)
 
         assert await cancel_at_each_await(call, check) > 0

@@ -7,8 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-import trio
-from process_tools import until
+from process_tools import living_tasks, until
 from standing_daemon import StandingDaemon, standing_daemon
 
 import sandd
@@ -74,7 +73,7 @@ async def test_an_exception_in_the_body_comes_out_as_itself(
     async with daemon.controller() as controller:
         worker = await controller.wait_for_daemon("worker-1")
         await worker.run("true")
-        tasks = trio.lowlevel.current_statistics().tasks_living
+        tasks = living_tasks()
         with pytest.raises(type(error)) as caught:  # noqa: PT012 - the block is what is tested
             async with MANAGERS[name](worker, controller, env=dict([marker]), kill_grace=0):
                 if name.endswith("process"):
@@ -88,4 +87,4 @@ async def test_an_exception_in_the_body_comes_out_as_itself(
         assert marker.processes() == []
         assert controller.statistics().jobs == 0
         assert (await worker.run("echo well")).stdout == "well\n"
-        await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
+        await until(lambda: living_tasks() == tasks)

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from peers_with_credentials import guarded, operator_token
-from process_tools import until
+from process_tools import living_tasks, until
 from scripted import control, drain
 
 import sandd
@@ -83,12 +83,12 @@ async def test_a_question_outlives_a_cut() -> None:
 async def test_a_question_that_is_taken_back_is_no_harm() -> None:
     """Nothing is left of it, and the next one is answered."""
     async with world() as (_, remote):
-        tasks = trio.lowlevel.current_statistics().tasks_living
+        tasks = living_tasks()
         with trio.move_on_after(0) as scope:
             await remote.fetch_statistics()
         assert scope.cancelled_caught
         assert (await remote.fetch_statistics()).operators == 1
-        await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
+        await until(lambda: living_tasks() == tasks)
 
 
 class SilentLink(JobLink):

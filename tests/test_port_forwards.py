@@ -14,7 +14,7 @@ import trio
 from cancelling import cancel_at_each_await
 from daemons import open_daemon
 from peers import echo, free_port, hash_all, listening, receive_all, receive_exactly, reset, serving
-from process_tools import until
+from process_tools import living_tasks, until
 from proxied_world import CoreWorld, core_world
 
 import sandd
@@ -501,12 +501,12 @@ async def test_cancelled_at_every_await_nothing_is_left(way: str) -> None:
 
         async def check() -> None:
             await no_jobs(world)
-            await until(lambda: trio.lowlevel.current_statistics().tasks_living == tasks)
+            await until(lambda: living_tasks() == tasks)
             assert world.controller.statistics().jobs == 0
 
         await call()
         await no_jobs(world)
-        tasks = trio.lowlevel.current_statistics().tasks_living
+        tasks = living_tasks()
         assert await cancel_at_each_await(call, check) > 5
 
 

@@ -177,7 +177,7 @@ async def test_input_and_its_end_survive_a_cut_between_them(daemon: StandingDaem
 
 async def test_both_directions_full_and_then_cut_is_no_deadlock(daemon: StandingDaemon) -> None:
     """A filter stuck on its output, and so on its input, goes on over the next connection, to the last byte."""
-    data = b"".join(b"%09d\n" % number for number in range(600_000))
+    data = b"".join(b"%09d\n" % number for number in range(1_200_000))
     async with world(daemon) as it, it.worker.open_process(["cat"]) as process:
         sent = 0
 
