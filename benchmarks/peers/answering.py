@@ -79,8 +79,8 @@ def _say(message: object) -> None:
 
 @contextlib.contextmanager
 def open_program(module: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A program of this package, and the first line it says; it ends at the end of its stdin."""
-    command = [sys.executable, "-P", "-m", f"benchmarks.peers.{module}", *arguments]
+    """A program of `benchmarks`, and the first line it says; it ends at the end of its stdin."""
+    command = [sys.executable, "-P", "-m", f"benchmarks.{module}", *arguments]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -133,7 +133,7 @@ async def main() -> None:
             asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(directory / key))
         user = asyncssh.read_private_key(str(directory / "user"))
         user.write_public_key(str(directory / "authorized"))
-        with open_program("asyncssh_server", name) as (_, port):
+        with open_program("peers.asyncssh_server", name) as (_, port):
             async with asyncssh.connect(
                 "127.0.0.1", int(port), known_hosts=None, client_keys=[user], config=None
             ) as connection:

@@ -81,10 +81,13 @@ def _open(name: str, stack: ExitStack) -> Contestant:
 
 
 @contextmanager
-def open_crowds(daemons: int, *names: str) -> Iterator[list[Contestant]]:
-    """Those of them that can be had, each with so many daemons, which dial when it is asked to `connect`."""
+def open_crowds(daemons: int, *names: str, bare: bool = False) -> Iterator[list[Contestant]]:
+    """Those of them that can be had, each with so many daemons, which dial when it is asked to `connect`.
+
+    Ours that are `bare` do as little as the others': they only say what a daemon says that has nothing to do.
+    """
     commands = {
-        OURS: ["ours_many", str(daemons)],
+        OURS: ["ours_many", str(daemons), *(["--bare"] if bare else [])],
         ORIGINAL: ["original", "--daemons", str(daemons)],
         STOCK: ["stock", str(daemons), str(STOCK_HEARTBEAT)],
     }

@@ -37,7 +37,9 @@ class Original:
         self._hosts = []
         for first, count in share_out(daemons, HOSTS):
             options = ["--prefix", f"daemon-{first}-", *(["--at-once"] if at_once else [])]
-            host, _ = stack.enter_context(open_program("stand_in", str(port), str(count), *options))
+            host, _ = stack.enter_context(
+                open_program("peers.stand_in", str(port), str(count), *options)
+            )
             self._hosts.append(host)
         self._loaded = threading.Event()
         self._load: threading.Thread | None = None

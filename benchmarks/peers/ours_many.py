@@ -1,6 +1,6 @@
-"""Our driver for many daemons: a controller in this process, `cores` in others.
+"""Our driver for many daemons: a controller in this process, `cores` in others, or bare daemons (`bare_daemons`).
 
-A program of its own, ``python -m benchmarks.peers.ours_many DAEMONS``.
+A program of its own, ``python -m benchmarks.peers.ours_many DAEMONS [--bare]``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HANDSHAKES_PER_SECOND = 100_000
 """No limit: the peers have none."""
+TOKEN = "token of many"
 CONNECT_SECONDS = 120.0
 
 
@@ -77,19 +78,21 @@ class Many:
 
 async def main() -> None:
     """Answer until stdin ends."""
-    daemons = int(sys.argv[1])
+    daemons, bare = int(sys.argv[1]), "--bare" in sys.argv
     async with sandd.open_controller(
-        port=0, max_handshakes_per_second=HANDSHAKES_PER_SECOND
+        port=0, token=TOKEN if bare else None, max_handshakes_per_second=HANDSHAKES_PER_SECOND
     ) as controller:
         stack = ExitStack()
         try:
             hosts = [
                 stack.enter_context(
-                    open_program(
-                        "cores", controller.url, str(count), "--prefix", f"daemon-{first}-"
-                    )
+                    open_program("bare_daemons", controller.url, TOKEN, str(count), prefix)
+                    if bare
+                    else open_program("peers.cores", controller.url, str(count), "--prefix", prefix)
                 )[0]
-                for first, count in share_out(daemons, HOSTS)
+                for prefix, count in (
+                    (f"daemon-{first}-", count) for first, count in share_out(daemons, HOSTS)
+                )
             ]
             await answer_each(Many(controller, daemons, hosts).works, trio.to_thread.run_sync)
         finally:

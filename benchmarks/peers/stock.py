@@ -84,7 +84,7 @@ async def main() -> None:
         with ExitStack() as stack:
             for first, count in share_out(daemons, HOSTS):
                 options = ["--prefix", f"daemon-{first}-", "--heartbeat", heartbeat]
-                program = open_program("stand_in", str(port), str(count), *options)
+                program = open_program("peers.stand_in", str(port), str(count), *options)
                 stock.hosts.append(stack.enter_context(program)[0])
             await answer_each(stock.works, trio.to_thread.run_sync)
         nursery.cancel_scope.cancel()

@@ -28,7 +28,7 @@ def measure(quick: bool) -> list[Figure]:
     cpu: dict[str, list[float]] = {}
     for name in (who.OURS, who.ORIGINAL, who.STOCK):
         # One after the other: all of them beside each other wouldn't be idle.
-        with who.open_crowds(daemons, name) as present:
+        with who.open_crowds(daemons, name, bare=True) as present:
             for each in present:
                 before = each.ask("memory").value
                 arrival[name] = [each.ask("connect").value]
