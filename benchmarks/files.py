@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from benchmarks.report import Unit
 
 MB = 1_000_000
-LARGE, LARGE_QUICK = 1 << 29, 1 << 27
+LARGE, LARGE_QUICK = 1 << 30, 1 << 27
 SMALL_BYTES = 1024
-SMALL_COUNT, SMALL_COUNT_QUICK = 4_000, 1_000
+SMALL_COUNT, SMALL_COUNT_QUICK = 10_000, 1_000
 ROUNDS, ROUNDS_QUICK = 3, 1
 BULK_TARGET = Target(1 / 0.6, of="ratio")
 """At least 0.6 of the rate of a plain loop over loopback TCP with hash at both ends."""
