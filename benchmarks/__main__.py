@@ -70,12 +70,12 @@ BENCHMARKS = {
         "20 MB of input for wc -c", "subprocess.run(input=...) of the same", bulk.measure_input
     ),
     "file": Benchmark(
-        "one file of 512 MiB, up and down",
+        f"one file of {files.LARGE >> 30} GiB, up and down",
         "a file from another process through loopback TCP to a file, hashed at both ends, never synced",
         files.measure_large,
     ),
     "files": Benchmark(
-        "4,000 files of 1 KiB, up and down",
+        f"{files.SMALL_COUNT:,} files of 1 KiB, up and down",
         "a loop here that makes each under another name, hashes it and renames it, never synced",
         files.measure_small,
     ),
