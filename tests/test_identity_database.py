@@ -14,6 +14,7 @@ import attrs
 import pytest
 
 from sandd import ConfigurationError
+from sandd._core.identity import database as database_module
 from sandd._core.identity.database import (
     DATABASE_FILE,
     FORGOTTEN_SECONDS,
@@ -178,6 +179,29 @@ def test_two_programs_make_it_at_once(tmp_path: Path) -> None:
         thread.join()
     assert len(made) == 4
     assert len(set(made)) == 1
+
+
+def test_who_comes_while_another_makes_it_waits(tmp_path: Path) -> None:
+    """SQLite itself doesn't, where the file's way to be written is still to be settled: that tells at once."""
+    other = sqlite3.connect(tmp_path / DATABASE_FILE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    end = threading.Timer(0.2, other.execute, ["COMMIT"])
+    end.start()
+    with contextlib.closing(open_database(tmp_path)) as database:
+        assert database.controller_id
+    end.join()
+    other.close()
+
+
+def test_who_holds_it_for_ever_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said what can't be used, and why."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.1)
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_FILE)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConfigurationError, match="locked"):
+            open_database(tmp_path)
 
 
 def test_another_programs_changes_are_noticed(database: IdentityDatabase, tmp_path: Path) -> None:

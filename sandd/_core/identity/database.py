@@ -12,6 +12,7 @@ import os
 import secrets
 import sqlite3
 import sys
+import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,8 @@ KEY_FILE: Final = "master.key"
 MASTER_KEY_BYTES: Final = 32
 BUSY_SECONDS: Final = 5.0
 """How long one program waits for another's transaction; each takes milliseconds."""
+BUSY_LOOK_SECONDS: Final = 0.01
+"""Between two looks, where SQLite doesn't wait by itself."""
 FORGOTTEN_SECONDS: Final = 30 * 86400.0
 """How long what is over stays in lists."""
 MAX_DAEMONS: Final = 1_000_000
@@ -382,7 +385,7 @@ def open_database(directory: Path) -> IdentityDatabase:
             path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection)
         database = IdentityDatabase(connection, path, b"")
         with database._changing():
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -405,6 +408,24 @@ def open_database(directory: Path) -> IdentityDatabase:
         if connection is not None:
             connection.close()
         raise
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Have it use a log of its changes.
+
+    Who finds that another makes the file is told at once that it is locked, whatever time-out SQLite was given: it fears
+    that two wait for each other.
+    """
+    patience = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= patience:
+                raise
+        time.sleep(BUSY_LOOK_SECONDS)
 
 
 def _create(connection: sqlite3.Connection) -> None:
