@@ -413,8 +413,8 @@ def open_database(directory: Path) -> IdentityDatabase:
 def _write_ahead(connection: sqlite3.Connection) -> None:
     """Have it use a log of its changes.
 
-    Who finds that another makes the file is told at once that it is locked, whatever time-out SQLite was given: it fears
-    that two wait for each other.
+    Who finds that another makes the file is told at once that it is locked, whatever time-out SQLite was given: as two
+    might wait for each other.
     """
     patience = time.monotonic() + BUSY_SECONDS
     while True:
