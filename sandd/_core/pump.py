@@ -219,9 +219,8 @@ class Pump:
                 try:
                     await self._guarded(self._read)
                 finally:
-                    self._is_over = (
-                        True  # nobody starts a writer in a nursery that is about to close
-                    )
+                    # Nobody starts a writer in a nursery that is about to close.
+                    self._is_over = True
                 self._stop()
         finally:
             self._tell_idle()
