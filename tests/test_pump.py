@@ -304,6 +304,25 @@ async def test_what_comes_while_the_writer_finds_nothing_is_sent(
         assert bench.numbers == [2]
 
 
+async def test_what_comes_of_a_look_that_found_nothing_outlives_the_writer(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """A writer that has been told to end, in this very turn, doesn't take the word of it for its own end."""
+    async with opened() as bench:
+        bench.connection.takes_at_once = False
+        bench.schedule(1)
+        await trio.testing.wait_all_tasks_blocked()
+        bench.connection.takes_at_once = True
+        mock_clock.jump(CROWD_SECONDS)
+        assert bench.pump._writer is not None
+        bench.pump._writer.rest()
+        bench.pump._writer.rest()
+        bench.pump._after_pull = lambda: bench.schedule(2) if 2 not in bench.numbers_given else None
+        bench.pump.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.numbers == [1, 2]
+
+
 async def test_a_blocked_socket_holds_back_and_loses_nothing() -> None:
     """What is scheduled meanwhile follows in order."""
     async with opened() as bench:
@@ -387,6 +406,24 @@ async def test_drained_means_handed_to_the_socket() -> None:
             bench.connection.unblock()
         with trio.fail_after(1):
             await bench.pump.drained()
+
+
+async def test_what_a_look_has_brought_is_not_drained_before_it_is_sent(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """The look found nothing itself, and the writer's task is made for what it brought."""
+    async with opened() as bench:
+        mock_clock.jump(CROWD_SECONDS)
+        bench.pump._after_pull = lambda: bench.schedule(2) if 2 not in bench.numbers_given else None
+        bench.connection.block()
+        bench.pump.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.pump.drained)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 1
+            bench.connection.unblock()
+        assert bench.numbers == [2]
 
 
 @pytest.mark.parametrize("moment", ["before", "during", "parked"])

@@ -152,12 +152,14 @@ class Pump:
             self._parked = False
             message = self._next_message()
             if message is None:
-                self._parked = True
-                return
-            self._crowd_until = now + CROWD_SECONDS
-            if not self._connection.send_message_nowait(message):
+                if not self._scheduler.pending:  # else the pull itself has brought something
+                    self._parked = True
+                    return
+            elif not self._connection.send_message_nowait(message):
+                self._crowd_until = now + CROWD_SECONDS
                 self._ready = message
             else:
+                self._crowd_until = now + CROWD_SECONDS
                 size = len(message)
                 self.bytes_sent += size
                 self._meter.sent += size
