@@ -457,3 +457,32 @@ def test_the_private_names_of_trio_are_there(presented: ServerTls) -> None:
     assert stream._delayed_outgoing is None
     assert not stream._inner_send_lock.locked()
     assert connection_module.BUNDLE_HEADER == b"sandd-ca"
+
+
+async def test_another_task_may_close_what_its_owner_reads(presented: ServerTls) -> None:
+    """The goodbye is said: two tasks never read one stream of TLS, whichever of them comes first."""
+    open_now: list[Connection] = []
+
+    async def read(connection: Connection) -> None:
+        open_now.append(connection)
+        await connection.send_message(b"hello")
+        await connection.receive_message()
+
+    async def dial_and_wait(address: ListenAddress) -> None:
+        async with dial(address) as connection:
+            assert await connection.receive_message() == b"hello"
+            with pytest.raises(ConnectionLost, match="code 1008"):
+                await connection.receive_message()
+
+    with trio.fail_after(30):
+        async with (
+            serving(read, tls=lambda: presented, until_admitted=True) as address,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(8):
+                nursery.start_soon(dial_and_wait, address)
+            while len(open_now) < 8:
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for connection in open_now:
+                nursery.start_soon(connection.aclose, 1008)

@@ -666,6 +666,8 @@ class _WatchedStream(trio.abc.Stream):
         self._stream = stream
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        while self._connection._reading is not None:  # its owner, who has been told to stop
+            await trio.lowlevel.checkpoint()
         left, self._connection._replay = self._connection._replay, None
         while left is None:
             left = await self.read_turn(max_bytes)
