@@ -174,6 +174,17 @@ def test_a_peer_that_takes_no_byte_is_dead() -> None:
     assert "took no byte for 20 s" in liveness.reason
 
 
+def test_a_peer_that_takes_more_of_a_message_is_alive() -> None:
+    """Its word comes behind that. That a write has begun says nothing, nor does one that is over."""
+    liveness = Liveness(0.0, heartbeat=20.0, dead_after=45.0)
+    assert liveness.check(44.0, 43.0, 43.0) is Verdict.WAIT
+    assert liveness.check(62.0, 62.0, 43.0) is Verdict.WAIT
+    assert liveness.check(87.9, 87.0, 86.0) is not Verdict.DEAD
+    assert liveness.check(88.0, 87.0, 86.0) is Verdict.DEAD
+    over = Liveness(0.0, heartbeat=20.0, dead_after=45.0)
+    assert over.check(45.0, None, 44.0) is Verdict.DEAD
+
+
 def test_our_own_standstill_is_not_held_against_the_peer() -> None:
     """After a suspend of ours the peer has all its time again, for what it says and for what it takes."""
     liveness = Liveness(0.0, heartbeat=20.0, dead_after=45.0)

@@ -42,7 +42,9 @@ class FakeConnection:
     has_unsent: bool = False
     """The kernel left a part of the latest message for later."""
     flushes: int = 0
+    bytes_received: int = 0
     write_pending_since: float | None = None
+    last_write_progress: float = 0.0
     goodbye_seconds: list[float] = field(factory=list)
     """For each `aclose`, how long the peer would have had to answer."""
     unsent_limits: list[int] = field(factory=list)
@@ -120,6 +122,7 @@ class FakeConnection:
         message = await self._outgoing.receive()
         if isinstance(message, Exception):
             raise message
+        self.bytes_received += len(message)
         return message
 
     async def deliver_messages(
@@ -678,6 +681,35 @@ async def test_any_word_keeps_a_link_alive_and_spares_the_ping(
             bench.connection.say(wire.encode_control(0, wire.Pong(1)))
         assert bench.numbers == []
         assert bench.outcome == []
+
+
+async def test_a_part_of_a_message_is_a_word(autojump_clock: trio.testing.MockClock) -> None:
+    """On a line that has become slow a large message takes longer than a dead peer is waited for."""
+    async with opened(heartbeat=10, dead_after=35) as bench:
+        for _ in range(100):
+            await trio.sleep(3)
+            bench.connection.bytes_received += 1000
+        assert (bench.numbers, bench.outcome) == ([], [])
+        await trio.sleep(39)
+        assert "nothing heard" in str(bench.outcome[0])
+
+
+async def test_whoever_takes_a_long_message_is_alive(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its answer to a ping comes behind that; but a message that nobody has begun to take is no sign of life."""
+    async with opened(heartbeat=10, dead_after=35) as bench:
+        for _ in range(30):
+            await trio.sleep(3)
+            now = trio.current_time()
+            bench.connection.write_pending_since = bench.connection.last_write_progress = now
+        assert bench.outcome == []
+        bench.connection.write_pending_since = None
+        await trio.sleep(30)
+        bench.connection.write_pending_since = trio.current_time()
+        assert bench.outcome == []
+        await trio.sleep(9)
+        assert "nothing heard" in str(bench.outcome[0])
 
 
 async def test_the_side_that_only_answers_never_pings(

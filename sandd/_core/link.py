@@ -9,6 +9,7 @@ Clocks are monotonic and come in as arguments; only durations cross the wire.
 from __future__ import annotations
 
 import enum
+import math
 import random
 import re
 from typing import TYPE_CHECKING, Final
@@ -156,7 +157,7 @@ class Liveness:
         self.last_received = self.last_ping = self.writes_from = self.now
 
     def received(self, now: float) -> None:
-        """Anything at all came in."""
+        """Anything at all came in, be it a part of a message."""
         self.last_received = now
 
     def lagged(self, seconds: float) -> None:
@@ -165,8 +166,19 @@ class Liveness:
         self.last_ping += seconds
         self.writes_from = None
 
-    def check(self, now: float, write_pending_since: float | None) -> Verdict:
-        """What to do now."""
+    def check(
+        self, now: float, write_pending_since: float | None, write_progress: float = -math.inf
+    ) -> Verdict:
+        """What to do now.
+
+        Args:
+            now: the time.
+            write_pending_since: when the write that is under way last got on, or began; None: none is.
+            write_progress: when a write last got on.
+        """
+        if write_pending_since is not None and write_pending_since == write_progress:
+            # Somebody takes a message that is too long for the line: its answer will be behind that.
+            self.last_received = max(self.last_received, write_progress)
         if now - self.last_received >= self.dead_after:
             self.reason = f"nothing heard for {now - self.last_received:.0f} s"
             return Verdict.DEAD

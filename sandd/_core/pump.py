@@ -64,7 +64,16 @@ class Pump:
     # With a dict each link would take a KiB more.
     __slots__ = (
         *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason", "_connection"),
-        *("_crowd_until", "_frames", "_given_up", "_idle", "_is_over", "_liveness", "_may_answer"),
+        *(
+            "_crowd_until",
+            "_frames",
+            "_given_up",
+            "_heard",
+            "_idle",
+            "_is_over",
+            "_liveness",
+            "_may_answer",
+        ),
         *("_meter", "_now", "_nursery", "_on_frame", "_outcome", "_own_lag", "_pace", "_parked"),
         *("_ping_number", "_pongs", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
         *("bytes_received", "bytes_sent", "goodbye", "interval"),
@@ -95,6 +104,8 @@ class Pump:
         self._now = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, which looks for the clock anew each time."""
         self._liveness = Liveness(self._now(), heartbeat, dead_after)
+        self._heard = connection.bytes_received
+        """So many bytes had come when it was last looked for a sign of life."""
         self._own_lag = self._liveness.own_lag
         self.interval = self._liveness.interval
         """Seconds between two looks of the `LinkWatch`."""
@@ -271,7 +282,6 @@ class Pump:
             self._end(error)
 
     def _take_message(self, message: bytes) -> bool:
-        self._liveness.received(self._now())
         size = len(message)
         self.bytes_received += size
         self._meter.received += size
@@ -384,13 +394,18 @@ class Pump:
         """For `LinkWatch`: see whether the peer lives, and is to be pinged."""
         if self._is_over:
             return False
+        connection = self._connection
+        if connection.bytes_received != self._heard:
+            self._heard = connection.bytes_received
+            self._liveness.received(now)
         try:
             if self._scheduler.overrun:
                 raise ConnectionLost(UNREAD)
             if late > self._own_lag:
                 self._liveness.lagged(late)
                 return True
-            match self._liveness.check(now, self._connection.write_pending_since):
+            pending, progress = connection.write_pending_since, connection.last_write_progress
+            match self._liveness.check(now, pending, progress):
                 case Verdict.DEAD:
                     self._given_up = True
                     raise ConnectionLost(f"the peer is dead: {self._liveness.reason}")

@@ -168,6 +168,11 @@ class Connection:
             self.on_admitted = None
 
     @property
+    def bytes_received(self) -> int:
+        """So many have come so far, whether they make a message or not: whoever sends them is there."""
+        return self._meter.bytes_received
+
+    @property
     def last_write_progress(self) -> float:
         """When the kernel last took bytes of ours (seconds of `trio.current_time`)."""
         return self._meter.last_write_progress

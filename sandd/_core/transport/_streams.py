@@ -81,6 +81,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         self._is_drained = True  # the latest read took all there was
         self._sending = False
         self._unsent = b""  # what the kernel left of a `send_nowait`; goes before everything else
+        self.bytes_received = 0
         self.last_write_progress = self._now()
         """When a write last got on (seconds of `trio.current_time`)."""
         self.write_pending_since: float | None = None
@@ -196,7 +197,9 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """
         if max_bytes is not None or os.name == "nt":  # (Windows: no read(2) on sockets)
             size = RECEIVE_BYTES if max_bytes is None else max_bytes
-            return bytes(await self._tcp.receive_some(size))
+            data = bytes(await self._tcp.receive_some(size))
+            self.bytes_received += len(data)
+            return data
         size = self._receive_bytes
         if self._descriptor == -1:
             raise trio.ClosedResourceError("this stream was closed")
@@ -215,6 +218,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
                     raise trio.ClosedResourceError("this stream was closed") from None
                 raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
         count = len(data)
+        self.bytes_received += count
         self._is_drained = count < size
         if not self._is_drained:
             self._receive_bytes = min(4 * size, RECEIVE_BYTES)
