@@ -476,6 +476,17 @@ async def test_a_message_of_many_frames_is_taken_in_turns() -> None:
         assert bench.turns == [*range(FRAMES_PER_TURN, count, FRAMES_PER_TURN), count, count + 1]
 
 
+async def test_many_messages_are_taken_in_turns() -> None:
+    """Others run after as many frames, be they those of one message or of several that came at once."""
+    each = FRAMES_PER_TURN - 1
+    async with opened() as bench:
+        for _ in range(3):
+            bench.connection.say(*[wire.encode_data(1, Stream.OUTPUT, 0, b"")] * each)
+        await trio.testing.wait_all_tasks_blocked()
+        expected = [each, each + 1, 2 * each, 2 * each + 2, 3 * each]
+        assert bench.turns == expected
+
+
 async def test_a_bad_frame_among_many_ends_the_link() -> None:
     """Though it is met in a later turn than the message came in."""
     data = wire.encode_data(1, Stream.OUTPUT, 0, b"")

@@ -35,8 +35,8 @@ CROWD_SECONDS = 0.0002
 """After a message that was sent at once, how long the next ones wait for the writer's turn: about as long
 as sending one takes."""
 FRAMES_PER_TURN = 128
-"""Frames taken before other tasks run. Ours are mostly fewer in a message; but 2 MiB hold 80,000 pings,
-two seconds of work (m)."""
+"""Frames taken before other tasks run, of however many messages. Ours are mostly fewer; but one read may bring 512
+messages, and one message 80,000 pings, two seconds of work (m)."""
 _NONE: Iterator[wire.Frame] = iter(())
 UNREAD = "the peer does not read: too many control messages wait for it"
 HANDSHAKE_SECONDS = 10.0
@@ -63,19 +63,11 @@ class Pump:
 
     # With a dict each link would take a KiB more.
     __slots__ = (
-        *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason", "_connection"),
-        *(
-            "_crowd_until",
-            "_frames",
-            "_given_up",
-            "_heard",
-            "_idle",
-            "_is_over",
-            "_liveness",
-            "_may_answer",
-        ),
-        *("_meter", "_now", "_nursery", "_on_frame", "_outcome", "_own_lag", "_pace", "_parked"),
-        *("_ping_number", "_pongs", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
+        *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason"),
+        *("_connection", "_crowd_until", "_frames", "_frames_left", "_given_up", "_heard"),
+        *("_idle", "_is_over", "_liveness", "_may_answer", "_meter", "_now", "_nursery"),
+        *("_on_frame", "_outcome", "_own_lag", "_pace", "_parked", "_ping_number", "_pongs"),
+        *("_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
         *("bytes_received", "bytes_sent", "goodbye", "interval"),
     )
 
@@ -130,6 +122,8 @@ class Pump:
         """Nothing more will be sent."""
         self._frames: Iterator[wire.Frame] = _NONE
         """Those of the latest message that have not been taken yet."""
+        self._frames_left = FRAMES_PER_TURN
+        """So many more are taken before other tasks run."""
         self._unanswered: int | None = None
         """The number of the latest ping, if that has not been answered."""
         self._given_up = False
@@ -289,8 +283,8 @@ class Pump:
         return self._take_frames()
 
     def _take_frames(self) -> bool:
-        """Some frames of the message; whether these were all."""
-        left = FRAMES_PER_TURN
+        """Some frames of the message; whether these were all, and others have not waited for long enough."""
+        left = self._frames_left
         try:
             for frame in self._frames:
                 if frame.channel == 0 and frame.type is wire.FrameType.CONTROL:
@@ -303,6 +297,7 @@ class Pump:
             self._frames = _NONE
             return True
         finally:
+            self._frames_left = left or FRAMES_PER_TURN
             if self._unanswered is not None and self._may_answer():
                 self.answer()
             self._after_message()  # what came before a farewell or a bad frame counts
