@@ -17,7 +17,7 @@ from attrs import frozen
 from sandd._core.processes import Child, ExitStatus, ProcessHost, SpawnRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and subreapers")
@@ -169,13 +169,25 @@ async def until(is_so: Callable[[], object], *, within: float = PATIENCE) -> Non
 
 def living_tasks() -> int:
     """How many tasks there are but writers of links, which come and go with what there is to send."""
+    return sum(not _is_writer(task) for task in _all_tasks())
+
+
+def link_writers() -> int:
+    """How many tasks send for links. When the watch has looked twice after the last word, there are none."""
+    return sum(map(_is_writer, _all_tasks()))
+
+
+def _is_writer(task: trio.lowlevel.Task) -> bool:
+    return task.name.endswith("Pump._guarded")
+
+
+def _all_tasks() -> Iterator[trio.lowlevel.Task]:
     root = trio.lowlevel.current_root_task()
-    found, unseen = 0, [] if root is None else [root]
+    unseen = [] if root is None else [root]
     while unseen:
         task = unseen.pop()
-        found += not task.name.endswith("Pump._guarded")
+        yield task
         unseen += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return found
 
 
 def until_sync(is_so: Callable[[], object], *, within: float = PATIENCE) -> None:

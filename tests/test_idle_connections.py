@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from process_tools import link_writers, living_tasks, until
 
 import sandd
+from sandd.testing import open_daemon_cores, open_fault_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,3 +106,28 @@ async def test_a_heartbeat_takes_few_calls() -> None:
             sys.setprofile(None)
     assert pings > 100
     assert calls / pings < 100
+
+
+async def test_no_writer_outlives_what_there_was_to_send() -> None:
+    """Of links that were busy, were cut and came back: no task is left at either end but those there were before."""
+    count = 10
+    async with (
+        sandd.open_controller(port=0, heartbeat=0.5, dead_after=5.0) as controller,
+        open_fault_proxy(controller.address) as proxy,
+        open_daemon_cores(proxy.url, count, reconnect_max=0.05) as cores,
+    ):
+        await cores.wait_live()
+        workers = [await controller.wait_for_daemon(f"core-{number}") for number in range(count)]
+        await until(lambda: not link_writers())
+        before, most = living_tasks(), 0
+        for is_cut in (False, True, False):
+            if is_cut:
+                proxy.cut()
+            async with trio.open_nursery() as nursery:
+                for worker in workers:
+                    for _ in range(5):
+                        nursery.start_soon(worker.run, "true")
+            most = max(most, link_writers())
+        assert 0 < most <= 2 * count
+        await until(lambda: not link_writers())
+        await until(lambda: living_tasks() == before)
