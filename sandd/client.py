@@ -601,7 +601,8 @@ class Client:
             remote_path: of the file, its name included. Its directory must be there.
             data: bytes are the content. A text or a path object is the path of a file here; the content
                 of a text is ``text.encode()``.
-            timeout: seconds for all of it; None: no limit.
+            timeout: seconds for all of it; None: no limit. Where the daemon doesn't answer the call goes on for
+                as long again, a second at least and ten at most, in the hope of its word that it has stopped.
             progress: for a copy: called with the bytes done and those in all, in the client's thread,
                 which it must not block.
 
@@ -673,8 +674,8 @@ class Client:
             daemon_id: of a daemon that is online or away; while it is away this waits.
             local: a file or a directory.
             remote: what the copy is to be, its name included.
-            timeout: seconds for all of it; None: no limit. Beyond that it is cancelled, and raises a
-                TransferError that is a TimeoutError.
+            timeout: as for `upload_file`. Beyond that it is cancelled, and raises a TransferError that is a
+                TimeoutError.
             options: as for `Daemon.upload`: `progress` (called in the client's thread, which it must not
                 block), `update`, `include`, `exclude`.
 

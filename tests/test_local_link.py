@@ -12,7 +12,7 @@ from sandd import wire
 from sandd._core.client_job import AttachState
 from sandd._core.directory import Directory
 from sandd._core.held_job import attached, started
-from sandd._core.job_link import LATE_SECONDS, LEAVE_MARGIN, JobHandle
+from sandd._core.job_link import LATE_SECONDS, LEAST_MARGIN, LEAVE_MARGIN, JobHandle
 from sandd._core.local_link import LocalLink
 from sandd._core.process_handle import Process
 from sandd._core.router import Router
@@ -226,7 +226,7 @@ def test_an_id_of_ones_own_is_free_again_in_order(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["request", "attach", "close"])
-def test_who_could_tell_the_difference_brings_farewells_along(world: World, how: str) -> None:
+async def test_who_could_tell_the_difference_brings_farewells_along(world: World, how: str) -> None:
     """A request that lists jobs, an attach to one, and the end of the link itself."""
     handle, channel = world.start()
     world.end(channel)
@@ -243,7 +243,7 @@ def test_who_could_tell_the_difference_brings_farewells_along(world: World, how:
     assert handle.job.id in world.ends
 
 
-def test_a_request_comes_behind_the_farewells_before_it(world: World) -> None:
+async def test_a_request_comes_behind_the_farewells_before_it(world: World) -> None:
     """However many: what was left is not there any more for who asks what there is."""
     started = [world.start() for _ in range(300)]
     for handle, channel in started:
@@ -412,6 +412,20 @@ async def test_leaving_twice_waits_once(
     assert trio.current_time() == 1.0 + LEAVE_MARGIN
     await handle.leave(1.0)
     assert trio.current_time() == 1.0 + LEAVE_MARGIN
+
+
+@pytest.mark.parametrize(
+    ("lasted", "waited"), [(0.1, LEAST_MARGIN), (3.0, 3.0), (99.0, LEAVE_MARGIN)]
+)
+async def test_a_request_is_waited_for_as_long_as_it_lasted(
+    world: World, autojump_clock: trio.testing.MockClock, lasted: float, waited: float
+) -> None:
+    """Who gave it a tenth of a second isn't kept for ten more by a daemon that stands still."""
+    handle, _ = world.start(wire.DownloadSpec(b"/file"))
+    await trio.sleep(lasted)
+    await handle.leave(0.0)
+    assert trio.current_time() == pytest.approx(lasted + waited)
+    assert handle.closed
 
 
 async def test_leaving_waits_for_no_tap_of_a_daemon_that_is_away(world: World) -> None:

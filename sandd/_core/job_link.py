@@ -47,6 +47,9 @@ log = get_logger("client")
 
 LEAVE_MARGIN: Final = 10.0
 """Seconds beyond its kill grace that leaving a job waits for the daemon to say the tree is gone."""
+LEAST_MARGIN: Final = 1.0
+"""The same of a request, which has no tree, and was over sooner: the wait for a daemon that stands still is no longer
+than the request lasted. What is said next comes behind its end all the same."""
 FLUSH_SECONDS: Final = 10.0
 """How long leaving a job that goes on waits until what was sent to it has arrived."""
 LATE_SECONDS: Final = 0.02
@@ -70,11 +73,14 @@ class JobHandle:
         kill_grace: float,
         *,
         is_new: bool = True,
+        asked_at: float | None = None,
     ) -> None:
         self.link = link
         self.job = job
         self.is_new = is_new
         """We have started it; else it was there before us."""
+        self._asked_at = asked_at
+        """Of a request: when it was made, by trio's clock."""
         self.is_held = False
         """Its block was entered: somebody knows of it, and leaves it as its state has it."""
         self.kill_grace = kill_grace
@@ -188,8 +194,8 @@ class JobHandle:
 
         Whoever taps it sees all it says to that; nobody reads it any more.
 
-        Shielded, and bounded by the kill grace and a margin. Ctrl-C, which no shield keeps off, saves
-        the wait and nothing else.
+        Shielded, and bounded by the kill grace and a margin, of a request that was just made a small one. Ctrl-C, which
+        no shield keeps off, saves the wait and nothing else.
         """
         job = self.job
         try:
@@ -199,7 +205,10 @@ class JobHandle:
                 for stream in self._taps:
                     self.sink(stream, lambda _: None)
                 self.link.flush()
-                deadline = trio.current_time() + grace + LEAVE_MARGIN
+                now, margin = trio.current_time(), LEAVE_MARGIN
+                if self._asked_at is not None:
+                    margin = min(margin, max(LEAST_MARGIN, now - self._asked_at))
+                deadline = now + grace + margin
                 with trio.CancelScope(shield=True, deadline=deadline):
                     await self.until(lambda: self._is_seen_off or job.state is AttachState.WAITING)
         finally:
@@ -350,9 +359,11 @@ class JobLink(ABC):
         """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
+        asked_at = None
         if isinstance(spec, wire.Request):
             # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
             self.flush(late=True)
+            asked_at = trio.current_time()
         capacity = None
         if input_data is None:
             capacity = spec.window if isinstance(spec, wire.Request) else INPUT_CAPACITY
@@ -369,7 +380,9 @@ class JobLink(ABC):
             if span is not None:
                 span.failed(error)
             raise
-        handle = self._handles[job] = JobHandle(self, job, sinks or {}, spec.kill_grace)
+        handle = self._handles[job] = JobHandle(
+            self, job, sinks or {}, spec.kill_grace, asked_at=asked_at
+        )
         if span is not None:
             span.opened(job.id)
             handle.span = span
