@@ -100,9 +100,6 @@ async def test_a_connection_carries_both_ways() -> None:
 async def test_a_stream_passes_trios_own_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that trio wants of a stream whose directions end one by one."""
     monkeypatch.setattr(wire.ConnectSpec, "window", wire.ACK_EVERY_BYTES)  # soon full
-    monkeypatch.setattr(
-        wire.ConnectSpec, "kill_grace", 0.3
-    )  # a peer that goes on talking is heard so long
     monkeypatch.setattr(sockets, "DRAIN_SECONDS", 0.2)
     async with core_world(90) as world, listening() as (listener, port):
         for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # those who connect have them, too
@@ -327,6 +324,32 @@ async def test_closing_delivers_to_a_peer_that_has_said_all() -> None:
         await ours.aclose()
         assert await receive_all(theirs) == b"said"
         await theirs.aclose()
+        await no_jobs(world)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others don't tell what a peer has taken")
+async def test_closing_soon_ends_a_peer_that_goes_on_talking() -> None:
+    """As a socket that is closed does; but not before all that was sent has been taken."""
+    async with core_world() as world, joined(world) as (ours, theirs):
+        data = random.Random(4).randbytes(900_000)
+        ended: list[float] = []
+
+        async def talk() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while True:
+                    await theirs.send_all(b"on and on")
+                    await trio.sleep(0.01)
+            ended.append(trio.current_time())
+
+        await ours.send_all(data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            nursery.start_soon(ours.aclose)
+            await trio.sleep(sockets.DRAIN_SECONDS + 0.5)
+            assert not ended, "the system holds what the peer has not taken"
+            assert await receive_exactly(theirs, len(data)) == data
+            taken = trio.current_time()
+        assert ended[0] - taken < wire.ConnectSpec.kill_grace / 2
         await no_jobs(world)
 
 

@@ -190,7 +190,13 @@ async def _carry(doing: Doing, stream: trio.SocketStream) -> None:
     with stream.socket as socket:
         try:
             doing.started()
-            await sockets.carry(socket, read=doing.read, write=doing.write, finish=doing.finish)
+            await sockets.carry(
+                socket,
+                read=doing.read,
+                write=doing.write,
+                finish=doing.finish,
+                left=lambda: doing.until(lambda: doing.is_ending),
+            )
         except BaseException:
             sockets.reset_at_close(socket)
             raise

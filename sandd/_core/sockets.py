@@ -38,7 +38,10 @@ SHORT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, e
 SHORT_SECONDS: Final = 0.1
 """Before the next try; as trio's own `serve_listeners`."""
 DRAIN_SECONDS: Final = 1.0
-"""After sending has found the connection broken: for what came before, which may have nobody who takes it."""
+"""After sending has found the connection broken: for what came before, which may have nobody who takes it. And for a
+peer to read what it has, and go by itself, where nobody hears it any more."""
+TAKEN_SECONDS: Final = 0.02
+"""Until it is first looked again whether a peer has taken all that was sent; then each time twice as long."""
 SOCKET_MODE: Final = 0o600
 """Of a Unix socket that we make: what is at its other end is reached with our rights."""
 HAS_UNIX_SOCKETS: Final = sys.platform != "win32"
@@ -167,6 +170,7 @@ async def carry(
     read: Callable[[], Awaitable[bytes]],
     write: Callable[[bytes], Awaitable[None]],
     finish: Callable[[], Awaitable[None]],
+    left: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> None:
     """Carry bytes both ways until both directions have ended; the caller closes the socket.
 
@@ -177,6 +181,8 @@ async def carry(
         read: what is to be sent to it; b"" at the end, which ends that direction alone.
         write: takes what came from it.
         finish: called at the end of that; not if the connection broke, for then it is no end.
+        left: returns once nobody hears the peer any more. When it has taken all that was sent, and its end, it has a
+            second to go by itself; then receiving ends, as closing a socket ends it for a peer that goes on talking.
 
     Raises:
         OSError: the connection broke.
@@ -186,7 +192,7 @@ async def carry(
     _let_it_fill(socket)
     failures: list[Exception] = []
     refusals: list[Exception] = []
-    receiving = trio.CancelScope()
+    receiving, heard = trio.CancelScope(), trio.CancelScope()
 
     @trio.lowlevel.enable_ki_protection
     async def send_all() -> None:
@@ -197,6 +203,10 @@ async def carry(
                     while sent < len(view):
                         sent += await socket.send(view[sent:])
             socket.shutdown(stdlib_socket.SHUT_WR)
+            with heard:
+                await left()
+                await _wait_taken(socket)
+                receiving.deadline = trio.current_time() + DRAIN_SECONDS
         except OSError as error:
             # Receiving goes on: what had come before is there, and what follows tells the rest. But the
             # system tells a break once, so an end that is found behind it is not to be believed.
@@ -219,10 +229,24 @@ async def carry(
             refusals.append(error)
         except Exception as error:
             failures.append(error)
+        heard.cancel()
         if failures:
             nursery.cancel_scope.cancel()
     if failures or refusals:
         raise (failures or refusals)[0]
+
+
+async def _wait_taken(socket: SocketType) -> None:
+    """Return when the peer's system has all that was sent, and the end of that. Never where ours doesn't tell."""
+    if sys.platform != "linux":
+        await trio.sleep_forever()
+    import fcntl
+    import termios
+
+    left, pause = bytearray(4), TAKEN_SECONDS
+    while fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, left) or any(left):
+        await trio.sleep(pause)
+        pause *= 2
 
 
 def _let_it_fill(socket: SocketType) -> None:
