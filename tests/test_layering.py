@@ -125,6 +125,7 @@ LAYERS = {
         "sandd._core.processes.process_table",
         "sandd._core.processes.quick_fork",
         "sandd._core.processes.program_search",
+        "sandd._core.processes.readiness",
         "sandd._core.processes.spawner",
         "sandd._core.processes.spawner_messages",
     ],

@@ -17,6 +17,7 @@ if sys.platform == "win32":
 from sandd._core.processes.spawner_messages import (
     HEADER,
     MAX_BODY_BYTES,
+    READ_BYTES,
     Exited,
     Failed,
     Forget,
@@ -59,6 +60,7 @@ MESSAGES: list[Message] = [
     Failed(1, 2, "no such file", "/\udcff"),
     Exited(1, 0, None, True),
     Exited(1, None, 9, False),
+    Exited(1, 0, None, True, (0.5, 4096), "", (4711, ("cpus",))),
     Gone(1, (5, 6)),
 ]
 
@@ -134,6 +136,32 @@ def test_reader_gives_each_message_its_own_descriptors(
             assert not os.get_inheritable(descriptor)
             os.close(descriptor)
     assert reader.receive() is None
+
+
+def test_descriptors_are_those_of_their_message_though_it_comes_in_pieces(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """One longer than a read, whose last piece comes with the beginning of the next, which has its own."""
+    left, right = pair
+    left.setblocking(False)
+    reader = MessageReader(right)
+    long = encode(Failed(1, 2, "x" * 3 * READ_BYTES, None), descriptors=1)
+    with open("/dev/null", "rb") as null, open("/dev/zero", "rb") as zero:
+        rest = memoryview(long)[socket.send_fds(left, [long[:100]], [null.fileno()]) :]
+        assert reader.receive() is None
+        assert left.send(rest) == len(rest)
+        socket.send_fds(left, [encode(Signal(2, 1), descriptors=1)], [zero.fileno()])
+        left.send(encode(Signal(3, 1)))
+        for number, opened in [(1, null), (2, zero), (3, None)]:
+            received = reader.receive()
+            assert received is not None
+            message, descriptors, is_complete = received
+            assert message[0] == number
+            assert is_complete
+            found = [os.fstat(descriptor).st_rdev for descriptor in descriptors]
+            assert found == ([] if opened is None else [os.fstat(opened.fileno()).st_rdev])
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])

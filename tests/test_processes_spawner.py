@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import resource
-import selectors
 import shutil
 import signal
 import socket
@@ -41,6 +40,7 @@ from sandd._core.processes.exit_watch import WaitStatus, peek
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
+    Gone,
     Ready,
     Spawn,
     Started,
@@ -66,7 +66,8 @@ import sandd._core.processes.spawner
 ours = {{
     *("control_groups", "culling", "exit_watch", "job_trees", "launcher", "process_table"),
     *("child_limits", "limit_cells", "limit_groups", "limit_keeper", "quick_fork"),
-    *("exec_lock", "forked_launch", "landlock", "program_search", "spawner", "spawner_messages"),
+    *("exec_lock", "forked_launch", "landlock", "program_search", "readiness", "spawner"),
+    "spawner_messages",
 }}
 for name in sys.modules:
     top, _, rest = name.partition(".")
@@ -250,14 +251,16 @@ def spawner(
     """One that has not been started, in this process, and the daemon's end of its socket."""
     brand = resource.getrlimit(process_table._RLIMIT_LOCKS)  # which it sets for its children
     ours, theirs = socket.socketpair()
-    alarm, ring = socket.socketpair()
+    alarm, ring = os.pipe()
+    os.set_blocking(alarm, False)
     monkeypatch.setattr(spawner_module, "_open_child_alarm", lambda: alarm)
     theirs.setblocking(False)
     one = spawner_module.Spawner(theirs, os.getpid())
-    with ours, theirs, alarm, ring:
+    with ours, theirs:
         yield one, ours
-    one._selector.close()
-    one._watch._epoll.close()  # type: ignore[attr-defined]
+    os.close(alarm)
+    os.close(ring)
+    one._readiness.close()
     one._trees._children.close()  # type: ignore[attr-defined]
     if one._daemon_pidfd is not None:
         os.close(one._daemon_pidfd)
@@ -265,16 +268,18 @@ def spawner(
 
 
 def test_reports_that_a_stopped_daemon_does_not_read_wait(
-    spawner: tuple[spawner_module.Spawner, socket.socket],
+    spawner: tuple[spawner_module.Spawner, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are kept, the spawner does not block, and once there is room it sends the rest."""
     one, daemon = spawner
+    wanted: list[bool] = []
+    monkeypatch.setattr(one._readiness, "want_room", lambda _, is_wanted: wanted.append(is_wanted))
     count = 20_000
     for number in range(count):
         one._say(Exited(number, 0, None, True))
     one._flush()
     assert one._outgoing
-    assert one._selector.get_key(one._link).events == selectors.EVENT_READ | selectors.EVENT_WRITE
+    assert wanted == [True]
     buffer = bytearray()
     seen: list[int] = []
     while one._outgoing or len(seen) < count:
@@ -282,27 +287,30 @@ def test_reports_that_a_stopped_daemon_does_not_read_wait(
         seen += [report.job for report in decode_all(buffer)]  # type: ignore[union-attr]
         one._flush()
     assert seen == list(range(count))
-    assert one._selector.get_key(one._link).events == selectors.EVENT_READ
+    assert wanted == [True, False]
 
 
 def test_who_dies_during_a_look_is_looked_for_in_the_next(
     spawner: tuple[spawner_module.Spawner, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a child without a descriptor, as where there are no pidfds, its SIGCHLD is all that tells."""
+    """Its SIGCHLD is all that tells, and a look takes none that came when it had begun."""
     one, _ = spawner
-    alarm, ring = socket.socketpair()
-    with alarm, ring:
-        alarm.setblocking(False)
-        monkeypatch.setattr(one, "_child_died", alarm)
+    alarm, ring = os.pipe()
+    os.set_blocking(alarm, False)
+    monkeypatch.setattr(one, "_child_died", alarm)
+    looks = [[(4711, WaitStatus(0, None))], []]
 
-        def look() -> list[tuple[int, WaitStatus]]:
-            ring.send(b"\0")  # somebody else dies when the others have been looked at
-            return [(4711, WaitStatus(0, None))]
+    def look() -> list[tuple[int, WaitStatus]]:
+        os.write(ring, b"\0")  # somebody else dies when the others have been looked at
+        return looks.pop(0)
 
-        monkeypatch.setattr(one._watch, "ended", look)
-        ring.send(b"\0")
-        one._look_after_children(True)
-        assert alarm.recv(10) == b"\0"
+    monkeypatch.setattr(one._watch, "ended", look)
+    os.write(ring, b"\0")
+    one._hear_alarm()
+    one._look_after_children(True)
+    assert os.read(alarm, 10)
+    os.close(alarm)
+    os.close(ring)
 
 
 def test_report_to_a_dead_daemon_ends_the_service(
@@ -322,23 +330,24 @@ def test_what_is_over_when_it_has_begun_is_told_in_the_same_turn(
     """Start and end go in one report, though no SIGCHLD has been heard of yet."""
     one, daemon = spawner
     real_launch = limit_keeper.launch
+    pids: list[int] = []
 
     def launch(asked: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> int:
         pid = real_launch(asked, env, descriptors)
         until_sync(lambda: peek(pid) is not None)
+        pids.append(pid)
         return pid
 
     monkeypatch.setattr(limit_keeper, "launch", launch)
     program = (b"/bin/sh", b"-c", b"exit 3")
     asked = Spawn(7, program, {}, b"x", None, None, False, True, False, {})
     with open(os.devnull, "wb") as output:
-        is_over = one._start(asked, [output.fileno()])
-    assert is_over
-    one._child_died.setblocking(False)
-    one._look_after_children(is_over)
-    started, exited = decode_all(bytearray(daemon.recv(1 << 16)))
-    assert started[0] == 7
+        one._start(asked, [output.fileno()])
+    one._look_after_children(True)
+    (exited,) = decode_all(bytearray(daemon.recv(1 << 16)))
     assert exited[:4] == Exited(7, 3, None, True)[:4]
+    assert isinstance(exited, Exited)
+    assert exited.started == (pids[0], ())
 
 
 def test_report_of_a_start_waits_for_more_but_nothing_else_does(
@@ -353,9 +362,9 @@ def test_report_of_a_start_waits_for_more_but_nothing_else_does(
     assert one._seconds_to_next_step(until - 0.0004) == pytest.approx(0.0004)
     one._say_later(Started(2, 4712), spawner_module.START_REPORT_SECONDS)
     one._say(Failed(3, 2, "no such file", None))
-    one._say(Exited(1, 0, None, True))
+    one._say(Gone(1, ()))
     told = decode_all(bytearray(one._outgoing))
-    assert [(type(each), each[0]) for each in told] == [(Failed, 3), (Started, 1), (Exited, 1)]
+    assert [(type(each), each[0]) for each in told] == [(Failed, 3), (Started, 1), (Gone, 1)]
     one._release_starts(until)
     assert [*one._held] == [2]
     one._release_starts(until + 1)
@@ -373,13 +382,14 @@ def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
         monotonic=lambda: next(clock) * 0.6 * spawner_module.START_REPORT_SECONDS
     )
 
-    def start() -> None:
+    def start() -> bool:
         if one._link.recv(1):
             one._say_later(Started(1, 4711), spawner_module.START_REPORT_SECONDS)
         else:
             one._is_linked = False
+        return False
 
-    monkeypatch.setattr(one, "_serve_one_request", start)
+    monkeypatch.setattr(one, "_serve_requests", start)
     monkeypatch.setattr(one, "_cull_everything", lambda: None)
     monkeypatch.setattr(spawner_module, "_become_subreaper", lambda: False)
     monkeypatch.setattr(spawner_module, "time", slow)

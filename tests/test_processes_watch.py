@@ -52,13 +52,6 @@ def ended_within(watch: ExitWatch, count: int) -> dict[int, WaitStatus]:
     return told
 
 
-def close(watch: ExitWatch) -> None:
-    """Let go of the watch's descriptors; the spawner never needs to."""
-    for descriptor in getattr(watch, "_pids", {}):
-        os.close(descriptor)
-    os.close(watch.fileno())
-
-
 def test_each_exit_is_told_once_and_the_zombie_stays(start: Callable[[str], int]) -> None:
     """Codes and signals are right, and whoever owns the child can still wait for it."""
     watch = open_exit_watch()
@@ -69,79 +62,59 @@ def test_each_exit_is_told_once_and_the_zombie_stays(start: Callable[[str], int]
     assert told == {with_code: WaitStatus(7, None), with_signal: WaitStatus(None, signal.SIGKILL)}
     assert watch.ended() == []
     assert os.waitpid(with_code, 0)[1] == 7 << 8
-    close(watch)
-
-
-def test_watch_is_readable_when_it_has_something_to_say(start: Callable[[str], int]) -> None:
-    """Its descriptor fits into any selector."""
-    watch = open_exit_watch()
-    pid = start("exec sleep 1000")
-    watch.add(pid)
-    assert select.select([watch], [], [], 0)[0] == []
-    os.kill(pid, signal.SIGKILL)
-    assert select.select([watch], [], [], 5)[0] == [watch]
-    ended_within(watch, 1)
-    assert select.select([watch], [], [], 0)[0] == []
-    close(watch)
 
 
 @linux_only
-@pytest.mark.parametrize("lack", ["pidfd", "epoll"])
-def test_children_without_a_descriptor_are_asked_one_by_one(
-    start: Callable[[str], int], lack: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No pidfd (old kernel, EMFILE), or no room in the epoll: `ended` still tells, on SIGCHLD."""
+def test_watched_children_are_told_though_others_lie_dead(start: Callable[[str], int]) -> None:
+    """One that nobody reaps is what the kernel tells again and again; it hides none, and the watch knows of it."""
     watch = open_exit_watch()
-
-    class FullEpoll:
-        def register(self, *_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        def poll(self, _: float) -> list[tuple[int, int]]:
-            return []
-
-    def refuse(_: int) -> int:
-        raise OSError(38, "Function not implemented")
-
-    real_epoll = watch._epoll  # type: ignore[attr-defined]
-    if lack == "pidfd":
-        monkeypatch.setattr(os, "pidfd_open", refuse)
-    else:
-        watch._epoll = FullEpoll()  # type: ignore[attr-defined]
-    first, second = start("exit 3"), start("exec sleep 1000")
-    watch.add(first)
-    watch.add(second)
-    assert ended_within(watch, 1) == {first: WaitStatus(3, None)}
-    watch._epoll = real_epoll  # type: ignore[attr-defined]
-    close(watch)
+    stranger, first, second, running = map(start, ["exit 1", "exit 3", "exit 4", "exec sleep 1000"])
+    for pid in (stranger, first, second):
+        until_sync(lambda pid=pid: peek(pid) is not None)  # type: ignore[misc]
+    for pid in (first, second, running):
+        watch.add(pid)
+    assert dict(watch.ended()) == {first: WaitStatus(3, None), second: WaitStatus(4, None)}
+    assert watch.others_are_dead
+    assert watch.ended() == []
+    for pid in (stranger, first, second):
+        os.waitpid(pid, 0)
+    assert watch.ended() == []
+    assert not watch.others_are_dead
 
 
 @linux_only
-def test_child_that_is_over_when_it_is_added_needs_no_descriptor(
+def test_who_is_reaped_in_turn_is_told_without_asking_each(
     start: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`add` says so, and the next `ended` tells it, with those that were watched."""
+    """As many questions as dead children, and one more; how many live makes no difference."""
     watch = open_exit_watch()
-    early, running = start("exit 3"), start("exec sleep 1000")
-    until_sync(lambda: peek(early) is not None)
-    assert watch.add(running)
-    monkeypatch.setattr(os, "pidfd_open", None)
-    assert not watch.add(early)
-    assert watch.ended() == [(early, WaitStatus(3, None))]
-    assert watch.ended() == []
-    close(watch)
+    pids = [start(script) for script in ("exit 3", "exit 4", *["exec sleep 1000"] * 5)]
+    for pid in pids[:2]:
+        until_sync(lambda pid=pid: peek(pid) is not None)  # type: ignore[misc]
+    monkeypatch.setattr(exit_watch, "peek", None)
+    for pid in pids:
+        watch.add(pid)
+    told = []
+    while ended := watch.ended():
+        told += ended
+        os.waitpid(ended[0][0], 0)
+    assert dict(told) == {pids[0]: WaitStatus(3, None), pids[1]: WaitStatus(4, None)}
 
 
 @linux_only
-def test_child_that_somebody_reaped_is_dropped(start: Callable[[str], int]) -> None:
+@pytest.mark.parametrize("others", [[], ["exit 1"], ["exec sleep 1000"]])
+def test_child_that_somebody_reaped_is_dropped(
+    start: Callable[[str], int], others: list[str]
+) -> None:
     """A job that was given up may be reaped as an orphan before its watch looks."""
     watch = open_exit_watch()
     pid = start("exit 3")
     watch.add(pid)
+    for script in others:
+        start(script)
     until_sync(lambda: peek(pid) is not None)
     os.waitpid(pid, 0)
     assert watch.ended() == []
-    close(watch)
 
 
 def test_peek_leaves_the_status_for_the_reaper(start: Callable[[str], int]) -> None:
@@ -243,4 +216,4 @@ def test_kqueue_watch_tells_each_exit_once(
         late: (None, signal.SIGKILL),
     }
     assert kqueue_watch.ended() == []
-    assert kqueue_watch.fileno() == 99
+    assert kqueue_watch.descriptor == 99

@@ -27,6 +27,7 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     culling           how a whole tree is killed
     control_groups    one group around all jobs, for what can't be done one by one
     exit_watch        hearing of an exit without reaping
+    readiness         waiting for its few descriptors
     limit_keeper      holding jobs to their limits, by
     limit_cells       little processes that start them in control groups of their own,
     limit_groups      those groups, and

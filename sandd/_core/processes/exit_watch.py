@@ -1,8 +1,8 @@
 """Hearing that a child has exited without reaping it, so that its process group keeps its number.
 
-Standard library only. An `ExitWatch` has one descriptor that is readable when there is something to
-say. Linux: an epoll of pidfds. macOS: a kqueue. Never a wait for just any child: the status of one
-must not be taken by the watch of another.
+Standard library only. SIGCHLD says that somebody has exited, and an `ExitWatch` says who. Linux: one wait for any
+child, which takes nothing, and tells of one that is dead. macOS: a kqueue, which has a descriptor that is readable
+when there is something to say. A status is never taken: that of one child must not go to the watch of another.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ def peek(pid: int) -> WaitStatus | None:
     """
     if hasattr(os, "waitid"):
         result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if result is None:
-            return None
-        if result.si_code == os.CLD_EXITED:
-            return WaitStatus(result.si_status, None)
-        return WaitStatus(None, result.si_status)
+        return None if result is None else _status_of(result.si_code, result.si_status)
     ended, status = os.waitpid(pid, os.WNOHANG)
     if ended != pid:
         return None
@@ -45,76 +41,69 @@ def peek(pid: int) -> WaitStatus | None:
     return WaitStatus(code, None) if code >= 0 else WaitStatus(None, -code)
 
 
+def _status_of(code: int, status: int) -> WaitStatus:
+    return WaitStatus(status, None) if code == os.CLD_EXITED else WaitStatus(None, status)
+
+
 class ExitWatch(abc.ABC):
     """Watches children of this process."""
 
-    @abc.abstractmethod
-    def fileno(self) -> int:
-        """Readable when `ended` has something to say of a child that can be watched."""
+    descriptor: int | None = None
+    """Readable when `ended` has something to say; None: SIGCHLD is all that tells."""
+    others_are_dead = True
+    """Whether, at the last call of `ended`, a child may have been dead that isn't watched, or was told already."""
 
     @abc.abstractmethod
-    def add(self, pid: int) -> bool:
-        """Watch the child ``pid``, which is not reaped yet; False if it has exited: then ask `ended` now."""
+    def add(self, pid: int) -> None:
+        """Watch the child ``pid``, which is not reaped yet."""
 
     @abc.abstractmethod
     def ended(self) -> list[tuple[int, WaitStatus]]:
-        """The watched children that have exited since the last call, each told once, none reaped.
+        """Watched children that have exited, each told once, none reaped; call it until there are none.
 
-        Call it on every SIGCHLD too: children without a descriptor are noticed only then.
+        Call it on every SIGCHLD. Who is told is to be reaped before the next call, if it can be: that is faster then.
         """
 
 
 if sys.platform == "linux":
+    _DEAD = os.WEXITED | os.WNOWAIT | os.WNOHANG
 
-    class PidfdWatch(ExitWatch):
-        """One pidfd per child in an epoll of its own."""
+    class WaitidWatch(ExitWatch):
+        """Asks for any child that is dead: mostly there is one, and it is watched. Nothing is to be made for each."""
 
         def __init__(self) -> None:
-            self._epoll = select.epoll()
-            self._pids: dict[int, int] = {}
-            self._unwatched: set[int] = set()
+            self._pids: set[int] = set()
 
-        def fileno(self) -> int:
-            return self._epoll.fileno()
-
-        def add(self, pid: int) -> bool:
-            if peek(pid) is not None:
-                self._unwatched.add(pid)
-                return False
-            try:
-                descriptor = os.pidfd_open(pid)
-            except OSError:
-                # No descriptor left (EMFILE), or none of that sort (ENOSYS: Linux before 5.3, and
-                # some sandboxes).
-                self._unwatched.add(pid)
-                return True
-            try:
-                self._epoll.register(descriptor, select.EPOLLIN)
-            except OSError:
-                # ENOSPC: the user's limit, /proc/sys/fs/epoll/max_user_watches.
-                os.close(descriptor)
-                self._unwatched.add(pid)
-            else:
-                self._pids[descriptor] = pid
-            return True
+        def add(self, pid: int) -> None:
+            self._pids.add(pid)
 
         def ended(self) -> list[tuple[int, WaitStatus]]:
+            self.others_are_dead = False
+            try:
+                result = os.waitid(os.P_ALL, 0, _DEAD)
+            except ChildProcessError:
+                self._pids.clear()  # somebody reaped them: they were given up
+                return []
+            if result is None:
+                return []
+            pid = result.si_pid
+            if pid in self._pids:
+                self._pids.remove(pid)
+                return [(pid, _status_of(result.si_code, result.si_status))]
+            # The same one is told again and again, until it is reaped: an orphan, or who has left a tree behind.
+            self.others_are_dead = True
+            return self._ask_each()
+
+        def _ask_each(self) -> list[tuple[int, WaitStatus]]:
             found: list[tuple[int, WaitStatus]] = []
-            for descriptor, _ in self._epoll.poll(0):
-                pid = self._pids.pop(descriptor)
-                # Closing it would not do that: a child may hold a copy for a moment, as vfork(2) returns
-                # before execve(2) has closed what it closes.
-                self._epoll.unregister(descriptor)
-                os.close(descriptor)
-                self._unwatched.add(pid)  # until it has been peeked at: mostly a line below
-            for pid in list(self._unwatched):
+            for pid in list(self._pids):
                 try:
                     status = peek(pid)
                 except ChildProcessError:
-                    self._unwatched.remove(pid)  # somebody reaped it: it was given up
+                    self._pids.remove(pid)  # as above
                     continue
                 if status is not None:
-                    self._unwatched.remove(pid)
+                    self._pids.remove(pid)
                     found.append((pid, status))
             return found
 
@@ -127,11 +116,9 @@ if sys.platform == "darwin":
         def __init__(self) -> None:
             self._queue = select.kqueue()
             self._pids: set[int] = set()
+            self.descriptor = self._queue.fileno()
 
-        def fileno(self) -> int:
-            return self._queue.fileno()
-
-        def add(self, pid: int) -> bool:
+        def add(self, pid: int) -> None:
             self._pids.add(pid)
             event = select.kevent(
                 pid,
@@ -142,7 +129,6 @@ if sys.platform == "darwin":
             # ESRCH: it has exited already. SIGCHLD brings us to `ended`.
             with suppress(ProcessLookupError):
                 self._queue.control([event], 0)
-            return True
 
         def ended(self) -> list[tuple[int, WaitStatus]]:
             self._queue.control(None, max(1, len(self._pids)), 0)
@@ -159,7 +145,7 @@ if sys.platform == "darwin":
 def open_exit_watch() -> ExitWatch:
     """The watch that fits this system."""
     if sys.platform == "linux":
-        return PidfdWatch()
+        return WaitidWatch()
     if sys.platform == "darwin":
         return KqueueWatch()
     raise NotImplementedError(f"no way to watch processes on {sys.platform}")

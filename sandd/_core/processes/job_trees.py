@@ -171,7 +171,7 @@ class SubreaperTrees(JobTrees):
             self._left_alone_since is None or tree.began < self._left_alone_since
         ):
             self._left_alone_since = tree.began
-        super().discard(tree)
+        del self._trees[tree.leader]
         for orphan in self._orphans.values():
             if orphan.owner is tree:
                 orphan.owner = None

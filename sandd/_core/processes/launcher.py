@@ -70,6 +70,8 @@ def launch(request: Spawn, env: dict[bytes, bytes], descriptors: list[int]) -> i
         (os.POSIX_SPAWN_DUP2, stdout, 1),
         (os.POSIX_SPAWN_DUP2, stderr, 2),
     )
+    if request.cwd is None:
+        return _search(request, env, actions)
     pid = _spawn_in_directory(request, env, actions)
     if pid is None:
         return _launch_by_popen(request, request.argv, env, stdin, stdout, stderr)
@@ -86,6 +88,8 @@ def _launch_in_terminal(request: Spawn, env: dict[bytes, bytes], terminal: int) 
             (os.POSIX_SPAWN_DUP2, 0, 1),
             (os.POSIX_SPAWN_DUP2, 0, 2),
         )
+        if request.cwd is None:
+            return _search(request, env, actions)
         pid = _spawn_in_directory(request, env, actions)
         if pid is not None:
             return pid
@@ -98,8 +102,7 @@ def _launch_in_terminal(request: Spawn, env: dict[bytes, bytes], terminal: int) 
 
 def _spawn_in_directory(request: Spawn, env: dict[bytes, bytes], actions: _Actions) -> int | None:
     """The pid; None where we would not find back from the directory, so that the child has to go alone."""
-    if request.cwd is None:
-        return _search(request, env, actions)
+    assert request.cwd is not None
     try:
         home = os.open(".", os.O_RDONLY)
     except OSError:

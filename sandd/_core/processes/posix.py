@@ -36,7 +36,6 @@ from sandd._core.processes.spawner_messages import (
     Message,
     ProcessLimits,
     Spawn,
-    Started,
     encode,
 )
 from sandd._core.processes.tree_usage import measure_below, measure_by_ps
@@ -208,11 +207,11 @@ class PosixProcessHost(ProcessHost):
         for report in reports:
             job = report[0]
             child = self._children[job]
+            if child.stage is Stage.ASKED:  # whatever it is, it is the answer
+                answered.append(child)
             child.note(report)
             if child.stage is Stage.GONE:
                 del self._children[job]
-            if isinstance(report, Started | Failed):
-                answered.append(child)
         # Only now: a short command's end has come with the word of its start.
         for child in answered:
             child.answered()

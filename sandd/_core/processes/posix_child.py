@@ -172,6 +172,8 @@ class PosixChild(Child):
             self.failure = report
             self._move(Stage.GONE)
         elif isinstance(report, Exited):
+            if report.started is not None:
+                self.pid, self.unheld = report.started
             self._status = ExitStatus(report.code, report.signal)
             if self.pipes.terminal is not None:
                 self.pipes.terminal.process_exited()

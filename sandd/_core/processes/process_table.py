@@ -8,6 +8,7 @@ said where it is used.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import resource
 import signal
@@ -38,6 +39,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STAT_BYTES = 4096  # /proc/PID/stat has 52 numbers and a name of 16 bytes; it is never longer
 _READ_BYTES = 1 << 18
 _CHILDREN_BYTES = 1 << 14  # larger ones cost an mmap(2) each
+_CERTAIN_END_BYTES = 2048
+"""A read from such a list that gives less has come to its end: before, the kernel stops only where a page is full
+(seq_read_iter in fs/seq_file.c), or there is as much as was asked for."""
 
 
 class Process(NamedTuple):
@@ -122,14 +126,19 @@ def brand_children(brand: int) -> bool:
     if sys.platform != "linux":
         return False
     try:
-        _, hard = resource.getrlimit(_RLIMIT_LOCKS)
-        resource.setrlimit(_RLIMIT_LOCKS, (brand, hard))
+        resource.setrlimit(_RLIMIT_LOCKS, (brand, _highest_brand()))
     except (
         OSError,
         ValueError,
     ):  # ValueError: the hard limit is lower; a sandbox that knows it not
         return False
     return True
+
+
+@functools.cache
+def _highest_brand() -> int:
+    """Our hard limit, which nobody changes."""
+    return resource.getrlimit(_RLIMIT_LOCKS)[1]
 
 
 def read_brand(pid: int) -> int | None:
@@ -172,12 +181,11 @@ class OwnChildren:
     def __call__(self) -> list[int]:
         if self._descriptor is None:
             return own_children(threads=1)
-        parts: list[bytes] = []
-        offset = 0
-        while data := os.pread(self._descriptor, _CHILDREN_BYTES, offset):
-            parts.append(data)
-            offset += len(data)
-        return [int(word) for word in b"".join(parts).split()]
+        text = data = os.pread(self._descriptor, _CHILDREN_BYTES, 0)
+        while len(data) >= _CERTAIN_END_BYTES or len(data) == _CHILDREN_BYTES:
+            data = os.pread(self._descriptor, _CHILDREN_BYTES, len(text))
+            text += data
+        return [*map(int, text.split())]
 
     def close(self) -> None:
         """Let go of the file."""

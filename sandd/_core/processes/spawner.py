@@ -24,7 +24,6 @@ import enum
 import errno
 import gc
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -42,6 +41,7 @@ from sandd._core.processes.job_trees import Tree, open_job_trees, ticks_since_bo
 from sandd._core.processes.limit_cells import CellError
 from sandd._core.processes.limit_groups import open_limit_groups
 from sandd._core.processes.limit_keeper import Guard, LimitKeeper, LimitsUnheldError
+from sandd._core.processes.readiness import open_readiness
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
@@ -76,6 +76,12 @@ COLLECTED_OBJECTS = 20_000
 """New objects, in containers, after which cycles are looked for: Python's 700 come with every command."""
 _NEVER = float("inf")
 _NOTHING_USED = (0.0, 0), ""
+_NOT_HELD = 0.0, None
+_YIELDS = sys.platform == "linux"
+"""Let the child that was just started have the processor, if we have it from there.
+
+On the way into its program it has let us go on, which takes the processor from it if it shares ours; and what follows
+has time, until it ends. A short command is over when we go on, and 0.2 ms earlier."""
 _IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
 """Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
@@ -134,13 +140,14 @@ class Spawner:
         self._link = link
         self._group = group
         self._limits = LimitKeeper(None) if limits is None else limits
+        self._link_number = link.fileno()
         self._reader = MessageReader(link)
         self._base: dict[bytes, bytes] = {}
         self._outgoing = bytearray()
         self._is_stopped = False
         """The daemon did not read all that was sent: the rest goes when it does."""
         self._is_linked = True
-        self._held: dict[int, tuple[float, bytes]] = {}
+        self._held: dict[int, tuple[float, Started]] = {}
         """Reports of starts, by job: until which monotonic time each waits for the end of the same job."""
         self._jobs: dict[int, Job] = {}
         self._by_leader: dict[int, Job] = {}
@@ -153,13 +160,12 @@ class Spawner:
         self._watch = open_exit_watch()
         self._child_died = _open_child_alarm()
         self._is_refresh_wanted = False
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(link, selectors.EVENT_READ)
-        self._selector.register(self._watch.fileno(), selectors.EVENT_READ)
-        self._selector.register(self._child_died, selectors.EVENT_READ)
         self._daemon_pidfd = _watch_daemon(daemon)
-        if self._daemon_pidfd is not None:
-            self._selector.register(self._daemon_pidfd, selectors.EVENT_READ)
+        self._readiness = open_readiness()
+        waited_for = (self._child_died, self._watch.descriptor, self._daemon_pidfd)
+        for descriptor in (self._link_number, *waited_for):
+            if descriptor is not None:
+                self._readiness.add(descriptor)
 
     def run(self) -> None:
         """Serve until the daemon is gone; then kill everything."""
@@ -178,20 +184,21 @@ class Spawner:
             now = time.monotonic()
             if self._held:
                 self._release_starts(now)
-            self._flush()
+            if self._outgoing:
+                self._flush()
             somebody_died = False
-            # One event at a time from the link, so that a hundred requests don't hold up the exits.
-            for key, events in self._selector.select(self._seconds_to_next_step(now)):
-                if key.fileobj is self._link:
-                    if events & selectors.EVENT_READ and self._serve_one_request():
-                        somebody_died = True
-                elif key.fd == self._daemon_pidfd:
+            # A few requests at a time from the link, so that a hundred of them don't hold up the exits.
+            for descriptor in self._readiness.wait(self._seconds_to_next_step(now)):
+                if descriptor == self._link_number:
+                    somebody_died = self._serve_requests() or somebody_died
+                elif descriptor == self._daemon_pidfd:
                     self._is_linked = False
                 else:
                     somebody_died = True
-                    if key.fileobj is self._child_died:
+                    if descriptor == self._child_died:
                         self._hear_alarm()
-            self._look_after_children(somebody_died)
+            if somebody_died or self._is_refresh_wanted:
+                self._look_after_children(somebody_died)
             if self._limits.is_busy:
                 self._look_after_limits()
             if self._dying:
@@ -200,34 +207,45 @@ class Spawner:
 
     # --- requests ---
 
-    def _serve_one_request(self) -> bool:
-        """Whether what it has started is over by now."""
+    def _serve_requests(self) -> bool:
+        """What has come with one read; whether a process was started, which may be over by now."""
+        has_started = False
         try:
-            received = self._reader.receive()
+            while (received := self._reader.receive()) is not None:
+                message, descriptors, is_complete = received
+                if type(message) is Spawn:
+                    has_started = (
+                        self._serve_start(message, descriptors, is_complete) or has_started
+                    )
+                else:
+                    self._serve_other(message)
+                if not self._reader.is_ahead:
+                    break
         except (EOFError, OSError):
             self._is_linked = False
+        return has_started
+
+    def _serve_start(self, request: Spawn, descriptors: list[int], is_complete: bool) -> bool:
+        if request.base is not None:
+            self._base = request.base
+        try:
+            if not is_complete:
+                # The kernel had no room for the descriptors that came with it.
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._start(request, descriptors)
+        except Exception as error:
+            # Whatever it is: one request must not end all the other jobs.
+            self._say(_failure(request, error))
             return False
-        if received is None:
-            return False
-        message, descriptors, is_complete = received
-        if isinstance(message, Spawn):
-            if message.base is not None:
-                self._base = message.base
-            try:
-                if not is_complete:
-                    # The kernel had no room for the descriptors that came with it.
-                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-                return self._start(message, descriptors)
-            except Exception as error:
-                # Whatever it is: one request must not end all the other jobs.
-                self._say(_failure(message, error))
-                return False
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _serve_other(self, message: Message) -> None:
         job = self._jobs.get(message.job) if isinstance(message, (Signal, Kill, Forget)) else None
         if job is None:
-            return False  # it went while the request was on its way; the daemon has been told
+            return  # it went while the request was on its way; the daemon has been told
         if isinstance(message, Signal):
             culling.signal_group(job.tree.leader, message.number)
         elif isinstance(message, Kill):
@@ -235,58 +253,66 @@ class Spawner:
         elif job.phase is Phase.RUNNING and job.status is not None:
             self._trees.refresh()
             self._finish(job)
-        return False
 
-    def _start(self, request: Spawn, descriptors: list[int]) -> bool:
+    def _start(self, request: Spawn, descriptors: list[int]) -> None:
         began = ticks_since_boot()
         self._brand += 1
         brand = self._brand if process_table.brand_children(self._brand) else None
         env = {**self._base, **request.env}
         pid, guard = self._limits.launch(request, env, descriptors, brand or 0)
-        _yield_to_child()
+        if _YIELDS:
+            os.sched_yield()
+        terminal = request.terminal
         tree = self._trees.add(pid, request.marker, began, brand)
-        job = Job(request.job, tree, signal.SIGHUP if request.terminal else signal.SIGTERM, guard)
+        job = Job(request.job, tree, signal.SIGHUP if terminal else signal.SIGTERM, guard)
         self._jobs[job.number] = self._by_leader[pid] = job
-        is_spoken_to = request.stdin or request.terminal
-        hold = START_REPORT_SECONDS if is_spoken_to else UNSPOKEN_START_REPORT_SECONDS
-        if guard is None:
-            self._say_later(Started(job.number, pid), hold)
-        else:
+        self._watch.add(pid)
+        unheld: tuple[str, ...] = ()
+        if guard is not None:
             self._guarded[guard] = job
-            self._say_later(Started(job.number, pid, guard.unheld), hold)
-        return not self._watch.add(pid)
+            unheld = guard.unheld
+        is_spoken_to = request.stdin or terminal
+        hold = START_REPORT_SECONDS if is_spoken_to else UNSPOKEN_START_REPORT_SECONDS
+        self._say_later(Started(job.number, pid, unheld), hold)
 
     # --- ends ---
 
     def _hear_alarm(self) -> None:
         """Take note of the SIGCHLDs there were: whoever died by then is seen by the next look."""
-        try:
-            self._child_died.recv(4096)
-        except BlockingIOError:
-            return
-        self._is_refresh_wanted = True
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._child_died, 4096)
 
     def _look_after_children(self, somebody_died: bool) -> None:
-        exited: list[tuple[int, WaitStatus]] = []
         if somebody_died:
-            # First, as mostly it is about those who have a descriptor, and needs no turn of its own. Of who
-            # has none, and dies behind this, it is all that tells.
-            self._hear_alarm()
-            exited = self._watch.ended()
-        if exited or (self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0):
+            is_refreshed = False
+            while exited := self._watch.ended():
+                self._trees.refresh()
+                self._is_refresh_wanted, is_refreshed = False, True
+                for pid, status in exited:
+                    if pid in self._by_leader:
+                        self._note_exit(self._by_leader[pid], status)
+                if self._dying:
+                    self._finish_the_empty()
+                elif not self._jobs:
+                    break  # there is nobody else to ask for
+            if self._watch.others_are_dead and not is_refreshed:
+                self._is_refresh_wanted = True
+        if self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0:
             self._trees.refresh()
             self._is_refresh_wanted = False
-            for pid, status in exited:
-                if pid in self._by_leader:
-                    self._note_exit(self._by_leader[pid], status)
-            for job in list(self._dying.values()):
-                self._finish_if_empty(job)
+            self._finish_the_empty()
+
+    def _finish_the_empty(self) -> None:
+        for job in list(self._dying.values()):
+            self._finish_if_empty(job)
 
     def _note_exit(self, job: Job, status: WaitStatus) -> None:
         job.status = status
         is_gone = self._trees.is_empty(job.tree)
-        used = self._remove(job) if is_gone else _NOTHING_USED
-        self._say(Exited(job.number, status.code, status.signal, is_gone, *used))
+        used, limit = self._remove(job) if is_gone else _NOTHING_USED
+        _, start = self._held.pop(job.number, _NOT_HELD)
+        started = None if start is None else (start.pid, start.unheld)
+        self._say(Exited(job.number, status.code, status.signal, is_gone, used, limit, started))
         self._flush()  # somebody waits for this, and for nothing of what follows
 
     def _kill(self, job: Job, grace: float) -> None:
@@ -406,17 +432,18 @@ class Spawner:
         if self._held and not isinstance(message, Ready):
             # That of its own job goes before it. Those of others wait for theirs: where many run, somebody ends
             # all the time.
-            _, start = self._held.pop(message.job, (0.0, b""))
-            self._outgoing += start
+            _, start = self._held.pop(message.job, _NOT_HELD)
+            if start is not None:
+                self._outgoing += encode(start)
         self._outgoing += encode(message)
 
     def _say_later(self, message: Started, seconds: float) -> None:
         """Say it when so much time has passed, or something else is said of the same job."""
-        self._held[message.job] = (time.monotonic() + seconds, encode(message))
+        self._held[message.job] = (time.monotonic() + seconds, message)
 
     def _release_starts(self, now: float) -> None:
         for job in [job for job, (until, _) in self._held.items() if until <= now]:
-            self._outgoing += self._held.pop(job)[1]
+            self._outgoing += encode(self._held.pop(job)[1])
 
     def _flush(self) -> None:
         """Send what there is in one go; what a stopped daemon does not read waits here."""
@@ -430,18 +457,7 @@ class Spawner:
             return
         if self._is_stopped != bool(self._outgoing):
             self._is_stopped = not self._is_stopped
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._is_stopped else 0)
-            self._selector.modify(self._link, wanted)
-
-
-def _yield_to_child() -> None:
-    """Let the child that was just started have the processor, if we have it from there.
-
-    On the way into its program it has let us go on, which takes the processor from it if it shares ours; and
-    what follows here has time, until it ends. A short command is over when this returns, and 0.2 ms earlier.
-    """
-    if sys.platform == "linux":
-        os.sched_yield()
+            self._readiness.want_room(self._link_number, self._is_stopped)
 
 
 def _failure(request: Spawn, error: Exception) -> Failed:
@@ -483,13 +499,13 @@ def _watch_daemon(daemon: int) -> int | None:
         return None
 
 
-def _open_child_alarm() -> socket.socket:
-    """A socket that is readable after each SIGCHLD."""
-    alarm, ring = socket.socketpair()
-    alarm.setblocking(False)
-    ring.setblocking(False)
+def _open_child_alarm() -> int:
+    """A descriptor that is readable after each SIGCHLD, and doesn't block."""
+    alarm, ring = os.pipe()
+    os.set_blocking(alarm, False)
+    os.set_blocking(ring, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # without a handler there is no wakeup
-    signal.set_wakeup_fd(ring.detach(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
     return alarm
 
 

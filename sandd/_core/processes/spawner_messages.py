@@ -6,9 +6,10 @@ reach the socket pair, so the body is `marshal`: the fastest codec there is (1 u
     message  = length (u32, of the body) + count of descriptors (u8) + body
     body     = marshal of (kind, *fields)
 
-The descriptors (SCM_RIGHTS) travel with the first byte of their message. The reader never asks for
-more than the rest of one header or body, so what it gets with a header belongs to that message:
-also where the kernel had to drop some of them for want of free descriptors (MSG_CTRUNC).
+The descriptors (SCM_RIGHTS) travel with the first byte of their message, and one read brings those of one message
+at most (unix(7)). Of a message that has begun the reader asks for no more than the rest. So what it gets with a read
+belongs to the message with descriptors that begins in it: also where the kernel had to drop some of them for want of
+free descriptors (MSG_CTRUNC).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ if sys.platform == "win32":
 
 HEADER = struct.Struct("=IB")
 MAX_DESCRIPTORS = 8
+READ_BYTES = 1 << 14
+"""One read, between messages: more than a request has, but for long arguments."""
 MAX_BODY_BYTES = 1 << 24
 """Arguments end at 6 MiB (see `posix`): anything longer than this is a broken stream."""
 
@@ -148,7 +151,8 @@ class Failed(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """The leader has exited. With `is_gone` nothing else was left: it is its own `Gone`."""
+    """The leader has exited. With `is_gone` nothing else was left: it is its own `Gone`. With `started` it comes so
+    soon that it is its own `Started`, too."""
 
     job: int
     code: int | None
@@ -158,6 +162,8 @@ class Exited(NamedTuple):
     """With `is_gone`: seconds of processor time, and the largest resident set of any of its processes."""
     limit: str = ""
     """With `is_gone`: the limit that it went beyond."""
+    started: tuple[int, tuple[str, ...]] | None = None
+    """The fields of `Started` behind `job`; None: that was said before."""
 
 
 class Gone(NamedTuple):
@@ -191,6 +197,9 @@ if sys.platform == "linux":
     _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
 else:
     _RECEIVE_FLAGS = 0  # `receive` sets the flag by hand; no other thread can fork in between
+
+
+_DESCRIPTORS_ROOM = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 def encode(message: Message, *, descriptors: int = 0) -> bytes:
@@ -228,9 +237,13 @@ class MessageReader:
     def __init__(self, source: socket.socket) -> None:
         self._source = source
         self._buffer = bytearray()
-        self._descriptors = array.array("i")
-        self._wanted = HEADER.size
-        self._expected_descriptors = -1  # -1: the header is not complete
+        self._descriptors: list[int] = []
+        """Of a message in the buffer."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """It has read more than the messages it gave: `receive` may have another one, though the socket has nothing."""
+        return bool(self._buffer)
 
     def receive(self) -> tuple[Message, list[int], bool] | None:
         """One message, its descriptors (now the caller's), and whether all of them came through.
@@ -240,42 +253,38 @@ class MessageReader:
         Raises:
             EOFError: the other end is closed, or sends what can't be a message.
         """
+        buffer = self._buffer
         try:
-            while True:
-                if len(self._buffer) == self._wanted:
-                    if self._expected_descriptors >= 0:
-                        return self._take()
-                    length, self._expected_descriptors = HEADER.unpack(self._buffer)
-                    if length > MAX_BODY_BYTES:
-                        raise EOFError(f"a message of {length} bytes")
-                    self._buffer.clear()
-                    self._wanted = length
-                self._fill()
+            if not buffer:
+                self._fill(READ_BYTES)
+            while len(buffer) < HEADER.size:
+                self._fill(HEADER.size - len(buffer))
+            length, count = HEADER.unpack_from(buffer)
+            if length > MAX_BODY_BYTES:
+                raise EOFError(f"a message of {length} bytes")
+            end = HEADER.size + length
+            while len(buffer) < end:
+                self._fill(end - len(buffer))
         except BlockingIOError:
             return None
+        with memoryview(buffer) as view:
+            message = decode(view[HEADER.size : end])
+        del buffer[:end]
+        descriptors: list[int] = []
+        if count:
+            descriptors, self._descriptors = self._descriptors, descriptors
+        return message, descriptors, len(descriptors) == count
 
-    def _take(self) -> tuple[Message, list[int], bool]:
-        message, descriptors = decode(self._buffer), self._descriptors.tolist()
-        is_complete = len(descriptors) == self._expected_descriptors
-        self._buffer.clear()
-        self._descriptors = array.array("i")
-        self._wanted, self._expected_descriptors = HEADER.size, -1
-        return message, descriptors, is_complete
-
-    def _fill(self) -> None:
-        missing = self._wanted - len(self._buffer)
-        if self._expected_descriptors >= 0:
-            data = self._source.recv(missing)
-        else:
-            room = socket.CMSG_LEN(MAX_DESCRIPTORS * self._descriptors.itemsize)
-            data, ancillary, _, _ = self._source.recvmsg(missing, room, _RECEIVE_FLAGS)
-            for level, kind, payload in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    whole = len(payload) - len(payload) % self._descriptors.itemsize
-                    self._descriptors.frombytes(payload[:whole])
-            if not _RECEIVE_FLAGS:
-                for descriptor in self._descriptors:
-                    os.set_inheritable(descriptor, False)
+    def _fill(self, most: int) -> None:
+        data, ancillary, _, _ = self._source.recvmsg(most, _DESCRIPTORS_ROOM, _RECEIVE_FLAGS)
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                self._descriptors += received
+                if not _RECEIVE_FLAGS:
+                    for descriptor in received:
+                        os.set_inheritable(descriptor, False)
         if not data:
             raise EOFError("the other end is closed")
         self._buffer += data
