@@ -1749,13 +1749,41 @@ def _member(enumeration: type[enum.Enum]) -> Callable[[Any, Any], Any]:
     return lambda value, _: members[type(value), value]
 
 
-def _of_map(structure: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def checked(value: Any, cls: Any) -> Any:
+_PLAIN: Final[dict[Any, tuple[type, ...]]] = {
+    str: (str,), bytes: (bytes,), bool: (bool,), int: (int,), float: (float, int),
+}  # fmt: skip
+
+
+def _structure_fields(converter: Any, cls: Any, *, strict: bool) -> Callable[[Any, Any], Any]:
+    """What makes an object of a map: one function for all its fields, where cattrs has one for each that is there."""
+    plain: dict[str, tuple[type, ...]] = {}
+    others: dict[str, tuple[Callable[[Any, Any], Any], Any]] = {}
+    for each in attrs.fields(attrs.resolve_types(cls)):
+        kind, also = each.type, ()
+        if _is_optional(kind):
+            (kind,), also = [arg for arg in get_args(kind) if arg is not NoneType], (NoneType,)
+        if kind in _PLAIN:
+            plain[each.name] = (*_PLAIN[kind], *also)
+        else:
+            others[each.name] = converter.get_structure_hook(each.type), each.type
+
+    def structure(value: Any, _: Any) -> Any:
         if type(value) is not dict:
             raise TypeError(f"map expected, got {type(value).__name__}")
-        return structure(value, cls)
+        fields = {}
+        for name, item in value.items():
+            if (types := plain.get(name)) is not None:
+                if type(item) not in types:
+                    raise TypeError(f"{name}: {types[0].__name__} expected, got {type(item).__name__}")
+                fields[name] = item
+            elif (other := others.get(name)) is not None:
+                hook, kind = other
+                fields[name] = hook(item, kind)
+            elif strict:
+                raise TypeError(f"{name!r:.64} is no field of {cls.__name__}")
+        return cls(**fields)
 
-    return checked
+    return structure
 
 
 def _is_optional(cls: Any) -> bool:
@@ -1763,9 +1791,7 @@ def _is_optional(cls: Any) -> bool:
 
 
 def _build_converter(*, strict_fields: bool) -> Any:
-    converter = make_converter(
-        omit_if_default=True, forbid_extra_keys=strict_fields, detailed_validation=False
-    )
+    converter = make_converter(omit_if_default=True, detailed_validation=False)
     for primitive in (int, str, float, bool, bytes):
         converter.register_structure_hook(primitive, _strict(primitive))
         converter.register_unstructure_hook(primitive, identity)
@@ -1811,9 +1837,9 @@ def _build_converter(*, strict_fields: bool) -> Any:
 
         return structure
 
-    for cls in (DaemonDescription, Limits):
-        # cattrs asks whether a field is *in* the value: of one that needs none, any container will do.
-        converter.register_structure_hook(cls, _of_map(converter.get_structure_hook(cls)))
+    converter.register_structure_hook_factory(
+        attrs.has, lambda cls: _structure_fields(converter, cls, strict=strict_fields)
+    )
     return converter
 
 
@@ -1826,8 +1852,8 @@ _Made = TypeVar("_Made")
 class _OnFirstUse(dict[_Key, _Made]):
     """What is made for each key when it is first asked for.
 
-    cattrs writes and compiles a function for each message and direction, 4 ms each: all of them would be half of
-    what a program takes to start that then uses a dozen.
+    cattrs writes and compiles a function for each message that is sent, 4 ms each: all of them would be half of what
+    a program takes to start that then uses a dozen.
     """
 
     def __init__(self, make: Callable[[_Key], _Made]) -> None:
