@@ -234,7 +234,7 @@ class JobTable:
             raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
         link.last_channel = number
         link.dirty = link.progressed = True
-        complaint = _complaint(message)
+        complaint = _complaint(message) if message.cursors else None
         if complaint is not None:
             link.control(number, complaint)
             return
@@ -280,7 +280,7 @@ class JobTable:
         if (
             message.spec is None
             or message.generation is not None
-            or any(c.offset for c in message.cursors)
+            or (message.cursors and any(c.offset for c in message.cursors))
         ):
             # The client means a job it has been attached to; a new one in its place isn't that.
             if message.instance and message.instance != self.instance:
@@ -304,7 +304,7 @@ class JobTable:
         denial = self._judge(spec, message.isolation)
         if denial is not None:
             return denial
-        if self._is_full(spec) or (self.tombstones.full and parse(key[1]) is None):
+        if self._is_full(spec) or (parse(key[1]) is None and self.tombstones.full):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         job = self._add(key, message.spec, spec, now)
         job.ceiling = message.limits

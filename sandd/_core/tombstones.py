@@ -50,9 +50,11 @@ class _Client:
     above: set[int] = field(factory=set)
 
     def raise_floor(self, floor: int) -> None:
-        if floor > self.floor:
-            self.floor = floor
+        if floor - self.floor <= len(self.above):  # as mostly: with each job it rises a little
+            self.above.difference_update(range(self.floor, floor))
+        else:
             self.above = {sequence for sequence in self.above if sequence >= floor}
+        self.floor = max(self.floor, floor)
 
 
 class Tombstones:

@@ -60,11 +60,11 @@ class Confinement:
 class SpawnRequest:
     """What to start, in the bytes the kernel takes; shells and defaults have been resolved."""
 
-    argv: tuple[bytes, ...] = attrs.field(validator=attrs.validators.min_len(1))
+    argv: tuple[bytes, ...]
     """Executed directly; the first is looked up in the ``PATH`` it will have unless it has a slash."""
     env: Mapping[bytes, bytes]
     """The child's environment, as far as `base` doesn't have it. Must hold ``SANDD_JOB=<marker>``."""
-    marker: bytes = attrs.field(validator=attrs.validators.min_len(1))
+    marker: bytes
     """Unique to this job; processes that left its session are recognised by it."""
     cwd: bytes | None = None
     """None: where the daemon was when its process host was opened."""
@@ -88,6 +88,10 @@ class SpawnRequest:
     """What it may use. `wall` and `output_bytes` are not the host's business."""
     must_hold: bool = False
     """Start nothing if there is a limit that this machine can't hold it to."""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.argv or not self.marker:
+            raise ValueError("a process needs a program, and a marker")
 
 
 @attrs.frozen

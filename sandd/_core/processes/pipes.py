@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
-import attrs
 import trio
 
 from sandd._core._errors import SpawnFailed
@@ -19,9 +18,8 @@ from sandd._core.processes.interface import ReceivesNowait, SendsNowait
 from sandd._core.processes.terminals import PosixTerminal, open_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sandd._core.processes.interface import SpawnRequest, TerminalSize
+    from sandd._core.processes.terminals import TerminalInput, TerminalOutput
 
 PIPE_BYTES = 512 * 1024
 """What the output pipe of a busy program holds: eight times the default, so that it is woken eight
@@ -37,6 +35,8 @@ others."""
 class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
     """Our end of an output pipe: trio's FdStream, but it can be asked without waiting, and reads before it
     looks whether anybody else wants to run."""
+
+    __slots__ = ("_descriptor", "_is_known", "_may_grow")
 
     def __init__(self, descriptor: int, *, may_grow: bool) -> None:
         os.set_blocking(descriptor, False)
@@ -94,6 +94,8 @@ class OutputPipe(trio.abc.ReceiveStream, ReceivesNowait):
 class InputPipe(trio.abc.SendStream, SendsNowait):
     """Our end of an input pipe: trio's FdStream, but it can be written to without waiting."""
 
+    __slots__ = ("_descriptor",)
+
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
@@ -135,18 +137,19 @@ class InputPipe(trio.abc.SendStream, SendsNowait):
         await trio.lowlevel.checkpoint()
 
 
-@attrs.define
 class JobPipes:
     """Both ends of one job's pipes. Ours are the streams; theirs are to be passed on and closed."""
 
-    theirs: list[int] = attrs.Factory(list)
-    """[stdin], stdout, [stderr], or the terminal: in the order of a `Spawn` message."""
-    stdin: trio.abc.SendStream | None = None
-    stdout: trio.abc.ReceiveStream | None = None
-    stderr: trio.abc.ReceiveStream | None = None
-    terminal: PosixTerminal | None = None
-    """Instead of pipes; `stdin` and `stdout` are its directions."""
-    _closers: list[Callable[[], None]] = attrs.Factory(list)
+    __slots__ = ("stderr", "stdin", "stdout", "terminal", "theirs")
+
+    def __init__(self) -> None:
+        self.theirs: list[int] = []
+        """[stdin], stdout, [stderr], or the terminal: in the order of a `Spawn` message."""
+        self.stdin: InputPipe | TerminalInput | None = None
+        self.stdout: OutputPipe | TerminalOutput | None = None
+        self.stderr: OutputPipe | None = None
+        self.terminal: PosixTerminal | None = None
+        """Instead of pipes; `stdin` and `stdout` are its directions."""
 
     def close_theirs(self) -> None:
         """Let go of the child's ends: until then the pipes can't come to an end."""
@@ -155,31 +158,31 @@ class JobPipes:
 
     def close(self) -> None:
         """Close everything."""
-        self.close_theirs()
-        for close in self._closers:
-            close()
+        if self.theirs:
+            self.close_theirs()
+        if self.terminal is not None:
+            self.terminal.close()
+            return
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if isinstance(pipe, InputPipe | OutputPipe):
+                pipe.close()
 
-    def add_input(self) -> trio.abc.SendStream:
+    def add_input(self) -> None:
         """A pipe to write to."""
         reading, writing = os.pipe()
         self.theirs.append(reading)
-        stream = InputPipe(writing)
-        self._closers.append(stream.close)
-        return stream
+        self.stdin = InputPipe(writing)
 
-    def add_output(self, *, may_grow: bool) -> trio.abc.ReceiveStream:
+    def add_output(self, *, may_grow: bool) -> OutputPipe:
         """A pipe to read from."""
         reading, writing = os.pipe()
         self.theirs.append(writing)
-        stream = OutputPipe(reading, may_grow=may_grow)
-        self._closers.append(stream.close)
-        return stream
+        return OutputPipe(reading, may_grow=may_grow)
 
     def add_terminal(self, size: TerminalSize) -> None:
         """A terminal, in the place of all three."""
         self.terminal, theirs = open_terminal(size)
         self.theirs.append(theirs)
-        self._closers.append(self.terminal.close)
         self.stdin, self.stdout = self.terminal.input, self.terminal.output
 
 
@@ -195,7 +198,7 @@ def open_job_pipes(request: SpawnRequest, *, may_grow: bool) -> JobPipes:
             pipes.add_terminal(request.terminal)
             return pipes
         if request.stdin:
-            pipes.stdin = pipes.add_input()
+            pipes.add_input()
         pipes.stdout = pipes.add_output(may_grow=may_grow)
         if not request.merge_stderr:
             pipes.stderr = pipes.add_output(may_grow=may_grow)

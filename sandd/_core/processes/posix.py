@@ -161,22 +161,20 @@ class PosixProcessHost(ProcessHost):
         job = self._last_job
         checked, confinement = request.checked, request.confinement
         message = Spawn(
-            job=job,
-            argv=request.argv,
-            env=dict(request.env),
-            marker=request.marker,
-            cwd=request.cwd,
-            identity=None if identity is None else (identity.uid, identity.gid, identity.groups),
-            stdin=request.stdin,
-            merge_stderr=request.merge_stderr,
-            terminal=request.terminal is not None,
-            base=None if link.base is request.base else dict(request.base),
-            checked=None if checked is None else _announced(checked),
-            confined=None
-            if confinement is None
-            else (confinement.ruleset is not None, confinement.wrapper),
-            limits=_process_limits(request.limits),
-            must_hold=request.must_hold,
+            job,
+            request.argv,
+            dict(request.env),
+            request.marker,
+            request.cwd,
+            None if identity is None else (identity.uid, identity.gid, identity.groups),
+            request.stdin,
+            request.merge_stderr,
+            request.terminal is not None,
+            None if link.base is request.base else dict(request.base),
+            None if checked is None else _announced(checked),
+            None if confinement is None else (confinement.ruleset is not None, confinement.wrapper),
+            _process_limits(request.limits),
+            request.must_hold,
         )
         count = request.stdin + 1 + (not request.merge_stderr) if request.terminal is None else 1
         opened = [] if checked is None else _opened(checked)
@@ -189,7 +187,7 @@ class PosixProcessHost(ProcessHost):
             raise SpawnFailed(errno.E2BIG, os.strerror(errno.E2BIG), program)
         pipes = open_job_pipes(request, may_grow=len(self._children) < MAX_JOBS_WITH_LARGE_PIPES)
         try:
-            link.send(data, [*pipes.theirs, *opened])
+            link.send(data, [*pipes.theirs, *opened] if opened else pipes.theirs)
         except SpawnerGoneError:
             pipes.close()
             self.keeper.drop(link)

@@ -91,10 +91,10 @@ class SpawnerLink:
             SpawnerGoneError: nothing was sent.
             OSError: nothing was sent; there was no room (EMFILE) to keep copies of descriptors.
         """
-        data = memoryview(request)
-        sent = 0 if self._backlog else self._send_some(data, descriptors)
-        if sent == len(data):
+        sent = 0 if self._backlog else self._send_some(request, descriptors)
+        if sent == len(request):
             return
+        data = memoryview(request)
         # The descriptors went with the first byte, if any did.
         kept = [] if sent else _duplicate(descriptors)
         self._backlog.append((data[sent:], kept))
@@ -166,7 +166,7 @@ class SpawnerLink:
             self._backlog_drained.set()
             self._backlog_drained = trio.Event()
 
-    def _send_some(self, data: memoryview, descriptors: Sequence[int]) -> int:
+    def _send_some(self, data: bytes | memoryview, descriptors: Sequence[int]) -> int:
         ancillary = []
         if descriptors:
             ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors)))
