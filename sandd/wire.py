@@ -1759,7 +1759,8 @@ def _structure_fields(converter: Any, cls: Any, *, strict: bool) -> Callable[[An
     plain: dict[str, tuple[type, ...]] = {}
     others: dict[str, tuple[Callable[[Any, Any], Any], Any]] = {}
     for each in attrs.fields(attrs.resolve_types(cls)):
-        kind, also = each.type, ()
+        kind: Any = each.type
+        also: tuple[type, ...] = ()
         if _is_optional(kind):
             (kind,), also = [arg for arg in get_args(kind) if arg is not NoneType], (NoneType,)
         if kind in _PLAIN:
@@ -1774,7 +1775,9 @@ def _structure_fields(converter: Any, cls: Any, *, strict: bool) -> Callable[[An
         for name, item in value.items():
             if (types := plain.get(name)) is not None:
                 if type(item) not in types:
-                    raise TypeError(f"{name}: {types[0].__name__} expected, got {type(item).__name__}")
+                    raise TypeError(
+                        f"{name}: {types[0].__name__} expected, got {type(item).__name__}"
+                    )
                 fields[name] = item
             elif (other := others.get(name)) is not None:
                 hook, kind = other
