@@ -797,7 +797,7 @@ class Client:
             raise TypeError(
                 f"{error}; it comes first here: broadcast({{'env': 'prod'}}, 'uptime')"
             ) from None
-        commands.check(command, timeout=timeout, env=env, cwd=cwd, **options)
+        commands.prepare_by(command, {**options, "timeout": timeout, "env": env, "cwd": cwd})
 
         async def run() -> dict[str, CommandResult]:
             results: dict[str, CommandResult] = {}

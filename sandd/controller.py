@@ -742,8 +742,12 @@ class Controller:
         if concurrency is not None:
             most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
             check_count("concurrency", concurrency, lowest=1, most=most, what=what)
-        commands.check(command, **options)
-        limiter = trio.CapacityLimiter(concurrency or MOST_AT_ONCE)
+        prepared = commands.prepare_by(command, options)
+        daemons = self.daemons(labels, match=match)
+        if concurrency is None:
+            ids = [daemon.id for daemon in daemons]
+            return await commands.run_on_each(self._service.link, ids, prepared)
+        limiter = trio.CapacityLimiter(concurrency)
         results: dict[str, CommandResult | SanddError] = {}
         misuse: list[Exception] = []
 
@@ -758,7 +762,7 @@ class Controller:
                     nursery.cancel_scope.cancel()
 
         async with open_unwrapping_nursery() as nursery:
-            for daemon in self.daemons(labels, match=match):
+            for daemon in daemons:
                 nursery.start_soon(run_on, daemon)
         if misuse:
             raise misuse[0]

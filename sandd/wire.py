@@ -102,7 +102,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_arg
 import attrs
 import msgpack
 from attrs import field, frozen
-from attrs.validators import deep_iterable, optional
+from attrs.validators import deep_iterable
 from cattrs.fns import identity
 from cattrs.preconf.msgpack import make_converter
 
@@ -308,7 +308,8 @@ _NO_PAYLOAD: Final = memoryview(b"")
 def as_frame(outgoing: OutgoingFrame) -> Frame:
     """A frame as its receiver would see it, for a link that stays in this process."""
     if isinstance(outgoing, ControlFrame):
-        return Frame(FrameType.CONTROL, outgoing.channel, _NO_PAYLOAD, outgoing.message)
+        channel, message = outgoing
+        return tuple.__new__(Frame, (FrameType.CONTROL, channel, _NO_PAYLOAD, message, None))
     head, body = outgoing
     if len(head) == HEADER_BYTES:
         number, channel, _ = _HEADER.unpack_from(head)
@@ -386,10 +387,40 @@ def encode_gap(channel: int, stream: Stream, start: int, end: int) -> EncodedFra
 
 def encode_control(channel: int, message: Control) -> EncodedFrame:
     """A CONTROL frame; LocalProtocolError when the message is larger than MAX_CONTROL_BYTES."""
-    payload = _CONTROL.encode(message)
+    return _control_frame(channel, _CONTROL.to_map(message), type(message))
+
+
+def encode_stamped(
+    channel: int,
+    message: Attach,
+    *,
+    tenant: str,
+    principal: str,
+    limits: Limits,
+    isolation: IsolationLevel,
+) -> EncodedFrame:
+    """As `encode_control` of the Attach with what the router stamps, whatever it says of that itself."""
+    for text in (tenant, principal):
+        if len(text) > MAX_ID_LENGTH:
+            raise LocalProtocolError(f"{text:.40}... has {len(text)} characters: no id has so many")
+    value = _CONTROL.to_map(message)
+    value["tenant"], value["principal"] = tenant, principal
+    for name, stamp, plain in (
+        ("limits", limits, NO_LIMITS),
+        ("isolation", isolation, IsolationLevel.NONE),
+    ):
+        if stamp is not plain:
+            value[name] = _converter.unstructure(stamp)
+        elif name in value:
+            del value[name]
+    return _control_frame(channel, value, Attach)
+
+
+def _control_frame(channel: int, value: dict[str, Any], kind: type[Control]) -> EncodedFrame:
+    payload = _pack(value)
     if len(payload) > MAX_CONTROL_BYTES:
         raise LocalProtocolError(
-            f"{type(message).__name__} of {len(payload)} bytes; one message holds {MAX_CONTROL_BYTES}"
+            f"{kind.__name__} of {len(payload)} bytes; one message holds {MAX_CONTROL_BYTES}"
         )
     return _HEADER.pack(FrameType.CONTROL, channel, len(payload)), payload
 
@@ -450,6 +481,15 @@ def _at_most(length: int) -> Any:
     def check(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if len(value) > length:
             raise ValueError(f"{attribute.name} has {len(value)} elements; at most {length} may be")
+
+    return check
+
+
+def _optional(check_given: Any) -> Any:
+    # As above; attrs' own `optional` is an object, too.
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None:
+            check_given(instance, attribute, value)
 
     return check
 
@@ -606,7 +646,7 @@ class Reject:
 
     code: RejectCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
-    retry_after: float | None = field(default=None, validator=optional(_seconds))  # None: final
+    retry_after: float | None = field(default=None, validator=_optional(_seconds))  # None: final
 
 
 @frozen
@@ -703,19 +743,19 @@ class Statistics:
     """
 
     number: int = field(validator=_offset)
-    jobs_asked: int | None = field(default=None, validator=optional(_offset))  # commands, sessions
+    jobs_asked: int | None = field(default=None, validator=_optional(_offset))  # commands, sessions
     jobs_running: int | None = field(
-        default=None, validator=optional(_signed)
+        default=None, validator=_optional(_signed)
     )  # as far as their ends were heard of
     jobs_ended: Mapping[str, int] = field(
         factory=dict, validator=_at_most(MAX_ITEMS)
     )  # by outcome, or what was heard instead
-    requests: int | None = field(default=None, validator=optional(_offset))
-    bytes_to_daemons: int | None = field(default=None, validator=optional(_offset))  # of streams
-    bytes_to_clients: int | None = field(default=None, validator=optional(_offset))
-    operators: int | None = field(default=None, validator=optional(_offset))  # connected now
-    uptime: float | None = field(default=None, validator=optional(_seconds))
-    loop_lag: float | None = field(default=None, validator=optional(_seconds))
+    requests: int | None = field(default=None, validator=_optional(_offset))
+    bytes_to_daemons: int | None = field(default=None, validator=_optional(_offset))  # of streams
+    bytes_to_clients: int | None = field(default=None, validator=_optional(_offset))
+    operators: int | None = field(default=None, validator=_optional(_offset))  # connected now
+    uptime: float | None = field(default=None, validator=_optional(_seconds))
+    loop_lag: float | None = field(default=None, validator=_optional(_seconds))
 
 
 # ---- control messages: channels -----------------------------------------------------------------
@@ -735,7 +775,7 @@ class Cursor:
     stream: Stream
     max_offset: int = field(validator=_offset)  # credit
     offset: int | None = field(
-        default=None, validator=optional(_offset)
+        default=None, validator=_optional(_offset)
     )  # None: the oldest kept; of a session's, what its scrollback holds
 
 
@@ -756,7 +796,7 @@ class Attach:
     role: Role = Role.OWNER
     takeover: bool = False  # become the owner even though another client is attached
     generation: int | None = field(
-        default=None, validator=optional(_offset)
+        default=None, validator=_optional(_offset)
     )  # of the ownership being resumed; None: none yet
     settled: int = field(
         default=0, validator=_offset
@@ -851,7 +891,7 @@ class Refused:
 
     code: RefusedCode
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
-    retry_after: float | None = field(default=None, validator=optional(_seconds))  # RATE_LIMITED
+    retry_after: float | None = field(default=None, validator=_optional(_seconds))  # RATE_LIMITED
     scope: str = field(default="", validator=_id)  # RATE_LIMITED: "operator", "tenant" or "daemon"
     policy_hash: str = field(default="", validator=_at_most(64))  # for POLICY_DENIED: which policy
 
@@ -916,12 +956,12 @@ class End:
     daemon_id: str = field(validator=_full_name)
     job_id: str = field(validator=_id)
     grace: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # seconds from TERM to KILL; None: as the spec says
     client: str = field(default="", validator=_id)  # as in Attach: who leaves; "": whoever owns it
     tenant: str = field(default="", validator=_id)  # stamped by the router
     left: int | None = field(
-        default=None, validator=optional(_offset)
+        default=None, validator=_optional(_offset)
     )  # generation of the ownership that is given up; a later one isn't meant
 
 
@@ -1024,7 +1064,7 @@ class Failed:
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
     errno: int = field(default=0, validator=_within(0, 65535))
     filename: bytes | None = field(
-        default=None, validator=optional(_at_most(MAX_TEXT_LENGTH))
+        default=None, validator=_optional(_at_most(MAX_TEXT_LENGTH))
     )  # what it failed on
     finals: Mapping[Stream, int] = field(factory=dict, validator=_at_most(len(Stream)))
     symbol: str = field(
@@ -1083,14 +1123,14 @@ class CommandSpec:
     env: Mapping[bytes, bytes] = field(factory=dict)  # merged over the daemon's environment
     user: str | None = None  # name or uid to run as; None: the daemon's
     timeout: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # seconds from the spawn to the kill
     idle_timeout: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # seconds without any output
     kill_grace: float = field(default=5.0, validator=_seconds)  # seconds from TERM to KILL
     lease: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # seconds without an owner until it is ended; None: the daemon's default
     on_full: OnFull = OnFull.BLOCK
     detach: bool = False  # outlives its owner from the start
@@ -1113,7 +1153,7 @@ class SessionSpec:
     env: Mapping[bytes, bytes] = field(factory=dict)
     user: str | None = None
     kill_grace: float = field(default=5.0, validator=_seconds)  # seconds from HUP to KILL
-    lease: float | None = field(default=None, validator=optional(_seconds))
+    lease: float | None = field(default=None, validator=_optional(_seconds))
     on_full: OnFull = OnFull.DROP_UNATTENDED
     detach: bool = False
     limits: Limits = NO_LIMITS
@@ -1170,7 +1210,7 @@ class StatisticsSpec(Request):
 
     jobs: bool = True  # False: no JobUsage
     interval: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # seconds from one to the next, 0.2 at least; None: once
     window: ClassVar[int] = 64 * KIB
     lease: ClassVar[float | None] = 3600.0  # seconds without its client
@@ -1299,9 +1339,9 @@ class ChangeSpec(Request):
     """Request: change what isn't None; a link is followed."""
 
     path: bytes = field(validator=_path)
-    mode: int | None = field(default=None, validator=optional(_mode))
+    mode: int | None = field(default=None, validator=_optional(_mode))
     size: int | None = field(
-        default=None, validator=optional(_offset)
+        default=None, validator=_optional(_offset)
     )  # bytes; cut, or zeros added
 
 
@@ -1311,7 +1351,7 @@ class ReadSpec(Request):
 
     path: bytes = field(validator=_path)
     offset: int = field(default=0, validator=_offset)
-    length: int | None = field(default=None, validator=optional(_offset))  # None: to its end
+    length: int | None = field(default=None, validator=_optional(_offset))  # None: to its end
     window: ClassVar[int] = 1 * MIB
 
 
@@ -1359,7 +1399,7 @@ class ConnectSpec(Request):
     host: str = field(validator=_at_most(MAX_HOST_LENGTH))  # name or address; "": there is a path
     port: int = field(default=0, validator=_within(0, 65535))
     path: bytes | None = field(
-        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+        default=None, validator=_optional(_at_most(MAX_SOCKET_PATH))
     )  # of a Unix socket, instead of the two
     stdin: ClassVar[bool] = True
     window: ClassVar[int] = MIB
@@ -1376,7 +1416,7 @@ class ListenSpec(Request):
     )  # address to bind, or a name of one; "": there is a path
     port: int = field(default=0, validator=_within(0, 65535))  # 0: any that is free
     path: bytes | None = field(
-        default=None, validator=optional(_at_most(MAX_SOCKET_PATH))
+        default=None, validator=_optional(_at_most(MAX_SOCKET_PATH))
     )  # of a Unix socket, instead of the two
     window: ClassVar[int] = ACK_EVERY_BYTES  # less would never be acknowledged
     lease: ClassVar[float | None] = (
@@ -1418,9 +1458,9 @@ class JobRecord:
     pid: int = field(default=0, validator=_offset)  # 0: it never started
     age: float = field(default=0.0, validator=_seconds)  # seconds since it was asked for
     started: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # seconds since its process was
-    ended: float | None = field(default=None, validator=optional(_seconds))  # seconds since it did
+    ended: float | None = field(default=None, validator=_optional(_seconds))  # seconds since it did
     code: int | None = None  # as in Exited
     signal: int | None = None  # as in Exited
     outcome: Outcome | None = None  # as in Exited; None: it runs, or `failed`
@@ -1441,10 +1481,10 @@ class JobUsage:
 
     job: JobRecord
     cpu_seconds: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # of processor, used by those that live and by children they have waited for; None: not known
-    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # in memory
-    processes: int | None = field(default=None, validator=optional(_offset))  # that live
+    rss_bytes: int | None = field(default=None, validator=_optional(_offset))  # in memory
+    processes: int | None = field(default=None, validator=_optional(_offset))  # that live
 
 
 @frozen
@@ -1457,14 +1497,14 @@ class DaemonUsage:
         default=(), validator=_at_most(3)
     )  # its averages over 1, 5 and 15 minutes; none: it has no such thing
     busy_seconds: float | None = field(
-        default=None, validator=optional(_seconds)
+        default=None, validator=_optional(_seconds)
     )  # that its processors, together, were not idle; None: not known
-    memory_bytes: int | None = field(default=None, validator=optional(_offset))  # it has
+    memory_bytes: int | None = field(default=None, validator=_optional(_offset))  # it has
     memory_available_bytes: int | None = field(
-        default=None, validator=optional(_offset)
+        default=None, validator=_optional(_offset)
     )  # that programs could still take
     cpu_seconds: float = field(default=0.0, validator=_seconds)  # the daemon's own
-    rss_bytes: int | None = field(default=None, validator=optional(_offset))  # the daemon's own
+    rss_bytes: int | None = field(default=None, validator=_optional(_offset))  # the daemon's own
     jobs_running: int = field(default=0, validator=_offset)  # the tenant's
     jobs_queued: int = field(default=0, validator=_offset)  # the tenant's, that wait for their turn
     bytes_in: int = field(default=0, validator=_offset)  # from the controller, since its start
@@ -1478,7 +1518,7 @@ class Listening:
 
     host: str = field(default="", validator=_at_most(MAX_HOST_LENGTH))  # the address that was bound
     port: int = field(default=0, validator=_within(0, 65535))
-    path: bytes | None = field(default=None, validator=optional(_at_most(MAX_SOCKET_PATH)))
+    path: bytes | None = field(default=None, validator=_optional(_at_most(MAX_SOCKET_PATH)))
 
 
 @frozen
@@ -1517,7 +1557,7 @@ class FileInfo:
     inode: int = field(default=0, validator=_unsigned)  # with `device`: which file it is
     device: int = field(default=0, validator=_unsigned)
     path: bytes = field(default=b"", validator=_path)  # from what was asked for
-    target: bytes | None = field(default=None, validator=optional(_path))  # what a link says
+    target: bytes | None = field(default=None, validator=_optional(_path))  # what a link says
 
 
 class ChangeKind(enum.StrEnum):
@@ -1679,7 +1719,7 @@ class FailedRecord:
 
     symbol: str = field(default="", validator=_at_most(32))  # the system's error: "ENOSPC", ...
     message: str = field(default="", validator=_at_most(MAX_TEXT_LENGTH))
-    filename: bytes | None = field(default=None, validator=optional(_path))
+    filename: bytes | None = field(default=None, validator=_optional(_path))
 
 
 Record: TypeAlias = (
@@ -1888,11 +1928,14 @@ class _Codec:
             lambda tag: (by_tag[tag], _converter.get_structure_hook(by_tag[tag]))
         )
 
-    def encode(self, message: Control | Event | Op | Answer | Record) -> bytes:
+    def to_map(self, message: Control | Event | Op | Answer | Record) -> dict[str, Any]:
         tag, unstructure = self._to_wire[type(message)]
-        value = unstructure(message)
+        value: dict[str, Any] = unstructure(message)
         value["t"] = tag
-        return _pack(value)
+        return value
+
+    def encode(self, message: Control | Event | Op | Answer | Record) -> bytes:
+        return _pack(self.to_map(message))
 
     def decode(self, payload: Buffer) -> Any:
         try:

@@ -27,7 +27,6 @@ from raw_peer import Op, close_payload, frame, upgrade_request
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
 import sandd
-import sandd.controller as controller_module
 from sandd import wire
 from sandd._core import (
     acceptor,
@@ -270,10 +269,7 @@ READERS: Final = [
     ),
     *(f"sandd._core.remote_files.Opening.{name}" for name in ("__init__", "__await__")),
     # Looking at what is asked for, before anything is begun.
-    *(
-        f"sandd._core.{name}"
-        for name in ("arguments.*", "specs.*", "commands.check", "commands._read")
-    ),
+    *(f"sandd._core.{name}" for name in ("arguments.*", "specs.*", "commands.prepare*")),
     "sandd.wire._*.<locals>.check",
     "sandd._core.file_status.*",
     # Making a context manager, which nobody has entered yet.
@@ -402,7 +398,7 @@ POINTS: Final = {
     "output": (results.Collector, "add"),
     "leaving a job": (client.Client, "end"),
     "forgetting a job": (client.Client, "forget"),
-    "broadcast": (controller_module, "open_unwrapping_nursery"),
+    "broadcast": (commands._UnderWay, "answer"),
 }
 
 

@@ -66,6 +66,15 @@ def test_control_messages_leave_out_what_is_at_its_default() -> None:
     }
 
 
+def test_a_stamp_is_no_longer_than_an_id() -> None:
+    """What is said in the controller's name is within the limits that its receiver has."""
+    attach = wire.Attach("d", "j", "c")
+    plain = {"limits": Limits(), "isolation": wire.IsolationLevel.NONE}
+    for tenant, principal in (("t" * 129, ""), ("", "p" * 129)):
+        with pytest.raises(LocalProtocolError, match="129 characters"):
+            wire.encode_stamped(1, attach, tenant=tenant, principal=principal, **plain)
+
+
 def test_specs_are_maps_with_a_kind() -> None:
     """A spec says its kind, and the fields that differ from their default."""
     assert msgpack.unpackb(wire.encode_spec(SPEC)) == {"kind": "command", "argv": [b"true"]}

@@ -26,6 +26,8 @@ def check_text(name: str, value: str, *, what: str = "a text") -> str:
 
 def check_number(name: str, value: float, *, what: str = "a number of seconds") -> float:
     """The number itself; a text with digits is none, and neither is True."""
+    if type(value) is float:
+        return value  # as mostly, and others take long to tell
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it must be {what}")
     return float(value)

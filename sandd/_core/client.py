@@ -101,14 +101,19 @@ class Client:
         daemon_id: str,
         spec: wire.Spec,
         *,
+        encoded: bytes | None = None,
         job_id: str | None = None,
         input_capacity: int | None = RING_BYTES,
         trace: str = "",
     ) -> ClientJob:
-        """Start a job, now or as soon as the daemon is there. LocalProtocolError if the spec is too large."""
-        spec_bytes = wire.encode_spec(spec)
-        if len(spec_bytes) > wire.MAX_CONTROL_BYTES - 4 * wire.KIB:
-            raise LocalProtocolError(f"a job spec of {len(spec_bytes)} bytes is too large")
+        """Start a job, now or as soon as the daemon is there. LocalProtocolError if the spec is too large.
+
+        `encoded` is the spec, for whoever has encoded it already.
+        """
+        if encoded is None:
+            encoded = wire.encode_spec(spec)
+        if len(encoded) > wire.MAX_CONTROL_BYTES - 4 * wire.KIB:
+            raise LocalProtocolError(f"a job spec of {len(encoded)} bytes is too large")
         sequence = None
         own: list[ClientJob] = []
         if job_id is None:
@@ -124,7 +129,7 @@ class Client:
         job = ClientJob(
             daemon_id,
             job_id,
-            spec=spec_bytes,
+            spec=encoded,
             sequence=sequence,
             input_capacity=input_capacity,
             trace=trace,
@@ -279,11 +284,12 @@ class Client:
         if job.state is AttachState.ATTACHING:
             if not job.attaches_plainly:
                 raise RemoteProtocolError("data before the answer to an Attach")
-            self._attached(job, wire.PLAIN_ATTACHED)
+            self._attached_plainly(job)
         channel.on_data(data)
         if data.stream is Stream.EVENTS:
             job.take_events()
-            self.scheduler.activate_urgent(channel)
+            if channel.receive[Stream.EVENTS].update_due:
+                self.scheduler.activate_urgent(channel)
         return job
 
     def hear(self, news: wire.News) -> list[ClientJob]:
@@ -465,6 +471,18 @@ class Client:
                 )
             cursor.sent = max(cursor.sent, state.received)
             cursor.max_offset = max(cursor.max_offset, state.max_offset)
+        events = states.get(Stream.EVENTS)
+        job.known_events = 0 if events is None else events.end
+        self.scheduler.activate(job.channel)
+        self._settle_in(job, message)
+
+    def _attached_plainly(self, job: ClientJob) -> None:
+        """As `_attached` with PLAIN_ATTACHED, of a new job: that is how its channel was opened."""
+        if job.ops.base or job.input.base:
+            raise RemoteProtocolError("the daemon continues where we can't")
+        self._settle_in(job, wire.PLAIN_ATTACHED)
+
+    def _settle_in(self, job: ClientJob, message: wire.Attached) -> None:
         job.state = AttachState.ATTACHED
         if not job.confirmed:
             # Later it changes by our own doing alone, and is ours to say: see `Process.detach`.
@@ -476,10 +494,8 @@ class Client:
         job.generation = message.generation
         job.terminal = message.terminal
         job.job_state = message.state
-        events = states.get(Stream.EVENTS)
-        job.known_events = 0 if events is None else events.end
-        self.scheduler.activate(job.channel)
-        self._ask_flush(job)
+        if job.flush is not None:
+            self._ask_flush(job)
 
     def _ask_flush(self, job: ClientJob) -> None:
         """At once, and on each new channel until there is an answer."""

@@ -6,25 +6,34 @@ import math
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import trio
+from attrs import frozen
 
 from sandd import wire
-from sandd._core._errors import CommandFailed, CommandTimeout, LocalProtocolError, SpawnFailed
+from sandd._core._errors import (
+    CommandFailed,
+    CommandTimeout,
+    LocalProtocolError,
+    SanddError,
+    SpawnFailed,
+)
 from sandd._core.arguments import check_count, encode_data
 from sandd._core.client_job import AttachState
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.results import DEFAULT_MAX_OUTPUT, Collector, CommandResult, exit_code
 from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.wire import Outcome, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Unpack
+    from collections.abc import Iterable, Mapping
 
-    from sandd._core.job_link import JobHandle, JobLink
+    from sandd._core.job_link import JobHandle, JobLink, Sink
     from sandd._core.limits import Limits
     from sandd._core.specs import Command, IsolationName, Text
 
 AWAY_MARGIN: Final = 10.0
 """Seconds beyond time-out and kill grace that `run` waits for a daemon that is away."""
+STARTS_PER_TURN: Final = 64
+"""Commands started on many daemons before other tasks run: some ten milliseconds of work."""
 _E2BIG: Final = 7
 """errno's number on every POSIX system; the daemon's number, not this machine's."""
 
@@ -46,19 +55,35 @@ class RunOptions(TypedDict, total=False):
     require_limits: bool
 
 
+@frozen
+class PreparedCommand:
+    """A command that makes sense, and is ready to be sent to any number of daemons."""
+
+    spec: wire.CommandSpec
+    input_data: bytes
+    max_output: int
+    """Bytes kept of each output."""
+    check: bool
+    """CommandFailed, unless it succeeds."""
+    idle_timeout: float | None
+    """As it was given."""
+
+
 def start(
     link: JobLink,
     daemon_id: str,
     spec: wire.ProgramSpec,
     *,
+    encoded: bytes | None = None,
     job_id: str | None = None,
     input_data: bytes | None = None,
-    collectors: Mapping[Stream, Collector] | None = None,
+    sinks: Mapping[Stream, Sink] | None = None,
 ) -> JobHandle:
     """Start the job; SpawnFailed (E2BIG) if its spec is too large to be sent."""
     try:
-        sinks = {stream: collector.add for stream, collector in (collectors or {}).items()}
-        return link.open(daemon_id, spec, job_id=job_id, input_data=input_data, sinks=sinks)
+        return link.open(
+            daemon_id, spec, encoded=encoded, job_id=job_id, input_data=input_data, sinks=sinks
+        )
     except LocalProtocolError as error:
         raise SpawnFailed(
             _E2BIG,
@@ -66,21 +91,35 @@ def start(
         ) from error
 
 
-def check(command: Command, **options: Unpack[RunOptions]) -> None:
-    """Nothing, where `run` would take them; TypeError or ValueError, even if there is nobody to run it."""
+def prepare_by(command: Command, options: RunOptions) -> PreparedCommand:
+    """As `prepare`, where an option may be none: a TypeError names it."""
     unknown = options.keys() - RunOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"{min(unknown)!r} is no option of a command")
-    _read(command, options)
+    return prepare(command, **options)
 
 
-def _read(command: Command, options: RunOptions) -> tuple[wire.CommandSpec, bytes, int]:
-    """What is asked for, its input, and how much of its output is kept."""
-    given = options.get("input")
-    input_data = b"" if given is None else encode_data("input", given)
+def prepare(
+    command: Command,
+    *,
+    input: str | bytes | None = None,
+    cwd: Text | None = None,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    isolation: IsolationName | None = None,
+    timeout: float | None = None,
+    idle_timeout: float | None = None,
+    kill_grace: float = KILL_GRACE,
+    max_output: int = DEFAULT_MAX_OUTPUT,
+    check: bool = False,
+    limits: Limits | None = None,
+    require_limits: bool = False,
+) -> PreparedCommand:
+    """Nothing is asked of anybody yet; TypeError or ValueError for what makes no sense."""
+    input_data = b"" if input is None else encode_data("input", input)
     max_output = check_count(
         "max_output",
-        options.get("max_output", DEFAULT_MAX_OUTPUT),
+        max_output,
         lowest=0,
         most=wire.MAX_OFFSET,  # of no consequence
         what="a number of bytes, 0 or more",
@@ -88,56 +127,140 @@ def _read(command: Command, options: RunOptions) -> tuple[wire.CommandSpec, byte
     spec = build_spec(
         command,
         stdin=bool(input_data),
-        cwd=options.get("cwd"),
-        env=options.get("env"),
-        user=options.get("user"),
-        isolation=options.get("isolation"),
-        timeout=options.get("timeout"),
-        idle_timeout=options.get("idle_timeout"),
-        kill_grace=options.get("kill_grace", KILL_GRACE),
-        limits=options.get("limits"),
-        require_limits=options.get("require_limits", False),
+        cwd=cwd,
+        env=env,
+        user=user,
+        isolation=isolation,
+        timeout=timeout,
+        idle_timeout=idle_timeout,
+        kill_grace=kill_grace,
+        limits=limits,
+        require_limits=require_limits,
     )
-    return spec, input_data, max_output
+    return PreparedCommand(spec, input_data, max_output, bool(check), idle_timeout)
 
 
 @trio.lowlevel.enable_ki_protection
-async def run(
-    link: JobLink, daemon_id: str, command: Command, **options: Unpack[RunOptions]
-) -> CommandResult:
+async def run(link: JobLink, daemon_id: str, prepared: PreparedCommand) -> CommandResult:
     """Run a command to its end and gather what it printed; see `Daemon.run`."""
-    spec, input_data, max_output = _read(command, options)
-    timeout = spec.timeout
-    collectors = {Stream.OUTPUT: Collector(max_output), Stream.ERROR: Collector(max_output)}
     await trio.lowlevel.checkpoint_if_cancelled()
-    handle = start(link, daemon_id, spec, input_data=input_data, collectors=collectors)
+    under_way = _UnderWay(link, daemon_id, prepared)
     try:
-        if timeout is not None:
-            await wait_begun(handle, timeout)
-        await wait_complete(handle, timeout, spec.kill_grace)
-        handle.raise_if_failed()
+        await under_way.wait()
     except BaseException:
-        await handle.leave(spec.kill_grace)
+        await under_way.leave()
         raise
-    handle.forget()
-    result = collect(handle, collectors)
-    if result.outcome is Outcome.TIMED_OUT:
-        idle = options.get("idle_timeout")
-        within = "its idle_timeout" if timeout is None else f"{timeout} s"
-        if timeout is not None and idle is not None:
-            within += f", or was silent for {idle} s,"
-        raise CommandTimeout(
-            f"the command did not finish within {within} and was killed", result=result
+    return under_way.result()
+
+
+@trio.lowlevel.enable_ki_protection
+async def run_on_each(
+    link: JobLink, daemon_ids: Iterable[str], prepared: PreparedCommand
+) -> dict[str, CommandResult | SanddError]:
+    """As `run` on each of the daemons at the same time; where that raised, its error."""
+    await trio.lowlevel.checkpoint()
+    encoded = wire.encode_spec(prepared.spec)
+    answers: dict[str, CommandResult | SanddError] = {}
+    under_way: dict[str, _UnderWay] = {}
+    try:
+        for number, daemon_id in enumerate(daemon_ids, 1):
+            try:
+                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared, encoded)
+            except SanddError as error:
+                answers[daemon_id] = error
+            if not number % STARTS_PER_TURN:
+                await trio.lowlevel.checkpoint()
+        if prepared.spec.timeout is None:
+            # Each is waited for as long as it takes, so they need no tasks to wait beside each other.
+            for daemon_id, each in under_way.items():
+                answers[daemon_id] = await each.answer()
+        else:
+
+            async def wait_for(daemon_id: str, each: _UnderWay) -> None:
+                answers[daemon_id] = await each.answer()
+
+            async with open_unwrapping_nursery() as nursery:
+                for daemon_id, each in under_way.items():
+                    nursery.start_soon(wait_for, daemon_id, each)
+    except BaseException:
+        with trio.CancelScope(shield=True):  # of itself, each leaves in bounded time
+            async with open_unwrapping_nursery() as nursery:
+                for each in under_way.values():
+                    nursery.start_soon(each.leave)
+        raise
+    return answers
+
+
+class _UnderWay:
+    """A command that was started on a daemon: to be waited for and then asked for its `result`, or left."""
+
+    __slots__ = ("_error", "_handle", "_output", "_prepared")
+
+    def __init__(
+        self,
+        link: JobLink,
+        daemon_id: str,
+        prepared: PreparedCommand,
+        encoded: bytes | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._output = output = Collector(prepared.max_output)
+        self._error = error = Collector(prepared.max_output)
+        self._handle = start(
+            link,
+            daemon_id,
+            prepared.spec,
+            encoded=encoded,
+            input_data=prepared.input_data,
+            sinks={Stream.OUTPUT: output.add, Stream.ERROR: error.add},
         )
-    if options.get("check") and not result.success:
-        how = result.signal or f"exit code {result.exit_code}"
-        if result.limit is not None:
-            most = getattr(result.limits, result.limit)
-            how += f", as it went beyond its limit {result.limit}={most}"
-        raise CommandFailed(
-            f"the command ended with {how}: {result.stderr[-500:]!r}", result=result
-        )
-    return result
+
+    async def wait(self) -> None:
+        """Until it has ended with an exit status; else that raises what there is in its place."""
+        handle, spec = self._handle, self._prepared.spec
+        if spec.timeout is not None:
+            await wait_begun(handle, spec.timeout)
+        await wait_complete(handle, spec.timeout, spec.kill_grace)
+        handle.raise_if_failed()
+
+    async def leave(self) -> None:
+        """End it, and see its tree gone; see `JobHandle.leave`."""
+        await self._handle.leave(self._prepared.spec.kill_grace)
+
+    async def answer(self) -> CommandResult | SanddError:
+        """Its result, or what `run` would raise."""
+        try:
+            await self.wait()
+        except SanddError as error:
+            await self.leave()
+            return error
+        try:
+            return self.result()
+        except SanddError as error:
+            return error
+
+    def result(self) -> CommandResult:
+        """What it came to; CommandTimeout, or CommandFailed if its success was to be checked. It is forgotten."""
+        handle, prepared = self._handle, self._prepared
+        handle.forget()
+        result = _collect(handle, self._output, self._error)
+        if result.outcome is Outcome.TIMED_OUT:
+            timeout, idle = prepared.spec.timeout, prepared.idle_timeout
+            within = "its idle_timeout" if timeout is None else f"{timeout} s"
+            if timeout is not None and idle is not None:
+                within += f", or was silent for {idle} s,"
+            raise CommandTimeout(
+                f"the command did not finish within {within} and was killed", result=result
+            )
+        if prepared.check and not result.success:
+            how = result.signal or f"exit code {result.exit_code}"
+            if result.limit is not None:
+                most = getattr(result.limits, result.limit)
+                how += f", as it went beyond its limit {result.limit}={most}"
+            raise CommandFailed(
+                f"the command ended with {how}: {result.stderr[-500:]!r}", result=result
+            )
+        return result
 
 
 async def wait_begun(handle: JobHandle, timeout: float | None) -> None:
@@ -184,11 +307,10 @@ async def wait_complete(handle: JobHandle, timeout: float | None, kill_grace: fl
     await handle.until(lambda: handle.complete)
 
 
-def collect(handle: JobHandle, collectors: Mapping[Stream, Collector]) -> CommandResult:
+def _collect(handle: JobHandle, out: Collector, err: Collector) -> CommandResult:
     """The result of a job that has ended with an exit status."""
     event = handle.job.result
     assert isinstance(event, wire.Exited)
-    out, err = collectors[Stream.OUTPUT], collectors[Stream.ERROR]
     return CommandResult(
         stdout_bytes=out.result(),
         stderr_bytes=err.result(),

@@ -144,9 +144,7 @@ class Daemon:
             trio.ClosedResourceError: the controller was closed meanwhile; what ran is killed.
         """
         self._check_not_gone()
-        return await commands.run(
-            self._link,
-            self.id,
+        prepared = commands.prepare(
             command,
             input=input,
             cwd=cwd,
@@ -161,6 +159,7 @@ class Daemon:
             limits=limits,
             require_limits=require_limits,
         )
+        return await commands.run(self._link, self.id, prepared)
 
     @protected_context
     async def open_process(

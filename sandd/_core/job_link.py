@@ -349,6 +349,7 @@ class JobLink(ABC):
         daemon_id: str,
         spec: wire.Spec,
         *,
+        encoded: bytes | None = None,
         job_id: str | None = None,
         input_data: bytes | None = None,
         sinks: Mapping[Stream, Sink] | None = None,
@@ -356,6 +357,7 @@ class JobLink(ABC):
         """Start a job; output goes to the `sinks` as it arrives, or waits for a reader.
 
         With `input_data` its stdin is that, then its end; without, it stays open for a writer.
+        `encoded` is the spec, for whoever has encoded it already.
         """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
@@ -372,6 +374,7 @@ class JobLink(ABC):
             job = self.client.open(
                 daemon_id,
                 spec,
+                encoded=encoded,
                 job_id=job_id,
                 input_capacity=capacity,
                 trace="" if span is None else span.traceparent,

@@ -46,7 +46,6 @@ from sandd._core.router_links import (
     metered_attach,
     metered_attached,
     pass_on,
-    stamped_attach,
     tell_news,
 )
 from sandd._core.scheduler import control_size
@@ -465,15 +464,14 @@ class Router:
             return
         route = self._new_route(link, number, daemon, message.role)
         try:
-            stamped = wire.encode_control(
+            # In the name the link was authenticated for, and within its limits, whatever the client put there.
+            stamped = wire.encode_stamped(
                 daemon.last_channel + 1,
-                stamped_attach(
-                    metered_attach(message, route),
-                    link,
-                    daemon,
-                    self._limits_of(message),
-                    self._isolation_of(daemon.tenant),
-                ),
+                metered_attach(message, route),
+                tenant=daemon.tenant,
+                principal=link.principal.name,
+                limits=self._limits_of(message),
+                isolation=self._isolation_of(daemon.tenant),
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
             self._unjoin(route)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from sandd._core.audit.trail import TrackedJob
     from sandd._core.held_requests import Held
-    from sandd._core.limits import Limits
     from sandd._core.metrics.job_census import CountedJob
     from sandd._core.relay_queue import RelayQueue
 
@@ -253,32 +252,3 @@ def tell_news(link: ClientLink, news: wire.DaemonStatus | wire.DaemonCloned) -> 
     shown = link.principal.shown(news.daemon_id)
     if shown is not None:
         link.control(0, news if shown == news.daemon_id else evolve(news, daemon_id=shown))
-
-
-def stamped_attach(
-    message: wire.Attach,
-    link: ClientLink,
-    daemon: DaemonLink,
-    limits: Limits,
-    isolation: wire.IsolationLevel,
-) -> wire.Attach:
-    """The Attach in the name the link was authenticated for, and within its limits, whatever the client put there."""
-    return wire.Attach(
-        daemon_id=daemon.daemon_id,
-        job_id=message.job_id,
-        client=link.client or message.client,
-        cursors=message.cursors,
-        spec=message.spec,
-        instance=message.instance,
-        role=message.role,
-        takeover=message.takeover,
-        generation=message.generation,
-        settled=message.settled,
-        attempt=message.attempt,
-        tenant=daemon.tenant,
-        principal=link.principal.name,
-        output_credit=message.output_credit,
-        limits=limits,
-        isolation=isolation,
-        trace=message.trace,
-    )

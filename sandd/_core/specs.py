@@ -126,6 +126,8 @@ def check_size(rows: int, cols: int) -> None:
 
 def _argv(command: Command) -> tuple[tuple[bytes, ...], bool]:
     """The arguments, and whether they are one text for the shell."""
+    if type(command) is str and command:
+        return (command.encode("utf-8", "surrogateescape"),), True
     shell = isinstance(command, str | bytes)
     given: object = command  # whatever its type says
     # Of a mapping, or a set, nobody could say which word comes first.
@@ -156,14 +158,24 @@ def _program(
 ) -> dict[str, Any]:
     """What all specs that run a program have in common."""
     check_mapping("env", env, like="{'LANG': 'C'}")
-    environment = {
-        _encode(key, "env has the name {!r}"): _encode(value, "env has the value {!r}")
-        for key, value in (env.items() if env else ())
-    }
-    directory = None if cwd is None else _encode(cwd, "cwd is {!r}")
-    if user is not None and not isinstance(user, str):
-        raise TypeError(f"user is {user!r}; it must be a text, the name or the number of a user")
-    parts = (*argv, *environment, *environment.values(), directory or b"", _encode(user or ""))
+    environment = {}
+    parts = [*argv]
+    if env:
+        environment = {
+            _encode(key, "env has the name {!r}"): _encode(value, "env has the value {!r}")
+            for key, value in env.items()
+        }
+        parts += (*environment, *environment.values())
+    directory = None
+    if cwd is not None:
+        directory = _encode(cwd, "cwd is {!r}")
+        parts.append(directory)
+    if user is not None:
+        if not isinstance(user, str):
+            raise TypeError(
+                f"user is {user!r}; it must be a text, the name or the number of a user"
+            )
+        parts.append(_encode(user))
     if b"\0" in b"".join(parts):
         raise ValueError(
             "a NUL byte can't be passed to a process: not in its arguments, its environment, "

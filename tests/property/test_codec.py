@@ -126,6 +126,17 @@ def test_any_spec_is_a_spec_or_unsupported(fields: dict[str, Any], rest: dict[st
 # ---- round trips ---------------------------------------------------------------------------------
 
 
+@given(messages(wire.Attach), messages(wire.Attach), st.integers(0, 2**32 - 1))
+def test_a_stamped_attach_says_what_one_made_anew_would(
+    asked: wire.Attach, stamps: wire.Attach, channel: int
+) -> None:
+    """The router's word counts, whatever the client had put there; all else is as the client said it."""
+    given = {name: getattr(stamps, name) for name in ("tenant", "principal", "limits", "isolation")}
+    (frame,) = wire.decode_frames(b"".join(wire.encode_stamped(channel, asked, **given)))
+    assert frame.channel == channel
+    assert wire.decode_control(frame) == attrs.evolve(asked, **given)
+
+
 @given(CONTROLS, st.integers(0, 2**32 - 1))
 def test_control_messages_survive_the_wire(message: Any, channel: int) -> None:
     """What decode gives equals what encode was given, in value and in type."""
