@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
 from sandd._core.client_job import AttachState
 from sandd._core.directory import Directory
 from sandd._core.held_job import attached, started
-from sandd._core.job_link import LATE_SECONDS, LEAST_MARGIN, LEAVE_MARGIN, JobHandle
+from sandd._core.job_link import (
+    DAEMONS_PER_TURN,
+    FAREWELLS_AT_ONCE,
+    LATE_SECONDS,
+    LEAST_MARGIN,
+    LEAVE_MARGIN,
+    JobHandle,
+)
 from sandd._core.local_link import LocalLink
 from sandd._core.process_handle import Process
 from sandd._core.router import Router
@@ -136,7 +144,7 @@ def test_nothing_is_drawn_from_a_job_that_was_left(world: World) -> None:
     talk(world, handle, b"unheard")
     world.link.client.forget(handle.job)
     assert drain(world.daemon.scheduler) == []
-    world.link.flush(late=True)
+    world.link.say_farewells()
     ((_, message),) = drain(world.daemon.scheduler)
     assert isinstance(message, wire.End)
     assert world.daemon.routes == {}
@@ -193,13 +201,61 @@ async def test_farewells_go_together_a_little_later(
     assert not world.link.client.jobs
 
 
+async def test_many_farewells_to_one_daemon_wait_no_longer(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Said all at one time, they would hold up whoever waits by then."""
+
+    def finish(count: int) -> list[str]:
+        started = [world.start() for _ in range(count)]
+        for handle, channel in started:
+            world.end(channel)
+            handle.forget()
+        return sorted(handle.job.id for handle, _ in started)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.link.run)
+        gone = finish(FAREWELLS_AT_ONCE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(world.ends) == gone
+        few = finish(FAREWELLS_AT_ONCE - 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.ends == []
+        await trio.sleep(2 * LATE_SECONDS)
+        assert sorted(world.ends) == few
+        nursery.cancel_scope.cancel()
+
+
+async def test_farewells_to_very_many_daemons_let_others_run(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In between: to thousands they are a second of work."""
+    count = 2 * DAEMONS_PER_TURN + 1
+    for number in range(count):
+        world.daemon = world.router.add_daemon(f"d{number}", "here")
+        world.link.flush()
+        handle = world.link.open(f"d{number}", SPEC)
+        ((channel, _),) = drain(world.daemon.scheduler)
+        world.end(channel)
+        handle.forget()
+    left = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.link.run)
+        await trio.sleep(LATE_SECONDS)
+        while len(world.link.client.jobs):
+            left.append(len(world.link.client.jobs))
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert any(each < count for each in left)
+
+
 def test_a_farewell_is_said_once(world: World) -> None:
     """However often the job is forgotten."""
     handle, channel = world.start()
     world.end(channel)
     handle.forget()
     handle.forget()
-    world.link.flush(late=True)
+    world.link.say_farewells()
     assert world.ends == [handle.job.id]
 
 
@@ -207,7 +263,7 @@ def test_what_may_yet_run_is_taken_back_at_once(world: World) -> None:
     """A job that has not ended, be its daemon there or away."""
     handle, _ = world.start()
     handle.forget()
-    world.link.flush(late=True)
+    world.link.say_farewells()
     assert world.ends == [handle.job.id]
     world.router.remove_daemon(world.daemon, wire.DaemonState.AWAY)
     waiting = world.link.open("d", SPEC)

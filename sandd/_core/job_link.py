@@ -9,6 +9,7 @@ import math
 import os
 import random
 from abc import ABC, abstractmethod
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -52,9 +53,13 @@ LEAST_MARGIN: Final = 1.0
 than the request lasted. What is said next comes behind its end all the same."""
 FLUSH_SECONDS: Final = 10.0
 """How long leaving a job that goes on waits until what was sent to it has arrived."""
-LATE_SECONDS: Final = 0.02
-"""How long the farewell to a job that has ended may wait for others, to go in one message with them: sent
-one by one, each takes the processor from the command that is under way by then."""
+LATE_SECONDS: Final = 0.25
+"""How long the farewell to a job that has ended may wait for others on its daemon, to go in one message with them: sent
+one by one, each takes the processor from the commands that are under way by then, of a broadcast above all."""
+FAREWELLS_AT_ONCE: Final = 8
+"""To one daemon: so many don't wait any longer. More would be a millisecond of work, while somebody waits."""
+DAEMONS_PER_TURN: Final = 64
+"""Farewells to so many are said before other tasks run."""
 LONGEST_PATIENCE: Final = 60.0
 """Seconds after which a job that was held back by a rate limit is asked for again, whatever the controller says."""
 EVERYTHING: Final = wire.MAX_OFFSET
@@ -323,15 +328,18 @@ class JobLink(ABC):
         """Files in the making, of transfers to this machine."""
         self._handles: dict[ClientJob, JobHandle] = {}
         self._later = trio.Event()
+        """Set when there is something for `run`."""
+        self._soon = trio.Event()
+        """Set when that needn't wait any longer."""
         self._is_held_back = trio.Event()
         """Set when the client has jobs to ask for again."""
-        self._farewells: list[ClientJob] = []
-        """Jobs that are to be forgotten when `_later` is seen to."""
+        self._farewells: dict[str, list[ClientJob]] = {}
+        """Jobs that have ended and are to be forgotten, by daemon."""
         self._statistics_came = trio.Event()
 
     @abstractmethod
     def flush(self, *, late: bool = False) -> None:
-        """Send what the client has to send; without `late`, frames that nobody waits for are left to `run`."""
+        """Send what the client has to send; without `late`, but for what nobody waits for."""
 
     @property
     def job_count(self) -> int:
@@ -364,7 +372,7 @@ class JobLink(ABC):
         asked_at = None
         if isinstance(spec, wire.Request):
             # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
-            self.flush(late=True)
+            self.say_farewells([daemon_id])
             asked_at = trio.current_time()
         capacity = None
         if input_data is None:
@@ -412,7 +420,7 @@ class JobLink(ABC):
         """Attach to a job that exists; RequestRefused if we hold it already."""
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
-        self.flush(late=True)  # it may be a job that we have just left
+        self.say_farewells([daemon_id])  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
         job.acknowledge(False)
         handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_new=False)
@@ -460,7 +468,7 @@ class JobLink(ABC):
                 handle.give_up()
             else:
                 self.client.end(handle.job)
-        self.flush(late=True)
+        self.say_farewells()
 
     @property
     def longest_grace(self) -> float:
@@ -486,8 +494,14 @@ class JobLink(ABC):
         if job.result is None or job.sequence is None:
             # It may yet be started, or its id be used again.
             self.client.forget(job)
+            self._soon.set()
         else:
-            self._farewells.append(job)
+            farewells = self._farewells.get(job.daemon_id)
+            if farewells is None:
+                farewells = self._farewells[job.daemon_id] = []
+            farewells.append(job)
+            if len(farewells) == FAREWELLS_AT_ONCE:
+                self._soon.set()
         self._later.set()
 
     @trio.lowlevel.enable_ki_protection
@@ -495,9 +509,14 @@ class JobLink(ABC):
         """Say the farewells that were left to it; as long as the controller lives."""
         while True:
             await self._later.wait()
-            await trio.sleep(LATE_SECONDS)
-            self._later = trio.Event()
-            self.flush(late=True)
+            with trio.move_on_after(LATE_SECONDS):
+                await self._soon.wait()
+            self._later, self._soon = trio.Event(), trio.Event()
+            daemon_ids = iter(list(self._farewells))
+            self.say_farewells(islice(daemon_ids, DAEMONS_PER_TURN))
+            for daemon_id in daemon_ids:
+                await trio.lowlevel.checkpoint()
+                self.say_farewells([daemon_id, *islice(daemon_ids, DAEMONS_PER_TURN - 1)])
 
     @trio.lowlevel.enable_ki_protection
     async def ask_again(self) -> None:
@@ -521,10 +540,12 @@ class JobLink(ABC):
         """The job's `stalls` have changed."""
         self.directory.tell_stalls(job, before)
 
-    def take_farewells(self) -> None:
-        """Have the client say those that were left to `run`."""
-        while self._farewells:
-            self.client.forget(self._farewells.pop())
+    def say_farewells(self, daemon_ids: Iterable[str] | None = None) -> None:
+        """Have those said that were left to `run`, to all daemons or to these."""
+        for daemon_id in list(self._farewells if daemon_ids is None else daemon_ids):
+            for job in self._farewells.pop(daemon_id, ()):
+                self.client.forget(job)
+        self.flush(late=True)
 
     def deliver(self, frame: wire.Frame, handles: set[JobHandle]) -> None:
         """Take a frame; the handles are those to `update` when all of a job's frames have been taken."""

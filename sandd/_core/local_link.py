@@ -48,8 +48,6 @@ class LocalLink(JobLink):
         """Carry frames both ways until nothing is left, then wake whoever else the router has something for."""
         if self._flushing:
             return  # called from inside the loop below, which goes on until all is quiet
-        if late:
-            self.take_farewells()
         self._flushing = True
         changed = self._changed
         try:

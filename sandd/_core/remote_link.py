@@ -92,8 +92,6 @@ class RemoteLink(JobLink):
     @trio.lowlevel.enable_ki_protection
     def flush(self, *, late: bool = False) -> None:
         """Send what the client has to send, as soon as there is a link."""
-        if late:
-            self.take_farewells()
         scheduler = self.client.scheduler
         if self._pump is not None and (scheduler.pressing or (late and scheduler.pending)):
             self._pump.wake()
