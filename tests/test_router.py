@@ -167,7 +167,7 @@ def test_attach_is_passed_on_in_the_links_own_name(network: Network) -> None:
 def test_an_attach_is_stamped_with_the_limits_of_its_policies() -> None:
     """Whatever the client said there."""
     allowed = Limits(processes=7)
-    router = Router(limits_of=lambda message: allowed if message.job_id == "j" else NO_LIMITS)
+    router = Router(limits_of=lambda _, message: allowed if message.job_id == "j" else NO_LIMITS)
     daemon, client = router.add_daemon("d", "here"), router.add_client()
     for number, (job_id, expected) in enumerate((("j", allowed), ("k", NO_LIMITS)), 1):
         said = Limits(processes=1000, wall=3.0)

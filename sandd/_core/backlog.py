@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from sandd import wire
 
@@ -41,7 +41,7 @@ class Backlog:
         return self.by_sender.get(sender, 0)
 
 
-@frozen
+@define(eq=False)
 class Share:
     """One sender's part of a link's backlog."""
 

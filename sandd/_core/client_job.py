@@ -181,6 +181,16 @@ class ClientJob:
         """Interpret what has arrived on EVENTS."""
         while (message := self.events.take()) is not None:
             match wire.decode_event(message):
+                case wire.Exited() | wire.Failed() as result:
+                    if self.result is not None:
+                        raise RemoteProtocolError("a second end after the exit")
+                    finals = result.finals
+                    for stream, log in self.outputs.items():
+                        log.end_at(finals.get(stream, 0))
+                    if isinstance(result, wire.Exited) and self.started is None:
+                        self.started = wire.Started(result.pid)
+                    self.result = result
+                    self.stalls.clear()
                 case wire.Started() as started:
                     self.started = started
                 case wire.Stalled() as stalled:
@@ -189,14 +199,5 @@ class ClientJob:
                     self.stalls[stalled.stream] = stalled
                 case wire.Flowing() as flowing:
                     self.stalls.pop(flowing.stream, None)
-                case wire.Exited() | wire.Failed() as result:
-                    if self.result is not None:
-                        raise RemoteProtocolError("a second end after the exit")
-                    for stream, log in self.outputs.items():
-                        log.end_at(result.finals.get(stream, 0))
-                    if isinstance(result, wire.Exited) and self.started is None:
-                        self.started = wire.Started(result.pid)
-                    self.result = result
-                    self.stalls.clear()
                 case wire.Unknown():
                     pass

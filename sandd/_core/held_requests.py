@@ -174,9 +174,11 @@ class HeldRequests:
         `message` is what the frame says, by the daemon's full name and in its tenant's. RemoteProtocolError where so
         many wait that it would cost too much memory.
         """
-        pending = self._pending.get((message.daemon_id, message.tenant, message.job_id))
-        if pending is None or frame.channel:
+        if frame.channel or not self._pending:
             return False  # on a channel that is open it follows what it means
+        pending = self._pending.get((message.daemon_id, message.tenant, message.job_id))
+        if pending is None:
+            return False
         if link.is_metered and link.held_bytes > MAX_HELD_BYTES:
             # It can't be refused, as nobody waits for an answer to it.
             raise RemoteProtocolError(f"too many Ends: {_too_much()}")

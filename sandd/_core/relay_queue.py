@@ -35,8 +35,10 @@ CRUMB_BYTES: Final = 4 * wire.KIB
 would come to a hundred times its credit."""
 
 
-_UNCOUNTED: Final = Traffic()
-"""Of queues that draw from nowhere."""
+UNCOUNTED: Final = Traffic()
+"""Of queues that draw from nowhere, and routes on which nothing has passed yet."""
+_NONE: Final[deque[OutgoingFrame]] = deque()
+"""Stands for a queue in which nothing has waited yet, as mostly nothing ever does: each takes 600 bytes."""
 
 
 class RelayQueue:
@@ -46,12 +48,11 @@ class RelayQueue:
         self.number = number
         self._windows: dict[Stream, wire.StreamWindow] = {}
         self._flush: wire.Flush | None = None
-        self._urgent: deque[OutgoingFrame] = deque()
-        self._bulk: deque[OutgoingFrame] = deque()
+        self._urgent = self._bulk = _NONE
         self._last: tuple[wire.Control, Callable[[], None]] | None = None
         self.source: SendCursor | None = None
         """Where it draws from; see `draw_from`."""
-        self._traffic = _UNCOUNTED
+        self._traffic = UNCOUNTED
 
     def draw_from(self, source: SendCursor, traffic: Traffic) -> None:
         """Behind what waits here goes what the client has, which is in this process: asked for when the link takes it.
@@ -68,7 +69,10 @@ class RelayQueue:
 
     def put(self, frame: Frame, data: wire.Data) -> bool:
         """Take a stream's frame; the order within the stream is kept. False: there is no room for it."""
-        queue = self._urgent if data.stream in wire.MESSAGE_STREAMS else self._bulk
+        if data.stream in wire.MESSAGE_STREAMS:
+            queue = self._urgent = self._urgent if self._urgent is not _NONE else deque()
+        else:
+            queue = self._bulk = self._bulk if self._bulk is not _NONE else deque()
         queue.append(wire.readdress(self.number, frame))
         return True
 

@@ -80,13 +80,13 @@ class Router:
         ] = lambda _link, _message: None,
         audit: AuditSink = NO_AUDIT,
         policies_of: Callable[[str], Iterable[str]] = lambda _tenant: (),
-        limits_of: Callable[[wire.Attach], Limits] = lambda _message: NO_LIMITS,
+        limits_of: Callable[[str, wire.Attach], Limits] = lambda _tenant, _message: NO_LIMITS,
         isolation_of: Callable[[str], IsolationLevel] = lambda _tenant: IsolationLevel.NONE,
     ) -> None:
         self._authorise = authorise
         """Asked of each Attach that would be passed on, by the daemon's full name; a refusal goes back in its stead."""
         self._limits_of = limits_of
-        """What an Attach that may be passed on may start, at most."""
+        """What an Attach that may be passed on may start on a daemon of a tenant, at most."""
         self._isolation_of = isolation_of
         """What a tenant's jobs are kept apart from, at least."""
         self._audit = audit
@@ -419,9 +419,12 @@ class Router:
         if number <= link.last_channel:
             raise RemoteProtocolError(f"Attach on channel {number}, behind {link.last_channel}")
         link.last_channel = number
-        streams = [cursor.stream for cursor in message.cursors]
-        if len({*streams} & wire.TO_CLIENT) < len(streams):
-            raise RemoteProtocolError("Attach asks for a stream twice, or for one to the daemon")
+        if message.cursors:
+            streams = {cursor.stream for cursor in message.cursors} & wire.TO_CLIENT
+            if len(streams) < len(message.cursors):
+                raise RemoteProtocolError(
+                    "Attach asks for a stream twice, or for one to the daemon"
+                )
         name = link.principal.full_name(message.daemon_id)
         if name is None or name not in self._status:
             self._turn_down_unseen(link, number, message)
@@ -470,7 +473,7 @@ class Router:
                 metered_attach(message, route),
                 tenant=daemon.tenant,
                 principal=link.principal.name,
-                limits=self._limits_of(message),
+                limits=self._limits_of(daemon.tenant, message),
                 isolation=self._isolation_of(daemon.tenant),
             )
         except LocalProtocolError as error:  # it was within the limit before it was stamped
@@ -482,7 +485,7 @@ class Router:
             self._unjoin(route)
             self.turn_down(link, number, message, wire.Refused(RefusedCode.DENIED, TOO_MUCH))
             return
-        key = job_key(message)
+        key = message.daemon_id, daemon.tenant, message.job_id
         if self._audit.is_on:
             route.job = self._trail.get(key)
         route.traffic, route.counted = self.counts.opened(daemon, key, message)

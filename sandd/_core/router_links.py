@@ -17,6 +17,7 @@ from sandd._core.credit import CreditPool, Flow
 from sandd._core.identity.rights import EVERYTHING, Principal, split_name
 from sandd._core.kept_ends import KeptEnds
 from sandd._core.metrics.tallies import Tally, Traffic
+from sandd._core.relay_queue import UNCOUNTED, RelayQueue
 from sandd._core.scheduler import Scheduler
 from sandd.wire import OutgoingFrame, Stream
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sandd._core.audit.trail import TrackedJob
     from sandd._core.held_requests import Held
     from sandd._core.metrics.job_census import CountedJob
-    from sandd._core.relay_queue import RelayQueue
 
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered per daemon link, to be said again after a cut; saying one twice is harmless."""
@@ -171,7 +171,7 @@ class Route:
     """What the audit log knows of the job, where there is one."""
     counted: CountedJob | None = None
     """The job, where it is one that is counted; see `RouterCounts`."""
-    traffic: Traffic = field(factory=Traffic)
+    traffic: Traffic = UNCOUNTED
     """Where its bytes are counted."""
 
 

@@ -16,6 +16,7 @@ A first delivery, a resume after a cut and a replay are one thing: a new cursor 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -435,6 +436,16 @@ class MessageReceiveLog(ReceiveLog):
         raise RemoteProtocolError("a gap in a stream of messages")
 
 
+@functools.lru_cache(64)  # there are some ten
+def _least_told(stream: Stream, window: int) -> int:
+    """Units of a stream that are worth telling its sender of, where so many are granted."""
+    if window <= 0:
+        return wire.MAX_OFFSET
+    return min(
+        (window + 3) // 4 if stream in wire.MESSAGE_STREAMS else wire.ACK_EVERY_BYTES, window
+    )
+
+
 @define
 class ReceiveWindow:
     """What this channel has granted and acknowledged. Invariant: ``received <= max_offset``."""
@@ -450,9 +461,7 @@ class ReceiveWindow:
     """Less than this is never worth telling."""
 
     def __attrs_post_init__(self) -> None:
-        is_messages = self.stream in wire.MESSAGE_STREAMS
-        threshold = (self.window + 3) // 4 if is_messages else wire.ACK_EVERY_BYTES
-        self._least = min(threshold, self.window) if self.window > 0 else wire.MAX_OFFSET
+        self._least = _least_told(self.stream, self.window)
 
     @classmethod
     def open(cls, stream: Stream, log: ReceiveLog, window: int) -> ReceiveWindow:

@@ -34,7 +34,7 @@ class TenantPolicies:
         """Of everybody's file, and of the directory with those of tenants; nothing is read yet."""
         self._file, self._directory = file, directory
         self._everybodys: tuple[Policy, ...] = ()
-        self._is_empty = True
+        self.is_empty = True
         """No policy is in force, whose ever."""
         self._tenants: Mapping[str, Policy] = {}
 
@@ -51,7 +51,7 @@ class TenantPolicies:
 
     def judge(self, tenant: str, attach: wire.Attach) -> wire.Refused | None:
         """The refusal of what the Attach would start on a daemon of the tenant; None if it may be tried."""
-        if self._is_empty:
+        if self.is_empty:
             return None
         policies = self.of(tenant)
         refused = judge_attach(policies, attach) if policies else None
@@ -67,14 +67,14 @@ class TenantPolicies:
 
     def limits(self, tenant: str, attach: wire.Attach) -> Limits:
         """What may be used by what the Attach, which may be tried, would start."""
-        if self._is_empty:
+        if self.is_empty:
             return NO_LIMITS
         policies = self.of(tenant)
         return limits_of_attach(policies, attach) if policies else NO_LIMITS
 
     def isolation(self, tenant: str) -> IsolationLevel:
         """What the tenant's jobs are kept apart from, at least, whatever they ask for and their daemon says."""
-        if self._is_empty:
+        if self.is_empty:
             return IsolationLevel.NONE
         return strongest(policy.isolation for policy in self.of(tenant))
 
@@ -89,7 +89,7 @@ class TenantPolicies:
         if self._directory is not None:
             tenants = {file.stem: _read(file, "policy") for file in _files_in(self._directory)}
         self._everybodys, self._tenants = everybodys, tenants
-        self._is_empty = not (everybodys or tenants)
+        self.is_empty = not (everybodys or tenants)
         if everybodys or tenants:
             log.info("policies_in_force", policies=self.hashes)
 
