@@ -3,6 +3,9 @@
 ``python -m benchmarks.bare_daemons URL TOKEN COUNT PREFIX`` says ``ready``; to a line on stdin they dial, `AT_ONCE` at
 a time, and it says when the last of them was let in. Then each pings as often as its Welcome says. They are gone,
 without a word, when stdin ends.
+
+Asked for a command, they run it as the stand-in for another's daemon does (`peers.stand_in_commands`): one that is a
+text for the shell and has no input. Nothing of it is kept, so a link that breaks loses it.
 """
 
 from __future__ import annotations
@@ -10,23 +13,27 @@ from __future__ import annotations
 import base64
 import heapq
 import os
-import selectors
+import select
 import socket
 import sys
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgpack
 from attrs import define, field
 
+from benchmarks.peers.stand_in_commands import Command, Loop
 from sandd import __version__, wire
 from sandd._core.identity.introductions import answer_challenge
 from sandd._core.identity.proofs import SharedSecret
 from sandd._core.link import Identity
+from sandd.wire import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LABELS = {"env": "bench"}
 AT_ONCE = 60
 """Handshakes under way in one program: two of them stay below what a controller hears at a time."""
 
@@ -43,6 +50,8 @@ class BareDaemon:
     """Seconds between its pings; 0.0 until it is let in."""
     pings: int = 0
     received: bytes = b""
+    loop: Loop = field(factory=Loop)
+    """Where its commands are waited for."""
     _take: Callable[[], bool] = field(init=False)
     """Takes the next piece of what was received; False: it isn't all there."""
 
@@ -50,7 +59,7 @@ class BareDaemon:
         self._take = self._take_upgrade
 
     @classmethod
-    def dial(cls, url: str, identity: Identity, proven_by: SharedSecret) -> BareDaemon:
+    def dial(cls, url: str, identity: Identity, proven_by: SharedSecret, loop: Loop) -> BareDaemon:
         """It has begun to connect: `greet` once that has come to something."""
         parts = urlsplit(url)
         sock = socket.socket()
@@ -67,7 +76,7 @@ class BareDaemon:
             "Sec-WebSocket-Version: 13",
             f"Sec-WebSocket-Protocol: {wire.SUBPROTOCOL}",
         )
-        return cls(sock, identity, "\r\n".join((*lines, "", "")).encode(), proven_by)
+        return cls(sock, identity, "\r\n".join((*lines, "", "")).encode(), proven_by, loop=loop)
 
     def greet(self) -> None:
         """Ask for a WebSocket."""
@@ -78,12 +87,11 @@ class BareDaemon:
         data = self.sock.recv(65536)
         if not data:
             raise ConnectionError(f"{self.identity.daemon_id} was sent away")
-        if self.heartbeat:
-            return False  # pongs
+        was_in = bool(self.heartbeat)
         self.received += data
         while self._take():
             pass
-        return bool(self.heartbeat)
+        return bool(self.heartbeat) and not was_in
 
     def ping(self) -> None:
         """Say that it lives."""
@@ -114,9 +122,52 @@ class BareDaemon:
         if not isinstance(message, wire.Welcome):
             raise ConnectionError(f"not let in: {message}")
         self.heartbeat = message.heartbeat
-        return False
+        self._take = self._take_requests
+        return True
+
+    def _take_requests(self) -> bool:
+        message = self._next_bytes()
+        if message is None:
+            return False
+        for frame in wire.decode_frames(message):
+            # By msgpack alone, as the other stand-in takes JSON: farewells and pongs ask for nothing.
+            asked = msgpack.unpackb(frame.payload)
+            if asked["t"] == "attach":
+                self._run(frame.channel, asked["spec"])
+        return True
+
+    def _run(self, channel: int, encoded: bytes) -> None:
+        spec = msgpack.unpackb(encoded)
+        if not (spec["kind"] == "command" and spec["shell"] and not spec.get("stdin", True)):
+            raise ValueError(f"not a bare daemon's work: {spec}")
+        started = time.monotonic()
+
+        def over(out: bytes, err: bytes, exit_code: int) -> None:
+            event = {
+                "t": "exited",
+                "outcome": "exited",
+                "code": exit_code,
+                "signal": None,
+                "seconds": time.monotonic() - started,
+                "finals": {int(Stream.OUTPUT): len(out), int(Stream.ERROR): len(err)},
+            }
+            frames = [
+                *(wire.encode_data(channel, Stream.OUTPUT, 0, out) if out else ()),
+                *(wire.encode_data(channel, Stream.ERROR, 0, err) if err else ()),
+                *wire.encode_data(channel, Stream.EVENTS, 0, msgpack.packb(event)),
+            ]
+            self._send(b"".join(frames))
+
+        Command(self.loop, spec["argv"][0].decode(), over)
 
     def _next_message(self) -> wire.Control | wire.Unknown | None:
+        message = self._next_bytes()
+        if message is None:
+            return None
+        (frame,) = wire.decode_frames(message)
+        return wire.decode_control(frame)
+
+    def _next_bytes(self) -> bytes | None:
         data = self.received
         if len(data) < 4:
             return None
@@ -124,11 +175,12 @@ class BareDaemon:
         if len(data) < begin + size:
             return None
         self.received = data[begin + size :]
-        (frame,) = wire.decode_frames(data[begin : begin + size])
-        return wire.decode_control(frame)
+        return data[begin : begin + size]
 
     def _say(self, message: wire.Control) -> None:
-        body = b"".join(wire.encode_control(0, message))
+        self._send(b"".join(wire.encode_control(0, message)))
+
+    def _send(self, body: bytes) -> None:
         size = len(body)
         length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
         key = os.urandom(4)
@@ -151,37 +203,44 @@ def say(word: str) -> None:
 
 
 def run(url: str, secret: SharedSecret, count: int, prefix: str) -> None:
-    """Dial, and ping."""
-    poll = selectors.DefaultSelector()
-    poll.register(sys.stdin, selectors.EVENT_READ)
+    """Dial, ping, and run what is asked for."""
+    loop = Loop()
     dialled = live = 0
+    is_over = False
     due: list[tuple[float, int, BareDaemon]] = []
+
+    def end() -> None:
+        nonlocal is_over
+        is_over = True
 
     def dial() -> None:
         nonlocal dialled
         if dialled < count:
             about = ("bare", sys.platform, "bare", __version__)
-            identity = Identity(f"{prefix}{dialled}", os.urandom(8).hex(), {}, *about)
-            daemon = BareDaemon.dial(url, identity, secret)
-            poll.register(daemon.sock, selectors.EVENT_WRITE, daemon)
+            identity = Identity(f"{prefix}{dialled}", os.urandom(8).hex(), LABELS, *about)
+            daemon = BareDaemon.dial(url, identity, secret, loop)
+            loop.watch(daemon.sock.fileno(), lambda: greet(daemon), select.POLLOUT)
             dialled += 1
 
+    def greet(daemon: BareDaemon) -> None:
+        daemon.greet()
+        loop.forget(daemon.sock.fileno())
+        loop.watch(daemon.sock.fileno(), lambda: hear(daemon))
+
+    def hear(daemon: BareDaemon) -> None:
+        nonlocal live
+        if daemon.receive():
+            live += 1
+            dial()
+            heapq.heappush(due, (time.monotonic() + daemon.heartbeat, live, daemon))
+            if live == count:
+                say("live")
+
+    loop.watch(sys.stdin.fileno(), end)
     for _ in range(AT_ONCE):
         dial()
-    while True:
-        for key, mask in poll.select(max(0.0, due[0][0] - time.monotonic()) if due else None):
-            if key.data is None:
-                return
-            daemon: BareDaemon = key.data
-            if mask & selectors.EVENT_WRITE:
-                daemon.greet()
-                poll.modify(daemon.sock, selectors.EVENT_READ, daemon)
-            elif daemon.receive():
-                live += 1
-                dial()
-                heapq.heappush(due, (time.monotonic() + daemon.heartbeat, live, daemon))
-                if live == count:
-                    say("live")
+    while not is_over:
+        loop.turn(max(0.0, due[0][0] - time.monotonic()) if due else None)
         while due and due[0][0] <= time.monotonic():
             when, number, daemon = heapq.heappop(due)
             daemon.ping()

@@ -129,7 +129,7 @@ def test_openssh_does_its_works(tmp_path: Path) -> None:
         copy_tree(openssh, tmp_path, "pipe_tree")
 
 
-@pytest.mark.parametrize("name", [who.OURS, who.ORIGINAL, who.STOCK])
+@pytest.mark.parametrize("name", [who.OURS, who.OURS_BARE, who.ORIGINAL, who.STOCK])
 def test_a_crowd_connects_and_is_idle(name: str) -> None:
     """Its memory and processor time are those of the controller's process."""
     skip_unless_here(name)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OURS, FLOOR, ORIGINAL, ORIGINAL_AT_ONCE = "ours", "floor", "original", "original, at once"
 ASYNCSSH, OPENSSH, STOCK = "asyncssh", "OpenSSH", "trio-websocket"
+OURS_BARE = "ours, bare daemons"
 OURS_TLS, RAW_TLS = "ours, TLS", "raw TLS copy"
 STOCK_HEARTBEAT = 20.0
 """Seconds between two of its daemons' heartbeats: as ours have it."""
@@ -84,10 +85,12 @@ def _open(name: str, stack: ExitStack) -> Contestant:
 def open_crowds(daemons: int, *names: str, bare: bool = False) -> Iterator[list[Contestant]]:
     """Those of them that can be had, each with so many daemons, which dial when it is asked to `connect`.
 
-    Ours that are `bare` do as little as the others': they only say what a daemon says that has nothing to do.
+    Ours that are `bare` do as little as the others': they only say what a daemon says that has nothing to do. So do
+    those of OURS_BARE.
     """
     commands = {
         OURS: ["ours_many", str(daemons), *(["--bare"] if bare else [])],
+        OURS_BARE: ["ours_many", str(daemons), "--bare"],
         ORIGINAL: ["original", "--daemons", str(daemons)],
         STOCK: ["stock", str(daemons), str(STOCK_HEARTBEAT)],
     }

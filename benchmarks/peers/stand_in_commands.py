@@ -19,16 +19,18 @@ _DEV_NULL = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
 
 
 class Loop:
-    """Who waits for which file to become readable."""
+    """Who waits for which file."""
 
     def __init__(self) -> None:
-        self._poll = select.epoll()
+        # Where there is no epoll this is not measured, and has to work all the same.
+        self._poll = select.epoll() if hasattr(select, "epoll") else select.poll()
+        self._in_a_second = 1 if hasattr(select, "epoll") else 1e3
         self._readers: dict[int, Callable[[], None]] = {}
 
-    def watch(self, fd: int, reader: Callable[[], None]) -> None:
-        """Call `reader` whenever there is something, or the end."""
+    def watch(self, fd: int, reader: Callable[[], None], event: int = select.POLLIN) -> None:
+        """Call `reader` whenever there is something, or the end; or, by POLLOUT, room."""
         self._readers[fd] = reader
-        self._poll.register(fd, select.EPOLLIN)
+        self._poll.register(fd, event)
 
     def forget(self, fd: int) -> None:
         """Before it is closed."""
@@ -37,7 +39,7 @@ class Loop:
 
     def turn(self, timeout: float | None) -> None:
         """Wait, and have each read that can."""
-        for fd, _ in self._poll.poll(timeout):
+        for fd, _ in self._poll.poll(None if timeout is None else timeout * self._in_a_second):
             if reader := self._readers.get(fd):
                 reader()
 
