@@ -443,12 +443,16 @@ def decode_control(frame: Frame) -> Control | Unknown:
         payload = bytes(frame.payload)
         if payload.endswith(_PINGS):
             return _decode_ping(payload)
+        if payload == _PLAIN_ATTACHED:
+            return PLAIN_ATTACHED
     message: Control | Unknown = _CONTROL.decode(frame.payload)
     return message
 
 
 _PINGS: Final = (b"\xa1t\xa4ping", b"\xa1t\xa4pong")
 """How they end, as our encoder writes them."""
+_PLAIN_ATTACHED: Final = b"\x81\xa1t\xa8attached"
+"""PLAIN_ATTACHED in whole: that is the answer to most starts."""
 
 
 @functools.lru_cache(256)

@@ -164,10 +164,11 @@ def test_input_for_a_daemon_that_is_away_waits(world: World) -> None:
     assert drain(world.daemon.scheduler) == [(channel, Bytes(Stream.INPUT, 0, b"later"))]
 
 
-def test_output_is_handed_over_at_once_unless_something_waits(world: World) -> None:
-    """An answer that came in the same message is heard before what came behind it."""
+def test_what_comes_is_handed_over_at_once_unless_something_waits(world: World) -> None:
+    """The answer to a start and its output; but nothing is heard before what came ahead of it."""
     handle, channel = world.start(TALKING)
     log = handle.job.outputs[Stream.OUTPUT]
+    world.router.add_daemon("another", "there")  # which is news
     world.router.receive(world.daemon, control(channel, wire.Attached()))
     world.router.receive(world.daemon, data(channel, Stream.OUTPUT, 0, b"behind "))
     assert (handle.job.state, log.received) == (AttachState.ATTACHING, 0)
@@ -176,6 +177,9 @@ def test_output_is_handed_over_at_once_unless_something_waits(world: World) -> N
     world.router.receive(world.daemon, data(channel, Stream.OUTPUT, 7, b"at once"))
     assert log.received == 14
     assert log.take(100) == b"behind at once"
+    handle, channel = world.start(TALKING)
+    world.router.receive(world.daemon, control(channel, wire.Attached()))
+    assert handle.job.state is AttachState.ATTACHED
 
 
 async def test_farewells_go_together_a_little_later(

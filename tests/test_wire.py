@@ -66,6 +66,12 @@ def test_control_messages_leave_out_what_is_at_its_default() -> None:
     }
 
 
+def test_the_plain_answer_is_known_by_its_bytes() -> None:
+    """It needn't be made of its fields: it is that of most jobs."""
+    frame = one_frame(b"".join(wire.encode_control(3, wire.Attached())))
+    assert wire.decode_control(frame) is wire.PLAIN_ATTACHED
+
+
 def test_a_stamp_is_no_longer_than_an_id() -> None:
     """What is said in the controller's name is within the limits that its receiver has."""
     attach = wire.Attach("d", "j", "c")

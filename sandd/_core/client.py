@@ -271,6 +271,13 @@ class Client:
             self.receive_data(frame.channel, wire.decode_data(frame))
         return [] if job is None else [job]
 
+    def receive_attached(self, number: int, message: wire.Attached) -> ClientJob | None:
+        """Take the answer to an Attach on that channel; returns the job that it changed. Raises as `receive`."""
+        job = self._channels.get(number)
+        if job is not None:
+            self._attached(job, message)
+        return job
+
     def receive_data(self, number: int, data: wire.Data) -> ClientJob | None:
         """Take what a data frame for that channel says; returns the job that it changed. Raises as `receive`.
 
@@ -458,6 +465,9 @@ class Client:
     def _attached(self, job: ClientJob, message: wire.Attached) -> None:
         if job.state is not AttachState.ATTACHING or job.channel is None:
             raise RemoteProtocolError("Attached without an Attach")
+        if job.attaches_plainly and message is wire.PLAIN_ATTACHED:
+            self._attached_plainly(job)
+            return
         states = {state.stream: state for state in message.streams}
         job.place(states)
         for window in job.channel.receive.values():

@@ -566,16 +566,6 @@ class JobLink(ABC):
             if handle is not None:
                 handles.add(handle)
 
-    def deliver_data(self, channel: int, data: wire.Data, handles: set[JobHandle]) -> None:
-        """As `deliver`, of what a data frame says."""
-        try:
-            job = self.client.receive_data(channel, data)
-        except RemoteProtocolError as error:
-            job = self.client.job_on(channel)
-            self._spoil(channel, job, error)
-        if job is not None and (handle := self._handles.get(job)) is not None:
-            handles.add(handle)
-
     def _spoil(self, channel: int, job: ClientJob | None, error: RemoteProtocolError) -> None:
         """What came broke the protocol: a daemon can spoil only the results of its own jobs, of that one."""
         self.blame(channel, job, error)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from sandd import wire
+from sandd._core._errors import RemoteProtocolError
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.identity.rights import EVERYTHING
 from sandd._core.job_link import JobHandle, JobLink
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
-    from sandd._core._errors import RemoteProtocolError
+    from collections.abc import Callable
+
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.client_job import ClientJob
     from sandd._core.directory import Directory
     from sandd._core.identity.rights import Principal
     from sandd._core.router import Router
+
+Said = TypeVar("Said")
 
 
 class LocalLink(JobLink):
@@ -41,7 +45,8 @@ class LocalLink(JobLink):
         self._flushing = False
         self._changed: set[JobHandle] = set()
         """Those that what was taken has changed: to be updated by `flush`."""
-        self._link.take = partial(self.deliver_data, handles=self._changed)
+        self._link.take = partial(self._take, self.client.receive_data)
+        self._link.take_attached = partial(self._take, self.client.receive_attached)
 
     @trio.lowlevel.enable_ki_protection
     def flush(self, *, late: bool = False) -> None:
@@ -67,6 +72,18 @@ class LocalLink(JobLink):
         finally:
             self._flushing = False
         self._router.wake_carriers()
+
+    def _take(
+        self, receive: Callable[[int, Said], ClientJob | None], channel: int, said: Said
+    ) -> None:
+        """Have the client receive what the router hands over as it comes, without a frame around it."""
+        try:
+            job = receive(channel, said)
+        except RemoteProtocolError as error:
+            job = self.client.job_on(channel)
+            self._spoil(channel, job, error)
+        if job is not None and (handle := self._handles.get(job)) is not None:
+            self._changed.add(handle)
 
     @trio.lowlevel.enable_ki_protection
     def has_input(self, job: ClientJob) -> None:

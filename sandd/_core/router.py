@@ -351,7 +351,11 @@ class Router:
                     raise RemoteProtocolError("Attached twice on one channel")
                 route.is_answered = True
                 self.counts.answered(route.counted)
-                client.control(queue.number, metered_attached(message, route))
+                if client.take_attached is not None and not client.scheduler.pending:
+                    client.take_attached(queue.number, message)
+                    self.dirty.add(client)
+                else:
+                    client.control(queue.number, metered_attached(message, route))
                 return
             case wire.Refused() | wire.Taken():
                 if isinstance(message, wire.Refused):

@@ -103,6 +103,8 @@ class ClientLink(RouterLink):
     held_bytes: int = 0
     take: Callable[[int, wire.Data], None] | None = None
     """Takes what flows to a channel of a client in this process, at once; None: it goes through the scheduler."""
+    take_attached: Callable[[int, wire.Attached], None] | None = None
+    """The same of the answer to its Attach."""
     is_metered: bool = field(init=False)
     """What it grants is passed on within bounds."""
     sender: Hashable = field(init=False)
