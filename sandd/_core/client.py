@@ -204,7 +204,9 @@ class Client:
             # A generated id is never used again, so nothing that overtakes this can mean that job.
             late = job.sequence is not None
             self._say_end(message, number, late=late)
-        self.close(job)
+            self._shut(job)
+        else:
+            self.close(job)
 
     def _say_end(self, message: wire.End, channel: int, *, late: bool = False) -> None:
         self._ends.append(message)

@@ -41,6 +41,15 @@ class AttachState(enum.Enum):
 class ClientJob:
     """One job from its client's side: streams, state, and how it ended."""
 
+    # With as many attributes a dict would take two KiB of each command, and its time.
+    __slots__ = (
+        *("_placed", "_since", "attaches_plainly", "channel", "confirmed", "daemon_id", "detached"),
+        *("end_said", "error", "events", "flush", "generation", "given_up", "id", "input"),
+        *("instance", "is_repeated", "job_state", "known_events", "ops", "outputs", "refusal"),
+        *("result", "rival", "role", "sequence", "spec", "stalls", "started", "state", "takeover"),
+        *("terminal", "times_held_back", "trace"),
+    )
+
     def __init__(
         self,
         daemon_id: str,

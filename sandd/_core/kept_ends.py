@@ -47,7 +47,10 @@ class KeptEnds:
                 return
             self._drop(key)
         self._senders[key] = sender
-        self._by_sender.setdefault(sender, OrderedDict())[key] = end
+        ends_of_sender = self._by_sender.get(sender)
+        if ends_of_sender is None:
+            ends_of_sender = self._by_sender[sender] = OrderedDict()
+        ends_of_sender[key] = end
         self.version += 1
         if len(self._senders) > self.limit:
             most = max(self._by_sender.values(), key=len)
