@@ -222,12 +222,15 @@ class ModelLog:
     waiting: deque[tuple[Record, Callable[[str | None], None]]] = field(factory=deque)
     durable: list[Record] = field(factory=list)
     """In the order of the disk."""
+    bounded: list[bool] = field(factory=list)
+    """Of each note, whether it may be left out where there are many."""
 
     def note(
-        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+        self, record: Record, *, from_stranger: bool = False, is_bounded: bool = False
     ) -> None:
         """See `AuditSink`."""
         self.durable.append(record)
+        self.bounded.append(is_bounded)
 
     def commit(self, record: Record, done: Callable[[str | None], None]) -> None:
         """See `AuditSink`."""

@@ -266,7 +266,7 @@ async def test_no_actor_fills_the_disk_with_what_is_refused(tmp_path: Path) -> N
                     type=RecordType.REFUSAL, outcome="denied", tenant="acme", actor=actor
                 )
                 for _ in range(count):
-                    log.note(refusal, is_refusal=True)
+                    log.note(refusal, is_bounded=True)
     records = [json.loads(line) for line in segment(tmp_path).read_bytes().splitlines()]
     of = {
         actor: [each.get("reason") for each in records if each.get("actor") == actor]
@@ -288,7 +288,7 @@ async def test_what_is_left_out_is_told_though_there_is_always_something_to_writ
     with trio.fail_after(LIMIT):
         async with open_audit_log(tmp_path, OPTIONS) as log:
             for _ in range(200):
-                log.note(refusal, is_refusal=True)
+                log.note(refusal, is_bounded=True)
             while not any(texts_in(tmp_path, "refusal")):
                 await committed(log, request(1))
 

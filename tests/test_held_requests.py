@@ -12,6 +12,7 @@ from scripted import control, data, drain, event, frames_from, op
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
 from sandd._core.audit.records import RecordType
+from sandd._core.audit.trail import MAX_ATTACHED
 from sandd._core.identity.rights import Principal
 from sandd._core.router import Router
 from sandd._core.tombstones import generate
@@ -175,14 +176,55 @@ def test_attaching_to_a_held_job_waits_for_it(network: Network) -> None:
     network.log.write()
     first, second = network.to_daemon
     assert (first.client, second.client) == ("client", "other")
-    assert network.told == [RecordType.ATTACH, RecordType.REQUEST]
+    network.router.receive(network.daemon, control(2, wire.Attached()))
+    assert network.told == [RecordType.REQUEST, RecordType.ATTACH]
 
 
 def test_attaching_to_a_job_that_runs_does_not_wait(network: Network) -> None:
-    """It starts nothing; it is told, though."""
+    """It starts nothing; it is told, though, when it is known that there is such a job."""
     network.send(control(1, attrs.evolve(ATTACH, spec=None)))
     assert types(network.to_daemon) == [wire.Attach]
+    assert network.told == []
+    network.router.receive(network.daemon, control(1, wire.Attached()))
     assert network.told == [RecordType.ATTACH]
+
+
+def test_attaching_to_no_job_is_a_refusal_and_nothing_more(network: Network) -> None:
+    """Ids that are made up are any number: none of them takes the place of a job in memory."""
+    refused = wire.Refused(RefusedCode.JOB_NOT_FOUND, "no such job")
+    for number in range(1, 4):
+        network.send(control(number, attrs.evolve(ATTACH, spec=None, job_id=f"made-up-{number}")))
+        network.router.receive(network.daemon, control(number, refused))
+    assert network.told == [RecordType.REFUSAL] * 3
+    assert not network.router._trail._jobs
+
+
+def test_attaching_again_is_told_within_bounds(network: Network) -> None:
+    """Each who does so, and each way to, is told at its first time, whatever came before; then it may be a number."""
+    network.send(control(1, ATTACH))
+    network.log.write()
+    roles = (wire.Role.VIEWER, wire.Role.VIEWER, wire.Role.OWNER, wire.Role.VIEWER)
+    for number, role in enumerate(roles, 2):
+        network.send(control(number, attrs.evolve(ATTACH, spec=None, role=role)))
+        network.router.receive(network.daemon, control(number, wire.Attached(role)))
+    other = network.join("other")
+    network.send(control(1, attrs.evolve(ATTACH, spec=None, role=wire.Role.VIEWER)), link=other)
+    network.router.receive(network.daemon, control(6, wire.Attached(wire.Role.VIEWER)))
+    assert network.told == [RecordType.REQUEST, *[RecordType.ATTACH] * 5]
+    assert network.log.bounded == [False, True, False, True, False]
+
+
+def test_who_attaches_is_forgotten_sooner_than_memory_is_full(network: Network) -> None:
+    """Of a job that very many attach to, some may be told of within bounds alone."""
+    network.send(control(1, ATTACH))
+    network.log.write()
+    for number in range(2, MAX_ATTACHED + 4):
+        client = network.join(f"client-{number}")
+        network.send(control(1, attrs.evolve(ATTACH, spec=None)), link=client)
+        network.router.receive(network.daemon, control(number, wire.Attached()))
+    (job,) = network.router._trail._jobs.values()
+    assert len(job.attached) == MAX_ATTACHED
+    assert network.log.bounded == [False] * (MAX_ATTACHED + 2)
 
 
 def test_asking_again_is_the_same_request(network: Network) -> None:
@@ -430,6 +472,7 @@ def test_a_job_is_told_from_its_start_to_its_end_once(network: Network) -> None:
     network.log.write()
     other = network.join("other")
     network.send(control(1, attrs.evolve(ATTACH, spec=None, client="other")), link=other)
+    network.router.receive(network.daemon, control(2, wire.Attached()))
     ended = wire.Exited(3, None, wire.Outcome.EXITED, 1.25, finals={Stream.OUTPUT: 7})
     for channel in (1, 2):
         network.router.receive(network.daemon, event(channel, 0, wire.Started(77)))

@@ -143,16 +143,11 @@ class HeldRequests:
         key = job_key(message)
         pending = self._pending.get(key)
         if pending is None or not pending.means(message):
-            if message.spec is None:
-                self._trail.attached(key, message, link.actor)
-                return True
-            if pending is None and self._trail.knows(key, message):
+            if message.spec is None or (pending is None and self._trail.knows(key, message)):
                 return True
             record = self._trail.request(key, message, link.actor)
             pending = self._pending[key] = PendingRequest(key, message, record.kind)
             self._audit.commit(record, partial(self._committed, pending))
-        elif message.spec is None:
-            self._trail.attached(key, message, link.actor)
         held = link.held[number] = Held(link, number, message)
         pending.held.append(held)
         held.count(len(message.spec or b""))

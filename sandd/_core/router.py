@@ -350,6 +350,9 @@ class Router:
                 if route.is_answered:
                     raise RemoteProtocolError("Attached twice on one channel")
                 route.is_answered = True
+                if route.attaching is not None:
+                    route.job = self._trail.attached(*route.attaching, client.actor)
+                    route.attaching = None
                 self.counts.answered(route.counted)
                 if client.take_attached is not None and not client.scheduler.pending:
                     client.take_attached(queue.number, message)
@@ -360,8 +363,8 @@ class Router:
             case wire.Refused() | wire.Taken():
                 if isinstance(message, wire.Refused):
                     self.counts.refused_by_daemon(route.counted, message)
-                if isinstance(message, wire.Refused) and route.job is not None:
-                    self._trail.refused(route.job.key, client.actor, message, by="daemon")
+                if isinstance(message, wire.Refused) and route.key is not None:
+                    self._trail.refused(route.key, client.actor, message, by="daemon")
                 self._unjoin(route)
                 for control in queue.take_controls():
                     client.control(queue.number, control)
@@ -492,6 +495,7 @@ class Router:
         key = message.daemon_id, daemon.tenant, message.job_id
         if self._audit.is_on:
             route.job = self._trail.get(key)
+            route.attaching = (key, message) if message.spec is None else None
         route.traffic, route.counted = self.counts.opened(daemon, key, message)
         if message.spec is not None and parse(message.job_id) is None:
             # A chosen id may be used again one day: what ended its last job must not end this one.

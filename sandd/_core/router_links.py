@@ -24,7 +24,7 @@ from sandd.wire import OutgoingFrame, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from sandd._core.audit.trail import TrackedJob
+    from sandd._core.audit.trail import JobKey, TrackedJob
     from sandd._core.held_requests import Held
     from sandd._core.metrics.job_census import CountedJob
 
@@ -171,10 +171,19 @@ class Route:
     """The daemon has said Attached."""
     job: TrackedJob | None = None
     """What the audit log knows of the job, where there is one."""
+    attaching: tuple[JobKey, wire.Attach] | None = None
+    """To be told to the audit log when the daemon says that the job is there, whose start is not asked for."""
     counted: CountedJob | None = None
     """The job, where it is one that is counted; see `RouterCounts`."""
     traffic: Traffic = UNCOUNTED
     """Where its bytes are counted."""
+
+    @property
+    def key(self) -> JobKey | None:
+        """Which job it is about, where there is an audit log that knows of it, or is about to."""
+        if self.job is not None:
+            return self.job.key
+        return None if self.attaching is None else self.attaching[0]
 
 
 def close_route(route: Route) -> None:

@@ -1,4 +1,5 @@
-"""What strangers, and each actor's refusals, may cause to be written: some of it in full, of the rest the number."""
+"""What strangers, and each actor, may cause to be written of what costs them nothing: some of it in full, of the rest
+the number."""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BURST: Final = 100
-"""Refusals in full, at once: an attack is seen, and a cluster with a wrong token is seen whole."""
+"""Lines in full, at once: an attack is seen, and a cluster with a wrong token is seen whole."""
 PER_SECOND: Final = 1.0
 """And then: 86,400 lines a day, 30 MB."""
 MAX_ACTORS: Final = 1000
-"""Actors whose refusals are counted by themselves; further ones share a bucket. With the operators' common token
-anybody may have any name."""
+"""Actors who are counted by themselves, once for each type of record; further ones share a bucket. With the operators'
+common token anybody may have any name."""
 
-Actor: TypeAlias = tuple[str | None, str | None]
-"""Tenant and name."""
+Actor: TypeAlias = tuple[RecordType, str | None, str | None]
+"""What is told of him, his tenant and his name."""
 
 
 @define
@@ -59,8 +60,8 @@ class Floods:
     """Who may still cause lines: strangers all together, and each actor by itself."""
 
     _strangers: Flood = field(factory=Flood)
-    _others: Flood = field(factory=Flood)
-    """Actors there is no room to tell apart."""
+    _others: dict[RecordType, Flood] = field(factory=dict)
+    """Of actors there is no room to tell apart."""
     _actors: BoundedTable[Actor, Flood] = field(
         factory=lambda: BoundedTable(MAX_ACTORS, lambda flood, now: not flood.is_full(now))
     )
@@ -71,15 +72,15 @@ class Floods:
         """Whether one more may be written that somebody has caused who was not let in."""
         return self._strangers.admits(now)
 
-    def admits_refusal(self, record: Record, now: float) -> bool:
-        """Whether one more of its actor may be written."""
-        actor = (record.tenant, record.actor)
+    def admits(self, record: Record, now: float) -> bool:
+        """Whether one more of this type, and of its actor, may be written."""
+        actor = (record.type, record.tenant, record.actor)
         flood = self._actors.get(actor)
         if flood is None:
             flood = Flood()
             self._actors.put(actor, flood, now)
             if self._actors.get(actor) is None:
-                return self._others.admits(now)
+                return self._others.setdefault(record.type, Flood()).admits(now)
         if flood.admits(now):
             return True
         self._withheld.add(actor)
@@ -87,8 +88,9 @@ class Floods:
 
     def summaries(self) -> Iterator[Record]:
         """What was left out since the last time, as numbers."""
-        for flood in (self._strangers, self._others):
-            yield from _left_out(flood, (None, None))
+        yield from _left_out(self._strangers, (RecordType.REFUSAL, None, None))
+        for what, flood in self._others.items():
+            yield from _left_out(flood, (what, None, None))
         for actor in sorted(self._withheld, key=str):
             flood_of_one = self._actors.get(actor)
             assert flood_of_one is not None
@@ -97,12 +99,16 @@ class Floods:
 
 
 def _left_out(flood: Flood, actor: Actor) -> Iterator[Record]:
+    what, tenant, name = actor
     count = flood.take_count()
     if count:
-        yield Record(
-            type=RecordType.REFUSAL,
-            outcome="refused",
-            reason=f"{count} more were refused, and are not told one by one",
-            tenant=actor[0],
-            actor=actor[1],
-        )
+        outcome, said = _WORDS.get(what, (what.value, "came"))
+        reason = f"{count} more {said}, and are not told one by one"
+        yield Record(type=what, outcome=outcome, reason=reason, tenant=tenant, actor=name)
+
+
+_WORDS: Final = {
+    RecordType.REFUSAL: ("refused", "were refused"),
+    RecordType.ATTACH: ("asked", "attached as had been told before"),
+}
+"""The outcome, and how the number is told."""

@@ -23,14 +23,15 @@ class AuditSink(Protocol):
         """What is known to be secret, for those who write something else."""
 
     def note(
-        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+        self, record: Record, *, from_stranger: bool = False, is_bounded: bool = False
     ) -> None:
         """It is written soon; nobody waits for it.
 
         Args:
             record: what happened.
             from_stranger: somebody who wasn't let in caused it, and so may not fill the disk with it.
-            is_refusal: its actor was refused what he asked for, and may not fill the disk with that either.
+            is_bounded: its actor can cause any number of these, as he can be refused whatever he asks for, and may
+                not fill the disk with them either.
         """
 
     def commit(self, record: Record, done: Callable[[str | None], None]) -> None:
@@ -47,7 +48,7 @@ class NoAudit:
     redactor: ClassVar[None] = None
 
     def note(
-        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+        self, record: Record, *, from_stranger: bool = False, is_bounded: bool = False
     ) -> None:
         """See `AuditSink`."""
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_JOBS: Final = 20_000
 """Jobs remembered; of an older one that is still attached to, what was requested may be recorded once more."""
+MAX_ATTACHED: Final = 16
+"""Of each job, who is remembered to have attached to it, and how; for others the same may be told once more."""
 
 JobKey: TypeAlias = tuple[str, str, str]
 """Daemon, tenant and job id."""
@@ -66,6 +68,8 @@ class TrackedJob:
     asked_again: bool = False
     """Its request has been put on record once more since: another process may come of it."""
     ended: bool = False
+    attached: frozenset[tuple[str, wire.Role, bool]] = frozenset()
+    """Who has attached to it, and how, of which each is told at its first time whoever causes how many."""
 
 
 class JobTrail:
@@ -118,17 +122,22 @@ class JobTrail:
         job.client = message.client
         self._remember(job)
 
-    def attached(self, key: JobKey, message: wire.Attach, actor: str) -> None:
-        """Somebody attaches to a job that exists."""
+    def attached(self, key: JobKey, message: wire.Attach, actor: str) -> TrackedJob:
+        """Somebody has attached to a job that exists: the daemon says so."""
         job = self._jobs.get(key)
         if job is None:
             # It was started before this controller was; its end is still to be told.
             job = TrackedJob(key, None, message.instance, started=True)
             self._remember(job)
         result = {"role": message.role.value, "takeover": message.takeover}
+        who = actor, message.role, message.takeover
         self._sink.note(
-            _record(RecordType.ATTACH, key, actor, outcome="asked", kind=job.kind, result=result)
+            _record(RecordType.ATTACH, key, actor, outcome="asked", kind=job.kind, result=result),
+            is_bounded=who in job.attached,
         )
+        if len(job.attached) < MAX_ATTACHED:
+            job.attached |= {who}
+        return job
 
     def refused(
         self, key: JobKey, actor: str, refused: wire.Refused, *, by: str = "controller"
@@ -146,7 +155,7 @@ class JobTrail:
                 policy=refused.policy_hash or None,
                 result={"by": by},
             ),
-            is_refusal=True,
+            is_bounded=True,
         )
 
     def stopped(self, key: JobKey, actor: str) -> None:

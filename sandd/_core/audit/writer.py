@@ -141,12 +141,12 @@ class AuditLog:
 
     @trio.lowlevel.enable_ki_protection
     def note(
-        self, record: Record, *, from_stranger: bool = False, is_refusal: bool = False
+        self, record: Record, *, from_stranger: bool = False, is_bounded: bool = False
     ) -> None:
         """See `AuditSink`."""
         if from_stranger and not self._floods.admits_stranger(trio.current_time()):
             return
-        if is_refusal and not self._floods.admits_refusal(record, trio.current_time()):
+        if is_bounded and not self._floods.admits(record, trio.current_time()):
             return
         self._add(record, None)
 
