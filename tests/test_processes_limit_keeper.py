@@ -20,6 +20,7 @@ from sandd._core.processes import limit_keeper
 from sandd._core.processes.limit_cells import CellError
 from sandd._core.processes.limit_groups import CONTROLLERS, Counters, LimitGroups
 from sandd._core.processes.limit_keeper import LimitKeeper
+from sandd._core.processes.process_table import Consumption
 from sandd._core.processes.quick_fork import makes_siblings
 from sandd._core.processes.spawner_messages import ProcessLimits
 
@@ -98,6 +99,21 @@ def test_forks_that_we_have_refused_are_no_limit() -> None:
     group.counted = Counters(fork_refusals=1)
     guard.stop_forks()
     assert keeper.finish(guard, (0.0, 0), None)[1] == "processes"
+
+
+def test_a_look_that_finds_nobody_any_more_finds_no_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All may go between the list of them and the look; what was seen of them before still counts."""
+    seen = [[Consumption(1, 0.5, 4096)], []]
+    keeper = LimitKeeper(None, measure=lambda _: seen.pop(0))
+    monkeypatch.setattr(limit_keeper, "launch", lambda *_: 77)
+    _, guard = keeper.launch(MEMORY, {}, [], 0)
+    assert guard is not None
+    for _ in range(2):
+        guard.due = 0.0
+        assert keeper.look(lambda _: []) == []
+    assert keeper.finish(guard, (0.1, 0), None) == ((0.5, 4096), "")
 
 
 def test_a_limit_that_a_job_has_not_is_not_told() -> None:

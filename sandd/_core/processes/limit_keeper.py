@@ -358,7 +358,7 @@ class LimitKeeper:
             used = self._measure(process.pid for process in members(guard))
             guard.seen = (
                 max(guard.seen[0], sum(each.cpu_seconds for each in used)),
-                max(guard.seen[1], *(each.resident_bytes for each in used)),
+                max(guard.seen[1], max((each.resident_bytes for each in used), default=0)),
             )
             if "cpu_seconds" in guard.watched:
                 seconds = sum(each.cpu_seconds for each in used)
