@@ -260,10 +260,12 @@ class SpooledLog(ByteSendLog):
             self._spill_above += room - room // 2
 
     def _narrow(self) -> None:
-        """Nothing is appended any more: when all has been taken, others may have the room."""
-        if self._ring_room is not None and self.floor == self.end:
-            self._ring_room.give_back(self._taken_room)
-            self._taken_room = 0
+        """Nothing is appended any more: what the ring doesn't hold others may have. Results are kept for a day."""
+        if self._ring_room is not None and self._taken_room:
+            spare = min(self._taken_room, self.capacity - self._bytes.size)
+            self._ring_room.give_back(spare)
+            self._taken_room -= spare
+            self.capacity -= spare
 
     def release_pieces(self) -> None:
         """Nobody is attached: nobody needs what was read back."""
