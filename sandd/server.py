@@ -48,6 +48,13 @@ class ServerOptions(TypedDict, total=False):
     bootstrap: bool
 
 
+class _Where(TypedDict, total=False):
+    """What was said of the address."""
+
+    host: str
+    port: int
+
+
 class Server(Client):
     """A controller that daemons dial in to, for synchronous code.
 
@@ -56,8 +63,8 @@ class Server(Client):
     Without a `token` only daemons on this machine (loopback) may register, whatever `host` is.
 
     Args:
-        host: address to listen on; "0.0.0.0" or "::" for all.
-        port: TCP port; 0 takes a free one, see `address`.
+        host: address to listen on; "0.0.0.0" or "::" for all. None: what `config` says, or "127.0.0.1".
+        port: TCP port; 0 takes a free one, see `address`. None: what `config` says, or 8765.
         options: as for `open_controller`: `config`, `token`, `operator_token`, `state_dir`, `policy`, `tls`,
             `tls_names`, `client_certificates`, `insecure`, `heartbeat`, `dead_after`, `max_handshakes_per_second`,
             `rate_limits`, `audit`, `metrics`, `metrics_token`, `bootstrap`.
@@ -68,6 +75,11 @@ class Server(Client):
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 8765, **options: Unpack[ServerOptions]
+        self, host: str | None = None, port: int | None = None, **options: Unpack[ServerOptions]
     ) -> None:
-        self._open(lambda: open_controller(host, port, **options), "sandd.Server")
+        where = _Where()
+        if host is not None:
+            where["host"] = host
+        if port is not None:
+            where["port"] = port
+        self._open(lambda: open_controller(**where, **options), "sandd.Server")

@@ -380,6 +380,18 @@ def test_other_event_loops_may_use_it(server: Server, daemon: DaemonProcess) -> 
     assert trio.run(from_trio) == ("blocking\n", "beside\n")
 
 
+def test_a_file_says_where_it_listens(tmp_path: Path) -> None:
+    """Unless an argument does."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = tmp_path / "controller.toml"
+        config.write_text(f'host = "127.0.0.1"\nport = {port}\n')
+        with pytest.raises(OSError, match=str(port)):
+            Server(config=config)
+        with Server(port=0, config=config) as server:
+            assert not server.address.endswith(f":{port}")
+
+
 def test_the_options_are_those_of_the_trio_api() -> None:
     """Whatever `open_controller` and `Daemon.run` can do can be asked for here."""
     ours = {"host", "port"} | ServerOptions.__annotations__.keys()
