@@ -68,9 +68,9 @@ class Acceptor:
     draining: bool = False
     comings: Comings = field(factory=Comings)
     meter: LinkBytes = field(factory=LinkBytes)
-    watch: LinkWatch | None = None
-    """What looks after all their links; None: each looks after itself."""
     """Of its links."""
+    watch: LinkWatch | None = None
+    """What looks after all of them; None: each looks after itself."""
 
     async def handle(self, connection: Connection) -> Stay | None:
         """One connection, from its first message on: see `shake_hands`."""

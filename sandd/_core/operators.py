@@ -75,9 +75,9 @@ class OperatorDesk:
     failures: FailedCredentials = field(factory=FailedCredentials)
     comings: Comings = field(factory=Comings)
     meter: LinkBytes = field(factory=LinkBytes)
-    watch: LinkWatch | None = None
-    """What looks after all their links; None: each looks after itself."""
     """Of its links."""
+    watch: LinkWatch | None = None
+    """What looks after all of them; None: each looks after itself."""
     draining: bool = False
     operators: dict[str, Operator] = field(factory=dict)
     """By client."""
