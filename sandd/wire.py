@@ -1804,11 +1804,10 @@ def _structure_fields(converter: Any, cls: Any, *, strict: bool) -> Callable[[An
     others: dict[str, tuple[Callable[[Any, Any], Any], Any]] = {}
     for each in attrs.fields(attrs.resolve_types(cls)):
         kind: Any = each.type
-        also: tuple[type, ...] = ()
         if _is_optional(kind):
-            (kind,), also = [arg for arg in get_args(kind) if arg is not NoneType], (NoneType,)
+            (kind,) = [arg for arg in get_args(kind) if arg is not NoneType]
         if kind in _PLAIN:
-            plain[each.name] = (*_PLAIN[kind], *also)
+            plain[each.name] = _PLAIN[kind] if kind is each.type else (*_PLAIN[kind], NoneType)
         else:
             others[each.name] = converter.get_structure_hook(each.type), each.type
 

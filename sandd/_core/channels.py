@@ -37,9 +37,7 @@ class Channel:
         self._messages: list[SendCursor] = []
         self._bytes: list[SendCursor] = []
         for cursor in send:
-            self.send[cursor.stream] = cursor
-            kind = self._messages if cursor.stream in wire.MESSAGE_STREAMS else self._bytes
-            kind.append(cursor)
+            self.add_cursor(cursor)
         self.holds = holds
         """The peer's acks free memory: true for the owner, false for a viewer."""
         self.plain_answer: wire.Attached | None = None
@@ -47,6 +45,12 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<Channel {self.number}: sends {[s.name for s in self.send]}>"
+
+    def add_cursor(self, cursor: SendCursor) -> None:
+        """One more stream that we send."""
+        self.send[cursor.stream] = cursor
+        kind = self._messages if cursor.stream in wire.MESSAGE_STREAMS else self._bytes
+        kind.append(cursor)
 
     def on_data(self, data: Data) -> None:
         """Take the payload of a DATA, FIN or GAP frame."""

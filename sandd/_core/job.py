@@ -6,6 +6,7 @@ Sans-IO. What a shell may do to a job is here; who may attach to which is the ta
 from __future__ import annotations
 
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
@@ -22,12 +23,13 @@ from sandd._core.streams import (
     MessageReceiveLog,
     MessageSendLog,
     ReceiveLog,
+    SendCursor,
     SendLog,
 )
 from sandd.wire import JobState, Role, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sandd._core.channels import Channel
     from sandd._core.ring_room import RingRoom
@@ -41,6 +43,8 @@ DEFAULT_LEASE: Final = 24 * 3600.0
 """Seconds an owned job may run without an owner, and an ended one is kept for nobody."""
 JOB_OVERHEAD: Final = 8 * wire.KIB
 """What a job costs besides its spec and output."""
+OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
+_NOT_MADE: Final[Mapping[Stream, SpooledLog]] = MappingProxyType({})
 MAX_STALLS_TOLD: Final = 100
 """Stalls of a job that are told: its events are kept whole, and this bounds them."""
 
@@ -112,16 +116,20 @@ class Job:
 
     @cached_property
     def outputs(self) -> dict[Stream, SpooledLog]:
-        """What its process, or its request, puts out."""
+        """What its process, or its request, puts out.
+
+        Made when there is anything to do about it: a short command that says nothing never has it. Until then it is
+        as if nothing had been put out, and whoever is attached has a cursor in it from its beginning, once it is made.
+        """
         spec, capacity, spool = self.spec, RING_BYTES, self._spool
         ring_room = self._ring_room
-        retain = EVERYTHING if spec.detach else 0
+        retain = EVERYTHING if self.detached else 0
         if isinstance(spec, wire.SessionSpec):
             retain, capacity, ring_room = spec.scrollback, SESSION_RING_BYTES, None
         elif isinstance(spec, wire.Request):
             # What it tells has a source, and can wait there.
             capacity, spool, ring_room = spec.window, None, None
-        return {
+        made = {
             stream: SpooledLog(
                 self,
                 capacity=capacity,
@@ -130,14 +138,32 @@ class Job:
                 spool=spool,
                 ring_room=ring_room,
             )
-            for stream in (Stream.OUTPUT, Stream.ERROR)
+            for stream in OUTPUTS
         }
+        for stream, log in made.items():
+            log.own(attached=self.owner is not None)
+            if self.state is JobState.ENDED:
+                log.finish()
+                log.end_is_told = True
+            for each in self.attachments:
+                each.channel.add_cursor(SendCursor(stream, log, 0, each.output_credit))
+        return made
+
+    @property
+    def made_outputs(self) -> Mapping[Stream, SpooledLog]:
+        """Its outputs, if they have been made."""
+        made: Mapping[Stream, SpooledLog] = self.__dict__.get("outputs", _NOT_MADE)
+        return made
+
+    @cached_property
+    def events(self) -> MessageSendLog:
+        """What has become of it; retained whole, so that whoever attaches later learns that."""
+        return MessageSendLog(capacity=None, retain=EVERYTHING)
 
     @cached_property
     def sends(self) -> dict[Stream, SendLog]:
         """All that flows to clients."""
-        # Retained whole, so that whoever attaches later learns what became of the job.
-        return {Stream.EVENTS: MessageSendLog(capacity=None, retain=EVERYTHING), **self.outputs}
+        return {Stream.EVENTS: self.events, **self.outputs}
 
     @property
     def lease(self) -> float:
@@ -163,13 +189,13 @@ class Job:
     @property
     def held_bytes(self) -> int:
         """Memory that keeping the job costs, about."""
-        output = sum(log.memory_bytes for log in self.outputs.values())
+        output = sum(log.memory_bytes for log in self.made_outputs.values())
         return JOB_OVERHEAD + len(self.spec_bytes) + output
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of its output on the daemon's disk."""
-        return sum(log.disk_bytes for log in self.outputs.values())
+        return sum(log.disk_bytes for log in self.made_outputs.values())
 
     def room(self, stream: Stream) -> int:
         """Bytes that `write` would take now."""
@@ -200,7 +226,7 @@ class Job:
         """Say which outputs wait for the daemon's disk, and which do no more; once per stall."""
         if self.state is not JobState.RUNNING:
             return  # an end is the last that is told
-        for stream, log in self.outputs.items():
+        for stream, log in self.made_outputs.items():
             if log.told_stall:
                 if not log.is_stalled:
                     log.told_stall = False
@@ -286,7 +312,7 @@ class Job:
 
     def _finals(self) -> dict[Stream, int]:
         finals = {}
-        for stream, log in self.outputs.items():
+        for stream, log in self.made_outputs.items():
             log.finish()
             log.end_is_told = True
             if log.end:
@@ -302,9 +328,7 @@ class Job:
         self._emit(event)
 
     def _emit(self, event: wire.Event) -> None:
-        log = self.sends[Stream.EVENTS]
-        assert isinstance(log, MessageSendLog)
-        log.append(wire.encode_event(event))
+        self.events.append(wire.encode_event(event))
         self.announce()
 
     # -- attachments
@@ -313,14 +337,14 @@ class Job:
         """From now on it outlives its owner."""
         self.detached = True
         if not self.terminal:
-            for log in self.outputs.values():
+            for log in self.made_outputs.values():
                 log.keep_all()
 
     def leave(self) -> None:
         """Its owner went for good: of what a session shows until somebody comes, its scrollback is enough."""
         if self.terminal:
             self._is_left = True
-            for log in self.outputs.values():
+            for log in self.made_outputs.values():
                 log.acknowledge(log.end)
 
     def replay_start(self, stream: Stream) -> int:
@@ -340,17 +364,17 @@ class Job:
         self.owner = owner
         if owner is not None:
             self._is_left = False
-        for log in self.outputs.values():
+        for log in self.made_outputs.values():
             log.own(attached=owner is not None)
 
     def release_pieces(self) -> None:
         """Nobody is attached: what was read back from the disk has no reader."""
-        for log in self.outputs.values():
+        for log in self.made_outputs.values():
             log.release_pieces()
 
     def abandon(self) -> None:
         """Nobody will ask for its output any more; what of it is on disk is deleted."""
-        for log in self.outputs.values():
+        for log in self.made_outputs.values():
             log.abandon()
 
     def announce(self) -> None:
@@ -399,5 +423,7 @@ class Attachment:
     channel: Channel
     job: Job
     role: Role
+    output_credit: int = 0
+    """On outputs that have not been made yet."""
     flush: wire.Flush | None = None
     """What the client waits to hear of: to be sent back once it has all arrived."""

@@ -199,6 +199,7 @@ class JobTable:
                 attachment = self._attachment(link, channel)
                 if attachment is None:
                     return []
+                _ = attachment.job.outputs  # there is credit for them, so they must have been made
                 try:
                     attachment.channel.on_window(message)
                 except RemoteProtocolError as error:
@@ -261,7 +262,7 @@ class JobTable:
             link.control(number, refusal)
             return
         channel = self._open_channel(job, number, message)
-        attachment = Attachment(link, channel, job, message.role)
+        attachment = Attachment(link, channel, job, message.role, message.output_credit)
         link.attachments[number] = attachment
         if message.role is Role.OWNER:
             self._own(job, attachment, message)
@@ -403,11 +404,11 @@ class JobTable:
                 start = job.replay_start(asked.stream) if asked.offset is None else asked.offset
                 cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
         else:
-            for stream, log in job.sends.items():
-                start = job.replay_start(stream) if log.end else 0
-                is_events = stream is Stream.EVENTS
-                credit = wire.MESSAGE_WINDOW if is_events else message.output_credit
-                cursors.append(SendCursor(stream, log, start, credit))
+            events = job.events
+            cursors.append(SendCursor(Stream.EVENTS, events, events.base, wire.MESSAGE_WINDOW))
+            for stream, output in job.made_outputs.items():
+                start = job.replay_start(stream) if output.end else 0
+                cursors.append(SendCursor(stream, output, start, message.output_credit))
         windows = []
         if owner:
             windows = [

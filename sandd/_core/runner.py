@@ -69,6 +69,8 @@ IDLE_LOOK_SECONDS: Final = 0.05
 """Before a process counts as idle, the time in which its pipes are looked at once more."""
 READ_BYTES: Final = wire.MAX_DATA_BYTES
 """One read from a pipe: what a large pipe holds, and one frame does."""
+FIRST_READ_BYTES: Final = 64 * wire.KIB
+"""The same, while nothing has been put out yet: what a pipe holds by default, and any ring has room for."""
 MAX_LOOKUPS: Final = 8
 """Users looked up at once, which may hang: other threads are to be had all the same."""
 TOLD_SECONDS: Final = 0.02
@@ -616,15 +618,16 @@ class JobRunner:
         self, running: RunningJob, stream: Stream, pipe: trio.abc.ReceiveStream
     ) -> bool:
         """Take what the pipe holds now, as far as there is room; True at its end."""
-        log = running.job.outputs[stream]
+        outputs = running.job.made_outputs
         if isinstance(pipe, ReceivesNowait):
-            while room := log.room:
+            while room := outputs[stream].room if outputs else FIRST_READ_BYTES:
                 chunk = pipe.receive_nowait(min(room, READ_BYTES))
                 if chunk is None:
                     break
                 if not chunk:
                     return True  # the end of the job is that of its outputs
                 self._write(running, stream, chunk)
+                outputs = running.job.outputs
         return False
 
     async def _pump_output(
