@@ -1816,14 +1816,13 @@ def _structure_fields(converter: Any, cls: Any, *, strict: bool) -> Callable[[An
             raise TypeError(f"map expected, got {type(value).__name__}")
         fields = {}
         for name, item in value.items():
-            if (types := plain.get(name)) is not None:
-                if type(item) not in types:
-                    raise TypeError(
-                        f"{name}: {types[0].__name__} expected, got {type(item).__name__}"
-                    )
+            if name in plain:
+                if type(item) not in plain[name]:
+                    expected = plain[name][0].__name__
+                    raise TypeError(f"{name}: {expected} expected, got {type(item).__name__}")
                 fields[name] = item
-            elif (other := others.get(name)) is not None:
-                hook, kind = other
+            elif name in others:
+                hook, kind = others[name]
                 fields[name] = hook(item, kind)
             elif strict:
                 raise TypeError(f"{name!r:.64} is no field of {cls.__name__}")
@@ -2191,9 +2190,9 @@ def decode_spec(payload: Buffer) -> Spec:
         kind = SPEC_KINDS.get(value.pop("kind", None))
         if kind is None:
             raise UnsupportedSpec("this daemon does not know this kind of job")
-        for name in value:
-            if name not in _SPEC_FIELDS[kind]:
-                raise UnsupportedSpec(f"this daemon does not know the field {name!r:.64}")
+        if not value.keys() <= _SPEC_FIELDS[kind]:
+            name = next(name for name in value if name not in _SPEC_FIELDS[kind])
+            raise UnsupportedSpec(f"this daemon does not know the field {name!r:.64}")
         spec: Spec = _SPEC_FROM_WIRE[kind](value, kind)
     except RemoteProtocolError:
         raise

@@ -105,6 +105,8 @@ class Job:
         self._ring_room = ring_room
         self.traffic = Traffic()
         """Where its bytes are counted."""
+        self.made_outputs: Mapping[Stream, SpooledLog] = _NOT_MADE
+        """Its `outputs`, if they have been made."""
         self.ops = MessageReceiveLog()
         self.input = ByteReceiveLog()
         self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
@@ -147,12 +149,7 @@ class Job:
                 log.end_is_told = True
             for each in self.attachments:
                 each.channel.add_cursor(SendCursor(stream, log, 0, each.output_credit))
-        return made
-
-    @property
-    def made_outputs(self) -> Mapping[Stream, SpooledLog]:
-        """Its outputs, if they have been made."""
-        made: Mapping[Stream, SpooledLog] = self.__dict__.get("outputs", _NOT_MADE)
+        self.made_outputs = made
         return made
 
     @cached_property

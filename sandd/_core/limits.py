@@ -105,7 +105,12 @@ class Limits:
     @classmethod
     def least(cls, *limits: Limits) -> Limits:
         """Of each limit the one that allows the least."""
-        first, *others = [each for each in limits if each is not NO_LIMITS] or [NO_LIMITS]
+        for each in limits:
+            if each is not NO_LIMITS:
+                break
+        else:  # as mostly
+            return NO_LIMITS
+        first, *others = [each for each in limits if each is not NO_LIMITS]
         if not others:
             return first
         least: dict[str, Any] = {}

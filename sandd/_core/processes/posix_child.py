@@ -164,14 +164,7 @@ class PosixChild(Child):
 
     def note(self, report: Message) -> None:
         """Take a report about this child."""
-        if isinstance(report, Started):
-            self.pid = report.pid
-            self.unheld = report.unheld
-            self._move(Stage.ANSWERED)
-        elif isinstance(report, Failed):
-            self.failure = report
-            self._move(Stage.GONE)
-        elif isinstance(report, Exited):
+        if isinstance(report, Exited):
             if report.started is not None:
                 self.pid, self.unheld = report.started
             self._status = ExitStatus(report.code, report.signal)
@@ -180,6 +173,13 @@ class PosixChild(Child):
             if report.is_gone:
                 self.used, self.limit = Usage(*report.usage), report.limit
             self._move(Stage.GONE if report.is_gone else Stage.OVER)
+        elif isinstance(report, Started):
+            self.pid = report.pid
+            self.unheld = report.unheld
+            self._move(Stage.ANSWERED)
+        elif isinstance(report, Failed):
+            self.failure = report
+            self._move(Stage.GONE)
         elif isinstance(report, Gone):
             if report.survivors:
                 log.warning("processes_survived", leader=self.pid, pids=report.survivors)

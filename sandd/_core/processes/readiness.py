@@ -49,11 +49,11 @@ if sys.platform == "linux":
             self._epoll.modify(descriptor, events)
 
         def wait(self, seconds: float | None) -> list[int]:
-            return [
-                descriptor
-                for descriptor, events in self._epoll.poll(seconds, 8)
-                if events != select.EPOLLOUT
-            ]
+            found = []
+            for descriptor, events in self._epoll.poll(seconds, 8):
+                if events != select.EPOLLOUT:
+                    found.append(descriptor)
+            return found
 
         def close(self) -> None:
             self._epoll.close()
