@@ -31,8 +31,10 @@ class Channel:
         holds: bool = True,
     ) -> None:
         self.number = number
-        self._windows = tuple(receive)
-        self.receive = {window.stream: window for window in self._windows}
+        self._windows: tuple[ReceiveWindow, ...] = ()
+        self.receive: dict[Stream, ReceiveWindow] = {}
+        for window in receive:
+            self.add_window(window)
         self.send: dict[Stream, SendCursor] = {}
         self._messages: list[SendCursor] = []
         self._bytes: list[SendCursor] = []
@@ -51,6 +53,11 @@ class Channel:
         self.send[cursor.stream] = cursor
         kind = self._messages if cursor.stream in wire.MESSAGE_STREAMS else self._bytes
         kind.append(cursor)
+
+    def add_window(self, window: ReceiveWindow) -> None:
+        """One more stream that we receive."""
+        self.receive[window.stream] = window
+        self._windows = (*self._windows, window)
 
     def on_data(self, data: Data) -> None:
         """Take the payload of a DATA, FIN or GAP frame."""

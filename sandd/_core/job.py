@@ -22,7 +22,6 @@ from sandd._core.streams import (
     ByteReceiveLog,
     MessageReceiveLog,
     MessageSendLog,
-    ReceiveLog,
     SendCursor,
     SendLog,
 )
@@ -107,9 +106,6 @@ class Job:
         """Where its bytes are counted."""
         self.made_outputs: Mapping[Stream, SpooledLog] = _NOT_MADE
         """Its `outputs`, if they have been made."""
-        self.ops = MessageReceiveLog()
-        self.input = ByteReceiveLog()
-        self.receives: dict[Stream, ReceiveLog] = {Stream.OPS: self.ops, Stream.INPUT: self.input}
 
     def __repr__(self) -> str:
         return f"<Job {self.key[1]} {self.state.value}, {len(self.viewers)} viewers>"
@@ -151,6 +147,16 @@ class Job:
                 each.channel.add_cursor(SendCursor(stream, log, 0, each.output_credit))
         self.made_outputs = made
         return made
+
+    @cached_property
+    def ops(self) -> MessageReceiveLog:
+        """What its client asks of it."""
+        return MessageReceiveLog()
+
+    @cached_property
+    def input(self) -> ByteReceiveLog:
+        """What its process, or its request, is to read."""
+        return ByteReceiveLog()
 
     @cached_property
     def events(self) -> MessageSendLog:
@@ -248,7 +254,10 @@ class Job:
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
         self.traffic.to_daemons += len(chunk)
         # Not each time: a keystroke is worth no look at all that there may be to say.
-        if self.owner is not None and self.owner.channel.receive[Stream.INPUT].update_due:
+        owner = self.owner
+        if owner is None or owner.owes_windows:
+            return chunk
+        if owner.channel.receive[Stream.INPUT].update_due:
             self.announce()
         return chunk
 
@@ -422,5 +431,7 @@ class Attachment:
     role: Role
     output_credit: int = 0
     """On outputs that have not been made yet."""
+    owes_windows: bool = False
+    """Its channel gets those for what comes from the client when something does."""
     flush: wire.Flush | None = None
     """What the client waits to hear of: to be sent back once it has all arrived."""

@@ -163,6 +163,8 @@ class JobTable:
         if attachment is None:
             return []
         data = wire.decode_data(frame)
+        if attachment.owes_windows:
+            self.open_windows(attachment)
         op: wire.Op | wire.Unknown | None = None
         try:
             if data.stream is Stream.OPS and (len(data.body) or not data.final):
@@ -261,8 +263,13 @@ class JobTable:
         if refusal is not None:
             link.control(number, refusal)
             return
+        is_plain = is_new and not message.cursors and _is_plain(job, message.role)
         channel = self._open_channel(job, number, message)
         attachment = Attachment(link, channel, job, message.role, message.output_credit)
+        if message.role is Role.OWNER:
+            attachment.owes_windows = True
+            if not is_plain:  # else mostly nothing comes
+                self.open_windows(attachment)
         link.attachments[number] = attachment
         if message.role is Role.OWNER:
             self._own(job, attachment, message)
@@ -271,7 +278,7 @@ class JobTable:
                 yield job, Effect.CLAIMED
         else:
             job.viewers[attachment] = None
-        if is_new and not message.cursors and _is_plain(job, message.role):
+        if is_plain:
             channel.plain_answer = wire.PLAIN_ATTACHED
         else:
             link.control(number, self._attached(job, attachment))
@@ -396,7 +403,6 @@ class JobTable:
         job.unowned_seconds = 0.0
 
     def _open_channel(self, job: Job, number: int, message: wire.Attach) -> Channel:
-        owner = message.role is Role.OWNER
         cursors = []
         if message.cursors:
             for asked in message.cursors:
@@ -409,18 +415,16 @@ class JobTable:
             for stream, output in job.made_outputs.items():
                 start = job.replay_start(stream) if output.end else 0
                 cursors.append(SendCursor(stream, output, start, message.output_credit))
-        windows = []
-        if owner:
-            windows = [
-                ReceiveWindow.open(Stream.OPS, job.ops, wire.MESSAGE_WINDOW),
-                # Behind the end of input nobody can add any, so nothing is granted there.
-                ReceiveWindow.open(
-                    Stream.INPUT,
-                    job.input,
-                    _input_window(job.spec) if job.input.final is None else 0,
-                ),
-            ]
-        return Channel(number, send=cursors, receive=windows, holds=owner)
+        return Channel(number, send=cursors, receive=(), holds=message.role is Role.OWNER)
+
+    def open_windows(self, attachment: Attachment) -> None:
+        """Have its channel take what the client sends; for the owner."""
+        attachment.owes_windows = False
+        job, channel = attachment.job, attachment.channel
+        channel.add_window(ReceiveWindow.open(Stream.OPS, job.ops, wire.MESSAGE_WINDOW))
+        # Behind the end of input nobody can add any, so nothing is granted there.
+        window = _input_window(job.spec) if job.input.final is None else 0
+        channel.add_window(ReceiveWindow.open(Stream.INPUT, job.input, window))
 
     def _attached(self, job: Job, attachment: Attachment) -> wire.Attached:
         # A stream that stands at its beginning need not be named: all of a new job's outputs do.

@@ -149,7 +149,8 @@ class JobRunner:
         """Jobs waiting for a slot, in the order of their starts."""
         self._running: dict[Job, RunningJob] = {}
         self._pumps: dict[DaemonLink, Pump] = {}
-        self._one_ended = trio.Event()
+        self._one_ended: trio.Event | None = None
+        """Set at the next end of a job, for who waits for it."""
         self._is_over = False
         """The daemon is being stopped: nothing is begun any more."""
         self._spooler: Spooler | None = None
@@ -405,7 +406,7 @@ class JobRunner:
             self._free_slots += 1
             if self._queue:
                 self._begin_next()
-        self._one_ended.set()
+        _set(self._one_ended)
         effects = self._table.ended(job, self._now()) if job.state is JobState.ENDED else []
         if effects or not is_told:
             self.act(effects)
