@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import struct
+import tracemalloc
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -28,6 +31,9 @@ from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.transport import Connection, connect
 from sandd._core.transport._connection import MAX_WAITING_BYTES
 from sandd._core.transport._protocol import GuardedProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -384,6 +390,79 @@ async def test_reset_and_vanishing_peers_are_noticed() -> None:
                 await trio.testing.wait_all_tasks_blocked()
     assert "broke" in lost[0]
     assert "without a goodbye" in lost[1]
+
+
+HALF = MIB // 2
+"""Of a message whose rest never comes."""
+
+
+def reset(peer: RawPeer) -> None:
+    """Have the connection end by a reset, and not in order, as soon as it is closed."""
+    linger = struct.pack("ii", 1, 0)
+    peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[Callable[[], int]]:
+    """Bytes of memory that are still held, by cycles too, since the test began."""
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+async def test_half_a_message_goes_with_its_connection(
+    uncollected: Callable[[], int], is_reset: bool
+) -> None:
+    """It waits for no collector of cycles, which in a daemon that only moves bulk may not come for a long time."""
+
+    async def say_half(peer: RawPeer) -> None:
+        await shake_hands(peer)
+        await peer.send(frame(Op.BINARY, bytes(2 * HALF), mask=False)[:HALF])
+        await peer.stream.receive_some()  # until the half has arrived
+        if is_reset:
+            reset(peer)
+
+    with trio.fail_after(30):
+        async with raw_server(say_half) as url, connect(url, **OPTIONS) as connection:
+            while uncollected() < HALF:
+                with trio.move_on_after(0.01):
+                    await connection.receive_message()
+            await connection.send_message(b"go")
+            with pytest.raises(ConnectionLost):
+                await connection.receive_message()
+    assert uncollected() < HALF // 2
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+async def test_half_a_message_goes_with_its_connection_to_a_server(
+    uncollected: Callable[[], int], is_reset: bool
+) -> None:
+    """The same of one that was quiet until then."""
+    lost = trio.Event()
+
+    async def handler(connection: Connection) -> None:
+        try:
+            await connection.receive_message()
+        finally:
+            lost.set()
+
+    with trio.fail_after(30):
+        async with serving(handler) as address:
+            async with raw_client(address) as peer:
+                await peer.send(frame(Op.BINARY, bytes(2 * HALF))[:HALF])
+                while uncollected() < HALF:
+                    await trio.sleep(0.01)
+                if is_reset:
+                    reset(peer)
+            await lost.wait()
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert uncollected() < HALF // 2
 
 
 async def test_what_the_peer_said_last_is_heard_although_sending_fails() -> None:

@@ -413,6 +413,7 @@ class Connection:
         """The stream has ended, and there is nobody to say goodbye to: no background is needed for that."""
         self._state = _State.OVER
         self._meter.close()
+        self._protocol.forget_half()
         return self._loss()
 
     async def aclose(self, code: int = 1000, reason: str = "", *, timeout: float = 2.0) -> None:
@@ -546,6 +547,7 @@ class Connection:
         finally:
             self._state = _State.OVER
             self._meter.close()
+            self._protocol.forget_half()
             back.answered.set()
             back.ended.set()
 

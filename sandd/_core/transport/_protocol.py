@@ -326,6 +326,15 @@ class GuardedProtocol(WSConnection):
             self.handshake_error = exc
             self._deaf = True
 
+    def forget_half(self) -> None:
+        """Nothing more comes: of a message that will never be whole, nobody needs to know.
+
+        What is left of a connection refers to itself, and to this: so it would be there until Python looks for such,
+        and a program that only moves bulk makes so little else that it seldom does.
+        """
+        self._head, self._arriving = b"", None
+        self._forget_partial()
+
     def deliver(self, data: bytes) -> bytes:
         """Hand over the messages at the front of `data`, as far as they need nothing of wsproto.
 
