@@ -157,7 +157,8 @@ class Twin:
         self.told.append((job.state, job.detached, job.held_bytes, self.link.unsent))
 
 
-@settings(max_examples=6 * settings().max_examples)  # each is short, and there are many kinds of steps
+# Each is short, and there are many kinds of steps.
+@settings(max_examples=6 * settings().max_examples)
 @given(spec=st.sampled_from(SPECS), credit=st.sampled_from([0, 1000, wire.MIB]), steps=STEPS)
 def test_late_streams_say_what_early_ones_do(
     spec: bytes, credit: int, steps: list[tuple[Any, ...]]
