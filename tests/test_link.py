@@ -200,6 +200,16 @@ def test_our_own_standstill_is_not_held_against_the_peer() -> None:
     assert silent.check(645.0, None) is Verdict.DEAD
 
 
+def test_a_word_behind_our_own_standstill_is_no_credit_for_another() -> None:
+    """What is heard when we go on again, and before it is known how long we stood, counts from then and no later."""
+    liveness = Liveness(0.0, heartbeat=math.inf, dead_after=45.0)
+    liveness.received(600.0)
+    liveness.lagged(590.0)
+    assert liveness.check(602.0, None) is Verdict.WAIT
+    assert liveness.check(646.9, None) is Verdict.WAIT
+    assert liveness.check(647.0, None) is Verdict.DEAD
+
+
 @pytest.mark.parametrize(("heartbeat", "dead_after"), [(20.0, 45.0), (math.inf, 45.0), (0.05, 0.1)])
 def test_checks_come_often_enough(heartbeat: float, dead_after: float) -> None:
     """Every deadline is met within a tenth, and checking costs little."""

@@ -179,6 +179,8 @@ class Liveness:
         if write_pending_since is not None and write_pending_since == write_progress:
             # Somebody takes a message that is too long for the line: its answer will be behind that.
             self.last_received = max(self.last_received, write_progress)
+        # Later than now it is where something was heard after a standstill, but before `lagged` told of that.
+        self.last_received = min(self.last_received, now)
         if now - self.last_received >= self.dead_after:
             self.reason = f"nothing heard for {now - self.last_received:.0f} s"
             return Verdict.DEAD

@@ -390,8 +390,9 @@ class Pump:
         if self._is_over:
             return False
         connection = self._connection
-        if connection.bytes_received != self._heard:
-            self._heard = connection.bytes_received
+        heard = connection.bytes_received
+        if heard != self._heard:
+            self._heard = heard
             self._liveness.received(now)
         try:
             if self._scheduler.overrun:
@@ -399,7 +400,8 @@ class Pump:
             if late > self._own_lag:
                 self._liveness.lagged(late)
                 return True
-            pending, progress = connection.write_pending_since, connection.last_write_progress
+            pending = connection.write_pending_since
+            progress = -math.inf if pending is None else connection.last_write_progress
             match self._liveness.check(now, pending, progress):
                 case Verdict.DEAD:
                     self._given_up = True
