@@ -85,3 +85,19 @@ def test_a_read_is_as_long_as_a_frame() -> None:
     ring.append(bytes(GATHERED_BYTES))
     assert len(ring.read(10 * LARGE_BYTES, 2 * GATHERED_BYTES)) == GATHERED_BYTES
     assert ring.read(10 * LARGE_BYTES + GATHERED_BYTES, 1) == b""
+
+
+def test_what_is_large_is_not_taken_apart_to_fill_a_frame_up() -> None:
+    """Else a few bytes before it would have it, and all that is like it behind it, copied."""
+    ring, data = ByteRing(), bytes(2 * GATHERED_BYTES)
+    ring.append(b"before")
+    ring.append(data)
+    ring.append(data)
+
+    assert ring.read(0, len(data)) == b"before"
+    for start in (6, 6 + len(data)):
+        view = ring.read(start, len(data))
+        assert isinstance(view, memoryview)
+        assert view.obj is data
+        assert len(view) == len(data)
+    assert len(ring.read(0, 6 + len(data))) == 6 + len(data)

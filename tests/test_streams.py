@@ -5,9 +5,12 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
+from sandd._core.byte_ring import LARGE_BYTES
 from sandd._core.streams import (
     ByteReceiveLog,
     ByteSendLog,
@@ -286,6 +289,43 @@ def test_receive_log_takes_contiguous_bytes() -> None:
     assert (log.received, log.consumed, log.readable) == (7, 0, True)
     assert [log.take(2), log.take(5), log.take(5)] == [b"ab", b"cdefg", b""]
     assert (log.consumed, log.readable) == (7, False)
+
+
+def test_receive_log_gives_what_is_large_as_it_came() -> None:
+    """Not copied, and not taken apart for a bound that others before it fill."""
+    log, large = ByteReceiveLog(), bytes(LARGE_BYTES)
+    log.accept(data(0, b"abc"))
+    log.accept(data(3, large))
+    log.accept(data(3 + len(large), b"d"))
+    log.accept(data(4 + len(large), b"e"))
+    log.accept(data(5 + len(large), gap_end=9 + len(large)))
+
+    assert log.take_pieces(len(large)) == [b"abc"]
+    (piece,) = log.take_pieces(len(large))
+    assert isinstance(piece, memoryview)
+    assert piece.obj is large
+    assert log.consumed == 3 + len(large)
+    assert log.take_pieces(99) == [b"de"]
+    assert log.take_pieces(99) == Gap(5 + len(large), 9 + len(large))
+    assert log.take_pieces(99) == []
+
+
+@given(st.lists(st.integers(0, 3 * LARGE_BYTES)), st.integers(1, 4 * LARGE_BYTES))
+def test_receive_log_gives_the_same_bytes_in_pieces(sizes: list[int], limit: int) -> None:
+    """Once and in order, and at least one where there are any."""
+    log, sent = ByteReceiveLog(), b""
+    for number, size in enumerate(sizes):
+        body = bytes([number % 256]) * size
+        log.accept(data(len(sent), body))
+        sent += body
+    taken = b""
+    while taken != sent:
+        chunk = log.take_pieces(limit)
+        assert isinstance(chunk, list)
+        assert 0 < sum(map(len, chunk)) <= limit
+        taken += b"".join(chunk)
+        assert log.consumed == len(taken)
+    assert log.take_pieces(limit) == []
 
 
 @pytest.mark.parametrize("offset", [2, 4, 0])

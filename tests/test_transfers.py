@@ -7,12 +7,13 @@ import os
 import socket
 import stat
 import sys
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
 from transfer_world import Line, Lines, copy, names_below, partials_below, snapshot
 
-from sandd.wire import KIB, MIB, Update
+from sandd.wire import KIB, MAX_DATA_BYTES, MIB, Update, UploadSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,3 +226,22 @@ async def test_a_sparse_file_stays_sparse(tmp_path: Path) -> None:
         while block := file.read(MIB):
             digest.update(block)
     assert result.sha256 == digest.hexdigest()
+
+
+async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Both ends together hold a batch each, and what is being read; besides, what is on its way."""
+    source = tmp_path / "source"
+    lines = Lines(Line(bound=UploadSpec.window, piece=MAX_DATA_BYTES))
+    peaks = []
+    for size in (16 * MIB, 64 * MIB):
+        with source.open("wb") as file:
+            for _ in range(size // MIB):
+                file.write(os.urandom(MIB))
+        tracemalloc.start()
+        try:
+            (await copy(source, tmp_path / f"{size}", lines=lines)).result  # noqa: B018 - raises if it failed
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        lines = Lines(Line(bound=UploadSpec.window, piece=MAX_DATA_BYTES))
+    assert max(peaks) < UploadSpec.window + 8 * MIB

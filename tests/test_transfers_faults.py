@@ -26,7 +26,7 @@ from transfer_world import (
 
 from sandd import TransferError
 from sandd._core.files.roots import AnyFile
-from sandd._core.transfers import syncing, writing
+from sandd._core.transfers import reading, syncing, writing
 from sandd._core.transfers.partials import Partials
 from sandd.wire import KIB, MIB, Update
 
@@ -314,17 +314,16 @@ async def test_a_disk_that_fails_while_a_large_file_is_read(
     """The receiver hears it after what had been read, and keeps nothing of it."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(LARGE * 4)
-    read, count = os.read, 0
+    read_into, count = reading.read_into, 0
 
-    def fail(descriptor: int, size: int) -> bytes:
+    def fail(descriptor: int, buffer: memoryview) -> int:
         nonlocal count
-        if size == MIB:
-            count += 1
-            if count == 3:
-                raise system_error(errno.EIO)
-        return read(descriptor, size)
+        count += 1
+        if count == 3:
+            raise system_error(errno.EIO)
+        return read_into(descriptor, buffer)
 
-    monkeypatch.setattr(os, "read", fail)
+    monkeypatch.setattr(reading, "read_into", fail)
     copied = await copy(source, target)
 
     for each in (copied.sent, copied.received):

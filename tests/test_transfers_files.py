@@ -13,9 +13,10 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from transfer_world import FailingRoot, Lines, copy, names_below, system_error
+from transfer_world import FailingRoot, Line, Lines, copy, names_below, system_error
 
 from sandd import TransferError
+from sandd._core.files.operations import write_pieces
 from sandd._core.files.roots import AnyFile
 from sandd._core.transfers import partials, syncing
 from sandd._core.transfers.ends import failure_bytes, failure_error, tell
@@ -23,7 +24,7 @@ from sandd._core.transfers.partials import Holder, Partials, open_partial
 from sandd._core.transfers.records import RecordReader, message_bytes
 from sandd._core.transfers.sending import send
 from sandd._core.transfers.writing import BLOCK, write_sparse
-from sandd.wire import KIB, MIB, FailedRecord, Update
+from sandd.wire import KIB, MAX_DATA_BYTES, MIB, FailedRecord, Update
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +41,9 @@ RUNS = st.lists(
 ).map(lambda runs: b"".join(bytes([value]) * count for value, count in runs))
 
 
-@given(st.lists(RUNS, max_size=5), st.integers(0, 2 * BLOCK))
+@given(st.lists(st.lists(RUNS, max_size=4), max_size=4), st.integers(0, 2 * BLOCK))
 def test_zeros_are_not_written(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], start: int
+    tmp_path_factory: pytest.TempPathFactory, goes: list[list[bytes]], start: int
 ) -> None:
     """However the bytes come, the file reads as they are."""
     path = tmp_path_factory.getbasetemp() / "sparse"
@@ -50,21 +51,38 @@ def test_zeros_are_not_written(
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
         os.write(descriptor, data)
-        for part in parts:
-            write_sparse(descriptor, len(data), memoryview(part))
-            data += part
+        for parts in goes:
+            write_sparse(descriptor, len(data), [memoryview(part) for part in parts])
+            data += b"".join(parts)
         os.ftruncate(descriptor, len(data))
         assert path.read_bytes() == data
     finally:
         os.close(descriptor)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no writev")
+def test_pieces_that_go_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are, and however much of them the system takes in one call."""
+    pieces = [os.urandom(number % 7) for number in range(3000)]
+    whole, taken = os.writev, iter(range(1 << 20))
+
+    def writev(descriptor: int, some: list[memoryview]) -> int:
+        return whole(descriptor, [b"".join(some)[: next(taken) % 100]])
+
+    for system in (whole, writev):
+        monkeypatch.setattr(os, "writev", system)
+        with (tmp_path / "f").open("wb", buffering=0) as file:
+            write_pieces(file.fileno(), [memoryview(piece) for piece in pieces])
+        assert (tmp_path / "f").read_bytes() == b"".join(pieces)
+
+
 async def test_blocks_of_zeros_become_a_hole(tmp_path: Path) -> None:
     """Of a source that isn't sparse, too."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"x" + bytes(8 * MIB) + b"y")
+    lines = Lines(Line(piece=MAX_DATA_BYTES))
 
-    (await copy(source, target)).result  # noqa: B018 - raises if it failed
+    (await copy(source, target, lines=lines)).result  # noqa: B018 - raises if it failed
 
     assert target.read_bytes() == source.read_bytes()
     if sys.platform == "linux":
@@ -345,10 +363,10 @@ class Deaf:
         await trio.lowlevel.checkpoint()
         raise trio.BrokenResourceError
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> list[bytes]:
         """It works, a little later."""
         await trio.sleep(1)
-        return self._said
+        return [self._said]
 
 
 async def test_the_reason_counts_more_than_the_broken_line(

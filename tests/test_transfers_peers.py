@@ -184,7 +184,7 @@ class Scripted:
     async def answer(self) -> object:
         """The receiver's next record."""
         while not self._heard:
-            self._heard += self._reader.feed(await self.lines.back.receive())
+            self._heard += self._reader.feed(b"".join(await self.lines.back.receive()))
         return self._heard.pop(0)
 
 
@@ -435,6 +435,34 @@ def test_a_small_file_in_crumbs_takes_its_own_size() -> None:
     assert not steps
 
 
+async def test_what_was_written_is_held_by_nobody(tmp_path: Path) -> None:
+    """While nothing more comes: what waits for a sender is no memory but the rest of a batch."""
+    size, came = 64 * MIB, 6 * MIB
+    lines = Lines(Line(bound=1 << 40, piece=wire.MAX_DATA_BYTES), Line(bound=1 << 40))
+    data = os.urandom(MIB)
+
+    async def run() -> None:
+        target = os.fsencode(tmp_path / "f")
+        await receive(lines.receiver, AnyFile(), target, partials=Partials())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await lines.forth.send(said(ask(b"", size)))
+        await lines.back.receive()
+        tracemalloc.start()
+        try:
+            await lines.forth.send(said(ContentRecord(0)))
+            for _ in range(came // MIB):
+                await lines.forth.send(said(data))
+            while sum((tmp_path / name).stat().st_size for name in names_below(tmp_path)) < came:
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert tracemalloc.get_traced_memory()[0] < 512 * KIB
+        finally:
+            tracemalloc.stop()
+        nursery.cancel_scope.cancel()
+
+
 async def test_crumbs_are_charged_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record costs memory besides its bytes: a file that comes byte by byte is taken in no faster than others."""
     monkeypatch.setattr(receiving, "BACKLOG_COST", 64 * KIB)
@@ -494,11 +522,11 @@ async def test_a_receiver_that_knows_other_hashes(tmp_path: Path) -> None:
     reader, heard = RecordReader(), []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send, lines.sender, AnyFile(), os.fsencode(tmp_path / "source"))
-        heard += reader.feed(await lines.forth.receive())
+        heard += reader.feed(b"".join(await lines.forth.receive()))
         assert isinstance(heard[0], AskRecord)
         await lines.back.send(said(WantRecord(5, SHA_OF_X)))
         while not isinstance(heard[-1], EndRecord):
-            heard += reader.feed(await lines.forth.receive())
+            heard += reader.feed(b"".join(await lines.forth.receive()))
         await lines.back.send(said(SettledRecord()))
 
     assert ContentRecord(0, 0) in heard
@@ -518,5 +546,5 @@ async def test_unknown_messages_are_ignored(tmp_path: Path) -> None:
         nursery.start_soon(send, lines.sender, AnyFile(), os.fsencode(tmp_path / "target"))
         reader, heard = RecordReader(), []
         while not any(isinstance(each, EndRecord) for each in heard):
-            heard += reader.feed(await lines.forth.receive())
+            heard += reader.feed(b"".join(await lines.forth.receive()))
         await lines.back.send(unknown + said(SettledRecord()))

@@ -291,7 +291,7 @@ async def test_what_another_program_wrote_meanwhile_is_not_spliced(tmp_path: Pat
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         await lines.forth.send(message_bytes(AskRecord(b"", MIB, 0o644, FIRST_MOMENT)))
-        (answer,) = RecordReader().feed(await lines.back.receive())
+        (answer,) = RecordReader().feed(b"".join(await lines.back.receive()))
         assert isinstance(answer, WantRecord)
         assert answer.offset == 512 * KIB
         left.write_bytes(bytes(512 * KIB))

@@ -75,17 +75,17 @@ class Line:
             self._size += len(part)
             self._wake()
 
-    async def receive(self, at_least: int = 1) -> bytes:
+    async def receive(self, at_least: int = 1) -> list[bytes]:
         """As a `ByteChannel`."""
         await trio.lowlevel.checkpoint()
         while self._size < max(1, min(at_least, self.bound)) and not self._is_closed:
             await self._changed.wait()
         if not self._chunks:
-            return b""
+            return []
         chunk = self._chunks.pop(0)
         self._size -= len(chunk)
         self._wake()
-        return chunk
+        return [chunk]
 
 
 @define
@@ -99,7 +99,7 @@ class End:
         """Bytes to the other end."""
         await self.outgoing.send(*data)
 
-    async def receive(self, at_least: int = 1) -> bytes:
+    async def receive(self, at_least: int = 1) -> list[bytes]:
         """Bytes from the other end."""
         return await self.incoming.receive(at_least)
 

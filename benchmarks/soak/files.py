@@ -68,6 +68,8 @@ async def soak(plan: Plan, seed: int, findings: Findings) -> None:
             await trio.to_thread.run_sync(make_large, warm, 8 * MIB)
             await worker.upload(warm, f"{warm}.up")
             await worker.download(f"{warm}.up", f"{warm}.down")
+            proxy.cut()  # so that all is in memory that ever will be: what writes log lines, too
+            await worker.upload(warm, f"{warm}.again")
             both = [Watched("controller", os.getpid()), Watched("daemon", pid)]
             async with trio.open_nursery() as nursery:
                 for watched in both:

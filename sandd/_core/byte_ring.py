@@ -55,7 +55,7 @@ class ByteRing:
     def read(self, start: int, limit: int) -> Buffer:
         """Bytes from `start` on, counted from the front: at least one, if there are any, at most `limit`.
 
-        Fewer than `limit` where what is large ends before.
+        Fewer than `limit` where what is large ends before, or begins.
         """
         position = start + self._skipped
         pieces = iter(self._pieces)
@@ -73,6 +73,8 @@ class ByteRing:
             return first
         parts, missing = [first], limit - len(first)
         for piece in pieces:
+            if missing < len(piece) >= GATHERED_BYTES:
+                break  # it goes by itself: a part of it would be a copy, and so would be a part of each behind it
             part = _slice(piece, 0, missing)
             parts.append(part)
             missing -= len(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import trio
 
@@ -16,7 +16,7 @@ from sandd._core.files.roots import AnyFile
 from sandd._core.job_streams import InputStream, OutputStream
 from sandd._core.specs import encode_path
 from sandd._core.transfers.ends import PeerGoneError
-from sandd._core.transfers.receiving import BATCH_COST, receive
+from sandd._core.transfers.receiving import RECEIVE_BYTES, receive
 from sandd._core.transfers.sending import send
 from sandd.wire import Stream, Update
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     Progress: TypeAlias = Callable[[int, int], None]
     Patterns: TypeAlias = str | Iterable[str] | None
-
-RECEIVE_BYTES: Final = BATCH_COST
-"""What is taken at a time: a thread writes that in one go."""
 
 
 async def upload(
@@ -142,8 +139,8 @@ class _ClientChannel:
         except trio.BrokenResourceError as error:
             raise PeerGoneError("the daemon has ended the transfer, and not said why") from error
 
-    async def receive(self, at_least: int = 1) -> bytes:
-        return await self._output.receive_at_least(at_least, RECEIVE_BYTES)
+    async def receive(self, at_least: int = 1) -> list[wire.Buffer]:
+        return await self._output.receive_pieces(at_least, RECEIVE_BYTES)
 
 
 @contextlib.asynccontextmanager

@@ -252,14 +252,24 @@ class Job:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
-        self.traffic.to_daemons += len(chunk)
+        self._took_input(len(chunk))
+        return chunk
+
+    def take_input_pieces(self, limit: int) -> list[wire.Buffer]:
+        """The same in the pieces that it came in; none when there are none now."""
+        pieces = self.input.take_pieces(limit)
+        assert isinstance(pieces, list)
+        self._took_input(sum(map(len, pieces)))
+        return pieces
+
+    def _took_input(self, size: int) -> None:
+        self.traffic.to_daemons += size
         # Not each time: a keystroke is worth no look at all that there may be to say.
         owner = self.owner
         if owner is None or owner.owes_windows:
             return chunk
         if owner.channel.receive[Stream.INPUT].update_due:
             self.announce()
-        return chunk
 
     def next_op(self) -> wire.Op | wire.Unknown | None:
         """The next op, or None."""

@@ -13,9 +13,12 @@ from sandd._core.streams import Gap
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from typing import TypeVar
 
     from sandd._core.job_link import JobHandle
     from sandd.wire import Buffer, Stream
+
+    Chunk = TypeVar("Chunk", bytes, list[Buffer])
 
 RECEIVE_BYTES = wire.MAX_DATA_BYTES
 """What `receive_some` returns at most, where the caller names no limit."""
@@ -155,14 +158,19 @@ class OutputStream(trio.abc.ReceiveStream):
         """
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
-        return await self.receive_at_least(1, max_bytes or RECEIVE_BYTES)
+        return await self._receive(self._log.take, 1, max_bytes or RECEIVE_BYTES)
 
     @trio.lowlevel.enable_ki_protection
-    async def receive_at_least(self, count: int, max_bytes: int) -> bytes:
-        """As `receive_some`, once there are so many bytes or no more will come.
+    async def receive_pieces(self, count: int, max_bytes: int) -> list[Buffer]:
+        """As `receive_some`, once there are so many bytes or no more will come, in the pieces that they came in.
 
         For what costs less in large pieces; `count` has to be less than the sender may have under way.
         """
+        return await self._receive(self._log.take_pieces, count, max_bytes)
+
+    async def _receive(
+        self, take: Callable[[int], Chunk | Gap], count: int, max_bytes: int
+    ) -> Chunk:
         log = self._log
 
         def has_come() -> bool:
@@ -182,16 +190,15 @@ class OutputStream(trio.abc.ReceiveStream):
                 await self._handle.until(has_come)
             if self._closed:
                 self._check()
-            chunk = log.take(max_bytes)
+            chunk = take(max_bytes)
             if chunk:
                 channel = self._handle.job.channel
                 if channel is not None and channel.receive[self._stream].update_due:
                     self._handle.link.changed(self._handle.job)
-                if isinstance(chunk, Gap):
-                    raise OutputGap(chunk.start, chunk.end)
+            if isinstance(chunk, Gap):
+                raise OutputGap(chunk.start, chunk.end)
+            if chunk or log.at_end:
                 return chunk
-            if log.at_end:
-                return b""
             error = self._handle.job.error
             raise trio.BrokenResourceError(
                 "the job was left before its output ended"

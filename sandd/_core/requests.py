@@ -111,21 +111,31 @@ class Doing:
         while not condition():
             await self._changed.wait()
 
-    async def read(self, max_bytes: int = PIECE_BYTES, *, at_least: int = 1) -> bytes:
+    async def read(self, max_bytes: int = PIECE_BYTES) -> bytes:
         """What comes next on INPUT, at most `max_bytes`; b"" at its end.
 
-        With `at_least` it waits for more than the next byte: for so many, or the end.
         Each piece of one that is ending prolongs its grace: it has taken the one before.
         """
+        await self._has_input(1)
+        chunk = self.job.take_input(max_bytes)
+        if chunk:
+            self._act([])  # credit for what was taken
+        return chunk
+
+    async def read_pieces(self, max_bytes: int, *, at_least: int = 1) -> list[wire.Buffer]:
+        """The same in the pieces that it came in, none at its end; it waits for so many bytes, or the end."""
+        await self._has_input(at_least)
+        pieces = self.job.take_input_pieces(max_bytes)
+        if pieces:
+            self._act([])
+        return pieces
+
+    async def _has_input(self, at_least: int) -> None:
         if self.is_ending:
             self.scope.deadline = trio.current_time() + self.job.end_grace
         arrived = self.job.input
         while arrived.final is None and arrived.received - arrived.consumed < at_least:
             await self._changed.wait()
-        chunk = self.job.take_input(max_bytes)
-        if chunk:
-            self._act([])  # credit for what was taken
-        return chunk
 
     def wake(self) -> None:
         """Something happened to the job: whoever waits for it looks again."""

@@ -326,21 +326,42 @@ class ByteReceiveLog(ReceiveLog):
             self._segments.popleft()  # as mostly, where little comes at a time
             self.consumed += len(first)
             return first
+        parts = self._take_parts(limit)
+        return _whole(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def take_pieces(self, limit: int) -> list[Buffer] | Gap:
+        """As `take`, in the pieces that it came in: what is large isn't copied, and borrows its message's memory.
+
+        Fewer than `limit` where the next piece would have to be taken apart.
+        """
+        if self._segments and isinstance(gap := self._segments[0], Gap):
+            self._segments.popleft()
+            self.consumed = gap.end
+            return gap
+        return [
+            memoryview(part) if isinstance(part, bytearray) else part
+            for part in self._take_parts(limit, only_whole=True)
+        ]
+
+    def _take_parts(self, limit: int, *, only_whole: bool = False) -> list[Buffer | bytearray]:
+        """What is there before the next gap; nobody else has the parts that are a bytearray."""
         parts: list[Buffer | bytearray] = []
         while limit and self._segments and not isinstance(first := self._segments[0], Gap):
             if len(first) <= limit:
                 self._segments.popleft()
                 parts.append(first)
+            elif only_whole and parts:
+                break
             else:
                 parts.append(bytes(memoryview(first)[:limit]))
                 if isinstance(first, bytearray):
                     del first[:limit]
                 else:
                     self._segments[0] = memoryview(first)[limit:]
-            limit -= len(parts[-1])
-        chunk = _whole(parts[0]) if len(parts) == 1 else b"".join(parts)
-        self.consumed += len(chunk)
-        return chunk
+            size = len(parts[-1])
+            limit -= size
+            self.consumed += size
+        return parts
 
     def tail(self, offset: int) -> list[bytes | Gap]:
         """What has arrived from `offset` (consumed <= offset <= received) on; nothing counts as consumed.

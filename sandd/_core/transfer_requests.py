@@ -10,7 +10,7 @@ import trio
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError, TransferError
 from sandd._core.requests import RequestFailedError
-from sandd._core.transfers.receiving import BATCH_COST, receive
+from sandd._core.transfers.receiving import RECEIVE_BYTES, receive
 from sandd._core.transfers.sending import send
 from sandd.wire import FailedCode
 
@@ -32,8 +32,8 @@ class _DaemonChannel:
         self._doing = doing
         self.send = doing.write
 
-    async def receive(self, at_least: int = 1) -> bytes:
-        return await self._doing.read(BATCH_COST, at_least=at_least)
+    async def receive(self, at_least: int = 1) -> list[wire.Buffer]:
+        return await self._doing.read_pieces(RECEIVE_BYTES, at_least=at_least)
 
 
 class TransferRequests:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from sandd import wire
 from sandd._core._errors import TransferError, describe_system_error, transfer_error
 from sandd._core.transfers.records import message_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FAREWELL_SECONDS: Final = 5.0
 """For telling the other end what went wrong here: it would find out anyway that this end is gone."""
@@ -25,8 +28,8 @@ class ByteChannel(Protocol):
         """All of these in a row. Returns when they are on their way; only what is cancelled may be sent in part."""
         ...
 
-    async def receive(self, at_least: int = 1) -> bytes:
-        """What comes next; b"" at the end. Cancelled, it has taken nothing.
+    async def receive(self, at_least: int = 1) -> Sequence[wire.Buffer]:
+        """What comes next, in pieces as it came; none at the end. Cancelled, it has taken nothing.
 
         It waits for `at_least` so many bytes, unless the end comes before.
         """

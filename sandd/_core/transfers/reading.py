@@ -13,7 +13,7 @@ from attrs import define
 
 from sandd import wire
 from sandd._core._errors import transfer_error
-from sandd._core.transfers.records import message_bytes, piece_head
+from sandd._core.transfers.records import PIECE_BYTES, message_bytes, piece_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TRIES: Final = 3
 """A file that is written to all the time is read so often in vain."""
+READ_BYTES: Final = 2 * PIECE_BYTES
+"""Read and hashed in one go: for each, another thread may have the interpreter meanwhile, and has to give it back."""
 ZEROS: Final = bytes(wire.MIB)
 
 _OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
@@ -138,7 +140,7 @@ class Source:
     is_gone: bool = False
 
     def records(self) -> Generator[bytes, None, None]:
-        """Its records, in pieces of a megabyte at most. What was begun has to be iterated to its end, or closed."""
+        """Its records. What was begun has to be iterated to its end, or closed."""
         self.size = self.question.size
         try:
             descriptor, status = open_source(self.root, self.path, follow=not self.question.path)
@@ -203,6 +205,8 @@ class Source:
     ) -> Iterator[bytes]:
         size = status.st_size
         extent_end = position if _may_have_holes(status) else size
+        # Read into again and again: new memory would be faulted in page by page.
+        buffer = memoryview(bytearray(min(size - position, READ_BYTES)))
         while position < size:
             if position == extent_end:
                 start, extent_end = _next_extent(descriptor, position, size)
@@ -213,15 +217,25 @@ class Source:
                     self.done += count
                     yield message_bytes(wire.ZerosRecord(count))
                 continue
-            data = os.read(descriptor, min(extent_end - position, wire.MAX_PIECE_BYTES))
-            if not data:
+            count = read_into(descriptor, buffer[: extent_end - position])
+            if not count:
                 return  # it is shorter now
-            digest.update(data)
-            position += len(data)
-            self.done += len(data)
-            self.moved += len(data)
-            yield piece_head(len(data))
-            yield data
+            digest.update(buffer[:count])
+            position += count
+            for start in range(0, count, PIECE_BYTES):
+                piece = buffer[start : min(start + PIECE_BYTES, count)]
+                self.done += len(piece)
+                self.moved += len(piece)
+                yield piece_record(piece)
+
+
+def read_into(descriptor: int, buffer: memoryview) -> int:
+    """Read from where the descriptor stands; how much that was, 0 at the end."""
+    if sys.platform != "win32":
+        return os.readv(descriptor, [buffer])
+    data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _may_have_holes(status: os.stat_result) -> bool:

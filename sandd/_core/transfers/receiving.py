@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -32,7 +33,7 @@ from sandd._core.transfers.writing import SETTLE_SECONDS, Writer
 from sandd.wire import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sandd._core.files.roots import Root
     from sandd._core.transfers.arrivals import Incoming, Step
@@ -47,10 +48,13 @@ RECORD_COST: Final = 256
 """Of a record, besides its bytes: a piece of a file may have a single one."""
 BACKLOG_COST: Final = BATCH_COST * 3 // 2
 """Taken in and not written: about one batch while another one is on its way to the disk. What is left of a chunk
-comes on top of that."""
+comes on top of that. Of a large file a batch at a time: there is little to be done for the next one, and the channel
+holds it."""
 LAZY_BYTES: Final = BATCH_COST // 4
 """What comes while a thread writes is taken in by so much, as nobody waits for it: each time costs the sender
-an acknowledgement, too. Half of what a sender may have under way, at the least."""
+an acknowledgement, too. Of a large file it is `BATCH_COST`, half of what a sender may have under way."""
+RECEIVE_BYTES: Final = BATCH_COST + wire.MAX_DATA_BYTES
+"""What is taken in at a time, at most: a batch, and what the last piece has besides, which isn't taken apart."""
 GATHER_SECONDS: Final = 0.003
 """From the first step until a batch is begun that isn't full: a thread costs 0.3 ms, whatever it does."""
 
@@ -204,22 +208,26 @@ class _Receiver:
         reader = RecordReader()
         while not self._arrivals.ended:
             await self._has_room()
-            chunk = await self._hear()
-            for number, record in enumerate(reader.feed(chunk), 1):
-                if isinstance(record, wire.FailedRecord):
-                    self._is_told = True
-                    raise failure_error(record)
-                known = len(self._steps)
-                self._arrivals.take(record, self._steps)
-                size = len(record) if isinstance(record, memoryview) else 0
-                self._charge(size + RECORD_COST + STEP_COST * (len(self._steps) - known))
-                if number % RECORDS_PER_TURN == 0:
-                    # One chunk may be many times what a thread writes in one go.
-                    self._hand_over()
-                    await trio.lowlevel.checkpoint()
-                    await self._has_room()
+            await self._take_some(reader)
             self._hand_over()
             self._say_progress()
+
+    async def _take_some(self, reader: RecordReader) -> None:
+        # By itself: nobody holds what was taken in until there is more.
+        records = chain.from_iterable(map(reader.feed, await self._hear()))
+        for number, record in enumerate(records, 1):
+            if isinstance(record, wire.FailedRecord):
+                self._is_told = True
+                raise failure_error(record)
+            known = len(self._steps)
+            self._arrivals.take(record, self._steps)
+            size = len(record) if isinstance(record, memoryview) else 0
+            self._charge(size + RECORD_COST + STEP_COST * (len(self._steps) - known))
+            if number % RECORDS_PER_TURN == 0:
+                # One chunk may be many times what a thread writes in one go.
+                self._hand_over()
+                await trio.lowlevel.checkpoint()
+                await self._has_room()
 
     def _hand_over(self) -> None:
         self._came.set()
@@ -227,29 +235,35 @@ class _Receiver:
             self._is_urgent.set()
 
     async def _has_room(self) -> None:
-        while self._backlog >= BACKLOG_COST:
+        while self._backlog >= (BATCH_COST if self._is_large else BACKLOG_COST):
             self._room = trio.Event()
             await self._room.wait()
+
+    @property
+    def _is_large(self) -> bool:
+        """What comes next is a part of a file that is written in a few large pieces."""
+        return self._arrivals.missing >= BATCH_COST
 
     def _charge(self, cost: int) -> None:
         self._backlog += cost
         self._steps_cost += cost
 
-    async def _hear(self) -> bytes:
-        chunk = None
+    async def _hear(self) -> Sequence[wire.Buffer]:
+        pieces = None
         try:
             if self._is_writing:
                 with trio.CancelScope() as self._patience:
-                    chunk = await self._channel.receive(LAZY_BYTES)
-            if chunk is None:
-                chunk = await self._channel.receive()
+                    least = BATCH_COST if self._is_large else LAZY_BYTES
+                    pieces = await self._channel.receive(least)
+            if pieces is None:
+                pieces = await self._channel.receive()
         except Exception:
             await self._write_the_rest()
             raise
-        if not chunk:
+        if not pieces:
             await self._write_the_rest()
             raise PeerGoneError("the sender is gone, and has not said that this is all")
-        return chunk
+        return pieces
 
     async def _write_the_rest(self) -> None:
         """Nothing more comes: what has come need not be sent again."""
@@ -285,15 +299,9 @@ class _Receiver:
                 await self._came.wait()
                 with trio.move_on_after(GATHER_SECONDS):
                     await self._is_urgent.wait()
-            steps, self._steps = self._steps, []
             cost, self._steps_cost = self._steps_cost, 0
             self._came, self._is_urgent = trio.Event(), trio.Event()
-            for step in steps:
-                if isinstance(step, arrivals.Ask):
-                    await self._claim(step.file)
-            # What came may be nothing to do, such as half a small file.
-            self._is_writing = True
-            answers = await self._disk.do(writer.do, steps) if steps else []
+            answers = await self._write_some()
             if waiting.cancelled_caught or writer.is_due:
                 await self._disk.do(writer.settle)
             self._is_writing = False
@@ -304,6 +312,16 @@ class _Receiver:
                 self._partials.release(path, self._holder)
             await self._answer(answers)
         await self._tell(message_bytes(wire.SettledRecord()))
+
+    async def _write_some(self) -> list[tuple[Incoming, wire.SkipRecord | wire.WantRecord]]:
+        # By itself: nobody holds what was written until there is more.
+        steps, self._steps = self._steps, []
+        for step in steps:
+            if isinstance(step, arrivals.Ask):
+                await self._claim(step.file)
+        # What came may be nothing to do, such as half a small file.
+        self._is_writing = True
+        return await self._disk.do(self._writer.do, steps) if steps else []
 
     async def _claim(self, file: Incoming) -> None:
         partial = self._writer.partial(file)

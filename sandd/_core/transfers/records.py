@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _HEAD: Final = struct.Struct("!BI")
 _MESSAGE: Final = 1
 _PIECE: Final = 2
+PIECE_BYTES: Final = wire.MAX_DATA_BYTES - 4 * wire.KIB
+"""Of a large file in one record, which is one frame then: nobody on its way puts it together or takes it apart. Whole
+blocks of a file system, so that the receiver finds those which are all zeros."""
 
 
 def message_bytes(record: wire.Record) -> bytes:
@@ -31,6 +34,11 @@ def piece_head(size: int) -> bytes:
     return _HEAD.pack(_PIECE, size)
 
 
+def piece_record(piece: wire.Buffer) -> bytes:
+    """The same with the piece."""
+    return b"".join((piece_head(len(piece)), piece))
+
+
 class RecordReader:
     """Takes a stream in pieces of any size, and says what is in it."""
 
@@ -40,7 +48,7 @@ class RecordReader:
         self._piece_left = 0
         """Bytes of a file that are still to come of its piece."""
 
-    def feed(self, chunk: bytes) -> Iterator[wire.Record | wire.Unknown | memoryview]:
+    def feed(self, chunk: wire.Buffer) -> Iterator[wire.Record | wire.Unknown | memoryview]:
         """The messages that are complete now, and what there is of pieces; RemoteProtocolError for all else.
 
         The pieces borrow the chunk's memory. All of it must be iterated.

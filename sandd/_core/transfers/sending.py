@@ -1,12 +1,13 @@
 """The end of a transfer that has the files: `send`.
 
-While one task sends a batch of records, a thread prepares the next one; another task hears what the
-receiver answers.
+A thread prepares a batch of records, while those before it are on their way: the channel holds as much. Another task
+hears what the receiver answers.
 """
 
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +19,6 @@ from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.transfers.agenda import Agenda, Question, Turn
 from sandd._core.transfers.disk_work import DiskWork
 from sandd._core.transfers.ends import (
-    FAREWELL_SECONDS,
     RECORDS_PER_TURN,
     PeerGoneError,
     failure_error,
@@ -33,10 +33,13 @@ from sandd._core.transfers.walking import BATCH_BYTES, Walk, count
 from sandd.wire import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+    from typing import TypeVar
 
     from sandd._core.files.roots import Root
     from sandd._core.transfers.ends import ByteChannel
+
+    T = TypeVar("T")
 
 
 @trio.lowlevel.enable_ki_protection
@@ -128,17 +131,15 @@ class _Sender:
     async def run(self, *, counts: bool, says_total: bool) -> TransferResult:
         async with open_unwrapping_nursery() as nursery:
             nursery.start_soon(self._listen)
-            outlet, inlet = trio.open_memory_channel[_Batch](0)
-            sent = trio.Event()
-            nursery.start_soon(self._transmit, inlet, sent)
-            try:
-                async with outlet:
-                    if counts:
-                        await self._count(outlet, says_total=says_total)
-                    await self._produce(outlet)
-            except (OSError, TransferError) as error:
-                await self._say_farewell(error, sent)
-                raise
+            if counts:
+                total = await self._or_farewell(self._count)
+                if says_total:
+                    await self._transmit(_Batch([message_bytes(total)]))
+            while (batch := await self._or_farewell(self._prepare)) is not None:
+                await self._transmit(batch)
+            self._has_ended = True
+            end = wire.EndRecord(self._walk.unsupported, tuple(self._walk.unsupported_names))
+            await self._transmit(_Batch([message_bytes(end)]))
             await self._settled.wait()
             nursery.cancel_scope.cancel()
         return TransferResult(
@@ -155,7 +156,16 @@ class _Sender:
 
     # -- towards the receiver
 
-    async def _produce(self, outlet: trio.MemorySendChannel[_Batch]) -> None:
+    async def _or_farewell(self, prepare: Callable[[], Awaitable[T]]) -> T:
+        """What it returns; what goes wrong here the receiver is told, too. Nothing is being sent meanwhile."""
+        try:
+            return await prepare()
+        except (OSError, TransferError) as error:
+            await say_farewell(self._channel, error)
+            raise
+
+    async def _prepare(self) -> _Batch | None:
+        """What is to be sent next; None when that was all."""
         while True:
             while self._agenda.skipped:
                 skipped = self._agenda.skipped.popleft()
@@ -164,20 +174,14 @@ class _Sender:
                 self._say_progress()
             match self._agenda.next():
                 case Turn.WALK:
-                    batch = await self._find()
+                    return await self._find()
                 case Turn.SEND:
-                    batch = await self._read()
+                    return await self._read()
                 case Turn.WAIT:
                     self._heard = trio.Event()
                     await self._heard.wait()
-                    continue
                 case Turn.END:
-                    break
-            await outlet.send(batch)
-        self._has_ended = True
-        names = tuple(self._walk.unsupported_names)
-        end = wire.EndRecord(self._walk.unsupported, names)
-        await outlet.send(_Batch([message_bytes(end)]))
+                    return None
 
     async def _find(self) -> _Batch:
         agenda = self._agenda
@@ -239,34 +243,25 @@ class _Sender:
         if not self._walk.is_tree:
             self._sha256 = source.sha256
 
-    @trio.lowlevel.enable_ki_protection
-    async def _transmit(self, inlet: trio.MemoryReceiveChannel[_Batch], sent: trio.Event) -> None:
-        # It isn't closed on an error: that would be another error, in who produces.
-        async for batch in inlet:
-            await tell(self._channel, *_joined(batch.records))
-            self._done += batch.done
-            if batch.done:
-                self._say_progress()
-        sent.set()
+    async def _transmit(self, batch: _Batch) -> None:
+        # Nobody holds what was sent until there is more: the batch has none of it any more.
+        records, batch.records = batch.records, []
+        await tell(self._channel, *_joined(records))
+        self._done += batch.done
+        if batch.done:
+            self._say_progress()
 
     def _say_progress(self) -> None:
         if self._progress is not None:
             self._progress(self._done, max(self._total, self._done))
 
-    async def _say_farewell(self, error: Exception, sent: trio.Event) -> None:
-        # Behind what is being sent, as a record can't be left in its middle.
-        with trio.move_on_after(FAREWELL_SECONDS):
-            await sent.wait()
-            await say_farewell(self._channel, error)
-
-    async def _count(self, outlet: trio.MemorySendChannel[_Batch], *, says_total: bool) -> None:
+    async def _count(self) -> wire.TotalRecord:
         self._counting = count(self._root, self._path, self._chosen)
         size = files = 0
         while (now := await self.disk.do(next, self._counting, None)) is not None:
             size, files = now
         self._total = size
-        if says_total:
-            await outlet.send(_Batch([message_bytes(wire.TotalRecord(size, files))]))
+        return wire.TotalRecord(size, files)
 
     # -- from the receiver
 
@@ -274,10 +269,11 @@ class _Sender:
     async def _listen(self) -> None:
         reader = RecordReader()
         while not self._settled.is_set():
-            chunk = await self._channel.receive()
-            if not chunk:
+            pieces = await self._channel.receive()
+            if not pieces:
                 raise PeerGoneError("the receiver is gone, and has not said that it is done")
-            for number, record in enumerate(reader.feed(chunk), 1):
+            records = chain.from_iterable(map(reader.feed, pieces))
+            for number, record in enumerate(records, 1):
                 self._hear(record)
                 if number % RECORDS_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()

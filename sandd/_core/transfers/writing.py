@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import transfer_error
-from sandd._core.files.operations import write_all
+from sandd._core.files.operations import write_all, write_pieces
 from sandd._core.transfers import arrivals
 from sandd._core.transfers.partials import (
     beside,
@@ -520,9 +520,10 @@ class Writer:
         with naming(current.target):
             for piece in pieces:
                 current.digest.update(piece)
-                write_sparse(current.descriptor, current.position, piece)
-                current.position += len(piece)
-                self._early.wrote(current.descriptor, len(piece))
+            write_sparse(current.descriptor, current.position, pieces)
+            size = sum(map(len, pieces))
+            current.position += size
+            self._early.wrote(current.descriptor, size)
         self._check()
 
     def _append_zeros(self, count: int) -> None:
@@ -683,16 +684,27 @@ def _meddled(target: bytes) -> Exception:
     return transfer_error("EBUSY", "somebody else wrote to its first part", os.fsdecode(target))
 
 
-def write_sparse(descriptor: int, position: int, data: memoryview) -> None:
-    """Write it at `position`, where the descriptor stands; it moves behind blocks of zeros, and writes none.
+def write_sparse(descriptor: int, position: int, pieces: Iterable[memoryview]) -> None:
+    """Write them at `position`, where the descriptor stands; it moves behind blocks of zeros, and writes none.
 
     Beyond the position the file has nothing.
     """
-    first = -position % BLOCK
-    # Where a block's first byte isn't zero, the others needn't be looked at.
-    if 0 not in data[first::BLOCK]:
-        write_all(descriptor, data)
-        return
+    solid: list[memoryview] = []
+    for piece in pieces:
+        first = -position % BLOCK
+        # Where a block's first byte isn't zero, the others needn't be looked at.
+        if 0 not in piece[first::BLOCK]:
+            solid.append(piece)
+        else:
+            write_pieces(descriptor, solid)
+            solid = []
+            _write_blocks(descriptor, position, piece, first)
+        position += len(piece)
+    write_pieces(descriptor, solid)
+
+
+def _write_blocks(descriptor: int, position: int, data: memoryview, first: int) -> None:
+    """The same for one piece, whose first block begins at `first`."""
     begin = 0
     """Of what is to be written."""
     for start in range(first, len(data) - BLOCK + 1, BLOCK):
