@@ -12,6 +12,9 @@ systems, where this one refuses what it takes, for other modules, with settings 
 about how a program *starts* - what it imports, what a signal does meanwhile - has to be said about one that does: by
 `subprocess.Popen`.
 
+With ``any_program=True`` any other module is run by a copy, too, and so are scripts and what is behind ``-c``. Copies
+that may start programs of their own, as those do, and ``sandd demo``, have them forked as well.
+
 A copy may be told to wait for less: see `hurried`.
 """
 
@@ -30,7 +33,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,22 +46,67 @@ SETTLED_AT_START: Final = ("PYTHON", "COVERAGE", "LC_", "LANG", "LD_", "MALLOC_"
 """How the variables begin that Python, or a library, looks at once in a process' life."""
 
 
+class Program(NamedTuple):
+    """What Python is asked to run."""
+
+    kind: str
+    """``-m``, ``-c``, or nothing for a script."""
+    name: str
+    """The module, the code, or the script's path."""
+    arguments: list[str]
+    warnings: list[str]
+    """What is said by ``-W``."""
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Program | None:
+        """What the words behind the interpreter's name ask for; None: something else."""
+        rest, warnings = list(words), []
+        while rest[:1] == ["-W"]:
+            warnings.append(rest[1])
+            del rest[:2]
+        if not rest:
+            return None
+        if rest[0] in ("-m", "-c"):
+            return cls(rest[0], rest[1], rest[2:], warnings) if rest[1:] else None
+        return None if rest[0].startswith("-") else cls("", rest[0], rest[1:], warnings)
+
+    @property
+    def is_ours(self) -> bool:
+        """It is one that we install."""
+        return self.kind == "-m" and self.name in MODULES and not self.warnings
+
+    @property
+    def starts_others(self) -> bool:
+        """It may start daemons, or any other program of ours, as its children."""
+        return not self.is_ours or "--local" in self.arguments or self.arguments[:1] == ["demo"]
+
+
 class ForkingPython:
     """The process whose copies run our programs; see forking_python.py."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    process: subprocess.Popen[bytes] | None = None
+    """None: it belongs to a copy that starts others, and ends with it."""
+
+    def __init__(self, requests: socket.socket, environment: Mapping[str, str]) -> None:
         self._settled = settled(environment)
         self._lock = threading.Lock()
-        self.socket, theirs = socket.socketpair()
+        self.socket = requests
+
+    @classmethod
+    def start(cls, environment: Mapping[str, str]) -> ForkingPython:
+        """One that has begun in this environment."""
+        ours, theirs = socket.socketpair()
+        source = cls(ours, environment)
         with theirs:
             program = Path(__file__).with_name("forking_python.py")
-            self.process = subprocess.Popen(
+            source.process = subprocess.Popen(
                 [sys.executable, str(program), str(theirs.fileno())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        return source
 
     def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether it works, and Python would begin in this environment as it has begun there."""
@@ -67,6 +115,8 @@ class ForkingPython:
     @functools.cached_property
     def works(self) -> bool:
         """Whether the system lets it do what it does, which some containers don't; found out by a trial."""
+        if self.process is None:
+            return True  # or it would not be there
         try:
             pid = self.fork({"arguments": []}, (0, 1, 2))
         except (OSError, struct.error):  # refused; or it is gone
@@ -92,7 +142,8 @@ class ForkingPython:
     def close(self) -> None:
         """It ends; its copies don't."""
         self.socket.close()
-        self.process.wait()
+        if self.process is not None:
+            self.process.wait()
 
 
 def hurried(**seconds: float) -> dict[str, str]:
@@ -112,15 +163,29 @@ def settled(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class PythonProcess(subprocess.Popen[Any]):
-    """A command as a child of this process, forked if it is ``python -m sandd`` or the daemon's."""
+    """A command as a child of this process, forked if it is ``python -m sandd`` or the daemon's.
+
+    With `any_program` also if it is any other program in Python.
+    """
+
+    runs_any: ClassVar[bool] = False
+    """What `any_program` is where nothing is said."""
 
     source: ClassVar[ForkingPython | None] = None
     """What they are forked from, once there has been one."""
     open_source: ClassVar[Callable[[], ForkingPython] | None] = None
     """Makes it; None: all are started."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], **settings: Any) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        any_program: bool | None = None,
+        **settings: Any,
+    ) -> None:
         self._settings = settings
+        self._any_program = self.runs_any if any_program is None else any_program
         super().__init__(command, env=env, **settings)
 
     def _execute_child(self, *given: Any, **named: Any) -> None:
@@ -128,13 +193,14 @@ class PythonProcess(subprocess.Popen[Any]):
         start = super()._execute_child
         call = inspect.signature(start).bind(*given, **named).arguments
         source = self._source() if self._can_be_forked(call) else None
-        if source is None or not source.suits(call["env"]):
+        environment = os.environ if call["env"] is None else call["env"]
+        if source is None or not source.suits(environment):
             start(*given, **named)
             return
         ours = [call["p2cread"], call["c2pwrite"], call["errwrite"]]
         request = {
             "arguments": [os.fspath(each) for each in call["args"][1:]],
-            "environment": {os.fsencode(k): os.fsencode(v) for k, v in call["env"].items()},
+            "environment": {os.fsencode(k): os.fsencode(v) for k, v in environment.items()},
             "cwd": os.fspath(call["cwd"] or os.getcwd()),
             "start_new_session": call["start_new_session"],
             "umask": umask(),
@@ -148,12 +214,21 @@ class PythonProcess(subprocess.Popen[Any]):
 
     def _can_be_forked(self, call: dict[str, Any]) -> bool:
         plain = {"stdin", "stdout", "stderr", "cwd", "start_new_session", "text", "encoding"}
-        return (
-            self._settings.keys() <= plain | {"errors", "bufsize", "universal_newlines"}
-            and len(call["args"]) > 2
-            and list(call["args"][:2]) == [sys.executable, "-m"]
-            and call["args"][2] in MODULES
-        )
+        if not self._settings.keys() <= plain | {
+            "errors",
+            "bufsize",
+            "universal_newlines",
+            "shell",
+        }:
+            return False
+        if (
+            isinstance(call["args"], str | bytes)
+            or call["shell"]
+            or call["args"][0] != sys.executable
+        ):
+            return False
+        program = Program.of(call["args"][1:])
+        return program is not None and (self._any_program or program.is_ours)
 
     @classmethod
     def _source(cls) -> ForkingPython | None:
@@ -167,7 +242,7 @@ def forking(environment: Callable[[], Mapping[str, str]]) -> Iterator[None]:
     """In this block each `PythonProcess` that can be is forked, from one that has begun in this environment."""
     measured = "COVERAGE_PROCESS_CONFIG" in os.environ  # which begins when Python does
     if sys.platform == "linux" and not measured and os.environ.get("SANDD_TESTS_FORK") != "0":
-        PythonProcess.open_source = lambda: ForkingPython(environment())
+        PythonProcess.open_source = lambda: ForkingPython.start(environment())
     try:
         yield
     finally:
@@ -179,7 +254,7 @@ def forking(environment: Callable[[], Mapping[str, str]]) -> Iterator[None]:
 def run_python(
     command: Sequence[str],
     *,
-    env: Mapping[str, str],
+    env: Mapping[str, str] | None = None,
     timeout: float,
     input: Any = None,
     check: bool = False,

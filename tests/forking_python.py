@@ -22,12 +22,15 @@ import runpy
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, NoReturn
 
-from forked_python import HURRY
+from forked_python import HURRY, ForkingPython, Program, PythonProcess
 
 PROGRAMS: Final = ("sandd.__main__", "sandd.daemon")
 """Are not imported here: they are what is run, as ``__main__``."""
@@ -149,6 +152,39 @@ def serve(requests: socket.socket) -> dict[str, Any]:
         requests.sendall(struct.pack("i", pid))
 
 
+def with_own_source(request: dict[str, Any]) -> dict[str, Any]:
+    """In a copy that may start others: let it fork them, too, from a child of its own that is what this process is yet.
+
+    Returns the request in the copy; and that of each such other, in it.
+    """
+    while request["arguments"] and program_of(request).starts_others:
+        ours, theirs = socket.socketpair()
+        if os.fork() == 0:
+            ours.close()
+            # Whoever reads what the copy writes is not to wait for us.
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(nothing, number)
+            os.close(nothing)
+            request = serve(theirs)
+        else:
+            theirs.close()
+            environment = request["environment"].items()
+            settled = {os.fsdecode(name): os.fsdecode(value) for name, value in environment}
+            PythonProcess.source = ForkingPython(ours, settled)
+            PythonProcess.runs_any = True
+            subprocess.Popen = PythonProcess  # type: ignore[misc]
+            break
+    return request
+
+
+def program_of(request: dict[str, Any]) -> Program:
+    """What it asks for."""
+    program = Program.of(request["arguments"])
+    assert program is not None
+    return program
+
+
 def open_standard_streams() -> None:
     """sys.stdin and the others for what is behind their descriptors now, as Python opens them at its start."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -181,8 +217,11 @@ def become(request: dict[str, Any]) -> object:
     arguments: list[str] = request["arguments"]
     shown = show_in_proc([os.fsencode(each) for each in (sys.executable, *arguments)], environment)
     sys.orig_argv[:] = [sys.executable, *arguments]
-    sys.argv = ["-m", *arguments[2:]]
-    sys.path[0] = os.getcwd()
+    program = program_of(request)
+    sys.argv = [program.kind or program.name, *program.arguments]
+    in_path = {"-m": os.getcwd(), "-c": "", "": os.path.dirname(os.path.abspath(program.name))}
+    sys.path[0] = in_path[program.kind]
+    warnings._processoptions(program.warnings)  # type: ignore[attr-defined]
     open_standard_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return shown
@@ -197,10 +236,16 @@ def try_out() -> NoReturn:
     os._exit(0)
 
 
-def run(module: str) -> int | str | None:
-    """Run it as ``python -m`` does; what it gave to `sys.exit`."""
+def run(program: Program) -> int | str | None:
+    """Run it as Python does; what it gave to `sys.exit`."""
     try:
-        runpy._run_module_as_main(module)
+        if program.kind == "-m":
+            runpy._run_module_as_main(program.name)
+        elif program.kind == "-c":
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(program.name, "<string>", "exec"), vars(main))
+        else:
+            runpy.run_path(program.name, run_name="__main__")
     except SystemExit as error:
         return error.code  # type: ignore[return-value]
     return 0
@@ -232,5 +277,6 @@ if __name__ == "__main__":
     REQUEST = serve(socket.socket(fileno=int(sys.argv[1])))
     if REQUEST["arguments"] == []:
         try_out()
+    REQUEST = with_own_source(REQUEST)
     SHOWN = become(REQUEST)
-    leave(run(REQUEST["arguments"][1]))  # any other exception is left to Python
+    leave(run(program_of(REQUEST)))  # any other exception is left to Python

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from aio_world import aio_threads, until
 from daemons import daemon_environment, running_daemon
+from forked_python import PythonProcess
 from standing_daemon import LIMIT
 
 import sandd
@@ -46,11 +47,12 @@ def report():
 """
 
 
-def start(body: str, marker: Marker) -> subprocess.Popen[str]:
-    """A program of its own, whose jobs have the marker."""
-    return subprocess.Popen(
+def start(body: str, marker: Marker, *, anew: bool = False) -> subprocess.Popen[str]:
+    """A program of its own, whose jobs have the marker; `anew` where what the interpreter does at its exit matters."""
+    return PythonProcess(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body],
         env=daemon_environment(dict([marker])),
+        any_program=not anew,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -115,7 +117,7 @@ kept.append(loop.create_task(main()))
 loop.run_forever()
 print("stopped", flush=True)
 """
-    program = start(body, marker)
+    program = start(body, marker, anew=True)
     output, _ = program.communicate(timeout=40)
     assert output.startswith("runs\nstopped\n")
     assert program.returncode == 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from daemons import daemon_environment
+from forked_python import PythonProcess, run_python
 
 if TYPE_CHECKING:
     from conftest import Marker
@@ -27,14 +28,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the floors need
 def test_benchmarks_show_ours_beside_the_floor(tmp_path: Path, marker: Marker) -> None:
     """The table and the JSON file have the same figures; a missed target is no failure."""
     file = tmp_path / "figures.json"
-    result = subprocess.run(
+    result = run_python(
         [*COMMAND, "--quick", "--json", str(file)],
+        any_program=True,
         cwd=PROJECT,
         env=daemon_environment({marker.name: marker.value}),
         capture_output=True,
         text=True,
         timeout=WAIT,
-        check=False,
     )
     assert result.returncode == 0, result.stderr
     (section,) = json.loads(file.read_text("utf-8"))["sections"]
@@ -54,8 +55,8 @@ def test_benchmarks_show_ours_beside_the_floor(tmp_path: Path, marker: Marker) -
 def test_benchmarks_interrupted_leave_nothing_behind(marker: Marker) -> None:
     """Ctrl-C ends the daemons too, and removes their files."""
     environment = daemon_environment({marker.name: marker.value})
-    with subprocess.Popen(
-        COMMAND, cwd=PROJECT, env=environment, stderr=subprocess.PIPE
+    with PythonProcess(
+        COMMAND, cwd=PROJECT, env=environment, any_program=True, stderr=subprocess.PIPE
     ) as benchmarks:
         give_up = time.monotonic() + WAIT
         # Itself, the daemons' keeper, a daemon and its spawner.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from daemons import daemon_environment
-from forked_python import run_python
+from forked_python import PythonProcess, run_python
 
 import sandd
 from sandd.demo.steps import STEPS
@@ -45,9 +45,10 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 def started(*arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     """``python -m sandd`` (or with "-c" a program) as it runs; nothing of it stays."""
     program = arguments if arguments[0] == "-c" else ("-m", "sandd", *arguments)
-    process = subprocess.Popen(
+    process = PythonProcess(
         [sys.executable, *program],
         env=daemon_environment(env),
+        any_program=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -321,9 +322,10 @@ sandd.demo.STEPS.update({"A lie": lie, "The truth": tell_the_truth})
 def test_demo_says_what_failed(sabotage: str, expected: list[str]) -> None:
     """Exit code 1, the reason at its step and in the summary; the other steps go on."""
     program = f"{SABOTAGED}\n{sabotage}\nsys.exit(sandd.demo.run_demo())"
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-c", program],
         env=daemon_environment(),
+        any_program=True,
         capture_output=True,
         text=True,
         timeout=DEMO_SECONDS,

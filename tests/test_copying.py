@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from daemons import daemon_environment, open_daemon, start_daemon
+from forked_python import PythonProcess
 from process_tools import until
 from proxied_world import world
 from standing_daemon import StandingDaemon, reserved_port, standing_daemon
@@ -256,8 +257,12 @@ trio.run(main)
 def agent(port: int, way: str, source: Path, target: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Another program that copies, and says how far it is."""
     command = [sys.executable, "-c", UPLOADER, str(port), way, str(source), str(target)]
-    with subprocess.Popen(
-        command, env=daemon_environment(), stdout=subprocess.PIPE, start_new_session=True
+    with PythonProcess(
+        command,
+        env=daemon_environment(),
+        any_program=True,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     ) as process:
         try:
             yield process

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from daemons import daemon_environment
+from forked_python import run_python
 
 if TYPE_CHECKING:
     from conftest import Marker
@@ -127,13 +127,13 @@ def test_example_shows_what_it_should(name: str, marker: Marker, tmp_path: Path)
     """It says what it should and nothing else, ends well and leaves no process; warnings are errors."""
     # Its daemons keep their state under the test's directory, not in the user's home.
     env = daemon_environment(dict([marker]) | {"XDG_STATE_HOME": str(tmp_path)})
-    ended = subprocess.run(
+    ended = run_python(
         [sys.executable, "-W", "error", str(EXAMPLES / name)],
         env=env,
+        any_program=True,
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr

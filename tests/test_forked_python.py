@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from daemons import daemon_environment
 from forked_python import PythonProcess, run_python
-from process_tools import linux_only
+from process_tools import linux_only, until_sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,3 +127,69 @@ def test_what_a_copy_can_not_be_is_started(
     )
     assert done.returncode == 0
     assert not forks
+
+
+STARTING_ANOTHER = """
+import subprocess, sys, warnings
+
+print(__name__, sys.argv, sys.path[0])
+try:
+    warnings.warn("all is well")
+except UserWarning:
+    print("warned")
+child = "import os, sys; print(os.getppid(), os.isatty(0), 'sandd.wire' in sys.modules)"
+with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True) as process:
+    print(process.stdout.read(), end="")
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["-m", "-c", "script"])
+def test_any_program_is_run_as_by_python(kind: str, forks: list[int], tmp_path: Path) -> None:
+    """With its arguments, path and warnings; what it starts is its child, and a copy where it is one itself."""
+    script = tmp_path / "another_program.py"
+    script.write_text(STARTING_ANOTHER)
+    what = {"-m": ["-m", script.stem], "-c": ["-c", STARTING_ANOTHER], "script": [str(script)]}
+    command = [sys.executable, "-W", "error", *what[kind], "one", "-two"]
+
+    def run(*, any_program: bool) -> tuple[list[str], list[str], str]:
+        with PythonProcess(
+            command,
+            env=daemon_environment(),
+            any_program=any_program,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            output, errors = process.communicate(timeout=60)
+        assert process.returncode == 3, errors
+        *lines, last = output.splitlines()
+        parent, *rest = last.split()
+        assert int(parent) == process.pid
+        return lines, rest, errors
+
+    lines, rest, errors = run(any_program=False)
+    assert not forks
+    assert rest == ["False", "False"]
+    assert run(any_program=True) == (lines, ["False", "True"], errors)
+    assert len(forks) == 1
+
+
+def test_a_copy_that_may_start_others_ends_as_a_whole(forks: list[int]) -> None:
+    """What its own copies are forked from keeps nothing of what it has open, and ends when it is killed."""
+    command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(1000)"]
+    with PythonProcess(
+        command, env=daemon_environment(), any_program=True, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            assert forks == [process.pid]
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            (source,) = map(int, children.read_text().split())
+        finally:
+            process.kill()
+        assert process.stdout.read() == b""
+    until_sync(lambda: not Path(f"/proc/{source}").exists())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 from daemons import daemon_environment, running_daemon
+from forked_python import PythonProcess
 from peers import free_port
 
 import sandd
@@ -358,9 +359,10 @@ def test_ctrl_c_interrupts_a_copy_at_once_and_leaves_no_part_of_it(tmp_path: Pat
     with big.open("wb") as file:
         for _ in range(400):
             file.write(piece)
-    with subprocess.Popen(
+    with PythonProcess(
         [sys.executable, "-c", INTERRUPTED, str(big), str(target)],
         env=daemon_environment(),
+        any_program=True,
         stdout=subprocess.PIPE,
         text=True,
     ) as program:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from daemons import daemon_environment
+from forked_python import run_python
 
 if TYPE_CHECKING:
     from conftest import Marker
@@ -27,8 +27,9 @@ LONG_WAIT: Final = 1800.0
 
 def soak(name: str, marker: Marker, *arguments: str, wait: float = WAIT) -> str:
     """What it printed; it has ended well."""
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-m", "benchmarks.soak", name, *arguments],
+        any_program=True,
         cwd=PROJECT,
         env=daemon_environment(dict([marker])),
         capture_output=True,
@@ -99,8 +100,9 @@ sys.exit(program.main(["stalled", "--quick"]))
 
 def test_what_does_not_hold_is_an_exit_code() -> None:
     """One failure among what held is enough, and it is shown."""
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-c", SOAK_THAT_FAILS],
+        any_program=True,
         cwd=PROJECT,
         env=daemon_environment(),
         capture_output=True,
