@@ -251,6 +251,17 @@ def forking(environment: Callable[[], Mapping[str, str]]) -> Iterator[None]:
             source.close()
 
 
+@contextlib.contextmanager
+def copies() -> Iterator[None]:
+    """In this block the processes that trio opens are such ones, too, where they are Python's."""
+    start = subprocess.Popen
+    subprocess.Popen = functools.partial(PythonProcess, any_program=True)  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        subprocess.Popen = start  # type: ignore[misc]
+
+
 def run_python(
     command: Sequence[str],
     *,

@@ -18,6 +18,7 @@ import trio
 from audit_log import key_in
 from controllers import read_ready, running_controller, start_controller
 from daemons import daemon_environment, open_daemon
+from forked_python import copies
 
 import sandd
 from sandd import AuditOptions, ConfigurationError, RequestRefused, SpawnFailed
@@ -232,9 +233,10 @@ async def test_daemons_that_are_turned_away_are_told(tmp_path: Path) -> None:
         ) as controller:
             command = [sys.executable, "-m", "sandd.daemon", "--daemon-id", "stranger"]
             command += ["--server-url", controller.url, "--state-dir", str(tmp_path / "daemon")]
-            done = await trio.run_process(
-                command, env=daemon_environment(), capture_stderr=True, check=False
-            )
+            with copies():
+                done = await trio.run_process(
+                    command, env=daemon_environment(), capture_stderr=True, check=False
+                )
             assert done.returncode == 1
     refusal = of_type(records_in(tmp_path), "refusal")[0]
     assert (refusal["daemon"], refusal["kind"]) == ("stranger", "daemon")

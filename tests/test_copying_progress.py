@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from daemons import daemon_environment
+from forked_python import run_python
 from process_tools import until
 
 from sandd.copying import progress
@@ -132,7 +133,7 @@ def test_it_is_shown_where_stderr_is_a_terminal(quiet: bool, tmp_path: Path) -> 
     (tmp_path / "f").write_bytes(bytes(100_000))
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "sandd", "cp", "--local", "--json", *(["-q"] if quiet else [])]
-    done = subprocess.run(
+    done = run_python(
         [*command, str(tmp_path / "f"), f"w:{tmp_path}/g"],
         env=daemon_environment({"TERM": "xterm", "COLUMNS": "120"}),
         stdout=subprocess.PIPE,

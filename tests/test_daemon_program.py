@@ -328,7 +328,7 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
 ) -> None:
     """From the moment Python has come to our first lines, through imports and dialling, without a traceback."""
     took = None
-    for step in range(9):
+    for step in range(STARTS):
         with started("-s", REFUSING, "-d", "x", "--reconnect-max", "5", home=tmp_path) as process:
             # Not SIGINT's: Python itself has one from the start.
             until_sync(lambda: handles(process.pid, signal.SIGTERM))
@@ -339,7 +339,9 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
                     pass
                 took = time.monotonic() - begun
             else:
-                time.sleep(took * (step - random.random()) / 7)  # other moments in each run
+                time.sleep(
+                    took * (step - random.random()) / (STARTS - 2)
+                )  # other moments in each run
             process.send_signal(number)
             output, _ = process.communicate(timeout=LIMIT)
             assert process.returncode == 0, output
@@ -516,6 +518,8 @@ def children_of(pid: int) -> list[int]:
 
 # ---- the other side -----------------------------------------------------------------------------
 
+STARTS = 9 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 5
+"""How often a test stops one that starts, each time at another moment."""
 ORPHANS = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 1_000
 """One after the other, so that few are alive at a time."""
 LEAVE_ORPHANS = f"i=0; while [ $i -lt {ORPHANS} ]; do (:&); i=$((i+1)); done; exit 6"

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from another_agent import another_agent
 from daemons import daemon_environment
+from forked_python import copies
 from process_tools import read_all, read_line, until
 from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 
@@ -458,11 +459,12 @@ def printed(name: str) -> bytes:
 async def killed_agent(daemon: StandingDaemon, prefix: str) -> AsyncIterator[dict[str, Any]]:
     """What an agent had read, and of which jobs, before it was killed with SIGKILL."""
     arguments = [str(daemon.port), str(TOTAL), prefix, PRINTING]
-    agent = await trio.lowlevel.open_process(
-        [sys.executable, "-c", AGENT, *arguments],
-        stdout=subprocess.PIPE,
-        env=daemon_environment(),
-    )
+    with copies():
+        agent = await trio.lowlevel.open_process(
+            [sys.executable, "-c", AGENT, *arguments],
+            stdout=subprocess.PIPE,
+            env=daemon_environment(),
+        )
     assert agent.stdout is not None
     try:
         with trio.fail_after(LIMIT):

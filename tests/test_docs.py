@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 import trio
 from daemons import daemon_environment, open_daemon
+from forked_python import copies
 
 import sandd
 import sandd.cli
@@ -126,11 +127,12 @@ async def test_job_id_outlives_the_program(tmp_path: Path) -> None:
     """As the guide says: the same command under the same `job_id` takes over what a dead program ran."""
     starts = tmp_path / "starts"
     command = f"echo started >> {shlex.quote(str(starts))}; echo begun; read line; echo $line"
-    program = await trio.lowlevel.open_process(
-        [sys.executable, "-c", AGENT_THAT_DIES, command],
-        stdout=subprocess.PIPE,
-        env=daemon_environment(),
-    )
+    with copies():
+        program = await trio.lowlevel.open_process(
+            [sys.executable, "-c", AGENT_THAT_DIES, command],
+            stdout=subprocess.PIPE,
+            env=daemon_environment(),
+        )
     assert program.stdout is not None
     async with program.stdout, open_fault_proxy(int(await program.stdout.receive_some())) as proxy:
         with trio.fail_after(WAIT):

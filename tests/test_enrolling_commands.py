@@ -70,7 +70,7 @@ def test_a_token_that_can_not_be_shown_is_good_for_nothing(
 ) -> None:
     """One line says that the disk is full; what nobody has seen nobody can use, or revoke."""
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
+        done = run_python(
             [sys.executable, "-m", "sandd", "token", "create", "join", *how],
             env=daemon_environment({"SANDD_CONTROLLER_STATE_DIR": str(tmp_path)}),
             stdin=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from controllers import SECONDS, ControllerProcess, next_line, running_controller
 from daemons import DaemonProcess, daemon_environment, running_daemon
+from forked_python import PythonProcess
 from process_tools import until_sync
 from tmux import needs_tmux, running_tmux
 
@@ -185,7 +186,7 @@ def test_a_live_view_follows_the_size_of_its_window(
 def test_a_live_view_on_a_terminal_without_a_size(controller: ControllerProcess) -> None:
     """As a fresh one is that expect or a CI runner has made: it is shown as on an ordinary one."""
     ours, theirs = os.openpty()
-    with subprocess.Popen(
+    with PythonProcess(
         [sys.executable, "-m", "sandd", "ps", "-w"],
         env=daemon_environment(controller.env | {"TERM": "xterm"}),
         stdin=theirs,

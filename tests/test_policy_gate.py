@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from daemons import open_daemon
+from daemons import daemon_environment, open_daemon
+from forked_python import copies
 from process_tools import read_all, root_only
 from trusted_files import trusted_directory, write_program
 
@@ -420,7 +421,10 @@ async def start_with(
     file.chmod(mode)
     command = [sys.executable, "-m", "sandd.daemon", "-s", "ws://127.0.0.1:1/ws"]
     command += ["--state-dir", str(home / "state"), "--policy", str(file)]
-    done = await trio.run_process(command, capture_stderr=True, check=False)
+    with copies():
+        done = await trio.run_process(
+            command, env=daemon_environment(), capture_stderr=True, check=False
+        )
     said = done.stderr.decode()
     assert done.returncode == 2, said
     return said

@@ -19,6 +19,8 @@ import pyte
 import pytest
 import trio
 import trio.testing
+from daemons import daemon_environment
+from forked_python import copies
 from process_tools import linux_only, posix_only, until
 
 from sandd._core import recorder as recorder_module
@@ -459,7 +461,10 @@ trio.run(main)
 async def test_a_killed_program_leaves_a_recording(tmp_path: Path) -> None:
     """Each line but the last, which may be torn, is whole."""
     path = tmp_path / "session.cast"
-    process = await trio.lowlevel.open_process([sys.executable, "-c", KILLED, str(path)])
+    with copies():
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", KILLED, str(path)], env=daemon_environment()
+        )
     try:
         await until(lambda: path.exists() and path.stat().st_size > 500_000, within=30)
     finally:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from daemons import DaemonProcess, daemon_environment, running_daemon
+from forked_python import PythonProcess
 
 import sandd
 from sandd import (
@@ -479,10 +480,11 @@ def test_a_server_nobody_refers_to_is_closed() -> None:
 class Program:
     """A Python program that prints lines; the first is its server's URL."""
 
-    def __init__(self, source: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-uc", source],
+    def __init__(self, source: str, *, anew: bool) -> None:
+        self._process = PythonProcess(
+            [sys.executable, "-c", source],
             env=daemon_environment(),
+            any_program=not anew,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -510,11 +512,15 @@ class Program:
 
 
 @contextmanager
-def program(*lines: str) -> Iterator[Program]:
-    """A program that opens a server and waits for "worker-1"; the lines are what it does then."""
-    before = ["import threading, time", "from sandd import Server", "server = Server(port=0)"]
-    before += ["print(server.url)", f"assert server.wait_for_daemon('worker-1', timeout={WAIT})"]
-    running = Program("\n".join([*before, *lines]))
+def program(*lines: str, anew: bool = False) -> Iterator[Program]:
+    """A program that opens a server and waits for "worker-1"; the lines are what it does then.
+
+    `anew` where what the interpreter does at its exit matters.
+    """
+    before = ["import sys, threading, time", "from sandd import Server", "server = Server(port=0)"]
+    before += ["sys.stdout.reconfigure(line_buffering=True)", "print(server.url)"]
+    before += [f"assert server.wait_for_daemon('worker-1', timeout={WAIT})"]
+    running = Program("\n".join([*before, *lines]), anew=anew)
     try:
         yield running
     finally:
@@ -556,7 +562,7 @@ def test_ctrl_c_interrupts_a_call_at_once_and_kills_the_remote_tree(marker: Mark
 def test_a_second_ctrl_c_ends_the_program(marker: Marker) -> None:
     """The first closes the server, which sees the tree dead; the second doesn't wait for that."""
     lines = ("with server:", f"    {remote(marker, 4.0)}")
-    with program(*lines) as child, running_daemon(child.url):
+    with program(*lines, anew=True) as child, running_daemon(child.url):
         until(lambda: len(marker.processes()) >= TREE_SIZE)
         child.interrupt()
         with pytest.raises(subprocess.TimeoutExpired):
@@ -579,7 +585,7 @@ def test_exit_does_not_hang_where_close_was_forgotten(marker: Marker) -> None:
         "while server.get_stats().jobs == 0: time.sleep(0.01)",
         "print('running')",
     )
-    with program(*lines) as child, running_daemon(child.url) as daemon:
+    with program(*lines, anew=True) as child, running_daemon(child.url) as daemon:
         assert child.line() == "running"
         code, errors = child.ended(WAIT)
         assert code == 0, errors

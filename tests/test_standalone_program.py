@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import random
 import re
 import shlex
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from controllers import (
     start_controller,
 )
 from daemons import daemon_environment, running_daemon
-from forked_python import hurried, run_python
+from forked_python import PythonProcess, hurried, run_python
 from process_tools import linux_only, posix_only, until_sync
 from tls_peers import pem_of, server_pair, write_pair
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from conftest import Marker
+
+STARTS: Final = 9 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 5
+"""How often a test stops, or reloads, one that starts, each time at another moment."""
 
 pytestmark = posix_only
 
@@ -73,10 +77,10 @@ def run_controller(*arguments: str, **env: str) -> subprocess.CompletedProcess[s
 
 @contextlib.contextmanager
 def started(
-    *arguments: str, home: Path, env: dict[str, str] | None = None
+    *arguments: str, home: Path, env: dict[str, str] | None = None, anew: bool = True
 ) -> Iterator[subprocess.Popen[str]]:
-    """One that the test stops by itself."""
-    process = start_controller(*arguments, home=home, env=env, anew=True)
+    """One that the test stops by itself; not `anew` where its start does not matter."""
+    process = start_controller(*arguments, home=home, env=env, anew=anew)
     try:
         yield process
     finally:
@@ -114,7 +118,7 @@ def test_what_it_says_is_what_one_needs(tmp_path: Path) -> None:
         assert daemon_command[2:4] == ["--server-url", controller.url]
         with controller.daemon("worker-1", arguments=arguments):
             assert operator_command[0] == "sandd"
-            done = subprocess.run(
+            done = run_python(
                 [sys.executable, "-m", *operator_command],
                 env=daemon_environment(),
                 capture_output=True,
@@ -143,7 +147,7 @@ def test_commands_find_it_by_themselves(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     state = {"XDG_STATE_HOME": str(tmp_path / "state"), "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "sandd", "controller", "--port", str(port)]
-    with subprocess.Popen(
+    with PythonProcess(
         command,
         env=daemon_environment(state),
         stdout=subprocess.PIPE,
@@ -169,7 +173,7 @@ def test_commands_find_it_by_themselves(tmp_path: Path) -> None:
 
 def test_a_free_port_has_a_state_directory_of_its_own() -> None:
     """Which is gone with it: nobody could find it again."""
-    with subprocess.Popen(
+    with PythonProcess(
         [sys.executable, "-m", "sandd", "controller", "--port", "0"],
         env=daemon_environment(),
         stdout=subprocess.PIPE,
@@ -494,7 +498,7 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
 ) -> None:
     """From the moment Python has come to our first lines, through imports and opening, without a traceback."""
     took = None
-    for step in range(9):
+    for step in range(STARTS):
         with started(home=tmp_path) as process:
             # Not SIGINT's: Python itself has one from the start.
             until_sync(lambda process=process: handles(process.pid, signal.SIGTERM))
@@ -503,7 +507,9 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
                 read_ready(process)
                 took = time.monotonic() - begun
             else:
-                time.sleep(took * (step - random.random()) / 7)  # other moments in each run
+                time.sleep(
+                    took * (step - random.random()) / (STARTS - 2)
+                )  # other moments in each run
             process.send_signal(number)
             process.communicate(timeout=SECONDS)
             log = (tmp_path / "log").read_text()
@@ -515,13 +521,13 @@ def test_stopped_at_any_moment_of_its_start_it_exits_0(
 def test_a_reload_at_any_moment_of_the_start_is_no_end(tmp_path: Path) -> None:
     """SIGHUP before there is anything to reload is remembered, and done then."""
     took = None
-    for step in range(6):
+    for step in range(STARTS):
         (tmp_path / "log").unlink(missing_ok=True)
         with started(home=tmp_path) as process:
             until_sync(lambda process=process: handles(process.pid, signal.SIGTERM))
             begun = time.monotonic()
             if took is not None:
-                time.sleep(took * step / 6)
+                time.sleep(took * (step - random.random()) / (STARTS - 1))
             process.send_signal(signal.SIGHUP)
             read_ready(process)
             took = time.monotonic() - begun
@@ -580,12 +586,12 @@ def test_stopped_it_drains_and_what_runs_goes_on(tmp_path: Path, marker: Marker)
         "SANDD_OPERATOR_TOKEN_FILE": str(tmp_path / "home" / "state" / "operator.token"),
     }
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(started("--port", port, home=tmp_path / "home"))
+        first = stack.enter_context(started("--port", port, home=tmp_path / "home", anew=False))
         url = read_ready(first)
         daemon = stack.enter_context(running_daemon(url, "w"))
         daemon.wait_for_log_sync("connected")
         command = stack.enter_context(
-            subprocess.Popen(
+            PythonProcess(
                 [sys.executable, "-m", "sandd", "run", "--", "sh", "-c", script],
                 env=daemon_environment(environment),
                 stdout=subprocess.PIPE,
@@ -601,7 +607,7 @@ def test_stopped_it_drains_and_what_runs_goes_on(tmp_path: Path, marker: Marker)
         assert "stopping signal=SIGTERM" in log
         assert log.rstrip().endswith("stopped")
         gate.touch()  # while there is no controller at all
-        second = stack.enter_context(started("--port", port, home=tmp_path / "home"))
+        second = stack.enter_context(started("--port", port, home=tmp_path / "home", anew=False))
         read_ready(second)
         output, errors = command.communicate(timeout=SECONDS)
         assert (command.returncode, output) == (1, "w | off\n")

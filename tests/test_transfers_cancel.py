@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from daemons import daemon_environment
+from forked_python import copies
 from transfer_world import FailingRoot, Lines, copy, names_below, partials_below
 
 from sandd import TransferError
@@ -479,11 +481,13 @@ async def test_a_receiver_that_is_killed(tmp_path: Path) -> None:
 
     async def run(kill_after: float) -> TransferResult | None:
         """Its result, unless it is killed so long after it began to write."""
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", RECEIVER, os.fspath(target), os.fspath(journal)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        with copies():
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-c", RECEIVER, os.fspath(target), os.fspath(journal)],
+                env=daemon_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
         result = None
         async with trio.open_nursery() as nursery:
 
