@@ -267,7 +267,7 @@ class Job:
         # Not each time: a keystroke is worth no look at all that there may be to say.
         owner = self.owner
         if owner is None or owner.owes_windows:
-            return chunk
+            return
         if owner.channel.receive[Stream.INPUT].update_due:
             self.announce()
 
