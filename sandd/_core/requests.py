@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = get_logger("requests")
 
 PIECE_BYTES: Final = 128 * wire.KIB
-"""Output goes out in pieces of this at most: one data frame."""
+"""What is read of INPUT at once, where nobody says otherwise."""
 
 
 class RequestFailedError(Exception):

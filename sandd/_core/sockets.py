@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = get_logger("sockets")
 
 PIECE_BYTES: Final = 128 * 1024
-"""One read from a socket: one data frame."""
+"""One read from a socket; it becomes one data frame."""
 CONNECT_SECONDS: Final = 30.0
 """For a name to be looked up and a host to answer; Linux itself would wait for two minutes."""
 SHORT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})

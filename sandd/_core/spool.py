@@ -23,7 +23,7 @@ SEGMENT_BYTES: Final = 16 * wire.MIB
 SEGMENTS_OF_A_QUOTA: Final = 8
 """A small quota has smaller segments, so that what is freed of it is never most of it."""
 PIECE_BYTES: Final = 128 * wire.KIB
-"""One write or read: half the ring, so that the process fills one half while the disk takes the other."""
+"""One write or read: a quarter of the ring, so that the process goes on filling it while the disk takes that."""
 
 
 @frozen

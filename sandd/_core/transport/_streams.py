@@ -15,8 +15,8 @@ import trio
 from attrs import frozen
 
 NOTSENT_LOWAT: Final = 128 * 1024
-"""Bytes the kernel takes beyond what the network has: one data frame, so that a keystroke waits for
-no more than that (trio's default of 16 KiB costs a wake-up for each eighth of a frame)."""
+"""Bytes the kernel takes beyond what the network has: a keystroke waits for these, and for the rest of the message
+that is under way (trio's default of 16 KiB costs a wake-up for each 16 KiB of it)."""
 
 RECEIVE_BYTES: Final = 1024 * 1024
 """The largest read: any message of bulk as a whole, and some of the next. trio-websocket's default of 4 KiB halves the
