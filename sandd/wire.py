@@ -262,14 +262,17 @@ class Frame(NamedTuple):
     message: Control | Unknown | None = None
     """What the payload of a control frame says, where it was never bytes."""
     data: Data | None = None
-    """What the payload of a data frame says, where it was never put together."""
+    """What the payload of a data frame says, where that was read along, or it was never put together."""
 
 
 _FRAME_TYPES: Final = {int(kind): kind for kind in FrameType}
+# As numbers, because looking up a member by its class costs as much as a function call (Python 3.11).
+_DATA_NUMBER: Final = int(FrameType.DATA)
+_FIN_NUMBER: Final = int(FrameType.FIN)
 _STREAMS: Final = {int(stream): stream for stream in Stream}
 
 
-def decode_frames(message: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Iterator[Frame]:
+def decode_frames(message: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> Iterator[Frame]:
     """Split a WebSocket message into its frames, in order; RemoteProtocolError for anything else."""
     size = len(message)
     if size > max_bytes:
@@ -288,11 +291,17 @@ def decode_frames(message: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Iter
             raise RemoteProtocolError(
                 f"frame claims {length} bytes, its message has {size - position}"
             )
-        # As `Frame(...)`, without a function of Python's own in between.
-        yield tuple.__new__(
-            Frame, (frame_type, channel, view[position : position + length], None, None)
-        )
+        payload = view[position : position + length]
         position += length
+        data = None
+        if number == _DATA_NUMBER and _DATA.size <= length <= MAX_WORD_BYTES:
+            # As `decode_data`, which is left what needs a closer look.
+            stream_number, offset = _DATA.unpack_from(payload)
+            stream = _STREAMS.get(stream_number)
+            if stream is not None and offset <= MAX_OFFSET - MAX_WORD_BYTES:
+                data = tuple.__new__(Data, (stream, offset, payload[_DATA.size :], False, None))
+        # As `Frame(...)`, without a function of Python's own in between.
+        yield tuple.__new__(Frame, (frame_type, channel, payload, None, data))
 
 
 def encoded(frame: OutgoingFrame) -> EncodedFrame:
@@ -357,7 +366,7 @@ def encode_data(
     channel: int, stream: Stream, offset: int, body: Buffer, *, final: bool = False
 ) -> EncodedFrame:
     """A DATA frame, or FIN with `final`; `body` is at most MAX_DATA_BYTES (the caller's duty)."""
-    kind = FrameType.FIN if final else FrameType.DATA
+    kind = _FIN_NUMBER if final else _DATA_NUMBER
     return _DATA_HEADER.pack(kind, channel, _DATA.size + len(body), stream, offset), body
 
 

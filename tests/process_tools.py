@@ -178,7 +178,7 @@ def link_writers() -> int:
 
 
 def _is_writer(task: trio.lowlevel.Task) -> bool:
-    return task.name.endswith("Pump._guarded")
+    return task.name.endswith("Pump._write")
 
 
 def _all_tasks() -> Iterator[trio.lowlevel.Task]:

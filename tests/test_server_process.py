@@ -113,7 +113,7 @@ def test_another_thread_ends_it(server: Server, marker: Marker) -> None:
         target=pytest.raises, args=(trio.ClosedResourceError, process.stdout.read)
     )
     reading.start()
-    until_sync(lambda: process._held._stdout._conflicts._held)
+    until_sync(lambda: process._held._stdout._conflicts.held)
     process.close()
     reading.join(PATIENCE)
     assert not reading.is_alive()
@@ -219,7 +219,7 @@ def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.M
         assert process.offsets["stdout"] == 0
         assert process.stdout.read(timeout=0) == b"typed\n"
         for _ in range(20):  # the one that was interrupted may be there still
-            interrupt(lambda _: until_sync(lambda: process._held._stdout._conflicts._held))
+            interrupt(lambda _: until_sync(lambda: process._held._stdout._conflicts.held))
             process.stdin.write(b"more\n")
             assert read_until(process.stdout, b"\n") == b"more\n"
 
@@ -254,7 +254,7 @@ def test_closing_the_server_ends_it(marker: Marker) -> None:
             target=pytest.raises, args=(trio.ClosedResourceError, process.stdout.read)
         )
         reading.start()
-        until_sync(lambda: process._held._stdout._conflicts._held)
+        until_sync(lambda: process._held._stdout._conflicts.held)
         server.close()
         reading.join(PATIENCE)
         assert not reading.is_alive()

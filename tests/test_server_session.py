@@ -125,7 +125,7 @@ def test_closing_tells_who_reads(server: Server) -> None:
     session = server.new_session("worker-1", command=["cat"])
     reading = threading.Thread(target=pytest.raises, args=(trio.ClosedResourceError, session.read))
     reading.start()
-    until_sync(lambda: session._held._output._conflicts._held)
+    until_sync(lambda: session._held._output._conflicts.held)
     session.close()
     reading.join(PATIENCE)
     assert not reading.is_alive()
@@ -211,7 +211,7 @@ def test_interrupting_a_read_loses_nothing(server: Server, monkeypatch: pytest.M
         assert session.offset == before + 7
         assert session.read(timeout=0) is None
         for _ in range(30):  # the one that was interrupted may be there still
-            interrupt(lambda _: until_sync(lambda: session._held._output._conflicts._held))
+            interrupt(lambda _: until_sync(lambda: session._held._output._conflicts.held))
             session.write(b"typed\n")
             assert read_until(session, b"\n") == b"typed\r\n"
         interrupt(type_and_wait)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from sandd._core.streams import (
     Gap,
     MessageReceiveLog,
     MessageSendLog,
+    ReceiveLog,
     ReceiveWindow,
     SendCursor,
 )
@@ -664,3 +666,50 @@ def test_a_new_channel_tells_again_what_was_consumed() -> None:
     sender.acknowledge(told.ack)
     assert sender.room == 256 * KIB
     assert not second.update_due
+
+
+# ---- short ways ----------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_frame_that_is_taken_the_short_way_is_taken_as_any_other(drawn: st.DataObject) -> None:
+    """(4) Whatever comes, in whatever state: the same is taken, refused and handed on."""
+    short, plain = ByteReceiveLog(), ByteReceiveLog()
+    frames = st.tuples(
+        st.integers(-1, 1),
+        st.binary(max_size=3),
+        st.booleans(),
+        st.one_of(st.none(), st.integers(1, 3)),
+    )
+    for shift, body, final, gap in drawn.draw(st.lists(frames, max_size=8)):
+        offset = max(0, short.received + (shift if drawn.draw(st.integers(0, 9)) == 0 else 0))
+        end = None if gap is None else offset + gap
+        frame = data(offset, b"" if gap else body, final=final and gap is None, gap_end=end)
+        complaints = []
+        for take in (short.accept, partial(ReceiveLog.accept, plain)):
+            try:
+                take(frame)
+                complaints.append("")
+            except RemoteProtocolError as error:
+                complaints.append(str(error))
+        assert complaints[0] == complaints[1]
+        assert (short.received, short.final) == (plain.received, plain.final)
+        if drawn.draw(st.booleans()):
+            assert short.take(2) == plain.take(2)
+    assert short.tail(short.consumed) == plain.tail(plain.consumed)
+
+
+@given(st.lists(st.tuples(st.binary(max_size=9), st.integers(0, 9)), max_size=9))
+def test_what_there_is_room_for_is_filled_in(steps: list[tuple[bytes, int]]) -> None:
+    """(4) As much of each piece as there is room for, and no more; what was sent before stays as it was."""
+    log, model = ByteSendLog(capacity=10, retain=100), bytearray()
+    for piece, taken in steps:
+        room = log.room
+        assert log.fill(piece) == min(len(piece), room)
+        model += piece[:room]
+        log.acknowledge(min(log.end, log.floor + taken))
+    sent = b"".join(bytes(log.read(at, 1)[0]) for at in range(log.base, log.end))
+    assert sent == model
+    log.finish()
+    with pytest.raises(LocalProtocolError, match="finished"):
+        log.fill(b"x")

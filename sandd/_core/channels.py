@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 class Channel:
     """Cursors and windows of one attachment; a `Source` for its connection's scheduler."""
 
+    __slots__ = (
+        *("_bytes", "_messages", "_windows"),
+        *("holds", "number", "plain_answer", "receive", "send"),
+    )
+
     def __init__(
         self,
         number: int,
@@ -61,10 +66,11 @@ class Channel:
 
     def on_data(self, data: Data) -> None:
         """Take the payload of a DATA, FIN or GAP frame."""
-        window = self.receive.get(data.stream)
-        if window is None or (data.gap_end is not None and data.stream in wire.TO_DAEMON):
+        stream, _, _, _, gap_end = data
+        window = self.receive.get(stream)
+        if window is None or (gap_end is not None and stream in wire.TO_DAEMON):
             raise RemoteProtocolError(
-                f"{data.stream.name} does not flow this way on channel {self.number}"
+                f"{stream.name} does not flow this way on channel {self.number}"
             )
         window.on_data(data)
 

@@ -49,6 +49,10 @@ from sandd.wire import DaemonState, RefusedCode, Role, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_ATTACHING: Final = AttachState.ATTACHING
+_EVENTS: Final = Stream.EVENTS
+
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered, to be said again after a cut; saying one twice is harmless."""
 NOT_DONE: Final = (RefusedCode.DENIED, RefusedCode.POLICY_DENIED, RefusedCode.UNSUPPORTED)
@@ -290,12 +294,12 @@ class Client:
             return None  # it was closed, and this was under way
         channel = job.channel
         assert channel is not None
-        if job.state is AttachState.ATTACHING:
+        if job.state is _ATTACHING:
             if not job.attaches_plainly:
                 raise RemoteProtocolError("data before the answer to an Attach")
             self._attached_plainly(job)
         channel.on_data(data)
-        if data.stream is Stream.EVENTS:
+        if data.stream is _EVENTS:
             job.take_events()
             if channel.receive[Stream.EVENTS].update_due:
                 self.scheduler.activate_urgent(channel)

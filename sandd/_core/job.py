@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
+# Bound here because looking it up by its class costs as much as a function call (Python 3.11).
+_INPUT: Final = Stream.INPUT
+
 SESSION_RING_BYTES: Final = 256 * wire.KIB
 """As `RING_BYTES`, of a session: what is in it stands before the echo of a Ctrl-C. More than a receiver takes before
 it acknowledges."""
@@ -252,23 +255,24 @@ class Job:
         """Bytes for the process' stdin; b"" when there are none now. Taking them grants new credit."""
         chunk = self.input.take(limit)
         assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
-        self._took_input(len(chunk))
+        self.input_taken(len(chunk))
         return chunk
 
     def take_input_pieces(self, limit: int) -> list[wire.Buffer]:
         """The same in the pieces that it came in; none when there are none now."""
         pieces = self.input.take_pieces(limit)
         assert isinstance(pieces, list)
-        self._took_input(sum(map(len, pieces)))
+        self.input_taken(sum(map(len, pieces)))
         return pieces
 
-    def _took_input(self, size: int) -> None:
-        self.traffic.to_daemons += size
+    def input_taken(self, count: int) -> None:
+        """So many bytes were taken from `input`: they count, and grant new credit."""
+        self.traffic.to_daemons += count
         # Not each time: a keystroke is worth no look at all that there may be to say.
         owner = self.owner
         if owner is None or owner.owes_windows:
             return
-        if owner.channel.receive[Stream.INPUT].update_due:
+        if owner.channel.receive[_INPUT].update_due:
             self.announce()
 
     def next_op(self) -> wire.Op | wire.Unknown | None:

@@ -59,6 +59,11 @@ class Effect(enum.Enum):
     FORGOTTEN = enum.auto()  # the job left the table
 
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_CONTROL: Final = wire.FrameType.CONTROL
+_OPS: Final = Stream.OPS
+INPUT_CAME: Final = Effect.INPUT
+
 NO_JOB: Final = "no such job on this daemon"
 
 
@@ -156,29 +161,30 @@ class JobTable:
         A new job's START comes before its channel is made and its Attach answered, which then takes
         no time from the process: that is a tenth of what a short command costs.
         """
-        if frame.type is wire.FrameType.CONTROL:
-            return self._control(link, frame.channel, wire.decode_control(frame), now)
-        channel = frame.channel
+        kind, channel, _, _, known = frame
+        if kind is _CONTROL:
+            return self._control(link, channel, wire.decode_control(frame), now)
         attachment = link.attachments.get(channel) or self._attachment(link, channel)
         if attachment is None:
             return []
-        data = wire.decode_data(frame)
+        data = known or wire.decode_data(frame)
+        stream = data.stream
         if attachment.owes_windows:
             self.open_windows(attachment)
         op: wire.Op | wire.Unknown | None = None
         try:
-            if data.stream is Stream.OPS and (len(data.body) or not data.final):
+            if stream is _OPS and (len(data.body) or not data.final):
                 # A bad one is refused here, before it counts as received.
                 op = wire.decode_op(data.body)
             attachment.channel.on_data(data)
         except RemoteProtocolError as error:
             return self._break(attachment, error, now)
-        if isinstance(op, wire.DetachJob):
+        if op is not None and isinstance(op, wire.DetachJob):
             # Not when the shell takes it: its owner may be gone by then.
             attachment.job.detach()
         if attachment.flush is not None:
             self._answer_flush(attachment)
-        return [(attachment.job, Effect.OPS if data.stream is Stream.OPS else Effect.INPUT)]
+        return [(attachment.job, Effect.OPS if stream is _OPS else INPUT_CAME)]
 
     def _attachment(self, link: DaemonLink, channel: int) -> Attachment | None:
         """None: that channel was closed, and this frame was under way; it is no error."""

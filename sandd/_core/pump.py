@@ -23,13 +23,10 @@ from sandd._core.pace import Pace
 log = get_logger("link")
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-    from typing import TypeVarTuple, Unpack
+    from collections.abc import Callable, Iterator
 
     from sandd._core.scheduler import Scheduler
     from sandd._core.transport import Connection
-
-    Arguments = TypeVarTuple("Arguments")
 
 CROWD_SECONDS = 0.0002
 """After a message that was sent at once, how long the next ones wait for the writer's turn: about as long
@@ -149,18 +146,25 @@ class Pump:
         A message goes out at once, which saves three turns of the loop; of a large one, what the kernel takes. What
         follows soon is left to the writer, all in one message: in a crowd, batching is worth more.
         """
-        if self._scheduler.overrun:
+        scheduler = self._scheduler
+        if scheduler.overrun:
             self.close(UNREAD)
-        now = self._now()
+        clock = self._now  # (to call what is not a method by its name takes Python longer)
+        now = clock()
         if self._parked and now >= self._crowd_until:
             # Whom the pull wakes may wake us: that goes behind what was pulled, and is left to the writer.
             self._parked = False
-            message = self._next_message()
+            answers = scheduler.pong is not None and scheduler.only_answers
+            message = scheduler.next_message()
+            has_gone = message is not None and self._connection.send_message_nowait(message)
+            if not answers:
+                after_pull = self._after_pull
+                after_pull()  # behind the message: nobody waits for that
             if message is None:
-                if not self._scheduler.pending:  # else the pull itself has brought something
+                if not scheduler.pending:  # else the pull itself has brought something
                     self._parked = True
                     return
-            elif not self._connection.send_message_nowait(message):
+            elif not has_gone:
                 self._crowd_until = now + CROWD_SECONDS
                 self._ready = message
             else:
@@ -173,7 +177,7 @@ class Pump:
                 else:
                     if size >= self._pace.batch_bytes:  # else it says nothing of the line
                         self._measure(size, 0.0)
-                    if not self._scheduler.pending:
+                    if not scheduler.pending:
                         self._parked = True
                         return
         self._parked = False
@@ -217,6 +221,7 @@ class Pump:
         if self._is_over:
             raise ConnectionLost(self._closed_reason or "the link is over")
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Pump until the connection ends: always by ConnectionLost or RemoteProtocolError, as itself."""
         self._keep_pace()
@@ -224,7 +229,9 @@ class Pump:
             async with trio.open_nursery() as self._nursery:
                 self._begin(self._nursery)
                 try:
-                    await self._guarded(self._read)
+                    await self._connection.deliver_messages(self._take_message, self._take_message)
+                except Exception as error:
+                    self._end(error)
                 finally:
                     # Nobody starts a writer in a nursery that is about to close.
                     self._is_over = True
@@ -254,9 +261,6 @@ class Pump:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
-    async def _read(self) -> None:
-        await self._connection.deliver_messages(self._take_message, self._take_frames)
-
     def _end(self, error: Exception) -> None:
         """The link ends by this error, unless it did by an earlier one."""
         if not isinstance(error, (ConnectionLost, RemoteProtocolError)):
@@ -266,31 +270,25 @@ class Pump:
         self._outcome = self._outcome or error
         self._stop()
 
-    @trio.lowlevel.enable_ki_protection
-    async def _guarded(
-        self, part: Callable[[Unpack[Arguments]], Awaitable[None]], *args: *Arguments
-    ) -> None:
-        try:
-            await part(*args)
-        except Exception as error:
-            self._end(error)
+    def _take_message(self, message: bytes | None = None) -> bool:
+        """Frames of the message, or further ones of that before; whether these were all.
 
-    def _take_message(self, message: bytes) -> bool:
-        size = len(message)
-        self.bytes_received += size
-        self._meter.received += size
-        self._frames = wire.decode_frames(message)
-        return self._take_frames()
-
-    def _take_frames(self) -> bool:
-        """Some frames of the message; whether these were all, and others have not waited for long enough."""
+        No more than others may have to wait for.
+        """
+        if message is not None:
+            size = len(message)
+            self.bytes_received += size
+            self._meter.received += size
+            self._frames = wire.decode_frames(message)
         left = self._frames_left
         try:
+            on_frame = self._on_frame
             for frame in self._frames:
-                if frame.channel == 0 and frame.type is wire.FrameType.CONTROL:
+                kind, channel, _, _, _ = frame
+                if channel == 0 and kind is wire.FrameType.CONTROL:
                     self._link_frame(frame)
                 else:
-                    self._on_frame(frame)
+                    on_frame(frame)
                 left -= 1
                 if not left:
                     return False
@@ -300,7 +298,8 @@ class Pump:
             self._frames_left = left or FRAMES_PER_TURN
             if self._unanswered is not None and self._may_answer():
                 self.answer()
-            self._after_message()  # what came before a farewell or a bad frame counts
+            after_message = self._after_message
+            after_message()  # what came before a farewell or a bad frame counts
 
     def answer(self) -> None:
         """Answer the latest ping, if that has not been done."""
@@ -332,11 +331,18 @@ class Pump:
             return
         if self._writer is None:
             self._writer = _Writer()
-            self._nursery.start_soon(self._guarded, self._write, self._writer)
+            self._nursery.start_soon(self._write, self._writer)
         self._writer.wakeup.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self, writer: _Writer) -> None:
         """Until the watch finds that it has had nothing to do for a while, or the link is over."""
+        try:
+            await self._write_on(writer)
+        except Exception as error:
+            self._end(error)
+
+    async def _write_on(self, writer: _Writer) -> None:
         while True:
             await self._connection.flush()
             if self._begun is not None:

@@ -44,6 +44,11 @@ _NONE: Final[deque[OutgoingFrame]] = deque()
 class RelayQueue:
     """Frames under way to one channel of one link; what its receiver grants is all that bounds it."""
 
+    __slots__ = (
+        *("_bulk", "_flush", "_last", "_traffic", "_urgent", "_windows"),
+        *("number", "source"),
+    )
+
     def __init__(self, number: int) -> None:
         self.number = number
         self._windows: dict[Stream, wire.StreamWindow] = {}
@@ -119,6 +124,12 @@ class RelayQueue:
 
     def next_bulk(self, limit: int) -> OutgoingFrame | None:
         """See `Source`; frames are passed on whole, unless the line is a slow one."""
+        source = self.source
+        if source is not None and not self._bulk:
+            drawn = source.next_frame(self.number, limit)
+            if drawn is not None:
+                self._traffic.to_daemons += len(drawn[1])
+            return drawn
         frame = self._next_bytes(limit)
         if frame is None and self._last is not None and not self.holds_data:
             (last, then), self._last = self._last, None
@@ -135,12 +146,7 @@ class RelayQueue:
 
     def _next_bytes(self, limit: int) -> OutgoingFrame | None:
         if not self._bulk:
-            if self.source is None:
-                return None
-            drawn = self.source.next_frame(self.number, limit)
-            if drawn is not None:
-                self._traffic.to_daemons += len(drawn[1])
-            return drawn
+            return None
         frame = self._bulk.popleft()
         limit = _passed_at_once(limit)
         if not isinstance(frame, wire.ControlFrame) and len(frame[1]) > limit:
@@ -173,6 +179,8 @@ class Meter(Protocol):
 
 class MeteredQueue(RelayQueue):
     """A queue whose streams tell their flows what has passed, and whose sender pays for what credit doesn't bound."""
+
+    __slots__ = ("_flows", "_messages", "_meter", "_open", "_pieces", "_share")
 
     def __init__(self, number: int, meter: Meter, flows: dict[Stream, Flow], share: Share) -> None:
         super().__init__(number)

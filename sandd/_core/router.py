@@ -59,6 +59,10 @@ if TYPE_CHECKING:
     from sandd._core.backlog import Share
     from sandd._core.streams import SendCursor
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_CONTROL: Final = FrameType.CONTROL
+_EVENTS: Final = Stream.EVENTS
+
 MAX_END_INTENTS: Final = 10_000
 """Ends kept for daemons that are away; beyond it who has most of them loses its oldest, and the job's lease ends it."""
 
@@ -310,22 +314,25 @@ class Router:
         """As `receive`. Of a superseded link nothing counts any more, though its carrier may still hold a message."""
         if self.daemons.get(link.daemon_id) is not link:
             return
-        if frame.type is not FrameType.CONTROL:
-            route = link.routes.get(frame.channel) or self._route(link, frame)
+        kind, number, _, _, data = frame
+        if kind is not _CONTROL:
+            route = link.routes.get(number) or self._route(link, frame)
             if route is not None:
-                data = wire.decode_data(frame)
-                if data.stream is Stream.EVENTS:
-                    self.counts.happened(route.counted, data.body)
+                data = data or wire.decode_data(frame)
+                stream, _, body, _, gap_end = data
+                if stream is _EVENTS:
+                    self.counts.happened(route.counted, body)
                     if route.job is not None:
-                        self._trail.happened(route.job, route.client.actor, data.body)
+                        self._trail.happened(route.job, route.client.actor, body)
                 else:
-                    route.traffic.to_clients += len(data.body)
-                gap_in_messages = data.gap_end is not None and data.stream in wire.MESSAGE_STREAMS
-                if data.stream not in wire.TO_CLIENT or gap_in_messages:
-                    raise RemoteProtocolError(f"{data.stream.name} does not flow to the client")
+                    route.traffic.to_clients += len(body)
+                gap_in_messages = gap_end is not None and stream in wire.MESSAGE_STREAMS
+                if stream not in wire.TO_CLIENT or gap_in_messages:
+                    raise RemoteProtocolError(f"{stream.name} does not flow to the client")
                 client = route.client
-                if client.take is not None and not client.scheduler.pending:
-                    client.take(route.to_client.number, data)
+                take = client.take
+                if take is not None and not client.scheduler.pending:
+                    take(route.to_client.number, data)
                     self.dirty.add(client)  # what comes of it is for its shell to see to
                 else:  # behind what waits
                     self._forward(route, client, route.to_client, frame, data)

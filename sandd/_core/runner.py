@@ -21,7 +21,7 @@ from attrs import define
 from sandd import wire
 from sandd._core._errors import PolicyDenied, SpawnFailed
 from sandd._core.job_requests import JobRequests, signal_number
-from sandd._core.jobs import Effect, Effects, JobTable
+from sandd._core.jobs import INPUT_CAME, Effect, Effects, JobTable
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
 from sandd._core.policy.permits import Permit
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from sandd._core.spooled_log import SpooledLog
 
 log = get_logger("jobs")
+
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_ENDED: Final = JobState.ENDED
 
 DRAIN_SECONDS: Final = 1.0
 """After the exit, how long a pipe that somebody else holds open may stay silent before we stop reading."""
@@ -193,7 +196,8 @@ class JobRunner:
 
     def receive(self, link: DaemonLink, frame: wire.Frame) -> None:
         """Take a frame from the link; `after_message` follows the last one of a message."""
-        self._dispatch(self._table.steps(link, frame, self._now()))
+        clock = self._now  # (to call what is not a method by its name takes Python longer)
+        self._dispatch(self._table.steps(link, frame, clock()))
 
     def after_message(self) -> None:
         """Send what the frames received led to.
@@ -244,6 +248,9 @@ class JobRunner:
     def _dispatch(self, effects: Iterable[tuple[Job, Effect]]) -> None:
         for job, effect in effects:
             running = self._running.get(job)
+            if effect is INPUT_CAME and running is not None:
+                self._feed(running)
+                continue
             match effect:
                 case Effect.START:
                     self._start(job)
@@ -251,8 +258,6 @@ class JobRunner:
                     self.requests.take(job, effect)  # unless it has ended already
                 case Effect.OPS:
                     self._apply_ops(running)
-                case Effect.INPUT:
-                    self._feed(running)
                 case Effect.ROOM:
                     _set(running.room_ready)
                 case Effect.END:
@@ -653,10 +658,8 @@ class JobRunner:
                 chunk = b""
             if not chunk:
                 break
-            if job.state is JobState.ENDED:
+            if job.state is _ENDED:
                 return  # read in the turn in which the end was told, from a pipe that somebody else holds
-            running.last_output = self._now()
-            pumps.progressed(len(chunk), running.last_output)
             if running.limits.output_bytes is None:
                 job.write(stream, chunk if isinstance(chunk, bytes) else memoryview(chunk))
             else:
@@ -664,6 +667,9 @@ class JobRunner:
             if job.untold_pid is not None:
                 job.tell_started()
             self.flush()
+            # Behind what somebody waits for.
+            running.last_output = self._now()
+            pumps.progressed(len(chunk), running.last_output)
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.
@@ -673,12 +679,14 @@ class JobRunner:
         """Input has come: send at once what the pipe takes, as a keystroke has no turn of a task to lose."""
         pipe, job = running.fed, running.job
         if pipe is not None:
-            chunk = job.take_input(READ_BYTES)
+            chunk = job.input.take(READ_BYTES)
             if chunk:
+                assert isinstance(chunk, bytes)  # accept() refuses gaps on the way to the daemon
                 try:
                     running.unsent_input = chunk[pipe.send_nowait(chunk) :]
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # nobody reads there any more, or we are about to let go of it: as its pump would find
+                job.input_taken(len(chunk))
             is_all = job.input.received == job.input.consumed and job.input.final is None
             if is_all and not running.unsent_input:
                 return

@@ -45,11 +45,17 @@ class Source(Protocol):
 class Scheduler:
     """What one connection sends next. Bounded: control by MAX_CONTROL_BACKLOG, the rest is pulled."""
 
+    __slots__ = (
+        *("_bulk", "_control", "_control_bytes", "_late", "_urgent"),
+        *("batch_bytes", "overrun", "pong"),
+    )
+
     def __init__(self) -> None:
         self._control: list[tuple[OutgoingFrame, Share | None]] = []
         self._late: list[tuple[OutgoingFrame, Share | None]] = []
         self._control_bytes = 0
-        self._pong: OutgoingFrame | None = None
+        self.pong: OutgoingFrame | None = None
+        """The answer to a ping, while it waits."""
         self.batch_bytes = BATCH_BYTES
         """A message is closed, and a data frame ends, at this much: less on a slow line."""
         self.overrun = False
@@ -62,20 +68,20 @@ class Scheduler:
     def pending(self) -> bool:
         """Whether `next_message` may have something."""
         return bool(
-            self._control or self._urgent or self._late or self._bulk or self._pong is not None
+            self._control or self._urgent or self._late or self._bulk or self.pong is not None
         )
 
     @property
     def only_answers(self) -> bool:
         """Whether the next message is the answer to a ping by itself: of most links it is all there ever is."""
-        return self._pong is not None and not (
+        return self.pong is not None and not (
             self._control or self._urgent or self._late or self._bulk
         )
 
     @property
     def pressing(self) -> bool:
         """The same, for what somebody may wait for."""
-        return bool(self._control or self._urgent or self._bulk or self._pong is not None)
+        return bool(self._control or self._urgent or self._bulk or self.pong is not None)
 
     def control(
         self, frame: OutgoingFrame, *, late: bool = False, share: Share | None = None
@@ -99,7 +105,7 @@ class Scheduler:
 
         So a peer that pings and doesn't read fills nothing.
         """
-        self._pong = pong
+        self.pong = pong
 
     def activate(self, source: Source) -> None:
         """The source may have something; it keeps its place if it already waits."""
@@ -128,8 +134,8 @@ class Scheduler:
         """
         frames: list[OutgoingFrame] = []
         room = max_bytes
-        if self._pong is not None:
-            pong, self._pong = self._pong, None
+        if self.pong is not None:
+            pong, self.pong = self.pong, None
             room -= _size(pong)
             frames.append(pong)
         if self._control:
@@ -151,7 +157,12 @@ class Scheduler:
             bulk = source.next_bulk(min(limit, self.batch_bytes))
             if bulk is not None:
                 self._bulk[source] = None
-                room -= _size(bulk)
+                if isinstance(
+                    bulk, wire.ControlFrame
+                ):  # (as `_size`, which a keystroke can do without)
+                    room -= SMALL_FRAME_BYTES
+                else:
+                    room -= len(bulk[0]) + len(bulk[1])
                 frames.append(bulk)
         return frames
 
@@ -177,11 +188,11 @@ class Scheduler:
 
     def next_message(self) -> bytes | None:
         """The next WebSocket message, or None when there is nothing to send."""
-        pong = self._pong
+        pong = self.pong
         if pong is not None and self.only_answers:
-            self._pong = None
+            self.pong = None
             return b"".join(wire.encoded(pong))
-        frames = self.next_frames(self.batch_bytes)
+        frames = self.next_frames(self.batch_bytes, late=True)
         if not frames:
             return None
         parts: list[Buffer] = []

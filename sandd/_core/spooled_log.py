@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from sandd._core.ring_room import RingRoom
     from sandd.wire import Buffer
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_DROP_OLDEST: Final = OnFull.DROP_OLDEST
+
 EVERYTHING: Final = wire.MAX_OFFSET
 """`retain` of a log that frees what was acknowledged only when it needs the room."""
 
@@ -65,6 +68,11 @@ class SpooledLog(ByteSendLog):
     the oldest goes, as `on_full` says. What is retained has its place in memory beside the ring, unless
     that is EVERYTHING.
     """
+
+    __slots__ = (
+        *("_disk", "_draining", "_is_owned", "_ring_room", "_spill_above", "_spool"),
+        *("_taken_room", "_widened_at", "job", "on_full", "told_stall", "window"),
+    )
 
     def __init__(
         self,
@@ -120,7 +128,7 @@ class SpooledLog(ByteSendLog):
         """Bytes that may be appended now: what the ring has free, or can do without."""
         held = self._bytes.size
         room = self.capacity - held
-        if self._is_owned and not self._draining and self.on_full is not OnFull.DROP_OLDEST:
+        if self._is_owned and not self._draining and self.on_full is not _DROP_OLDEST:
             pace = self.window - (self.end - self.floor)
             if pace <= room:
                 return max(0, pace)  # as mostly: then it is no matter what the ring can do without
@@ -217,7 +225,7 @@ class SpooledLog(ByteSendLog):
         ring.append(data)
         self.end += units
         if (
-            self.on_full is OnFull.DROP_OLDEST and self._is_owned and self.retain != EVERYTHING
+            self.on_full is _DROP_OLDEST and self._is_owned and self.retain != EVERYTHING
         ):  # (where it is owned, that is `dropping`)
             # What piled up while the owner was away is not dropped at its return, but grows no more.
             self._drop(min(self.end - self.capacity, self.floor + units))

@@ -52,6 +52,8 @@ class SendLog(ABC):
     freed. (A `SpooledLog` may be told to drop; then what it drops moves the floor, too.)
     """
 
+    __slots__ = ("base", "capacity", "end", "end_is_told", "final", "floor", "retain")
+
     def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0) -> None:
         self.capacity = capacity
         """Units above the floor that may be held; None: whatever the caller appends (it owns the memory)."""
@@ -118,6 +120,8 @@ class SendLog(ABC):
 class ByteSendLog(SendLog):
     """A log of bytes in one ring; freeing its front is cheap."""
 
+    __slots__ = ("_bytes",)
+
     def __init__(self, *, capacity: int | None = RING_BYTES, retain: int = 0) -> None:
         super().__init__(capacity=capacity, retain=retain)
         self._bytes = ByteRing()
@@ -130,6 +134,17 @@ class ByteSendLog(SendLog):
         self._bytes.append(data)
         self.end += units
 
+    def fill(self, data: Buffer) -> int:
+        """Add the beginning of `data`, as far as there is room: so many bytes."""
+        units, capacity = len(data), self.capacity
+        if self.final or (capacity is not None and units > capacity - (self.end - self.floor)):
+            units = min(units, self.room)
+            self._check_room(units, units)
+            data = memoryview(data)[:units]
+        self._bytes.append(data)
+        self.end += units
+        return units
+
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
         chunk = self._bytes.read(offset - self.base, limit)
         return chunk, len(chunk)
@@ -140,6 +155,8 @@ class ByteSendLog(SendLog):
 
 class MessageSendLog(SendLog):
     """A log of messages; each counts one."""
+
+    __slots__ = ("_messages",)
 
     def __init__(self, *, capacity: int | None = wire.MESSAGE_WINDOW, retain: int = 0) -> None:
         super().__init__(capacity=capacity, retain=retain)
@@ -244,6 +261,8 @@ class Gap:
 class ReceiveLog(ABC):
     """The receiver's part of a stream: what has arrived (`received`) and been handed on (`consumed`)."""
 
+    __slots__ = ("acknowledges", "consumed", "final", "received")
+
     def __init__(self, start: int = 0) -> None:
         self.received = start
         self.consumed = start
@@ -304,6 +323,8 @@ class ReceiveLog(ABC):
 class ByteReceiveLog(ReceiveLog):
     """Received bytes and gaps, in order, until they are taken."""
 
+    __slots__ = ("_segments",)
+
     def __init__(self, start: int = 0) -> None:
         super().__init__(start)
         self._segments: deque[bytes | bytearray | memoryview | Gap] = deque()
@@ -312,6 +333,21 @@ class ByteReceiveLog(ReceiveLog):
     @property
     def readable(self) -> bool:
         return bool(self._segments)
+
+    def accept(self, data: Data) -> None:
+        _, offset, body, final, gap_end = data
+        if (
+            0 < len(body) < LARGE_BYTES
+            and not self._segments
+            and offset == self.received
+            and self.final is None
+            and gap_end is None
+            and not final
+        ):
+            self._segments.append(bytes(body))  # mostly it is taken before more comes
+            self.received += len(body)
+        else:
+            ReceiveLog.accept(self, data)
 
     def take(self, limit: int) -> bytes | Gap:
         """Up to `limit` bytes, or a gap met on the way; b"" when there is nothing now. Counts as consumed."""
@@ -434,6 +470,8 @@ def _whole(part: Buffer | bytearray) -> bytes:
 class MessageReceiveLog(ReceiveLog):
     """Received messages until they are taken."""
 
+    __slots__ = ("_messages",)
+
     def __init__(self, start: int = 0) -> None:
         super().__init__(start)
         self._messages: deque[bytes] = deque()
@@ -478,10 +516,12 @@ class ReceiveWindow:
     max_offset: int
     acked: int = 0
     """What the sender was told on this channel: what it was told on others may have been lost."""
+    _is_messages: bool = field(init=False)
     _least: int = field(init=False)
     """Less than this is never worth telling."""
 
     def __attrs_post_init__(self) -> None:
+        self._is_messages = self.stream in wire.MESSAGE_STREAMS
         self._least = _least_told(self.stream, self.window)
 
     @classmethod
@@ -491,12 +531,11 @@ class ReceiveWindow:
 
     def on_data(self, data: Data) -> None:
         """Take one frame; RemoteProtocolError if it exceeds the credit or doesn't continue the stream."""
-        units = len(data.body)
-        if data.gap_end is not None or (
-            self.stream in wire.MESSAGE_STREAMS and (units or not data.final)
-        ):
+        _, offset, body, final, gap_end = data
+        units = len(body)
+        if gap_end is not None or (self._is_messages and (units or not final)):
             units = 1
-        if data.offset + units > self.max_offset:
+        if offset + units > self.max_offset:
             raise RemoteProtocolError(f"{self.stream.name} exceeds its credit of {self.max_offset}")
         log = self.log
         log.accept(data)
@@ -519,7 +558,7 @@ class ReceiveWindow:
         return (
             unacked >= min(4 * wire.ACK_EVERY_BYTES, self.window)
             or not log.readable
-            or self.stream in wire.MESSAGE_STREAMS
+            or self._is_messages
         )
 
     def update(self) -> wire.StreamWindow:

@@ -180,6 +180,35 @@ def test_a_frame_is_the_same_without_a_wire(
         assert b"".join(wire.encoded(passed_on)) == b"".join(wire.encoded(wire.readdress(7, sent)))
 
 
+@given(
+    st.integers(0, 7),
+    st.one_of(
+        st.integers(0, 2**64 - 1),
+        st.sampled_from((wire.MAX_OFFSET, wire.MAX_OFFSET - wire.MAX_WORD_BYTES)).flatmap(
+            lambda near: st.integers(near - 30, near + 30)
+        ),
+    ),
+    st.one_of(st.integers(0, 30), st.integers(wire.MAX_WORD_BYTES - 30, wire.MAX_WORD_BYTES + 30)),
+    st.integers(0, 20),
+)
+def test_what_is_read_along_with_a_frame_is_what_it_says(
+    number: int, offset: int, size: int, missing: int
+) -> None:
+    """(11) Of any data frame: nothing is taken by the short way that the plain one refuses, or reads otherwise."""
+    payload = (number.to_bytes(1, "big") + offset.to_bytes(8, "big") + bytes(size))[
+        : 9 + size - missing
+    ]
+    message = b"\x02" + bytes(4) + len(payload).to_bytes(4, "big") + payload
+    (frame,) = wire.decode_frames(message)
+    try:
+        plain = wire.decode_data(frame._replace(data=None))
+    except RemoteProtocolError:
+        assert frame.data is None
+    else:
+        assert wire.decode_data(frame) == plain
+        assert frame.data in (None, plain)
+
+
 @given(EVENTS)
 def test_events_survive_the_wire(event: wire.Event) -> None:
     """What decode gives equals what encode was given, in value and in type."""

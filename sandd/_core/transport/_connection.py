@@ -5,8 +5,8 @@ cancellation, so that the closing handshake can still happen; it ends when the c
 
 Where the owner reads all the time, as a controller does, the background and trio-websocket are not there
 until something comes that is no whole message, or the connection is to be closed: the connection is *quiet*.
-It is read by its owner's task, which calls what the background would (`_WatchedStream.read_turn`), and hands on what
-that leaves. Of thousands of idle connections each takes a third of the memory so.
+It is read by its owner's task, with as few functions as can be on the way of a message, and the background is handed
+what it leaves. Of thousands of idle connections each takes a third of the memory so.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class _State(Enum):
     OVER = auto()  # the reader has ended, the socket is closed
 
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_OPENING: Final = _State.OPENING
+_OPEN: Final = _State.OPEN
+
+
 @final
 class Connection:
     """A WebSocket connection; `connect` and `serve` make them.
@@ -64,6 +69,16 @@ class Connection:
     One task may send while another receives. Whoever got the connection owns its end: leaving
     `connect`, or returning from the handler, closes it.
     """
+
+    # With a dict each would take a KiB more, and each look at it longer.
+    __slots__ = (
+        *("_answering_pings", "_back", "_failure", "_goodbye", "_left", "_may_wait"),
+        *("_meter", "_nursery", "_protocol", "_reading", "_replay", "_room"),
+        *("_send_was_cut", "_state", "_taken", "_tls", "_wants_more", "_watched"),
+        *("_websocket", "_write_failed", "_write_lock", "channel_binding", "headers"),
+        *("host", "is_loopback", "local", "on_admitted", "path", "peer_identity"),
+        *("remote",),
+    )
 
     remote: str
     """``host:port`` of the peer."""
@@ -77,7 +92,7 @@ class Connection:
     """The path of the request, without its query."""
     headers: Mapping[str, str]
     """The request's headers, server side, until `admit`: lower-case names, repeated ones joined by commas."""
-    on_admitted: Callable[[], None] | None = None
+    on_admitted: Callable[[], None] | None
     """For `serve`: what `admit` means."""
     channel_binding: bytes
     """SHA-256 of the server's certificate, in DER, the same at both ends of one TLS connection; empty without TLS.
@@ -100,6 +115,7 @@ class Connection:
         peer_identity: str | None = None,
     ) -> None:
         keep_large_buffers()
+        self.on_admitted = None
         self.channel_binding = channel_binding
         self.peer_identity = peer_identity
         self.remote = str(meter.remote)
@@ -131,6 +147,7 @@ class Connection:
         self._nursery: trio.Nursery | None = None  # where the background runs, from `start` on
         self._back: _Background | None = None
         self._reading: trio.CancelScope | None = None  # of the owner, while the connection is quiet
+        self._wants_more = False  # so does the owner, who reads quietly
         self._replay: bytes | None = None  # what it read last, for the background
         self._left = b""  # what the owner has read and not taken yet; see `GuardedProtocol.deliver`
         self._send_was_cut = False
@@ -200,7 +217,7 @@ class Connection:
             raise TypeError(f"a message must be bytes, not {type(message).__name__}")
         if self._send_was_cut:
             raise ConnectionLost(f"an earlier message to {self.remote} was cut short")
-        if self._state is not _State.OPEN:
+        if self._state is not _OPEN:
             await trio.lowlevel.checkpoint()
             raise self._loss() from self._failure
         self._send_was_cut = True  # until it has come to its end
@@ -239,17 +256,19 @@ class Connection:
         For the task that would have to wake a writer first, and only while no writer is sending.
         The kernel may leave a part for later: follow up with `flush` from the writer.
         """
-        if self._state is not _State.OPEN or self._send_was_cut:
+        if self._state is not _OPEN or self._send_was_cut:
             return False
         protocol = self._protocol
         if not (protocol.is_between or protocol.is_open):
             return False  # the peer has said goodbye, and the reader is at it
+        if self._tls is None:
+            # Whoever has the lock writes, or is about to: frames may go in any order, and each goes as a whole.
+            head, body = protocol.encode_message(message)
+            return self._meter.send_nowait(head, body)
         if self._write_lock.locked():
             return False
         head, body = protocol.encode_message(message)
-        if self._tls is not None:
-            return send_encrypted_nowait(self._tls, head, body)
-        return self._meter.send_nowait(head, body)
+        return send_encrypted_nowait(self._tls, head, body)
 
     @property
     def has_unsent(self) -> bool:
@@ -286,12 +305,13 @@ class Connection:
                 if taken:
                     return False  # for whoever asks next
                 taken.append(message)
+                self._wants_more = False
                 return True
 
             self._protocol.hand_over = take
             try:
                 with trio.CancelScope() as self._reading:
-                    await self._read_quietly(lambda: bool(taken))
+                    await self._read_quietly()
             finally:
                 self._protocol.hand_over = keep
             if taken:
@@ -328,24 +348,23 @@ class Connection:
         """
         failure: Exception | None = None
         done = True
-
-        def is_stopped() -> bool:
-            return failure is not None or not done
+        protocol = self._protocol
 
         def hand_over(message: bytes) -> bool:
             nonlocal failure, done
             if failure is None:
-                if not done or self._protocol.charged != self._taken:
+                if not done or protocol.charged != self._taken:
                     return False  # one that came before us still waits, to be received below
                 try:
                     done = receive(message)
                 except Exception as error:  # whatever it is, it is this task's to raise
                     failure = error
                 if failure is not None or not done:
+                    self._wants_more = False
                     waiting.cancel()  # this task has something to do about what came of it
             return True
 
-        self._protocol.hand_over = hand_over
+        protocol.hand_over = hand_over
         try:
             while failure is None:
                 if not done:
@@ -359,7 +378,7 @@ class Connection:
                 with trio.CancelScope() as waiting:
                     if self._websocket is None:
                         self._reading = waiting
-                        await self._read_quietly(is_stopped)
+                        await self._read_quietly()
                     else:
                         message = await self._receive_message()
                 if message is not None:
@@ -368,46 +387,53 @@ class Connection:
                     except Exception as error:
                         failure = error
         finally:
-            self._protocol.hand_over = keep
+            protocol.hand_over = keep
         raise failure
 
-    @property
-    def _is_quiet(self) -> bool:
-        return self._websocket is None
-
-    async def _read_quietly(self, is_enough: Callable[[], bool]) -> None:
-        """Read in this task, which has opened `_reading`, until there is enough, or the background has to.
+    async def _read_quietly(self) -> None:
+        """Read in this task, which has opened `_reading`, until it wants no more, or the background has to.
 
         Raises:
             ConnectionLost: the stream has ended.
         """
+        protocol, tls = self._protocol, self._tls
+        stream: trio.abc.ReceiveStream = self._meter if tls is None else tls
+        has_ended = False
+        self._wants_more = True
         try:
-            while self._is_quiet and not is_enough():
-                if self._state is not _State.OPEN:
+            while self._wants_more:
+                if self._state is not _OPEN:
                     await trio.lowlevel.checkpoint()
                     raise self._loss() from self._failure
-                left: bytes | None
                 if self._left:
                     await trio.lowlevel.checkpoint()
-                    left, self._left = self._protocol.deliver_left(self._left), b""
+                    left, self._left = protocol.deliver_left(self._left), b""
                 else:
-                    left = await self._watched.read_turn()
-                if left is None:
+                    data = await stream.receive_some()
+                    if tls is not None:
+                        data = read_decrypted(tls, data)
+                    if not data:
+                        has_ended = True
+                        break
+                    left = protocol.deliver(bytes(data))
+                if not left:
                     continue
-                if not self._is_quiet:
+                if self._websocket is not None:
                     # Somebody closes it in this very turn: the background reads on behind what we have read.
-                    self._protocol.receive_data(left or AGAIN)
-                elif left and is_enough():
+                    protocol.receive_data(left)
+                elif not self._wants_more:
                     self._left = left
-                elif left:
-                    self._wake(left)
                 else:
-                    raise self._end_quietly()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            if self._is_quiet:  # else the background tells why
-                raise self._end_quietly() from self._failure
+                    self._wake(left)
+        except trio.BrokenResourceError as exc:
+            self._failure = self._failure or exc
+            has_ended = True
+        except trio.ClosedResourceError:
+            has_ended = True
         finally:
             self._reading = None
+        if has_ended and self._websocket is None:  # else the background tells why
+            raise self._end_quietly() from self._failure
 
     def _end_quietly(self) -> ConnectionLost:
         """The stream has ended, and there is nobody to say goodbye to: no background is needed for that."""
@@ -481,6 +507,7 @@ class Connection:
         self._start_background()
         if self._reading is not None:
             self._reading.cancel()
+            self._wants_more = False
 
     async def wait_answered(self) -> None:
         """Wait for the answer to our upgrade request (client side, after `start`).
@@ -554,16 +581,15 @@ class Connection:
     def _after_turn(self) -> None:
         """Act on what the guard kept from trio-websocket. Runs in the reader, before each read."""
         protocol, back = self._protocol, self._back
-        if back is None:
-            return  # the connection is quiet: there is nothing of the kind
-        if not back.answered.is_set():
-            if protocol.accepted and self._state is _State.OPENING:
+        assert back is not None  # it is who reads
+        if self._state is _OPENING:
+            if protocol.accepted:
                 self._state = _State.OPEN
             if protocol.accepted or protocol.refusal or protocol.handshake_error:
                 back.answered.set()
         if protocol.breach is not None:
             self._begin_close(protocol.breach.code, protocol.breach.reason, BREACH_TIMEOUT)
-        elif protocol.has_ping and not self._answering_pings:
+        elif protocol.ping is not None and not self._answering_pings:
             self._answering_pings = True
             assert back.nursery is not None  # the reader runs in it
             assert self._websocket is not None
@@ -675,29 +701,28 @@ class _WatchedStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         while self._connection._reading is not None:  # its owner, who has been told to stop
             await trio.lowlevel.checkpoint()
-        left, self._connection._replay = self._connection._replay, None
-        while left is None:
-            left = await self.read_turn(max_bytes)
-        return left
-
-    async def read_turn(self, max_bytes: int | None = None) -> bytes | None:
-        """Read once, and hand over the whole messages; what is left to trio-websocket, or None."""
         connection, protocol = self._connection, self._connection._protocol
-        connection._after_turn()
-        if protocol.has_more:
-            await trio.lowlevel.checkpoint()
-            return AGAIN
-        if protocol.charged - connection._taken > connection._may_wait:
-            await connection._wait_room()
-        try:
-            data = await self._stream.receive_some(max_bytes)
-            if connection._tls is not None:
-                data = read_decrypted(connection._tls, data)
-        except trio.BrokenResourceError as exc:
-            connection._failure = connection._failure or exc
-            raise
-        left = protocol.deliver(bytes(data)) if data else b""
-        return left if left or not data else None
+        left, connection._replay = connection._replay, None
+        if left is not None:
+            return left
+        while True:
+            connection._after_turn()
+            if protocol.has_more:
+                await trio.lowlevel.checkpoint()
+                return AGAIN
+            if protocol.charged - connection._taken > connection._may_wait:
+                await connection._wait_room()
+            try:
+                data = await self._stream.receive_some(max_bytes)
+                if connection._tls is not None:
+                    data = read_decrypted(connection._tls, data)
+            except trio.BrokenResourceError as exc:
+                connection._failure = connection._failure or exc
+                raise
+            if not data:
+                return b""
+            if left := protocol.deliver(bytes(data)):
+                return left
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # A failed write is kept from trio-websocket, which would throw away what the peer said

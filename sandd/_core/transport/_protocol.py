@@ -196,7 +196,8 @@ class GuardedProtocol(WSConnection):
         self.max_message_bytes = max_message_bytes
         self._partial = bytearray()
         self._fragments = 0
-        self._ping: bytes | None = None
+        self.ping: bytes | None = None
+        """The payload of the latest ping that nobody answered; see `take_ping`."""
         self._whole: list[bytes] = []
         """Messages that came in one frame, EVENTS_PER_TURN at most; they go before whatever wsproto holds."""
         self._arriving: _Arriving | None = None
@@ -224,13 +225,8 @@ class GuardedProtocol(WSConnection):
 
         Only the latest needs an answer (RFC 6455 s. 5.5.3), hence a flood costs one pong a turn.
         """
-        ping, self._ping = self._ping, None
+        ping, self.ping = self.ping, None
         return ping
-
-    @property
-    def has_ping(self) -> bool:
-        """Whether `take_ping` has something to answer."""
-        return self._ping is not None
 
     @staticmethod
     def cost_of(message: bytes | bytearray) -> int:
@@ -342,9 +338,21 @@ class GuardedProtocol(WSConnection):
         if there is nothing to do any more. Mostly it is that, and saves a turn through trio-websocket.
         """
         if self.is_between and not (self._whole or self._head or self._arriving):
-            message = self._short_message(data)
-            if message is not None:
-                if self.hand_over(message):
+            # Exactly one short one, as mostly: a third of the work that it would be else.
+            begin, masked = (2, 0) if self.client else (6, 0x80)
+            length = len(data) - begin
+            if (
+                0 <= length <= 125
+                and data[0] == 0x82
+                and data[1] == masked | length
+                and length <= self.max_message_bytes
+            ):
+                body = data[begin:]
+                message = _masked(body, data[2:begin]) if masked else body
+                hand_over = (
+                    self.hand_over
+                )  # (to call what is not a method by its name takes Python longer)
+                if hand_over(message):
                     return b""
                 self._whole.append(message)
                 return AGAIN
@@ -364,16 +372,6 @@ class GuardedProtocol(WSConnection):
                 return rest or AGAIN
             del whole[0]
         return rest
-
-    def _short_message(self, data: bytes) -> bytes | None:
-        """The message, where `data` is exactly one short one: a third of the work that it would be else."""
-        begin, masked = (2, 0) if self.client else (6, 0x80)
-        length = len(data) - begin
-        if not 0 <= length <= 125 or length > self.max_message_bytes:
-            return None
-        if data[0] != 0x82 or data[1] != masked | length:
-            return None
-        return _masked(data[begin:], data[2:begin]) if masked else data[begin:]
 
     def events(self) -> Generator[Event, None, None]:
         """What trio-websocket has to handle, at most `EVENTS_PER_TURN` a call (see `has_more`)."""
@@ -402,7 +400,7 @@ class GuardedProtocol(WSConnection):
                 case TextMessage():
                     self._note_breach(1003, "text messages are not spoken here, only binary ones")
                 case Ping():
-                    self._ping = bytes(event.payload)
+                    self.ping = bytes(event.payload)
                 case Pong():
                     pass  # we send no pings; the link layer has its own, which proxies let through
                 case CloseConnection():

@@ -27,6 +27,8 @@ GATHERED_BYTES: Final = 4 * 1024
 
 _FIRST_RECEIVE_BYTES: Final = 16 * 1024
 
+_ON_WINDOWS: Final = os.name == "nt"
+
 _CLOSED_ERRNOS: Final = (errno.EBADF, errno.ENOTSOCK)  # the second is Windows' word for it
 
 
@@ -113,9 +115,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
     @property
     def is_idle(self) -> bool:
         """`send_nowait` has nothing before it."""
-        return not (
-            self._sending or self._unsent or os.name == "nt"
-        )  # (no write(2) on sockets there)
+        return not (self._sending or self._unsent or _ON_WINDOWS)  # (no write(2) on sockets there)
 
     @property
     def has_unsent(self) -> bool:
@@ -127,19 +127,18 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
         What the kernel doesn't take goes out before the next `send_all`; see that one comes soon.
         """
-        if (
-            self._sending or self._unsent or os.name == "nt"
-        ):  # as `is_idle`, called for each message
+        if self._sending or self._unsent or _ON_WINDOWS:  # as `is_idle`, called for each message
             return False
         try:
-            if sys.platform == "win32" or len(body) < GATHERED_BYTES:
+            if len(body) < GATHERED_BYTES or sys.platform == "win32":
                 head, body = head + body, b""
                 sent = os.write(self._descriptor, head)
             else:
                 sent = os.writev(self._descriptor, (head, body))
         except OSError:
             return False  # full or broken: `send_all` will meet the same, and tell
-        self.last_write_progress = self._now()
+        clock = self._now  # (to call what is not a method by its name takes Python longer)
+        self.last_write_progress = clock()
         if sent < len(head) + len(body):
             self._unsent = head[sent:] + body[max(0, sent - len(head)) :]
         return True
@@ -195,7 +194,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
         A large buffer for every small read would cost an mmap and munmap each.
         """
-        if max_bytes is not None or os.name == "nt":  # (Windows: no read(2) on sockets)
+        if max_bytes is not None or _ON_WINDOWS:  # (Windows: no read(2) on sockets)
             size = RECEIVE_BYTES if max_bytes is None else max_bytes
             data = bytes(await self._tcp.receive_some(size))
             self.bytes_received += len(data)
