@@ -83,6 +83,43 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
             assert await connection.receive_message() == b"kept"
 
 
+async def test_who_has_caught_up_gets_messages_as_they_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who was not done with one for a turn doesn't lag behind for as long as there are more."""
+    count = 1000
+    got: list[bytes] = []
+    late: list[bytes] = []
+
+    async def say(connection: Connection) -> None:
+        for number in range(count):
+            while not connection.send_message_nowait(b"%d" % number):
+                await trio.lowlevel.checkpoint()
+            if number % 5 == 4:
+                await trio.lowlevel.checkpoint()
+        await connection.receive_message()
+
+    with trio.fail_after(30):
+        async with serving(say) as address, dial(address) as connection:
+            receive_late = connection._receive_message
+
+            async def receive_message() -> bytes:
+                late.append(await receive_late())
+                return late[-1]
+
+            def receive(message: bytes) -> bool:
+                got.append(message)
+                if len(got) == count:
+                    scope.cancel()
+                return len(got) % 250 != 1
+
+            monkeypatch.setattr(connection, "_receive_message", receive_message)
+            with trio.CancelScope() as scope:
+                await connection.deliver_messages(receive, lambda: True)
+    assert got == [b"%d" % number for number in range(count)]
+    assert len(late) < 60
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no write(2) on sockets")
 async def test_messages_sent_without_waiting_keep_their_order() -> None:
     """They go between the others, and what the kernel left of one goes before all that follows."""
@@ -582,9 +619,12 @@ async def test_connect_says_what_was_tried_and_what_happened() -> None:
 
 
 def test_trio_websocket_has_what_the_transport_reaches_for() -> None:
-    """The two private names, and the arguments by which the guards are put in, exist."""
+    """The three private names, and the arguments by which the guards are put in, exist."""
     websocket = trio_websocket.WebSocketConnection
     protocol = WSConnection(ConnectionType.SERVER)
+    channel = websocket(trio.testing.memory_stream_pair()[0], protocol)._recv_channel
+    with pytest.raises(trio.WouldBlock):
+        channel.receive_nowait()
     assert not websocket(trio.testing.memory_stream_pair()[0], protocol)._stream_lock.locked()
     assert inspect.iscoroutinefunction(websocket._reader_task)
     assert list(inspect.signature(websocket).parameters) == [

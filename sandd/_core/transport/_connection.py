@@ -330,6 +330,18 @@ class Connection:
                     f"{self.remote} sent what may not be sent ({breach.code}): {breach.reason}"
                 ) from None
             raise self._loss() from self._failure
+        return self._take_waiting(message)
+
+    def _waiting_message(self) -> bytes | None:
+        """One that the background has read and nobody has received yet, if there is one at hand."""
+        if self._websocket is None or self._protocol.charged == self._taken:
+            return None
+        try:
+            return self._take_waiting(self._websocket._recv_channel.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            return None  # whoever waits for one is told why
+
+    def _take_waiting(self, message: object) -> bytes:
         assert isinstance(message, bytes)  # the guard lets no text through
         self._taken += self._protocol.cost_of(message)
         if self._waiting_bytes <= self._may_wait / 2:
@@ -381,11 +393,13 @@ class Connection:
                         await self._read_quietly()
                     else:
                         message = await self._receive_message()
-                if message is not None:
+                while message is not None:
                     try:
                         done = receive(message)
                     except Exception as error:
                         failure = error
+                    # Those that wait behind it, too: if one were left, all that come would wait for a turn.
+                    message = self._waiting_message() if done and failure is None else None
         finally:
             protocol.hand_over = keep
         raise failure
