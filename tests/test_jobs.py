@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from typing import Any
 
 import attrs
@@ -1083,6 +1085,22 @@ def test_who_ends_a_job_that_has_just_ended_hears_how(daemon: Daemon) -> None:
     (ended,) = [said for _, said in daemon.heard() if isinstance(said, wire.Exited)]
     assert ended.code == 3
     assert daemon.receive(control(1, wire.Detach())) == [(job, Effect.FORGOTTEN)]
+
+
+def test_a_forgotten_job_goes_without_a_search_for_cycles(daemon: Daemon) -> None:
+    """Cycles of twenty objects for each command would be a thirtieth of a busy daemon's time."""
+    daemon.attach()
+    daemon.job().write(Stream.OUTPUT, b"x" * 1000)
+    daemon.heard()
+    exit_with(daemon.job())
+    gone = weakref.ref(daemon.job())
+    gc.disable()
+    try:
+        daemon.end()
+        daemon.heard()
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_viewers_of_a_forgotten_job_are_told(daemon: Daemon) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +57,33 @@ async def settled_files(pid: int) -> int:
         counts.append(open_files(pid))
         await trio.sleep(0.002)
     return min(counts)
+
+
+async def test_who_asked_is_let_go_of_when_told() -> None:
+    """Who has asked has the child; had that one who asked, both would stay until cycles are looked for."""
+
+    class Asker:
+        def __init__(self) -> None:
+            self.child: Child | None = None
+            self.told = trio.Event()
+
+        def answered(self) -> None:
+            self.told.set()
+
+    async with open_process_host() as host:
+        asker = Asker()
+        asker.child = host.begin(shell("true"), asker.answered)
+        assert asker.child is not None
+        await asker.told.wait()
+        asker.child.close_pipes()
+        await asker.child.release()
+        gone = weakref.ref(asker)
+        gc.disable()
+        try:
+            del asker
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 async def test_no_descriptor_is_kept_for_a_job() -> None:

@@ -396,6 +396,10 @@ class Job:
         """Nobody will ask for its output any more; what of it is on disk is deleted."""
         for log in self.made_outputs.values():
             log.abandon()
+        # They know the job: without them it goes when nobody has it any more, and not when cycles are looked for.
+        self.made_outputs = _NOT_MADE
+        self.__dict__.pop("outputs", None)
+        self.__dict__.pop("sends", None)
 
     def announce(self) -> None:
         """There may be something for those who are attached."""

@@ -140,9 +140,10 @@ class InputPipe(trio.abc.SendStream, SendsNowait):
 class JobPipes:
     """Both ends of one job's pipes. Ours are the streams; theirs are to be passed on and closed."""
 
-    __slots__ = ("stderr", "stdin", "stdout", "terminal", "theirs")
+    __slots__ = ("_ours", "stderr", "stdin", "stdout", "terminal", "theirs")
 
     def __init__(self) -> None:
+        self._ours: list[InputPipe | OutputPipe] = []
         self.theirs: list[int] = []
         """[stdin], stdout, [stderr], or the terminal: in the order of a `Spawn` message."""
         self.stdin: InputPipe | TerminalInput | None = None
@@ -162,22 +163,23 @@ class JobPipes:
             self.close_theirs()
         if self.terminal is not None:
             self.terminal.close()
-            return
-        for pipe in (self.stdin, self.stdout, self.stderr):
-            if isinstance(pipe, InputPipe | OutputPipe):
-                pipe.close()
+        for pipe in self._ours:
+            pipe.close()
 
     def add_input(self) -> None:
         """A pipe to write to."""
         reading, writing = os.pipe()
         self.theirs.append(reading)
-        self.stdin = InputPipe(writing)
+        self.stdin = pipe = InputPipe(writing)
+        self._ours.append(pipe)
 
     def add_output(self, *, may_grow: bool) -> OutputPipe:
         """A pipe to read from."""
         reading, writing = os.pipe()
         self.theirs.append(writing)
-        return OutputPipe(reading, may_grow=may_grow)
+        pipe = OutputPipe(reading, may_grow=may_grow)
+        self._ours.append(pipe)
+        return pipe
 
     def add_terminal(self, size: TerminalSize) -> None:
         """A terminal, in the place of all three."""

@@ -151,7 +151,7 @@ class PosixProcessHost(ProcessHost):
         self,
         request: SpawnRequest,
         identity: Identity | None,
-        answered: Callable[[], None] = lambda: None,
+        answered: Callable[[], None] | None = None,
     ) -> PosixChild | None:
         """The child asked for, or None if nothing was asked for, as there is nobody to ask."""
         link = self.keeper.link
@@ -212,7 +212,7 @@ class PosixProcessHost(ProcessHost):
                 del self._children[job]
         # Only now: a short command's end has come with the word of its start.
         for child in answered:
-            child.answered()
+            child.tell_answered()
 
     async def _bury(self, was_clean: bool, had_come_up: bool) -> None:
         """The spawner is dead: kill what it left, and tell its children."""
@@ -232,7 +232,7 @@ class PosixProcessHost(ProcessHost):
             was_answered = child.stage is not Stage.ASKED
             child.note_end()
             if not was_answered:
-                child.answered()
+                child.tell_answered()
         if not was_clean:  # told last: no kill waits for a line of the log
             log.warning("jobs_lost", jobs=len(lost), survivors=left)
 

@@ -52,7 +52,7 @@ class PosixChild(Child):
     """See `Child`. What has no place there is for its host, which alone calls `note`."""
 
     __slots__ = (
-        *("_is_lost", "_link", "_moved", "_status", "answered", "failure", "job", "marker"),
+        *("_answered", "_is_lost", "_link", "_moved", "_status", "failure", "job", "marker"),
         *("pipes", "stage"),
         # What `Child` has as properties: a short command has no call to lose.
         *("limit", "pid", "stderr", "stdin", "stdout", "terminal", "unheld", "used"),
@@ -72,12 +72,11 @@ class PosixChild(Child):
         marker: bytes,
         link: SpawnerLink,
         pipes: JobPipes,
-        answered: Callable[[], None],
+        answered: Callable[[], None] | None,
     ) -> None:
         self.job = job
         """Its number on the spawner's socket."""
-        self.answered = answered
-        """To be called when the request is answered, and no other report is at hand."""
+        self._answered = answered
         self.marker = marker
         self.pipes = pipes
         self.stdin = pipes.stdin
@@ -161,6 +160,13 @@ class PosixChild(Child):
         if self._moved is not None:
             moved, self._moved = self._moved, None
             moved.set()
+
+    def tell_answered(self) -> None:
+        """The request is answered, and no other report is at hand: tell who asked, once."""
+        # Who asked has us: without this we go when nobody has us, and not when cycles are looked for.
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered()
 
     def note(self, report: Message) -> None:
         """Take a report about this child."""
