@@ -148,10 +148,12 @@ class _Arriving:
     """b"" where it isn't masked."""
     body: ByteRing = field(factory=ByteRing)
 
-    def take(self, data: bytes) -> int:
-        """How many of these bytes belong to it."""
-        count = min(len(data), self.size - len(self.body))
-        self.body.append(data if count == len(data) else data[:count])
+    def take(self, data: bytes, position: int) -> int:
+        """How many of these bytes, from there on, belong to it."""
+        count = min(len(data) - position, self.size - len(self.body))
+        self.body.append(
+            data if count == len(data) else memoryview(data)[position : position + count]
+        )
         return count
 
     def message(self) -> bytes | None:
@@ -487,7 +489,7 @@ class GuardedProtocol(WSConnection):
                 arriving = self._arriving = _Arriving(length, key)
                 position = begin
             if position < size:
-                position += arriving.take(data[position:] if position else data)
+                position += arriving.take(data, position)
             message = arriving.message()
             if message is not None:
                 self._arriving = None
