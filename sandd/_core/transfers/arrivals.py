@@ -212,11 +212,6 @@ class Arrivals:
         """All was said."""
         return self._place is _Place.ENDED
 
-    @property
-    def missing(self) -> int:
-        """Bytes that are still to come of the file that is coming."""
-        return self._missing
-
     # -- what was answered
 
     def offered(self, file: Incoming, offset: int, *, is_whole: bool) -> None:

@@ -48,11 +48,10 @@ RECORD_COST: Final = 256
 """Of a record, besides its bytes: a piece of a file may have a single one."""
 BACKLOG_COST: Final = BATCH_COST * 3 // 2
 """Taken in and not written: about one batch while another one is on its way to the disk. What is left of a chunk
-comes on top of that. Of a large file a batch at a time: there is little to be done for the next one, and the channel
-holds it."""
+comes on top of that."""
 LAZY_BYTES: Final = BATCH_COST // 4
 """What comes while a thread writes is taken in by so much, as nobody waits for it: each time costs the sender
-an acknowledgement, too. Of a large file it is `BATCH_COST`, half of what a sender may have under way."""
+an acknowledgement, too. Half of what a sender may have under way, at the least."""
 RECEIVE_BYTES: Final = BATCH_COST + wire.MAX_DATA_BYTES
 """What is taken in at a time, at most: a batch, and what the last piece has besides, which isn't taken apart."""
 GATHER_SECONDS: Final = 0.003
@@ -235,14 +234,9 @@ class _Receiver:
             self._is_urgent.set()
 
     async def _has_room(self) -> None:
-        while self._backlog >= (BATCH_COST if self._is_large else BACKLOG_COST):
+        while self._backlog >= BACKLOG_COST:
             self._room = trio.Event()
             await self._room.wait()
-
-    @property
-    def _is_large(self) -> bool:
-        """What comes next is a part of a file that is written in a few large pieces."""
-        return self._arrivals.missing >= BATCH_COST
 
     def _charge(self, cost: int) -> None:
         self._backlog += cost
@@ -253,8 +247,7 @@ class _Receiver:
         try:
             if self._is_writing:
                 with trio.CancelScope() as self._patience:
-                    least = BATCH_COST if self._is_large else LAZY_BYTES
-                    pieces = await self._channel.receive(least)
+                    pieces = await self._channel.receive(LAZY_BYTES)
             if pieces is None:
                 pieces = await self._channel.receive()
         except Exception:
