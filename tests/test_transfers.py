@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from transfer_world import Line, Lines, copy, names_below, partials_below, snapshot
 
+from sandd import wire
+from sandd._core.transfers.receiving import LAZY_BYTES
 from sandd.wire import KIB, MAX_DATA_BYTES, MIB, Update, UploadSpec
 
 if TYPE_CHECKING:
@@ -245,3 +247,9 @@ async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             tracemalloc.stop()
         lines = Lines(Line(bound=UploadSpec.window, piece=MAX_DATA_BYTES))
     assert max(peaks) < UploadSpec.window + 8 * MIB
+
+
+def test_what_a_receiver_waits_for_may_be_under_way() -> None:
+    """While it writes: a sender that may send no more until it hears of that would leave it waiting."""
+    for window in (wire.INITIAL_OUTPUT_BYTES, UploadSpec.window):
+        assert window // 2 >= LAZY_BYTES
