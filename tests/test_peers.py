@@ -92,6 +92,14 @@ def test_ours_do_all_the_works(tmp_path: Path) -> None:
         assert ours.ask("stream", command="echo hello", size=6).value > 0
 
 
+def test_ours_run_commands_on_a_bare_daemon() -> None:
+    """As the original's are run on its stand-in."""
+    with who.open_contestants(who.OURS_BARE) as (ours,):
+        assert len(ours.ask("exec", count=2).value) == 2
+        assert ours.ask("many", count=4, in_flight=2).value > 0
+        assert ours.ask("output", command="echo hello; echo not >&2", size=6).value > 0
+
+
 def test_ours_do_it_over_tls_and_so_does_a_plain_copy(tmp_path: Path) -> None:
     """Both copy the same file."""
     with who.open_contestants(who.OURS_TLS, who.RAW_TLS) as everybody:

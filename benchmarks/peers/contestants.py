@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OURS, FLOOR, ORIGINAL, ORIGINAL_AT_ONCE = "ours", "floor", "original", "original, at once"
 ASYNCSSH, OPENSSH, STOCK = "asyncssh", "OpenSSH", "trio-websocket"
-OURS_BARE = "ours, bare daemons"
+OURS_BARE = "ours, bare daemon"
 OURS_TLS, RAW_TLS = "ours, TLS", "raw TLS copy"
 STOCK_HEARTBEAT = 20.0
 """Seconds between two of its daemons' heartbeats: as ours have it."""
@@ -68,6 +68,7 @@ def _open(name: str, stack: ExitStack) -> Contestant:
         return ssh
     module, *arguments = {
         OURS: ["ours"],
+        OURS_BARE: ["ours", "--bare"],
         OURS_TLS: ["ours", "--tls"],
         ORIGINAL: ["original"],
         ORIGINAL_AT_ONCE: ["original", "--at-once"],

@@ -1,6 +1,7 @@
 """Our driver: a controller in this process, and daemons in others.
 
-A program of its own, ``python -m benchmarks.peers.ours [--tls]``: one daemon, with all that it can do.
+A program of its own, ``python -m benchmarks.peers.ours [--tls | --bare]``: one daemon, with all that it can do; or
+a bare one (`bare_daemons`), which runs commands.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import trio
 
 import sandd
 from benchmarks.fleet import open_keeper, wait_online, warm_up
-from benchmarks.peers.answering import answer_each
+from benchmarks.peers.answering import answer_each, open_program
 from benchmarks.peers.echo import ECHO, READY, TYPING_SECONDS
 from benchmarks.throughput import run_many
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+TOKEN = "token of a bare one"
+CONNECT_SECONDS = 30.0
 MAX_OUTPUT = 64 * 1024
 """What is kept of what runs beside the keystrokes."""
 
@@ -128,18 +131,29 @@ class Ours:
         return time.perf_counter() - started
 
 
+async def _start(controller: sandd.Controller, stack: AsyncExitStack) -> sandd.Daemon:
+    pin = ["--ca-pin", controller.ca_pin] if controller.ca_pin is not None else []
+    keeper = await stack.enter_async_context(open_keeper(controller.url, *pin))
+    _, log = await keeper.start("peer")
+    return await wait_online(controller, "peer", log)
+
+
+async def _start_bare(controller: sandd.Controller, stack: AsyncExitStack) -> sandd.Daemon:
+    program = open_program("bare_daemons", controller.url, TOKEN, "1", "peer")
+    host, _ = stack.enter_context(program)
+    print(file=host.stdin, flush=True)
+    with trio.fail_after(CONNECT_SECONDS):
+        return await controller.wait_for_daemon("peer0")
+
+
 async def main() -> None:
     """Answer until stdin ends."""
-    tls = "--tls" in sys.argv[1:]
-    async with sandd.open_controller(port=0, tls="auto" if tls else None) as controller:
-        pin = ["--ca-pin", controller.ca_pin] if controller.ca_pin is not None else []
-        async with (
-            open_keeper(controller.url, *pin) as keeper,
-            trio.open_nursery() as nursery,
-            AsyncExitStack() as stack,
-        ):
-            _, log = await keeper.start("peer")
-            daemon = await wait_online(controller, "peer", log)
+    tls, bare = "--tls" in sys.argv[1:], "--bare" in sys.argv[1:]
+    async with sandd.open_controller(
+        port=0, tls="auto" if tls else None, token=TOKEN if bare else None
+    ) as controller:
+        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            daemon = await (_start_bare if bare else _start)(controller, stack)
             await warm_up(daemon)
             await answer_each(Ours(daemon, nursery, stack).works, trio.to_thread.run_sync)
             nursery.cancel_scope.cancel()

@@ -21,7 +21,7 @@ TURN = 20
 """Commands in a row: short, so that a disturbance hits everybody."""
 COMMANDS = {8: 240, 64: 384}
 """In each round, by how many are in flight."""
-PEERS = (who.OURS, who.ORIGINAL, who.ORIGINAL_AT_ONCE, who.ASYNCSSH)
+PEERS = (who.OURS, who.OURS_BARE, who.ORIGINAL, who.ORIGINAL_AT_ONCE, who.ASYNCSSH)
 
 
 def measure(quick: bool) -> list[Figure]:
