@@ -10,6 +10,8 @@ import trio.testing
 from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
+from sandd._core import commands
+from sandd._core._errors import SpawnFailed
 from sandd._core.client_job import AttachState
 from sandd._core.directory import Directory
 from sandd._core.held_job import attached, started
@@ -604,3 +606,63 @@ async def test_a_job_that_is_being_attached_to_is_left_as_it_is(
         world.link.close()
     assert waited
     assert world.heard() == [wire.Detach()]
+
+
+# ---- one command for many daemons ---------------------------------------------------------------
+
+
+def world_of_many(world: World) -> dict[str, DaemonLink]:
+    """Two more daemons."""
+    others = {name: world.router.add_daemon(name, "there") for name in ("e", "f")}
+    world.link.flush()
+    return {"d": world.daemon, **others}
+
+
+@pytest.mark.parametrize("timeout", [None, 50.0])
+async def test_a_broadcast_that_is_cancelled_leaves_all_at_once(
+    world: World, timeout: float | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whichever it waits for; and waits for them beside each other, none longer than for one."""
+    daemons = world_of_many(world)
+    prepared = commands.prepare("make", timeout=timeout, kill_grace=2.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(commands.run_on_each, world.link, daemons, prepared)
+        await trio.testing.wait_all_tasks_blocked()
+        for daemon in daemons.values():
+            assert [type(said) for _, said in drain(daemon.scheduler)] == [wire.Attach]
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+        for daemon in daemons.values():
+            ((_, end),) = drain(daemon.scheduler)
+            assert isinstance(end, wire.End)
+    assert trio.current_time() == 2.0 + LEAVE_MARGIN
+    assert world.link.job_count == 0
+
+
+@pytest.mark.parametrize("timeout", [None, 50.0])
+async def test_a_broadcast_has_an_answer_of_each_in_whatever_order_they_come(
+    world: World, timeout: float | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One that can't run it takes nothing from the others."""
+    daemons = world_of_many(world)
+    answers: dict[str, Any] = {}
+
+    async def broadcast() -> None:
+        prepared = commands.prepare("make", timeout=timeout)
+        answers.update(await commands.run_on_each(world.link, daemons, prepared))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(broadcast)
+        await trio.testing.wait_all_tasks_blocked()
+        for name, daemon in reversed(daemons.items()):
+            ((channel, _),) = drain(daemon.scheduler)
+            failed = wire.Failed(wire.FailedCode.SPAWN, "no room")
+            world.router.receive(daemon, event(channel, 0, failed if name == "e" else EXITED))
+            world.link.flush()
+            await trio.testing.wait_all_tasks_blocked()
+    assert list(answers) == ["d", "e", "f"]
+    assert answers["d"].success
+    assert answers["f"].success
+    assert isinstance(answers["e"], SpawnFailed)
+    assert world.link.job_count == 0

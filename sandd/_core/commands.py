@@ -24,7 +24,7 @@ from sandd._core.specs import KILL_GRACE, build_spec
 from sandd.wire import Outcome, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from sandd._core.job_link import JobHandle, JobLink, Sink
     from sandd._core.limits import Limits
@@ -155,9 +155,9 @@ async def run(link: JobLink, daemon_id: str, prepared: PreparedCommand) -> Comma
 
 @trio.lowlevel.enable_ki_protection
 async def run_on_each(
-    link: JobLink, daemon_ids: Iterable[str], prepared: PreparedCommand
+    link: JobLink, daemon_ids: Collection[str], prepared: PreparedCommand
 ) -> dict[str, CommandResult | SanddError]:
-    """As `run` on each of the daemons at the same time; where that raised, its error."""
+    """As `run` on each of the daemons at the same time, in their order; where that raised, its error."""
     await trio.lowlevel.checkpoint()
     encoded = wire.encode_spec(prepared.spec)
     answers: dict[str, CommandResult | SanddError] = {}
@@ -188,7 +188,7 @@ async def run_on_each(
                 for each in under_way.values():
                     nursery.start_soon(each.leave)
         raise
-    return answers
+    return {daemon_id: answers[daemon_id] for daemon_id in daemon_ids}
 
 
 class _UnderWay:
