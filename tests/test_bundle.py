@@ -97,19 +97,19 @@ def test_nothing_of_the_controller_is_carried(names: dict[str, bytes]) -> None:
 
 def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, by its name, rather than by every daemon later."""
-    missing = ("msgpack", "trio_websocket")
+    missing = ("cattrs", "msgpack")
     find = modules.find_spec
     monkeypatch.setattr(modules, "find_spec", lambda name: None if name in missing else find(name))
     with pytest.raises(
-        ConfigurationError, match=r"a daemon needs msgpack, trio_websocket, .* no files of that"
+        ConfigurationError, match=r"a daemon needs cattrs, msgpack, .* no files of that"
     ):
-        find_modules()
+        find_modules(("sandd.wire",))
 
 
 def test_a_package_that_nothing_asks_for_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of what is carried may do without it."""
     monkeypatch.setattr(modules, "CARRIED", CARRIED | {"once_needed"})
-    assert "sandd.daemon" in find_modules()
+    assert "msgpack" in find_modules(("sandd.wire",))
 
 
 def test_a_place_that_can_not_be_written_is_told(

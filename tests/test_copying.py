@@ -310,7 +310,7 @@ async def test_a_daemon_that_was_killed_is_gone_on_with_by_the_next(
     tmp_path: Path, way: str
 ) -> None:
     """The call fails, says that it may be tried again, and the same call goes on where it was."""
-    size = 96 * MIB
+    size = 32 * MIB
     expected = large(tmp_path / "source", size)
     state = ("--state-dir", str(tmp_path / "state"))
     with trio.fail_after(90):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import tempfile
@@ -22,6 +23,13 @@ from sandd._core.audit.verifying import verify_log
 
 class Killed(BaseException):
     """The program ends here."""
+
+
+@functools.cache  # a segment that is full is looked at after every step
+def jobs_in(segment: bytes) -> list[str]:
+    """Those whose requests are in it, whole."""
+    lines = [line for line in segment.splitlines(keepends=True) if line.endswith(b"\n")]
+    return [record["job"] for record in map(json.loads, lines) if record["type"] == "request"]
 
 
 class AuditFiles(RuleBasedStateMachine):
@@ -130,11 +138,8 @@ class AuditFiles(RuleBasedStateMachine):
             assert "torn" in verdict.fault, verdict
             torn = verdict.place
             assert torn.startswith(last.name), verdict
-        found = []
-        for path in segments_in(self.directory / "audit"):
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n") and json.loads(line)["type"] == "request":
-                    found.append(json.loads(line)["job"])
+        written = map(Path.read_bytes, segments_in(self.directory / "audit"))
+        found = [job for segment in written for job in jobs_in(segment)]
         assert [job for job in found if job not in self.unsure] == self.safe
 
     def teardown(self) -> None:
