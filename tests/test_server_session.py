@@ -312,7 +312,8 @@ def test_many_threads_each_with_a_session(server: Server, marker: Marker) -> Non
         try:
             with server.new_session("worker-1", command=["sh"], env=dict([marker])) as session:
                 session.write(f"echo $(({number} + 1000))\n")
-                read_until(session, f"\n{number + 1000}".encode(), within=30)
+                # Wherever it stands: what is typed early may be shown before the shell's prompt is.
+                read_until(session, f"{number + 1000}\r".encode(), within=30)
         except BaseException as error:
             failures.append(error)
 

@@ -441,7 +441,8 @@ def test_commands_on_this_machine_find_the_ca(tmp_path: Path) -> None:
         }
         assert controller.run_command("ps", env=found).returncode == 0
         wrong = f"sha256:{'0' * 64}"
-        hurry = hurried(**{"sandd.command_line.connecting.CONNECT_SECONDS": 0.5})
+        # Time for one answer, on a machine that is busy.
+        hurry = hurried(**{"sandd.command_line.connecting.CONNECT_SECONDS": 2.0})
         for arguments, env in ((["--ca-pin", wrong], {}), ([], {"SANDD_CA_PIN": wrong})):
             done = controller.run_command("ps", *arguments, env=found | env | hurry)
             assert done.returncode == 125
