@@ -16,6 +16,7 @@ from sandd._core.link import OWN_LAG, WRITE_STALL
 from sandd._core.pace import FIRST_BYTES, LEAST_BYTES, MOST_BYTES, SLOW_SECONDS
 from sandd._core.pump import (
     CROWD_SECONDS,
+    FRAMES_PER_READ,
     FRAMES_PER_TURN,
     NEVER,
     Pump,
@@ -43,6 +44,8 @@ class FakeConnection:
     """The kernel left a part of the latest message for later."""
     flushes: int = 0
     bytes_received: int = 0
+    reads_all_at_once: bool = False
+    """All that was said came with one read."""
     write_pending_since: float | None = None
     last_write_progress: float = 0.0
     goodbye_seconds: list[float] = field(factory=list)
@@ -122,7 +125,8 @@ class FakeConnection:
         message = await self._outgoing.receive()
         if isinstance(message, Exception):
             raise message
-        self.bytes_received += len(message)
+        if not self.reads_all_at_once:
+            self.bytes_received += len(message)
         return message
 
     async def deliver_messages(
@@ -477,14 +481,32 @@ async def test_a_message_of_many_frames_is_taken_in_turns() -> None:
 
 
 async def test_many_messages_are_taken_in_turns() -> None:
-    """Others run after as many frames, be they those of one message or of several that came at once."""
+    """Of those that came at once others run after as many frames as they have, or as there are messages without any."""
     each = FRAMES_PER_TURN - 1
+    count = FRAMES_PER_READ // each + 1
     async with opened() as bench:
-        for _ in range(3):
+        bench.connection.reads_all_at_once = True
+        for _ in range(count + 1):
             bench.connection.say(*[wire.encode_data(1, Stream.OUTPUT, 0, b"")] * each)
         await trio.testing.wait_all_tasks_blocked()
-        expected = [each, each + 1, 2 * each, 2 * each + 2, 3 * each]
-        assert bench.turns == expected
+        turns = [each * number for number in range(1, count + 2)]
+        # Once, a turn is others': nothing more is taken, and it is looked whether anything is to be said.
+        assert bench.turns == [*turns[:count], turns[count - 1], turns[count]]
+        before = len(bench.turns)
+        for _ in range(FRAMES_PER_READ):
+            bench.connection.say()
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(bench.turns) == before + FRAMES_PER_READ + 1
+
+
+async def test_messages_that_come_one_after_the_other_are_taken_as_they_come() -> None:
+    """However many there have been: nobody had to wait for them."""
+    count = FRAMES_PER_READ + 10
+    async with opened() as bench:
+        for _ in range(count):
+            bench.connection.say(wire.encode_data(1, Stream.OUTPUT, 0, b""))
+            await trio.testing.wait_all_tasks_blocked()
+        assert bench.turns == list(range(1, count + 1))
 
 
 async def test_a_bad_frame_among_many_ends_the_link() -> None:

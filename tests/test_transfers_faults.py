@@ -411,10 +411,9 @@ async def test_small_files_are_written_while_the_disk_takes_those_before(
     def sync(_descriptor: int) -> int:
         before = len(happened)
         happened.append("sync")
-        seen = -1
-        while happened.count("open") > seen:  # until whoever writes waits for us
-            seen = happened.count("open")
-            time.sleep(0.1)
+        until = time.monotonic() + (0 if while_syncing else 20)
+        while happened[before:].count("open") < 300 and time.monotonic() < until:
+            time.sleep(0.02)
         while_syncing.append(happened[before:].count("open"))
         happened.append("synced")
         return 0

@@ -32,8 +32,11 @@ CROWD_SECONDS = 0.0002
 """After a message that was sent at once, how long the next ones wait for the writer's turn: about as long
 as sending one takes."""
 FRAMES_PER_TURN = 128
-"""Frames taken before other tasks run, of however many messages. Ours are mostly fewer; but one read may bring 512
-messages, and one message 80,000 pings, two seconds of work (m)."""
+"""Frames of one message taken before other tasks run. Ours are mostly fewer in a message; but 2 MiB hold 80,000 pings,
+two seconds of work (m)."""
+FRAMES_PER_READ = 1024
+"""The same of all messages that came at once, which may be 512: most have one or two frames, and whoever is told to
+wait takes what follows a turn later (m)."""
 _NONE: Iterator[wire.Frame] = iter(())
 UNREAD = "the peer does not read: too many control messages wait for it"
 HANDSHAKE_SECONDS = 10.0
@@ -64,7 +67,7 @@ class Pump:
         *("_connection", "_crowd_until", "_frames", "_frames_left", "_given_up", "_heard"),
         *("_idle", "_is_over", "_liveness", "_may_answer", "_meter", "_now", "_nursery"),
         *("_on_frame", "_outcome", "_own_lag", "_pace", "_parked", "_ping_number", "_pongs"),
-        *("_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
+        *("_read_at", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
         *("bytes_received", "bytes_sent", "goodbye", "interval"),
     )
 
@@ -119,8 +122,10 @@ class Pump:
         """Nothing more will be sent."""
         self._frames: Iterator[wire.Frame] = _NONE
         """Those of the latest message that have not been taken yet."""
-        self._frames_left = FRAMES_PER_TURN
-        """So many more are taken before other tasks run."""
+        self._frames_left = FRAMES_PER_READ
+        """So many more of one read are taken before other tasks run."""
+        self._read_at = 0
+        """The connection's `bytes_received` at that read."""
         self._unanswered: int | None = None
         """The number of the latest ping, if that has not been answered."""
         self._given_up = False
@@ -276,11 +281,14 @@ class Pump:
         No more than others may have to wait for.
         """
         if message is not None:
+            read_at = self._connection.bytes_received
+            if read_at != self._read_at:
+                self._read_at, self._frames_left = read_at, FRAMES_PER_READ
             size = len(message)
             self.bytes_received += size
             self._meter.received += size
             self._frames = wire.decode_frames(message)
-        left = self._frames_left
+        left = FRAMES_PER_TURN
         try:
             on_frame = self._on_frame
             for frame in self._frames:
@@ -293,9 +301,12 @@ class Pump:
                 if not left:
                     return False
             self._frames = _NONE
-            return True
+            self._frames_left -= (FRAMES_PER_TURN - left) or 1
+            if self._frames_left > 0:
+                return True
+            self._frames_left = FRAMES_PER_READ
+            return False
         finally:
-            self._frames_left = left or FRAMES_PER_TURN
             if self._unanswered is not None and self._may_answer():
                 self.answer()
             after_message = self._after_message
