@@ -74,7 +74,7 @@ class JobHandle:
     """One job of this client, for tasks to wait on."""
 
     __slots__ = (
-        *("_asked_at", "_changed", "_sinks", "_stalls", "_taps", "is_forgotten", "is_held"),
+        *("_asked_at", "_sinks", "_stalls", "_taps", "_waiting", "is_forgotten", "is_held"),
         *("is_new", "job", "kill_grace", "link", "span"),
     )
 
@@ -103,8 +103,8 @@ class JobHandle:
         """Who sees what arrives, besides its reader, and how far they have seen it."""
         self._stalls: Mapping[Stream, wire.Stalled] = {}
         """Those of the job that the controller was told of."""
-        self._changed: trio.Event | None = None
-        """Of those who wait for the next change; None: nobody does."""
+        self._waiting: dict[trio.lowlevel.Task, None] = {}
+        """For the next change. They wait for no `trio.Event`: each would need one of its own, for each keystroke."""
         self.is_forgotten = False
         """We want nothing more of it."""
         self.span: tracing.JobSpan | None = None
@@ -142,10 +142,11 @@ class JobHandle:
             self.link.tell_stalls(self.job, before)
         if self.span is not None and self.ended:
             self._end_span()
-        changed = self._changed
-        if changed is not None:
-            self._changed = None
-            changed.set()
+        waiting = self._waiting
+        if waiting:
+            self._waiting = {}
+            for task in waiting:
+                trio.lowlevel.reschedule(task)
 
     def _end_span(self) -> None:
         if self.span is not None:
@@ -154,10 +155,15 @@ class JobHandle:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds; it is looked at whenever the job changes. No checkpoint if it does."""
+        task = trio.lowlevel.current_task()
+
+        def stop_waiting(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
         while not condition():
-            if self._changed is None:
-                self._changed = trio.Event()
-            await self._changed.wait()
+            self._waiting[task] = None
+            await trio.lowlevel.wait_task_rescheduled(stop_waiting)
 
     @property
     def closed(self) -> bool:

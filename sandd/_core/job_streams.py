@@ -47,6 +47,8 @@ async def send_input(
 class InputStream(trio.abc.SendStream):
     """What a job reads. What was sent is in order and once, whatever happens to the connection."""
 
+    __slots__ = ("_closed", "_conflicts", "_handle", "_name", "_owner")
+
     def __init__(self, handle: JobHandle, *, name: str = "stdin", owner: str = "process") -> None:
         self._handle = handle
         self._name = name
@@ -140,6 +142,8 @@ class InputStream(trio.abc.SendStream):
 
 class OutputStream(trio.abc.ReceiveStream):
     """stdout or stderr of the job: all its bytes, in order and once, whatever happens to the connection."""
+
+    __slots__ = ("_closed", "_conflicts", "_handle", "_log", "_stream")
 
     def __init__(self, handle: JobHandle, stream: Stream) -> None:
         self._handle = handle
@@ -241,6 +245,8 @@ class OutputStream(trio.abc.ReceiveStream):
 
 class Exclusive:
     """trio's rule that a stream has one task at a time per direction; the second gets BusyResourceError."""
+
+    __slots__ = ("_message", "held")
 
     def __init__(self, message: str) -> None:
         self._message = message

@@ -53,6 +53,8 @@ class PosixTerminal(Terminal):
             that nobody has open any more (macOS); else None.
     """
 
+    __slots__ = ("_slave", "descriptor", "exited", "input", "output")
+
     def __init__(self, master: int, slave: int | None) -> None:
         os.set_blocking(master, False)
         self.descriptor = master
@@ -109,6 +111,8 @@ class PosixTerminal(Terminal):
 
 class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
     """What the terminal shows."""
+
+    __slots__ = ("_ended", "_is_drained", "_is_left", "_terminal")
 
     def __init__(self, terminal: PosixTerminal) -> None:
         self._terminal = terminal
@@ -182,6 +186,8 @@ class TerminalOutput(trio.abc.ReceiveStream, ReceivesNowait):
 
 class TerminalInput(trio.abc.SendStream, SendsNowait):
     """What is typed there."""
+
+    __slots__ = ("_terminal",)
 
     def __init__(self, terminal: PosixTerminal) -> None:
         self._terminal = terminal
