@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from daemons import daemon_environment
+from forked_python import copies
 from process_tools import link_writers, living_tasks, until
 
 import sandd
@@ -37,9 +39,14 @@ async def open_idle(
 ) -> AsyncIterator[None]:
     """So many idle daemons, in another process."""
     command = [sys.executable, "-m", "benchmarks.bare_daemons", controller.url, TOKEN, str(count)]
-    daemons = await trio.lowlevel.open_process(
-        [*command, prefix], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    with copies():
+        daemons = await trio.lowlevel.open_process(
+            [*command, prefix],
+            cwd=ROOT,
+            env=daemon_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
     assert daemons.stdin is not None
     assert daemons.stdout is not None
     try:
