@@ -19,8 +19,9 @@ ROUNDS, ROUNDS_QUICK = 15, 3
 def measure(quick: bool) -> list[Figure]:
     """The time and the controller's processor time.
 
-    The target is held against our whole daemons, which take care of process trees, keep output, and make it good after a
-    cut. Beside them are some that run commands by the same few lines as the stand-in: what then differs is the controller.
+    The target is held against our whole daemons, which take care of process trees, keep output, and make it good
+    after a cut. Beside them are some that run commands by the same few lines as the stand-in: what then differs is
+    the controller.
     """
     daemons, rounds = (DAEMONS_QUICK, ROUNDS_QUICK) if quick else (DAEMONS, ROUNDS)
     times: dict[str, list[float]] = {}
