@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from transfer_world import FailingRoot, Line, Lines, copy, names_below, system_error
 
 from sandd import TransferError
-from sandd._core.files.operations import write_pieces
 from sandd._core.files.roots import AnyFile
 from sandd._core.transfers import partials, syncing
 from sandd._core.transfers.ends import failure_bytes, failure_error, tell
@@ -58,22 +57,6 @@ def test_zeros_are_not_written(
         assert path.read_bytes() == data
     finally:
         os.close(descriptor)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="it has no writev")
-def test_pieces_that_go_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many they are, and however much of them the system takes in one call."""
-    pieces = [os.urandom(number % 7) for number in range(3000)]
-    whole, taken = os.writev, iter(range(1 << 20))
-
-    def writev(descriptor: int, some: list[memoryview]) -> int:
-        return whole(descriptor, [b"".join(some)[: next(taken) % 100]])
-
-    for system in (whole, writev):
-        monkeypatch.setattr(os, "writev", system)
-        with (tmp_path / "f").open("wb", buffering=0) as file:
-            write_pieces(file.fileno(), [memoryview(piece) for piece in pieces])
-        assert (tmp_path / "f").read_bytes() == b"".join(pieces)
 
 
 async def test_blocks_of_zeros_become_a_hole(tmp_path: Path) -> None:

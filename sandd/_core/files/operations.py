@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from sandd.wire import FileInfo, FileKind
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator
 
     from sandd._core.files.roots import Root
     from sandd.wire import Buffer
@@ -183,25 +183,6 @@ def write_all(descriptor: int, data: Buffer) -> None:
     with memoryview(data) as view:
         while position < len(view):
             position += os.write(descriptor, view[position:])
-
-
-def write_pieces(descriptor: int, pieces: Sequence[memoryview]) -> None:
-    """Write all of them where the descriptor stands, in one call where the system has such a one."""
-    if sys.platform == "win32":
-        for piece in pieces:
-            write_all(descriptor, piece)
-        return
-    for start in range(0, len(pieces), _MOST_PIECES):
-        some = pieces[start : start + _MOST_PIECES]
-        left = os.writev(descriptor, some)
-        for piece in some:
-            # All of it was written, as always, but on a disk that is full.
-            write_all(descriptor, piece[left:])
-            left = max(0, left - len(piece))
-
-
-_MOST_PIECES: Final = 1024
-"""Linux' UIO_MAXIOV, and macOS' IOV_MAX."""
 
 
 def _not_a_file(path: bytes) -> OSError:

@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 
 from sandd import wire
 from sandd._core._errors import transfer_error
-from sandd._core.files.operations import write_all, write_pieces
+from sandd._core.files.operations import write_all
 from sandd._core.transfers import arrivals
 from sandd._core.transfers.partials import (
     beside,
@@ -687,20 +687,17 @@ def _meddled(target: bytes) -> Exception:
 def write_sparse(descriptor: int, position: int, pieces: Iterable[memoryview]) -> None:
     """Write them at `position`, where the descriptor stands; it moves behind blocks of zeros, and writes none.
 
-    Beyond the position the file has nothing.
+    Beyond the position the file has nothing. Not all in one writev(2): on ext4 that costs twice as much while the
+    disk takes what was written before (m).
     """
-    solid: list[memoryview] = []
     for piece in pieces:
         first = -position % BLOCK
         # Where a block's first byte isn't zero, the others needn't be looked at.
         if 0 not in piece[first::BLOCK]:
-            solid.append(piece)
+            write_all(descriptor, piece)
         else:
-            write_pieces(descriptor, solid)
-            solid = []
             _write_blocks(descriptor, position, piece, first)
         position += len(piece)
-    write_pieces(descriptor, solid)
 
 
 def _write_blocks(descriptor: int, position: int, data: memoryview, first: int) -> None:
