@@ -22,8 +22,8 @@ from sandd._core.tls.authority import issue_client, new_authority
 from sandd._core.tls.contexts import ServerTls, client_context, server_tls, unverified_context
 from sandd._core.tls.pins import read_certificates
 from sandd._core.transport import BUNDLE_PATH, Connection, _places, connect, fetch
-from sandd._core.transport import _connection as connection_module
-from sandd._core.transport._streams import ALERT_TIMEOUT, MeteredStream
+from sandd._core.transport._secure_stream import ALERT_TIMEOUT
+from sandd._core.transport._streams import MeteredStream
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -446,17 +446,6 @@ async def test_a_server_that_never_answers_is_given_up(presented: ServerTls) -> 
                     pass
             with pytest.raises(ConnectionLost, match=r"no TLS handshake within 0\.1 s"):
                 await fetch(secure, "/x", ssl_context=TRUSTING, timeout=0.1, max_bytes=1)
-
-
-def test_the_private_names_of_trio_are_there(presented: ServerTls) -> None:
-    """Where an alert waits that trio doesn't send, and what reads and writes without waiting."""
-    near, _ = trio.testing.memory_stream_pair()
-    stream = trio.SSLStream(near, presented.context, server_side=True)
-    assert isinstance(stream._outgoing, ssl.MemoryBIO)
-    assert isinstance(stream._ssl_object, ssl.SSLObject)
-    assert stream._delayed_outgoing is None
-    assert not stream._inner_send_lock.locked()
-    assert connection_module.BUNDLE_HEADER == b"sandd-ca"
 
 
 async def test_another_task_may_close_what_its_owner_reads(presented: ServerTls) -> None:

@@ -8,7 +8,8 @@ get around, because it reads and writes through nothing else:
     _connection.py  Connection: what the rest of sandd sees, and what trio-websocket reads from
         trio_websocket.WebSocketConnection
     _protocol.py    GuardedProtocol: wsproto with limits; every event passes here (no I/O)
-        trio.SSLStream, for wss
+    _secure_stream.py  SecureStream: TLS, for wss; what it encrypts and decrypts is in
+    _tls.py            TlsEnd, around Python's ssl (no I/O)
     _streams.py     MeteredStream: the socket, and when it last took a byte
 
     _client.py      connect(): TCP, TLS and WebSocket handshake within one deadline
@@ -17,7 +18,7 @@ get around, because it reads and writes through nothing else:
     _http.py        what the server answers to a request before, or instead of, a WebSocket
 
 Two private names of trio-websocket are used, `WebSocketConnection._reader_task` and its
-`_stream_lock`, and of trio those of `SSLStream` that `_streams` names; tests hold them.
+`_stream_lock`; tests hold them.
 """
 
 from sandd._core.transport._client import connect, fetch

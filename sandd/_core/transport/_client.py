@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import h11
+import idna
 import trio
 from attrs import frozen
 from wsproto import ConnectionType
@@ -17,13 +18,8 @@ from wsproto.events import Request
 from sandd._core._errors import ConfigurationError, ConnectionLost
 from sandd._core.transport._connection import Connection
 from sandd._core.transport._protocol import GuardedProtocol
-from sandd._core.transport._streams import (
-    Address,
-    MeteredStream,
-    over_tls,
-    shake_hands_over_tls,
-    why_broken,
-)
+from sandd._core.transport._secure_stream import SecureStream, why_broken
+from sandd._core.transport._streams import Address, MeteredStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -136,6 +132,11 @@ class _Target:
         return f"{self.path}?{self.query}" if self.query else self.path
 
     @property
+    def tls_name(self) -> str:
+        """What the server's certificate must name: what trio looks up."""
+        return self.host if self.host.isascii() else idna.encode(self.host, uts46=True).decode()
+
+    @property
     def host_header(self) -> str:
         standard = 80 if self.ssl_context is None else 443
         address = str(Address(self.host, self.port))
@@ -171,14 +172,13 @@ async def _dial(
     try:
         with trio.fail_after(timeout):
             meter = MeteredStream(await trio.open_tcp_stream(target.host, target.port))
-            stream: trio.abc.Stream = meter
+            stream: MeteredStream | SecureStream = meter
             channel_binding = b""
             if target.ssl_context is not None:
                 tried = "TLS handshake"
-                tls = over_tls(meter, target.ssl_context, server_hostname=target.host)
-                await shake_hands_over_tls(tls)
-                channel_binding = hashlib.sha256(tls.getpeercert(binary_form=True)).digest()
-                stream = tls
+                stream = SecureStream(meter, target.ssl_context, server_hostname=target.tls_name)
+                await stream.do_handshake()
+                channel_binding = hashlib.sha256(stream.peer_certificate).digest()
             tried = "answer to the WebSocket handshake"
             connection = Connection(
                 meter,
@@ -224,10 +224,10 @@ async def fetch(
         with trio.fail_after(timeout):
             meter = MeteredStream(await trio.open_tcp_stream(target.host, target.port))
             tried = "TLS handshake"
-            tls = over_tls(meter, ssl_context, server_hostname=target.host)
-            await shake_hands_over_tls(tls)
+            stream = SecureStream(meter, ssl_context, server_hostname=target.tls_name)
+            await stream.do_handshake()
             tried = f"answer to GET {path}"
-            return await _get(tls, target.host_header, path, max_bytes)
+            return await _get(stream, target.host_header, path, max_bytes)
     except BaseException as exc:
         if (lost := _as_lost(exc, tried, timeout, target)) is None:
             raise

@@ -25,15 +25,13 @@ from sandd._core.large_buffers import keep_large_buffers
 from sandd._core.logs import get_logger
 from sandd._core.transport._http import BUNDLE_HEADER
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol, keep
-from sandd._core.transport._streams import (
-    read_decrypted,
-    send_encrypted_nowait,
-    why_broken,
-)
+from sandd._core.transport._secure_stream import why_broken
+from sandd._core.transport._streams import RECEIVE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from sandd._core.transport._secure_stream import SecureStream
     from sandd._core.transport._streams import MeteredStream
 
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
@@ -43,6 +41,9 @@ Credit keeps honest peers far below: it is what a router lets be outstanding on 
 reader is never held up by a consumer that is slow for a moment, pings are answered and a close is
 noticed; and a peer that ignores credit meets TCP's back-pressure, not the end of our memory.
 """
+
+LARGE_READ_BYTES: Final = 8 * 1024
+"""Behind what is smaller there is nothing more to be read."""
 
 BREACH_TIMEOUT: Final = 1.0
 """Seconds a peer that broke the rules gets to take the close frame that tells it which."""
@@ -74,7 +75,7 @@ class Connection:
     __slots__ = (
         *("_answering_pings", "_back", "_failure", "_goodbye", "_left", "_may_wait"),
         *("_meter", "_nursery", "_protocol", "_reading", "_replay", "_room"),
-        *("_send_was_cut", "_state", "_taken", "_tls", "_wants_more", "_watched"),
+        *("_send_was_cut", "_state", "_stream", "_taken", "_wants_more", "_watched"),
         *("_websocket", "_write_failed", "_write_lock", "channel_binding", "headers"),
         *("host", "is_loopback", "local", "on_admitted", "path", "peer_identity"),
         *("remote",),
@@ -103,7 +104,7 @@ class Connection:
     def __init__(
         self,
         meter: MeteredStream,
-        stream: trio.abc.Stream,
+        stream: MeteredStream | SecureStream,
         protocol: GuardedProtocol,
         *,
         path: str,
@@ -132,7 +133,7 @@ class Connection:
 
         self._state = _State.OPENING
         self._meter = meter
-        self._tls = stream if isinstance(stream, trio.SSLStream) else None
+        self._stream = stream
         self._protocol = protocol
         self._watched = _WatchedStream(self, stream)
         self._write_lock = trio.StrictFIFOLock()
@@ -232,9 +233,9 @@ class Connection:
                 raise self._loss() from self._failure
             await trio.lowlevel.checkpoint_if_cancelled()
             head, body = self._protocol.encode_message(message)
-            if self._tls is not None or not self._meter.send_nowait(head, body):
+            if not self._stream.send_nowait(head, body):
                 await self._watched.send_all(head + body)
-            elif self._meter.has_unsent:
+            elif self._stream.has_unsent:
                 await self._watched.send_all(b"")
             else:
                 await trio.lowlevel.cancel_shielded_checkpoint()
@@ -261,27 +262,22 @@ class Connection:
         protocol = self._protocol
         if not (protocol.is_between or protocol.is_open):
             return False  # the peer has said goodbye, and the reader is at it
-        if self._tls is None:
-            # Whoever has the lock writes, or is about to: frames may go in any order, and each goes as a whole.
-            head, body = protocol.encode_message(message)
-            return self._meter.send_nowait(head, body)
-        if self._write_lock.locked():
-            return False
+        # Whoever has the lock writes, or is about to: frames may go in any order, and each goes as a whole.
         head, body = protocol.encode_message(message)
-        return send_encrypted_nowait(self._tls, head, body)
+        return self._stream.send_nowait(head, body)
 
     @property
     def has_unsent(self) -> bool:
         """`send_message_nowait` left something for `flush`."""
-        return bool(self._meter._unsent)
+        return self._stream.has_unsent
 
     async def flush(self) -> None:
         """Send what `send_message_nowait` left, if anything. Fails as `send_message` does."""
-        if self._meter.has_unsent:
+        if self._stream.has_unsent:
             self._send_was_cut = True
             async with self._write_lock:
                 try:
-                    await self._meter.send_all(b"")
+                    await self._stream.send_all(b"")
                 except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                     self._write_failed = True
                     self._failure = self._failure or exc
@@ -297,7 +293,7 @@ class Connection:
                 long or in too many fragments, ...); it is being told by the fitting close code.
         """
         if self._websocket is None:
-            if self._meter.has_unsent:  # the answer to the upgrade, where we don't speak first
+            if self._stream.has_unsent:  # the answer to the upgrade, where we don't speak first
                 await self.flush()
             taken: list[bytes] = []
 
@@ -404,14 +400,22 @@ class Connection:
             protocol.hand_over = keep
         raise failure
 
+    def _deliver_more(self, total: int) -> bytes:
+        """Hand over what else has come, behind so many bytes that were read in this turn; what is left of it then."""
+        left = b""
+        if total >= LARGE_READ_BYTES:
+            while not left and total < RECEIVE_BYTES and (data := self._stream.receive_nowait()):
+                left = self._protocol.deliver(data)
+                total += len(data)
+        return left
+
     async def _read_quietly(self) -> None:
         """Read in this task, which has opened `_reading`, until it wants no more, or the background has to.
 
         Raises:
             ConnectionLost: the stream has ended.
         """
-        protocol, tls = self._protocol, self._tls
-        stream: trio.abc.ReceiveStream = self._meter if tls is None else tls
+        protocol, stream = self._protocol, self._stream
         has_ended = False
         self._wants_more = True
         try:
@@ -424,12 +428,12 @@ class Connection:
                     left, self._left = protocol.deliver_left(self._left), b""
                 else:
                     data = await stream.receive_some()
-                    if tls is not None:
-                        data = read_decrypted(tls, data)
                     if not data:
                         has_ended = True
                         break
-                    left = protocol.deliver(bytes(data))
+                    left = protocol.deliver(data)
+                    if not left and len(data) >= LARGE_READ_BYTES:  # (asked here: mostly it isn't)
+                        left = self._deliver_more(len(data))
                 if not left:
                     continue
                 if self._websocket is not None:
@@ -487,8 +491,8 @@ class Connection:
         """
         # Not by trio-websocket, which may not be needed at all.
         answer = AcceptConnection(subprotocol=subprotocol, extra_headers=headers)
-        if speaks_first and self._tls is None and self._meter.is_idle:
-            self._meter.put_before_all(self._protocol.send(answer))
+        if speaks_first and self._stream.is_idle:
+            self._stream.put_before_all(self._protocol.send(answer))
         else:
             await self._watched.send_all(self._protocol.send(answer))
         if self._write_failed:
@@ -708,14 +712,14 @@ class _Background:
 class _WatchedStream(trio.abc.Stream):
     """The stream as trio-websocket sees it: its reader asks here for more, and is told to wait."""
 
-    def __init__(self, connection: Connection, stream: trio.abc.Stream) -> None:
+    def __init__(self, connection: Connection, stream: MeteredStream | SecureStream) -> None:
         self._connection = connection
         self._stream = stream
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         while self._connection._reading is not None:  # its owner, who has been told to stop
             await trio.lowlevel.checkpoint()
-        connection, protocol = self._connection, self._connection._protocol
+        connection, protocol, stream = self._connection, self._connection._protocol, self._stream
         left, connection._replay = connection._replay, None
         if left is not None:
             return left
@@ -727,15 +731,13 @@ class _WatchedStream(trio.abc.Stream):
             if protocol.charged - connection._taken > connection._may_wait:
                 await connection._wait_room()
             try:
-                data = await self._stream.receive_some(max_bytes)
-                if connection._tls is not None:
-                    data = read_decrypted(connection._tls, data)
+                data = await stream.receive_some(max_bytes)
             except trio.BrokenResourceError as exc:
                 connection._failure = connection._failure or exc
                 raise
             if not data:
                 return b""
-            if left := protocol.deliver(bytes(data)):
+            if left := protocol.deliver(data) or connection._deliver_more(len(data)):
                 return left
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -26,13 +26,8 @@ from sandd._core.transport._http import (
 )
 from sandd._core.transport._places import HandshakePlaces, Hearing
 from sandd._core.transport._protocol import GuardedProtocol
-from sandd._core.transport._streams import (
-    Address,
-    MeteredStream,
-    over_tls,
-    shake_hands_over_tls,
-    spoke_http,
-)
+from sandd._core.transport._secure_stream import SecureStream, spoke_http
+from sandd._core.transport._streams import Address, MeteredStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -265,7 +260,7 @@ class _Server:
                     "it was slow to say what it wants, and had to make way for others"
                 )
             wait = 0.0
-            identity = _identity_of(stream)
+            identity = stream.peer_uri if isinstance(stream, SecureStream) else None
             if isinstance(verdict, (Upgrade, Question)):
                 if presented is not None and presented.requires_certificate and identity is None:
                     verdict = CERTIFICATE_REQUIRED
@@ -308,14 +303,13 @@ class _Server:
 
     async def _hear_request(
         self, meter: MeteredStream, reader: RequestReader, presented: ServerTls | None
-    ) -> tuple[trio.abc.Stream, Upgrade | Question | Document | Refusal]:
+    ) -> tuple[MeteredStream | SecureStream, Upgrade | Question | Document | Refusal]:
         """TLS if there is any, and what the peer asks for, judged."""
-        stream: trio.abc.Stream = meter
+        stream: MeteredStream | SecureStream = meter
         if presented is not None:
-            tls = over_tls(meter, presented.context)
+            stream = SecureStream(meter, presented.context)
             try:
-                await shake_hands_over_tls(tls)
-                stream = tls
+                await stream.do_handshake()
             except trio.BrokenResourceError as exc:
                 if not spoke_http(exc):
                     raise
@@ -429,16 +423,6 @@ def _own_names() -> set[str]:
     """What this machine calls itself, and what its users may have as a name of one of its loopback addresses."""
     name = socket.gethostname().lower()
     return {name, name.partition(".")[0]}
-
-
-def _identity_of(stream: trio.abc.Stream) -> str | None:
-    """The URI of the client certificate, which TLS has verified."""
-    if isinstance(stream, trio.SSLStream):
-        certificate = stream.getpeercert() or {}
-        for kind, value in certificate.get("subjectAltName", ()):
-            if kind == "URI":
-                return str(value)
-    return None
 
 
 async def _answer(

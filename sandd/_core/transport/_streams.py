@@ -6,13 +6,17 @@ import contextlib
 import errno
 import functools
 import os
-import ssl
 import sys
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sandd.wire import Buffer
 
 NOTSENT_LOWAT: Final = 128 * 1024
 """Bytes the kernel takes beyond what the network has: a keystroke waits for these, and for the rest of the message
@@ -24,6 +28,9 @@ speed of bulk transfers (m)."""
 
 GATHERED_BYTES: Final = 4 * 1024
 """Up to here two pieces are copied into one: cheaper than telling the kernel of both."""
+
+PIECES_AT_ONCE: Final = 64
+"""Given to the kernel by one call, which takes 16 at least and 1024 mostly (IOV_MAX)."""
 
 _FIRST_RECEIVE_BYTES: Final = 16 * 1024
 
@@ -80,9 +87,13 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         self._descriptor = tcp.socket.fileno()
         """Of the socket; -1 once that is closed."""
         self._receive_bytes = _FIRST_RECEIVE_BYTES
+        self.most_bytes = RECEIVE_BYTES
+        """The largest read, where nobody says how much."""
         self._is_drained = True  # the latest read took all there was
         self._sending = False
-        self._unsent = b""  # what the kernel left of a `send_nowait`; goes before everything else
+        self._unsent: list[
+            Buffer
+        ] = []  # what the kernel left of a `send_nowait`; goes before all else
         self.bytes_received = 0
         self.last_write_progress = self._now()
         """When a write last got on (seconds of `trio.current_time`)."""
@@ -118,57 +129,72 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         return not (self._sending or self._unsent or _ON_WINDOWS)  # (no write(2) on sockets there)
 
     @property
+    def is_closed(self) -> bool:
+        """We have closed it."""
+        return self._descriptor == -1
+
+    @property
     def has_unsent(self) -> bool:
         """A part of a `send_nowait` waits for the next `send_all`."""
         return bool(self._unsent)
 
-    def send_nowait(self, head: bytes, body: bytes = b"") -> bool:
-        """Send both without a checkpoint, if nothing stands before them; False: nothing was sent.
+    def send_nowait(self, *pieces: bytes) -> bool:
+        """Send them without a checkpoint, if nothing stands before them; False: nothing was sent.
 
         What the kernel doesn't take goes out before the next `send_all`; see that one comes soon.
         """
         if self._sending or self._unsent or _ON_WINDOWS:  # as `is_idle`, called for each message
             return False
+        if len(pieces) == 2 and len(pieces[1]) < GATHERED_BYTES:
+            pieces = (pieces[0] + pieces[1],)
         try:
-            if len(body) < GATHERED_BYTES or sys.platform == "win32":
-                head, body = head + body, b""
-                sent = os.write(self._descriptor, head)
-            else:
-                sent = os.writev(self._descriptor, (head, body))
+            sent = self._write(pieces)
         except OSError:
             return False  # full or broken: `send_all` will meet the same, and tell
-        clock = self._now  # (to call what is not a method by its name takes Python longer)
-        self.last_write_progress = clock()
-        if sent < len(head) + len(body):
-            self._unsent = head[sent:] + body[max(0, sent - len(head)) :]
+        if sent < sum(map(len, pieces)):
+            self._unsent = _behind(pieces, sent)
         return True
 
-    def put_before_all(self, data: bytes) -> None:
-        """Have it sent before the next `send_all`'s; only where this `is_idle`."""
-        self._unsent = data
+    def put_before_all(self, *pieces: bytes) -> None:
+        """Have them sent before the next `send_all`'s; only where this `is_idle`."""
+        self._unsent = list(pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; when cancelled or broken halfway the stream is `torn`."""
+        await self.send_pieces([data if isinstance(data, bytes) else memoryview(data)])
+
+    async def send_pieces(self, pieces: Sequence[Buffer]) -> None:
+        """As `send_all`, of several pieces."""
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
-        socket = self._tcp.socket
-        if socket.did_shutdown_SHUT_WR or socket.fileno() == -1:
+        if self._tcp.socket.did_shutdown_SHUT_WR or self._descriptor == -1:
             raise trio.ClosedResourceError("this stream was closed for sending")
+        await trio.lowlevel.checkpoint_if_cancelled()
         begun = bool(self._unsent)
-        if begun:
-            data, self._unsent = self._unsent + bytes(data), b""
-        sent, total = 0, len(data)
-        if not total:
-            await trio.lowlevel.checkpoint()
-            return
+        left = [*self._unsent, *(each for each in pieces if len(each))]
+        self._unsent = []
+        has_waited = False
         self._sending = True
-        self.write_pending_since = self._now()
         try:
-            with memoryview(data) as view:
-                while sent < total:
-                    with view[sent:] as rest:
-                        sent += await socket.send(rest)
-                    self.last_write_progress = self.write_pending_since = self._now()
+            while left:
+                try:
+                    if sys.platform == "win32":
+                        self.write_pending_since = self._now()
+                        sent = await self._tcp.socket.send(left[0])
+                        self.last_write_progress = self._now()
+                    else:
+                        sent = self._write(left)
+                    begun = True
+                    left = _behind(left, sent)
+                    if self.write_pending_since is not None:
+                        self.write_pending_since = self.last_write_progress
+                except BlockingIOError:
+                    if self.write_pending_since is None:
+                        self.write_pending_since = self._now()
+                    has_waited = True
+                    await trio.lowlevel.wait_writable(self._descriptor)
+            if not has_waited:
+                await trio.lowlevel.cancel_shielded_checkpoint()
         except OSError as exc:
             if exc.errno in _CLOSED_ERRNOS:
                 raise trio.ClosedResourceError("this stream was closed") from None
@@ -176,8 +202,17 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         finally:
             self._sending = False
             self.write_pending_since = None
-            if sent < total and (sent or begun):
+            if left and begun:
                 self.torn = True
+
+    def _write(self, pieces: Sequence[Buffer]) -> int:
+        """How many bytes of them the kernel has taken."""
+        if sys.platform == "win32" or len(pieces) == 1:
+            sent = os.write(self._descriptor, pieces[0])
+        else:
+            sent = os.writev(self._descriptor, pieces[:PIECES_AT_ONCE])
+        self.last_write_progress = self._now()
+        return sent
 
     async def wait_send_all_might_not_block(self) -> None:
         """See `trio.abc.SendStream`."""
@@ -189,17 +224,38 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         finally:
             self._sending = False
 
+    def receive_nowait(self) -> bytes:
+        """More of what has arrived; b"" if the latest read took all, or if that can't be told."""
+        if self._is_drained or self._descriptor == -1 or _ON_WINDOWS:
+            return b""
+        try:
+            return self._received(os.read(self._descriptor, self._receive_bytes))
+        except OSError:
+            return self._received(
+                b""
+            )  # if it broke, or ended, whoever waits for more will meet the same
+
+    def _received(self, data: bytes) -> bytes:
+        """`data`, which a read of the size that follows what comes has brought."""
+        size, count = self._receive_bytes, len(data)
+        self.bytes_received += count
+        self._is_drained = count < size
+        if not self._is_drained:
+            self._receive_bytes = min(4 * size, self.most_bytes)
+        elif size > _FIRST_RECEIVE_BYTES and count < size // 4:
+            self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
+        return data
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Whatever is there. Without `max_bytes` the size follows what comes, up to `RECEIVE_BYTES`.
 
         A large buffer for every small read would cost an mmap and munmap each.
         """
         if max_bytes is not None or _ON_WINDOWS:  # (Windows: no read(2) on sockets)
-            size = RECEIVE_BYTES if max_bytes is None else max_bytes
+            size = self.most_bytes if max_bytes is None else max_bytes
             data = bytes(await self._tcp.receive_some(size))
             self.bytes_received += len(data)
             return data
-        size = self._receive_bytes
         if self._descriptor == -1:
             raise trio.ClosedResourceError("this stream was closed")
         if self._is_drained:  # then to ask first would be in vain
@@ -208,22 +264,13 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                data = os.read(self._descriptor, size)
-                break
+                return self._received(os.read(self._descriptor, self._receive_bytes))
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._descriptor)
             except OSError as exc:
                 if exc.errno in _CLOSED_ERRNOS:
                     raise trio.ClosedResourceError("this stream was closed") from None
                 raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
-        count = len(data)
-        self.bytes_received += count
-        self._is_drained = count < size
-        if not self._is_drained:
-            self._receive_bytes = min(4 * size, RECEIVE_BYTES)
-        elif size > _FIRST_RECEIVE_BYTES and count < size // 4:
-            self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
-        return data
 
     async def send_eof(self) -> None:
         """See `trio.abc.HalfCloseableStream`."""
@@ -242,91 +289,10 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
-ALERT_TIMEOUT: Final = 1.0
-"""Seconds for telling the peer why its certificate is refused."""
-
-
-async def shake_hands_over_tls(stream: trio.SSLStream[MeteredStream]) -> None:
-    """Do the handshake; if that fails, the peer is told why before this raises `trio.BrokenResourceError`.
-
-    trio leaves the alert unsent (`_outgoing`, a private name that a test holds). In TLS 1.3 a client whose certificate
-    is refused has finished its handshake by then: without the alert all was well, and then the connection ended.
-    """
-    try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError as exc:
-        # Whoever spoke plain HTTP is answered in HTTP.
-        alert = b"" if spoke_http(exc) else stream._outgoing.read()
-        meter = stream.transport_stream
-        if alert:
-            with trio.move_on_after(ALERT_TIMEOUT):
-                try:
-                    await meter.send_all(alert)
-                    await meter.send_eof()
-                    while await meter.receive_some():  # closed with bytes unread, it would be lost
-                        pass
-                except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                    pass  # whoever has gone doesn't want to know
-        raise
-
-
-def send_encrypted_nowait(stream: trio.SSLStream[MeteredStream], head: bytes, body: bytes) -> bool:
-    """As `MeteredStream.send_nowait`, through TLS: it saves a keystroke, or a short command, a turn of the loop.
-
-    `_ssl_object`, `_outgoing`, `_delayed_outgoing` and `_inner_send_lock` are private names that a test holds.
-    """
-    meter = stream.transport_stream
-    if stream._inner_send_lock.locked() or stream._delayed_outgoing or not meter.is_idle:
-        return False
-    try:
-        stream._ssl_object.write(head + body)
-    except ssl.SSLError:
-        return False  # broken: `send_all` will meet the same, and tell
-    encrypted = stream._outgoing.read()
-    if not meter.send_nowait(encrypted):
-        meter.put_before_all(encrypted)  # said once, it must be next: records are numbered
-    return True
-
-
-def read_decrypted(stream: trio.SSLStream[MeteredStream], first: bytes | bytearray) -> bytes:
-    """`first`, and what else has arrived and can be read without waiting, up to `RECEIVE_BYTES`.
-
-    TLS comes in records of 16 KiB, and trio gives one at a time, with a turn of its loop for each: a third of the time
-    that bulk takes (m). `_ssl_object` is a private name that a test holds.
-    """
-    parts: list[bytes | bytearray] = [first]
-    total = len(first)
-    while parts[-1] and total < RECEIVE_BYTES:
-        try:
-            part = stream._ssl_object.read(RECEIVE_BYTES - total)
-        except ssl.SSLError:
-            break  # no more is here; or it is broken, which whoever reads next is told
-        parts.append(part)
-        total += len(part)
-    return b"".join(parts)
-
-
-def spoke_http(error: trio.BrokenResourceError) -> bool:
-    """Whether a handshake failed because the peer spoke plain HTTP."""
-    return getattr(error.__cause__, "reason", None) == "HTTP_REQUEST"
-
-
-def why_broken(error: trio.BrokenResourceError) -> str:
-    """What broke a stream, in words; trio's own text is mostly empty where TLS is concerned."""
-    return str(error.__cause__ or error) or "the connection broke"
-
-
-def over_tls(
-    stream: MeteredStream, context: ssl.SSLContext, *, server_hostname: str | None = None
-) -> trio.SSLStream[MeteredStream]:
-    """TLS over `stream`: as a client of `server_hostname`, or without one as a server.
-
-    The WebSocket close handshake says what TLS' own would, hence it is left out (as HTTPS does).
-    """
-    return trio.SSLStream(
-        stream,
-        context,
-        server_hostname=server_hostname,
-        server_side=server_hostname is None,
-        https_compatible=True,
-    )
+def _behind(pieces: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """What of these, none of which is empty, is behind the first `sent` bytes."""
+    for number, piece in enumerate(pieces):
+        if sent < len(piece):
+            return [memoryview(piece)[sent:] if sent else piece, *pieces[number + 1 :]]
+        sent -= len(piece)
+    return []
