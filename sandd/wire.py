@@ -471,6 +471,25 @@ def _decode_ping(payload: bytes) -> Control | Unknown:
     return message
 
 
+def lone_ping(message: bytes) -> int | None:
+    """The number of the ping that a WebSocket message consists of; None where there is anything else in it."""
+    if len(message) > HEADER_BYTES + MAX_PING_BYTES or not message.endswith(_PINGS[0]):
+        return None
+    return _lone_ping(message)
+
+
+@functools.lru_cache(256)
+def _lone_ping(message: bytes) -> int | None:
+    try:
+        frames = list(decode_frames(message))
+        if len(frames) == 1 and frames[0].type is FrameType.CONTROL and frames[0].channel == 0:
+            ping = decode_control(frames[0])
+            return ping.number if isinstance(ping, Ping) else None
+    except RemoteProtocolError:
+        pass  # whoever decodes it is told
+    return None
+
+
 @functools.lru_cache(256)
 def encode_pong(number: int) -> EncodedFrame:
     """The CONTROL frame that answers a ping."""

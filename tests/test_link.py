@@ -302,3 +302,27 @@ def test_a_wait_is_always_bounded(
         assert 0 <= wait <= backoff.maximum
     else:
         assert retry_after <= wait <= retry_after + backoff.maximum / 4
+
+
+@given(
+    heartbeat=st.floats(0.1, 60) | st.just(math.inf),
+    dead_after=st.floats(0.1, 60),
+    steps=st.lists(st.tuples(st.floats(0, 30), st.sampled_from(["hear", "lag", "check"]))),
+)
+def test_in_its_patience_a_check_does_nothing(
+    heartbeat: float, dead_after: float, steps: list[tuple[float, str]]
+) -> None:
+    """So whoever knows that no write is pending need not ask for it."""
+    liveness, now = Liveness(0.0, heartbeat, dead_after), 0.0
+    for seconds, what in steps:
+        now += seconds
+        if what == "hear":
+            liveness.received(now)
+        elif what == "lag":
+            liveness.lagged(seconds)
+        elif now - liveness.last_received < liveness.patience and liveness.writes_from is not None:
+            before = attrs.asdict(liveness)
+            assert liveness.check(now, None, now - 1.0) is Verdict.WAIT
+            assert attrs.asdict(liveness) == before
+        elif liveness.check(now, None) is Verdict.DEAD:
+            return

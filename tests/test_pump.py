@@ -58,6 +58,11 @@ class FakeConnection:
     def __attrs_post_init__(self) -> None:
         self._incoming, self._outgoing = trio.open_memory_channel[bytes | Exception](100)
 
+    @property
+    def line(self) -> FakeConnection:
+        """What the pump looks at."""
+        return self
+
     # -- what the test does
 
     def say(self, *frames: wire.EncodedFrame) -> None:
@@ -534,6 +539,25 @@ async def test_pings_that_come_together_are_answered_once() -> None:
         bench.connection.say(*pings)
         await trio.testing.wait_all_tasks_blocked()
         assert bench.connection.controls == [wire.Pong(100)]
+
+
+@pytest.mark.parametrize("takes_at_once", [True, False])
+async def test_a_ping_by_itself_is_answered_before_what_comes_later(takes_at_once: bool) -> None:
+    """At once, or by the writer; and what is said meanwhile is behind the answer."""
+    async with opened() as bench:
+        bench.connection.takes_at_once = takes_at_once
+        for number in (1, 2):
+            bench.connection.say(wire.encode_control(0, wire.Ping(number)))
+            await trio.testing.wait_all_tasks_blocked()
+            bench.pump.say(wire.Ping(number + 10))
+            await trio.testing.wait_all_tasks_blocked()
+        assert bench.connection.controls == [
+            wire.Pong(1),
+            wire.Ping(11),
+            wire.Pong(2),
+            wire.Ping(12),
+        ]
+        assert not bench.turns  # nobody was handed anything
 
 
 async def test_a_peer_that_pings_and_reads_nothing_has_one_answer_waiting() -> None:

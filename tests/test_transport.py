@@ -362,17 +362,19 @@ async def test_a_send_that_was_cancelled_is_the_last() -> None:
     with trio.fail_after(30):
         async with raw_server(never_read) as url:
             async with connect(url, **OPTIONS) as connection:
-                assert connection.write_pending_since is None
-                before = connection.last_write_progress
+                assert connection.line.write_pending_since is None
+                before = connection.line.last_write_progress
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(connection.send_message, b"x" * (64 * MIB))
                     await trio.testing.wait_all_tasks_blocked(0.05)
-                    assert connection.write_pending_since is not None
+                    assert connection.line.write_pending_since is not None
                     # What the kernel took at once was progress, before anything had to wait.
-                    assert connection.write_pending_since >= connection.last_write_progress
-                    assert connection.last_write_progress > before
+                    assert (
+                        connection.line.write_pending_since >= connection.line.last_write_progress
+                    )
+                    assert connection.line.last_write_progress > before
                     nursery.cancel_scope.cancel()
-                assert connection.write_pending_since is None
+                assert connection.line.write_pending_since is None
                 for _ in range(2):
                     with pytest.raises(ConnectionLost, match="cut short"):
                         await connection.send_message(b"lost otherwise")

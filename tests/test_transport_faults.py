@@ -340,7 +340,7 @@ async def test_aclose_is_bounded_when_the_peer_stops_reading() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, connection)
                 await trio.testing.wait_all_tasks_blocked(0.1)
-                pending = connection.write_pending_since
+                pending = connection.line.write_pending_since
                 assert pending is not None
                 assert trio.current_time() - pending >= 0.1
                 started = trio.current_time()

@@ -88,10 +88,10 @@ async def test_whole_messages_leave_it_quiet(delivers: bool) -> None:
         for message in messages:
             data = frame(Op.BINARY, message)
             assert owner.connection is not None
-            before = owner.connection.bytes_received
+            before = owner.connection.line.bytes_received
             await peer.send(data[:7])
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert owner.connection.bytes_received == before + 7, "a sign of life"
+            assert owner.connection.line.bytes_received == before + 7, "a sign of life"
             await peer.send(data[7:])
             await trio.testing.wait_all_tasks_blocked(0.01)
         assert owner.got == messages

@@ -9,6 +9,8 @@ from typing import get_args
 import attrs
 import msgpack
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sandd import wire
 from sandd._core._errors import LocalProtocolError, RemoteProtocolError
@@ -776,3 +778,36 @@ def test_an_end_by_a_limit_that_there_is_not_is_refused() -> None:
     }
     with pytest.raises(RemoteProtocolError, match="is no limit"):
         wire.decode_event(msgpack.packb(event))
+
+
+PING = b"".join(wire.encode_control(0, wire.Ping(7)))
+
+
+@given(
+    st.binary(max_size=60)
+    | st.tuples(st.integers(0, len(PING) - 1), st.integers(0, 255)).map(
+        lambda change: PING[: change[0]] + bytes([change[1]]) + PING[change[0] + 1 :]
+    )
+)
+@example(PING + PING)
+@example(PING[:-1])
+@example(b"".join(wire.encode_control(1, wire.Ping(7))))
+@example(b"".join(wire.encode_control(0, wire.Pong(7))))
+def test_a_lone_ping_is_what_decoding_makes_of_it(message: bytes) -> None:
+    """And of whatever is not exactly that it isn't told."""
+    expected = None
+    try:
+        frames = list(wire.decode_frames(message))
+        if [(frame.type, frame.channel) for frame in frames] == [(FrameType.CONTROL, 0)]:
+            control = wire.decode_control(frames[0])
+            expected = control.number if isinstance(control, wire.Ping) else None
+    except RemoteProtocolError:
+        pass
+    # (A ping may be encoded in other ways than ours, and is then taken as all else is.)
+    assert wire.lone_ping(message) in (expected, None)
+
+
+@given(st.integers(0, 2**32))
+def test_a_lone_ping_of_our_own_is_known(number: int) -> None:
+    """However large its number."""
+    assert wire.lone_ping(b"".join(wire.encode_control(0, wire.Ping(number)))) == number

@@ -202,6 +202,11 @@ class Liveness:
         return max(0.02, min(self.heartbeat, self.dead_after, WRITE_STALL) / 10)
 
     @property
+    def patience(self) -> float:
+        """Seconds of silence in which a second `check` waits, and changes nothing, if no write is pending."""
+        return min(self.heartbeat, self.dead_after)
+
+    @property
     def own_lag(self) -> float:
         """A check that is later than this many seconds says that we stood still ourselves."""
         return max(self.interval, min(OWN_LAG, self.dead_after / 4))

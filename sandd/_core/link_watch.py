@@ -30,9 +30,9 @@ class LinkWatch:
     """All that is watched together; `run` does it, in the nursery of whoever owns the links."""
 
     def __init__(self) -> None:
-        self._planned: dict[float, list[Watched]] = {}
-        """What is to be looked at, by when."""
-        self._times: list[float] = []
+        self._planned: dict[tuple[float, float], list[Watched]] = {}
+        """What is to be looked at: by when, and its interval."""
+        self._times: list[tuple[float, float]] = []
         """The keys of `_planned`, as a heap."""
         self._pause = trio.CancelScope()
         """The task's sleep."""
@@ -40,15 +40,15 @@ class LinkWatch:
     def add(self, watched: Watched) -> None:
         """Look at it from now on, until it says that it is over."""
         self._plan([watched], watched.interval, trio.current_time())
-        self._pause.deadline = min(self._pause.deadline, self._times[0])
+        self._pause.deadline = min(self._pause.deadline, self._times[0][0])
 
     def _plan(self, several: list[Watched], interval: float, now: float) -> None:
         step = interval / PARTS
-        when = math.ceil((now + interval) / step) * step
-        known = self._planned.get(when)
+        due = (math.ceil((now + interval) / step) * step, interval)
+        known = self._planned.get(due)
         if known is None:
-            self._planned[when] = several
-            heapq.heappush(self._times, when)
+            self._planned[due] = several
+            heapq.heappush(self._times, due)
         else:
             known += several
 
@@ -56,16 +56,13 @@ class LinkWatch:
     async def run(self) -> None:
         """Look at each when it is due, until cancelled."""
         while True:
-            due = self._times[0] if self._times else math.inf
+            due = self._times[0][0] if self._times else math.inf
             with trio.CancelScope(deadline=due) as self._pause:
                 await trio.sleep_forever()
             now = trio.current_time()
-            while self._times and self._times[0] <= now:
-                planned = heapq.heappop(self._times)
+            while self._times and self._times[0][0] <= now:
+                planned, interval = due_now = heapq.heappop(self._times)
                 late = now - planned
-                again: dict[float, list[Watched]] = {}
-                for watched in self._planned.pop(planned):
-                    if watched.look(now, late):
-                        again.setdefault(watched.interval, []).append(watched)
-                for interval, several in again.items():
-                    self._plan(several, interval, now)
+                again = [each for each in self._planned.pop(due_now) if each.look(now, late)]
+                if again:
+                    self._plan(again, interval, now)

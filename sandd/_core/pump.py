@@ -65,9 +65,9 @@ class Pump:
     __slots__ = (
         *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason"),
         *("_connection", "_crowd_until", "_frames", "_frames_left", "_given_up", "_heard"),
-        *("_idle", "_is_over", "_liveness", "_may_answer", "_meter", "_now", "_nursery"),
-        *("_on_frame", "_outcome", "_own_lag", "_pace", "_parked", "_ping_number", "_pongs"),
-        *("_read_at", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
+        *("_idle", "_is_over", "_line", "_liveness", "_may_answer", "_meter", "_now", "_nursery"),
+        *("_on_frame", "_outcome", "_own_lag", "_pace", "_parked", "_patience", "_ping_number"),
+        *("_pongs", "_read_at", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
         *("bytes_received", "bytes_sent", "goodbye", "interval"),
     )
 
@@ -81,7 +81,7 @@ class Pump:
         dead_after: float,
         after_message: Callable[[], None] = lambda: None,
         after_pull: Callable[[], None] = lambda: None,
-        may_answer: Callable[[], bool] = lambda: True,
+        may_answer: Callable[[], bool] | None = None,
         meter: LinkBytes | None = None,
         watch: LinkWatch | None = None,
     ) -> None:
@@ -92,11 +92,14 @@ class Pump:
         self._after_pull = after_pull
         """Called when sources have been asked for what they have: they may want more for the next time."""
         self._may_answer = may_answer
-        """Whether a ping may be answered: it says that all before it is safe. If not, `answer` is called later."""
+        """Whether a ping may be answered: it says that all before it is safe. If not, `answer` is called later.
+        None: always."""
         self._now = trio.lowlevel.current_clock().current_time
         """`trio.current_time`, which looks for the clock anew each time."""
         self._liveness = Liveness(self._now(), heartbeat, dead_after)
-        self._heard = connection.bytes_received
+        self._patience = self._liveness.patience
+        self._line = connection.line
+        self._heard = self._line.bytes_received
         """So many bytes had come when it was last looked for a sign of life."""
         self._own_lag = self._liveness.own_lag
         self.interval = self._liveness.interval
@@ -281,12 +284,21 @@ class Pump:
         No more than others may have to wait for.
         """
         if message is not None:
-            read_at = self._connection.bytes_received
+            read_at = self._line.bytes_received
             if read_at != self._read_at:
                 self._read_at, self._frames_left = read_at, FRAMES_PER_READ
             size = len(message)
             self.bytes_received += size
             self._meter.received += size
+            number = wire.lone_ping(message)
+            if number is not None and self._frames_left > 1:
+                # From most links nothing else comes: taken as the frames below are, in fewer calls. Nobody has been
+                # handed anything, so there is nothing to follow up.
+                self._frames_left -= 1
+                self._unanswered = number
+                if self._may_answer is None or self._may_answer():
+                    self.answer()
+                return True
             self._frames = wire.decode_frames(message)
         left = FRAMES_PER_TURN
         try:
@@ -307,7 +319,7 @@ class Pump:
             self._frames_left = FRAMES_PER_READ
             return False
         finally:
-            if self._unanswered is not None and self._may_answer():
+            if self._unanswered is not None and (self._may_answer is None or self._may_answer()):
                 self.answer()
             after_message = self._after_message
             after_message()  # what came before a farewell or a bad frame counts
@@ -406,31 +418,38 @@ class Pump:
         """For `LinkWatch`: see whether the peer lives, and is to be pinged."""
         if self._is_over:
             return False
-        connection = self._connection
-        heard = connection.bytes_received
+        line, liveness, writer = self._line, self._liveness, self._writer
+        heard, pending = line.bytes_received, line.write_pending_since
         if heard != self._heard:
             self._heard = heard
-            self._liveness.received(now)
+            liveness.received(now)
+        if (
+            now - liveness.last_received < self._patience
+            and pending is None
+            and writer is None
+            and liveness.writes_from is not None
+            and late <= self._own_lag
+            and not self._scheduler.overrun
+        ):
+            return True  # of most links: all that follows would do nothing, in many more calls
         try:
             if self._scheduler.overrun:
                 raise ConnectionLost(UNREAD)
             if late > self._own_lag:
-                self._liveness.lagged(late)
+                liveness.lagged(late)
                 return True
-            pending = connection.write_pending_since
-            progress = -math.inf if pending is None else connection.last_write_progress
-            match self._liveness.check(now, pending, progress):
+            match liveness.check(now, pending, line.last_write_progress):
                 case Verdict.DEAD:
                     self._given_up = True
-                    raise ConnectionLost(f"the peer is dead: {self._liveness.reason}")
+                    raise ConnectionLost(f"the peer is dead: {liveness.reason}")
                 case Verdict.PING:
                     self._send_ping()
                 case Verdict.WAIT:
                     pass
         except Exception as error:
             self._end(error)
-        if self._writer is not None and self._parked:
-            self._writer.rest()
+        if writer is not None and self._parked:
+            writer.rest()
         return True
 
     def _send_ping(self) -> int:

@@ -26,7 +26,6 @@ from sandd._core.logs import get_logger
 from sandd._core.transport._http import BUNDLE_HEADER
 from sandd._core.transport._protocol import AGAIN, GuardedProtocol, keep
 from sandd._core.transport._secure_stream import why_broken
-from sandd._core.transport._streams import RECEIVE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,9 +40,6 @@ Credit keeps honest peers far below: it is what a router lets be outstanding on 
 reader is never held up by a consumer that is slow for a moment, pings are answered and a close is
 noticed; and a peer that ignores credit meets TCP's back-pressure, not the end of our memory.
 """
-
-LARGE_READ_BYTES: Final = 8 * 1024
-"""Behind what is smaller there is nothing more to be read."""
 
 BREACH_TIMEOUT: Final = 1.0
 """Seconds a peer that broke the rules gets to take the close frame that tells it which."""
@@ -186,19 +182,9 @@ class Connection:
             self.on_admitted = None
 
     @property
-    def bytes_received(self) -> int:
-        """So many have come so far, whether they make a message or not: whoever sends them is there."""
-        return self._meter.bytes_received
-
-    @property
-    def last_write_progress(self) -> float:
-        """When the kernel last took bytes of ours (seconds of `trio.current_time`)."""
-        return self._meter.last_write_progress
-
-    @property
-    def write_pending_since(self) -> float | None:
-        """When the write that is now under way last got on; None: nothing is waiting."""
-        return self._meter.write_pending_since
+    def line(self) -> MeteredStream:
+        """What has passed so far, to be looked at: the same object always, for whoever does so often."""
+        return self._meter
 
     def limit_unsent(self, count: int) -> None:
         """Let the kernel take about so many bytes beyond what the network has."""
@@ -400,15 +386,6 @@ class Connection:
             protocol.hand_over = keep
         raise failure
 
-    def _deliver_more(self, total: int) -> bytes:
-        """Hand over what else has come, behind so many bytes that were read in this turn; what is left of it then."""
-        left = b""
-        if total >= LARGE_READ_BYTES:
-            while not left and total < RECEIVE_BYTES and (data := self._stream.receive_nowait()):
-                left = self._protocol.deliver(data)
-                total += len(data)
-        return left
-
     async def _read_quietly(self) -> None:
         """Read in this task, which has opened `_reading`, until it wants no more, or the background has to.
 
@@ -432,8 +409,6 @@ class Connection:
                         has_ended = True
                         break
                     left = protocol.deliver(data)
-                    if not left and len(data) >= LARGE_READ_BYTES:  # (asked here: mostly it isn't)
-                        left = self._deliver_more(len(data))
                 if not left:
                     continue
                 if self._websocket is not None:
@@ -737,7 +712,7 @@ class _WatchedStream(trio.abc.Stream):
                 raise
             if not data:
                 return b""
-            if left := protocol.deliver(data) or connection._deliver_more(len(data)):
+            if left := protocol.deliver(data):
                 return left
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

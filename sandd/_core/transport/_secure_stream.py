@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from sandd._core.transport._streams import RECEIVE_BYTES
 from sandd._core.transport._tls import PIECE_BYTES, TlsEnd
 
 if TYPE_CHECKING:
@@ -160,8 +161,8 @@ class SecureStream(trio.abc.Stream):
     # ---- receiving ------------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Whatever is there; without `max_bytes` a piece of it, of `PIECE_BYTES` at most."""
-        limit = PIECE_BYTES if max_bytes is None else operator.index(max_bytes)
+        """Whatever is there; without `max_bytes` up to `RECEIVE_BYTES` of it."""
+        limit = RECEIVE_BYTES if max_bytes is None else operator.index(max_bytes)
         if limit < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiving:
@@ -175,32 +176,31 @@ class SecureStream(trio.abc.Stream):
                 tls.feed(await meter.receive_some())
             while (data := tls.decrypt(limit)) is None:
                 tls.feed(await meter.receive_some())
-            return data
+            return data if max_bytes is not None or not data else self._with_more(data)
         except ssl.SSLError as exc:
             raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
         finally:
             self._receiving = False
 
-    def receive_nowait(self) -> bytes:
-        """Another piece, if it is there; b"" if not, or if that can't be told.
+    def _with_more(self, first: bytes) -> bytes:
+        """`first`, and what else can be had without waiting.
 
         A turn of the loop for each piece, or even for each record, would be a third of the time that bulk takes (m).
         """
-        tls, meter = self._tls, self._meter
-        if self._receiving or meter.is_closed:
-            return b""
-        try:
-            while True:
-                if not tls.has_more:
-                    data = meter.receive_nowait()
-                    if not data:
-                        return b""
-                    tls.feed(data)
-                plain = tls.decrypt(PIECE_BYTES)
-                if plain is not None:
-                    return plain
-        except ssl.SSLError:
-            return b""  # `receive_some` will meet the same, and tell
+        tls = self._tls
+        parts, total = [first], len(first)
+        while total < RECEIVE_BYTES and (data := self._meter.receive_nowait()):
+            tls.feed(data)
+            try:
+                part = tls.decrypt(RECEIVE_BYTES - total)
+            except ssl.SSLError:
+                break  # whoever reads next is told
+            if part == b"":
+                break  # it has ended, whatever it sends behind that
+            if part is not None:
+                parts.append(part)
+                total += len(part)
+        return first if len(parts) == 1 else b"".join(parts)
 
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""

@@ -91,10 +91,10 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """The largest read, where nobody says how much."""
         self._is_drained = True  # the latest read took all there was
         self._sending = False
-        self._unsent: list[
-            Buffer
-        ] = []  # what the kernel left of a `send_nowait`; goes before all else
+        # What the kernel left of a `send_nowait`; goes before all else.
+        self._unsent: Sequence[Buffer] = ()
         self.bytes_received = 0
+        """So many have come so far, whether they make a message or not: whoever sends them is there."""
         self.last_write_progress = self._now()
         """When a write last got on (seconds of `trio.current_time`)."""
         self.write_pending_since: float | None = None
@@ -157,7 +157,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     def put_before_all(self, *pieces: bytes) -> None:
         """Have them sent before the next `send_all`'s; only where this `is_idle`."""
-        self._unsent = list(pieces)
+        self._unsent = pieces
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; when cancelled or broken halfway the stream is `torn`."""
@@ -172,7 +172,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint_if_cancelled()
         begun = bool(self._unsent)
         left = [*self._unsent, *(each for each in pieces if len(each))]
-        self._unsent = []
+        self._unsent = ()
         has_waited = False
         self._sending = True
         try:
