@@ -737,7 +737,7 @@ class Controller:
             concurrency: how many run it at the same time; None: all.
 
         Returns:
-            Daemon id to its result or its error.
+            Daemon id to its result or its error, sorted by id.
         """
         if concurrency is not None:
             most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
