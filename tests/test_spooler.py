@@ -292,13 +292,17 @@ async def test_a_log_that_is_broken_costs_no_other_job(
 ) -> None:
     """A defect in what decides stops that job's output, and is logged; the others' goes on."""
 
-    def broken(*_: object) -> None:
-        raise AssertionError("a mistake")
+    done = SpooledLog.done
+
+    def broken(log: SpooledLog, task: DiskTask, data: bytes = b"") -> None:
+        if log is one:
+            raise AssertionError("a mistake")
+        done(log, task, data)
 
     with caplog.at_level(logging.ERROR, "sandd"):
         async with open_disk(tmp_path) as disk:
             one, other = disk.log(), disk.log()
-            monkeypatch.setattr(one, "done", broken)
+            monkeypatch.setattr(SpooledLog, "done", broken)
             await disk.settled()
             assert (one.room, other.room) == (0, 4)
     assert lines(caplog) == ["spool_crashed"]
