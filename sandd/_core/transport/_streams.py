@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from sandd.wire import Buffer
 
-NOTSENT_LOWAT: Final = 128 * 1024
+NOTSENT_LOWAT: Final = 512 * 1024
 """Bytes the kernel takes beyond what the network has: a keystroke waits for these, and for the rest of the message
-that is under way (trio's default of 16 KiB costs a wake-up for each 16 KiB of it)."""
+that is under way. The size of the largest message: with less it takes several wake-ups to be rid of one, and 128 KiB
+cost a copy a tenth of its speed (m; trio's default is 16). A slow line is given less (`limit_unsent`)."""
 
 RECEIVE_BYTES: Final = 1024 * 1024
 """The largest read: any message of bulk as a whole, and some of the next. trio-websocket's default of 4 KiB halves the
