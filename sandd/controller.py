@@ -743,30 +743,23 @@ class Controller:
             most, what = MOST_AT_ONCE, "a number of daemons, 1 or more"
             check_count("concurrency", concurrency, lowest=1, most=most, what=what)
         prepared = commands.prepare_by(command, options)
-        daemons = self.daemons(labels, match=match)
+        link, ids = self._service.link, [daemon.id for daemon in self.daemons(labels, match=match)]
         if concurrency is None:
-            ids = [daemon.id for daemon in daemons]
-            return await commands.run_on_each(self._service.link, ids, prepared)
+            return await commands.run_on_each(link, ids, prepared)
         limiter = trio.CapacityLimiter(concurrency)
         results: dict[str, CommandResult | SanddError] = {}
-        misuse: list[Exception] = []
 
-        async def run_on(daemon: Daemon) -> None:
+        async def run_on(daemon_id: str) -> None:
             async with limiter:
                 try:
-                    results[daemon.id] = await daemon.run(command, **options)
+                    results[daemon_id] = await commands.run(link, daemon_id, prepared)
                 except SanddError as error:
-                    results[daemon.id] = error
-                except Exception as error:  # the same for each: once is enough
-                    misuse.append(error)
-                    nursery.cancel_scope.cancel()
+                    results[daemon_id] = error
 
         async with open_unwrapping_nursery() as nursery:
-            for daemon in daemons:
-                nursery.start_soon(run_on, daemon)
-        if misuse:
-            raise misuse[0]
-        return {daemon_id: results[daemon_id] for daemon_id in sorted(results)}
+            for daemon_id in ids:
+                nursery.start_soon(run_on, daemon_id)
+        return {daemon_id: results[daemon_id] for daemon_id in ids}
 
     def set_tokens(self, *, token: str | bytes | None, operator_token: str | bytes | None) -> None:
         """From now on these are the secrets that daemons and operators must know; who is connected stays.

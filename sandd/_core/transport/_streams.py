@@ -231,10 +231,8 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             return b""
         try:
             return self._received(os.read(self._descriptor, self._receive_bytes))
-        except OSError:
-            return self._received(
-                b""
-            )  # if it broke, or ended, whoever waits for more will meet the same
+        except OSError:  # if it broke, or ended, whoever waits for more will meet the same
+            return self._received(b"")
 
     def _received(self, data: bytes) -> bytes:
         """`data`, which a read of the size that follows what comes has brought."""
