@@ -495,9 +495,9 @@ async def test_a_viewer_that_never_reads_gets_a_gap_and_delays_nobody(
                 assert (await viewer.wait()).success
                 gaps = await read_with_gaps(viewer.stdout, expected)
                 assert await viewer.stdout.receive_some() == b""
-                assert len(gaps) == 1
-                assert gaps[0].start >= WINDOW
-                assert gaps[0].end - gaps[0].start > total - 2 * WINDOW - 2 * RING
+                # It had credit for a window; some of that the owner may have had, and acknowledged, before it.
+                dropped = sum(gap.end - gap.start for gap in gaps)
+                assert total - 2 * WINDOW - 2 * RING < dropped < total
 
 
 # ---- output that may be dropped -----------------------------------------------------------------
