@@ -312,6 +312,27 @@ def test_receive_log_gives_what_is_large_as_it_came() -> None:
     assert log.take_pieces(99) == []
 
 
+def test_receive_log_gives_one_piece_after_the_other() -> None:
+    """As they lie there, and consumed one by one; crumbs that had been gathered are nobody else's any more."""
+    log, large = ByteReceiveLog(), bytes(LARGE_BYTES)
+    log.accept(data(0, b"ab"))
+    log.accept(data(2, b"c"))
+    log.accept(data(3, large))
+    log.accept(data(3 + len(large), gap_end=9 + len(large)))
+
+    assert log.take_piece() == b"abc"
+    assert log.consumed == 3
+    piece = log.take_piece()
+    assert isinstance(piece, memoryview)
+    assert piece.obj is large
+    assert log.consumed == 3 + len(large)
+    assert log.take_piece() == Gap(3 + len(large), 9 + len(large))
+    assert log.take_piece() == b""
+    log.accept(data(9 + len(large), b"d"))
+    assert log.take_piece() == b"d"
+    assert log.consumed == log.received
+
+
 @given(st.lists(st.integers(0, 3 * LARGE_BYTES)), st.integers(1, 4 * LARGE_BYTES))
 def test_receive_log_gives_the_same_bytes_in_pieces(sizes: list[int], limit: int) -> None:
     """Once and in order, and at least one where there are any."""

@@ -13,6 +13,7 @@ from sandd.wire import Stream
 
 if TYPE_CHECKING:
     from sandd._core.job_link import JobLink
+    from sandd.wire import Buffer
 
 ANSWERS_A_TURN: Final = 64
 """So many answers are read before everybody else has a turn: 1 ms."""
@@ -34,7 +35,7 @@ async def ask(link: JobLink, daemon_id: str, request: wire.Spec) -> list[wire.An
     """
     received, is_whole = bytearray(), True
 
-    def keep(chunk: bytes | Gap) -> None:
+    def keep(chunk: Buffer | Gap) -> None:
         nonlocal is_whole
         if isinstance(chunk, Gap):
             is_whole = False

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from sandd._core.audit.sinks import AuditSink
     from sandd._core.directory import Directory
     from sandd._core.streams import Gap
+    from sandd.wire import Buffer
 
-    Sink: TypeAlias = Callable[[bytes | Gap], None]
+    Sink: TypeAlias = Callable[[Buffer | Gap], None]
+    """It keeps no view: that would keep all of a message."""
 
 log = get_logger("client")
 
@@ -65,7 +67,6 @@ LONGEST_PATIENCE: Final = 60.0
 # Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
 _CLOSED: Final = AttachState.CLOSED
 
-EVERYTHING: Final = wire.MAX_OFFSET
 INPUT_CAPACITY: Final = RING_BYTES
 """Of a program's stdin, what is kept here until the program has taken it."""
 
@@ -133,7 +134,7 @@ class JobHandle:
             log = self.job.outputs[stream]
             if log.readable:
                 while log.readable:
-                    sink(log.take(EVERYTHING))
+                    sink(log.take_piece())
                 channel = self.job.channel
                 if channel is not None and channel.receive[stream].update_due:
                     self.link.client.activate(self.job)

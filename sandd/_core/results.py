@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import signal as _signal
-from collections import deque
-from typing import Final
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.streams import Gap
-from sandd.wire import KIB, MIB, Exited, Outcome
+from sandd.wire import MIB, Exited, Outcome
+
+if TYPE_CHECKING:
+    from sandd.wire import Buffer
 
 __all__ = ["CommandResult", "ExitStatus", "Outcome"]
 
 DEFAULT_MAX_OUTPUT: Final = 16 * MIB
 """Bytes kept per stream by `Daemon.run`."""
 _OMITTED: Final = b"\n... %d bytes omitted ...\n"
-_CHUNK: Final = 64 * KIB
 _SHOWN: Final = 200
 """Bytes of an output that a result shows of itself: what a person asks first, and no more than a line or two."""
 
@@ -154,51 +156,76 @@ class CommandResult:
 
 
 class Collector:
-    """Keeps the first and the last half of `limit` bytes of a stream of any length."""
+    """Keeps the first and the last half of `limit` bytes of a stream of any length.
+
+    In one run of memory, which becomes the result as it is, if nothing had to be left out; else what is behind the
+    first half is a ring.
+    """
+
+    __slots__ = ("_head", "_kept", "_limit", "_written", "total")
 
     def __init__(self, limit: int) -> None:
-        self._head = bytearray()
-        self._head_limit = limit - limit // 2
-        self._tail: deque[bytearray] = deque()
-        self._tail_limit = limit // 2
-        self._tail_bytes = 0
+        self._limit = limit
+        self._head = limit - limit // 2
+        """Bytes at the beginning that nothing is written over."""
+        self._kept: BytesIO | None = None
+        """`_limit` bytes at most; None: nothing has come yet, as mostly on one of the streams."""
+        self._written = 0
+        """Bytes that went there, written over or not."""
         self.total = 0
 
-    def add(self, chunk: bytes | Gap) -> None:
+    def add(self, chunk: Buffer | Gap) -> None:
         """The next bytes of the stream, or some that are gone: with them all goes from the head to there."""
         if isinstance(chunk, Gap):
             self.total += chunk.end - chunk.start
-            self._tail_limit += self._head_limit - len(self._head)
-            self._head_limit = len(self._head)
-            self._tail.clear()
-            self._tail_bytes = 0
+            self._written = self._head = min(self._head, self._written)
             return
-        self.total += len(chunk)
-        head_room = self._head_limit - len(self._head)
-        if head_room:
-            self._head += chunk[:head_room]
-            chunk = chunk[head_room:]
-        if not chunk:
-            return
-        # Pieces of at least _CHUNK: many tiny chunks cost no more than their bytes.
-        if self._tail and len(self._tail[-1]) < _CHUNK:
-            self._tail[-1] += chunk
+        size = len(chunk)
+        self.total += size
+        if self._kept is None:
+            self._kept = BytesIO()
+        if self._written + size <= self._limit:
+            self._kept.seek(self._written)
+            self._kept.write(chunk)
+            self._written += size
         else:
-            self._tail.append(bytearray(chunk))
-        self._tail_bytes += len(chunk)
-        while self._tail and self._tail_bytes - len(self._tail[0]) >= self._tail_limit:
-            self._tail_bytes -= len(self._tail.popleft())
+            self._write_round(self._kept, memoryview(chunk))
+
+    def _write_round(self, kept: BytesIO, chunk: memoryview) -> None:
+        """Write what goes beyond the limit."""
+        head, limit = self._head, self._limit
+        if self._written < head:
+            kept.seek(self._written)
+            kept.write(chunk[: head - self._written])
+            chunk = chunk[head - self._written :]
+            self._written = head
+        if head < limit:
+            skipped = max(0, len(chunk) - (limit - head))
+            position = self._place(self._written + skipped)
+            self._written += len(chunk)
+            chunk = chunk[skipped:]
+            kept.seek(position)
+            kept.write(chunk[: limit - position])
+            kept.seek(head)
+            kept.write(chunk[limit - position :])
+
+    def _place(self, offset: int) -> int:
+        """Where the byte is, or will be, behind so many that were written: all of the head was."""
+        return self._head + (offset - self._head) % (self._limit - self._head)
 
     @property
     def truncated(self) -> bool:
         """Something was left out."""
-        return self.total > len(self._head) + min(self._tail_bytes, self._tail_limit)
+        return self.total > min(self._written, self._limit)
 
     def result(self) -> bytes:
         """What was kept; a line in the middle says how much was not."""
-        if self.total == len(self._head):
-            return bytes(self._head)
-        tail = b"".join(self._tail)
-        tail = tail[max(0, len(tail) - self._tail_limit) :]
-        omitted = self.total - len(self._head) - len(tail)
-        return bytes(self._head) + (_OMITTED % omitted if omitted else b"") + tail
+        content = b"" if self._kept is None else self._kept.getvalue()  # which is no copy
+        if not self.truncated:
+            return content
+        head = min(self._head, self._written)
+        kept = min(self._written, self._limit)
+        turn = self._place(self._written) if self._written > self._limit else head
+        with memoryview(content) as view:
+            parts = view[:head], _OMITTED % (self.total - kept), view[turn:kept], view[head:turn]
+            return b"".join(parts)

@@ -365,6 +365,17 @@ class ByteReceiveLog(ReceiveLog):
         parts = self._take_parts(limit)
         return _whole(parts[0]) if len(parts) == 1 else b"".join(parts)
 
+    def take_piece(self) -> Buffer | Gap:
+        """As `take`, of whatever size it came in, and as `take_pieces` without a copy."""
+        if not self._segments:
+            return b""
+        piece = self._segments.popleft()
+        if isinstance(piece, Gap):
+            self.consumed = piece.end
+            return piece
+        self.consumed += len(piece)
+        return memoryview(piece) if isinstance(piece, bytearray) else piece
+
     def take_pieces(self, limit: int) -> list[Buffer] | Gap:
         """As `take`, in the pieces that it came in: what is large isn't copied, and borrows its message's memory.
 
