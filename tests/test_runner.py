@@ -24,7 +24,7 @@ from sandd._core import runner
 from sandd._core.job import DaemonLink
 from sandd._core.jobs import JobTable
 from sandd._core.policy.permits import Gate
-from sandd._core.processes import ReceivesNowait
+from sandd._core.processes import ReceivesNowait, SendsNowait
 from sandd._core.runner import JobRunner
 from sandd._core.spawn_requests import UNLIMITED, Allowance, spawn_request
 from sandd.testing import FakeProcessHost
@@ -249,6 +249,107 @@ async def test_a_turn_comes_when_a_command_without_a_task_is_over() -> None:
             table.commands("")
         )
         assert len(host.answers) == 2
+        nursery.cancel_scope.cancel()
+
+
+class _Much(_Said):
+    """A pipe that always has as much as is asked for; it notes in which turn of the loop that was."""
+
+    def __init__(self, turns: _Turns) -> None:
+        super().__init__(b"")
+        self._turns = turns
+        self.asked_in: list[int] = []
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        self.asked_in.append(self._turns.count)
+        await trio.lowlevel.checkpoint()
+        return bytes(max_bytes or 1)
+
+    async def takes_turns(self) -> int:
+        """How many turns of the loop there are from one piece to the next."""
+        begin = len(self.asked_in)
+        while len(self.asked_in) < begin + 9:
+            await trio.lowlevel.checkpoint()
+        before, after = self.asked_in[-3:-1]
+        return after - before
+
+
+class _Keyboard(trio.abc.SendStream, SendsNowait):
+    """Takes what is typed."""
+
+    def __init__(self) -> None:
+        self.typed = b""
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        self.typed += data
+        return len(data)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        raise AssertionError("it takes all at once")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class _Turns(trio.abc.Instrument):
+    """Counts turns of the loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_who_moves_much_lets_others_go_first_while_somebody_types(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    """Between one piece and the next there is a turn more, for what came meanwhile: a keystroke, or its echo.
+
+    Else nobody pays for that.
+    """
+    table, turns, keyboard = JobTable("instance"), _Turns(), _Keyboard()
+    trio.lowlevel.add_instrument(turns)
+    much = _Much(turns)
+    async with trio.open_nursery() as nursery:
+        host = FakeProcessHost(nursery)
+        begin = host.begin
+
+        def begin_with(request: SpawnRequest, answered: Callable[[], None]) -> Child:
+            child = begin(request, answered)
+            stream = {"_stdin": keyboard} if request.stdin else {"_stdout": much}
+            for name, ours in stream.items():
+                monkeypatch.setattr(child, name, ours)
+            return child
+
+        monkeypatch.setattr(host, "begin", begin_with)
+        jobs, link = JobRunner(table, host, nursery, max_running=2), DaemonLink()
+        for name, stdin in (("much", False), ("typed", True)):
+            spec = wire.CommandSpec(
+                (b"sleep 1000",), shell=True, stdin=stdin, on_full=wire.OnFull.DROP_OLDEST
+            )
+            attach = wire.Attach(
+                "d", name, "client", spec=wire.encode_spec(spec), instance="instance"
+            )
+            jobs.receive(link, wire.as_frame(wire.ControlFrame(link.last_channel + 1, attach)))
+        typing = link.last_channel
+        plain = await much.takes_turns()
+        for offset, size, expected in (
+            (0, 1, plain + 1),
+            (1, runner.TYPED_BYTES + 1, plain),  # that isn't typed
+        ):
+            mock_clock.jump(runner.TYPED_SECONDS)
+            assert await much.takes_turns() == plain
+            key = wire.encode_data(typing, wire.Stream.INPUT, offset, bytes(size))
+            jobs.receive(link, wire.as_frame(key))
+            assert len(keyboard.typed) == offset + size
+            assert await much.takes_turns() == expected
+        trio.lowlevel.remove_instrument(turns)
         nursery.cancel_scope.cancel()
 
 

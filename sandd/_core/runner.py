@@ -74,6 +74,12 @@ READ_BYTES: Final = wire.MAX_DATA_BYTES
 """One read from a pipe: what a large pipe holds, and one frame does."""
 FIRST_READ_BYTES: Final = 64 * wire.KIB
 """The same, while nothing has been put out yet: what a pipe holds by default, and any ring has room for."""
+TYPED_BYTES: Final = 1024
+"""Input of so few bytes at a time is somebody's who waits for what comes of it."""
+TYPED_SECONDS: Final = 1.0
+"""So long after it, who moves much at a time lets others go first: until the next keystroke, mostly."""
+MUCH_BYTES: Final = 64 * wire.KIB
+"""Of output at a time: a third of a millisecond of work, and more (m)."""
 MAX_LOOKUPS: Final = 8
 """Users looked up at once, which may hang: other threads are to be had all the same."""
 TOLD_SECONDS: Final = 0.02
@@ -161,6 +167,8 @@ class JobRunner:
         if table.spool is not None and files is not None:
             self._spooler = Spooler(table.spool, files, nursery, self._disk_has_served)
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
+        self._typed_until = -math.inf
+        """Until then somebody types, as far as we can tell."""
         self._starting = False
         """A start is under way whose answer has not been sent."""
         self._untold: deque[tuple[float, Job]] = deque()
@@ -668,8 +676,12 @@ class JobRunner:
                 job.tell_started()
             self.flush()
             # Behind what somebody waits for.
-            running.last_output = self._now()
-            pumps.progressed(len(chunk), running.last_output)
+            now = running.last_output = self._now()
+            pumps.progressed(len(chunk), now)
+            if now < self._typed_until and len(chunk) >= MUCH_BYTES:
+                # What came meanwhile, a keystroke or its echo, is in the next turn, as we are, and its order is
+                # anybody's guess.
+                await trio.lowlevel.cancel_shielded_checkpoint()
         job.finish(stream)
         pumps.done()
         # Mostly this is the end of the process, and travels with the word of that.
@@ -687,6 +699,8 @@ class JobRunner:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # nobody reads there any more, or we are about to let go of it: as its pump would find
                 job.input_taken(len(chunk))
+                if len(chunk) <= TYPED_BYTES:
+                    self._typed_until = self._now() + TYPED_SECONDS
             is_all = job.input.received == job.input.consumed and job.input.final is None
             if is_all and not running.unsent_input:
                 return
