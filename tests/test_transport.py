@@ -303,6 +303,46 @@ async def test_what_the_kernel_leaves_of_two_pieces_follows(
     assert received == head + body + b"later"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="trio reads there, as much as it is told to")
+async def test_a_message_is_read_at_once_though_one_before_it_came_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a little the next read is for less; but what one read leaves of a message is no sign that little comes."""
+    waiting, taken = bytearray(), []
+    message = bytes(512 * 1024 + 32)
+
+    def read(_descriptor: int, count: int) -> bytes:
+        data = bytes(waiting[:count])
+        del waiting[:count]
+        taken.append(len(data))
+        return data
+
+    async def take(*parts: int) -> list[int]:
+        """The reads for a message that comes in so many bytes at a time, and the rest of it."""
+        taken.clear()
+        for part in (*parts, len(message) - sum(parts)):
+            waiting.extend(bytes(part))
+            while waiting:
+                await ours.receive_some()
+        return list(taken)
+
+    with trio.fail_after(30):
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with listener:
+            port = listener.socket.getsockname()[1]
+            ours = MeteredStream(await trio.open_tcp_stream("127.0.0.1", port))
+            theirs = await listener.accept()
+        async with ours, theirs:
+            await theirs.send_all(b"never read, so there is always something to be read")
+            monkeypatch.setattr("sandd._core.transport._streams.os.read", read)
+            await take()  # grows
+            assert await take() == [len(message)]
+            assert await take(100 * 1024) == [100 * 1024, len(message) - 100 * 1024]
+            assert await take() == [512 * 1024, 32]
+            for _ in range(3):
+                assert await take() == [len(message)]
+
+
 # ---- the end ------------------------------------------------------------------------------------
 
 

@@ -238,10 +238,11 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """`data`, which a read of the size that follows what comes has brought."""
         size, count = self._receive_bytes, len(data)
         self.bytes_received += count
-        self._is_drained = count < size
+        # The rest of what one read couldn't take says nothing of what follows.
+        is_rest, self._is_drained = not self._is_drained, count < size
         if not self._is_drained:
             self._receive_bytes = min(4 * size, self.most_bytes)
-        elif size > _FIRST_RECEIVE_BYTES and count < size // 4:
+        elif size > _FIRST_RECEIVE_BYTES and count < size // 4 and not is_rest:
             self._receive_bytes = max(size // 2, _FIRST_RECEIVE_BYTES)
         return data
 
