@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from signal import Signals
     from typing import Self, TypeVarTuple, Unpack
 
+    from sandd._core.commands import PreparedCommand, RunOptions
     from sandd._core.copying import Patterns, Progress
     from sandd._core.daemon_statistics import DaemonStatistics
     from sandd._core.job_info import JobInfo
@@ -412,7 +413,8 @@ class Client:
 
         async def run() -> CommandResult:
             daemon = self._controller.daemon(daemon_id)
-            return await _run_bounded(daemon, command, timeout, env, cwd, options)
+            given: RunOptions = {**options, "timeout": timeout, "env": env, "cwd": cwd}
+            return await _run_bounded(daemon, commands.prepare_by(command, given))
 
         return self.call(run)
 
@@ -797,7 +799,8 @@ class Client:
             raise TypeError(
                 f"{error}; it comes first here: broadcast({{'env': 'prod'}}, 'uptime')"
             ) from None
-        commands.prepare_by(command, {**options, "timeout": timeout, "env": env, "cwd": cwd})
+        given: RunOptions = {**options, "timeout": timeout, "env": env, "cwd": cwd}
+        prepared = commands.prepare_by(command, given)
 
         async def run() -> dict[str, CommandResult]:
             results: dict[str, CommandResult] = {}
@@ -805,15 +808,13 @@ class Client:
 
             async def run_on(daemon: Daemon) -> None:
                 try:
-                    results[daemon.id] = await _run_bounded(
-                        daemon, command, timeout, env, cwd, options
-                    )
+                    results[daemon.id] = await _run_bounded(daemon, prepared)
                 except CommandFailed as error:
                     results[daemon.id] = error.result
                 except SanddError as error:
                     results[daemon.id] = _failed_result(error)
                 except Exception as error:
-                    # The fault of the arguments, hence the same everywhere: the call fails.
+                    # The client is closed, or at fault, hence the same everywhere: the call fails.
                     failures.append(error)
                     nursery.cancel_scope.cancel()
 
@@ -871,21 +872,13 @@ class Client:
         ]
 
 
-async def _run_bounded(
-    daemon: Daemon,
-    command: Command,
-    timeout: float | None,
-    env: Mapping[str, str] | None,
-    cwd: Text | None,
-    options: ExecOptions,
-) -> CommandResult:
+async def _run_bounded(daemon: Daemon, prepared: PreparedCommand) -> CommandResult:
     """`Daemon.run` that ends even if the daemon went away with the command running."""
-    bound, limit = math.inf, specs.seconds("timeout", timeout)
-    if limit is not None:
-        grace = specs.check_grace("kill_grace", options.get("kill_grace", KILL_GRACE))
-        bound = limit + grace + ANSWER_SECONDS
+    bound, spec = math.inf, prepared.spec
+    if spec.timeout is not None:
+        bound = spec.timeout + spec.kill_grace + ANSWER_SECONDS
     with trio.move_on_after(bound):
-        return await daemon.run(command, timeout=timeout, env=env, cwd=cwd, **options)
+        return await daemon._run(prepared)
     raise CommandTimeout(
         f"no result from daemon {daemon.id!r}, which is {daemon.state.value}, within {bound} s; "
         "should the command still run, it is ended on the daemon's return",

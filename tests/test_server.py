@@ -267,6 +267,25 @@ def test_broadcast_runs_where_the_labels_match(
     assert list(server.broadcast({"env": "prod", "zone": "b"}, "true")) == []
 
 
+def test_broadcast_reads_its_arguments_once_where_it_is_called(
+    server: Server, daemon: DaemonProcess, other_daemon: DaemonProcess
+) -> None:
+    """What the caller changes later changes nothing, and many daemons cost no more than one."""
+    readers: list[int] = []
+
+    class Words(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            readers.append(threading.get_ident())
+            return super().__iter__()
+
+    answers = server.broadcast(None, Words(["echo", "here"]))
+    assert [each.stdout for each in answers.values()] == ["here\n", "here\n"]
+    several, readers = readers, []
+    server.broadcast({"env": "prod", "zone": "a"}, Words(["true"]))
+    assert several == readers
+    assert set(readers) == {threading.get_ident()}
+
+
 def test_broadcast_failures_are_results_with_exit_code_minus_1(
     server: Server, daemon: DaemonProcess, other_daemon: DaemonProcess
 ) -> None:

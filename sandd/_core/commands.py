@@ -60,6 +60,8 @@ class PreparedCommand:
     """A command that makes sense, and is ready to be sent to any number of daemons."""
 
     spec: wire.CommandSpec
+    encoded: bytes
+    """The spec."""
     input_data: bytes
     max_output: int
     """Bytes kept of each output."""
@@ -137,7 +139,8 @@ def prepare(
         limits=limits,
         require_limits=require_limits,
     )
-    return PreparedCommand(spec, input_data, max_output, bool(check), idle_timeout)
+    encoded = wire.encode_spec(spec)
+    return PreparedCommand(spec, encoded, input_data, max_output, bool(check), idle_timeout)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -159,13 +162,12 @@ async def run_on_each(
 ) -> dict[str, CommandResult | SanddError]:
     """As `run` on each of the daemons at the same time, in their order; where that raised, its error."""
     await trio.lowlevel.checkpoint()
-    encoded = wire.encode_spec(prepared.spec)
     answers: dict[str, CommandResult | SanddError] = {}
     under_way: dict[str, _UnderWay] = {}
     try:
         for number, daemon_id in enumerate(daemon_ids, 1):
             try:
-                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared, encoded)
+                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared)
             except SanddError as error:
                 answers[daemon_id] = error
             if not number % STARTS_PER_TURN:
@@ -196,13 +198,7 @@ class _UnderWay:
 
     __slots__ = ("_error", "_handle", "_output", "_prepared")
 
-    def __init__(
-        self,
-        link: JobLink,
-        daemon_id: str,
-        prepared: PreparedCommand,
-        encoded: bytes | None = None,
-    ) -> None:
+    def __init__(self, link: JobLink, daemon_id: str, prepared: PreparedCommand) -> None:
         self._prepared = prepared
         self._output = output = Collector(prepared.max_output)
         self._error = error = Collector(prepared.max_output)
@@ -210,7 +206,7 @@ class _UnderWay:
             link,
             daemon_id,
             prepared.spec,
-            encoded=encoded,
+            encoded=prepared.encoded,
             input_data=prepared.input_data,
             sinks={Stream.OUTPUT: output.add, Stream.ERROR: error.add},
         )

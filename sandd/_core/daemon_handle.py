@@ -143,7 +143,6 @@ class Daemon:
             ValueError: an argument that makes no sense. Nothing ran.
             trio.ClosedResourceError: the controller was closed meanwhile; what ran is killed.
         """
-        self._check_not_gone()
         prepared = commands.prepare(
             command,
             input=input,
@@ -159,6 +158,11 @@ class Daemon:
             limits=limits,
             require_limits=require_limits,
         )
+        return await self._run(prepared)
+
+    async def _run(self, prepared: commands.PreparedCommand) -> CommandResult:
+        """As `run`, for whoever has read its arguments already."""
+        self._check_not_gone()
         return await commands.run(self._link, self.id, prepared)
 
     @protected_context
