@@ -28,6 +28,7 @@ from _pytest.python import importtestmodule
 from attrs import frozen
 from daemons import daemon_environment
 from forked_python import PythonProcess, forking
+from proc_files import contents, has_variable, process_ids, state_and_parent
 from standing_daemon import CONTROLLERS
 
 if TYPE_CHECKING:
@@ -373,29 +374,21 @@ class ProcessEntry(NamedTuple):
     @property
     def is_cell(self) -> bool:
         """It is a part of its spawner that stays: see `sandd._core.processes.limit_cells`."""
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{self.pid}/comm").read_bytes() == b"sandd-cell\n"
-        return False
+        return contents(self.pid, "comm") == b"sandd-cell\n"
 
     def describe(self) -> str:
         """What a person needs to recognise it."""
-        command = ""
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{self.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        command = contents(self.pid, "cmdline").replace(b"\0", b" ").decode()
         return f"{self.pid} ({self.state}, child of {self.parent}) {command[:200]}"
 
 
 def processes() -> list[ProcessEntry]:
     """Every process there is; empty where there is no /proc."""
-    entries = []
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                with contextlib.suppress(OSError):
-                    # The name in parentheses may itself hold spaces and parentheses.
-                    stat = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
-                    entries.append(ProcessEntry(int(name), stat[0].decode(), int(stat[1])))
-    return entries
+    return [
+        ProcessEntry(pid, *found)
+        for pid in process_ids()
+        if (found := state_and_parent(pid)) is not None
+    ]
 
 
 def descendants(ancestor: int) -> list[ProcessEntry]:
@@ -420,11 +413,11 @@ def has_children() -> bool:
         return False
     if (source := PythonProcess.source) is None:
         return True
-    try:
-        lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
-    except FileNotFoundError:  # a thread has just ended
-        return True
-    return " ".join(lists).split() != [str(source.process.pid)]
+    ours, threads = os.getpid(), os.listdir("/proc/self/task")
+    lists = [contents(ours, f"task/{thread}/children") for thread in threads]
+    # A thread that ends meanwhile takes its list with it.
+    is_whole = os.listdir("/proc/self/task") == threads
+    return not is_whole or b" ".join(lists).split() != [b"%d" % source.process.pid]
 
 
 def kill(pid: int) -> None:
@@ -443,12 +436,11 @@ class Marker(NamedTuple):
     def processes(self) -> list[ProcessEntry]:
         """The processes that have it in their environment; Linux only."""
         wanted = f"{self.name}={self.value}".encode()
-        found = []
-        for entry in processes():
-            with contextlib.suppress(OSError):
-                if wanted in Path(f"/proc/{entry.pid}/environ").read_bytes().split(b"\0"):
-                    found.append(entry)
-        return found
+        return [
+            ProcessEntry(pid, *found)
+            for pid in process_ids()
+            if has_variable(pid, wanted) and (found := state_and_parent(pid)) is not None
+        ]
 
 
 OVER_BOTH: Final = {

@@ -6,13 +6,13 @@ import os
 import secrets
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from attrs import frozen
+from proc_files import contents, has_variable, process_ids, state_and_parent
 
 from sandd._core.processes import Child, ExitStatus, ProcessHost, SpawnRequest
 
@@ -119,37 +119,25 @@ async def run(host: ProcessHost, wanted: SpawnRequest) -> Outcome:
 
 def alive(marker: bytes) -> list[int]:
     """The living processes that were started with ``SANDD_JOB=<marker>``, zombies not counted."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with suppress(OSError):
-                environment = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
-                if b"SANDD_JOB=" + marker in environment:
-                    found.append(int(name))
-    return found
+    return [pid for pid in process_ids() if has_variable(pid, b"SANDD_JOB=" + marker)]
 
 
 def is_alive(pid: int) -> bool:
     """Whether there is such a process, and it is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    found = state_and_parent(pid)
+    return found is not None and found[0] not in ("Z", "X")
 
 
 def spawner_pids(of: int | None = None) -> list[int]:
     """The spawners that are children of a process (ours by default), zombies not counted."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with suppress(OSError):
-                stat = Path(f"/proc/{name}/stat").read_bytes()
-                fields = stat.rpartition(b")")[2].split()
-                is_child = int(fields[1]) == (of or os.getpid()) and fields[0] != b"Z"
-                if is_child and b"(sandd-spawner)" in stat:
-                    found.append(int(name))
-    return found
+    return [
+        pid
+        for pid in process_ids()
+        if contents(pid, "comm") == b"sandd-spawner\n"
+        and (found := state_and_parent(pid)) is not None
+        and found[1] == (of or os.getpid())
+        and found[0] != "Z"
+    ]
 
 
 async def the_spawner() -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from daemons import running_daemon
+from proc_files import contents, process_ids
 from process_tools import PYTHON, linux_only
 from standing_daemon import StandingDaemon, standing_daemon
 
@@ -55,16 +55,8 @@ def daemon(
 
 def processes_of(job_id: str) -> list[int]:
     """Who was started with that job's marker."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                text = file.read()
-        except OSError:
-            continue
-        if f"/{job_id}\0".encode() in text:
-            found.append(int(name))
-    return found
+    end = f"/{job_id}\0".encode()
+    return [pid for pid in process_ids() if end in contents(pid, "environ")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,44 @@
+"""Files of /proc, read without a detour: tests look through all processes, again and again until something is so."""
+
+from __future__ import annotations
+
+import os
+
+
+def process_ids() -> list[int]:
+    """Of every process there is; none where there is no /proc."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except FileNotFoundError:
+        return []
+
+
+def contents(pid: int, name: str) -> bytes:
+    """What a process' file holds; nothing where the process is gone, or not ours to look at."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
+    except OSError:
+        return b""
+    pieces = []
+    try:
+        while piece := os.read(descriptor, 65536):
+            pieces.append(piece)
+    except OSError:  # ESRCH: it has just ended
+        pass
+    finally:
+        os.close(descriptor)
+    return b"".join(pieces)
+
+
+def state_and_parent(pid: int) -> tuple[str, int] | None:
+    """A letter as of proc(5), and the pid of its parent; None: it is gone."""
+    # The name in parentheses may itself hold spaces and parentheses.
+    fields = contents(pid, "stat").rpartition(b")")[2].split(None, 2)
+    return (fields[0].decode(), int(fields[1])) if fields else None
+
+
+def has_variable(pid: int, variable: bytes) -> bool:
+    """Whether its environment holds this ``NAME=value``."""
+    return variable in (environment := contents(pid, "environ")) and (
+        variable in environment.split(b"\0")
+    )
