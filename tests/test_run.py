@@ -141,9 +141,10 @@ async def test_output_beyond_the_limit_keeps_head_and_tail(
     daemon: StandingDaemon, size: int, limit: int
 ) -> None:
     """Of more than `max_output` bytes the first and the last half are kept, and totals stay exact."""
-    produced = bytes(i * 7 % 251 for i in range(size))
+    pattern = f"(bytes(i * 7 % 251 for i in range(251)) * {size // 251 + 1})[:{size}]"
+    produced: bytes = eval(pattern)
     program = (
-        f"import sys; d=bytes(i*7%251 for i in range({size}));"
+        f"import sys; d = {pattern};"
         "sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
     )
     async with daemon.worker() as worker:
