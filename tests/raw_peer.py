@@ -149,21 +149,28 @@ async def raw_client(address: ListenAddress, **request: Any) -> AsyncIterator[Ra
 
 @contextlib.asynccontextmanager
 async def loris(address: ListenAddress, count: int, start: bytes) -> AsyncIterator[None]:
-    """So many clients that begin a request and never get on with it; each comes again when it is thrown out."""
+    """So many clients that begin a request and never get on with it; each comes again when it is thrown out.
 
-    async def dawdle() -> None:
+    Whoever dials in the block is behind all of them.
+    """
+
+    async def dawdle(task_status: trio.TaskStatus[None]) -> None:
+        begun = False
         while True:
             with contextlib.suppress(OSError, trio.BrokenResourceError):
                 async with await trio.open_tcp_stream(address.host, address.port) as stream:
                     await stream.send_all(start)
+                    if not begun:
+                        begun = True
+                        task_status.started()
                     while await stream.receive_some():
                         pass
             await trio.sleep(0.01)
 
     async with trio.open_nursery() as nursery:
-        for _ in range(count):
-            nursery.start_soon(dawdle)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with trio.open_nursery() as starting:
+            for _ in range(count):
+                starting.start_soon(nursery.start, dawdle)
         yield
         nursery.cancel_scope.cancel()
 

@@ -357,7 +357,9 @@ async def test_closing_a_session_that_goes_on_acknowledges_nothing_unread(world:
     assert world.heard() == []
 
 
-async def test_closing_a_session_tells_who_reads_at_once(world: World) -> None:
+async def test_closing_a_session_tells_who_reads_at_once(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
     """However long it takes until what was typed is there."""
     session, _ = running_session(world)
     await session.send_all(b"typed")
@@ -429,7 +431,9 @@ async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
-async def test_leaving_waits_for_what_a_tap_has_yet_to_see(world: World, has_ended: bool) -> None:
+async def test_leaving_waits_for_what_a_tap_has_yet_to_see(
+    world: World, has_ended: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     """A recording has the last words, too: news of the end overtakes them, and nobody reads any more."""
     handle, channel = world.start(wire.SessionSpec())
     seen: list[bytes | Gap] = []
@@ -490,7 +494,9 @@ async def test_a_request_is_waited_for_as_long_as_it_lasted(
     assert handle.closed
 
 
-async def test_leaving_waits_for_no_tap_of_a_daemon_that_is_away(world: World) -> None:
+async def test_leaving_waits_for_no_tap_of_a_daemon_that_is_away(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
     """Leaving returns at once, whatever a recording misses by that."""
     handle, channel = world.start(wire.SessionSpec())
     handle.tap(Stream.OUTPUT, lambda _: None)
@@ -509,7 +515,9 @@ async def test_leaving_waits_for_no_tap_of_a_daemon_that_is_away(world: World) -
 
 
 @pytest.mark.parametrize("how", ["forget", "detach", "give_up"])
-async def test_whoever_waits_for_a_job_that_is_let_go_of_is_told(world: World, how: str) -> None:
+async def test_whoever_waits_for_a_job_that_is_let_go_of_is_told(
+    world: World, how: str, autojump_clock: trio.testing.MockClock
+) -> None:
     """In another task than that of the block: else it would wait for ever, as nothing comes any more."""
     handle, channel = world.start(wire.CommandSpec(argv=(b"cat",)))
     world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))
@@ -536,7 +544,9 @@ async def test_whoever_waits_for_a_job_that_is_let_go_of_is_told(world: World, h
             getattr(handle, how)()
 
 
-async def test_detach_that_comes_to_nothing_says_so(world: World) -> None:
+async def test_detach_that_comes_to_nothing_says_so(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
     """The block was left before the daemon could have known."""
     handle, channel = world.start()
     world.say(control(channel, wire.Attached()), event(channel, 0, wire.Started(7)))

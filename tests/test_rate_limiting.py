@@ -19,7 +19,7 @@ from sandd._core.identity.proofs import SharedSecret
 from sandd._core.link import Identity
 from sandd._core.pump import receive_control, send_control
 from sandd._core.rate_limits.credentials import FailedCredentials
-from sandd._core.transport import ListenAddress, _client, connect
+from sandd._core.transport import ListenAddress, _client, connect, serve
 from sandd._core.transport._streams import Address
 from sandd.testing import DOWN, open_daemon_cores, open_fault_proxy
 
@@ -273,6 +273,8 @@ def _no_hello_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is: who is turned away was not too slow."""
     for module in (reception, dialer):
         monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 300.0)
+    monkeypatch.setitem(connect.__wrapped__.__kwdefaults__, "timeout", 300.0)  # type: ignore[attr-defined]
+    monkeypatch.setitem(serve.__kwdefaults__, "handshake_timeout", 300.0)
 
 
 async def test_fifty_who_never_introduce_themselves_keep_no_operator_out() -> None:

@@ -144,8 +144,7 @@ async def test_output_beyond_the_limit_keeps_head_and_tail(
     pattern = f"(bytes(i * 7 % 251 for i in range(251)) * {size // 251 + 1})[:{size}]"
     produced: bytes = eval(pattern)
     program = (
-        f"import sys; d = {pattern};"
-        "sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
+        f"import sys; d = {pattern};sys.stdout.buffer.write(d); sys.stderr.buffer.write(d[::-1])"
     )
     async with daemon.worker() as worker:
         result = await worker.run([sys.executable, "-c", program], max_output=limit)

@@ -162,9 +162,8 @@ async def test_revoking_in_the_middle_of_a_run_ends_the_talk(tmp_path: Path) -> 
                 async with alice.daemon("w-0").open_process("cat", job_id="job") as process:
                     await process.stdin.send_all(b"x")
                     assert await process.stdout.receive_some() == b"x"
-                    with trio.fail_after(3.0):
-                        await host.tokens.revoke(made.info.id)
-                        await process.wait()
+                    await host.tokens.revoke(made.info.id)
+                    await process.wait()
         assert [job.job_id for job in await host.daemon("w-0").jobs()] == ["job"]
 
 
