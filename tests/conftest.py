@@ -80,7 +80,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     named = config.args_source is pytest.Config.ArgsSource.ARGS or option.keyword
     if getattr(option, "numprocesses", 0) is None and not (named or option.usepdb or IS_WORKER):
         cores: int = config.hook.pytest_xdist_auto_num_workers(config=config)
-        # One more than can run, because they wait at times; more of them and those that look at clocks starve.
+        # Two more than can run, because tests wait for half of their time.
         option.numprocesses = min(cores + 2, MOST_WORKERS)
         # A worker begins with its share of the files in their order, so few daemons are started twice.
         option.dist = "worksteal"
