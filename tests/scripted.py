@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sandd import wire
+from sandd._core.scheduler import message_bytes
 from sandd.wire import FrameType, Stream
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def drain(scheduler: Scheduler) -> list[Heard]:
 def frames_from(scheduler: Scheduler) -> Iterator[wire.Frame]:
     """The frames a core has to send now."""
     while (message := scheduler.next_message()) is not None:
-        assert len(message) <= wire.MAX_MESSAGE_BYTES
-        yield from wire.decode_frames(message)
+        assert message_bytes(message) <= wire.MAX_MESSAGE_BYTES
+        yield from wire.decode_frames(b"".join(message))
 
 
 def frame(encoded: wire.EncodedFrame) -> wire.Frame:

@@ -110,15 +110,17 @@ class FakeConnection:
         self.flushes += 1
         self.has_unsent = False
 
-    async def send_message(self, message: bytes) -> None:
+    async def send_message(self, *pieces: wire.Buffer) -> None:
         """See `Connection`."""
+        message = b"".join(pieces)
         await trio.lowlevel.checkpoint()
         if self._gate is not None:
             await self._gate.wait()
         self.sent.append(message)
 
-    def send_message_nowait(self, message: bytes) -> bool:
+    def send_message_nowait(self, *pieces: wire.Buffer) -> bool:
         """See `Connection`."""
+        message = b"".join(pieces)
         if not self.takes_at_once or self._gate is not None:
             return False
         self.sent.append(message)

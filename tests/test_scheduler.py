@@ -10,11 +10,20 @@ from hypothesis import strategies as st
 
 from sandd import wire
 from sandd._core import scheduler as scheduler_module
-from sandd._core.scheduler import BATCH_BYTES, FRAME_OVERHEAD, SHARED_FRAME_BYTES, Scheduler
+from sandd._core.scheduler import (
+    BATCH_BYTES,
+    FRAME_OVERHEAD,
+    LONE_BYTES,
+    SHARED_FRAME_BYTES,
+    Scheduler,
+    message_bytes,
+)
 from sandd.wire import EncodedFrame, FrameType, Stream
 
 if TYPE_CHECKING:
     import pytest
+
+    from sandd._core.scheduler import Message
 
 
 class Pile:
@@ -46,11 +55,11 @@ class Pile:
 PING = wire.encode_control(0, wire.Ping())
 
 
-def kinds(message: bytes | None) -> list[tuple[str, int]]:
+def kinds(message: Message | None) -> list[tuple[str, int]]:
     """("control", "urgent" or "bulk", channel) of each frame."""
     assert message is not None
     names = []
-    for frame in wire.decode_frames(message):
+    for frame in wire.decode_frames(b"".join(message)):
         if frame.type is FrameType.CONTROL:
             names.append(("control", frame.channel))
         else:
@@ -106,7 +115,7 @@ def test_control_waits_for_one_message_at_most() -> None:
     for _ in range(10):
         message = scheduler.next_message()
         assert message is not None
-        assert len(message) <= BATCH_BYTES + wire.MAX_DATA_BYTES + 100
+        assert message_bytes(message) <= BATCH_BYTES + wire.MAX_DATA_BYTES + 100
         scheduler.control(PING)
         assert kinds(scheduler.next_message())[0] == ("control", 0)
 
@@ -202,8 +211,8 @@ def test_every_message_is_within_the_limit_and_everything_is_sent_once(
         message = scheduler.next_message()
         if message is None:
             break
-        assert len(message) <= wire.MAX_MESSAGE_BYTES
-        for frame in wire.decode_frames(message):
+        assert message_bytes(message) <= wire.MAX_MESSAGE_BYTES
+        for frame in wire.decode_frames(b"".join(message)):
             if frame.type is FrameType.CONTROL:
                 sent_controls.append(len(frame.payload))
             elif wire.decode_data(frame).stream is Stream.EVENTS:
@@ -227,4 +236,23 @@ def test_an_answer_by_itself_is_sent_as_one_among_others() -> None:
     message = alone.next_message()
     assert message is not None
     assert not alone.pending
-    assert first.next_message() == message + b"".join(PING)
+    assert first.next_message() == (b"".join((*message, *PING)),)
+
+
+def test_what_is_large_is_a_piece_of_its_message_and_no_copy() -> None:
+    """And what is small is put together, in the order of the frames."""
+    large = bytes(LONE_BYTES)
+    frames = [PING, wire.encode_data(1, Stream.OUTPUT, 0, large), PING, PING]
+    scheduler = Scheduler()
+    for frame in frames:
+        scheduler.control(frame)
+    message = scheduler.next_message()
+    assert message is not None
+    assert [len(piece) for piece in message] == [
+        len(b"".join(PING)) + len(frames[1][0]),
+        LONE_BYTES,
+        2 * len(b"".join(PING)),
+    ]
+    assert message[1] is large
+    assert b"".join(message) == b"".join(b"".join(frame) for frame in frames)
+    assert message_bytes(message) == len(b"".join(message))

@@ -272,6 +272,28 @@ def test_encode_message_is_read_as_the_message_by_wsproto(
     assert (event.data, event.message_finished) == (message, True)
 
 
+@pytest.mark.parametrize("is_c", [True, False], ids=["C", "Python"])
+@pytest.mark.parametrize("role", [ConnectionType.CLIENT, ConnectionType.SERVER])
+@given(sizes=st.lists(st.integers(0, 9) | st.integers(4090, 4100), min_size=1, max_size=6))
+def test_a_message_in_pieces_is_that_in_one(
+    role: ConnectionType, is_c: bool, sizes: list[int]
+) -> None:
+    """Wherever it is cut: the mask goes on from one piece to the next, with either masker."""
+    theirs = ConnectionType.SERVER if role is ConnectionType.CLIENT else ConnectionType.CLIENT
+    pieces = [bytes(range(number, number + 100)) * 42 for number in range(len(sizes))]
+    pieces = [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_c:
+            patch.setattr(_protocol, "_c_masker", lambda: None)
+        frame = GuardedProtocol(role, max_message_bytes=MIB).encode_message(
+            *(memoryview(piece) for piece in pieces)
+        )
+    peer = WSProtoConnection(theirs)
+    peer.receive_data(b"".join(frame))
+    data = b"".join(event.data for event in peer.events() if isinstance(event, BytesMessage))
+    assert data == b"".join(pieces)
+
+
 LONG = [b"", b"x" * 125, b"y" * 126, b"z" * 0xFFFF, bytes(range(256)) * 256, b"end" * 90_000]
 
 

@@ -19,13 +19,14 @@ from sandd._core.link_watch import LinkWatch
 from sandd._core.logs import get_logger
 from sandd._core.metrics.link_bytes import LinkBytes
 from sandd._core.pace import Pace
+from sandd._core.scheduler import message_bytes
 
 log = get_logger("link")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sandd._core.scheduler import Scheduler
+    from sandd._core.scheduler import Message, Scheduler
     from sandd._core.transport import Connection
 
 CROWD_SECONDS = 0.0002
@@ -117,7 +118,7 @@ class Pump:
         """Until then, whoever has something to send is not alone."""
         self._begun: tuple[int, float] | None = None
         """Size and time of a message that was sent at once, and of which the kernel has left some."""
-        self._ready: bytes | None = None
+        self._ready: Message | None = None
         """A message taken from the scheduler that stands before what it gives next."""
         self._idle: trio.Event | None = None
         """Where somebody waits for the writer to park."""
@@ -164,7 +165,7 @@ class Pump:
             self._parked = False
             answers = scheduler.pong is not None and scheduler.only_answers
             message = scheduler.next_message()
-            has_gone = message is not None and self._connection.send_message_nowait(message)
+            has_gone = message is not None and self._connection.send_message_nowait(*message)
             if not answers:
                 after_pull = self._after_pull
                 after_pull()  # behind the message: nobody waits for that
@@ -177,7 +178,7 @@ class Pump:
                 self._ready = message
             else:
                 self._crowd_until = now + CROWD_SECONDS
-                size = len(message)
+                size = message_bytes(message)
                 self.bytes_sent += size
                 self._meter.sent += size
                 if self._connection.has_unsent:
@@ -382,11 +383,11 @@ class Pump:
                     return
                 writer.retires = writer.has_rested = self._parked = False
                 continue
-            started = self._now()
-            await self._connection.send_message(message)
-            self.bytes_sent += len(message)
-            self._meter.sent += len(message)
-            self._measure(len(message), self._now() - started)
+            started, size = self._now(), message_bytes(message)
+            await self._connection.send_message(*message)
+            self.bytes_sent += size
+            self._meter.sent += size
+            self._measure(size, self._now() - started)
 
     def _tell_idle(self) -> None:
         idle, self._idle = self._idle, None
@@ -407,7 +408,7 @@ class Pump:
         self._scheduler.batch_bytes = self._pace.batch_bytes
         self._connection.limit_unsent(self._pace.batch_bytes)
 
-    def _next_message(self) -> bytes | None:
+    def _next_message(self) -> Message | None:
         answers = self._scheduler.only_answers
         message = self._scheduler.next_message()
         if not answers:

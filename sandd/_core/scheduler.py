@@ -17,8 +17,14 @@ from sandd import wire
 from sandd._core.pace import MOST_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeAlias
+
     from sandd._core.backlog import Share
     from sandd.wire import Buffer, OutgoingFrame
+
+    Message: TypeAlias = tuple[bytes, *tuple[Buffer, ...]]
+    """One WebSocket message, in pieces that nobody changes: mostly a single one."""
 
 BATCH_BYTES: Final = MOST_BYTES
 """A message is closed once it holds this much, unless the line is slow."""
@@ -28,6 +34,8 @@ SMALL_FRAME_BYTES: Final = 256
 """What a control frame counts for that isn't encoded yet: more than most of them have."""
 FRAME_OVERHEAD: Final = 128
 """What a waiting control frame counts for besides its bytes: it is three objects."""
+LONE_BYTES: Final = 64 * wire.KIB
+"""A part of a message that has as much is a piece by itself: to put it together with others would be a copy."""
 MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
 """Control bytes waiting for a peer that doesn't read; beyond it the connection is given up."""
 
@@ -186,19 +194,43 @@ class Scheduler:
         del queue[:count]  # a deque would take 700 bytes, of each of thousands of idle links
         return room
 
-    def next_message(self) -> bytes | None:
+    def next_message(self) -> Message | None:
         """The next WebSocket message, or None when there is nothing to send."""
         pong = self.pong
         if pong is not None and self.only_answers:
             self.pong = None
-            return b"".join(wire.encoded(pong))
+            return (b"".join(wire.encoded(pong)),)
         frames = self.next_frames(self.batch_bytes, late=True)
         if not frames:
             return None
         parts: list[Buffer] = []
         for frame in frames:
             parts += wire.encoded(frame) if isinstance(frame, wire.ControlFrame) else frame
-        return b"".join(parts)
+        if len(parts) == 2 and len(parts[1]) < LONE_BYTES:
+            return (b"".join(parts),)  # as mostly
+        first, *more = _gathered(parts)
+        assert isinstance(first, bytes)  # it begins with the head of a frame
+        return first, *more
+
+
+def message_bytes(message: Message) -> int:
+    """How many bytes it has."""
+    return len(message[0]) if len(message) == 1 else sum(map(len, message))
+
+
+def _gathered(parts: list[Buffer]) -> Iterable[Buffer]:
+    """The same bytes in fewer pieces, of which none that is large is a copy."""
+    small: list[Buffer] = []
+    for part in parts:
+        if len(part) < LONE_BYTES:
+            small.append(part)
+            continue
+        if small:
+            yield b"".join(small)
+            small = []
+        yield part
+    if small:
+        yield b"".join(small)
 
 
 def control_size(frame: OutgoingFrame) -> int:

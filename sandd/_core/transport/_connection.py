@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sandd._core.transport._secure_stream import SecureStream
     from sandd._core.transport._streams import MeteredStream
+    from sandd.wire import Buffer
 
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 """Messages that arrived and nobody took, in bytes; beyond it we stop reading until half is taken.
@@ -191,8 +192,8 @@ class Connection:
         if self._state is not _State.OVER:
             self._meter.limit_unsent(count)
 
-    async def send_message(self, message: bytes) -> None:
-        """Send one binary message, as one frame. One task at a time.
+    async def send_message(self, message: bytes, *more: Buffer) -> None:
+        """Send one binary message, with more of it in pieces that nobody changes, as one frame. One task at a time.
 
         When cancelled, half a frame may be gone and nothing sensible can follow: the connection is
         of no more use, and every later call raises `ConnectionLost`.
@@ -218,9 +219,9 @@ class Connection:
             if not self._protocol.is_open:
                 raise self._loss() from self._failure
             await trio.lowlevel.checkpoint_if_cancelled()
-            head, body = self._protocol.encode_message(message)
-            if not self._stream.send_nowait(head, body):
-                await self._watched.send_all(head + body)
+            encoded = self._protocol.encode_message(message, *more)
+            if not self._stream.send_nowait(*encoded):
+                await self._watched.send_all(b"".join(encoded))
             elif self._stream.has_unsent:
                 await self._watched.send_all(b"")
             else:
@@ -237,7 +238,7 @@ class Connection:
         self._may_wait = max(self._may_wait, float(MAX_WAITING_BYTES))
         self._tell_room()
 
-    def send_message_nowait(self, message: bytes) -> bool:
+    def send_message_nowait(self, message: bytes, *more: Buffer) -> bool:
         """Send one message at once, without a checkpoint; False: it was not sent.
 
         For the task that would have to wake a writer first, and only while no writer is sending.
@@ -249,8 +250,7 @@ class Connection:
         if not (protocol.is_between or protocol.is_open):
             return False  # the peer has said goodbye, and the reader is at it
         # Whoever has the lock writes, or is about to: frames may go in any order, and each goes as a whole.
-        head, body = protocol.encode_message(message)
-        return self._stream.send_nowait(head, body)
+        return self._stream.send_nowait(*protocol.encode_message(message, *more))
 
     @property
     def has_unsent(self) -> bool:

@@ -32,10 +32,12 @@ from wsproto.handshake import H11Handshake
 from sandd._core.byte_ring import ByteRing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from wsproto.events import Event
     from wsproto.typing import Headers
+
+    from sandd.wire import Buffer
 
 MAX_FRAGMENTS: Final = 4096
 """Frames in one message. Ours come in one; a proxy may split them, but not into crumbs: parsing an
@@ -128,7 +130,7 @@ def _c_masker() -> Callable[[bytes | memoryview, bytes], bytes] | None:
     return apply_mask
 
 
-def _masked(data: bytes | memoryview, key: bytes) -> bytes:
+def _masked(data: Buffer, key: bytes) -> bytes:
     """`data` masked or unmasked (RFC 6455 s. 5.3): in C, or by one XOR of two large numbers."""
     size = len(data)
     if size >= FAST_MASK_BYTES and (apply_mask := _c_masker()) is not None:
@@ -137,6 +139,14 @@ def _masked(data: bytes | memoryview, key: bytes) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(mask, "little")).to_bytes(
         size, "little"
     )
+
+
+def _all_masked(pieces: Iterable[Buffer], key: bytes) -> Iterator[bytes]:
+    """One after the other, as if they were in one piece."""
+    turn = 0
+    for piece in pieces:
+        yield _masked(piece, key[turn:] + key[:turn])
+        turn = (turn + len(piece)) % 4
 
 
 @define
@@ -235,13 +245,13 @@ class GuardedProtocol(WSConnection):
         """What a waiting message is charged at."""
         return len(message) + MESSAGE_OVERHEAD
 
-    def encode_message(self, message: bytes) -> tuple[bytes, bytes]:
-        """The frame of one whole message, as `send` would make it, at a fifth of the cost: its head and its body.
+    def encode_message(self, *pieces: Buffer) -> tuple[Buffer, ...]:
+        """The frame of one whole message, as `send` would make it, at a fifth of the cost: its head, and its pieces.
 
         Not in one piece, which would be one more copy. A frame that is neither a fragment nor compressed depends on
         nothing that was sent before.
         """
-        size = len(message)
+        size = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         masked = 0x80 if self.client else 0
         if size <= 125:
             head = bytes((0x82, masked | size))
@@ -250,9 +260,11 @@ class GuardedProtocol(WSConnection):
         else:
             head = bytes((0x82, masked | 127)) + size.to_bytes(8, "big")
         if not masked:
-            return head, message
+            return head, *pieces
         key = os.urandom(4)  # a fresh one for each frame (RFC 6455 s. 5.3)
-        return head + key, _masked(message, key)
+        if len(pieces) == 1:
+            return head + key, _masked(pieces[0], key)
+        return head + key, *_all_masked(pieces, key)
 
     def read_request(self, headers: Headers, target: bytes) -> Request:
         """The upgrade request, checked, from a request that was parsed elsewhere (server side).

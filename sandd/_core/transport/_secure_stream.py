@@ -13,6 +13,7 @@ from sandd._core.transport._tls import PIECE_BYTES, TlsEnd
 
 if TYPE_CHECKING:
     from sandd._core.transport._streams import MeteredStream
+    from sandd.wire import Buffer
 
 SENT_AT_ONCE: Final = 1024 * 1024
 """Of what takes several, so many bytes are encrypted before they are sent, and other tasks run."""
@@ -108,13 +109,13 @@ class SecureStream(trio.abc.Stream):
         """A part of a `send_nowait` waits for the next `send_all`."""
         return self._meter.has_unsent
 
-    def send_nowait(self, head: bytes, body: bytes = b"") -> bool:
+    def send_nowait(self, *pieces: Buffer) -> bool:
         """As `MeteredStream.send_nowait`: it saves a keystroke, or a short command, a turn of the loop."""
         meter = self._meter
         if self._sending or not meter.is_idle:
             return False
         try:
-            encrypted = self._tls.encrypt(head, body)
+            encrypted = self._tls.encrypt(*pieces)
         except ssl.SSLError:
             return False  # broken: `send_all` will meet the same, and tell
         if not meter.send_nowait(*encrypted):

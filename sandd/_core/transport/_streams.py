@@ -139,7 +139,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """A part of a `send_nowait` waits for the next `send_all`."""
         return bool(self._unsent)
 
-    def send_nowait(self, *pieces: bytes) -> bool:
+    def send_nowait(self, *pieces: Buffer) -> bool:
         """Send them without a checkpoint, if nothing stands before them; False: nothing was sent.
 
         What the kernel doesn't take goes out before the next `send_all`; see that one comes soon.
@@ -147,7 +147,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         if self._sending or self._unsent or _ON_WINDOWS:  # as `is_idle`, called for each message
             return False
         if len(pieces) == 2 and len(pieces[1]) < GATHERED_BYTES:
-            pieces = (pieces[0] + pieces[1],)
+            pieces = (b"".join(pieces),)
         try:
             sent = self._write(pieces)
         except OSError:

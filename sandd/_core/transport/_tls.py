@@ -89,18 +89,20 @@ class TlsEnd:
             raise self._outcome
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def encrypt(self, head: Buffer, body: bytes = b"") -> list[bytes]:
-        """What to send for both, and for what had to be sent before, in pieces."""
+    def encrypt(self, *parts: Buffer) -> list[bytes]:
+        """What to send for all of them, and for what had to be sent before, in pieces."""
         write, take = self._end.write, self._outgoing.read
-        if not body:
-            data = head
-        elif len(body) <= RECORD_BYTES:
-            data = bytes(head) + body
-        else:
-            # One record has the head and the beginning of the body: to join all of it would be one more copy.
+        *heads, data = parts
+        if heads:
+            head = b"".join(heads)
             first = RECORD_BYTES - len(head)
-            write(bytes(head) + body[:first])
-            data = memoryview(body)[first:]
+            if 0 < first < len(data):
+                # One record has the head and the beginning of what is large: to join all of it would be one more copy.
+                data = memoryview(data)
+                write(head + data[:first])
+                data = data[first:]
+            else:
+                data = head + data
         if len(data) <= PIECE_BYTES:
             write(data)
             return [take()]
