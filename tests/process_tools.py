@@ -165,6 +165,15 @@ def link_writers() -> int:
     return sum(map(_is_writer, _all_tasks()))
 
 
+def resting_connections() -> int:
+    """How many connections are read together with others, as nothing is expected of their peers."""
+    return sum(
+        frame.f_code.co_name == "rest" and frame.f_code.co_filename.endswith("_resting.py")
+        for task in _all_tasks()
+        for frame, _ in task.iter_await_frames()
+    )
+
+
 def _is_writer(task: trio.lowlevel.Task) -> bool:
     return task.name.endswith("Pump._write")
 

@@ -15,6 +15,7 @@ from sandd._core._errors import ConnectionLost
 from sandd._core.link import OWN_LAG, WRITE_STALL
 from sandd._core.pace import FIRST_BYTES, LEAST_BYTES, MOST_BYTES, SLOW_SECONDS
 from sandd._core.pump import (
+    ALWAYS,
     CROWD_SECONDS,
     FRAMES_PER_READ,
     FRAMES_PER_TURN,
@@ -27,7 +28,7 @@ from sandd._core.scheduler import MAX_CONTROL_BACKLOG, Scheduler
 from sandd.wire import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sized
 
     from sandd._core.transport import Connection
 
@@ -40,6 +41,7 @@ class FakeConnection:
     at_once: list[bytes] = field(factory=list)
     """Those of `sent` that were handed over without waiting."""
     takes_at_once: bool = True
+    is_at_rest: bool = False
     has_unsent: bool = False
     """The kernel left a part of the latest message for later."""
     flushes: int = 0
@@ -100,6 +102,14 @@ class FakeConnection:
     def limit_unsent(self, count: int) -> None:
         """See `Connection`."""
         self.unsent_limits.append(count)
+
+    def rest(self) -> None:
+        """See `Connection`."""
+        self.is_at_rest = True
+
+    def stir(self) -> None:
+        """See `Connection`."""
+        self.is_at_rest = False
 
     async def aclose(self, code: int, *, timeout: float) -> None:
         """See `Connection`."""
@@ -190,6 +200,7 @@ async def opened(
     dead_after: float = 1e6,
     on_frame: Callable[[wire.Frame], None] | None = None,
     may_answer: Callable[[], bool] = lambda: True,
+    expecting: Sized = ALWAYS,
 ) -> AsyncIterator[Bench]:
     """A pump that runs while the block lasts; its timers keep still, unless asked otherwise."""
     connection, scheduler = FakeConnection(), Scheduler()
@@ -203,6 +214,7 @@ async def opened(
         dead_after=dead_after,
         after_message=lambda: turns.append(len(frames)),
         may_answer=may_answer,
+        expecting=expecting,
     )
     bench = Bench(connection, scheduler, pump, frames, turns, [])
 
@@ -559,6 +571,47 @@ async def test_a_ping_by_itself_is_answered_before_what_comes_later(takes_at_onc
             wire.Ping(12),
         ]
         assert not bench.turns  # nobody was handed anything
+
+
+@pytest.mark.parametrize("takes_at_once", [True, False])
+async def test_a_link_rests_from_a_ping_on_while_nothing_is_expected(takes_at_once: bool) -> None:
+    """Whatever is said to the peer ends that, unless it is an answer; and so it does where nobody could be told."""
+    expecting = {"a job"}
+    async with opened(expecting=expecting) as bench:
+        connection = bench.connection
+        connection.takes_at_once = takes_at_once
+
+        async def hear(*frames: wire.EncodedFrame) -> bool:
+            connection.say(*frames)
+            await trio.testing.wait_all_tasks_blocked()
+            return connection.is_at_rest
+
+        ping = wire.encode_control(0, wire.Ping(1))
+        assert not await hear(ping), "an answer is expected"
+        expecting.clear()
+        assert not await hear(wire.encode_control(0, wire.Pong(0))), "it may have more to say"
+        for _ in range(2):
+            assert await hear(ping)
+            assert await hear(ping)
+            bench.schedule(1)
+            assert not connection.is_at_rest, "before the peer can have heard of it"
+            await trio.testing.wait_all_tasks_blocked()
+            assert not connection.is_at_rest
+        assert await hear(ping)
+        connection.block()
+        connection.say(ping)
+        bench.schedule(1)
+        assert not connection.is_at_rest
+        connection.unblock()
+
+
+async def test_a_link_of_which_anything_may_be_expected_never_rests() -> None:
+    """As an operator's, and the daemon's end of one."""
+    async with opened() as bench:
+        for number in range(3):
+            bench.connection.say(wire.encode_control(0, wire.Ping(number)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert not bench.connection.is_at_rest
 
 
 async def test_a_peer_that_pings_and_reads_nothing_has_one_answer_waiting() -> None:

@@ -20,24 +20,27 @@ if TYPE_CHECKING:
 
     from sandd._core.transport import Connection, ListenAddress
 
-QUIETLY: dict[str, Any] = {"until_admitted": True}
+QUIETLY: dict[str, Any] = {"until_admitted": True, "rest_seconds": 0.001}
 
 
 class Owner:
     """Reads a connection in one of two ways, and keeps what it got and how it ended."""
 
-    def __init__(self, *, delivers: bool, takes_at_once: bool = True) -> None:
+    def __init__(self, *, delivers: bool, takes_at_once: bool = True, rests: bool = False) -> None:
         self.got: list[bytes] = []
         self.ended: Exception | None = None
         self.connection: Connection | None = None
         self.is_over = trio.Event()
         self._delivers = delivers
         self._takes_at_once = takes_at_once
+        self._rests = rests
 
     async def __call__(self, connection: Connection) -> None:
         """A handler of `serve`."""
         self.connection = connection
         await connection.send_message(b"hello")
+        if self._rests:
+            connection.rest()
         try:
             if self._delivers:
                 await connection.deliver_messages(self._take, lambda: True)
@@ -75,13 +78,15 @@ async def exchange(owner: Owner, say: Callable[[RawPeer], Awaitable[None]]) -> N
             await owner.is_over.wait()
 
 
-both_ways = pytest.mark.parametrize("delivers", [False, True])
+both_ways = pytest.mark.parametrize("delivers", [False, True], ids=["receives", "delivers"])
+at_rest = pytest.mark.parametrize("rests", [False, True], ids=["by itself", "at rest"])
 
 
 @both_ways
-async def test_whole_messages_leave_it_quiet(delivers: bool) -> None:
+@at_rest
+async def test_whole_messages_leave_it_quiet(delivers: bool, rests: bool) -> None:
     """However they are cut: there is no second task, and no trio-websocket."""
-    owner = Owner(delivers=delivers)
+    owner = Owner(delivers=delivers, rests=rests)
     messages = [bytes([number]) * 200 for number in range(5)]
 
     async def say(peer: RawPeer) -> None:
@@ -103,9 +108,10 @@ async def test_whole_messages_leave_it_quiet(delivers: bool) -> None:
 
 
 @both_ways
-async def test_a_close_is_heard_and_answered(delivers: bool) -> None:
+@at_rest
+async def test_a_close_is_heard_and_answered(delivers: bool, rests: bool) -> None:
     """With its code, behind the messages before it."""
-    owner = Owner(delivers=delivers)
+    owner = Owner(delivers=delivers, rests=rests)
 
     async def say(peer: RawPeer) -> None:
         goodbye = frame(Op.CLOSE, close_payload(1001, "bye"))
@@ -120,9 +126,10 @@ async def test_a_close_is_heard_and_answered(delivers: bool) -> None:
 
 
 @both_ways
-async def test_a_ping_is_answered(delivers: bool) -> None:
+@at_rest
+async def test_a_ping_is_answered(delivers: bool, rests: bool) -> None:
     """And what follows arrives as before."""
-    owner = Owner(delivers=delivers)
+    owner = Owner(delivers=delivers, rests=rests)
 
     async def say(peer: RawPeer) -> None:
         await peer.send(frame(Op.BINARY, b"a") + frame(Op.PING, b"p"))
@@ -134,14 +141,15 @@ async def test_a_ping_is_answered(delivers: bool) -> None:
 
 
 @both_ways
+@at_rest
 @pytest.mark.parametrize(
     ("breach", "code"),
     [(frame(Op.TEXT, b"x"), 1003), (frame(Op.BINARY, bytes(MIB + 1)), 1009), (frame(3), 1002)],
     ids=["text", "long", "unknown"],
 )
-async def test_a_breach_is_told(delivers: bool, breach: bytes, code: int) -> None:
+async def test_a_breach_is_told(delivers: bool, rests: bool, breach: bytes, code: int) -> None:
     """To both: the peer by the fitting code, the owner by the error."""
-    owner = Owner(delivers=delivers)
+    owner = Owner(delivers=delivers, rests=rests)
 
     async def say(peer: RawPeer) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
@@ -154,9 +162,10 @@ async def test_a_breach_is_told(delivers: bool, breach: bytes, code: int) -> Non
 
 
 @both_ways
-async def test_another_task_may_close_it(delivers: bool) -> None:
+@at_rest
+async def test_another_task_may_close_it(delivers: bool, rests: bool) -> None:
     """While its owner reads: the goodbye is said, and the owner told."""
-    owner = Owner(delivers=delivers)
+    owner = Owner(delivers=delivers, rests=rests)
 
     async def say(peer: RawPeer) -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -173,10 +182,11 @@ async def test_another_task_may_close_it(delivers: bool) -> None:
 
 
 @both_ways
-async def test_cancelled_its_owner_says_goodbye(delivers: bool) -> None:
+@at_rest
+async def test_cancelled_its_owner_says_goodbye(delivers: bool, rests: bool) -> None:
     """As the server does for each that is cancelled."""
     with trio.fail_after(30):
-        async with serving(Owner(delivers=delivers), **QUIETLY) as address:
+        async with serving(Owner(delivers=delivers, rests=rests), **QUIETLY) as address:
             async with trio.open_nursery() as nursery:
                 peers = [await nursery.start(hold, address) for _ in range(3)]
                 await trio.testing.wait_all_tasks_blocked(0.01)
@@ -184,7 +194,7 @@ async def test_cancelled_its_owner_says_goodbye(delivers: bool) -> None:
             assert len(peers) == 3
         codes: list[int] = []
         async with trio.open_nursery() as nursery:
-            async with serving(Owner(delivers=delivers), **QUIETLY) as address:
+            async with serving(Owner(delivers=delivers, rests=rests), **QUIETLY) as address:
                 told = trio.Event()
 
                 async def listen() -> None:
@@ -279,20 +289,33 @@ frames = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(said=frames, cuts=st.lists(st.integers(1, 400), max_size=6), delivers=st.booleans())
+@given(
+    said=frames,
+    cuts=st.lists(st.tuples(st.integers(1, 400), st.booleans()), max_size=6),
+    delivers=st.booleans(),
+    rests=st.booleans(),
+)
 def test_whatever_comes_arrives_once_in_order(
-    said: list[tuple[bytes, list[bytes]]], cuts: list[int], delivers: bool
+    said: list[tuple[bytes, list[bytes]]],
+    cuts: list[tuple[int, bool]],
+    delivers: bool,
+    rests: bool,
 ) -> None:
-    """Messages whole or in fragments, among pings, in whatever pieces: as of a connection that was never quiet."""
+    """Messages whole or in fragments, among pings, in whatever pieces: as of a connection that was never quiet.
+
+    And whether it rests or is waited for, or now this and now that.
+    """
     data = b"".join(each for each, _ in said) + frame(Op.CLOSE, close_payload(1000))
 
     async def run() -> None:
-        owner = Owner(delivers=delivers)
+        owner = Owner(delivers=delivers, rests=rests)
 
         async def say(peer: RawPeer) -> None:
             begin = 0
-            for cut in cuts:
+            for cut, rests_from_now in cuts:
                 await peer.send(data[begin : begin + cut])
+                assert owner.connection is not None
+                owner.connection.rest() if rests_from_now else owner.connection.stir()
                 await trio.testing.wait_all_tasks_blocked(0.0005)
                 begin += cut
             await peer.send(data[begin:])

@@ -50,6 +50,8 @@ log = get_logger("daemons")
 
 RIVAL_PING_SECONDS: Final = 5.0
 """How long the holder of an id has to answer when a rival asks for it."""
+MOST_REST_SECONDS: Final = 0.05
+"""How much later it may be heard what a daemon says of whom nobody expects anything: a dozen heartbeats of 5,000."""
 
 
 @define(eq=False)
@@ -71,6 +73,11 @@ class Acceptor:
     """Of its links."""
     watch: LinkWatch | None = None
     """What looks after all of them; None: each looks after itself."""
+
+    @property
+    def rest_seconds(self) -> float:
+        """How much later it is heard: little beside a heartbeat."""
+        return min(MOST_REST_SECONDS, self.heartbeat / 20)
 
     async def handle(self, connection: Connection) -> Stay | None:
         """One connection, from its first message on: see `shake_hands`."""
@@ -226,6 +233,7 @@ class Acceptor:
             dead_after=self.dead_after,
             meter=self.meter,
             watch=self.watch,
+            expecting=link.routes,  # for jobs of which nobody has a channel, it says nothing
         )
         link.carrier = pump
         given.close = pump.close

@@ -8,7 +8,7 @@ scheduler what to send.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -24,7 +24,7 @@ from sandd._core.scheduler import message_bytes
 log = get_logger("link")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sized
 
     from sandd._core.scheduler import Message, Scheduler
     from sandd._core.transport import Connection
@@ -39,6 +39,8 @@ FRAMES_PER_READ = 1024
 """The same of all messages that came at once, which may be 512: most have one or two frames, and whoever is told to
 wait takes what follows a turn later (m)."""
 _NONE: Iterator[wire.Frame] = iter(())
+ALWAYS: Final = ("a word",)
+"""Expected of a peer that may say something at any time."""
 UNREAD = "the peer does not read: too many control messages wait for it"
 HANDSHAKE_SECONDS = 10.0
 """From the first byte of a connection to Welcome or Reject."""
@@ -65,7 +67,15 @@ class Pump:
     # With a dict each link would take a KiB more.
     __slots__ = (
         *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason"),
-        *("_connection", "_crowd_until", "_frames", "_frames_left", "_given_up", "_heard"),
+        *(
+            "_connection",
+            "_crowd_until",
+            "_expecting",
+            "_frames",
+            "_frames_left",
+            "_given_up",
+            "_heard",
+        ),
         *("_idle", "_is_over", "_line", "_liveness", "_may_answer", "_meter", "_now", "_nursery"),
         *("_on_frame", "_outcome", "_own_lag", "_pace", "_parked", "_patience", "_ping_number"),
         *("_pongs", "_read_at", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
@@ -85,6 +95,7 @@ class Pump:
         may_answer: Callable[[], bool] | None = None,
         meter: LinkBytes | None = None,
         watch: LinkWatch | None = None,
+        expecting: Sized = ALWAYS,
     ) -> None:
         self._connection = connection
         self._scheduler = scheduler
@@ -108,6 +119,8 @@ class Pump:
         self._pace = Pace()
         self._watch = watch
         """What looks after it with many others; None: its own."""
+        self._expecting = expecting
+        """Something is expected of the peer while there is anything in it; and from `wake` on, to its next ping."""
         self._nursery: trio.Nursery | None = None
         """Of its tasks, while it runs."""
         self._writer: _Writer | None = None
@@ -156,6 +169,9 @@ class Pump:
         follows soon is left to the writer, all in one message: in a crowd, batching is worth more.
         """
         scheduler = self._scheduler
+        answers = scheduler.pong is not None and scheduler.only_answers
+        if self._connection.is_at_rest and not answers:
+            self._connection.stir()
         if scheduler.overrun:
             self.close(UNREAD)
         clock = self._now  # (to call what is not a method by its name takes Python longer)
@@ -163,7 +179,6 @@ class Pump:
         if self._parked and now >= self._crowd_until:
             # Whom the pull wakes may wake us: that goes behind what was pulled, and is left to the writer.
             self._parked = False
-            answers = scheduler.pong is not None and scheduler.only_answers
             message = scheduler.next_message()
             has_gone = message is not None and self._connection.send_message_nowait(*message)
             if not answers:
@@ -299,6 +314,8 @@ class Pump:
                 self._unanswered = number
                 if self._may_answer is None or self._may_answer():
                     self.answer()
+                if not self._expecting and not self._connection.is_at_rest:
+                    self._connection.rest()
                 return True
             self._frames = wire.decode_frames(message)
         left = FRAMES_PER_TURN

@@ -337,6 +337,7 @@ class LocalService(Service):
                     max_message_bytes=wire.MAX_HELLO_BYTES,  # until it has said who it is
                     admission=self._admission,
                     until_admitted=True,
+                    rest_seconds=self.acceptor.rest_seconds,
                     barred_for=self._barred_for,
                     tls=self._presented,
                     documents=self.bootstrap,

@@ -11,6 +11,7 @@ get around, because it reads and writes through nothing else:
     _secure_stream.py  SecureStream: TLS, for wss; what it encrypts and decrypts is in
     _tls.py            TlsEnd, around Python's ssl (no I/O)
     _streams.py     MeteredStream: the socket, and when it last took a byte
+    _resting.py     where those are read together of whose peers nothing is expected
 
     _client.py      connect(): TCP, TLS and WebSocket handshake within one deadline
     _server.py      serve(): the accept loop; each connection guarded by itself

@@ -45,6 +45,9 @@ noticed; and a peer that ignores credit meets TCP's back-pressure, not the end o
 BREACH_TIMEOUT: Final = 1.0
 """Seconds a peer that broke the rules gets to take the close frame that tells it which."""
 
+WORD_BYTES: Final = 128
+"""Of what comes from one that rests, as much is taken in the turn of all of them: a heartbeat has 30."""
+
 log = get_logger("transport")
 
 
@@ -74,7 +77,7 @@ class Connection:
         *("_meter", "_nursery", "_protocol", "_reading", "_replay", "_room"),
         *("_send_was_cut", "_state", "_stream", "_taken", "_wants_more", "_watched"),
         *("_websocket", "_write_failed", "_write_lock", "channel_binding", "headers"),
-        *("host", "is_loopback", "local", "on_admitted", "path", "peer_identity"),
+        *("host", "is_at_rest", "is_loopback", "local", "on_admitted", "path", "peer_identity"),
         *("remote",),
     )
 
@@ -90,6 +93,8 @@ class Connection:
     """The path of the request, without its query."""
     headers: Mapping[str, str]
     """The request's headers, server side, until `admit`: lower-case names, repeated ones joined by commas."""
+    is_at_rest: bool
+    """Nothing is expected of the peer: see `rest`."""
     on_admitted: Callable[[], None] | None
     """For `serve`: what `admit` means."""
     channel_binding: bytes
@@ -113,6 +118,7 @@ class Connection:
         peer_identity: str | None = None,
     ) -> None:
         keep_large_buffers()
+        self.is_at_rest = False
         self.on_admitted = None
         self.channel_binding = channel_binding
         self.peer_identity = peer_identity
@@ -181,6 +187,19 @@ class Connection:
         if self.on_admitted is not None:
             self.on_admitted()
             self.on_admitted = None
+
+    def rest(self) -> None:
+        """Nothing is expected of the peer until `stir`.
+
+        What it says meanwhile may be received a little later, together with what others say, if this is quiet and
+        `serve` was told how much later.
+        """
+        self.is_at_rest = True
+
+    def stir(self) -> None:
+        """Something is expected of the peer: what it says is received at once."""
+        self.is_at_rest = False
+        self._meter.end_rest()
 
     @property
     def line(self) -> MeteredStream:
@@ -402,22 +421,20 @@ class Connection:
                     raise self._loss() from self._failure
                 if self._left:
                     await trio.lowlevel.checkpoint()
-                    left, self._left = protocol.deliver_left(self._left), b""
+                    left, self._left = self._left, b""
+                    self._leave(protocol.deliver_left(left))
+                    continue
+                if self.is_at_rest and self._meter.may_rest and not stream.has_more:
+                    word = await self._meter.rest(self._look)
+                    if word is None:
+                        continue
+                    data = word
                 else:
                     data = await stream.receive_some()
-                    if not data:
-                        has_ended = True
-                        break
-                    left = protocol.deliver(data)
-                if not left:
-                    continue
-                if self._websocket is not None:
-                    # Somebody closes it in this very turn: the background reads on behind what we have read.
-                    protocol.receive_data(left)
-                elif not self._wants_more:
-                    self._left = left
-                else:
-                    self._wake(left)
+                if not data:
+                    has_ended = True
+                    break
+                self._leave(protocol.deliver(data))
         except trio.BrokenResourceError as exc:
             self._failure = self._failure or exc
             has_ended = True
@@ -427,6 +444,30 @@ class Connection:
             self._reading = None
         if has_ended and self._websocket is None:  # else the background tells why
             raise self._end_quietly() from self._failure
+
+    def _leave(self, left: bytes | None) -> None:
+        """This of what was read is not delivered, and is for whoever reads next."""
+        if not left:
+            return
+        if self._websocket is not None:
+            # Somebody closes it in this very turn: the background reads on behind what we have read.
+            self._protocol.receive_data(left)
+        elif not self._wants_more:
+            self._left = left
+        else:
+            self._wake(left)
+
+    def _look(self) -> None:
+        """At what has come while it rests: a short word is taken here, as its owner would; the rest is left to that."""
+        data = self._stream.receive_ready()
+        if data is None:
+            return
+        if not data or len(data) > WORD_BYTES:
+            self._meter.end_rest(data)
+            return
+        self._leave(self._protocol.deliver(data))
+        if not (self._wants_more and self.is_at_rest) or self._stream.has_more:
+            self._meter.end_rest()
 
     def _end_quietly(self) -> ConnectionLost:
         """The stream has ended, and there is nobody to say goodbye to: no background is needed for that."""

@@ -183,6 +183,22 @@ class SecureStream(trio.abc.Stream):
         finally:
             self._receiving = False
 
+    @property
+    def has_more(self) -> bool:
+        """Something has come that the socket can't tell of."""
+        return self._tls.has_more
+
+    def receive_ready(self) -> bytes | None:
+        """As `MeteredStream.receive_ready`; None, too, where no whole record has come."""
+        data = self._meter.receive_ready()
+        if data is None:
+            return None
+        self._tls.feed(data)
+        try:
+            return self._tls.decrypt(RECEIVE_BYTES)
+        except ssl.SSLError as exc:
+            raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+
     def _with_more(self, first: bytes) -> bytes:
         """`first`, and what else can be had without waiting.
 

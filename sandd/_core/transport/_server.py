@@ -26,6 +26,7 @@ from sandd._core.transport._http import (
 )
 from sandd._core.transport._places import HandshakePlaces, Hearing
 from sandd._core.transport._protocol import GuardedProtocol
+from sandd._core.transport._resting import open_resting_place
 from sandd._core.transport._secure_stream import SecureStream, spoke_http
 from sandd._core.transport._streams import Address, MeteredStream
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sandd._core.admission import Admission
     from sandd._core.tls.contexts import ServerTls
     from sandd._core.transport._places import Place as HandshakePlace
+    from sandd._core.transport._resting import RestingPlace
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds a peer gets to answer our goodbye."""
@@ -92,6 +94,7 @@ async def serve(
     max_handshakes: int = 256,
     admission: Admission | None = None,
     until_admitted: bool = False,
+    rest_seconds: float = 0.0,
     barred_for: Callable[[str, str], float] = lambda _host, _path: 0.0,
     tls: Callable[[], ServerTls | None] = lambda: None,
     documents: Documents | None = None,
@@ -119,6 +122,8 @@ async def serve(
             Retry-After; None: everybody comes in at once.
         until_admitted: a handshake is over when the handler calls `Connection.admit`, not before. Then handlers
             speak first, and read all the time: while they don't, nobody notices what their peer does.
+        rest_seconds: so much later may be heard what peers say of whom nothing is expected (`Connection.rest`); 0.0:
+            not at all. Then each costs less, but on Linux alone.
         barred_for: of a host and a path: seconds for which it isn't heard there, and answered 429 with a
             Retry-After; 0.0: it is heard.
         tls: asked at the beginning of each connection what to present to it; None: no TLS.
@@ -143,8 +148,11 @@ async def serve(
         barred_for=barred_for,
         tls=tls,
         documents=documents,
+        resting_place=open_resting_place(rest_seconds) if until_admitted and rest_seconds else None,
     )
     async with trio.open_nursery() as nursery:
+        if server.resting_place is not None:
+            nursery.start_soon(server.resting_place.run)
         for listener in listeners:
             nursery.start_soon(server.accept_loop, listener, nursery)
         names = (listener.socket.getsockname() for listener in listeners)
@@ -165,6 +173,7 @@ class _Server:
     barred_for: Callable[[str, str], float]
     tls: Callable[[], ServerTls | None]
     documents: Documents | None = None
+    resting_place: RestingPlace | None = None
     open_documents: int = field(default=0, init=False)
     open_connections: int = field(default=0, init=False)
     """Those that wait for their place included."""
@@ -225,6 +234,7 @@ class _Server:
         remote = "?"
         try:
             meter = MeteredStream(tcp)
+            meter.resting_place = self.resting_place
             remote = str(meter.remote)
             with trio.move_on_after(self.handshake_timeout) as deadline:
                 return await self._shake_hands(meter, hearing, deadline)

@@ -14,8 +14,9 @@ import trio
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from sandd._core.transport._resting import RestingPlace
     from sandd.wire import Buffer
 
 NOTSENT_LOWAT: Final = 512 * 1024
@@ -100,6 +101,8 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         """When a write last got on (seconds of `trio.current_time`)."""
         self.write_pending_since: float | None = None
         """When the write now under way last got on; None: none is."""
+        self.resting_place: RestingPlace | None = None
+        """Where it may rest; see `rest`."""
         self.torn = False
         """A write ended halfway: whatever is written now, the peer can't make sense of it."""
         try:
@@ -225,6 +228,39 @@ class MeteredStream(trio.abc.HalfCloseableStream):
         finally:
             self._sending = False
 
+    has_more: Final = False
+    """Something has come that the socket can't tell of."""
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether `rest` doesn't return at once."""
+        place = self.resting_place
+        return place is not None and place.takes_more and self._descriptor != -1
+
+    async def rest(self, look: Callable[[], None]) -> bytes | None:
+        """Wait for `end_rest`, and have `look` called, a moment later than it could be, whenever something has come.
+
+        Returns what that was given; raises what `look` does. Only where it `may_rest`.
+        """
+        assert self.resting_place is not None
+        return await self.resting_place.rest(self._descriptor, look)
+
+    def end_rest(self, came: bytes | None = None) -> None:
+        """Have whoever waits in `rest` go on, with this."""
+        if self.resting_place is not None:
+            self.resting_place.wake(self._descriptor, came)
+
+    def receive_ready(self) -> bytes | None:
+        """What has come, after that was told of; b"": the end; None: nothing has."""
+        try:
+            return self._received(os.read(self._descriptor, self._receive_bytes))
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if exc.errno in _CLOSED_ERRNOS:
+                raise trio.ClosedResourceError("this stream was closed") from None
+            raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+
     def receive_nowait(self) -> bytes:
         """More of what has arrived; b"" if the latest read took all, or if that can't be told."""
         if self._is_drained or self._descriptor == -1 or _ON_WINDOWS:
@@ -262,15 +298,9 @@ class MeteredStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.wait_readable(self._descriptor)
         else:
             await trio.lowlevel.checkpoint()
-        while True:
-            try:
-                return self._received(os.read(self._descriptor, self._receive_bytes))
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._descriptor)
-            except OSError as exc:
-                if exc.errno in _CLOSED_ERRNOS:
-                    raise trio.ClosedResourceError("this stream was closed") from None
-                raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+        while (ready := self.receive_ready()) is None:
+            await trio.lowlevel.wait_readable(self._descriptor)
+        return ready
 
     async def send_eof(self) -> None:
         """See `trio.abc.HalfCloseableStream`."""
@@ -280,6 +310,7 @@ class MeteredStream(trio.abc.HalfCloseableStream):
 
     def close(self) -> None:
         """Close the socket now; tasks that use it get `trio.ClosedResourceError`."""
+        self.end_rest()
         self._descriptor = -1
         self._tcp.socket.close()
 
