@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from sandd import DaemonState, wire
 from sandd._core.directory import AWAY_LEASE
 from sandd._core.fencing import Claim
@@ -75,3 +77,23 @@ def test_one_that_stays_away_is_given_up_and_then_forgotten() -> None:
     now += 3
     assert registry.expire() == [("d", True)]
     assert [record.id for record in registry] == ["stays"]
+
+
+@pytest.mark.parametrize("state", [DaemonState.AWAY, DaemonState.GONE])
+def test_one_that_came_back_is_not_given_up(state: DaemonState) -> None:
+    """However long ago it was lost; when it is lost again, its time begins anew."""
+    now = 0.0
+    registry = Registry(lambda: now)
+    registry.offline(come(registry), state)
+    link = come(registry, connection=2)
+    now += AWAY_LEASE + GONE_MEMORY + 1
+    assert registry.expire() == []
+    assert found(registry).state is DaemonState.ONLINE
+    registry.offline(link, DaemonState.GONE)
+    now += GONE_MEMORY - 1
+    assert registry.expire() == []
+    now += 2
+    assert registry.expire() == [("d", True)]
+    assert registry.expire() == []
+    come(registry, connection=3)
+    assert registry.expire() == []

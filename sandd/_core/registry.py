@@ -45,6 +45,8 @@ class Registry:
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
         self._records: dict[str, DaemonRecord] = {}
+        self._absent: dict[str, DaemonRecord] = {}
+        """Those of them that are not online: to look at 5,000 that are, every second, was 2 ms (m)."""
 
     def __iter__(self) -> Iterator[DaemonRecord]:
         # Of this moment, in one step: `sandd.aio` looks from other threads.
@@ -69,6 +71,7 @@ class Registry:
         known = self._records.get(daemon_id)
         tenure = Tenure(claim) if known is None else known.tenure
         tenure.succeed(claim)
+        self._absent.pop(daemon_id, None)
         self._records[daemon_id] = DaemonRecord(
             daemon_id, about, DaemonState.ONLINE, tenure, self._clock(), link, pump
         )
@@ -81,17 +84,18 @@ class Registry:
         record.link = record.pump = None
         record.state = state
         record.since = self._clock()
+        self._absent[record.id] = record
 
     def expire(self) -> list[tuple[str, bool]]:
         """(id, forgotten) of daemons that were away too long, or gone long enough to be forgotten."""
         now = self._clock()
         changed = []
-        for record in list(self._records.values()):
+        for record in list(self._absent.values()):
             age = now - record.since
             if record.state is DaemonState.AWAY and age >= AWAY_LEASE:
                 record.state, record.since = DaemonState.GONE, now
                 changed.append((record.id, False))
             elif record.state is DaemonState.GONE and age >= GONE_MEMORY:
-                del self._records[record.id]
+                del self._records[record.id], self._absent[record.id]
                 changed.append((record.id, True))
         return changed
