@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,10 +30,10 @@ def open_server_protocol(
 ) -> GuardedProtocol:
     """The server's side of a connection that has just been opened."""
     protocol = kind(ConnectionType.SERVER, max_message_bytes=max_message_bytes)
-    names = {"host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"}
-    lines = [line.partition(": ") for line in upgrade_request().decode().splitlines()]
-    headers = [(name.encode(), value.encode()) for name, _, value in lines if name in names]
-    protocol.read_request(headers, b"/ws")
+    protocol.http.receive_data(upgrade_request())
+    request = protocol.http.next_event()
+    assert isinstance(request, h11.Request)
+    protocol.read_request(request)
     protocol.send(AcceptConnection())
     return protocol
 

@@ -111,7 +111,7 @@ class RequestReader:
         self._is_private = secure or own_names is not None
         self._own_names = own_names
         self._bundle = bundle
-        self._http = h11.Connection(h11.SERVER)  # bounds the head at 16 KiB by itself
+        self._http = protocol.http  # bounds the head at 16 KiB by itself
         self._protocol = protocol
         self._paths = paths
         self._subprotocol = subprotocol
@@ -193,7 +193,7 @@ class RequestReader:
             if self._http.trailing_data[0]:
                 # RFC 6455 s. 4.1 has the client wait for our answer; wsproto would lose the bytes.
                 return Refusal(400, "the handshake is followed by bytes before its answer")
-            self._protocol.read_request(headers, request.target)
+            self._protocol.read_request(request)
         except WsprotoError as exc:
             hint = exc.event_hint
             status = getattr(hint, "status_code", 400)
