@@ -30,7 +30,7 @@ from raw_peer import (
 from sandd._core._errors import ConnectionLost, RemoteProtocolError
 from sandd._core.transport import Connection, connect
 from sandd._core.transport._connection import MAX_WAITING_BYTES
-from sandd._core.transport._protocol import GuardedProtocol
+from sandd._core.transport._protocol import FAST_MASK_BYTES, GuardedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -402,9 +402,17 @@ def reset(peer: RawPeer) -> None:
     peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
 
+async def _load_what_loads_late() -> None:
+    with trio.fail_after(30):
+        async with serving() as address, dial(address) as connection:
+            await connection.send_message(b"x" * FAST_MASK_BYTES)
+            await connection.receive_message()
+
+
 @pytest.fixture
 def uncollected() -> Iterator[Callable[[], int]]:
     """Bytes of memory that are still held, by cycles too, since the test began."""
+    trio.run(_load_what_loads_late)
     gc.collect()
     gc.disable()
     tracemalloc.start()
