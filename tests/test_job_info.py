@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import attrs
 import pytest
 
@@ -11,6 +13,7 @@ from sandd._core.job_info import JobInfo, KeptOutput, describe
 from sandd.wire import FailedCode, JobState, Outcome, Stream
 
 KEY = ("t", "j")
+SPEC = wire.CommandSpec((b"true",))
 
 
 def job_of(*argv: bytes, shell: bool = False, detach: bool = False) -> Job:
@@ -26,6 +29,26 @@ def told(job: Job, now: float = 100.0) -> JobInfo:
     (record,) = wire.decode_answers(wire.encode_answer(describe(job, now)))
     assert isinstance(record, wire.JobRecord)
     return JobInfo.from_record(record)
+
+
+def test_a_job_that_is_kept_takes_little() -> None:
+    """Thousands may be: what its streams need is made when somebody asks for them, and given back."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        jobs = [Job(KEY, b"", SPEC) for _ in range(1000)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / len(jobs) < 700
+    job = jobs[0]
+    assert job.outputs is job.outputs
+    assert job.sends[Stream.EVENTS] is job.events
+    job.abandon()
+    job.abandon()
+    assert not job.made_outputs
+    with pytest.raises(AttributeError, match="a job has no colour"):
+        job.colour  # type: ignore[attr-defined]  # noqa: B018 - to ask is what is tried
 
 
 def test_a_job_that_waits_for_its_turn_has_nothing_yet() -> None:

@@ -5,9 +5,9 @@ Sans-IO. What a shell may do to a job is here; who may attach to which is the ta
 
 from __future__ import annotations
 
-from functools import cached_property
+from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
 
@@ -54,6 +54,33 @@ MAX_STALLS_TOLD: Final = 100
 class Job:
     """One job as the daemon's protocol sees it: its streams and who is attached to it."""
 
+    # With a dict each of the thousands that are kept would take three times as much.
+    __slots__ = (
+        *("__weakref__", "_is_left", "_ring_room", "_spool", "_stalls_told", "asked_at"),
+        *("attempts", "ceiling", "claim_within", "client", "detached", "end_grace"),
+        *("end_outcome", "end_requested", "end_signal", "ended_at", "generation", "key"),
+        *("least_isolation", "made_outputs", "owner", "pid", "result", "spec", "spec_bytes"),
+        *("started_at", "state", "terminal", "trace", "traffic", "unowned_seconds"),
+        *("untold_pid", "viewers"),
+        # Made when they are first asked for: see `__getattr__`.
+        *("events", "input", "ops", "outputs", "sends"),
+    )
+
+    outputs: dict[Stream, SpooledLog]
+    """What its process, or its request, puts out.
+
+    A short command that says nothing never has it. Until it is made it is as if nothing had been put out, and whoever
+    is attached has a cursor in it from its beginning, once it is.
+    """
+    ops: MessageReceiveLog
+    """What its client asks of it."""
+    input: ByteReceiveLog
+    """What its process, or its request, is to read."""
+    events: MessageSendLog
+    """What has become of it; retained whole, so that whoever attaches later learns that."""
+    sends: dict[Stream, SendLog]
+    """All that flows to clients."""
+
     def __init__(
         self,
         key: JobKey,
@@ -61,6 +88,7 @@ class Job:
         spec: wire.Spec,
         spool: Spool | None = None,
         ring_room: RingRoom | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.key = key
         self.spec_bytes = spec_bytes
@@ -105,7 +133,7 @@ class Job:
         """Its owner went for good, and nobody came since."""
         self._spool = spool
         self._ring_room = ring_room
-        self.traffic = Traffic()
+        self.traffic = Traffic() if traffic is None else traffic
         """Where its bytes are counted."""
         self.made_outputs: Mapping[Stream, SpooledLog] = _NOT_MADE
         """Its `outputs`, if they have been made."""
@@ -113,15 +141,24 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.key[1]} {self.state.value}, {len(self.viewers)} viewers>"
 
-    # The process is asked for before these are needed, and starts meanwhile.
+    def __getattr__(self, name: str) -> Any:
+        """Make one of its streams: the process is asked for before they are needed, and starts meanwhile."""
+        made: Any
+        if name == "events":
+            made = self.events = MessageSendLog(capacity=None, retain=EVERYTHING)
+        elif name == "ops":
+            made = self.ops = MessageReceiveLog()
+        elif name == "input":
+            made = self.input = ByteReceiveLog()
+        elif name == "outputs":
+            made = self.outputs = self._make_outputs()
+        elif name == "sends":
+            made = self.sends = {Stream.EVENTS: self.events, **self.outputs}
+        else:
+            raise AttributeError(f"a job has no {name}")
+        return made
 
-    @cached_property
-    def outputs(self) -> dict[Stream, SpooledLog]:
-        """What its process, or its request, puts out.
-
-        Made when there is anything to do about it: a short command that says nothing never has it. Until then it is
-        as if nothing had been put out, and whoever is attached has a cursor in it from its beginning, once it is made.
-        """
+    def _make_outputs(self) -> dict[Stream, SpooledLog]:
         spec, capacity, spool = self.spec, RING_BYTES, self._spool
         ring_room = self._ring_room
         retain = EVERYTHING if self.detached else 0
@@ -150,26 +187,6 @@ class Job:
                 each.channel.add_cursor(SendCursor(stream, log, 0, each.output_credit))
         self.made_outputs = made
         return made
-
-    @cached_property
-    def ops(self) -> MessageReceiveLog:
-        """What its client asks of it."""
-        return MessageReceiveLog()
-
-    @cached_property
-    def input(self) -> ByteReceiveLog:
-        """What its process, or its request, is to read."""
-        return ByteReceiveLog()
-
-    @cached_property
-    def events(self) -> MessageSendLog:
-        """What has become of it; retained whole, so that whoever attaches later learns that."""
-        return MessageSendLog(capacity=None, retain=EVERYTHING)
-
-    @cached_property
-    def sends(self) -> dict[Stream, SendLog]:
-        """All that flows to clients."""
-        return {Stream.EVENTS: self.events, **self.outputs}
 
     @property
     def lease(self) -> float:
@@ -305,7 +322,7 @@ class Job:
                 outcome=outcome,
                 seconds=seconds,
                 pipes_held=pipes_held,
-                finals=self._finals(),
+                finals=self._finals() if self.made_outputs else {},
                 pid=pid,
                 cpu_seconds=usage.cpu_seconds,
                 max_rss_bytes=usage.max_rss_bytes,
@@ -398,8 +415,9 @@ class Job:
             log.abandon()
         # They know the job: without them it goes when nobody has it any more, and not when cycles are looked for.
         self.made_outputs = _NOT_MADE
-        self.__dict__.pop("outputs", None)
-        self.__dict__.pop("sends", None)
+        for name in ("outputs", "sends"):
+            with suppress(AttributeError):
+                delattr(self, name)
 
     def announce(self) -> None:
         """There may be something for those who are attached."""

@@ -337,9 +337,9 @@ class JobTable:
         return len(self.jobs) - self._requests >= MAX_JOBS
 
     def _add(self, key: JobKey, spec_bytes: bytes, spec: wire.Spec, now: float) -> Job:
-        job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool, self.ring_room)
+        traffic = self.tally.begun(spec)
+        job = self.jobs[key] = Job(key, spec_bytes, spec, self.spool, self.ring_room, traffic)
         job.asked_at = now
-        job.traffic = self.tally.begun(spec)
         self._requests += isinstance(spec, wire.Request)
         return job
 
