@@ -48,7 +48,8 @@ def spawn_request(
         environment[b"TRACEPARENT"] = job.trace.encode()
         if b"TRACESTATE" in base_environment():
             environment[b"TRACESTATE"] = b""  # the daemon's own is of another trace
-    environment |= _variables(spec.env)
+    if spec.env:
+        environment |= _variables(spec.env)
     environment[b"SANDD_JOB"] = marker
     return SpawnRequest(
         argv=shell_argv(spec.argv[0]) if spec.shell else spec.argv or login_shell(spec.user),

@@ -50,11 +50,15 @@ class _Client:
     above: set[int] = field(factory=set)
 
     def raise_floor(self, floor: int) -> None:
-        if floor - self.floor <= len(self.above):  # as mostly: with each job it rises a little
+        if floor <= self.floor:
+            return
+        if floor - self.floor <= len(
+            self.above
+        ):  # of many that were under way at once some are over
             self.above.difference_update(range(self.floor, floor))
-        else:
+        elif self.above:  # mostly there are none: with each job it rises by one
             self.above = {sequence for sequence in self.above if sequence >= floor}
-        self.floor = max(self.floor, floor)
+        self.floor = floor
 
 
 class Tombstones:

@@ -39,6 +39,10 @@ log = get_logger("isolation")
 
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 """Where the daemon has none."""
+_PROGRAMS: Final = (
+    wire.CommandSpec,
+    wire.SessionSpec,
+)  # (a union takes longer, and is asked of each)
 _ABOUT_JOBS: Final = (wire.JobsSpec, wire.KillSpec, wire.ForgetSpec)
 """Requests that reach neither files nor ports."""
 
@@ -94,7 +98,7 @@ class Isolation:
         self, spec: wire.Spec, least: IsolationLevel = IsolationLevel.NONE
     ) -> IsolationLevel:
         """At which a job of that spec runs: never below the daemon's own, nor `least`, the controller's for it."""
-        if isinstance(spec, wire.CommandSpec | wire.SessionSpec):
+        if isinstance(spec, _PROGRAMS):
             if spec.isolation is None and least is IsolationLevel.NONE:
                 return self.level
             return strongest([self.level, least, spec.isolation])

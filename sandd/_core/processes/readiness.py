@@ -49,11 +49,8 @@ if sys.platform == "linux":
             self._epoll.modify(descriptor, events)
 
         def wait(self, seconds: float | None) -> list[int]:
-            found = []
-            for descriptor, events in self._epoll.poll(seconds, 8):
-                if events != select.EPOLLOUT:
-                    found.append(descriptor)
-            return found
+            ready = self._epoll.poll(seconds, 8)
+            return [descriptor for descriptor, events in ready if events != select.EPOLLOUT]
 
         def close(self) -> None:
             self._epoll.close()

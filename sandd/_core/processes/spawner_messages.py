@@ -210,23 +210,24 @@ def encode(message: Message, *, descriptors: int = 0) -> bytes:
 
 def decode(body: bytes | bytearray | memoryview) -> Message:
     """The message of one body."""
-    number, *fields = marshal.loads(body)  # noqa: S302 - from our own other half
-    message: Message = _KINDS[number](*fields)
+    fields = marshal.loads(body)  # noqa: S302 - from our own other half
+    # What `encode` has written has all fields, so none is looked for as a call of the class would.
+    message: Message = tuple.__new__(_KINDS[fields[0]], fields[1:])
     return message
 
 
 def decode_all(buffer: bytearray) -> list[Message]:
     """Take every complete message that carries no descriptors from the front of ``buffer``."""
     messages: list[Message] = []
-    position = 0
-    with memoryview(buffer) as view:
-        while len(buffer) - position >= HEADER.size:
-            length, _ = HEADER.unpack_from(buffer, position)
-            end = position + HEADER.size + length
-            if end > len(buffer):
-                break
-            messages.append(decode(view[position + HEADER.size : end]))
-            position = end
+    position, size = 0, len(buffer)
+    while size - position >= HEADER.size:
+        length, _ = HEADER.unpack_from(buffer, position)
+        begin = position + HEADER.size
+        end = begin + length
+        if end > size:
+            break
+        messages.append(decode(buffer[begin:end]))
+        position = end
     del buffer[:position]
     return messages
 
@@ -256,26 +257,25 @@ class MessageReader:
         buffer = self._buffer
         try:
             if not buffer:
-                self._fill(READ_BYTES)
+                buffer += self._read(READ_BYTES)
             while len(buffer) < HEADER.size:
-                self._fill(HEADER.size - len(buffer))
+                buffer += self._read(HEADER.size - len(buffer))
             length, count = HEADER.unpack_from(buffer)
             if length > MAX_BODY_BYTES:
                 raise EOFError(f"a message of {length} bytes")
             end = HEADER.size + length
             while len(buffer) < end:
-                self._fill(end - len(buffer))
+                buffer += self._read(end - len(buffer))
         except BlockingIOError:
             return None
-        with memoryview(buffer) as view:
-            message = decode(view[HEADER.size : end])
+        message = decode(buffer[HEADER.size : end])
         del buffer[:end]
         descriptors: list[int] = []
         if count:
             descriptors, self._descriptors = self._descriptors, descriptors
         return message, descriptors, len(descriptors) == count
 
-    def _fill(self, most: int) -> None:
+    def _read(self, most: int) -> bytes:
         data, ancillary, _, _ = self._source.recvmsg(most, _DESCRIPTORS_ROOM, _RECEIVE_FLAGS)
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -287,4 +287,4 @@ class MessageReader:
                         os.set_inheritable(descriptor, False)
         if not data:
             raise EOFError("the other end is closed")
-        self._buffer += data
+        return data
