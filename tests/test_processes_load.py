@@ -67,7 +67,7 @@ async def test_who_asked_is_let_go_of_when_told() -> None:
             self.child: Child | None = None
             self.told = trio.Event()
 
-        def answered(self) -> None:
+        def answered(self, _more: bool) -> None:
             self.told.set()
 
     async with open_process_host() as host:

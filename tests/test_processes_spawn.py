@@ -32,8 +32,9 @@ from process_tools import (
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.processes import ExitStatus, SpawnRequest, open_process_host, posix
-from sandd._core.processes.pipes import PIPE_BYTES, OutputPipe
+from sandd._core.processes.pipes import PIPE_BYTES, OutputPipe, open_job_pipes
 from sandd._core.processes.posix import MAX_REQUEST_BYTES
+from sandd._core.processes.spawner_messages import Exited
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +43,29 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process t
 
 
 # ---- its end --------------------------------------------------------------------------------------
+
+
+@linux_only
+async def test_who_asked_is_told_whether_others_are_told_next() -> None:
+    """Of those whose answers have come together; who waits for an answer in a task hears of it otherwise."""
+    told: list[tuple[str, bool]] = []
+    async with open_process_host() as host:
+        assert isinstance(host, posix.PosixProcessHost)
+        asked = request("/bin/true")
+        link = await host.keeper.wait_link()
+        children = []
+        for number, name in enumerate(("a", "b", "")):
+            answered = (lambda more, name=name: told.append((name, more))) if name else None
+            pipes = open_job_pipes(asked, may_grow=False)
+            child = posix.PosixChild(1000 + number, asked.marker, link, pipes, answered)
+            children.append(child)
+            host._children[child.job] = child
+        host._note([Exited(each.job, 0, None, True, started=(1, ())) for each in children])
+        host._note([])
+        for child in children:
+            assert child.ended == ExitStatus(code=0, signal=None)
+            child.close_pipes()
+    assert told == [("a", True), ("b", False)]
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 127, 255])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import itertools
 import os
 import resource
@@ -37,6 +38,7 @@ import sandd
 from sandd._core.processes import limit_keeper, open_process_host, process_table
 from sandd._core.processes import spawner as spawner_module
 from sandd._core.processes.exit_watch import WaitStatus, peek
+from sandd._core.processes.job_trees import Tree
 from sandd._core.processes.spawner_messages import (
     Exited,
     Failed,
@@ -45,6 +47,7 @@ from sandd._core.processes.spawner_messages import (
     Spawn,
     Started,
     decode_all,
+    encode,
 )
 
 if TYPE_CHECKING:
@@ -339,15 +342,78 @@ def test_what_is_over_when_it_has_begun_is_told_in_the_same_turn(
         return pid
 
     monkeypatch.setattr(limit_keeper, "launch", launch)
-    program = (b"/bin/sh", b"-c", b"exit 3")
-    asked = Spawn(7, program, {}, b"x", None, None, False, True, False, {})
     with open(os.devnull, "wb") as output:
-        one._start(asked, [output.fileno()])
+        one._start(SPAWN, [output.fileno()])
     one._look_after_children(True)
     (exited,) = decode_all(bytearray(daemon.recv(1 << 16)))
     assert exited[:4] == Exited(7, 3, None, True)[:4]
     assert isinstance(exited, Exited)
     assert exited.started == (pids[0], ())
+
+
+SPAWN = Spawn(7, (b"/bin/sh", b"-c", b"exit 3"), {}, b"x", None, None, False, True, False, {})
+
+
+def test_ends_that_one_look_finds_are_told_in_one_go(
+    spawner: tuple[spawner_module.Spawner, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order in which they are found, and before anything else is done."""
+    one, daemon = spawner
+    with open(os.devnull, "wb") as output:
+        for number in range(3):
+            one._start(SPAWN._replace(job=number), [output.fileno()])
+    for pid in [*one._by_leader]:
+        until_sync(lambda pid=pid: peek(pid) is not None)
+    flushes: list[int] = []
+    real_flush = one._flush
+
+    def flush() -> None:
+        flushes.append(len(one._outgoing))
+        real_flush()
+
+    monkeypatch.setattr(one, "_flush", flush)
+    one._look_after_children(True)
+    assert len(flushes) == 1
+    told = decode_all(bytearray(daemon.recv(1 << 16)))
+    assert sorted(each[0] for each in told) == [0, 1, 2]
+    assert {each[1:4] for each in told} == {(3, None, True)}
+
+
+@pytest.mark.parametrize(
+    ("running", "seconds", "served"), [(0, 0.0, 1), (1, 0.0, 4), (2, 0.0, 4), (2, 0.002, 3)]
+)
+def test_requests_are_served_in_a_row_in_a_crowd_only(
+    spawner: tuple[spawner_module.Spawner, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    running: int,
+    seconds: float,
+    served: int,
+) -> None:
+    """Alone, a command's end is looked for first; and a crowd's ends wait no longer than so."""
+    one, daemon = spawner
+    one._jobs = {-number: started(-number, 1) for number in range(running)}
+    clock = itertools.count()
+    slow = SimpleNamespace(monotonic=lambda: 1 + next(clock) * seconds)
+    monkeypatch.setattr(spawner_module, "time", slow)
+
+    def serve(request: Spawn, descriptors: list[int], is_complete: bool) -> bool:
+        one._jobs[request.job] = started(request.job, 1)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return is_complete
+
+    monkeypatch.setattr(one, "_serve_start", serve)
+    with open(os.devnull, "wb") as output:
+        for number in range(1, 5):
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [output.fileno()]))]
+            daemon.sendmsg([encode(SPAWN._replace(job=number), descriptors=1)], rights)
+    assert one._serve_requests()
+    assert [each for each in one._jobs if each > 0] == [*range(1, served + 1)]
+
+
+def started(number: int, leader: int) -> spawner_module.Job:
+    """A job that runs."""
+    return spawner_module.Job(number, Tree(leader, b"marker", 0, None), signal.SIGTERM)
 
 
 def test_report_of_a_start_waits_for_more_but_nothing_else_does(
@@ -356,11 +422,11 @@ def test_report_of_a_start_waits_for_more_but_nothing_else_does(
     """Held for a millisecond at most; what else is to be told of the same job takes it along, and goes behind it."""
     one, _ = spawner
     before = time.monotonic()
-    one._say_later(Started(1, 4711), spawner_module.START_REPORT_SECONDS)
+    one._say_later(started(1, 4711), spawner_module.START_REPORT_SECONDS)
     until, _ = one._held[1]
     assert before <= until - spawner_module.START_REPORT_SECONDS <= time.monotonic()
     assert one._seconds_to_next_step(until - 0.0004) == pytest.approx(0.0004)
-    one._say_later(Started(2, 4712), spawner_module.START_REPORT_SECONDS)
+    one._say_later(started(2, 4712), spawner_module.START_REPORT_SECONDS)
     one._say(Failed(3, 2, "no such file", None))
     one._say(Gone(1, ()))
     told = decode_all(bytearray(one._outgoing))
@@ -384,7 +450,7 @@ def test_report_of_a_start_goes_out_wherever_the_millisecond_ends(
 
     def start() -> bool:
         if one._link.recv(1):
-            one._say_later(Started(1, 4711), spawner_module.START_REPORT_SECONDS)
+            one._say_later(started(1, 4711), spawner_module.START_REPORT_SECONDS)
         else:
             one._is_linked = False
         return False

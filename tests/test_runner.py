@@ -138,7 +138,7 @@ async def test_what_is_read_in_the_turn_of_the_end_is_no_defect(
             host = FakeProcessHost(nursery)
             begin, pipe = host.begin, _LatePipe()
 
-            def begin_late(request: SpawnRequest, answered: Callable[[], None]) -> Child:
+            def begin_late(request: SpawnRequest, answered: Callable[[bool], None]) -> Child:
                 child = begin(request, answered)
                 monkeypatch.setattr(child, "_stdout", pipe)
                 return child
@@ -179,17 +179,24 @@ class _Said(trio.abc.ReceiveStream, ReceivesNowait):
         await trio.lowlevel.checkpoint()
 
 
+class _Unreadable(_Said):
+    """A pipe that can't be read without waiting, by a defect."""
+
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        raise RuntimeError("a defect")
+
+
 class _SlowToAnswer(FakeProcessHost):
     """Says that a process has started, or has even ended, only when it is told to."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         super().__init__(nursery)
         self.children: list[Child] = []
-        self.answers: list[Callable[[], None]] = []
+        self.answers: list[Callable[[bool], None]] = []
 
-    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child:
+    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> Child:
         self.answers.append(answered)
-        child = super().begin(request, lambda: None)
+        child = super().begin(request, lambda _more: None)
         if request.argv[-1] == b"true":
             child._stdout, child._stderr = _Said(b"out"), _Said(b"")  # type: ignore[attr-defined]
         self.children.append(child)
@@ -214,19 +221,74 @@ async def test_a_command_that_is_over_needs_no_task() -> None:
         await trio.testing.wait_all_tasks_blocked()
         tasks = len(nursery.child_tasks)
         assert {job.state for job in table.jobs.values()} == {wire.JobState.QUEUED}
-        host.answers[0]()
+        host.answers[0](False)
         short = table.find("", "short")
         assert short is not None
         assert isinstance(short.result, wire.Exited)
         assert (short.result.code, short.result.pid, short.result.pipes_held) == (0, 1, False)
         assert short.result.finals == {wire.Stream.OUTPUT: 3}
         assert len(nursery.child_tasks) == tasks
-        host.answers[1]()
+        host.answers[1](False)
         assert len(nursery.child_tasks) == tasks + 1
         await trio.testing.wait_all_tasks_blocked()
         long = table.find("", "long")
         assert long is not None
         assert long.state is wire.JobState.RUNNING
+        nursery.cancel_scope.cancel()
+
+
+class _Wakes:
+    """A pump that counts how often it is woken."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def wake(self) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize("last", [b"true", b"sleep 1000", b"false"])
+async def test_what_ends_together_is_told_together(
+    last: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the last of those that are answered in a row, whether that one is over, runs on or can't be read."""
+    table = JobTable("instance")
+    async with trio.open_nursery() as nursery:
+        host = _SlowToAnswer(nursery)
+        jobs, link, pump = JobRunner(table, host, nursery, max_running=9), DaemonLink(), _Wakes()
+        jobs.add_link(link, pump)  # type: ignore[arg-type]
+        for name in ("one", "two"):
+            _start(jobs, link, name, b"true")
+        _start(jobs, link, "last", last)
+        jobs.after_message()
+        await trio.testing.wait_all_tasks_blocked()
+        if last == b"false":
+            monkeypatch.setattr(host.children[-1], "_stdout", _Unreadable(b""))
+        assert pump.count == 0
+        host.answers[0](True)
+        host.answers[1](True)
+        assert pump.count == 0
+        for name in ("one", "two"):
+            job = table.find("", name)
+            assert job is not None
+            assert job.state is wire.JobState.ENDED
+        host.answers[2](False)
+        assert pump.count == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_answer_to_a_start_waits_for_more_to_say() -> None:
+    """That it runs on is told a moment later, unless it ends in between: nobody is woken for it."""
+    table = JobTable("instance")
+    async with trio.open_nursery() as nursery:
+        host = _SlowToAnswer(nursery)
+        jobs, pump, link = JobRunner(table, host, nursery, max_running=9), _Wakes(), DaemonLink()
+        jobs.add_link(link, pump)  # type: ignore[arg-type]
+        _start(jobs, link, "long", b"sleep 1000")
+        jobs.after_message()
+        await trio.testing.wait_all_tasks_blocked()
+        host.answers[0](False)
+        assert pump.count == 0
         nursery.cancel_scope.cancel()
 
 
@@ -244,7 +306,7 @@ async def test_a_turn_comes_when_a_command_without_a_task_is_over() -> None:
         for number in (1, 2):
             await trio.testing.wait_all_tasks_blocked()
             assert len(host.answers) == number
-            host.answers[-1]()
+            host.answers[-1](False)
         assert [job.state for job in table.commands("")] == [wire.JobState.ENDED] * len(
             table.commands("")
         )
@@ -364,7 +426,7 @@ async def test_nothing_that_is_begun_while_the_daemon_stops_keeps_its_pipes() ->
                 nursery.start_soon(jobs.count_leases)
                 _start(jobs, link, "runs", b"sleep 1000")
                 _start(jobs, link, "queued", b"sleep 1000")
-                host.answers[0]()
+                host.answers[0](False)
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
             for child in host.children:
@@ -387,7 +449,7 @@ async def test_what_has_no_task_yet_is_let_go_of_when_the_daemon_stops() -> None
             nursery.cancel_scope.cancel()
         with pytest.raises(trio.ClosedResourceError):
             await host.children[0].stdout.receive_some()
-        host.answers[0]()
+        host.answers[0](False)
         assert len(host.answers) == 1
         assert table.jobs["", "queued"].state is wire.JobState.QUEUED
         outer.cancel_scope.cancel()
@@ -486,7 +548,9 @@ async def test_a_shortage_that_stays_is_a_typed_error(
     monkeypatch.setattr(runner, "SHORTAGE_DELAYS", (0.001, 0.002, 0.003, 0.004))
     tries, short_for = 0, 0
 
-    def begin(self: FakeProcessHost, request: SpawnRequest, answered: Callable[[], None]) -> Child:
+    def begin(
+        self: FakeProcessHost, request: SpawnRequest, answered: Callable[[bool], None]
+    ) -> Child:
         nonlocal tries
         tries += 1
         if tries <= short_for:

@@ -54,6 +54,9 @@ log = get_logger("jobs")
 
 # Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
 _ENDED: Final = JobState.ENDED
+_QUEUED: Final = JobState.QUEUED
+_START: Final = Effect.START
+_TOGETHER: Final = IsolationLevel.NONE
 
 DRAIN_SECONDS: Final = 1.0
 """After the exit, how long a pipe that somebody else holds open may stay silent before we stop reading."""
@@ -171,6 +174,8 @@ class JobRunner:
         """Until then somebody types, as far as we can tell."""
         self._starting = False
         """A start is under way whose answer has not been sent."""
+        self._holds_ends = False
+        """Somebody's end is to be sent with what the next one that is answered has to say."""
         self._untold: deque[tuple[float, Job]] = deque()
         """Those whose start, or output's end, is told at some time, should they still run then."""
         self._tells = False
@@ -255,13 +260,14 @@ class JobRunner:
 
     def _dispatch(self, effects: Iterable[tuple[Job, Effect]]) -> None:
         for job, effect in effects:
+            if effect is _START:
+                self._start(job)
+                continue
             running = self._running.get(job)
             if effect is INPUT_CAME and running is not None:
                 self._feed(running)
                 continue
             match effect:
-                case Effect.START:
-                    self._start(job)
                 case _ if running is None:
                     self.requests.take(job, effect)  # unless it has ended already
                 case Effect.OPS:
@@ -368,7 +374,10 @@ class JobRunner:
             if (
                 running.spec.user is None
                 and self._gate is None
-                and self._level_of(running.job, running.spec) is IsolationLevel.NONE
+                and (
+                    self._isolation is None
+                    or self._level_of(running.job, running.spec) is _TOGETHER
+                )
             ):
                 running.began_at = self._now()
                 try:
@@ -383,18 +392,24 @@ class JobRunner:
             if running.begun is None:
                 self._nursery.start_soon(self._run, running)
 
-    def _answered(self, running: RunningJob) -> None:
-        """What was begun has started, or failed to; mostly it has ended by now, too."""
+    def _answered(self, running: RunningJob, more: bool) -> None:
+        """What was begun has started, or failed to; mostly it has ended by now, too.
+
+        With `more` another one's turn is next, and what there is to say goes with what that one has to.
+        """
         if self._is_over:
             return
         try:
-            is_over = self._end_at_once(running)
+            is_over = self._end_at_once(running, more)
         except Exception:
             is_over = False  # as above: a task meets what went wrong once more
         if not is_over:
             self._nursery.start_soon(self._run, running)
+            if self._holds_ends and not more:
+                self._holds_ends = False
+                self.flush()
 
-    def _end_at_once(self, running: RunningJob) -> bool:
+    def _end_at_once(self, running: RunningJob, more: bool) -> bool:
         """Tell the end of a process that is over, with its tree and its output; False if it isn't."""
         job, child = running.job, running.begun
         if child is None or (status := child.ended) is None:
@@ -406,7 +421,9 @@ class JobRunner:
         if stderr is not None and not self._read_what_is_there(running, Stream.ERROR, stderr):
             return False
         self._tell_exit(running, child, status, pipes_held=False)
-        self.flush()
+        self._holds_ends = more
+        if not more:
+            self.flush()
         child.close_pipes()
         self._over(running, is_told=True)
         return True
@@ -419,8 +436,9 @@ class JobRunner:
             self._free_slots += 1
             if self._queue:
                 self._begin_next()
-        _set(self._one_ended)
-        effects = self._table.ended(job, self._now()) if job.state is JobState.ENDED else []
+        if self._one_ended is not None:
+            self._one_ended.set()
+        effects = self._table.ended(job, self._now()) if job.state is _ENDED else []
         if effects or not is_told:
             self.act(effects)
         if running.over is not None:
@@ -483,7 +501,7 @@ class JobRunner:
     def _level_of(self, job: Job, spec: wire.ProgramSpec) -> IsolationLevel:
         """What the job is kept apart from."""
         if self._isolation is None:
-            return IsolationLevel.NONE
+            return _TOGETHER
         level: IsolationLevel = self._isolation.level_of(spec, job.least_isolation)
         return level
 
@@ -500,7 +518,7 @@ class JobRunner:
             return request
 
         level = self._level_of(job, spec)
-        if self._gate is None and spec.user is None and level is IsolationLevel.NONE:
+        if self._gate is None and spec.user is None and level is _TOGETHER:
             return make()
         # Users may come from a network, and take seconds.
         return await trio.to_thread.run_sync(make, limiter=self._lookups, abandon_on_cancel=True)
@@ -509,7 +527,7 @@ class JobRunner:
         job = running.job
         running.child = child
         running.last_output = running.began_at
-        if job.state is JobState.QUEUED:
+        if job.state is _QUEUED:
             job.started(child.pid, running.began_at)
         if running.spec.stdin:
             self._tell_started(job)  # somebody is going to talk to it

@@ -95,7 +95,7 @@ class FakeProcessHost(ProcessHost):
     def __repr__(self) -> str:
         return f"<FakeProcessHost, {self.running} running of {self.started} started>"
 
-    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child:
+    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> Child:
         """See `ProcessHost`."""
         child = _FakeChild(request, next(self._pids))
         self.started += 1
@@ -109,11 +109,11 @@ class FakeProcessHost(ProcessHost):
     async def spawn(self, request: SpawnRequest) -> Child:
         """See `ProcessHost`."""
         await trio.lowlevel.checkpoint()
-        return self.begin(request, lambda: None)
+        return self.begin(request, lambda _more: None)
 
-    async def _play(self, child: _FakeChild, answered: Callable[[], None]) -> None:
+    async def _play(self, child: _FakeChild, answered: Callable[[bool], None]) -> None:
         self.running += 1
-        answered()
+        answered(False)
         # What is told if the nursery is cancelled: the daemon itself is being stopped.
         status = ExitStatus(None, _KILL)
         try:

@@ -281,11 +281,12 @@ class ProcessHost(abc.ABC):
         return tuple(limits.given)
 
     @abc.abstractmethod
-    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> Child | None:
+    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> Child | None:
         """Ask for a process at once; None, and nothing is asked for, where that would mean to wait.
 
         `answered` is called once, later, when it has started, or has failed to. By then the child may
-        have `ended` and be done with; else it is to be passed to `begun` before anything else.
+        have `ended` and be done with; else it is to be passed to `begun` before anything else. It is told whether
+        that of another child is called right behind it, with which what there is to say may go.
 
         Raises:
             SpawnFailed: as `spawn`. Nothing ran.

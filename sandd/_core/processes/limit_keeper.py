@@ -156,7 +156,6 @@ class LimitKeeper:
         """Of all groups, for who removes what we have left."""
         return () if self._groups is None else self._groups.paths
 
-    @property
     def cells(self) -> Collection[int]:
         """Process ids of our children that are no jobs."""
         if not (self._idle or self._busy):

@@ -104,7 +104,7 @@ class PosixProcessHost(ProcessHost):
         await self.begun(child)
         return child
 
-    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> PosixChild | None:
+    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> PosixChild | None:
         if request.user is not None or request.confinement is not None:
             return None
         return self._try_spawn(request, None, answered)
@@ -151,7 +151,7 @@ class PosixProcessHost(ProcessHost):
         self,
         request: SpawnRequest,
         identity: Identity | None,
-        answered: Callable[[], None] | None = None,
+        answered: Callable[[bool], None] | None = None,
     ) -> PosixChild | None:
         """The child asked for, or None if nothing was asked for, as there is nobody to ask."""
         link = self.keeper.link
@@ -173,7 +173,7 @@ class PosixProcessHost(ProcessHost):
             None if link.base is request.base else dict(request.base),
             None if checked is None else _announced(checked),
             None if confinement is None else (confinement.ruleset is not None, confinement.wrapper),
-            _process_limits(request.limits),
+            None if request.limits is NO_LIMITS else _process_limits(request.limits),
             request.must_hold,
         )
         count = request.stdin + 1 + (not request.merge_stderr) if request.terminal is None else 1
@@ -205,14 +205,14 @@ class PosixProcessHost(ProcessHost):
         for report in reports:
             job = report[0]
             child = self._children[job]
-            if child.stage is Stage.ASKED:  # whatever it is, it is the answer
+            if child.stage is Stage.ASKED and child.is_awaited:  # whatever it is, it is the answer
                 answered.append(child)
             child.note(report)
             if child.stage is Stage.GONE:
                 del self._children[job]
         # Only now: a short command's end has come with the word of its start.
-        for child in answered:
-            child.tell_answered()
+        for number, child in enumerate(answered, 1):
+            child.tell_answered(more=number < len(answered))
 
     async def _bury(self, was_clean: bool, had_come_up: bool) -> None:
         """The spawner is dead: kill what it left, and tell its children."""
@@ -229,18 +229,14 @@ class PosixProcessHost(ProcessHost):
         for child in lost:
             if not had_come_up:
                 child.failure = Failed(child.job, errno.EAGAIN, NO_SPAWNER, None)
-            was_answered = child.stage is not Stage.ASKED
             child.note_end()
-            if not was_answered:
-                child.tell_answered()
+            child.tell_answered(more=False)  # unless that was done
         if not was_clean:  # told last: no kill waits for a line of the log
             log.warning("jobs_lost", jobs=len(lost), survivors=left)
 
 
 def _process_limits(limits: Limits) -> tuple[Any, ...] | None:
     """Those that are the spawner's business; None if there are none."""
-    if limits is NO_LIMITS:
-        return None  # as mostly
     values = tuple(getattr(limits, name) for name in ProcessLimits._fields)
     return None if all(value is None for value in values) else values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import signal
 import sys
 from contextlib import suppress
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 log = get_logger("processes")
 
+_status_of = functools.cache(ExitStatus)
+"""There are some hundred, and most commands have the same one."""
+
 
 class Stage(enum.IntEnum):
     """How far a child has come; it never goes back."""
@@ -72,7 +76,7 @@ class PosixChild(Child):
         marker: bytes,
         link: SpawnerLink,
         pipes: JobPipes,
-        answered: Callable[[], None] | None,
+        answered: Callable[[bool], None] | None,
     ) -> None:
         self.job = job
         """Its number on the spawner's socket."""
@@ -161,19 +165,28 @@ class PosixChild(Child):
             moved, self._moved = self._moved, None
             moved.set()
 
-    def tell_answered(self) -> None:
-        """The request is answered, and no other report is at hand: tell who asked, once."""
+    @property
+    def is_awaited(self) -> bool:
+        """Whoever asked is to be told of the answer."""
+        return self._answered is not None
+
+    def tell_answered(self, *, more: bool) -> None:
+        """The request is answered, and no other report is at hand: tell who asked, once.
+
+        Args:
+            more: the same is about to be called for another child.
+        """
         # Who asked has us: without this we go when nobody has us, and not when cycles are looked for.
         answered, self._answered = self._answered, None
         if answered is not None:
-            answered()
+            answered(more)
 
     def note(self, report: Message) -> None:
         """Take a report about this child."""
         if isinstance(report, Exited):
             if report.started is not None:
                 self.pid, self.unheld = report.started
-            self._status = ExitStatus(report.code, report.signal)
+            self._status = _status_of(report.code, report.signal)
             if self.pipes.terminal is not None:
                 self.pipes.terminal.process_exited()
             if report.is_gone:

@@ -67,6 +67,11 @@ START_REPORT_SECONDS = 0.001
 and nobody takes the processor from it meanwhile: that saves the daemon half of its time."""
 UNSPOKEN_START_REPORT_SECONDS = 0.002
 """As above, where nobody can say anything to the command: on a busy machine the shortest takes longer than 1 ms."""
+CROWD = 2
+"""So many jobs at once are a crowd: they wait for the processors, and what is done for several in a row costs each of
+the programs on the way less than what is done for one at a time. Alone, none waits for another."""
+CROWD_SECONDS = 0.005
+"""How long in a crowd requests are served one after the other, while ends, and all that has a time, wait."""
 LAST_CULL_SECONDS = 10.0
 """Bound of the very last cull: who lives longer hangs in the kernel, his SIGKILL pending."""
 LONGEST_WAIT_SECONDS = 24 * 3600.0
@@ -76,12 +81,12 @@ COLLECTED_OBJECTS = 20_000
 """New objects, in containers, after which cycles are looked for: Python's 700 come with every command."""
 _NEVER = float("inf")
 _NOTHING_USED = (0.0, 0), ""
-_NOT_HELD = 0.0, None
 _YIELDS = sys.platform == "linux"
 """Let the child that was just started have the processor, if we have it from there.
 
 On the way into its program it has let us go on, which takes the processor from it if it shares ours; and what follows
-has time, until it ends. A short command is over when we go on, and 0.2 ms earlier."""
+has time, until it ends. A short command is over when we go on, and 0.2 ms earlier. In a crowd that would be anybody's,
+and somebody else always has something to do."""
 _IDENTITY_ERRORS = (errno.EPERM, errno.EINVAL)
 """Of setuid(2) and setgroups(2); chdir(2) and fork(2) know neither."""
 
@@ -126,6 +131,11 @@ class Job:
         self.hunt: Hunt | None = None
         """Made when it is killed: most jobs end by themselves."""
 
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Which of its limits can't be held here."""
+        return () if self.guard is None else self.guard.unheld
+
 
 class Spawner:
     """The event loop and the table of jobs."""
@@ -147,14 +157,14 @@ class Spawner:
         self._is_stopped = False
         """The daemon did not read all that was sent: the rest goes when it does."""
         self._is_linked = True
-        self._held: dict[int, tuple[float, Started]] = {}
-        """Reports of starts, by job: until which monotonic time each waits for the end of the same job."""
+        self._held: dict[int, tuple[float, Job]] = {}
+        """Jobs whose start is not reported yet, by number: until which monotonic time that waits for their end."""
         self._jobs: dict[int, Job] = {}
         self._by_leader: dict[int, Job] = {}
         self._dying: dict[int, Job] = {}
         """Those of `_jobs` that are not `RUNNING` any more, and so have a next step."""
         self._guarded: dict[Guard, Job] = {}
-        self._trees = open_job_trees(no_jobs=lambda: self._limits.cells)
+        self._trees = open_job_trees(no_jobs=self._limits.cells)
         self._brand = int.from_bytes(os.urandom(8), "big") >> 2
         """Of the latest job. Another spawner, be it below one of our jobs, counts from elsewhere."""
         self._watch = open_exit_watch()
@@ -208,8 +218,8 @@ class Spawner:
     # --- requests ---
 
     def _serve_requests(self) -> bool:
-        """What has come with one read; whether a process was started, which may be over by now."""
-        has_started = False
+        """What has come with one read, in a crowd with several; whether a process was started, which may be over."""
+        has_started, until = False, 0.0
         try:
             while (received := self._reader.receive()) is not None:
                 message, descriptors, is_complete = received
@@ -219,7 +229,12 @@ class Spawner:
                     )
                 else:
                     self._serve_other(message)
-                if not self._reader.is_ahead:
+                if self._reader.is_ahead:
+                    continue  # of that nothing else would tell
+                if len(self._jobs) < CROWD:
+                    break
+                until = until or time.monotonic() + CROWD_SECONDS
+                if time.monotonic() >= until:
                     break
         except (EOFError, OSError):
             self._is_linked = False
@@ -260,20 +275,18 @@ class Spawner:
         brand = self._brand if process_table.brand_children(self._brand) else None
         env = {**self._base, **request.env}
         pid, guard = self._limits.launch(request, env, descriptors, brand or 0)
-        if _YIELDS:
+        if _YIELDS and len(self._jobs) < CROWD:
             os.sched_yield()
         terminal = request.terminal
         tree = self._trees.add(pid, request.marker, began, brand)
         job = Job(request.job, tree, signal.SIGHUP if terminal else signal.SIGTERM, guard)
         self._jobs[job.number] = self._by_leader[pid] = job
         self._watch.add(pid)
-        unheld: tuple[str, ...] = ()
         if guard is not None:
             self._guarded[guard] = job
-            unheld = guard.unheld
         is_spoken_to = request.stdin or terminal
         hold = START_REPORT_SECONDS if is_spoken_to else UNSPOKEN_START_REPORT_SECONDS
-        self._say_later(Started(job.number, pid, unheld), hold)
+        self._say_later(job, hold)
 
     # --- ends ---
 
@@ -297,6 +310,8 @@ class Spawner:
                     self._finish_the_empty()
                 elif not self._jobs:
                     break  # there is nobody else to ask for
+            if self._outgoing:
+                self._flush()  # somebody waits for this, and for nothing of what follows
             if self._watch.others_are_dead and not is_refreshed:
                 self._is_refresh_wanted = True
         if self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0:
@@ -312,10 +327,10 @@ class Spawner:
         job.status = status
         is_gone = self._trees.is_empty(job.tree)
         used, limit = self._remove(job) if is_gone else _NOTHING_USED
-        _, start = self._held.pop(job.number, _NOT_HELD)
-        started = None if start is None else (start.pid, start.unheld)
+        started = None
+        if self._held.pop(job.number, None) is not None:
+            started = (job.tree.leader, job.unheld)
         self._say(Exited(job.number, status.code, status.signal, is_gone, used, limit, started))
-        self._flush()  # somebody waits for this, and for nothing of what follows
 
     def _kill(self, job: Job, grace: float) -> None:
         deadline = time.monotonic() + grace
@@ -432,20 +447,25 @@ class Spawner:
 
     def _say(self, message: Message) -> None:
         if self._held and not isinstance(message, Ready):
-            # That of its own job goes before it. Those of others wait for theirs: where many run, somebody ends
+            # Its own job's start goes before it. Those of others wait for theirs: where many run, somebody ends
             # all the time.
-            _, start = self._held.pop(message.job, _NOT_HELD)
-            if start is not None:
-                self._outgoing += encode(start)
+            self._say_start(message.job)
         self._outgoing += encode(message)
 
-    def _say_later(self, message: Started, seconds: float) -> None:
-        """Say it when so much time has passed, or something else is said of the same job."""
-        self._held[message.job] = (time.monotonic() + seconds, message)
+    def _say_later(self, job: Job, seconds: float) -> None:
+        """Say that it has started when so much time has passed, or something else is said of it."""
+        self._held[job.number] = (time.monotonic() + seconds, job)
+
+    def _say_start(self, number: int) -> None:
+        """Say that the job has started, unless that was said."""
+        held = self._held.pop(number, None)
+        if held is not None:
+            _, job = held
+            self._outgoing += encode(Started(number, job.tree.leader, job.unheld))
 
     def _release_starts(self, now: float) -> None:
-        for job in [job for job, (until, _) in self._held.items() if until <= now]:
-            self._outgoing += encode(self._held.pop(job)[1])
+        for number in [number for number, (until, _) in self._held.items() if until <= now]:
+            self._say_start(number)
 
     def _flush(self) -> None:
         """Send what there is in one go; what a stopped daemon does not read waits here."""

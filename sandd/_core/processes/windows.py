@@ -58,7 +58,7 @@ class WindowsProcessHost(ProcessHost):
         self._open_console = open_console
         self._children: set[WindowsChild] = set()
 
-    def begin(self, request: SpawnRequest, answered: Callable[[], None]) -> None:
+    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> None:
         return None  # trio's way of starting a process here is to await it
 
     async def begun(self, child: Child) -> None:
