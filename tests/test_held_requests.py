@@ -323,6 +323,34 @@ def test_each_request_may_start_a_process(network: Network) -> None:
     assert told == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["told", "quick", "failed"])
+def test_a_daemon_that_still_has_the_job_of_a_chosen_id_starts_none(
+    network: Network, kind: str
+) -> None:
+    """So what it tells once more is no news; but another process is, though nobody heard when it began."""
+
+    def run(pid: int) -> list[wire.Event]:
+        if kind == "failed":
+            return [wire.Failed(wire.FailedCode.SPAWN, "no such program")]
+        exited = wire.Exited(0, None, wire.Outcome.EXITED, 1.0, pid=0 if kind == "told" else pid)
+        return [wire.Started(pid), exited] if kind == "told" else [exited]
+
+    attach = attrs.evolve(ATTACH, job_id="chosen")
+    ends = []
+    for channel, pid in ((1, 77), (2, 77), (3, 77), (4, 78)):
+        network.send(control(channel, attach))
+        network.log.write()
+        if channel > 1:
+            state = wire.JobState.ENDED
+            network.router.receive(network.daemon, control(channel, wire.Attached(state=state)))
+        for number, each in enumerate(run(pid)):
+            network.router.receive(network.daemon, event(channel, number, each))
+        ends.append((network.told.count(RecordType.START), network.told.count(RecordType.END)))
+    starts = kind == "told"
+    again = 1 if kind == "failed" else 2  # that nothing was started, twice, looks like once
+    assert ends == [(starts, 1)] * 3 + [(2 * starts, again)]
+
+
 def test_who_was_attached_to_a_job_of_a_chosen_id_means_that_one(network: Network) -> None:
     """The daemon starts nothing in its place, so after a cut there is nothing to record."""
     attach = attrs.evolve(ATTACH, job_id="chosen")

@@ -360,6 +360,8 @@ class Router:
                 if route.attaching is not None:
                     route.job = self._trail.attached(*route.attaching, client.actor)
                     route.attaching = None
+                elif route.job is not None:
+                    self._trail.answered(route.job, message)
                 self.counts.answered(route.counted)
                 if client.take_attached is not None and not client.scheduler.pending:
                     client.take_attached(queue.number, message)

@@ -68,6 +68,11 @@ class TrackedJob:
     asked_again: bool = False
     """Its request has been put on record once more since: another process may come of it."""
     ended: bool = False
+    former: int | None = None
+    """Of the process of the job that ended before, under the same id, which is told of; 0: it had none; None: there was
+    no such job."""
+    was_over: bool = False
+    """It had ended when it was asked for: the daemon may still have that one, and begin no other."""
     attached: frozenset[tuple[str, wire.Role, bool]] = frozenset()
     """Who has attached to it, and how, of which each is told at its first time whoever causes how many."""
 
@@ -116,7 +121,9 @@ class JobTrail:
         assert message.spec is not None
         job = self._jobs.get(key)
         if job is None or not _is_asked_for(job, message):
+            former = job.pid if job is not None and job.ended else None
             job = TrackedJob(key, digest(message.spec), message.instance, kind, message.trace)
+            job.former = former
         else:
             job.asked_again = True
         job.client = message.client
@@ -138,6 +145,10 @@ class JobTrail:
         if len(job.attached) < MAX_ATTACHED:
             job.attached |= {who}
         return job
+
+    def answered(self, job: TrackedJob, message: wire.Attached) -> None:
+        """The daemon has the job that was requested."""
+        job.was_over = message.state is wire.JobState.ENDED
 
     def refused(
         self, key: JobKey, actor: str, refused: wire.Refused, *, by: str = "controller"
@@ -172,12 +183,15 @@ class JobTrail:
             event = wire.decode_event(body)
         except RemoteProtocolError:
             return  # whoever it is for tells it to the daemon
+        if job.was_over and _is_former(job, event):
+            job.pid, job.ended = job.former or 0, True
+            return
         match event:
             case wire.Started() if not job.started or (job.asked_again and event.pid != job.pid):
                 job.started, job.pid, job.asked_again = True, event.pid, False
                 self._tell(RecordType.START, job, actor, "started", {"pid": event.pid})
             case wire.Exited():
-                job.ended = True
+                job.ended, job.pid = True, event.pid or job.pid
                 self._tell(RecordType.END, job, actor, event.outcome.value, _of_exit(event))
             case wire.Failed():
                 job.ended = True
@@ -226,6 +240,16 @@ def _is_asked_for(job: TrackedJob, message: wire.Attach) -> bool:
         and (not job.ended or parse(message.job_id) is not None)
         and (job.spec, job.instance) == (digest(message.spec), message.instance)
     )
+
+
+def _is_former(job: TrackedJob, event: wire.Event | wire.Unknown) -> bool:
+    """Whether the event is of the job that is told of, which the daemon still has."""
+    match event:
+        case wire.Started() | wire.Exited():
+            return event.pid != 0 and event.pid == job.former
+        case wire.Failed():
+            return not job.started and job.former == 0
+    return False
 
 
 def digest(spec: bytes) -> bytes:
