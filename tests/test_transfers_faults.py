@@ -411,7 +411,7 @@ async def test_small_files_are_written_while_the_disk_takes_those_before(
     def sync(_descriptor: int) -> int:
         before = len(happened)
         happened.append("sync")
-        until = time.monotonic() + (0 if while_syncing else 20)
+        until = time.monotonic() + (0 if while_syncing else 60)
         while happened[before:].count("open") < 300 and time.monotonic() < until:
             time.sleep(0.02)
         while_syncing.append(happened[before:].count("open"))
