@@ -129,8 +129,10 @@ async def test_daemons_that_rest_are_heard_at_once_when_they_are_asked(
         await cores.wait_live()
         workers = [await controller.wait_for_daemon(f"core-{number}") for number in range(3)]
         await until(lambda: resting_connections() == 3)
-        assert [(await worker.run("true")).success for worker in workers] == [True] * 3
-        assert resting_connections() == 0
+        for worker in workers:
+            assert (await worker.run("true")).success
+            # (Those that were asked before it may rest again, where this takes long.)
+            assert resting_connections() < 3
         async with workers[0].open_process("cat") as process:
             await until(lambda: resting_connections() == 2)
             for word in (b"one", b"two"):
