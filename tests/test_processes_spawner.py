@@ -380,24 +380,28 @@ def test_ends_that_one_look_finds_are_told_in_one_go(
 
 
 @pytest.mark.parametrize(
-    ("running", "seconds", "served"), [(0, 0.0, 1), (1, 0.0, 4), (2, 0.0, 4), (2, 0.002, 3)]
+    ("running", "begun", "seconds", "served"),
+    [(0, 0, 0.0, 1), (9, 0, 0.0, 1), (0, 1, 0.0, 4), (9, 2, 0.0, 4), (0, 2, 0.002, 3)],
 )
 def test_requests_are_served_in_a_row_in_a_crowd_only(
     spawner: tuple[spawner_module.Spawner, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
     running: int,
+    begun: int,
     seconds: float,
     served: int,
 ) -> None:
-    """Alone, a command's end is looked for first; and a crowd's ends wait no longer than so."""
+    """By itself, a command's end is looked for first, whatever else runs on; and a crowd's wait no longer than so."""
     one, daemon = spawner
-    one._jobs = {-number: started(-number, 1) for number in range(running)}
+    one._jobs = {-number: started(-number, 1) for number in range(running + begun)}
+    one._held = {number: (1e9, job) for number, job in [*one._jobs.items()][running:]}
     clock = itertools.count()
     slow = SimpleNamespace(monotonic=lambda: 1 + next(clock) * seconds)
     monkeypatch.setattr(spawner_module, "time", slow)
 
     def serve(request: Spawn, descriptors: list[int], is_complete: bool) -> bool:
-        one._jobs[request.job] = started(request.job, 1)
+        job = one._jobs[request.job] = started(request.job, 1)
+        one._held[job.number] = 1e9, job
         for descriptor in descriptors:
             os.close(descriptor)
         return is_complete

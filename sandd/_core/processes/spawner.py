@@ -68,8 +68,9 @@ and nobody takes the processor from it meanwhile: that saves the daemon half of 
 UNSPOKEN_START_REPORT_SECONDS = 0.002
 """As above, where nobody can say anything to the command: on a busy machine the shortest takes longer than 1 ms."""
 CROWD = 2
-"""So many jobs at once are a crowd: they wait for the processors, and what is done for several in a row costs each of
-the programs on the way less than what is done for one at a time. Alone, none waits for another."""
+"""So many jobs that have just begun are a crowd: they wait for the processors, and what is done for several in a row
+costs each of the programs on the way less than what is done for one at a time. By itself, none waits for another,
+whatever else runs on."""
 CROWD_SECONDS = 0.005
 """How long in a crowd requests are served one after the other, while ends, and all that has a time, wait."""
 LAST_CULL_SECONDS = 10.0
@@ -231,7 +232,7 @@ class Spawner:
                     self._serve_other(message)
                 if self._reader.is_ahead:
                     continue  # of that nothing else would tell
-                if len(self._jobs) < CROWD:
+                if len(self._held) < CROWD:
                     break
                 until = until or time.monotonic() + CROWD_SECONDS
                 if time.monotonic() >= until:
@@ -275,7 +276,7 @@ class Spawner:
         brand = self._brand if process_table.brand_children(self._brand) else None
         env = {**self._base, **request.env}
         pid, guard = self._limits.launch(request, env, descriptors, brand or 0)
-        if _YIELDS and len(self._jobs) < CROWD:
+        if _YIELDS and len(self._held) < CROWD:
             os.sched_yield()
         terminal = request.terminal
         tree = self._trees.add(pid, request.marker, began, brand)
