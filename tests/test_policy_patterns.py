@@ -53,9 +53,9 @@ def test_patterns_whose_meaning_may_change_are_refused(pattern: str) -> None:
 def test_the_worst_text_takes_milliseconds(pattern: str) -> None:
     """With the longest that is looked at, and no match in the end."""
     check(pattern)
-    began = time.perf_counter()
+    began = time.process_time()
     assert not matches(pattern, "a" * MAX_SUBJECT)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_all_of_the_text_has_to_fit() -> None:
