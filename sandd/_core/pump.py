@@ -193,7 +193,7 @@ class Pump:
                 self._ready = message
             else:
                 self._crowd_until = now + CROWD_SECONDS
-                size = message_bytes(message)
+                size = len(message[0]) if len(message) == 1 else message_bytes(message)
                 self.bytes_sent += size
                 self._meter.sent += size
                 if self._connection.has_unsent:

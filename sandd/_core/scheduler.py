@@ -206,7 +206,7 @@ class Scheduler:
         parts: list[Buffer] = []
         for frame in frames:
             parts += wire.encoded(frame) if isinstance(frame, wire.ControlFrame) else frame
-        if len(parts) == 2 and len(parts[1]) < LONE_BYTES:
+        if max(map(len, parts)) < LONE_BYTES:
             return (b"".join(parts),)  # as mostly
         first, *more = _gathered(parts)
         assert isinstance(first, bytes)  # it begins with the head of a frame
@@ -215,7 +215,7 @@ class Scheduler:
 
 def message_bytes(message: Message) -> int:
     """How many bytes it has."""
-    return len(message[0]) if len(message) == 1 else sum(map(len, message))
+    return sum(map(len, message))
 
 
 def _gathered(parts: list[Buffer]) -> Iterable[Buffer]:
