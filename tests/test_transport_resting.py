@@ -365,6 +365,23 @@ async def test_what_a_look_raises_is_its_sleepers() -> None:
                 nursery.cancel_scope.cancel()
 
 
+async def test_what_a_look_raises_when_nobody_sleeps_any_more_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others are looked after as before."""
+    async with opened() as place:
+        with socket_pairs(1) as ((ours, theirs),):
+
+            def fail() -> None:
+                place.wake(ours.fileno())
+                raise ValueError("in a look")
+
+            theirs.send(b"x")
+            assert await place.rest(ours.fileno(), fail) is None
+            assert place.takes_more
+    assert "look_failed" in caplog.text
+
+
 async def test_one_look_may_wake_others() -> None:
     """Who was waked is not looked at, though it had something, too; it gets what it was waked with, once."""
     place = open_resting_place(0.001)

@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 from outcome import Error, Value
 
+from sandd._core.logs import get_logger
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outcome import Outcome
+
+log = get_logger("transport")
 
 LOOKS_AT_ONCE: Final = 32
 """Of those that have something, so many are looked at before other tasks run: 2 ms of heartbeats (m)."""
@@ -91,10 +95,11 @@ if sys.platform == "linux":
         def wake(self, descriptor: int, came: bytes | None = None) -> None:
             self._wake(descriptor, Value(came))
 
-        def _wake(self, descriptor: int, outcome: Outcome[bytes | None]) -> None:
+        def _wake(self, descriptor: int, outcome: Outcome[bytes | None]) -> bool:
             task = self._leave(descriptor)
             if task is not None:
                 trio.lowlevel.reschedule(task, outcome)
+            return task is not None
 
         def _leave(self, descriptor: int) -> trio.lowlevel.Task | None:
             known = self._resting.pop(descriptor, None)
@@ -133,7 +138,10 @@ if sys.platform == "linux":
             try:
                 look()
             except Exception as error:
-                self._wake(descriptor, Error(error))
+                if not self._wake(
+                    descriptor, Error(error)
+                ):  # it has waked its own before it failed
+                    log.exception("look_failed")
 
 
 def open_resting_place(pause: float) -> RestingPlace | None:
