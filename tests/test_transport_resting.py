@@ -327,12 +327,15 @@ async def test_no_turn_looks_at_all() -> None:
             looked = 0
             await trio.lowlevel.checkpoint()
 
-    with socket_pairs(count) as pairs:
-        for _, theirs in pairs:
-            theirs.send(b"x")
-        async with opened(FOR_EVER) as place, trio.open_nursery() as nursery:
-            for ours, _ in pairs:
+    place = open_resting_place(FOR_EVER)
+    assert place is not None
+    with socket_pairs(count) as pairs, trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for ours, theirs in pairs:
+                theirs.send(b"x")
                 nursery.start_soon(place.rest, ours.fileno(), look)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(place.run)
             nursery.start_soon(count_turns)
             while sum(turns) < 2 * count:
                 await trio.lowlevel.checkpoint()

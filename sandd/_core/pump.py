@@ -67,15 +67,8 @@ class Pump:
     # With a dict each link would take a KiB more.
     __slots__ = (
         *("_after_message", "_after_pull", "_answered", "_begun", "_closed_reason"),
-        *(
-            "_connection",
-            "_crowd_until",
-            "_expecting",
-            "_frames",
-            "_frames_left",
-            "_given_up",
-            "_heard",
-        ),
+        *("_connection", "_crowd_until", "_expecting"),
+        *("_frames", "_frames_left", "_given_up", "_heard"),
         *("_idle", "_is_over", "_line", "_liveness", "_may_answer", "_meter", "_now", "_nursery"),
         *("_on_frame", "_outcome", "_own_lag", "_pace", "_parked", "_patience", "_ping_number"),
         *("_pongs", "_read_at", "_ready", "_scheduler", "_unanswered", "_watch", "_writer"),
