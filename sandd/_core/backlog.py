@@ -55,15 +55,17 @@ class Share:
         return own + size <= backlog.limit - backlog.waiting - size
 
     def add(self, size: int) -> None:
-        """So many more wait, whether there is room or not."""
-        backlog = self.backlog
+        """So many more wait, one or more, whether there is room or not."""
+        backlog, sender = self.backlog, self.sender
         backlog.waiting += size
-        own = backlog.by_sender.get(self.sender, 0) + size
-        if own:
-            backlog.by_sender[self.sender] = own
-        else:  # who has nothing waiting costs nothing
-            backlog.by_sender.pop(self.sender, None)
+        backlog.by_sender[sender] = backlog.by_sender.get(sender, 0) + size
 
     def remove(self, size: int) -> None:
-        """So many have gone."""
-        self.add(-size)
+        """So many have gone, or none."""
+        backlog, sender = self.backlog, self.sender
+        backlog.waiting -= size
+        left = backlog.by_sender.get(sender, 0) - size
+        if left:
+            backlog.by_sender[sender] = left
+        else:  # who has nothing waiting costs nothing
+            backlog.by_sender.pop(sender, None)

@@ -26,7 +26,8 @@ class ByteRing:
     __slots__ = ("_pieces", "_skipped", "size")
 
     def __init__(self) -> None:
-        self._pieces: deque[memoryview | bytearray] = deque()
+        self._pieces: deque[memoryview | bytearray] | None = None
+        """None: there were none so far, as in most streams there never are; a deque takes 600 bytes."""
         self.size = 0
         """As `len`, for those who ask at every turn."""
         self._skipped = 0
@@ -40,16 +41,15 @@ class ByteRing:
         size = len(data)
         if not size:
             return
+        pieces = self._pieces
+        if pieces is None:
+            pieces = self._pieces = deque()
         if size >= LARGE_BYTES:
-            self._pieces.append(_unchanging(data))
-        elif (
-            self._pieces
-            and isinstance(last := self._pieces[-1], bytearray)
-            and len(last) < GATHERED_BYTES
-        ):
+            pieces.append(_unchanging(data))
+        elif pieces and isinstance(last := pieces[-1], bytearray) and len(last) < GATHERED_BYTES:
             last += data
         else:
-            self._pieces.append(bytearray(data))
+            pieces.append(bytearray(data))
         self.size += size
 
     def read(self, start: int, limit: int) -> Buffer:
@@ -58,7 +58,7 @@ class ByteRing:
         Fewer than `limit` where what is large ends before, or begins.
         """
         position = start + self._skipped
-        pieces = iter(self._pieces)
+        pieces = iter(self._pieces or ())
         for piece in pieces:
             if position < len(piece):
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from sandd import wire
@@ -19,9 +20,12 @@ from sandd._core.streams import (
 from sandd.wire import JobState, Role, Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sandd._core.channels import Channel
 
 OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
+NO_STALLS: Final[Mapping[Stream, wire.Stalled]] = MappingProxyType({})
 UNNAMED: Final = {
     Stream.OPS: wire.StreamState(Stream.OPS, max_offset=wire.MESSAGE_WINDOW),
     Stream.INPUT: wire.StreamState(Stream.INPUT, max_offset=wire.INITIAL_INPUT_BYTES),
@@ -103,8 +107,8 @@ class ClientJob:
         """So many events there were when we attached: what they tell is no news."""
         self.flush: wire.Flush | None = None
         """We wait to hear that all this has arrived."""
-        self.stalls: dict[Stream, wire.Stalled] = {}
-        """Outputs for which the daemon has no room, so that the process waits; and why."""
+        self.stalls: Mapping[Stream, wire.Stalled] = NO_STALLS
+        """Outputs for which the daemon has no room, so that the process waits; and why. Replaced with each change."""
         self.result: wire.Exited | wire.Failed | None = None
         self.error: SanddError | None = None
         self.channel: Channel | None = None
@@ -114,7 +118,7 @@ class ClientJob:
         self.outputs = {stream: ByteReceiveLog() for stream in OUTPUTS}
         # Offsets we don't know before the daemon tells: those of a job that existed before us.
         self._placed = spec is not None
-        self._since = since or {}
+        self._since = since
 
     def __repr__(self) -> str:
         return f"<ClientJob {self.daemon_id}/{self.id} {self.state.name.lower()}>"
@@ -170,7 +174,9 @@ class ClientJob:
 
     def cursor(self, stream: Stream, log: ReceiveLog) -> int | None:
         """Where a new channel continues the stream."""
-        return log.received if self._placed else self._since.get(stream)
+        if self._placed:
+            return log.received
+        return None if self._since is None else self._since.get(stream)
 
     def place(self, states: dict[Stream, wire.StreamState]) -> None:
         """The first answer: where the job existed before us, begin at the daemon's offsets."""
@@ -199,14 +205,18 @@ class ClientJob:
                     if isinstance(result, wire.Exited) and self.started is None:
                         self.started = wire.Started(result.pid)
                     self.result = result
-                    self.stalls.clear()
+                    self.stalls = NO_STALLS
                 case wire.Started() as started:
                     self.started = started
                 case wire.Stalled() as stalled:
                     if stalled.stream not in self.outputs:
                         raise RemoteProtocolError(f"{stalled.stream.name} is no output")
-                    self.stalls[stalled.stream] = stalled
+                    self.stalls = {**self.stalls, stalled.stream: stalled}
                 case wire.Flowing() as flowing:
-                    self.stalls.pop(flowing.stream, None)
+                    self.stalls = {
+                        stream: stalled
+                        for stream, stalled in self.stalls.items()
+                        if stream is not flowing.stream
+                    }
                 case wire.Unknown():
                     pass

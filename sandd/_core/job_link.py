@@ -10,6 +10,7 @@ import os
 import random
 from abc import ABC, abstractmethod
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -28,7 +29,7 @@ from sandd._core._errors import (
 )
 from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.client import Client
-from sandd._core.client_job import AttachState, ClientJob
+from sandd._core.client_job import NO_STALLS, AttachState, ClientJob
 from sandd._core.logs import get_logger
 from sandd._core.streams import RING_BYTES
 from sandd._core.transfers.partials import Partials
@@ -67,6 +68,9 @@ LONGEST_PATIENCE: Final = 60.0
 # Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
 _CLOSED: Final = AttachState.CLOSED
 
+_NO_SINKS: Final[Mapping[Stream, Sink]] = MappingProxyType({})
+_NO_TAPS: Final[Mapping[Stream, tuple[Sink, int]]] = MappingProxyType({})
+
 INPUT_CAPACITY: Final = RING_BYTES
 """Of a program's stdin, what is kept here until the program has taken it."""
 
@@ -99,13 +103,14 @@ class JobHandle:
         """Its block was entered: somebody knows of it, and leaves it as its state has it."""
         self.kill_grace = kill_grace
         """Seconds from TERM to KILL when it is ended."""
-        self._sinks = dict(sinks)
-        self._taps: dict[Stream, tuple[Sink, int]] = {}
+        self._sinks = sinks
+        self._taps: Mapping[Stream, tuple[Sink, int]] = _NO_TAPS
         """Who sees what arrives, besides its reader, and how far they have seen it."""
-        self._stalls: Mapping[Stream, wire.Stalled] = {}
+        self._stalls = NO_STALLS
         """Those of the job that the controller was told of."""
-        self._waiting: dict[trio.lowlevel.Task, None] = {}
-        """For the next change. They wait for no `trio.Event`: each would need one of its own, for each keystroke."""
+        self._waiting: dict[trio.lowlevel.Task, None] | None = None
+        """For the next change; None: nobody does. They wait for no `trio.Event`: each would need one of its own, for
+        each keystroke."""
         self.is_forgotten = False
         """We want nothing more of it."""
         self.span: tracing.JobSpan | None = None
@@ -114,13 +119,13 @@ class JobHandle:
     @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
         """From now on, give what arrives on the stream to `sink`; no task reads it."""
-        self._sinks[stream] = sink
+        self._sinks = {**self._sinks, stream: sink}
         self.update()
         self.link.changed(self.job)
 
     def tap(self, stream: Stream, sink: Sink) -> None:
         """From now on, show to `sink` what arrives on the stream, at once, whoever reads it and when."""
-        self._taps[stream] = (sink, self.job.outputs[stream].received)
+        self._taps = {**self._taps, stream: (sink, self.job.outputs[stream].received)}
 
     def update(self) -> None:
         """The job changed: serve the taps and the sinks, and wake whoever waits."""
@@ -129,7 +134,7 @@ class JobHandle:
             if arrived.received > seen:
                 for piece in arrived.tail(max(seen, arrived.consumed)):
                     tap(piece)
-                self._taps[stream] = (tap, arrived.received)
+                self._taps = {**self._taps, stream: (tap, arrived.received)}
         for stream, sink in self._sinks.items():
             log = self.job.outputs[stream]
             if log.readable:
@@ -138,14 +143,14 @@ class JobHandle:
                 channel = self.job.channel
                 if channel is not None and channel.receive[stream].update_due:
                     self.link.client.activate(self.job)
-        if self.job.stalls != self._stalls:
-            before, self._stalls = self._stalls, dict(self.job.stalls)
+        if self.job.stalls is not self._stalls:
+            before, self._stalls = self._stalls, self.job.stalls
             self.link.tell_stalls(self.job, before)
         if self.span is not None and self.ended:
             self._end_span()
         waiting = self._waiting
         if waiting:
-            self._waiting = {}
+            self._waiting = None
             for task in waiting:
                 trio.lowlevel.reschedule(task)
 
@@ -159,10 +164,13 @@ class JobHandle:
         task = trio.lowlevel.current_task()
 
         def stop_waiting(_: object) -> trio.lowlevel.Abort:
+            assert self._waiting is not None  # it is in there until it is woken
             del self._waiting[task]
             return trio.lowlevel.Abort.SUCCEEDED
 
         while not condition():
+            if self._waiting is None:
+                self._waiting = {}
             self._waiting[task] = None
             await trio.lowlevel.wait_task_rescheduled(stop_waiting)
 
@@ -408,7 +416,7 @@ class JobLink(ABC):
                 span.failed(error)
             raise
         handle = self._handles[job] = JobHandle(
-            self, job, sinks or {}, spec.kill_grace, asked_at=asked_at
+            self, job, sinks or _NO_SINKS, spec.kill_grace, asked_at=asked_at
         )
         if span is not None:
             span.opened(job.id)
@@ -439,7 +447,7 @@ class JobLink(ABC):
         self.say_farewells([daemon_id])  # it may be a job that we have just left
         job = self.client.attach(daemon_id, job_id, role=role, takeover=takeover, since=dict(since))
         job.acknowledge(False)
-        handle = self._handles[job] = JobHandle(self, job, {}, kill_grace, is_new=False)
+        handle = self._handles[job] = JobHandle(self, job, _NO_SINKS, kill_grace, is_new=False)
         self.changed(job)
         return handle
 

@@ -64,7 +64,7 @@ class LocalLink(JobLink):
                 # Once for all the frames of a job, and before the next round: sinks consume.
                 while changed:
                     changed.pop().update()
-                if ours.pending and (late or ours.pressing):
+                if ours.pressing or (late and ours.pending):
                     for frame in ours.next_frames(late=late):
                         self._router.receive(self._link, wire.as_frame(frame))
                 elif not theirs.pending:

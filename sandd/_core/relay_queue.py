@@ -51,7 +51,7 @@ class RelayQueue:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._windows: dict[Stream, wire.StreamWindow] = {}
+        self._windows: dict[Stream, wire.StreamWindow] | None = None
         self._flush: wire.Flush | None = None
         self._urgent = self._bulk = _NONE
         self._last: tuple[wire.Control, Callable[[], None]] | None = None
@@ -83,14 +83,17 @@ class RelayQueue:
 
     def put_window(self, window: wire.StreamWindow) -> None:
         """Take an ack and credit: neither ever goes down."""
-        known = self._windows.get(window.stream)
+        windows = self._windows
+        if windows is None:
+            windows = self._windows = {}
+        known = windows.get(window.stream)
         if known is not None:
             window = wire.StreamWindow(
                 window.stream,
                 max(window.ack, known.ack),
                 max(window.max_offset, known.max_offset),
             )
-        self._windows[window.stream] = window
+        windows[window.stream] = window
 
     def put_flush(self, flush: wire.Flush) -> None:
         """Take a question, or an answer, in the place of one that still waits."""

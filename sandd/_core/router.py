@@ -37,6 +37,7 @@ from sandd._core.metrics.router_counts import RouterCounts
 from sandd._core.metrics.statistics import ProcessFigures, statistics_for
 from sandd._core.relay_queue import MeteredQueue, RelayQueue, by_itself
 from sandd._core.router_links import (
+    UNMETERED,
     ClientLink,
     DaemonLink,
     Parting,
@@ -378,10 +379,11 @@ class Router:
                 for control in queue.take_controls():
                     client.control(queue.number, control)
         passed = wire.readdress(queue.number, by_itself(frame) if route.flows else frame)
-        if route.flows and not route.to_client_share.has_room(control_size(passed)):
+        share = route.to_client_share
+        if share is not None and not share.has_room(control_size(passed)):
             self._refuse(route)
         else:
-            client.schedule(passed, share=route.to_client_share)
+            client.schedule(passed, share=share)
 
     def draw(self, link: ClientLink, number: int, source: SendCursor) -> bool:
         """A client in this process has data of a stream: the daemon's link takes it from there, as it has room.
@@ -527,18 +529,21 @@ class Router:
         self, link: ClientLink, number: int, daemon: DaemonLink, role: wire.Role
     ) -> Route:
         far = daemon.last_channel + 1
-        shares = link.backlog.share(daemon.daemon_id), daemon.backlog.share(link.sender)
+        share = daemon.backlog.share(link.sender)
         if not link.is_metered:
-            return Route(link, RelayQueue(number), daemon, RelayQueue(far), {}, role, *shares)
+            queues = RelayQueue(number), RelayQueue(far)
+            return Route(link, queues[0], daemon, queues[1], UNMETERED, role, None, share)
+        its_share = link.backlog.share(daemon.daemon_id)
         flows: dict[wire.Stream, Flow] = {}
         route = Route(
             link,
-            MeteredQueue(number, link, flows, shares[0]),
+            MeteredQueue(number, link, flows, its_share),
             daemon,
-            MeteredQueue(far, daemon, flows, shares[1]),
+            MeteredQueue(far, daemon, flows, share),
             flows,
             role,
-            *shares,
+            its_share,
+            share,
         )
         for stream in wire.Stream:
             pool = (daemon if stream in wire.TO_DAEMON else link).pool

@@ -6,6 +6,7 @@ to wait (see `credit`).
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import astuple, define, evolve, field
@@ -22,12 +23,14 @@ from sandd._core.scheduler import Scheduler
 from sandd.wire import OutgoingFrame, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Mapping
 
     from sandd._core.audit.trail import JobKey, TrackedJob
     from sandd._core.held_requests import Held
     from sandd._core.metrics.job_census import CountedJob
 
+UNMETERED: Final[Mapping[wire.Stream, Flow]] = MappingProxyType({})
+"""The flows of a route to a client in this process."""
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered per daemon link, to be said again after a cut; saying one twice is harmless."""
 
@@ -161,12 +164,13 @@ class Route:
     to_client: RelayQueue
     daemon: DaemonLink
     to_daemon: RelayQueue
-    flows: dict[wire.Stream, Flow]
+    flows: Mapping[wire.Stream, Flow]
     """Of its streams, where it is metered; else none."""
     role: wire.Role
-    to_client_share: Share
+    to_client_share: Share | None
+    """The room that the daemon has at the client; None: at one that takes all there is at once."""
     to_daemon_share: Share
-    """The room that the daemon has at the client, and the client at the daemon."""
+    """The room that the client has at the daemon."""
     is_answered: bool = False
     """The daemon has said Attached."""
     job: TrackedJob | None = None

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Message: TypeAlias = tuple[bytes, *tuple[Buffer, ...]]
     """One WebSocket message, in pieces that nobody changes: mostly a single one."""
+    _Waiting: TypeAlias = tuple[OutgoingFrame, Share | None, int]
+    """A control frame, whose it is, and what it counts for (`control_size`)."""
 
 BATCH_BYTES: Final = MOST_BYTES
 """A message is closed once it holds this much, unless the line is slow."""
@@ -38,6 +40,9 @@ LONE_BYTES: Final = 64 * wire.KIB
 """A part of a message that has as much is a piece by itself: to put it together with others would be a copy."""
 MAX_CONTROL_BACKLOG: Final = 64 * wire.MIB
 """Control bytes waiting for a peer that doesn't read; beyond it the connection is given up."""
+
+
+_ControlFrame: Final = wire.ControlFrame
 
 
 class Source(Protocol):
@@ -59,8 +64,8 @@ class Scheduler:
     )
 
     def __init__(self) -> None:
-        self._control: list[tuple[OutgoingFrame, Share | None]] = []
-        self._late: list[tuple[OutgoingFrame, Share | None]] = []
+        self._control: list[_Waiting] = []
+        self._late: list[_Waiting] = []
         self._control_bytes = 0
         self.pong: OutgoingFrame | None = None
         """The answer to a ping, while it waits."""
@@ -104,7 +109,7 @@ class Scheduler:
         if self._control_bytes > MAX_CONTROL_BACKLOG:
             self.overrun = True
         if not self.overrun:
-            (self._late if late else self._control).append((frame, share))
+            (self._late if late else self._control).append((frame, share, size))
             if share is not None:
                 share.add(size)
 
@@ -174,22 +179,17 @@ class Scheduler:
                 frames.append(bulk)
         return frames
 
-    def _take_control(
-        self,
-        queue: list[tuple[OutgoingFrame, Share | None]],
-        frames: list[OutgoingFrame],
-        room: int,
-    ) -> int:
+    def _take_control(self, queue: list[_Waiting], frames: list[OutgoingFrame], room: int) -> int:
         """Move what there is room for from the queue to the frames; the room that is left."""
         count = 0
-        while count < len(queue) and room > 0:
-            frame, share = queue[count]
+        for frame, share, size in queue:
+            if room <= 0:
+                break
             count += 1
-            size = _size(frame)
-            room -= size
-            self._control_bytes -= size + FRAME_OVERHEAD
+            room -= size - FRAME_OVERHEAD
+            self._control_bytes -= size
             if share is not None:
-                share.remove(size + FRAME_OVERHEAD)
+                share.remove(size)
             frames.append(frame)
         del queue[:count]  # a deque would take 700 bytes, of each of thousands of idle links
         return room
@@ -205,7 +205,7 @@ class Scheduler:
             return None
         parts: list[Buffer] = []
         for frame in frames:
-            parts += wire.encoded(frame) if isinstance(frame, wire.ControlFrame) else frame
+            parts += wire.encoded(frame) if isinstance(frame, _ControlFrame) else frame
         if max(map(len, parts)) < LONE_BYTES:
             return (b"".join(parts),)  # as mostly
         first, *more = _gathered(parts)
@@ -235,11 +235,11 @@ def _gathered(parts: list[Buffer]) -> Iterable[Buffer]:
 
 def control_size(frame: OutgoingFrame) -> int:
     """What a control frame counts for while it waits."""
-    return _size(frame) + FRAME_OVERHEAD
+    if isinstance(frame, _ControlFrame):
+        return SMALL_FRAME_BYTES + FRAME_OVERHEAD
+    return len(frame[0]) + len(frame[1]) + FRAME_OVERHEAD
 
 
 def _size(frame: OutgoingFrame) -> int:
     """Its bytes; about, where it isn't encoded yet: those are small."""
-    return (
-        SMALL_FRAME_BYTES if isinstance(frame, wire.ControlFrame) else len(frame[0]) + len(frame[1])
-    )
+    return SMALL_FRAME_BYTES if isinstance(frame, _ControlFrame) else len(frame[0]) + len(frame[1])

@@ -160,18 +160,23 @@ class MessageSendLog(SendLog):
 
     def __init__(self, *, capacity: int | None = wire.MESSAGE_WINDOW, retain: int = 0) -> None:
         super().__init__(capacity=capacity, retain=retain)
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[bytes] | None = None
+        """As all these: None until there is something, which of most streams of a command there never is."""
 
     def append(self, message: bytes) -> None:
         """Add one message at the end."""
         self._check_room(1, self.room)
+        if self._messages is None:
+            self._messages = deque()
         self._messages.append(message)
         self.end += 1
 
     def read(self, offset: int, limit: int) -> tuple[Buffer, int]:
+        assert self._messages is not None  # there is one at `offset`
         return self._messages[offset - self.base], 1
 
     def _discard(self, units: int) -> None:
+        assert self._messages is not None  # there are as many
         for _ in range(units):
             self._messages.popleft()
 
@@ -327,7 +332,7 @@ class ByteReceiveLog(ReceiveLog):
 
     def __init__(self, start: int = 0) -> None:
         super().__init__(start)
-        self._segments: deque[bytes | bytearray | memoryview | Gap] = deque()
+        self._segments: deque[bytes | bytearray | memoryview | Gap] | None = None
         """What came in large pieces is a view of bytes that nobody changes; crumbs are gathered, once there are two."""
 
     @property
@@ -344,6 +349,8 @@ class ByteReceiveLog(ReceiveLog):
             and gap_end is None
             and not final
         ):
+            if self._segments is None:
+                self._segments = deque()
             self._segments.append(bytes(body))  # mostly it is taken before more comes
             self.received += len(body)
         else:
@@ -421,7 +428,7 @@ class ByteReceiveLog(ReceiveLog):
             )
         pieces: list[bytes | Gap] = []
         end = self.received
-        for segment in reversed(self._segments):
+        for segment in reversed(self._segments or ()):
             if end <= offset:
                 break
             if isinstance(segment, Gap):
@@ -436,36 +443,42 @@ class ByteReceiveLog(ReceiveLog):
 
     def discard(self) -> None:
         """Consume everything that has arrived, unread."""
-        self._segments.clear()
+        self._segments = None
         self.consumed = self.received
 
     def _store(self, body: memoryview) -> int:
+        segments = self._segments
+        if segments is None:
+            segments = self._segments = deque()
         if len(body) >= LARGE_BYTES:
             # What it is a view of is a whole message, of any size: where most of that is other things, a copy.
             whole = body.obj
             is_most = isinstance(whole, bytes) and len(whole) <= _HELD_FOR_EACH * len(body)
-            self._segments.append(body if is_most else memoryview(bytes(body)))
-        elif not self._segments:
+            segments.append(body if is_most else memoryview(bytes(body)))
+        elif not segments:
             if len(body):
-                self._segments.append(bytes(body))  # mostly it is taken before more comes
-        elif isinstance(last := self._segments[-1], bytearray):
+                segments.append(bytes(body))  # mostly it is taken before more comes
+        elif isinstance(last := segments[-1], bytearray):
             last += body
         elif isinstance(last, bytes):
-            self._segments[-1] = gathered = bytearray(last)
+            segments[-1] = gathered = bytearray(last)
             gathered += body
         elif len(body):
-            self._segments.append(bytearray(body))
+            segments.append(bytearray(body))
         return len(body)
 
     def _store_gap(self, gap: Gap) -> None:
-        if self._segments and isinstance(last := self._segments[-1], Gap):
-            self._segments[-1] = Gap(last.start, gap.end)
-        elif len(self._segments) >= wire.MAX_UNREAD_PIECES:
+        segments = self._segments
+        if segments is None:
+            segments = self._segments = deque()
+        if segments and isinstance(last := segments[-1], Gap):
+            segments[-1] = Gap(last.start, gap.end)
+        elif len(segments) >= wire.MAX_UNREAD_PIECES:
             raise RemoteProtocolError(
                 f"more than {wire.MAX_UNREAD_PIECES} pieces with gaps between them"
             )
         else:
-            self._segments.append(gap)
+            segments.append(gap)
 
 
 _HELD_FOR_EACH: Final = 3
@@ -485,7 +498,7 @@ class MessageReceiveLog(ReceiveLog):
 
     def __init__(self, start: int = 0) -> None:
         super().__init__(start)
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[bytes] | None = None
 
     @property
     def readable(self) -> bool:
@@ -499,6 +512,8 @@ class MessageReceiveLog(ReceiveLog):
         return self._messages.popleft()
 
     def _store(self, body: memoryview) -> int:
+        if self._messages is None:
+            self._messages = deque()
         self._messages.append(bytes(body))
         return 1
 
