@@ -226,6 +226,32 @@ def test_an_event_answers_a_start(peer: Peer) -> None:
     assert (job.result, job.started, job.finished) == (ended, wire.Started(7), True)
 
 
+def test_a_new_jobs_streams_are_bounded_from_their_first_byte(peer: Peer) -> None:
+    """What they grant stands before anything has come, and each has its own."""
+    job = peer.client.open("d", attrs.evolve(SPEC, stdin=False))
+    channel, _ = peer.attach_heard()
+    assert not job.channel.pending  # type: ignore[union-attr]
+    for offset in range(0, WINDOW_BYTES, 64 * wire.KIB):
+        peer.client.receive(data(channel, Stream.ERROR, offset, bytes(64 * wire.KIB)))
+    assert peer.heard() == []
+    with pytest.raises(RemoteProtocolError, match="ERROR exceeds its credit"):
+        peer.client.receive(data(channel, Stream.ERROR, WINDOW_BYTES, b"x"))
+    with pytest.raises(RemoteProtocolError, match="OPS does not flow this way"):
+        peer.client.receive(data(channel, Stream.OPS, 0, b"x"))
+    # Its other output isn't held up by that one.
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, bytes(wire.ACK_EVERY_BYTES)))
+    job.outputs[Stream.OUTPUT].discard()
+    job.outputs[Stream.ERROR].discard()
+    peer.client.activate(job)
+    ((_, window),) = peer.heard()
+    assert isinstance(window, wire.Window)
+    granted = {each.stream: (each.ack, each.max_offset) for each in window.streams}
+    assert granted == {
+        Stream.ERROR: (WINDOW_BYTES, 2 * WINDOW_BYTES),
+        Stream.OUTPUT: (wire.ACK_EVERY_BYTES, wire.ACK_EVERY_BYTES + WINDOW_BYTES),
+    }
+
+
 def test_no_event_answers_an_attach(peer: Peer) -> None:
     """Of a job that may have been there before, only the answer tells where its streams go on."""
     peer.client.attach("d", "theirs")

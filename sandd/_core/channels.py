@@ -6,7 +6,7 @@ this class, because offsets, acks and credit mean the same in both directions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sandd import wire
 from sandd._core._errors import RemoteProtocolError
@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     from sandd.wire import Data, EncodedFrame, OutgoingFrame, Stream
 
 
+class Opener(Protocol):
+    """Whose streams those are that a channel receives, where most of them may never say anything."""
+
+    def open_window(self, stream: Stream) -> ReceiveWindow | None:
+        """The window of a stream that begins on this channel, and of which nothing was told; None: there is none."""
+
+
 class Channel:
     """Cursors and windows of one attachment; a `Source` for its connection's scheduler."""
 
     __slots__ = (
-        *("_bytes", "_messages", "_windows"),
+        *("_bytes", "_messages", "_opener", "_windows"),
         *("holds", "number", "plain_answer", "receive", "send"),
     )
 
@@ -32,10 +39,13 @@ class Channel:
         number: int,
         *,
         send: Iterable[SendCursor],
-        receive: Iterable[ReceiveWindow],
+        receive: Iterable[ReceiveWindow] = (),
+        opener: Opener | None = None,
         holds: bool = True,
     ) -> None:
         self.number = number
+        self._opener = opener
+        """Opens the windows that are not in `receive`, each when the first of its stream comes."""
         self._windows: tuple[ReceiveWindow, ...] = ()
         self.receive: dict[Stream, ReceiveWindow] = {}
         for window in receive:
@@ -64,10 +74,19 @@ class Channel:
         self.receive[window.stream] = window
         self._windows = (*self._windows, window)
 
+    def is_update_due(self, stream: Stream) -> bool:
+        """Whether enough of the stream was consumed to tell its sender."""
+        window = self.receive.get(stream)
+        return window is not None and window.update_due  # without one nothing has come
+
     def on_data(self, data: Data) -> None:
         """Take the payload of a DATA, FIN or GAP frame."""
         stream, _, _, _, gap_end = data
         window = self.receive.get(stream)
+        if window is None and self._opener is not None:
+            window = self._opener.open_window(stream)
+            if window is not None:
+                self.add_window(window)
         if window is None or (gap_end is not None and stream in wire.TO_DAEMON):
             raise RemoteProtocolError(
                 f"{stream.name} does not flow this way on channel {self.number}"

@@ -39,8 +39,6 @@ from sandd._core.scheduler import Scheduler
 from sandd._core.streams import (
     NOTHING,
     RING_BYTES,
-    WINDOW_BYTES,
-    ReceiveWindow,
     SendCursor,
 )
 from sandd._core.tombstones import generate
@@ -301,7 +299,7 @@ class Client:
         channel.on_data(data)
         if data.stream is _EVENTS:
             job.take_events()
-            if channel.receive[Stream.EVENTS].update_due:
+            if channel.receive[_EVENTS].update_due:
                 self.scheduler.activate_urgent(channel)
         return job
 
@@ -382,16 +380,12 @@ class Client:
         job.is_repeated = not first
         job.instance = job.instance or daemon.instance
         number, self._next_channel = self._next_channel, self._next_channel + 1
-        windows = [
-            ReceiveWindow.open(
-                stream, log, wire.MESSAGE_WINDOW if stream is Stream.EVENTS else WINDOW_BYTES
-            )
-            for stream, log in job.receive_logs.items()
-        ]
         cursors = []
         spec = None if job.confirmed or job.refusal is not None else job.spec
         # Only a job that can't exist yet is known to begin at 0; else the answer tells where to go on.
         eager = first and job.sequence is not None
+        # Where it says nothing of them, they may wait for what comes, too.
+        windows = [] if eager else job.open_windows()
         if job.role is Role.OWNER:
             cursors = [
                 SendCursor(
@@ -407,7 +401,7 @@ class Client:
                     wire.INITIAL_INPUT_BYTES if eager else NOTHING,
                 ),
             ]
-        job.channel = Channel(number, send=cursors, receive=windows)
+        job.channel = Channel(number, send=cursors, receive=windows, opener=job)
         job.state = AttachState.ATTACHING
         job.attaches_plainly = eager
         self._channels[number] = job

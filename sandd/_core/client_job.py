@@ -10,11 +10,13 @@ from sandd import wire
 from sandd._core._errors import RemoteProtocolError, SanddError
 from sandd._core.streams import (
     RING_BYTES,
+    WINDOW_BYTES,
     ByteReceiveLog,
     ByteSendLog,
     MessageReceiveLog,
     MessageSendLog,
     ReceiveLog,
+    ReceiveWindow,
     SendLog,
 )
 from sandd.wire import JobState, Role, Stream
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from sandd._core.channels import Channel
 
+# An enum member is bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_EVENTS: Final = Stream.EVENTS
 OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
 NO_STALLS: Final[Mapping[Stream, wire.Stalled]] = MappingProxyType({})
 UNNAMED: Final = {
@@ -166,6 +170,18 @@ class ClientJob:
     def receive_logs(self) -> dict[Stream, ReceiveLog]:
         """What flows to us."""
         return {Stream.EVENTS: self.events, **self.outputs}
+
+    def open_window(self, stream: Stream) -> ReceiveWindow | None:
+        """What a new channel grants of the stream from where we are; None: it doesn't flow to us."""
+        if stream is _EVENTS:
+            return ReceiveWindow.open(stream, self.events, wire.MESSAGE_WINDOW)
+        log = self.outputs.get(stream)
+        return None if log is None else ReceiveWindow.open(stream, log, WINDOW_BYTES)
+
+    def open_windows(self) -> list[ReceiveWindow]:
+        """Those of all streams that flow to us."""
+        windows = [self.open_window(stream) for stream in (_EVENTS, *self.outputs)]
+        return [window for window in windows if window is not None]
 
     def acknowledge(self, yes: bool) -> None:
         """Whether what was handed on counts as read: not before somebody holds a job that was there before."""

@@ -141,7 +141,7 @@ class JobHandle:
                 while log.readable:
                     sink(log.take_piece())
                 channel = self.job.channel
-                if channel is not None and channel.receive[stream].update_due:
+                if channel is not None and channel.is_update_due(stream):
                     self.link.client.activate(self.job)
         if self.job.stalls is not self._stalls:
             before, self._stalls = self._stalls, self.job.stalls
@@ -385,11 +385,13 @@ class JobLink(ABC):
         job_id: str | None = None,
         input_data: bytes | None = None,
         sinks: Mapping[Stream, Sink] | None = None,
+        at_once: bool = True,
     ) -> JobHandle:
         """Start a job; output goes to the `sinks` as it arrives, or waits for a reader.
 
         With `input_data` its stdin is that, then its end; without, it stays open for a writer.
-        `encoded` is the spec, for whoever has encoded it already.
+        `encoded` is the spec, for whoever has encoded it already. Without `at_once` it waits for the next `flush`,
+        which the caller sees to.
         """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
@@ -427,7 +429,8 @@ class JobLink(ABC):
                 job.input.append(input_data)
             job.input.finish()
             self.client.activate(job)
-        self.flush()
+        if at_once:
+            self.flush()
         return handle
 
     @trio.lowlevel.enable_ki_protection

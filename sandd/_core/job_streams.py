@@ -208,7 +208,7 @@ class OutputStream(trio.abc.ReceiveStream):
             chunk = take(max_bytes)
             if chunk:
                 channel = self._handle.job.channel
-                if channel is not None and channel.receive[self._stream].update_due:
+                if channel is not None and channel.is_update_due(self._stream):
                     self._handle.link.changed(self._handle.job)
             if isinstance(chunk, Gap):
                 raise OutputGap(chunk.start, chunk.end)
