@@ -676,3 +676,62 @@ async def test_a_broadcast_has_an_answer_of_each_in_whatever_order_they_come(
     assert answers["f"].success
     assert isinstance(answers["e"], SpawnFailed)
     assert world.link.job_count == 0
+
+
+async def test_a_broadcast_that_can_go_no_further_leaves_what_was_not_sent_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Commands go out some at a time; those before one that fails are started and ended, or neither."""
+    names = [f"d{number}" for number in range(2 * commands.STARTS_AT_ONCE)]
+    daemons = {name: world.router.add_daemon(name, "there") for name in names}
+    world.link.flush()
+    last = names[commands.STARTS_AT_ONCE + 2]
+    open_job = world.link.open
+
+    def open_until(daemon_id: str, *args: Any, **options: Any) -> JobHandle:
+        if daemon_id == last:
+            raise trio.ClosedResourceError("of a sudden")
+        return open_job(daemon_id, *args, **options)
+
+    monkeypatch.setattr(world.link, "open", open_until)
+    with pytest.raises(trio.ClosedResourceError, match="of a sudden"):
+        await commands.run_on_each(world.link, names, commands.prepare("make", kill_grace=2.0))
+    for name, daemon in daemons.items():
+        told = [type(said) for _, said in drain(daemon.scheduler)]
+        assert told == ([wire.Attach, wire.End] if names.index(name) < names.index(last) else [])
+    assert world.link.job_count == 0
+
+
+async def test_a_broadcast_goes_to_all_though_one_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is the last of those that go together, or stands between them."""
+    names = [f"d{number}" for number in range(2 * commands.STARTS_AT_ONCE)]
+    daemons = {name: world.router.add_daemon(name, "there") for name in names}
+    world.link.flush()
+    refused = {names[1], names[commands.STARTS_AT_ONCE - 1], names[-1]}
+    open_job = world.link.open
+
+    def open_or_refuse(daemon_id: str, *args: Any, **options: Any) -> JobHandle:
+        if daemon_id in refused:
+            raise SpawnFailed(7, "too large")
+        return open_job(daemon_id, *args, **options)
+
+    monkeypatch.setattr(world.link, "open", open_or_refuse)
+    answers: dict[str, Any] = {}
+
+    async def broadcast() -> None:
+        prepared = commands.prepare("make")
+        answers.update(await commands.run_on_each(world.link, names, prepared))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(broadcast)
+        await trio.testing.wait_all_tasks_blocked()
+        for name, daemon in daemons.items():
+            for channel, _ in drain(daemon.scheduler):
+                world.router.receive(daemon, event(channel, 0, EXITED))
+            assert (name in refused) is not bool(daemon.routes)
+        world.link.flush()
+    assert list(answers) == names
+    assert {name for name in names if isinstance(answers[name], SpawnFailed)} == refused
+    assert all(answers[name].success for name in names if name not in refused)

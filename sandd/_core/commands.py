@@ -34,6 +34,9 @@ AWAY_MARGIN: Final = 10.0
 """Seconds beyond time-out and kill grace that `run` waits for a daemon that is away."""
 STARTS_PER_TURN: Final = 64
 """Commands started on many daemons before other tasks run: some ten milliseconds of work."""
+STARTS_AT_ONCE: Final = 8
+"""Of these, so many are sent together: each step of one and the same work, done for several of them in a row, takes a
+third less time (m); and a daemon waits for its command by less than a millisecond."""
 _E2BIG: Final = 7
 """errno's number on every POSIX system; the daemon's number, not this machine's."""
 
@@ -80,11 +83,18 @@ def start(
     job_id: str | None = None,
     input_data: bytes | None = None,
     sinks: Mapping[Stream, Sink] | None = None,
+    at_once: bool = True,
 ) -> JobHandle:
-    """Start the job; SpawnFailed (E2BIG) if its spec is too large to be sent."""
+    """Start the job, as `JobLink.open`; SpawnFailed (E2BIG) if its spec is too large to be sent."""
     try:
         return link.open(
-            daemon_id, spec, encoded=encoded, job_id=job_id, input_data=input_data, sinks=sinks
+            daemon_id,
+            spec,
+            encoded=encoded,
+            job_id=job_id,
+            input_data=input_data,
+            sinks=sinks,
+            at_once=at_once,
         )
     except LocalProtocolError as error:
         raise SpawnFailed(
@@ -167,11 +177,14 @@ async def run_on_each(
     try:
         for number, daemon_id in enumerate(daemon_ids, 1):
             try:
-                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared)
+                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared, at_once=False)
             except SanddError as error:
                 answers[daemon_id] = error
+            if not number % STARTS_AT_ONCE:
+                link.flush()
             if not number % STARTS_PER_TURN:
                 await trio.lowlevel.checkpoint()
+        link.flush()
         if prepared.spec.timeout is None:
             # Each is waited for as long as it takes, so they need no tasks to wait beside each other.
             for daemon_id, each in under_way.items():
@@ -198,7 +211,9 @@ class _UnderWay:
 
     __slots__ = ("_error", "_handle", "_output", "_prepared")
 
-    def __init__(self, link: JobLink, daemon_id: str, prepared: PreparedCommand) -> None:
+    def __init__(
+        self, link: JobLink, daemon_id: str, prepared: PreparedCommand, *, at_once: bool = True
+    ) -> None:
         self._prepared = prepared
         self._output = output = Collector(prepared.max_output)
         self._error = error = Collector(prepared.max_output)
@@ -209,6 +224,7 @@ class _UnderWay:
             encoded=prepared.encoded,
             input_data=prepared.input_data,
             sinks={Stream.OUTPUT: output.add, Stream.ERROR: error.add},
+            at_once=at_once,
         )
 
     async def wait(self) -> None:
