@@ -266,7 +266,11 @@ class Frame(NamedTuple):
 
 
 _FRAME_TYPES: Final = {int(kind): kind for kind in FrameType}
-# As numbers, because looking up a member by its class costs as much as a function call (Python 3.11).
+# Bound here, and as numbers, because looking up a member by its class costs as much as a function call (Python 3.11).
+_CONTROL_FRAME: Final = FrameType.CONTROL
+_FIN_FRAME: Final = FrameType.FIN
+_GAP_FRAME: Final = FrameType.GAP
+_CONTROL_NUMBER: Final = int(FrameType.CONTROL)
 _DATA_NUMBER: Final = int(FrameType.DATA)
 _FIN_NUMBER: Final = int(FrameType.FIN)
 _STREAMS: Final = {int(stream): stream for stream in Stream}
@@ -318,7 +322,7 @@ def as_frame(outgoing: OutgoingFrame) -> Frame:
     """A frame as its receiver would see it, for a link that stays in this process."""
     if isinstance(outgoing, ControlFrame):
         channel, message = outgoing
-        return tuple.__new__(Frame, (FrameType.CONTROL, channel, _NO_PAYLOAD, message, None))
+        return tuple.__new__(Frame, (_CONTROL_FRAME, channel, _NO_PAYLOAD, message, None))
     head, body = outgoing
     if len(head) == HEADER_BYTES:
         number, channel, _ = _HEADER.unpack_from(head)
@@ -326,7 +330,7 @@ def as_frame(outgoing: OutgoingFrame) -> Frame:
     # The head of a data frame we encoded ourselves holds the beginning of the payload.
     number, channel, _, stream, offset = _DATA_HEADER.unpack_from(head)
     kind = _FRAME_TYPES[number]
-    data = Data(_STREAMS[stream], offset, memoryview(body), kind is FrameType.FIN)
+    data = Data(_STREAMS[stream], offset, memoryview(body), kind is _FIN_FRAME)
     return Frame(kind, channel, _NO_PAYLOAD, data=data)
 
 
@@ -335,11 +339,11 @@ def decode_data(frame: Frame) -> Data:
     if frame.data is not None:
         return frame.data
     kind, payload = frame.type, frame.payload
-    shape = _GAP if kind is FrameType.GAP else _DATA
+    shape = _GAP if kind is _GAP_FRAME else _DATA
     if len(payload) < shape.size:
         raise RemoteProtocolError("data frame shorter than its own header")
     gap_end = None
-    if kind is FrameType.GAP:
+    if kind is _GAP_FRAME:
         number, offset, gap_end = _GAP.unpack_from(payload)
         if not offset < gap_end <= MAX_OFFSET:
             raise RemoteProtocolError(f"gap from {offset} to {gap_end}")
@@ -359,7 +363,7 @@ def decode_data(frame: Frame) -> Data:
     if gap_end is not None and len(body):
         raise RemoteProtocolError("gap frame with a body")
     # As `Data(...)`, without a function of Python's own in between.
-    return tuple.__new__(Data, (stream, offset, body, kind is FrameType.FIN, gap_end))
+    return tuple.__new__(Data, (stream, offset, body, kind is _FIN_FRAME, gap_end))
 
 
 def encode_data(
@@ -414,14 +418,12 @@ def encode_stamped(
             raise LocalProtocolError(f"{text:.40}... has {len(text)} characters: no id has so many")
     value = _CONTROL.to_map(message)
     value["tenant"], value["principal"] = tenant, principal
-    for name, stamp, plain in (
-        ("limits", limits, NO_LIMITS),
-        ("isolation", isolation, IsolationLevel.NONE),
-    ):
-        if stamp is not plain:
-            value[name] = _converter.unstructure(stamp)
-        elif name in value:
-            del value[name]
+    for name in ("limits", "isolation"):
+        value.pop(name, None)
+    if limits is not NO_LIMITS:
+        value["limits"] = _converter.unstructure(limits)
+    if isolation is not _NO_ISOLATION:
+        value["isolation"] = _converter.unstructure(isolation)
     return _control_frame(channel, value, Attach)
 
 
@@ -431,7 +433,7 @@ def _control_frame(channel: int, value: dict[str, Any], kind: type[Control]) -> 
         raise LocalProtocolError(
             f"{kind.__name__} of {len(payload)} bytes; one message holds {MAX_CONTROL_BYTES}"
         )
-    return _HEADER.pack(FrameType.CONTROL, channel, len(payload)), payload
+    return _HEADER.pack(_CONTROL_NUMBER, channel, len(payload)), payload
 
 
 def readdress(channel: int, frame: Frame) -> OutgoingFrame:
@@ -585,6 +587,9 @@ class IsolationLevel(enum.StrEnum):
     USER = "user"  # a user of its tenant's own, in a workspace of that user's
     LANDLOCK = "landlock"  # and it writes nowhere else, and reads the system and that
     BWRAP = "bwrap"  # and it sees nothing else: neither files nor processes
+
+
+_NO_ISOLATION: Final = IsolationLevel.NONE
 
 
 @frozen

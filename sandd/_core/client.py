@@ -48,8 +48,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_WAITING: Final = AttachState.WAITING
 _ATTACHING: Final = AttachState.ATTACHING
+_ATTACHED: Final = AttachState.ATTACHED
+_CLOSED: Final = AttachState.CLOSED
+_ONLINE: Final = DaemonState.ONLINE
+_OWNER: Final = Role.OWNER
+_CONTROL: Final = wire.FrameType.CONTROL
+_OPS: Final = Stream.OPS
 _EVENTS: Final = Stream.EVENTS
+_INPUT: Final = Stream.INPUT
 
 MAX_ENDS_UNDER_WAY: Final = 1024
 """Ends remembered, to be said again after a cut; saying one twice is harmless."""
@@ -149,7 +157,7 @@ class Client:
         since: dict[Stream, int] | None = None,
     ) -> ClientJob:
         """Attach to a job that exists; RequestRefused if we own it already, and don't say takeover."""
-        own = self._owned(daemon_id, job_id) if role is Role.OWNER else []
+        own = self._owned(daemon_id, job_id) if role is _OWNER else []
         if own and not takeover:
             # The daemon takes us for one and the same, and would not mind.
             raise RequestRefused(
@@ -218,7 +226,7 @@ class Client:
         # Said in our name, it would end the job for a rival, too, of which we have yet to hear Taken.
         rival = job.rival
         ours = rival is None or rival.error is not None or rival.given_up
-        return job.sent and job.error is None and job.role is Role.OWNER and ours
+        return job.sent and job.error is None and job.role is _OWNER and ours
 
     def _leaves_a_session(self, job: ClientJob) -> bool:
         """It goes on without us, and we have had it."""
@@ -237,7 +245,7 @@ class Client:
         self._shut(job, error)
 
     def _shut(self, job: ClientJob, error: SanddError | None = None) -> None:
-        job.state = AttachState.CLOSED
+        job.state = _CLOSED
         job.error = job.error or error
         self.jobs.pop(job, None)
         self._confirm(job)
@@ -261,7 +269,7 @@ class Client:
     def receive(self, frame: wire.Frame) -> list[ClientJob]:
         """Take one frame; returns the jobs it changed. RemoteProtocolError if the peer broke the rules."""
         job = self._channels.get(frame.channel)
-        if frame.type is wire.FrameType.CONTROL:
+        if frame.type is _CONTROL:
             message = wire.decode_control(frame)
             if isinstance(message, wire.News):
                 return self.hear(message)
@@ -320,7 +328,7 @@ class Client:
                 # All that it had to tell has come: that is what counts.
                 self._detach(job)
                 self._shut(job)
-            elif message.state is DaemonState.ONLINE and other:
+            elif message.state is _ONLINE and other:
                 self.close(
                     job,
                     DaemonGone(
@@ -330,7 +338,7 @@ class Client:
             elif message.state is DaemonState.GONE:
                 text = f"daemon {job.daemon_id!r} is gone, and its jobs with it"
                 self.close(job, DaemonGone(text, outcome_unknown=job.sent))
-            elif message.state is not DaemonState.ONLINE:
+            elif message.state is not _ONLINE:
                 self._detach(job)
             else:
                 self._attach(job)
@@ -356,7 +364,7 @@ class Client:
         return [
             job
             for job in self.jobs
-            if job.id == job_id and job.daemon_id == daemon_id and job.role is Role.OWNER
+            if job.id == job_id and job.daemon_id == daemon_id and job.role is _OWNER
         ]
 
     def _add(self, job: ClientJob, displaced: list[ClientJob]) -> None:
@@ -369,11 +377,7 @@ class Client:
 
     def _attach(self, job: ClientJob) -> None:
         daemon = self.daemons.get(job.daemon_id)
-        if (
-            daemon is None
-            or daemon.state is not DaemonState.ONLINE
-            or job.state is not AttachState.WAITING
-        ):
+        if daemon is None or daemon.state is not _ONLINE or job.state is not _WAITING:
             return
         self._attempts += 1
         first = not job.sent
@@ -386,23 +390,23 @@ class Client:
         eager = first and job.sequence is not None
         # Where it says nothing of them, they may wait for what comes, too.
         windows = [] if eager else job.open_windows()
-        if job.role is Role.OWNER:
+        if job.role is _OWNER:
             cursors = [
                 SendCursor(
-                    Stream.OPS,
+                    _OPS,
                     job.ops,
                     job.ops.floor,
                     wire.MESSAGE_WINDOW if eager else NOTHING,
                 ),
                 SendCursor(
-                    Stream.INPUT,
+                    _INPUT,
                     job.input,
                     job.input.floor,
                     wire.INITIAL_INPUT_BYTES if eager else NOTHING,
                 ),
             ]
         job.channel = Channel(number, send=cursors, receive=windows, opener=job)
-        job.state = AttachState.ATTACHING
+        job.state = _ATTACHING
         job.attaches_plainly = eager
         self._channels[number] = job
         message = wire.Attach(
@@ -463,7 +467,7 @@ class Client:
                 raise RemoteProtocolError(f"{type(message).__name__} is not for a client")
 
     def _attached(self, job: ClientJob, message: wire.Attached) -> None:
-        if job.state is not AttachState.ATTACHING or job.channel is None:
+        if job.state is not _ATTACHING or job.channel is None:
             raise RemoteProtocolError("Attached without an Attach")
         if job.attaches_plainly and message is wire.PLAIN_ATTACHED:
             self._attached_plainly(job)
@@ -481,7 +485,7 @@ class Client:
                 )
             cursor.sent = max(cursor.sent, state.received)
             cursor.max_offset = max(cursor.max_offset, state.max_offset)
-        events = states.get(Stream.EVENTS)
+        events = states.get(_EVENTS)
         job.known_events = 0 if events is None else events.end
         self.scheduler.activate(job.channel)
         self._settle_in(job, message)
@@ -493,7 +497,7 @@ class Client:
         self._settle_in(job, wire.PLAIN_ATTACHED)
 
     def _settle_in(self, job: ClientJob, message: wire.Attached) -> None:
-        job.state = AttachState.ATTACHED
+        job.state = _ATTACHED
         if not job.confirmed:
             # Later it changes by our own doing alone, and is ours to say: see `Process.detach`.
             job.detached = message.detached
@@ -509,7 +513,7 @@ class Client:
 
     def _ask_flush(self, job: ClientJob) -> None:
         """At once, and on each new channel until there is an answer."""
-        if job.flush is not None and job.state is AttachState.ATTACHED:
+        if job.flush is not None and job.state is _ATTACHED:
             assert job.channel is not None
             self.scheduler.control(wire.ControlFrame(job.channel.number, job.flush))
 
@@ -557,5 +561,5 @@ class Client:
             self.scheduler.discard(job.channel)
             job.channel.close()
             job.channel = None
-        if job.state is not AttachState.CLOSED:
-            job.state = AttachState.WAITING
+        if job.state is not _CLOSED:
+            job.state = _WAITING

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from sandd._core.channels import Channel
 
-# An enum member is bound here because looking one up by its class costs as much as a function call (Python 3.11).
-_EVENTS: Final = Stream.EVENTS
 OUTPUTS: Final = (Stream.OUTPUT, Stream.ERROR)
 NO_STALLS: Final[Mapping[Stream, wire.Stalled]] = MappingProxyType({})
 UNNAMED: Final = {
@@ -44,6 +42,13 @@ class AttachState(enum.Enum):
     ATTACHING = enum.auto()  # Attach sent
     ATTACHED = enum.auto()
     CLOSED = enum.auto()  # for good; `error` says why, if it was not our own doing
+
+
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_WAITING: Final = AttachState.WAITING
+_ATTACHED: Final = AttachState.ATTACHED
+_CLOSED: Final = AttachState.CLOSED
+_EVENTS: Final = Stream.EVENTS
 
 
 class ClientJob:
@@ -90,7 +95,7 @@ class ClientJob:
         self.instance = ""
         """The daemon instance the job lives on; "" while it was never sent anywhere."""
         self.generation: int | None = None
-        self.state = AttachState.WAITING
+        self.state = _WAITING
         self.is_repeated = False
         """Its spec was sent before, so it may run already, whatever becomes of the latest Attach."""
         self.refusal: wire.Refused | None = None
@@ -135,7 +140,7 @@ class ClientJob:
     @property
     def finished(self) -> bool:
         """Nothing more will come: it ended and all output arrived, or the job is closed."""
-        if self.state is AttachState.CLOSED:
+        if self.state is _CLOSED:
             return True
         if self.result is None:
             return False
@@ -152,7 +157,7 @@ class ClientJob:
     @property
     def caught_up(self) -> bool:
         """Attached, and all is known that had become of the job by then."""
-        return self.state is AttachState.ATTACHED and self.events.received >= self.known_events
+        return self.state is _ATTACHED and self.events.received >= self.known_events
 
     @property
     def unflushed(self) -> bool:

@@ -20,6 +20,8 @@ __all__ = ["CommandResult", "ExitStatus", "Outcome"]
 DEFAULT_MAX_OUTPUT: Final = 16 * MIB
 """Bytes kept per stream by `Daemon.run`."""
 _OMITTED: Final = b"\n... %d bytes omitted ...\n"
+# Bound here because looking it up by its class costs as much as a function call (Python 3.11).
+_EXITED: Final = Outcome.EXITED
 _SHOWN: Final = 200
 """Bytes of an output that a result shows of itself: what a person asks first, and no more than a line or two."""
 
@@ -79,7 +81,7 @@ class ExitStatus:
     @property
     def success(self) -> bool:
         """It ended by itself with exit code 0."""
-        return self.exit_code == 0 and self.outcome is Outcome.EXITED
+        return self.exit_code == 0 and self.outcome is _EXITED
 
 
 def _shown(content: bytes) -> str:
@@ -147,7 +149,7 @@ class CommandResult:
     @property
     def success(self) -> bool:
         """It ended by itself with exit code 0."""
-        return self.exit_code == 0 and self.outcome is Outcome.EXITED
+        return self.exit_code == 0 and self.outcome is _EXITED
 
     @property
     def duration_ms(self) -> int:

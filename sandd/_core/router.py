@@ -268,7 +268,7 @@ class Router:
     def _from_client(self, link: ClientLink, frame: Frame) -> None:
         if link.held and self._held.keeps(link, frame):
             return
-        if frame.type is not FrameType.CONTROL:
+        if frame.type is not _CONTROL:
             route = self._route(link, frame)
             if route is not None:
                 data = wire.decode_data(frame)
