@@ -241,7 +241,7 @@ READERS: Final = [
     ),
     *(
         f"sandd._core.daemon_handle.Daemon.{name}"
-        for name in ("_create", "_ask", "_run", "id", "info", "path", "run", "state")
+        for name in ("_create", "_ask", "id", "info", "path", "run", "state")
     ),
     "sandd._core.daemon_handle.Daemon._check_not_gone",
     *(f"sandd._core.directory.Directory.{name}" for name in ("get", "select*", "__iter__")),
@@ -270,7 +270,6 @@ READERS: Final = [
     *(f"sandd._core.remote_files.Opening.{name}" for name in ("__init__", "__await__")),
     # Looking at what is asked for, before anything is begun.
     *(f"sandd._core.{name}" for name in ("arguments.*", "specs.*", "commands.prepare*")),
-    *(f"sandd.{name}" for name in ("wire.encode_spec", "wire._pack", "_core.limits.Limits.__eq__")),
     "sandd.wire._*.<locals>.check",
     "sandd._core.file_status.*",
     # Making a context manager, which nobody has entered yet.

@@ -68,8 +68,6 @@ class PreparedCommand:
     """A command that makes sense, and is ready to be sent to any number of daemons."""
 
     spec: wire.CommandSpec
-    encoded: bytes
-    """The spec."""
     input_data: bytes
     max_output: int
     """Bytes kept of each output."""
@@ -154,8 +152,7 @@ def prepare(
         limits=limits,
         require_limits=require_limits,
     )
-    encoded = wire.encode_spec(spec)
-    return PreparedCommand(spec, encoded, input_data, max_output, bool(check), idle_timeout)
+    return PreparedCommand(spec, input_data, max_output, bool(check), idle_timeout)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -177,12 +174,13 @@ async def run_on_each(
 ) -> dict[str, CommandResult | SanddError]:
     """As `run` on each of the daemons at the same time, in their order; where that raised, its error."""
     await trio.lowlevel.checkpoint()
+    encoded = wire.encode_spec(prepared.spec)
     answers: dict[str, CommandResult | SanddError] = {}
     under_way: dict[str, _UnderWay] = {}
     try:
         for number, daemon_id in enumerate(daemon_ids, 1):
             try:
-                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared, at_once=False)
+                under_way[daemon_id] = _UnderWay(link, daemon_id, prepared, encoded, at_once=False)
             except SanddError as error:
                 answers[daemon_id] = error
             if not number % STARTS_AT_ONCE:
@@ -217,7 +215,13 @@ class _UnderWay:
     __slots__ = ("_error", "_handle", "_output", "_prepared")
 
     def __init__(
-        self, link: JobLink, daemon_id: str, prepared: PreparedCommand, *, at_once: bool = True
+        self,
+        link: JobLink,
+        daemon_id: str,
+        prepared: PreparedCommand,
+        encoded: bytes | None = None,
+        *,
+        at_once: bool = True,
     ) -> None:
         self._prepared = prepared
         self._output = output = Collector(prepared.max_output)
@@ -226,7 +230,7 @@ class _UnderWay:
             link,
             daemon_id,
             prepared.spec,
-            encoded=prepared.encoded,
+            encoded=encoded,
             input_data=prepared.input_data,
             sinks={_OUTPUT: output.add, _ERROR: error.add},
             at_once=at_once,

@@ -160,6 +160,7 @@ class Daemon:
         )
         return await self._run(prepared)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, prepared: commands.PreparedCommand) -> CommandResult:
         """As `run`, for whoever has read its arguments already."""
         self._check_not_gone()
