@@ -7,9 +7,15 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+import pytest
 import trio
 
 import sandd
+from sandd import wire
+from sandd._core.job import DaemonLink
+from sandd._core.jobs import JobTable
+from sandd._core.processes import open_process_host
+from sandd._core.runner import JobRunner
 from sandd.testing import open_daemon_cores
 
 if TYPE_CHECKING:
@@ -20,6 +26,8 @@ COMMANDS: Final = 60
 OURS: Final = os.path.dirname(sandd.__file__)
 MOST_CALLS: Final = 510
 """For one command: its controller's, its daemon's and its fake process', but for those of the libraries."""
+MOST_DAEMON_CALLS: Final = 150
+"""For one command: its job's, from an Attach to the message that tells its end, and its process' host's."""
 
 
 class OurCalls:
@@ -64,3 +72,48 @@ async def test_a_command_is_made_of_so_many_calls() -> None:
     # On a busy machine many are told of in two messages; one that isn't is enough to know.
     least, counts = min(costs, key=lambda cost: cost[0])
     assert least < MOST_CALLS, counts.most_common(50)
+
+
+class _Line:
+    """A pump whose line takes everything at once."""
+
+    def __init__(self, link: DaemonLink) -> None:
+        self._link = link
+        self.told = trio.Event()
+
+    def wake(self) -> None:
+        if self._link.scheduler.next_message():
+            self.told.set()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the end of a process is heard of otherwise"
+)
+async def test_a_daemons_part_of_a_command_is_made_of_so_many_calls() -> None:
+    """That of a short one, whose end is known with its start."""
+    table, link = JobTable("instance"), DaemonLink()
+    spec = wire.encode_spec(wire.CommandSpec((b"true",), shell=True, stdin=False))
+    with trio.fail_after(LIMIT):
+        async with open_process_host() as host, trio.open_nursery() as nursery:
+            runner = JobRunner(table, host, nursery, max_running=2)
+            line = _Line(link)
+            runner.add_link(link, line)  # type: ignore[arg-type]
+            calls = OurCalls()
+            costs: list[tuple[int, Counter[str]]] = []
+            before = sys.getprofile()
+            for number in range(1, COMMANDS):
+                message = wire.Attach("d", f"job-{number}", "c", spec=spec, instance="instance")
+                head, body = wire.encode_control(number, message)
+                (frame,) = wire.decode_frames(head + body)
+                calls.counts, line.told = Counter(), trio.Event()
+                sys.setprofile(calls)
+                try:
+                    runner.receive(link, frame)
+                    runner.after_message()
+                    await line.told.wait()
+                finally:
+                    sys.setprofile(before)
+                costs.append((calls.counts.total(), calls.counts))
+            nursery.cancel_scope.cancel()
+    least, counts = min(costs, key=lambda cost: cost[0])
+    assert least < MOST_DAEMON_CALLS, counts.most_common(50)
