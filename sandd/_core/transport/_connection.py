@@ -423,6 +423,7 @@ class Connection:
                     await trio.lowlevel.checkpoint()
                     left, self._left = self._left, b""
                     self._leave(protocol.deliver_left(left))
+                    del left  # as `data` below
                     continue
                 if self.is_at_rest and self._meter.may_rest and not stream.has_more:
                     word = await self._meter.rest(self._look)
@@ -435,6 +436,8 @@ class Connection:
                     has_ended = True
                     break
                 self._leave(protocol.deliver(data))
+                # It is large, and the next may be long in coming; should that break, its error would keep this.
+                del data
         except trio.BrokenResourceError as exc:
             self._failure = self._failure or exc
             has_ended = True
@@ -755,6 +758,7 @@ class _WatchedStream(trio.abc.Stream):
                 return b""
             if left := protocol.deliver(data):
                 return left
+            del data  # as above: see `_read_quietly`
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         # A failed write is kept from trio-websocket, which would throw away what the peer said
