@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import pytest
+
+import sandd
 from sandd._core.tls import authority
 
 if TYPE_CHECKING:
@@ -14,6 +17,17 @@ if TYPE_CHECKING:
     from sandd._core.tls.key_pair import KeyPair
 
 NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
+
+async def why_unreachable(url: str, **options: Any) -> str:
+    """What whoever dials this controller is told in the end: in half a second, or as late as a busy machine has it."""
+    for patience in (0.5, 2.0, 8.0, 30.0):
+        with pytest.raises(sandd.ControllerUnreachable) as caught:
+            async with sandd.connect_controller(url, connect_timeout=patience, **options):
+                pass
+        if "it does not answer" not in str(caught.value):
+            break
+    return str(caught.value)
 
 
 def pem_of(pair: KeyPair) -> bytes:
