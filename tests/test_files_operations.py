@@ -13,6 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from sandd._core.files import globbing, operations, removal
@@ -557,7 +558,8 @@ def test_what_others_remove_meanwhile_is_as_good_as_removed(
         except OSError as error:
             errors.append(error)
 
-    for _ in range(30):
+    is_deep = hypothesis.settings.get_current_profile_name() == "deep"
+    for _ in range(100 if is_deep else 10):
         for number in range(40):
             directory = tmp_path / "tree" / str(number % 7) / str(number % 3) / str(number)
             directory.mkdir(parents=True)
