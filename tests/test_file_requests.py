@@ -88,7 +88,7 @@ def take_back(daemon: Daemon, channel: int) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a thread."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not condition():
             await trio.sleep(0.005)
 
