@@ -71,8 +71,12 @@ CROWD = 2
 """So many jobs that have just begun are a crowd: they wait for the processors, and what is done for several in a row
 costs each of the programs on the way less than what is done for one at a time. By itself, none waits for another,
 whatever else runs on."""
-CROWD_SECONDS = 0.005
-"""How long in a crowd requests are served one after the other, while ends, and all that has a time, wait."""
+CROWD_REQUESTS = 8
+"""So many requests of a crowd are served in a row, while ends, and all that has a time, wait."""
+CROWD_SECONDS = 0.02
+"""How long, at most: a start takes half a millisecond, or as long as the disk does."""
+CROWD_REPORT_BYTES = 512
+"""From here on the ends of a crowd are told, though others may be dead, too: it is about ten."""
 LAST_CULL_SECONDS = 10.0
 """Bound of the very last cull: who lives longer hangs in the kernel, his SIGKILL pending."""
 LONGEST_WAIT_SECONDS = 24 * 3600.0
@@ -220,7 +224,7 @@ class Spawner:
 
     def _serve_requests(self) -> bool:
         """What has come with one read, in a crowd with several; whether a process was started, which may be over."""
-        has_started, until = False, 0.0
+        has_started, served, until = False, 0, 0.0
         try:
             while (received := self._reader.receive()) is not None:
                 message, descriptors, is_complete = received
@@ -232,7 +236,8 @@ class Spawner:
                     self._serve_other(message)
                 if self._reader.is_ahead:
                     continue  # of that nothing else would tell
-                if len(self._held) < CROWD:
+                served += 1
+                if len(self._held) < CROWD or served >= CROWD_REQUESTS:
                     break
                 until = until or time.monotonic() + CROWD_SECONDS
                 if time.monotonic() >= until:
@@ -307,12 +312,14 @@ class Spawner:
                 for pid, status in exited:
                     if pid in self._by_leader:
                         self._note_exit(self._by_leader[pid], status)
+                if len(self._held) < CROWD or len(self._outgoing) > CROWD_REPORT_BYTES:
+                    self._flush()  # somebody waits for this, and for nothing of what follows
                 if self._dying:
                     self._finish_the_empty()
                 elif not self._jobs:
                     break  # there is nobody else to ask for
             if self._outgoing:
-                self._flush()  # somebody waits for this, and for nothing of what follows
+                self._flush()  # as above
             if self._watch.others_are_dead and not is_refreshed:
                 self._is_refresh_wanted = True
         if self._is_refresh_wanted and self._trees.refresh_due(time.monotonic()) == 0:
