@@ -426,10 +426,9 @@ class Connection:
                     del left  # as `data` below
                     continue
                 if self.is_at_rest and self._meter.may_rest and not stream.has_more:
-                    word = await self._meter.rest(self._look)
-                    if word is None:
+                    data = await self._meter.rest(self._look)
+                    if data is None:
                         continue
-                    data = word
                 else:
                     data = await stream.receive_some()
                 if not data:
