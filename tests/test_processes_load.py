@@ -67,7 +67,7 @@ async def test_who_asked_is_let_go_of_when_told() -> None:
             self.child: Child | None = None
             self.told = trio.Event()
 
-        def answered(self, _more: bool) -> None:
+        def answered(self, _alone: bool) -> None:
             self.told.set()
 
     async with open_process_host() as host:
@@ -75,6 +75,7 @@ async def test_who_asked_is_let_go_of_when_told() -> None:
         asker.child = host.begin(shell("true"), asker.answered)
         assert asker.child is not None
         await asker.told.wait()
+        await asker.child.wait_exited()
         asker.child.close_pipes()
         await asker.child.release()
         gone = weakref.ref(asker)

@@ -37,7 +37,10 @@ from sandd._core.processes.posix import MAX_REQUEST_BYTES
 from sandd._core.processes.spawner_messages import Exited
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from sandd._core.processes.interface import Answered
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process trees")
 
@@ -46,26 +49,39 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX process t
 
 
 @linux_only
-async def test_who_asked_is_told_whether_others_are_told_next() -> None:
-    """Of those whose answers have come together; who waits for an answer in a task hears of it otherwise."""
-    told: list[tuple[str, bool]] = []
+async def test_who_asked_is_told_whether_others_were_answered_with_it() -> None:
+    """Then each has a say once all have been told, whoever else asked; who waits in a task hears of it otherwise."""
+    told: list[tuple[str, bool] | str] = []
+
+    def ask(name: str) -> Answered:
+        def say() -> None:
+            told.append(name)
+
+        def answered(alone: bool) -> Callable[[], None] | None:
+            told.append((name, alone))
+            return None if alone else say
+
+        return answered
+
     async with open_process_host() as host:
         assert isinstance(host, posix.PosixProcessHost)
         asked = request("/bin/true")
         link = await host.keeper.wait_link()
         children = []
-        for number, name in enumerate(("a", "b", "")):
-            answered = (lambda more, name=name: told.append((name, more))) if name else None
+        one, other = ask("one"), ask("other")
+        for number, answered in enumerate((one, other, one, None, one)):
             pipes = open_job_pipes(asked, may_grow=False)
             child = posix.PosixChild(1000 + number, asked.marker, link, pipes, answered)
             children.append(child)
             host._children[child.job] = child
-        host._note([Exited(each.job, 0, None, True, started=(1, ())) for each in children])
-        host._note([])
+        ends = [Exited(each.job, 0, None, True, started=(1, ())) for each in children]
+        host._note(ends[:4])
+        host._note(ends[4:])
         for child in children:
             assert child.ended == ExitStatus(code=0, signal=None)
             child.close_pipes()
-    assert told == [("a", True), ("b", False)]
+    at_once = [("one", False), ("other", False), ("one", False)]
+    assert told == [*at_once, "one", "other", ("one", True)]
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 127, 255])

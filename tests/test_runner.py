@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sandd._core.job import Job
     from sandd._core.policy.permits import Permit
     from sandd._core.processes import Child, SpawnRequest
+    from sandd._core.processes.interface import Answered
 
 LIMIT = 30.0
 """Seconds for each test, far beyond what it needs."""
@@ -138,7 +139,7 @@ async def test_what_is_read_in_the_turn_of_the_end_is_no_defect(
             host = FakeProcessHost(nursery)
             begin, pipe = host.begin, _LatePipe()
 
-            def begin_late(request: SpawnRequest, answered: Callable[[bool], None]) -> Child:
+            def begin_late(request: SpawnRequest, answered: Answered) -> Child:
                 child = begin(request, answered)
                 monkeypatch.setattr(child, "_stdout", pipe)
                 return child
@@ -192,11 +193,11 @@ class _SlowToAnswer(FakeProcessHost):
     def __init__(self, nursery: trio.Nursery) -> None:
         super().__init__(nursery)
         self.children: list[Child] = []
-        self.answers: list[Callable[[bool], None]] = []
+        self.answers: list[Answered] = []
 
-    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> Child:
+    def begin(self, request: SpawnRequest, answered: Answered) -> Child:
         self.answers.append(answered)
-        child = super().begin(request, lambda _more: None)
+        child = super().begin(request, lambda _alone: None)
         if request.argv[-1] == b"true":
             child._stdout, child._stderr = _Said(b"out"), _Said(b"")  # type: ignore[attr-defined]
         self.children.append(child)
@@ -221,14 +222,14 @@ async def test_a_command_that_is_over_needs_no_task() -> None:
         await trio.testing.wait_all_tasks_blocked()
         tasks = len(nursery.child_tasks)
         assert {job.state for job in table.jobs.values()} == {wire.JobState.QUEUED}
-        host.answers[0](False)
+        host.answers[0](True)
         short = table.find("", "short")
         assert short is not None
         assert isinstance(short.result, wire.Exited)
         assert (short.result.code, short.result.pid, short.result.pipes_held) == (0, 1, False)
         assert short.result.finals == {wire.Stream.OUTPUT: 3}
         assert len(nursery.child_tasks) == tasks
-        host.answers[1](False)
+        host.answers[1](True)
         assert len(nursery.child_tasks) == tasks + 1
         await trio.testing.wait_all_tasks_blocked()
         long = table.find("", "long")
@@ -251,7 +252,7 @@ class _Wakes:
 async def test_what_ends_together_is_told_together(
     last: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind the last of those that are answered in a row, whether that one is over, runs on or can't be read."""
+    """Behind the last of those that are answered together, whether that one is over, runs on or can't be read."""
     table = JobTable("instance")
     async with trio.open_nursery() as nursery:
         host = _SlowToAnswer(nursery)
@@ -265,14 +266,16 @@ async def test_what_ends_together_is_told_together(
         if last == b"false":
             monkeypatch.setattr(host.children[-1], "_stdout", _Unreadable(b""))
         assert pump.count == 0
-        host.answers[0](True)
-        host.answers[1](True)
+        says = [host.answers[number](False) for number in range(2)]
         assert pump.count == 0
         for name in ("one", "two"):
             job = table.find("", name)
             assert job is not None
             assert job.state is wire.JobState.ENDED
-        host.answers[2](False)
+        says.append(host.answers[2](False))
+        assert pump.count == 0
+        assert set(says) - {None} == {jobs.flush}
+        jobs.flush()
         assert pump.count == 1
         nursery.cancel_scope.cancel()
 
@@ -287,7 +290,7 @@ async def test_the_answer_to_a_start_waits_for_more_to_say() -> None:
         _start(jobs, link, "long", b"sleep 1000")
         jobs.after_message()
         await trio.testing.wait_all_tasks_blocked()
-        host.answers[0](False)
+        host.answers[0](True)
         assert pump.count == 0
         nursery.cancel_scope.cancel()
 
@@ -306,7 +309,7 @@ async def test_a_turn_comes_when_a_command_without_a_task_is_over() -> None:
         for number in (1, 2):
             await trio.testing.wait_all_tasks_blocked()
             assert len(host.answers) == number
-            host.answers[-1](False)
+            host.answers[-1](True)
         assert [job.state for job in table.commands("")] == [wire.JobState.ENDED] * len(
             table.commands("")
         )
@@ -426,7 +429,7 @@ async def test_nothing_that_is_begun_while_the_daemon_stops_keeps_its_pipes() ->
                 nursery.start_soon(jobs.count_leases)
                 _start(jobs, link, "runs", b"sleep 1000")
                 _start(jobs, link, "queued", b"sleep 1000")
-                host.answers[0](False)
+                host.answers[0](True)
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
             for child in host.children:
@@ -449,7 +452,7 @@ async def test_what_has_no_task_yet_is_let_go_of_when_the_daemon_stops() -> None
             nursery.cancel_scope.cancel()
         with pytest.raises(trio.ClosedResourceError):
             await host.children[0].stdout.receive_some()
-        host.answers[0](False)
+        host.answers[0](True)
         assert len(host.answers) == 1
         assert table.jobs["", "queued"].state is wire.JobState.QUEUED
         outer.cancel_scope.cancel()

@@ -41,7 +41,7 @@ from sandd._core.spooler import Spooler
 from sandd.wire import FailedCode, IsolationLevel, JobState, Outcome, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sandd._core.isolation.confining import Isolation
     from sandd._core.job import DaemonLink, Job
@@ -174,8 +174,6 @@ class JobRunner:
         """Until then somebody types, as far as we can tell."""
         self._starting = False
         """A start is under way whose answer has not been sent."""
-        self._holds_ends = False
-        """Somebody's end is to be sent with what the next one that is answered has to say."""
         self._untold: deque[tuple[float, Job]] = deque()
         """Those whose start, or output's end, is told at some time, should they still run then."""
         self._tells = False
@@ -392,24 +390,20 @@ class JobRunner:
             if running.begun is None:
                 self._nursery.start_soon(self._run, running)
 
-    def _answered(self, running: RunningJob, more: bool) -> None:
-        """What was begun has started, or failed to; mostly it has ended by now, too.
-
-        With `more` another one's turn is next, and what there is to say goes with what that one has to.
-        """
+    def _answered(self, running: RunningJob, alone: bool) -> Callable[[], None] | None:
+        """What was begun has started, or failed to; mostly it has ended by now, too. See `Answered`."""
         if self._is_over:
-            return
+            return None
         try:
-            is_over = self._end_at_once(running, more)
+            is_over = self._end_at_once(running, alone)
         except Exception:
             is_over = False  # as above: a task meets what went wrong once more
         if not is_over:
             self._nursery.start_soon(self._run, running)
-            if self._holds_ends and not more:
-                self._holds_ends = False
-                self.flush()
+            return None
+        return None if alone else self.flush
 
-    def _end_at_once(self, running: RunningJob, more: bool) -> bool:
+    def _end_at_once(self, running: RunningJob, alone: bool) -> bool:
         """Tell the end of a process that is over, with its tree and its output; False if it isn't."""
         job, child = running.job, running.begun
         if child is None or (status := child.ended) is None:
@@ -421,8 +415,7 @@ class JobRunner:
         if stderr is not None and not self._read_what_is_there(running, Stream.ERROR, stderr):
             return False
         self._tell_exit(running, child, status, pipes_held=False)
-        self._holds_ends = more
-        if not more:
+        if alone:
             self.flush()
         child.close_pipes()
         self._over(running, is_told=True)

@@ -26,7 +26,7 @@ from sandd._core.processes.interface import Child, ExitStatus, ProcessHost
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sandd._core.processes.interface import SpawnRequest
+    from sandd._core.processes.interface import Answered, SpawnRequest
 
 log = get_logger("testing")
 
@@ -95,7 +95,7 @@ class FakeProcessHost(ProcessHost):
     def __repr__(self) -> str:
         return f"<FakeProcessHost, {self.running} running of {self.started} started>"
 
-    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> Child:
+    def begin(self, request: SpawnRequest, answered: Answered) -> Child:
         """See `ProcessHost`."""
         child = _FakeChild(request, next(self._pids))
         self.started += 1
@@ -109,11 +109,11 @@ class FakeProcessHost(ProcessHost):
     async def spawn(self, request: SpawnRequest) -> Child:
         """See `ProcessHost`."""
         await trio.lowlevel.checkpoint()
-        return self.begin(request, lambda _more: None)
+        return self.begin(request, lambda _alone: None)
 
-    async def _play(self, child: _FakeChild, answered: Callable[[bool], None]) -> None:
+    async def _play(self, child: _FakeChild, answered: Answered) -> None:
         self.running += 1
-        answered(False)
+        answered(True)
         # What is told if the nursery is cancelled: the daemon itself is being stopped.
         status = ExitStatus(None, _KILL)
         try:

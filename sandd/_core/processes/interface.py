@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     TerminalSize: TypeAlias = tuple[int, int]
     """Rows and columns."""
+    Answered: TypeAlias = Callable[[bool], Callable[[], None] | None]
+    """Told of the answer to `ProcessHost.begin`, and whether no other has come with it. If others have, which may be
+    anybody's, what it returns is called when all of them have been told, and once if it is the same for several."""
 
 
 class ChildLost(SanddError):
@@ -281,12 +284,11 @@ class ProcessHost(abc.ABC):
         return tuple(limits.given)
 
     @abc.abstractmethod
-    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> Child | None:
+    def begin(self, request: SpawnRequest, answered: Answered) -> Child | None:
         """Ask for a process at once; None, and nothing is asked for, where that would mean to wait.
 
         `answered` is called once, later, when it has started, or has failed to. By then the child may
-        have `ended` and be done with; else it is to be passed to `begun` before anything else. It is told whether
-        that of another child is called right behind it, with which what there is to say may go.
+        have `ended` and be done with; else it is to be passed to `begun` before anything else.
 
         Raises:
             SpawnFailed: as `spawn`. Nothing ran.

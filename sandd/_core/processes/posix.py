@@ -42,10 +42,15 @@ from sandd._core.processes.tree_usage import measure_below, measure_by_ps
 from sandd._core.processes.users import resolve_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping
     from typing import Any
 
-    from sandd._core.processes.interface import CheckedProgram, SpawnRequest, TreeUsage
+    from sandd._core.processes.interface import (
+        Answered,
+        CheckedProgram,
+        SpawnRequest,
+        TreeUsage,
+    )
 
 MAX_REQUEST_BYTES = 8 << 20
 """Linux never takes more than 6 MiB of arguments and environment (execve(2): 3/4 of the default
@@ -104,7 +109,7 @@ class PosixProcessHost(ProcessHost):
         await self.begun(child)
         return child
 
-    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> PosixChild | None:
+    def begin(self, request: SpawnRequest, answered: Answered) -> PosixChild | None:
         if request.user is not None or request.confinement is not None:
             return None
         return self._try_spawn(request, None, answered)
@@ -151,7 +156,7 @@ class PosixProcessHost(ProcessHost):
         self,
         request: SpawnRequest,
         identity: Identity | None,
-        answered: Callable[[bool], None] | None = None,
+        answered: Answered | None = None,
     ) -> PosixChild | None:
         """The child asked for, or None if nothing was asked for, as there is nobody to ask."""
         link = self.keeper.link
@@ -211,8 +216,11 @@ class PosixProcessHost(ProcessHost):
             if child.stage is Stage.GONE:
                 del self._children[job]
         # Only now: a short command's end has come with the word of its start.
-        for number, child in enumerate(answered, 1):
-            child.tell_answered(more=number < len(answered))
+        alone = len(answered) == 1
+        later = [child.tell_answered(alone=alone) for child in answered]
+        for say in dict.fromkeys(later):
+            if say is not None:
+                say()
 
     async def _bury(self, was_clean: bool, had_come_up: bool) -> None:
         """The spawner is dead: kill what it left, and tell its children."""
@@ -230,7 +238,7 @@ class PosixProcessHost(ProcessHost):
             if not had_come_up:
                 child.failure = Failed(child.job, errno.EAGAIN, NO_SPAWNER, None)
             child.note_end()
-            child.tell_answered(more=False)  # unless that was done
+            child.tell_answered(alone=True)  # unless that was done
         if not was_clean:  # told last: no kill waits for a line of the log
             log.warning("jobs_lost", jobs=len(lost), survivors=left)
 

@@ -33,7 +33,7 @@ from sandd._core.processes.spawner_messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandd._core.processes.interface import Terminal
+    from sandd._core.processes.interface import Answered, Terminal
     from sandd._core.processes.pipes import JobPipes
     from sandd._core.processes.spawner_link import SpawnerLink
 
@@ -76,7 +76,7 @@ class PosixChild(Child):
         marker: bytes,
         link: SpawnerLink,
         pipes: JobPipes,
-        answered: Callable[[bool], None] | None,
+        answered: Answered | None,
     ) -> None:
         self.job = job
         """Its number on the spawner's socket."""
@@ -170,16 +170,11 @@ class PosixChild(Child):
         """Whoever asked is to be told of the answer."""
         return self._answered is not None
 
-    def tell_answered(self, *, more: bool) -> None:
-        """The request is answered, and no other report is at hand: tell who asked, once.
-
-        Args:
-            more: the same is about to be called for another child.
-        """
+    def tell_answered(self, *, alone: bool) -> Callable[[], None] | None:
+        """The request is answered, and no other report is at hand: tell who asked, once; see `Answered`."""
         # Who asked has us: without this we go when nobody has us, and not when cycles are looked for.
         answered, self._answered = self._answered, None
-        if answered is not None:
-            answered(more)
+        return None if answered is None else answered(alone)
 
     def note(self, report: Message) -> None:
         """Take a report about this child."""

@@ -28,7 +28,7 @@ from sandd._core.processes.windows_terminal import ConsoleProcess, console_size
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 
-    from sandd._core.processes.interface import SpawnRequest, TerminalSize, TreeUsage
+    from sandd._core.processes.interface import Answered, SpawnRequest, TerminalSize, TreeUsage
     from sandd._core.processes.windows_terminal import Console, OpenConsole
 
 LEAVE_SECONDS = 5.0
@@ -58,7 +58,7 @@ class WindowsProcessHost(ProcessHost):
         self._open_console = open_console
         self._children: set[WindowsChild] = set()
 
-    def begin(self, request: SpawnRequest, answered: Callable[[bool], None]) -> None:
+    def begin(self, request: SpawnRequest, answered: Answered) -> None:
         return None  # trio's way of starting a process here is to await it
 
     async def begun(self, child: Child) -> None:
