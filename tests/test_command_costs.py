@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
+from process_tools import until
 
 import sandd
 from sandd import wire
@@ -17,6 +18,7 @@ from sandd._core.jobs import JobTable
 from sandd._core.processes import open_process_host
 from sandd._core.runner import JobRunner
 from sandd.testing import open_daemon_cores
+from sandd.wire import JobState
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -114,6 +116,7 @@ async def test_a_daemons_part_of_a_command_is_made_of_so_many_calls() -> None:
                 finally:
                     sys.setprofile(before)
                 costs.append((calls.counts.total(), calls.counts))
+            await until(lambda: all(job.state is JobState.ENDED for job in table.jobs.values()))
             nursery.cancel_scope.cancel()
     least, counts = min(costs, key=lambda cost: cost[0])
     assert least < MOST_DAEMON_CALLS, counts.most_common(50)
