@@ -283,7 +283,8 @@ def test_what_can_be_struck_changes_nothing_that_tasks_share(
     daemon: StandingDaemon, marker: Marker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all our code, the WebSocket's included, only what asks for work, and what reads, is unprotected."""
-    monkeypatch.setattr(services, "LAG_INTERVAL", 0.05)
+    monkeypatch.setattr(services, "LAG_INTERVAL", 0.02)
+    monkeypatch.setattr(pump.Liveness, "interval", 0.02)
     unprotected: set[str] = set()
     protected: set[str] = set()
 
