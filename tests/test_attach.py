@@ -276,6 +276,7 @@ async def test_since_before_what_is_kept_is_a_gap_first(daemon: StandingDaemon) 
     async with daemon.worker() as worker:
         async with worker.open_process(print_bytes(total)) as owner:
             assert await read_exactly(owner.stdout, 400_000) == printed(total)[:400_000]
+            assert (await worker.run("true")).success  # what was acknowledged is known there by now
             async with worker.attach_process(
                 owner.job_id, since={"stdout": 1000}, read_only=True
             ) as viewer:
