@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 
 def process_ids() -> list[int]:
@@ -42,3 +43,11 @@ def has_variable(pid: int, variable: bytes) -> bool:
     return variable in (environment := contents(pid, "environ")) and (
         variable in environment.split(b"\0")
     )
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal; ProcessLookupError if it is gone."""
+    caught = re.search(rb"SigCgt:\s*([0-9a-f]+)", contents(pid, "status"))
+    if caught is None:
+        raise ProcessLookupError(pid)
+    return bool(int(caught[1], 16) >> (number - 1) & 1)

@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 from sandd._core.transport import Connection, ListenAddress, connect, serve
-from sandd._core.transport._streams import Address
+from sandd._core.transport._streams import Address, MeteredStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -234,6 +234,14 @@ async def serving(
         addresses = await nursery.start(partial(serve, handler, **options))
         yield addresses[0]
         nursery.cancel_scope.cancel()
+
+
+async def open_metered() -> tuple[MeteredStream, trio.SocketStream]:
+    """Both ends of a connection that has no WebSocket: ours, and one of trio's own."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        ours = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        return MeteredStream(ours), await listener.accept()
 
 
 def dial(address: ListenAddress, **options: Any) -> AbstractAsyncContextManager[Connection]:

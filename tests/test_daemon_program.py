@@ -21,6 +21,7 @@ import trio
 from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
 from forked_python import PythonProcess, run_python
+from proc_files import handles
 from process_tools import WITHIN, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
@@ -83,13 +84,6 @@ def start(*arguments: str, **env: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-
-
-def handles(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal; Linux only."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16)  # type: ignore[index]
-    return bool(caught >> (number - 1) & 1)
 
 
 # ---- options, as the program sees them -----------------------------------------------------------

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_peer import open_metered
 from tls_peers import pem_of, server_pair, write_pair
 
 from sandd._core.tls.authority import new_authority
@@ -63,13 +64,9 @@ def decrypted(end: TlsEnd, limit: int = MIB) -> bytes:
 
 async def open_pair(server_context: ssl.SSLContext) -> tuple[SecureStream, SecureStream]:
     """A client's stream and its server's."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        port = listener.socket.getsockname()[1]
-        near = MeteredStream(await trio.open_tcp_stream("127.0.0.1", port))
-        far = MeteredStream(await listener.accept())
+    near, far = await open_metered()
     client = SecureStream(near, TRUSTING, server_hostname="127.0.0.1")
-    server = SecureStream(far, server_context)
+    server = SecureStream(MeteredStream(far), server_context)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.do_handshake)
         nursery.start_soon(server.do_handshake)

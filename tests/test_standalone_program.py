@@ -30,6 +30,7 @@ from controllers import (
 )
 from daemons import daemon_environment, running_daemon
 from forked_python import PythonProcess, hurried, run_python
+from proc_files import handles
 from process_tools import linux_only, posix_only, until_sync
 from tls_peers import pem_of, server_pair, write_pair
 
@@ -86,13 +87,6 @@ def started(
     finally:
         process.kill()
         process.communicate()
-
-
-def handles(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal; Linux only."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16)  # type: ignore[index]
-    return bool(caught >> (number - 1) & 1)
 
 
 # ---- it starts ----------------------------------------------------------------------------------
@@ -525,7 +519,7 @@ def test_a_reload_at_any_moment_of_the_start_is_no_end(tmp_path: Path) -> None:
     for step in range(STARTS):
         (tmp_path / "log").unlink(missing_ok=True)
         with started(home=tmp_path) as process:
-            until_sync(lambda process=process: handles(process.pid, signal.SIGTERM))
+            until_sync(lambda process=process: handles(process.pid, signal.SIGHUP))
             begun = time.monotonic()
             if took is not None:
                 time.sleep(took * (step - random.random()) / (STARTS - 1))

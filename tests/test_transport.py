@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import h11
 import pytest
 import trio
 import trio_websocket
@@ -23,6 +24,7 @@ from raw_peer import (
     dial,
     echo,
     frame,
+    open_metered,
     raw_server,
     serving,
     shake_hands,
@@ -259,11 +261,8 @@ async def test_metered_stream_is_a_trio_stream() -> None:
     """The stream below everything passes trio's own suite for streams."""
 
     async def make_pair() -> tuple[MeteredStream, MeteredStream]:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        async with listener:
-            port = listener.socket.getsockname()[1]
-            ours = await trio.open_tcp_stream("127.0.0.1", port)
-            return MeteredStream(ours), MeteredStream(await listener.accept())
+        ours, theirs = await open_metered()
+        return ours, MeteredStream(theirs)
 
     async def make_clogged_pair() -> tuple[MeteredStream, MeteredStream]:
         pair = await make_pair()
@@ -289,11 +288,7 @@ async def test_what_the_kernel_leaves_of_two_pieces_follows(
 
     monkeypatch.setattr("sandd._core.transport._streams.os.writev", write_some)
     with trio.fail_after(30):
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        async with listener:
-            port = listener.socket.getsockname()[1]
-            ours = MeteredStream(await trio.open_tcp_stream("127.0.0.1", port))
-            theirs = await listener.accept()
+        ours, theirs = await open_metered()
         async with ours, theirs:
             assert ours.send_nowait(head, body)
             assert ours.has_unsent == (taken < len(head + body))
@@ -327,11 +322,7 @@ async def test_a_message_is_read_at_once_though_one_before_it_came_in_parts(
         return list(taken)
 
     with trio.fail_after(30):
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        async with listener:
-            port = listener.socket.getsockname()[1]
-            ours = MeteredStream(await trio.open_tcp_stream("127.0.0.1", port))
-            theirs = await listener.accept()
+        ours, theirs = await open_metered()
         async with ours, theirs:
             await theirs.send_all(b"never read, so there is always something to be read")
             monkeypatch.setattr("sandd._core.transport._streams.os.read", read)
@@ -663,13 +654,15 @@ async def test_connect_says_what_was_tried_and_what_happened() -> None:
 
 
 def test_trio_websocket_has_what_the_transport_reaches_for() -> None:
-    """The three private names, and the arguments by which the guards are put in, exist."""
+    """The private names, and the arguments by which the guards are put in, exist."""
     websocket = trio_websocket.WebSocketConnection
     protocol = WSConnection(ConnectionType.SERVER)
     channel = websocket(trio.testing.memory_stream_pair()[0], protocol)._recv_channel
     with pytest.raises(trio.WouldBlock):
         channel.receive_nowait()
     assert not websocket(trio.testing.memory_stream_pair()[0], protocol)._stream_lock.locked()
+    assert isinstance(protocol.handshake._h11_connection, h11.Connection)
+    assert callable(protocol.handshake._process_connection_request)
     assert inspect.iscoroutinefunction(websocket._reader_task)
     assert list(inspect.signature(websocket).parameters) == [
         "stream",

@@ -52,9 +52,8 @@ class _Client:
     def raise_floor(self, floor: int) -> None:
         if floor <= self.floor:
             return
-        if floor - self.floor <= len(
-            self.above
-        ):  # of many that were under way at once some are over
+        if floor - self.floor <= len(self.above):
+            # Of many that were under way at once some are over.
             self.above.difference_update(range(self.floor, floor))
         elif self.above:  # mostly there are none: with each job it rises by one
             self.above = {sequence for sequence in self.above if sequence >= floor}

@@ -39,10 +39,8 @@ log = get_logger("isolation")
 
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 """Where the daemon has none."""
-_PROGRAMS: Final = (
-    wire.CommandSpec,
-    wire.SessionSpec,
-)  # (a union takes longer, and is asked of each)
+_PROGRAMS: Final = (wire.CommandSpec, wire.SessionSpec)
+"""As a union, which takes longer; each is asked whether it is one."""
 _ABOUT_JOBS: Final = (wire.JobsSpec, wire.KillSpec, wire.ForgetSpec)
 """Requests that reach neither files nor ports."""
 

@@ -19,7 +19,8 @@ get around, because it reads and writes through nothing else:
     _http.py        what the server answers to a request before, or instead of, a WebSocket
 
 Two private names of trio-websocket are used, `WebSocketConnection._reader_task` and its
-`_stream_lock`; tests hold them.
+`_stream_lock`, and two of wsproto, `H11Handshake._h11_connection` and its `_process_connection_request`;
+tests hold them.
 """
 
 from sandd._core.transport._client import connect, fetch

@@ -138,10 +138,8 @@ if sys.platform == "linux":
             try:
                 look()
             except Exception as error:
-                if not self._wake(
-                    descriptor, Error(error)
-                ):  # it has waked its own before it failed
-                    log.exception("look_failed")
+                if not self._wake(descriptor, Error(error)):
+                    log.exception("look_failed")  # after it had waked its own
 
 
 def open_resting_place(pause: float) -> RestingPlace | None:
