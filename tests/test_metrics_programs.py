@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -14,10 +16,11 @@ from controllers import running_controller
 from daemons import running_daemon
 from metrics_client import ask
 from peers_with_credentials import guarded
-from process_tools import until_sync
+from process_tools import until, until_sync
 from prometheus_client.parser import text_string_to_metric_families
 
 import sandd
+from sandd._core.audit.records import Record, RecordType
 from sandd._core.controller_options import parse_controller_options
 from sandd._core.daemon_options import parse_daemon_options
 from sandd._core.metrics.catalogue import METRICS
@@ -83,20 +86,30 @@ async def test_nothing_listens_unless_it_is_asked_for() -> None:
         assert controller.metrics_address is None
 
 
-async def test_readiness_is_that_of_the_stores(tmp_path: Path) -> None:
+def fill_up(*_: object, **_given: object) -> None:
+    """A disk that has no room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_readiness_is_that_of_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An audit log that can't be written, and a state directory that takes nothing; then a farewell."""
     async with guarded(tmp_path, metrics="127.0.0.1:0", audit=True) as controller:
         service = controller._service
         address = controller.metrics_address or ""
         assert (await ask(address, "/readyz")).status == 200
         log = service._log_written  # type: ignore[attr-defined]
-        log.failure = "No space left on device"
-        answer = await ask(address, "/readyz")
+        with monkeypatch.context() as patch:
+            patch.setattr(type(log._file), "append", fill_up)
+            log.note(Record(type=RecordType.LOST, outcome="lost"))
+            await until(lambda: log.failure is not None)
+            answer = await ask(address, "/readyz")
         assert answer.status == 503
         assert (
             answer.body == b"not ready: the audit log can't be written: No space left on device\n"
         )
-        log.failure = None
+        await until(lambda: log.failure is None)
         stores = service._stores  # type: ignore[attr-defined]
         stores.path, stores._latest = tmp_path / "gone", None
         answer = await ask(address, "/readyz")
