@@ -6,6 +6,7 @@ import os
 import secrets
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,18 @@ if "COVERAGE_PROCESS_CONFIG" in os.environ and sys.platform != "win32":
         f"import sys; sys.path.append({_where!r}); import coverage; coverage.process_startup()\n"
         f"{spawner_link._BOOT}"
     )
+
+
+def fork_among_threads() -> int:
+    """`os.fork`, for `launch_forked` in a process of tests: it has threads, which `quick_fork` is not for.
+
+    One of them may have asked for the interpreter, and a copy would give it up, to nobody.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # since 3.12, for the locks of the others
+        return os.fork()
 
 
 def request(*argv: str | bytes, **options: object) -> SpawnRequest:

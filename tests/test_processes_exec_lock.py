@@ -13,7 +13,7 @@ import sys
 import textwrap
 
 import pytest
-from process_tools import linux_only, root_only
+from process_tools import fork_among_threads, linux_only, root_only
 from trusted_files import trusted_directory, write_program
 
 if sys.platform == "win32":
@@ -82,7 +82,12 @@ def run(
             ),
         )
         try:
-            pid = launch_forked(request, {b"PATH": b"/usr/bin:/bin"}, [writing, *opened])
+            pid = launch_forked(
+                request,
+                {b"PATH": b"/usr/bin:/bin"},
+                [writing, *opened],
+                fork=fork_among_threads,
+            )
         except BaseException:
             os.close(reading)
             raise

@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import trio
-from process_tools import linux_only, read_all, read_line, root_only
+from process_tools import fork_among_threads, linux_only, read_all, read_line, root_only
+from trusted_files import trusted_directory
 
 if sys.platform == "win32":
     pytest.skip("POSIX terminals", allow_module_level=True)
 
-from sandd._core.processes import launcher
+from sandd._core.processes import forked_launch, launcher
 from sandd._core.processes.launcher import launch
 from sandd._core.processes.spawner_messages import Spawn
 from sandd._core.processes.terminals import open_terminal
@@ -32,7 +34,7 @@ pytestmark = linux_only  # where the way for macOS works as well
 NOBODY = (65534, 65534, (65534,))
 WAYS = [
     pytest.param("spawn", id="posix_spawn"),
-    pytest.param("shell", id="as-on-macos"),
+    pytest.param("fork", id="as-on-macos"),
     pytest.param("user", id="another-user", marks=root_only),
 ]
 
@@ -103,14 +105,18 @@ class Shown(NamedTuple):
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Launcher:
     """Each of them."""
-    monkeypatch.setattr(launcher, "_SPAWN_OPENS_TOO_EARLY", request.param == "shell")
+    fork = partial(forked_launch.launch_forked, fork=fork_among_threads)
+    monkeypatch.setattr(launcher, "launch_forked", fork)
+    monkeypatch.setattr(launcher, "_SPAWN_OPENS_TOO_EARLY", request.param == "fork")
     return Launcher(request.param)
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that everybody may look at, with a program that tells its name, and what is none."""
-    with tempfile.TemporaryDirectory() as name:
+    # The tests' own is below one that only we may enter.
+    outside = trusted_directory() if os.geteuid() == 0 else tempfile.TemporaryDirectory()
+    with outside as name:
         place = Path(name).resolve()
         place.chmod(0o755)
         (place / "program").write_text('#!/bin/sh\necho "$0 in $(pwd -P)"\n')

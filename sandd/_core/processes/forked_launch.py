@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sandd._core.processes.spawner_messages import Spawn
 
 RESTORED_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-"""As in `launcher`."""
+"""What Python ignores, and children should not. The spawner ignores nothing else, and blocks nothing."""
 _FAILURE = struct.Struct("=iB")
 """Errno, and on the way to what."""
 _IN_DIRECTORY, _AS_USER, _CONFINED, _AS_PROGRAM, _LIMITED = range(5)
@@ -84,7 +84,8 @@ def launch_forked(
     fork: Callable[[], int] = quick_fork.fork,
     spares_child: bool = False,
 ) -> int:
-    """As `launcher.launch`, for a request that a policy has checked, or that is to be confined or limited.
+    """As `launcher.launch`, for whatever request: one for another user, or that a policy has checked, or that is to be
+    confined or limited.
 
     Args:
         fork: as os.fork; the child need not be ours.
