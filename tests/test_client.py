@@ -252,6 +252,29 @@ def test_a_new_jobs_streams_are_bounded_from_their_first_byte(peer: Peer) -> Non
     }
 
 
+def test_a_job_may_have_a_wider_window(peer: Peer) -> None:
+    """It is said with its start, and holds from the first byte on, and behind a cut."""
+    wide = 4 * WINDOW_BYTES
+    job = peer.client.open("d", SPEC, output_window=wide)
+    channel, attach = peer.attach_heard()
+    assert (attach.cursors, attach.output_credit) == ((), wide)
+    peer.attached(channel)
+    for offset in range(0, wide, 512 * wire.KIB):
+        peer.client.receive(data(channel, Stream.OUTPUT, offset, bytes(512 * wire.KIB)))
+    with pytest.raises(RemoteProtocolError, match="OUTPUT exceeds its credit"):
+        peer.client.receive(data(channel, Stream.OUTPUT, wide, b"x"))
+    job.outputs[Stream.OUTPUT].discard()
+    peer.client.activate(job)
+    ((_, window),) = peer.heard()
+    assert window == wire.Window((wire.StreamWindow(Stream.OUTPUT, wide, 2 * wide),))
+    peer.status(DaemonState.AWAY)
+    peer.heard()
+    peer.status(DaemonState.ONLINE)
+    ((_, attach), *_) = peer.heard()
+    assert isinstance(attach, wire.Attach)
+    assert cursor(attach, Stream.OUTPUT) == wire.Cursor(Stream.OUTPUT, 2 * wide, wide)
+
+
 def test_no_event_answers_an_attach(peer: Peer) -> None:
     """Of a job that may have been there before, only the answer tells where its streams go on."""
     peer.client.attach("d", "theirs")

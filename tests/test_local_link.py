@@ -101,6 +101,24 @@ def talk(world: World, handle: JobHandle, text: bytes) -> None:
     world.link.has_input(handle.job)
 
 
+@pytest.mark.parametrize(
+    ("spec", "window"),
+    [
+        pytest.param(wire.DownloadSpec(b"f"), wire.DownloadSpec.window, id="much at a time"),
+        pytest.param(wire.StatSpec(b"f"), WINDOW_BYTES, id="little"),
+        pytest.param(SPEC, WINDOW_BYTES, id="a command"),
+    ],
+)
+async def test_a_request_may_send_as_much_as_it_may_have_put_out(
+    world: World, spec: wire.Spec, window: int
+) -> None:
+    """With less granted than the daemon holds for it, each turn of a copy would wait for the one before."""
+    world.link.open("d", spec)
+    ((_, attach),) = drain(world.daemon.scheduler)
+    assert isinstance(attach, wire.Attach)
+    assert attach.output_credit == window
+
+
 def test_input_is_drawn_when_the_daemons_link_takes_it(world: World) -> None:
     """Until then it is nowhere but in the job's log, and what has come together goes together."""
     handle, channel = world.start(TALKING)

@@ -39,6 +39,7 @@ from sandd._core.scheduler import Scheduler
 from sandd._core.streams import (
     NOTHING,
     RING_BYTES,
+    WINDOW_BYTES,
     SendCursor,
 )
 from sandd._core.tombstones import generate
@@ -114,6 +115,7 @@ class Client:
         encoded: bytes | None = None,
         job_id: str | None = None,
         input_capacity: int | None = RING_BYTES,
+        output_window: int = WINDOW_BYTES,
         trace: str = "",
     ) -> ClientJob:
         """Start a job, now or as soon as the daemon is there. LocalProtocolError if the spec is too large.
@@ -142,6 +144,7 @@ class Client:
             spec=encoded,
             sequence=sequence,
             input_capacity=input_capacity,
+            output_window=output_window,
             trace=trace,
         )
         self._add(job, own)
@@ -425,6 +428,7 @@ class Client:
             generation=job.generation,
             settled=self._settled(job.daemon_id),
             attempt=self._attempts,
+            output_credit=job.output_window,
             trace="" if spec is None else job.trace,
         )
         self.scheduler.control(wire.ControlFrame(number, message))

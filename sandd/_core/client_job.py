@@ -58,9 +58,9 @@ class ClientJob:
     __slots__ = (
         *("_placed", "_since", "attaches_plainly", "channel", "confirmed", "daemon_id", "detached"),
         *("end_said", "error", "events", "flush", "generation", "given_up", "id", "input"),
-        *("instance", "is_repeated", "job_state", "known_events", "ops", "outputs", "refusal"),
-        *("result", "rival", "role", "sequence", "spec", "stalls", "started", "state", "takeover"),
-        *("terminal", "times_held_back", "trace"),
+        *("instance", "is_repeated", "job_state", "known_events", "ops", "output_window"),
+        *("outputs", "refusal", "result", "rival", "role", "sequence", "spec", "stalls"),
+        *("started", "state", "takeover", "terminal", "times_held_back", "trace"),
     )
 
     def __init__(
@@ -74,6 +74,7 @@ class ClientJob:
         takeover: bool = False,
         since: dict[Stream, int] | None = None,
         input_capacity: int | None = RING_BYTES,
+        output_window: int = WINDOW_BYTES,
         trace: str = "",
     ) -> None:
         self.daemon_id = daemon_id
@@ -125,6 +126,8 @@ class ClientJob:
         self.input = ByteSendLog(capacity=input_capacity)
         self.events = MessageReceiveLog()
         self.outputs = {stream: ByteReceiveLog() for stream in OUTPUTS}
+        self.output_window = output_window
+        """Bytes that each output may have under way to us."""
         # Offsets we don't know before the daemon tells: those of a job that existed before us.
         self._placed = spec is not None
         self._since = since
@@ -181,7 +184,7 @@ class ClientJob:
         if stream is _EVENTS:
             return ReceiveWindow.open(stream, self.events, wire.MESSAGE_WINDOW)
         log = self.outputs.get(stream)
-        return None if log is None else ReceiveWindow.open(stream, log, WINDOW_BYTES)
+        return None if log is None else ReceiveWindow.open(stream, log, self.output_window)
 
     def open_windows(self) -> list[ReceiveWindow]:
         """Those of all streams that flow to us."""

@@ -31,7 +31,7 @@ from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.client import Client
 from sandd._core.client_job import NO_STALLS, AttachState, ClientJob
 from sandd._core.logs import get_logger
-from sandd._core.streams import RING_BYTES
+from sandd._core.streams import RING_BYTES, WINDOW_BYTES
 from sandd._core.transfers.partials import Partials
 from sandd.wire import FailedCode, Role, Stream
 
@@ -395,14 +395,13 @@ class JobLink(ABC):
         """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
-        asked_at = None
+        asked_at, capacity, window = None, INPUT_CAPACITY, WINDOW_BYTES
         if isinstance(spec, wire.Request):
+            # It holds as much each way; what it puts out has a source that can wait, and shouldn't have to.
+            capacity, window = spec.window, max(WINDOW_BYTES, spec.window)
             # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
             self.say_farewells([daemon_id])
             asked_at = trio.current_time()
-        capacity = None
-        if input_data is None:
-            capacity = spec.window if isinstance(spec, wire.Request) else INPUT_CAPACITY
         span = None if isinstance(spec, wire.Request) else tracing.begin(daemon_id, spec)
         try:
             job = self.client.open(
@@ -410,7 +409,8 @@ class JobLink(ABC):
                 spec,
                 encoded=encoded,
                 job_id=job_id,
-                input_capacity=capacity,
+                input_capacity=capacity if input_data is None else None,
+                output_window=window,
                 trace="" if span is None else span.traceparent,
             )
         except BaseException as error:
