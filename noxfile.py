@@ -9,12 +9,14 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.2.9"
+nox.needs_version = ">=2025.10.14"  # the first with download_python
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "virtualenv"  # the same with and without uv on the machine
 nox.options.reuse_venv = "yes"  # a second run should take seconds; `nox -R` skips installing too
+nox.options.download_python = "never"  # a Python that is not here is left out
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)  # as the classifiers have them
 PLATFORMS = ["linux", "darwin", "win32"]
 NO_TIME_LIMIT = ["-o", "faulthandler_timeout=0"]
 
@@ -30,6 +32,12 @@ def tests(session: nox.Session) -> None:
     """All of tests/, with few examples for each property."""
     install(session, "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def pythons(session: nox.Session) -> None:
+    """The same with each supported Python that is on this machine; `nox -s pythons-3.13` with one of them."""
+    tests(session)
 
 
 @nox.session(name="property")
