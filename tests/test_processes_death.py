@@ -483,6 +483,52 @@ async def test_exception_in_the_body_comes_out_as_itself() -> None:
     assert caught_group.value is group
 
 
+async def test_a_mistake_of_ours_surfaces_and_leaves_no_process() -> None:
+    """A crash of the task that hears of the jobs cancels the body, and comes out as itself when everything is dead."""
+    error = RuntimeError("a mistake of ours")
+    children: list[Child] = []
+    pids: list[int] = []
+
+    def crash(_: bool) -> None:
+        raise error
+
+    with trio.fail_after(PATIENCE), pytest.raises(RuntimeError) as caught:  # noqa: PT012 - the block is what is tested
+        async with open_process_host() as host:
+            started, _, pids = await start_trees(host)
+            children += started
+            child = host.begin(shell("sleep 1000"), crash)
+            assert child is not None
+            children.append(child)
+            await trio.sleep_forever()
+    assert caught.value is error
+    assert [pid for pid in pids if is_alive(pid)] == []
+    assert spawner_pids() == []
+    for child in children:
+        with pytest.raises(ChildLost):
+            await child.wait_exited()
+        await close_pipes(child)
+
+
+async def test_a_mistake_of_ours_is_told_beside_the_bodys_own() -> None:
+    """The body's exception is what comes out; the crash beside it is a note on it."""
+    error = KeyError("mine")
+
+    def crash(_: bool) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with trio.fail_after(PATIENCE), pytest.raises(KeyError) as caught:  # noqa: PT012 - the block is what is tested
+        async with open_process_host() as host:
+            child = host.begin(shell("true"), crash)
+            assert child is not None
+            try:
+                await trio.sleep_forever()
+            finally:
+                child.close_pipes()
+                raise error
+    assert caught.value is error
+    assert error.__notes__ == ["beside it, this failed: RuntimeError('a mistake of ours')"]
+
+
 async def test_leaving_the_host_does_not_wait_for_a_hung_spawner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

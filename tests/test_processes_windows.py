@@ -30,7 +30,11 @@ from sandd._core.job import Job as JobOfSpec
 from sandd._core.limits import NO_LIMITS, Limits, Usage
 from sandd._core.processes import ExitStatus, ProcessHost, SpawnRequest, TreeUsage
 from sandd._core.processes.process_table import all_processes
-from sandd._core.processes.windows import command_line, open_windows_process_host
+from sandd._core.processes.windows import (
+    WindowsProcessHost,
+    command_line,
+    open_windows_process_host,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -288,6 +292,23 @@ async def test_leaving_the_host_ends_everything() -> None:
     assert caught.value is error
     assert not is_alive(children[0].pid)
     await close_pipes(children[0])
+
+
+async def test_a_mistake_of_ours_surfaces() -> None:
+    """A task of the host that crashes cancels the body, and its exception is what comes out."""
+    error = RuntimeError("a mistake of ours")
+
+    async def crash() -> None:
+        raise error
+
+    with trio.fail_after(5), pytest.raises(RuntimeError) as caught:  # noqa: PT012 - the block is what is tested
+        async with open_windows_process_host(
+            open_process=open_in_session, create_job=GroupJobObject
+        ) as host:
+            assert isinstance(host, WindowsProcessHost)
+            host.nursery.start_soon(crash)
+            await trio.sleep_forever()
+    assert caught.value is error
 
 
 def test_a_text_for_the_shell_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

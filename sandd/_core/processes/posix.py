@@ -23,6 +23,7 @@ import trio
 from sandd._core._errors import SpawnFailed
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.processes import lost_trees
 from sandd._core.processes.interface import Child, ChildLost, ProcessHost
 from sandd._core.processes.pipes import MAX_JOBS_WITH_LARGE_PIPES, open_job_pipes
@@ -269,31 +270,20 @@ async def _abandon(child: PosixChild) -> None:
 @asynccontextmanager
 async def open_posix_process_host(total: Limits = NO_LIMITS) -> AsyncIterator[ProcessHost]:
     """See `sandd._core.processes.open_process_host`."""
-    body_error: BaseException | None = None
     limits = _process_limits(total)
     of_all = None if limits is None else ProcessLimits(*limits)
     with lost_trees.adopting_orphans() as adopts:
         host = PosixProcessHost(await start_spawner(of_all), adopts=adopts, total=of_all)
-        try:
-            async with trio.open_nursery() as nursery:
-                # Shielded: whatever is being cancelled, children must be heard of to the last one.
-                service = trio.CancelScope(shield=True)
-                nursery.start_soon(_serve, service, host)
-                try:
-                    yield host
-                except BaseException as error:
-                    body_error = error
-                    raise
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await host.keeper.leave()
-                    service.cancel()
-        except BaseExceptionGroup as group:
-            # Nothing but the body raises here, unless a task of ours has crashed.
-            if body_error is None or len(group.exceptions) > 1:
-                raise
-        if body_error is not None:
-            raise body_error  # itself: no group, no context
+        async with open_unwrapping_nursery() as nursery:
+            # Shielded: whatever is being cancelled, children must be heard of to the last one.
+            service = trio.CancelScope(shield=True)
+            nursery.start_soon(_serve, service, host)
+            try:
+                yield host
+            finally:
+                with trio.CancelScope(shield=True):
+                    await host.keeper.leave()
+                service.cancel()
 
 
 async def _serve(scope: trio.CancelScope, host: PosixProcessHost) -> None:

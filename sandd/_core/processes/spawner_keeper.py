@@ -135,9 +135,17 @@ class SpawnerKeeper:
             link.end()
         else:
             self._set_link(link)
+        try:
+            with lost_trees.sparing(link.process.pid):
+                await link.run(self._note)
+        finally:
+            # Shielded, and always: it may be a mistake of ours that ends it, and that leaves no process either.
+            with trio.CancelScope(shield=True):
+                await self._bury(link)
+
+    async def _bury(self, link: SpawnerLink) -> None:
+        self._set_link(None)
         with lost_trees.sparing(link.process.pid):
-            await link.run(self._note)
-            self._set_link(None)
             with trio.move_on_after(EXIT_SECONDS):
                 await link.process.wait()
             link.process.kill()  # no error if it is dead

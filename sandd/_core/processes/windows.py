@@ -21,6 +21,7 @@ import trio
 from sandd._core._errors import SpawnFailed
 from sandd._core.limits import NO_LIMITS, Limits
 from sandd._core.logs import get_logger
+from sandd._core.nurseries import open_unwrapping_nursery
 from sandd._core.processes.interface import Child, ProcessHost
 from sandd._core.processes.windows_child import HOLDS, JobObject, WindowsChild
 from sandd._core.processes.windows_terminal import ConsoleProcess, console_size
@@ -261,23 +262,12 @@ async def open_windows_process_host(
     open_console: OpenConsole = _open_console,
 ) -> AsyncIterator[ProcessHost]:
     """See `sandd._core.processes.open_process_host`. The arguments are for tests elsewhere."""
-    body_error: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            host = WindowsProcessHost(nursery, open_process, create_job, open_console)
-            try:
-                yield host
-            except BaseException as error:
-                body_error = error
-                raise
-            finally:
-                with trio.CancelScope(shield=True):
-                    await host.leave()
-                # What is left are threads that type into a console, which may never be done.
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        # Nothing but the body raises here, unless a task of ours has crashed.
-        if body_error is None or len(group.exceptions) > 1:
-            raise
-    if body_error is not None:
-        raise body_error  # itself: no group, no context
+    async with open_unwrapping_nursery() as nursery:
+        host = WindowsProcessHost(nursery, open_process, create_job, open_console)
+        try:
+            yield host
+        finally:
+            with trio.CancelScope(shield=True):
+                await host.leave()
+            # What is left are threads that type into a console, which may never be done.
+            nursery.cancel_scope.cancel()
