@@ -42,6 +42,22 @@ def test_saying_one_again_changes_nothing() -> None:
     assert [(each.job_id, each.grace) for each, _ in kept.all()] == [("b", None), ("a", 1.0)]
 
 
+def test_what_was_heard_is_forgotten() -> None:
+    """All that was said at a lower place; one that is said anew, with another grace, is at its new one."""
+    kept = KeptEnds(10)
+    for place, job_id in ((0, "a"), (3, "b"), (3, "c"), (4, "d")):
+        kept.keep(end(job_id), "x", place=place)
+    kept.keep(end("c"), "x", place=5)
+    kept.keep(wire.End("d", "a", 1.0, "c", "t"), "y", place=5)
+    kept.heard(3)
+    assert [each.job_id for each, _ in kept.all()] == ["b", "c", "d", "a"]
+    kept.heard(5)
+    assert [each.job_id for each, _ in kept.all()] == ["a"]
+    kept.heard(6)
+    kept.heard(7)
+    assert (kept.all(), kept._by_sender) == ([], {})
+
+
 def test_what_is_taken_is_kept_no_more() -> None:
     """Those of one daemon, with who said them; others stay."""
     kept = KeptEnds(10)

@@ -582,6 +582,40 @@ def test_end_is_said_again_after_a_cut(network: Network) -> None:
     assert drain(fresh.scheduler) == [(0, wire.End("d", "job", tenant="default"))]
 
 
+def test_an_end_that_has_arrived_is_not_kept(network: Network) -> None:
+    """What comes on a channel tells that the daemon has all that was sent before that was opened, and nothing else."""
+    router, daemon = network.router, network.daemon
+    first = network.attach(1, job_id="one")
+    router.receive(daemon, event(first, 0, wire.Started(1)))
+    router.receive(network.client, control(1, wire.End("d", "one")))
+    drain(daemon.scheduler)
+    second = network.attach(2, job_id="two")
+    router.receive(network.client, control(0, wire.End("d", "between")))
+    drain(daemon.scheduler)
+    third = network.attach(3, job_id="three")
+    router.receive(network.client, control(2, wire.End("d", "two")))
+    router.receive(daemon, event(first, 1, wire.Started(1)))  # sent before it had any of them
+    assert [end.job_id for end, _ in daemon.ends_under_way()] == ["one", "between", "two"]
+    router.receive(daemon, control(second, ATTACHED))
+    assert [end.job_id for end, _ in daemon.ends_under_way()] == ["between", "two"]
+    with pytest.raises(RemoteProtocolError):
+        router.receive(daemon, control(third + 1, ATTACHED))
+    router.remove_daemon(daemon, DaemonState.AWAY)
+    ends = drain(router.add_daemon("d", "here").scheduler)
+    assert [end.job_id for _, end in ends] == ["between", "two"]
+
+
+def test_a_link_keeps_the_ends_of_what_runs_at_a_time(network: Network) -> None:
+    """A thousand commands one after the other leave two at most: a link is for long, and of links there are many."""
+    for number in range(1, 1001):
+        theirs = network.attach(number, job_id=f"job-{number}")
+        network.router.receive(network.daemon, event(theirs, 0, wire.Started(number)))
+        end = wire.End("d", f"job-{number}", client="client")
+        network.router.receive(network.client, control(number, end))
+        drain(network.daemon.scheduler)
+        assert len(network.daemon.ends) <= 2
+
+
 def test_an_old_end_does_not_hit_a_new_job_of_the_same_id(network: Network) -> None:
     """A chosen id may be used again one day: only an End behind its last start is said again."""
     for job_id in ("chosen", "other"):

@@ -170,7 +170,7 @@ class Router:
         del self.daemons[link.daemon_id]
         self.dirty.discard(link)
         if state is DaemonState.AWAY:
-            for end, sender in link.ends.all():
+            for end, sender in link.ends_under_way():
                 self._ends.keep(end, sender)
         for route in list(link.routes.values()):
             if state is DaemonState.GONE and route.to_client.holds_data:
@@ -316,6 +316,9 @@ class Router:
         if self.daemons.get(link.daemon_id) is not link:
             return
         kind, number, _, _, data = frame
+        if number > link.heard:
+            self._route(link, frame)  # or it is one that was never opened
+            link.heard = number
         if kind is not _CONTROL:
             route = link.routes.get(number) or self._route(link, frame)
             if route is not None:
@@ -604,7 +607,7 @@ class Router:
     ) -> None:
         # In its place: a request that follows is not to find a job that was left before it.
         daemon.control(number, message, share=share)
-        daemon.ends.keep(message, share.sender)
+        daemon.remember_end(message, share.sender)
 
     @property
     def kept_ends(self) -> list[wire.End]:

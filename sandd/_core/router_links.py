@@ -135,7 +135,10 @@ class DaemonLink(RouterLink):
     """Its full name."""
     instance: str = ""
     ends: KeptEnds = field(factory=lambda: KeptEnds(MAX_ENDS_UNDER_WAY))
-    """The latest Ends sent on it: should it break, they may not have arrived."""
+    """The latest Ends sent on it: should it break, they may not have arrived. Each one's place is the channel that
+    was the newest then."""
+    heard: int = 0
+    """The newest channel that the daemon has said something on: it has all that was sent before that was opened."""
     tally: Tally = field(factory=Tally)
     """Its tenant's."""
     tenant: str = field(init=False)
@@ -144,6 +147,16 @@ class DaemonLink(RouterLink):
     @tenant.default
     def _first_of_its_name(self) -> str:
         return split_name(self.daemon_id)[0]
+
+    def remember_end(self, end: wire.End, sender: Hashable) -> None:
+        """It is being sent."""
+        self.ends.heard(self.heard)
+        self.ends.keep(end, sender, place=self.last_channel)
+
+    def ends_under_way(self) -> list[tuple[wire.End, Hashable]]:
+        """Those sent that may not have arrived, each with who said it."""
+        self.ends.heard(self.heard)
+        return self.ends.all()
 
 
 @define(eq=False)
