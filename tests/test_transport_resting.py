@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import struct
@@ -20,6 +21,7 @@ from tls_peers import pem_of, server_pair, strict_client, write_pair
 from sandd._core._errors import ConnectionLost
 from sandd._core.tls.authority import new_authority
 from sandd._core.tls.contexts import server_tls
+from sandd._core.transport import _resting
 from sandd._core.transport._connection import WORD_BYTES
 from sandd._core.transport._resting import LOOKS_AT_ONCE, open_resting_place
 from sandd._core.transport._streams import MeteredStream
@@ -442,6 +444,53 @@ async def test_where_the_system_has_no_room_each_waits_by_itself() -> None:
         with open(__file__, "rb") as file:  # noqa: ASYNC230 - nothing is read
             assert await place.rest(file.fileno(), lambda: None) is None
         assert not place.takes_more
+
+
+async def test_where_the_system_has_room_again_they_rest_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once a while has passed, and not before; in the end nobody does, however long ago that was."""
+    monkeypatch.setattr(_resting, "REFUSED_SECONDS", A_WHILE)
+    async with opened() as place:
+        refused_at = trio.current_time()
+        with open(__file__, "rb") as file:  # noqa: ASYNC230 - nothing is read
+            assert await place.rest(file.fileno(), lambda: None) is None
+        while not place.takes_more:
+            await trio.sleep(0.001)
+        assert trio.current_time() - refused_at >= A_WHILE
+        with socket_pairs(1) as ((ours, theirs),):
+            theirs.send(b"x")
+            assert await place.rest(ours.fileno(), lambda: place.wake(ours.fileno(), b"x")) == b"x"
+    assert not place.takes_more
+
+
+async def test_a_connection_that_was_refused_rests_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits by itself, and takes what comes, until there may be room; with the next word it rests."""
+    places: list[_resting.RestingPlace] = []
+
+    def open_full(pause: float) -> _resting.RestingPlace:
+        place = _resting.EpollRestingPlace(pause)
+        place._takes_more_from = math.inf
+        places.append(place)
+        return place
+
+    monkeypatch.setattr("sandd._core.transport._server.open_resting_place", open_full)
+    sleeper = Sleeper()
+    async with asleep(sleeper) as (_, peer):
+        (place,) = places
+        assert isinstance(place, _resting.EpollRestingPlace)
+        await peer.send(frame(Op.BINARY, b"by itself"))
+        await until_got(sleeper, 1)
+        await trio.testing.wait_all_tasks_blocked(A_WHILE)
+        assert not place._resting
+        place._takes_more_from = -math.inf
+        await peer.send(frame(Op.BINARY, b"still"))
+        await until_got(sleeper, 2)
+        await trio.testing.wait_all_tasks_blocked(A_WHILE)
+        assert place._resting
+        await peer.send(frame(Op.BINARY, b"at rest"))
+        await until_got(sleeper, 3)
+    assert sleeper.got == [b"by itself", b"still", b"at rest"]
 
 
 async def test_a_stream_that_is_closed_ends_its_rest() -> None:

@@ -11,6 +11,7 @@ It takes a set of descriptors that can itself be waited for, which Linux has. El
 from __future__ import annotations
 
 import abc
+import math
 import select
 import sys
 from typing import TYPE_CHECKING, Final
@@ -29,13 +30,17 @@ log = get_logger("transport")
 
 LOOKS_AT_ONCE: Final = 32
 """Of those that have something, so many are looked at before other tasks run: 2 ms of heartbeats (m)."""
+REFUSED_SECONDS: Final = 60.0
+"""Where the system had no room for one, nobody asks it again for so long: each would, with every heartbeat."""
 
 
 class RestingPlace(abc.ABC):
     """Some descriptors that are waited for together; `run` does it."""
 
-    takes_more: bool
-    """`rest` doesn't return at once."""
+    @property
+    @abc.abstractmethod
+    def takes_more(self) -> bool:
+        """`rest` doesn't return at once, as far as is known."""
 
     @abc.abstractmethod
     async def rest(self, descriptor: int, look: Callable[[], None]) -> bytes | None:
@@ -70,18 +75,22 @@ if sys.platform == "linux":
         """
 
         def __init__(self, pause: float) -> None:
-            self.takes_more = True
+            self._takes_more_from = -math.inf
             self._pause = pause
             self._epoll = select.epoll()
             self._resting: dict[int, tuple[trio.lowlevel.Task, Callable[[], None]]] = {}
             """Exactly those that are registered."""
+
+        @property
+        def takes_more(self) -> bool:
+            return trio.current_time() >= self._takes_more_from
 
         async def rest(self, descriptor: int, look: Callable[[], None]) -> bytes | None:
             try:
                 # (Told again and again, until it was read: nothing is to be done to be told of what comes next.)
                 self._epoll.register(descriptor, select.EPOLLIN)
             except OSError:  # the system has no room for more (fs.epoll.max_user_watches)
-                self.takes_more = False
+                self._takes_more_from = trio.current_time() + REFUSED_SECONDS
                 return None
             self._resting[descriptor] = (trio.lowlevel.current_task(), look)
 
@@ -125,7 +134,7 @@ if sys.platform == "linux":
                         with trio.CancelScope(deadline=trio.current_time() + self._pause):
                             await trio.sleep_forever()
             finally:
-                self.takes_more = False
+                self._takes_more_from = math.inf
                 for descriptor in list(self._resting):
                     self.wake(descriptor)
                 self._epoll.close()
