@@ -28,7 +28,13 @@ from _pytest.python import importtestmodule
 from attrs import frozen
 from daemons import daemon_environment
 from forked_python import PythonProcess, forking
-from proc_files import contents, has_variable, process_ids, state_and_parent
+from proc_files import (
+    contents,
+    has_variable,
+    process_ids,
+    seconds_of_calm,
+    state_and_parent,
+)
 from standing_daemon import CONTROLLERS
 
 if TYPE_CHECKING:
@@ -176,10 +182,12 @@ def _signals_mean_what_they_mean() -> None:
 # ---- no test hangs ------------------------------------------------------------------------------
 
 TEST_TIMEOUT = None if PROFILE == "deep" else 100.0
-"""Seconds for a test's body, on the wall's clock as trio's may be a mock. Deep may take hours.
+"""Seconds of calm for a test's body; trio's clock may be a mock. Deep may take hours.
 
-The longest need five seconds of a core, of which a busy machine may give a tenth. Less than faulthandler_timeout.
+The longest need five seconds of a core, of which who runs beside it leaves them a half.
 """
+LONGEST_TEST = 600.0
+"""Seconds by the wall's clock, however busy the machine is. Less than faulthandler_timeout."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -188,9 +196,17 @@ def pytest_runtest_call() -> Generator[None, object, object]:
     if TEST_TIMEOUT is None or sys.platform == "win32":
         return (yield)
     hung_at: str | None = None
+    began = time.monotonic(), seconds_of_calm()
 
     def interrupt(_signal: int, _frame: object) -> None:
         nonlocal hung_at
+        left = min(
+            TEST_TIMEOUT - (seconds_of_calm() - began[1]),
+            LONGEST_TEST - (time.monotonic() - began[0]),
+        )
+        if left > 0:
+            signal.setitimer(signal.ITIMER_REAL, max(1.0, left))
+            return
         hung_at = task_stacks()
         signal.raise_signal(signal.SIGINT)
 
@@ -201,7 +217,8 @@ def pytest_runtest_call() -> Generator[None, object, object]:
     except BaseException as error:
         if hung_at is None:
             raise
-        raise TimeoutError(f"interrupted after {TEST_TIMEOUT} s\n{hung_at}") from error
+        took = time.monotonic() - began[0]
+        raise TimeoutError(f"interrupted after {took:.0f} s\n{hung_at}") from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

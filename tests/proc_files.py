@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import time
+
+
+def seconds_of_calm() -> float:
+    """A monotonic clock that stands while somebody on this machine waits for a processor, where the kernel counts that.
+
+    So what is measured by it is what was waited for, and not how many others there were (Linux: pressure stall
+    information). Elsewhere it is the plain one.
+    """
+    return time.monotonic() - _seconds_of_pressure()
+
+
+def _seconds_of_pressure() -> float:
+    try:
+        with open("/proc/pressure/cpu", "rb") as file:
+            some = file.readline()
+    except OSError:  # an older kernel, or one that was told not to count
+        return 0.0
+    return int(some.rpartition(b"total=")[2]) / 1e6
 
 
 def process_ids() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -13,7 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from attrs import frozen
-from proc_files import contents, has_variable, process_ids, state_and_parent
+from proc_files import (
+    contents,
+    has_variable,
+    process_ids,
+    seconds_of_calm,
+    state_and_parent,
+)
 
 from sandd._core.processes import Child, ExitStatus, ProcessHost, SpawnRequest
 
@@ -28,8 +35,8 @@ root_only = pytest.mark.skipif(
 
 PYTHON = sys.executable
 WITHIN = 1.9
-"""Seconds within which everything is dead: process rule 6 wants it within one. The rest is the machine's,
-which may be busy; it is less than the shortest of our own time-outs, two seconds, that a fault could wait for."""
+"""Seconds of calm within which everything is dead: process rule 6 wants it within one. The rest is the machine's; it
+is less than the shortest of our own time-outs, two seconds, that a fault could wait for. See `at_once`."""
 PATIENCE = 20.0
 """Seconds for what takes milliseconds, where only that it happens matters: the machine may be busy."""
 
@@ -125,6 +132,14 @@ async def finish(child: Child) -> Outcome:
 async def run(host: ProcessHost, wanted: SpawnRequest) -> Outcome:
     """Spawn and `finish`."""
     return await finish(await host.spawn(wanted))
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """What is in the block takes no longer than `WITHIN`; the time in which the machine was too busy isn't counted."""
+    began = seconds_of_calm()
+    yield
+    assert seconds_of_calm() - began < WITHIN
 
 
 # ---- who is alive ---------------------------------------------------------------------------------

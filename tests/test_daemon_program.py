@@ -22,7 +22,7 @@ from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
 from forked_python import PythonProcess, run_python
 from proc_files import handles
-from process_tools import WITHIN, linux_only, posix_only, root_only, until, until_sync
+from process_tools import at_once, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
 import sandd
@@ -499,8 +499,9 @@ async def test_killed_it_leaves_nothing(marker: Marker) -> None:
                 nursery.start_soon(lambda: worker.run(script, env=dict([marker])))
                 await until(lambda: len(marker.processes()) >= 6)
                 spawner = children_of(daemon.pid)
-                daemon.kill()
-                await until(lambda: not marker.processes(), within=WITHIN)
+                with at_once():
+                    daemon.kill()
+                    await until(lambda: not marker.processes())
                 await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in spawner))
             nursery.cancel_scope.cancel()
 
