@@ -328,8 +328,9 @@ async def test_a_giant_hole_keeps_nobody(tmp_path: Path) -> None:
                 await trio.sleep(0.01)
         await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
-        began = trio.current_time()
-    assert trio.current_time() - began < 2
+        began = time.process_time()
+    # Of our own work, whatever else the machine does: all the zeros are minutes of it, and some of them 0.02 s (m).
+    assert time.process_time() - began < 1
     assert names_below(tmp_path) == []
 
 
