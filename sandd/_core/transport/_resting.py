@@ -83,7 +83,8 @@ if sys.platform == "linux":
 
         @property
         def takes_more(self) -> bool:
-            return trio.current_time() >= self._takes_more_from
+            since = self._takes_more_from
+            return since == -math.inf or trio.current_time() >= since  # (asked with every heartbeat)
 
         async def rest(self, descriptor: int, look: Callable[[], None]) -> bytes | None:
             try:
