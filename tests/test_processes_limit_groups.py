@@ -3,10 +3,11 @@ have free, in a tree of plain files."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from process_tools import linux_only
@@ -23,9 +24,6 @@ from sandd._core.processes.limit_groups import (
     open_limit_groups,
 )
 from sandd._core.processes.spawner_messages import ProcessLimits
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = linux_only
 
@@ -167,16 +165,18 @@ def test_forks_that_were_stopped_may_be_had_again(version: str, tmp_path: Path) 
     assert files_of(directory)["pids.max"] == "10"
 
 
-def proc_of_v2(tmp_path: Path, *, controllers: str, procs: str) -> tuple[str, Path]:
+def proc_of_v2(
+    tmp_path: Path, *, controllers: str, procs: str, place: str = "/ours"
+) -> tuple[str, Path]:
     """A process' view of a tree of v2, and the group that it is in."""
-    group = tmp_path / "tree/ours"
+    group = tmp_path / f"tree{place}"
     group.mkdir(parents=True)
     (group / "cgroup.controllers").write_text(controllers)
     (group / "cgroup.subtree_control").write_text("")
     (group / "cgroup.procs").write_text(procs)
     proc = tmp_path / "proc"
     proc.mkdir()
-    (proc / "cgroup").write_text("0::/ours\n")
+    (proc / "cgroup").write_text(f"0::{place}\n")
     (proc / "mountinfo").write_text(f"1 0 0:1 / {tmp_path}/tree rw - cgroup2 none rw\n")
     return str(proc), group
 
@@ -204,6 +204,36 @@ def test_v2_hands_its_controllers_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert open_limit_groups("v2", proc=proc) is not None
     assert (group / "cgroup.subtree_control").read_text() == wanted
     assert (group / "sandd-1-00000000/cgroup.subtree_control").read_text() == wanted
+
+
+def test_below_systemd_the_mark_is_on_the_units_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not on the spawner's own below that, in which it is by then."""
+    monkeypatch.setattr("sandd._core.processes.control_groups.SYSTEMD", str(tmp_path))
+    proc, group = proc_of_v2(
+        tmp_path, controllers="memory pids", procs="", place="/unit/sandd-1-00000000"
+    )
+    unit = group.parent
+    for name, text in (("controllers", "memory pids"), ("subtree_control", ""), ("procs", "")):
+        (unit / f"cgroup.{name}").write_text(text)
+
+    def mark(path: str, name: str) -> bytes:
+        if path == str(unit) and name == "user.delegate":
+            return b"1"
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), path)
+
+    monkeypatch.setattr(os, "getxattr", mark)
+
+    def made(parent: str) -> tuple[str, int]:
+        path = f"{parent}/sandd-1-11111111"
+        os.mkdir(path)
+        (Path(path) / "cgroup.subtree_control").touch()
+        return path, -1
+
+    monkeypatch.setattr("sandd._core.processes.control_groups.make_locked", made)
+    assert open_limit_groups("v2", proc=proc) is not None
+    assert (unit / "cgroup.subtree_control").read_text() == "+memory +pids"
 
 
 def test_groups_can_be_switched_off() -> None:

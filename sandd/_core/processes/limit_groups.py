@@ -420,10 +420,12 @@ def _open_v1(proc: str) -> GroupsV1 | None:
 
 def _open_v2(proc: str) -> GroupsV2 | None:
     parent = control_groups.own_directory("v2", proc)
-    if parent is None or not control_groups.may_have_groups(parent, "v2"):
+    if parent is None:
         return None
     if os.path.basename(parent).startswith(control_groups.PREFIX):
         parent = os.path.dirname(parent)  # the spawner has moved into its own
+    if not control_groups.may_have_groups(parent, "v2"):
+        return None
     wanted: list[str] = [
         each for each in ("memory", "pids", "cpu") if each in _controllers_of(parent)
     ]

@@ -84,7 +84,9 @@ if sys.platform == "linux":
         @property
         def takes_more(self) -> bool:
             since = self._takes_more_from
-            return since == -math.inf or trio.current_time() >= since  # (asked with every heartbeat)
+            return (
+                since == -math.inf or trio.current_time() >= since
+            )  # (asked with every heartbeat)
 
         async def rest(self, descriptor: int, look: Callable[[], None]) -> bytes | None:
             try:
