@@ -119,6 +119,7 @@ LAYERS = {
         "sandd._core.processes.job_trees",
         "sandd._core.processes.landlock",
         "sandd._core.processes.launcher",
+        "sandd._core.processes.named_tuples",
         "sandd._core.processes.limit_cells",
         "sandd._core.processes.limit_groups",
         "sandd._core.processes.limit_keeper",

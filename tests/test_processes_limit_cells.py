@@ -93,7 +93,7 @@ def cell(
     ours, theirs = socket.socketpair()
     end = theirs.dup()
     monkeypatch.setattr(limit_cells.os, "fork", lambda: process.pid)
-    monkeypatch.setattr(limit_cells.socket, "socketpair", lambda: (ours, theirs))
+    monkeypatch.setattr(limit_cells._socket, "socketpair", lambda: (ours, theirs))
     monkeypatch.setattr(limit_cells, "ANSWER_SECONDS", 0.05)
     made = Cell(group, has_cpu=True)
     yield made, end

@@ -35,7 +35,7 @@ if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
 import sandd
-from sandd._core.processes import limit_keeper, open_process_host, process_table
+from sandd._core.processes import limit_keeper, open_process_host, process_table, spawner_link
 from sandd._core.processes import spawner as spawner_module
 from sandd._core.processes.exit_watch import WaitStatus, peek
 from sandd._core.processes.job_trees import Tree
@@ -70,7 +70,7 @@ ours = {{
     *("control_groups", "culling", "exit_watch", "job_trees", "launcher", "process_table"),
     *("child_limits", "limit_cells", "limit_groups", "limit_keeper", "quick_fork"),
     *("exec_lock", "forked_launch", "landlock", "program_search", "readiness", "spawner"),
-    "spawner_messages",
+    *("named_tuples", "spawner_messages"),
 }}
 for name in sys.modules:
     top, _, rest = name.partition(".")
@@ -80,6 +80,47 @@ for name in sys.modules:
         assert top in sys.stdlib_module_names or top.startswith("_"), name
 """
     subprocess.run([PYTHON, "-I", "-S", "-c", program], check=True)
+
+
+TOO_LONG_TO_IMPORT = {
+    "typing": "as long as Python needs to start",
+    "re": "half of that, and it comes with others: typing, locale, string, ...",
+    "socket": "with its enums and selectors, a third of it; _socket is all that is needed",
+    "selectors": "comes with socket and subprocess; there is epoll",
+    "subprocess": "with locale, threading and what is above: as long as Python; there is posix_spawn",
+    "threading": "there is one thread",
+    "dataclasses": "with inspect, ast and more: twice as long as Python",
+    "inspect": "comes with dataclasses",
+    "logging": "nobody reads it",
+    "json": "there is marshal",
+    "pathlib": "with what it imports, as long as Python; there is os.path",
+    "tempfile": "with shutil, random and what they import, likewise",
+    "site": "looks for packages, and has none to find",
+}
+"""What a spawner has no need of, and why that matters: each daemon starts one, and again when it has died."""
+
+
+def test_a_spawner_loads_little() -> None:
+    """From its start to its end, where there was no job, it imports nothing that would double its start."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        pytest.skip("coverage is in the spawner, too, with all that it imports")
+    program = f"{spawner_link._BOOT}print(*sys.modules)"
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        directory = os.path.dirname(spawner_link.__file__)
+        command = [PYTHON, "-I", "-S", "-c", program, directory, str(theirs.fileno())]
+        done = subprocess.run(
+            [*command, str(os.getpid()), "-1"],
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    loaded = set(done.stdout.split())
+    assert "sandd._core.processes.spawner" in loaded
+    found = {name: why for name, why in TOO_LONG_TO_IMPORT.items() if name in loaded}
+    assert not found
 
 
 async def test_spawner_is_small_and_named() -> None:

@@ -19,7 +19,8 @@ In the daemon:
     interface         `SpawnRequest`, `ExitStatus`, `Child`, `ProcessHost`
 
 In the spawner, which must start in 20 ms and stay small. These import nothing but the standard
-library, and neither this file nor ``sandd/__init__`` is imported with them:
+library, and of that nothing that takes as long as Python itself to start, such as `typing` (hence ``TYPE_CHECKING =
+False``); and neither this file nor ``sandd/__init__`` is imported with them:
 
     spawner           the little process that starts every job (POSIX): its event loop
     launcher          starting one program with its pipes
@@ -39,6 +40,7 @@ library, and neither this file nor ``sandd/__init__`` is imported with them:
     quick_fork        a fork for who executes a program at once
     program_search    which files a program's name may mean
     spawner_messages  what daemon and spawner say to each other
+    named_tuples     a class for messages, without `typing`
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 import resource
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandd._core.processes.spawner_messages import ProcessLimits
 

@@ -27,12 +27,10 @@ CONTROL_GROUP_INTERFACE for who may make groups where.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
@@ -41,14 +39,15 @@ import fcntl
 
 from sandd._core.processes.process_table import read_process, send_signal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHOICE_VARIABLE = "SANDD_CONTROL_GROUPS"
 """Environment variable of the daemon: ``v2``, ``v1``, ``off``; anything else is the first that works."""
 PREFIX = "sandd-"
-_NAME = re.compile(PREFIX + r"[0-9]+-[0-9a-f]{8}")
-"""What `_make` calls a group. Whoever calls theirs ``sandd-anything`` shall keep what is in it."""
+CHANCE_BYTES = 4
+"""In the name of a group, so that it is nobody else's: pids of different namespaces may be the same."""
 DAEMONS_OWN = "sandd-daemon"
 """The group of v2 that a daemon is put into if it is alone where its jobs' groups are to be: see `limit_groups`."""
 FREEZE_SECONDS = 0.2
@@ -217,8 +216,7 @@ def make_locked(parent: str) -> tuple[str, int]:
 
 
 def _make_locked(parent: str) -> tuple[str, int]:
-    # Its name is nobody else's: pids of different namespaces may be the same.
-    path = f"{parent}/{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+    path = f"{parent}/{PREFIX}{os.getpid()}-{os.urandom(CHANCE_BYTES).hex()}"
     os.mkdir(path)
     lock = -1
     try:
@@ -233,6 +231,18 @@ def _make_locked(parent: str) -> tuple[str, int]:
             os.rmdir(path)
         raise
     return path, lock
+
+
+def _is_name_of_ours(name: str) -> bool:
+    """It is one from `_make_locked`. Whoever calls theirs ``sandd-anything`` shall keep what is in it."""
+    pid, _, chance = name.removeprefix(PREFIX).partition("-")
+    return (
+        name.startswith(PREFIX)
+        and pid.isascii()
+        and pid.isdigit()
+        and len(chance) == 2 * CHANCE_BYTES
+        and not chance.strip("0123456789abcdef")
+    )
 
 
 def _make(parent: str) -> OwnGroup:
@@ -255,7 +265,7 @@ def _make(parent: str) -> OwnGroup:
 def remove_stale(parent: str) -> None:
     """Kill and remove what dead spawners have left there."""
     for name in os.listdir(parent):
-        if _NAME.fullmatch(name):
+        if _is_name_of_ours(name):
             with suppress(OSError):
                 _remove_if_stale(f"{parent}/{name}")
 

@@ -19,13 +19,13 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.processes.process_table import read_process, send_signal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 

@@ -18,15 +18,17 @@ import errno
 import os
 import struct
 import sys
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.processes import landlock
+from sandd._core.processes.named_tuples import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Final
 
 MIN_LANDLOCK: Final = 2
 """The first version that can be told to allow renaming between directories, which the first always forbids."""

@@ -12,10 +12,11 @@ import os
 import select
 import sys
 from contextlib import suppress
-from typing import NamedTuple
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
+
+from sandd._core.processes.named_tuples import NamedTuple
 
 
 class WaitStatus(NamedTuple):

@@ -25,17 +25,19 @@ import os
 import signal
 import struct
 import sys
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.processes import child_limits, landlock, program_search, quick_fork
 from sandd._core.processes.exec_lock import Execution
+from sandd._core.processes.named_tuples import NamedTuple
 from sandd._core.processes.spawner_messages import ProcessLimits
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
     from sandd._core.processes.spawner_messages import Spawn
 

@@ -29,7 +29,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
@@ -47,6 +46,7 @@ from sandd._core.processes.process_table import (
     walk,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 

@@ -11,13 +11,13 @@ import functools
 import os
 import struct
 import sys
-from typing import TYPE_CHECKING, Final
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
 # What may be done to files: linux/landlock.h, LANDLOCK_ACCESS_FS_...
 EXECUTE: Final = 1 << 0

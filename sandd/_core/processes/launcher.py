@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
@@ -20,6 +19,7 @@ if sys.platform == "win32":
 from sandd._core.processes.forked_launch import RESTORED_SIGNALS, launch_forked
 from sandd._core.processes.program_search import NOT_HERE, TRY_NEXT, candidates
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 

@@ -15,14 +15,14 @@ A cell ends when its socket does. Standard library only.
 
 from __future__ import annotations
 
+import _socket
+import array
 import contextlib
 import errno
 import gc
 import os
 import signal
-import socket
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
@@ -44,8 +44,10 @@ from sandd._core.processes.spawner_messages import (
     encode,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
     from sandd._core.processes.limit_groups import Counters, LimitGroup
 
@@ -77,7 +79,7 @@ class Cell:
         """Its group can hold `cpus`."""
         self.before: Counters = group.counters()
         """What its group had counted before the job that it is for now."""
-        self._link, theirs = socket.socketpair()
+        self._link, theirs = _socket.socketpair()
         try:
             self.pid = os.fork()
             if self.pid == 0:
@@ -109,7 +111,8 @@ class Cell:
             # Not yet the processors': we wait for the cell, and it would take its time.
             self.group.hold(limits._replace(cpus=None), extra=1)
             data = encode(request, descriptors=len(descriptors))
-            sent = socket.send_fds(self._link, [data], descriptors)
+            rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", descriptors))
+            sent = self._link.sendmsg([data], [rights])
             self._link.sendall(memoryview(data)[sent:])
             number = errno.ETIME  # from now on it may run: who asked must not try again
             answer = self._receive()
@@ -164,7 +167,7 @@ _OF_CONFINEMENT = "\0confinement"
 """Instead of a file's name: which kind of error it was."""
 
 
-def _be_a_cell(link: socket.socket, group: LimitGroup) -> NoReturn:
+def _be_a_cell(link: _socket.socket, group: LimitGroup) -> NoReturn:
     try:
         _let_go(link.fileno())
         score = _spare_ourselves()
@@ -205,7 +208,7 @@ def _spare_ourselves() -> bytes | None:
     return before
 
 
-def _serve(link: socket.socket, fork: Callable[[], int]) -> None:
+def _serve(link: _socket.socket, fork: Callable[[], int]) -> None:
     reader = MessageReader(link)
     home: int | None = None
     with contextlib.suppress(OSError):  # as after "sudo -u" in a home that is root's

@@ -21,14 +21,15 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
 from sandd._core.processes import control_groups
 from sandd._core.processes.control_groups import ControlGroup, read, write
+from sandd._core.processes.named_tuples import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -21,7 +21,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
@@ -34,6 +33,7 @@ from sandd._core.processes.process_table import consumption_by_ps, read_consumpt
 from sandd._core.processes.quick_fork import makes_siblings
 from sandd._core.processes.spawner_messages import ProcessLimits
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 

@@ -13,11 +13,11 @@ import functools
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -19,17 +19,16 @@ a zombie, so that its number can't be used again.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import enum
 import errno
 import gc
 import os
 import signal
-import socket
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
@@ -58,6 +57,7 @@ from sandd._core.processes.spawner_messages import (
     encode,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
@@ -147,7 +147,7 @@ class Spawner:
 
     def __init__(
         self,
-        link: socket.socket,
+        link: _socket.socket,
         daemon: int,
         group: control_groups.OwnGroup | None = None,
         limits: LimitKeeper | None = None,
@@ -547,7 +547,7 @@ def _reset_signals() -> None:
     jobs end, not we.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # These are ignored by Python itself; Popen restores them in children.
+    # These are ignored by Python itself; children start without that.
     kept = {signal.SIGPIPE, signal.SIGXFSZ}
     for number in signal.valid_signals() - kept:
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -585,13 +585,14 @@ def main(
     """
     gc.freeze()
     gc.set_threshold(COLLECTED_OBJECTS)
+    gc.enable()
     _reset_signals()
     _name_ourselves()
     if soft_limit is not None:
         _limit_open_files(soft_limit)
-    link = socket.socket(fileno=descriptor)
+    os.set_inheritable(descriptor, False)
+    link = _socket.socket(fileno=descriptor)
     link.setblocking(False)
-    link.set_inheritable(False)
     choice = os.environ.get(control_groups.CHOICE_VARIABLE, "")
     group = control_groups.enter_new_group(choice)
     limits = LimitKeeper(

@@ -39,9 +39,11 @@ _TRY_AGAIN = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 """ETOOMANYREFS: too many descriptors are on their way (unix(7)); it passes as the spawner reads."""
 
 # `-I -S`: no site-packages, no environment, no user files. The packages are stand-ins, of which
-# only the last has a search path, so that no __init__ runs. It works from a zipapp too.
+# only the last has a search path, so that no __init__ runs. It works from a zipapp too. And what is imported stays,
+# so to look through it for cycles, again and again, is in vain.
 _BOOT = """\
-import sys
+import gc, sys
+gc.disable()
 for name in "sandd", "sandd._core", "sandd._core.processes":
     sys.modules[name] = package = type(sys)(name)
 package.__path__ = [sys.argv[1]]
@@ -181,7 +183,7 @@ class SpawnerLink:
 
 
 async def start_spawner(total: ProcessLimits | None = None) -> SpawnerLink:
-    """Start a spawner; it takes requests at once, and needs 25 ms before it answers the first.
+    """Start a spawner; it takes requests at once, and needs 25 ms of a processor before it answers the first.
 
     Args:
         total: limits of all its jobs together.

@@ -14,16 +14,21 @@ free descriptors (MSG_CTRUNC).
 
 from __future__ import annotations
 
+import _socket
 import array
 import marshal
 import os
-import socket
 import struct
 import sys
-from typing import Any, NamedTuple
 
 if sys.platform == "win32":
     raise ImportError("POSIX only")  # where mypy stops reading, too
+
+from sandd._core.processes.named_tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 HEADER = struct.Struct("=IB")
 MAX_DESCRIPTORS = 8
@@ -194,12 +199,12 @@ _KINDS: tuple[type[Message], ...] = (
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 
 if sys.platform == "linux":
-    _RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
+    _RECEIVE_FLAGS = _socket.MSG_CMSG_CLOEXEC
 else:
     _RECEIVE_FLAGS = 0  # `receive` sets the flag by hand; no other thread can fork in between
 
 
-_DESCRIPTORS_ROOM = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
+_DESCRIPTORS_ROOM = _socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 def encode(message: Message, *, descriptors: int = 0) -> bytes:
@@ -235,7 +240,7 @@ def decode_all(buffer: bytearray) -> list[Message]:
 class MessageReader:
     """Takes messages with their descriptors from a non-blocking socket, one at a time."""
 
-    def __init__(self, source: socket.socket) -> None:
+    def __init__(self, source: _socket.socket) -> None:
         self._source = source
         self._buffer = bytearray()
         self._descriptors: list[int] = []
@@ -278,7 +283,7 @@ class MessageReader:
     def _read(self, most: int) -> bytes:
         data, ancillary, _, _ = self._source.recvmsg(most, _DESCRIPTORS_ROOM, _RECEIVE_FLAGS)
         for level, kind, payload in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 self._descriptors += received
