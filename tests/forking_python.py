@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import atexit
 import ctypes
+import functools
 import gc
 import importlib
 import io
@@ -76,6 +77,18 @@ def make_codecs() -> None:
                 value._to_wire[message]
     for spec in wire.SPEC_KINDS.values():
         wire._SPEC_TO_WIRE[spec], wire._SPEC_FROM_WIRE[spec]
+
+
+def try_isolation() -> None:
+    """Find out once what this machine has for it: each daemon would run bubblewrap to see that it works, 10 ms.
+
+    One with other options still does.
+    """
+    from sandd._core.isolation import probing
+    from sandd._core.isolation.options import IsolationOptions
+
+    probing._no_bwrap = functools.cache(probing._no_bwrap)  # type: ignore[assignment]
+    probing.probe(IsolationOptions())
 
 
 def fork_for_parent() -> int:
@@ -272,6 +285,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for those who started us
     import_all()
     make_codecs()
+    try_isolation()
     gc.collect()
     gc.freeze()
     REQUEST = serve(socket.socket(fileno=int(sys.argv[1])))
