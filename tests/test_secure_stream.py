@@ -56,9 +56,10 @@ def two_ends(server_context: ssl.SSLContext) -> tuple[TlsEnd, TlsEnd]:
 
 def decrypted(end: TlsEnd, limit: int = MIB) -> bytes:
     """All that can be had of what was fed."""
-    parts = []
-    while end.has_more and (part := end.decrypt(limit)):
-        parts.append(part)
+    parts: list[bytes] = []
+    while end.has_more and (more := end.decrypt(limit)):
+        assert sum(map(len, more)) <= limit
+        parts += more
     return b"".join(parts)
 
 
@@ -237,10 +238,25 @@ def test_half_a_record_is_nothing_yet(serving: ssl.SSLContext) -> None:
     server.feed(encrypted[:10])
     assert server.decrypt(100) is None
     server.feed(encrypted[10:])
-    assert server.decrypt(100) == b"word"
+    assert server.decrypt(100) == [b"word"]
     server.feed(b"")
-    assert server.decrypt(100) == b""
-    assert server.decrypt(100) == b""
+    assert server.decrypt(100) == []
+    assert server.decrypt(100) == []
+
+
+def test_full_records_are_taken_until_there_is_no_whole_one(serving: ssl.SSLContext) -> None:
+    """Be it that nothing is behind them, half of one, or the peer's end."""
+    client, server = two_ends(serving)
+    full = bytes(RECORD_BYTES)
+    first, second = (client.encrypt(full)[0] for _ in range(2))
+    server.feed(first)
+    assert server.decrypt(MIB) == [full]
+    assert server.decrypt(MIB) is None
+    server.feed(second + client.encrypt(b"word")[0][:10])
+    assert server.decrypt(MIB) == [full]
+    assert server.decrypt(MIB) is None
+    server.feed(b"")
+    assert server.decrypt(MIB) == []
 
 
 def test_a_large_message_is_encrypted_in_pieces(serving: ssl.SSLContext) -> None:

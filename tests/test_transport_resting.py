@@ -245,7 +245,7 @@ async def test_over_tls_it_rests_as_well(tmp_path: Path) -> None:
             heard = b""
             while not heard.endswith(b"hello"):
                 tls.feed(await stream.receive_some())
-                heard += tls.decrypt(MIB) or b""
+                heard += b"".join(tls.decrypt(MIB) or ())
             await trio.testing.wait_all_tasks_blocked(A_WHILE)
 
             with counted() as steps:

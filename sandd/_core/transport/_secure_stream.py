@@ -175,9 +175,11 @@ class SecureStream(trio.abc.Stream):
                 await trio.lowlevel.checkpoint()
             else:
                 tls.feed(await meter.receive_some())
-            while (data := tls.decrypt(limit)) is None:
+            while (parts := tls.decrypt(limit)) is None:
                 tls.feed(await meter.receive_some())
-            return data if max_bytes is not None or not data else self._with_more(data)
+            if max_bytes is None and parts:
+                self._add_more(parts)
+            return _joined(parts)
         except ssl.SSLError as exc:
             raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
         finally:
@@ -195,33 +197,37 @@ class SecureStream(trio.abc.Stream):
             return None
         self._tls.feed(data)
         try:
-            return self._tls.decrypt(RECEIVE_BYTES)
+            parts = self._tls.decrypt(RECEIVE_BYTES)
         except ssl.SSLError as exc:
             raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+        return None if parts is None else _joined(parts)
 
-    def _with_more(self, first: bytes) -> bytes:
-        """`first`, and what else can be had without waiting.
+    def _add_more(self, parts: list[bytes]) -> None:
+        """Add to them what else can be had without waiting.
 
         A turn of the loop for each piece, or even for each record, would be a third of the time that bulk takes (m).
         """
         tls = self._tls
-        parts, total = [first], len(first)
-        while total < RECEIVE_BYTES and (data := self._meter.receive_nowait()):
+        left = RECEIVE_BYTES - sum(map(len, parts))
+        while left > 0 and (data := self._meter.receive_nowait()):
             tls.feed(data)
             try:
-                part = tls.decrypt(RECEIVE_BYTES - total)
+                more = tls.decrypt(left)
             except ssl.SSLError:
                 break  # whoever reads next is told
-            if part == b"":
-                break  # it has ended, whatever it sends behind that
-            if part is not None:
-                parts.append(part)
-                total += len(part)
-        return first if len(parts) == 1 else b"".join(parts)
+            if more is not None:
+                if not more:
+                    break  # it has ended, whatever it sends behind that
+                parts += more
+                left -= sum(map(len, more))
 
     async def aclose(self) -> None:
         """See `trio.abc.AsyncResource`."""
         await self._meter.aclose()
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def spoke_http(error: trio.BrokenResourceError) -> bool:

@@ -62,32 +62,34 @@ class TlsEnd:
         """Something was fed that `decrypt` has not looked at."""
         return bool(self._incoming.pending or self._end.pending() or self._outcome)
 
-    def decrypt(self, max_bytes: int) -> bytes | None:
-        """Up to so many bytes of what was fed; None: there is no whole record yet; b"": the peer has ended.
+    def decrypt(self, max_bytes: int) -> list[bytes] | None:
+        """Up to so many bytes of what was fed, in pieces; None: there is no whole record; no piece: the peer has ended.
 
         It may have ended without saying so: whether anything is missing is told by what TLS carries (as in HTTPS).
         """
-        incoming, end = self._incoming, self._end
         parts: list[bytes] = []
-        total = 0
+        left = max_bytes
         if self._outcome is None:
+            read = self._end.read
             try:
-                while True:
-                    part = end.read(min(max_bytes - total, RECORD_BYTES))
+                while left > 0:
+                    size = RECORD_BYTES if left > RECORD_BYTES else left
+                    part = read(size)
                     if not part:
                         raise ssl.SSLZeroReturnError("the peer has ended")
                     parts.append(part)
-                    total += len(part)
-                    if total >= max_bytes or not (incoming.pending or end.pending()):
+                    count = len(part)
+                    left -= count
+                    # (Behind a full one there mostly is another: then it isn't asked for.)
+                    if count < size and not (self._incoming.pending or self._end.pending()):
                         break
             except ssl.SSLWantReadError:
-                if not parts:
-                    return None
+                return parts or None
             except ssl.SSLError as error:
                 self._outcome = error
         if self._outcome is not None and not parts and not _is_end(self._outcome):
             raise self._outcome
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts
 
     def encrypt(self, *parts: Buffer) -> list[bytes]:
         """What to send for all of them, and for what had to be sent before, in pieces."""
