@@ -142,6 +142,30 @@ def test_a_single_source_sends_large_frames() -> None:
     assert set(pile.asked) == {wire.MAX_DATA_BYTES}
 
 
+def test_a_little_room_is_not_used_for_a_large_frame() -> None:
+    """A file's frames leave a few KiB of their message, and a keystroke behind two of them would wait twice as long."""
+    scheduler = Scheduler()
+    record = wire.MAX_DATA_BYTES - 4 * wire.KIB
+
+    class Records(Pile):
+        def next_bulk(self, limit: int) -> EncodedFrame | None:
+            return super().next_bulk(min(limit, record))
+
+    scheduler.activate(Records(1, bulk=3 * record))
+    for _ in range(3):
+        message = scheduler.next_message()
+        assert kinds(message) == [("bulk", 1)]
+        assert record < message_bytes(message or ()) < BATCH_BYTES
+    assert scheduler.next_message() is None
+
+
+def test_where_there_is_nothing_else_data_goes_however_small_a_message_is() -> None:
+    """On the slowest line, too."""
+    scheduler = Scheduler()
+    scheduler.activate(Pile(1, bulk=10))
+    assert len(scheduler.next_frames(1)) == 1
+
+
 def test_a_source_waits_in_one_place_only() -> None:
     """Saying again that there is something gives no second turn."""
     scheduler = Scheduler()

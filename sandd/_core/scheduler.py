@@ -32,6 +32,9 @@ BATCH_BYTES: Final = MOST_BYTES
 """A message is closed once it holds this much, unless the line is slow."""
 SHARED_FRAME_BYTES: Final = 32 * wire.KIB
 """Data frame size while several sources are ready, so that each gets its turn soon."""
+LEAST_ROOM_PART: Final = 8
+"""Data joins what is in a message already where one part in so many of it is free: frames are pulled whole, and for
+less room than that it would become twice as large, and all that is urgent wait twice as long."""
 SMALL_FRAME_BYTES: Final = 256
 """What a control frame counts for that isn't encoded yet: more than most of them have."""
 FRAME_OVERHEAD: Final = 128
@@ -163,7 +166,7 @@ class Scheduler:
                 frames.append(urgent)
         if late and self._late:
             room = self._take_control(self._late, frames, room)
-        while self._bulk and room > 0:
+        while self._bulk and room > max_bytes // LEAST_ROOM_PART:
             source = next(iter(self._bulk))
             del self._bulk[source]
             limit = SHARED_FRAME_BYTES if self._bulk else wire.MAX_DATA_BYTES
