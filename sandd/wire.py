@@ -744,7 +744,7 @@ class DaemonStatus:
     about: DaemonDescription = UNDESCRIBED
     connected_for: float = field(
         default=0.0, validator=_seconds
-    )  # since it came, on its newest connection
+    )  # since it came, on its newest connection; 0 in what tells of a change
 
 
 @frozen

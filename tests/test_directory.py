@@ -126,6 +126,23 @@ async def test_what_a_daemon_said_of_itself_is_known() -> None:
     assert before - 100.0 <= info.connected_at <= time.time() - 100.0
 
 
+async def test_who_is_away_was_connected_when_it_came() -> None:
+    """Not when it went; on its return it is the new connection that counts."""
+    directory = Directory()
+    directory.take(status(connected_for=100.0))
+    came_at = directory.find("d").info.connected_at
+    async with directory.subscribe() as events:
+        directory.take(status(DaemonState.AWAY))
+        assert directory.find("d").info.connected_at == came_at
+        event = await events.__anext__()
+        assert (event.kind, event.info.connected_at) == ("away", came_at)
+    directory.take(status())
+    assert directory.find("d").info.connected_at >= came_at + 100.0
+    directory.lose_sight()
+    directory.take(status(DaemonState.AWAY, connected_for=200.0))  # as who comes later is told
+    assert directory.find("d").info.connected_at < came_at
+
+
 @pytest.mark.parametrize("bound", ["MAX_ENTRIES", "MAX_ENTRIES_CHARACTERS"])
 async def test_a_controller_cannot_fill_our_memory_with_daemons(
     monkeypatch: pytest.MonkeyPatch, bound: str

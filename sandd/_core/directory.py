@@ -219,7 +219,7 @@ class Directory:
             case wire.DaemonStatus():
                 self._take_status(news)
             case wire.DaemonCloned():
-                info = _info(news.daemon_id, news.instance, news.about, 0.0)
+                info = _info(news.daemon_id, news.instance, news.about, time.time())
                 self._tell(DaemonEvent("cloned", news.daemon_id, info))
             case wire.DaemonsTold():
                 self.told.set()
@@ -233,7 +233,10 @@ class Directory:
             self._lose(known)
             known = None
         was = None if known is None else known.state
-        info = _info(status.daemon_id, status.instance, status.about, status.connected_for)
+        connected_at = time.time() - status.connected_for
+        if known is not None and was is DaemonState.ONLINE and status.state is DaemonState.AWAY:
+            connected_at = known.info.connected_at  # what tells of a change doesn't
+        info = _info(status.daemon_id, status.instance, status.about, connected_at)
         more = _characters(info) - (0 if known is None else _characters(known.info))
         if (known is None and len(self._entries) >= MAX_ENTRIES) or (
             self._characters + more > MAX_ENTRIES_CHARACTERS
@@ -303,7 +306,7 @@ def _characters(info: DaemonInfo) -> int:
 
 
 def _info(
-    daemon_id: str, instance: str, about: wire.DaemonDescription, connected_for: float
+    daemon_id: str, instance: str, about: wire.DaemonDescription, connected_at: float
 ) -> DaemonInfo:
     return DaemonInfo(
         id=daemon_id,
@@ -313,7 +316,7 @@ def _info(
         version=about.version,
         labels=dict(about.labels),
         instance=instance,
-        connected_at=time.time() - connected_for,
+        connected_at=connected_at,
         isolation=str(about.isolation),
         isolation_levels=tuple(map(str, about.isolation_levels)),
     )
