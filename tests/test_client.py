@@ -24,7 +24,7 @@ from sandd._core._errors import (
 )
 from sandd._core.client import Client
 from sandd._core.client_job import AttachState, ClientJob
-from sandd._core.streams import WINDOW_BYTES, Gap
+from sandd._core.streams import MOST_RING_BYTES, VIEWER_WINDOW_BYTES, WINDOW_BYTES, Gap
 from sandd._core.tombstones import parse
 from sandd.wire import (
     DaemonState,
@@ -693,6 +693,22 @@ def test_attach_far_into_a_stream_grants_credit_there(peer: Peer) -> None:
     assert window == wire.Window((wire.StreamWindow(Stream.OUTPUT, far, far + WINDOW_BYTES),))
     peer.client.receive(data(channel, Stream.OUTPUT, far, b"x" * 9))
     assert job.outputs[Stream.OUTPUT].take(99) == b"x" * 9
+
+
+def test_viewers_grant_more_than_an_owner_is_ahead(peer: Peer) -> None:
+    """The sender doesn't wait for them: what they have no credit for may be gone when they have."""
+    job = peer.client.attach("d", "theirs", role=Role.VIEWER)
+    channel, message = peer.attach_heard()
+    assert cursor(message, Stream.OUTPUT).max_offset == VIEWER_WINDOW_BYTES
+    assert VIEWER_WINDOW_BYTES >= WINDOW_BYTES + MOST_RING_BYTES
+    peer.attached(channel, role=Role.VIEWER, streams=existing()[2:3])
+    size = wire.MAX_DATA_BYTES
+    peer.client.receive(data(channel, Stream.OUTPUT, 0, bytes(size)))
+    job.outputs[Stream.OUTPUT].take(size)
+    peer.client.activate(job)
+    ((_, window),) = peer.heard()
+    (entry,) = window.streams
+    assert entry == wire.StreamWindow(Stream.OUTPUT, size, size + VIEWER_WINDOW_BYTES)
 
 
 def test_viewers_send_nothing(peer: Peer) -> None:

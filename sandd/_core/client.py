@@ -39,6 +39,7 @@ from sandd._core.scheduler import Scheduler
 from sandd._core.streams import (
     NOTHING,
     RING_BYTES,
+    VIEWER_WINDOW_BYTES,
     WINDOW_BYTES,
     SendCursor,
 )
@@ -167,7 +168,15 @@ class Client:
                 f"job {job_id} on daemon {daemon_id!r} is held by another block of this program; "
                 "attach with takeover=True to take it over, or with read_only=True to look on"
             )
-        job = ClientJob(daemon_id, job_id, spec=None, role=role, takeover=takeover, since=since)
+        job = ClientJob(
+            daemon_id,
+            job_id,
+            spec=None,
+            role=role,
+            takeover=takeover,
+            since=since,
+            output_window=WINDOW_BYTES if role is _OWNER else VIEWER_WINDOW_BYTES,
+        )
         self._add(job, own)
         return job
 

@@ -38,6 +38,9 @@ MOST_RING_BYTES: Final = 1 * wire.MIB
 a router passes it on: what is under way has to fit the processor's caches (m)."""
 WINDOW_BYTES: Final = wire.INITIAL_OUTPUT_BYTES
 """Bytes a receiver grants per stream beyond what its application has consumed."""
+VIEWER_WINDOW_BYTES: Final = 2 * WINDOW_BYTES
+"""The same where it only looks on: its sender doesn't wait for it, so what it can't be sent at once may be gone when it
+can. At full speed, on a busy machine, a part was missing every 200 MB with one, in 2 GB none with two (m)."""
 NOTHING: Final = -1
 """Credit where not even the end of a stream may be said: before the answer to an Attach, and on a closed channel."""
 
