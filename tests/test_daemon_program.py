@@ -21,13 +21,14 @@ import trio
 from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
 from forked_python import PythonProcess, run_python
-from proc_files import handles
+from proc_files import handles, seconds_of_calm
 from process_tools import at_once, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
 
 import sandd
 from sandd import Outcome, wire
 from sandd._core import reception
+from sandd._core.streams import VIEWER_WINDOW_BYTES
 from sandd.testing import open_fault_proxy
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 
 pytestmark = posix_only
 
-LIMIT = 30.0
+LIMIT = 90.0
 HELD_UP = 7.0
-"""Seconds that no stop takes, however busy the machine; a daemon that something holds up ends after 8."""
+"""Seconds of calm that no stop takes; a daemon that something holds up ends after 8."""
 REFUSING = "ws://127.0.0.1:9/ws"
 """Where nobody listens."""
 
@@ -364,9 +365,9 @@ async def test_stopped_while_it_dials_what_never_answers() -> None:
         async with open_daemon(url) as daemon:
             peer, _ = await trio.to_thread.run_sync(mute.accept)
             with peer:
-                started = trio.current_time()
+                started = seconds_of_calm()
                 assert await daemon.stop() == 0
-                assert trio.current_time() - started < HELD_UP
+                assert seconds_of_calm() - started < HELD_UP
 
 
 async def test_stopped_while_the_controller_does_not_answer_the_hello() -> None:
@@ -379,9 +380,9 @@ async def test_stopped_while_the_controller_does_not_answer_the_hello() -> None:
             proxy.blackhole()
             async with open_daemon(proxy.url) as daemon:
                 await proxy.wait_accepted(1)
-                started = trio.current_time()
+                started = seconds_of_calm()
                 assert await daemon.stop() == 0
-                assert trio.current_time() - started < HELD_UP
+                assert seconds_of_calm() - started < HELD_UP
 
 
 @pytest.mark.parametrize(
@@ -409,10 +410,10 @@ async def test_stopped_with_jobs_running_it_tells_how_they_ended(
                         nursery.start_soon(run, script)
                     await until(lambda: len(marker.processes()) >= (5 if stubborn else 2))
                     daemon.signal(number)
-                    started = trio.current_time()
+                    started = seconds_of_calm()
                     assert await daemon.wait() == 0
                     # A second less than their grace, which is for those alone who need it.
-                    assert stubborn or trio.current_time() - started < 4
+                    assert stubborn or seconds_of_calm() - started < 4
             assert marker.processes() == []
     assert (results[0].stdout, results[0].exit_code) == ("on\ncleaned\n", 4)
     assert [(each.stdout, each.signal) for each in results[1:]] == [("on\n", "SIGKILL")] * stubborn
@@ -432,14 +433,14 @@ async def test_stopped_beside_a_reader_that_does_not_read_it_says_goodbye() -> N
                 worker.open_process("echo on; exec yes") as process,
                 worker.attach_process(process.job_id, read_only=True) as viewer,
             ):
-                while sum(map(len, read)) < 2 * wire.MIB:  # more than the viewer has credit for
+                while sum(map(len, read)) < 2 * VIEWER_WINDOW_BYTES:
                     read.append(await process.stdout.receive_some())
                 daemon.terminate()
-                started = trio.current_time()
+                started = seconds_of_calm()
                 read += [chunk async for chunk in process.stdout]
                 assert (await process.wait()).outcome is Outcome.CANCELLED
                 assert await daemon.wait() == 0
-                assert trio.current_time() - started < HELD_UP
+                assert seconds_of_calm() - started < HELD_UP
                 await until(lambda: worker.state is sandd.DaemonState.GONE)
                 with pytest.raises((sandd.OutputGap, trio.BrokenResourceError)):
                     async for _ in viewer.stdout:
@@ -482,9 +483,9 @@ async def test_stopped_together_with_its_controller(marker: Marker) -> None:
                         daemon.terminate()
                         await trio.sleep(max(0.0, -delay))
                         nursery.cancel_scope.cancel()
-                    started = trio.current_time()
+                    started = seconds_of_calm()
                     assert await daemon.wait() == 0
-                    assert trio.current_time() - started < HELD_UP
+                    assert seconds_of_calm() - started < HELD_UP
             assert marker.processes() == []
 
 
