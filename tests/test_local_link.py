@@ -11,7 +11,7 @@ from scripted import Bytes, control, data, drain, event
 
 from sandd import wire
 from sandd._core import commands
-from sandd._core._errors import SpawnFailed
+from sandd._core._errors import LocalProtocolError, SpawnFailed
 from sandd._core.client_job import AttachState
 from sandd._core.directory import Directory
 from sandd._core.held_job import attached, started
@@ -25,6 +25,7 @@ from sandd._core.job_link import (
 )
 from sandd._core.local_link import LocalLink
 from sandd._core.process_handle import Process
+from sandd._core.ring_room import RING_ROOM_BYTES
 from sandd._core.router import Router
 from sandd._core.session_handle import Session
 from sandd._core.streams import WINDOW_BYTES, Gap
@@ -104,19 +105,34 @@ def talk(world: World, handle: JobHandle, text: bytes) -> None:
 @pytest.mark.parametrize(
     ("spec", "window"),
     [
-        pytest.param(wire.DownloadSpec(b"f"), wire.DownloadSpec.window, id="much at a time"),
-        pytest.param(wire.StatSpec(b"f"), WINDOW_BYTES, id="little"),
+        pytest.param(wire.DownloadSpec(b"f"), wire.DownloadSpec.window, id="a download"),
+        pytest.param(wire.UploadSpec(b"f"), WINDOW_BYTES, id="an upload"),
+        pytest.param(wire.StatSpec(b"f"), WINDOW_BYTES, id="a question"),
         pytest.param(SPEC, WINDOW_BYTES, id="a command"),
     ],
 )
-async def test_a_request_may_send_as_much_as_it_may_have_put_out(
+async def test_a_download_may_send_as_much_as_its_daemon_holds(
     world: World, spec: wire.Spec, window: int
 ) -> None:
-    """With less granted than the daemon holds for it, each turn of a copy would wait for the one before."""
+    """With less granted, each turn of a copy would wait for the one before."""
     world.link.open("d", spec)
     ((_, attach),) = drain(world.daemon.scheduler)
     assert isinstance(attach, wire.Attach)
     assert attach.output_credit == window
+
+
+async def test_many_downloads_share_what_they_may_have_under_way(world: World) -> None:
+    """What is beyond a command's is bounded for all of them together; and whoever ends leaves it to the next."""
+    handles = [world.link.open("d", wire.DownloadSpec(b"f")) for _ in range(40)]
+    windows = [handle.job.output_window for handle in handles]
+    assert sum(windows) == len(handles) * WINDOW_BYTES + RING_ROOM_BYTES
+    assert (windows[0], windows[-1]) == (wire.DownloadSpec.window, WINDOW_BYTES)
+    with pytest.raises(LocalProtocolError, match="too large"):
+        world.link.open("d", wire.DownloadSpec(b"f", include=("x" * wire.MAX_CONTROL_BYTES,)))
+    for _ in range(2):
+        world.link.drop(handles[0])
+    again = [world.link.open("d", wire.DownloadSpec(b"f")).job.output_window for _ in range(2)]
+    assert again == [wire.DownloadSpec.window, WINDOW_BYTES]
 
 
 def test_input_is_drawn_when_the_daemons_link_takes_it(world: World) -> None:

@@ -31,6 +31,7 @@ from sandd._core.audit.sinks import NO_AUDIT
 from sandd._core.client import Client
 from sandd._core.client_job import NO_STALLS, AttachState, ClientJob
 from sandd._core.logs import get_logger
+from sandd._core.ring_room import RingRoom
 from sandd._core.streams import RING_BYTES, WINDOW_BYTES
 from sandd._core.transfers.partials import Partials
 from sandd.wire import FailedCode, Role, Stream
@@ -351,6 +352,8 @@ class JobLink(ABC):
         self.partials = Partials()
         """Files in the making, of transfers to this machine."""
         self._handles: dict[ClientJob, JobHandle] = {}
+        self._window_room = RingRoom()
+        """For what downloads may have under way, besides what every output may: all of them together."""
         self._later = trio.Event()
         """Set when there is something for `run`."""
         self._soon = trio.Event()
@@ -395,13 +398,15 @@ class JobLink(ABC):
         """
         if self.closed:
             raise trio.ClosedResourceError("this controller is closed")
-        asked_at, capacity, window = None, INPUT_CAPACITY, WINDOW_BYTES
+        asked_at, capacity, wider = None, INPUT_CAPACITY, 0
         if isinstance(spec, wire.Request):
-            # It holds as much each way; what it puts out has a source that can wait, and shouldn't have to.
-            capacity, window = spec.window, max(WINDOW_BYTES, spec.window)
+            capacity = spec.window
             # Ahead of a request goes what was left to `run`: else jobs that we have left would still be there.
             self.say_farewells([daemon_id])
             asked_at = trio.current_time()
+        if isinstance(spec, wire.DownloadSpec):
+            # As much as its daemon holds: with less, each turn of a copy waits for the one before.
+            wider = self._window_room.take(spec.window - WINDOW_BYTES)
         span = None if isinstance(spec, wire.Request) else tracing.begin(daemon_id, spec)
         try:
             job = self.client.open(
@@ -410,10 +415,11 @@ class JobLink(ABC):
                 encoded=encoded,
                 job_id=job_id,
                 input_capacity=capacity if input_data is None else None,
-                output_window=window,
+                output_window=WINDOW_BYTES + wider,
                 trace="" if span is None else span.traceparent,
             )
         except BaseException as error:
+            self._window_room.give_back(wider)
             if span is not None:
                 span.failed(error)
             raise
@@ -478,7 +484,8 @@ class JobLink(ABC):
 
     def drop(self, handle: JobHandle) -> None:
         """Nobody waits on the handle any more."""
-        self._handles.pop(handle.job, None)
+        if self._handles.pop(handle.job, None) is not None:
+            self._window_room.give_back(handle.job.output_window - WINDOW_BYTES)
 
     def close(self) -> None:
         """The controller closes: end what would be left to nobody; whoever waits for a job learns of it.

@@ -1,5 +1,7 @@
 """What the rings of busy streams may have besides what each begins with: all of a daemon together.
 
+It is the same for what a client's downloads may have under way towards it.
+
 Sans-IO. A ring bounds what is under way from a process to its reader. Where three processes pass it on they want some
 messages each, or two of them wait for the third; but a ring of that size for each of many commands whose readers are
 slow would be most of a small machine's memory.
