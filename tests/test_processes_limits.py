@@ -24,6 +24,7 @@ from sandd._core.processes.posix import PosixProcessHost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from sandd._core.processes import Child, SpawnRequest
 
@@ -165,6 +166,21 @@ async def test_what_can_not_be_held_is_told_or_not_started() -> None:
         assert child.unheld == ("cpus",)
         with pytest.raises(SpawnFailed, match="can't be held to cpus"):
             await host.spawn(job("true", Limits(cpus=0.5), must_hold=True))
+
+
+async def test_what_can_be_held_is_known_however_late_the_spawner_comes_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine where much is starting is no reason not to start, as a daemon with limits would have it."""
+    slow = tmp_path / "slow"
+    slow.write_text(f'#!/bin/sh\nsleep 0.3\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr("sandd._core.processes.posix.WAIT_SECONDS", 0.01)
+    async with opened("off") as host:
+        assert await host.unheld(Limits(cpus=0.5, processes=3)) == ("cpus",)
+    async with opened("off") as host:
+        assert await host.unheld_total(Limits(memory_bytes=MIB)) == ("memory_bytes",)
 
 
 @needs_groups

@@ -58,6 +58,9 @@ MAX_REQUEST_BYTES = 8 << 20
 stack), macOS 1 MiB. What is far beyond is refused here; the exact limit is the kernel's."""
 WAIT_SECONDS = 5.0
 """How long a spawn waits where the spawner is busy, or dead and the next one is not up yet."""
+READY_SECONDS = 60.0
+"""How long it takes at most until it is known what can be held: a daemon that has limits starts with that, or not at
+all, and where all else is starting, too, the first spawner is slow to come up."""
 NO_SPAWNER = "the process that starts jobs does not come up; see the daemon's log"
 MAX_LOOKUPS = 8
 """Users looked up at once. They may come from a network that hangs: then others must find threads all the
@@ -85,7 +88,7 @@ class PosixProcessHost(ProcessHost):
         return f"<PosixProcessHost with {len(self._children)} children, {self.keeper!r}>"
 
     async def unheld(self, limits: Limits) -> tuple[str, ...]:
-        with trio.move_on_after(WAIT_SECONDS):
+        with trio.move_on_after(READY_SECONDS):
             ready = await self.keeper.wait_ready()
             given = _process_limits(limits) or ()
             names = {n for n, v in zip(ProcessLimits._fields, given, strict=False) if v is not None}
@@ -93,7 +96,7 @@ class PosixProcessHost(ProcessHost):
         raise SpawnFailed(errno.EAGAIN, NO_SPAWNER)
 
     async def unheld_total(self, limits: Limits) -> tuple[str, ...]:
-        with trio.move_on_after(WAIT_SECONDS):
+        with trio.move_on_after(READY_SECONDS):
             ready = await self.keeper.wait_ready()
             return tuple(sorted(set(limits.given) - set(ready.holds_total)))
         raise SpawnFailed(errno.EAGAIN, NO_SPAWNER)
