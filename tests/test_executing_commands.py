@@ -264,7 +264,9 @@ async def test_a_cut_changes_nothing(
         )
         nursery.cancel_scope.cancel()
     assert proxy.accepted >= 6
-    assert (done.returncode, done.stderr) == (9, b"")
+    # A busy machine takes so long to connect that it is told.
+    told = done.stderr.replace(b"[w is away; waiting for it]\n[w is back]\n", b"")
+    assert (done.returncode, told) == (9, b"")
     expected = "".join(f"{m}\n" for n in range(1, 7) for m in range(n, 3001))
     assert done.stdout.decode() == expected
 
