@@ -217,13 +217,11 @@ async def test_who_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None
 
     pages_read.read = large  # type: ignore[method-assign]
     async with served(pages_read) as address:
-        deaf = await connect(address)
-        await deaf.send_all(GET)
-        await until(lambda: pages_read.reads)
-        assert (await ask(address, "/healthz")).status == 200
-        with trio.fail_after(60):
-            await until(lambda: _is_cut(deaf))
-        await deaf.aclose()
+        async with await connect(address) as deaf:
+            await deaf.send_all(GET)
+            await until(lambda: pages_read.reads)
+            assert (await ask(address, "/healthz")).status == 200
+            await until(lambda: _is_cut(deaf), within=60)
 
 
 def _is_cut(stream: trio.SocketStream) -> bool:

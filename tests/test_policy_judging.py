@@ -133,9 +133,9 @@ def test_the_longest_command_is_judged_in_no_time() -> None:
     many = tuple(Argument(Regex("[a-z]*"), 0, 1024) for _ in range(64))
     policy = Policy((Rule("r", "/bin/r", (*many, Argument(Literal("1")))),))
     for count, size in ((4096, 32), (1000, 131), (128, 1024)):
-        began = time.perf_counter()
+        began = time.process_time()
         assert not is_allowed(command("/bin/r", *["a" * size] * count), policy)
-        assert time.perf_counter() - began < 5
+        assert time.process_time() - began < 5
 
 
 # ---- files and ports ----------------------------------------------------------------------------
