@@ -159,5 +159,5 @@ def test_a_daemon_that_can_not_hold_its_limits_says_so() -> None:
     env = {CHOICE_VARIABLE: "off"}
     arguments = ("--limit-total", "memory=1G", "--require-limits")
     with running_daemon("ws://127.0.0.1:1/ws", env=env, arguments=arguments) as daemon:
-        assert daemon.wait_sync() == 2
+        assert daemon.wait_sync(60.0) == 2
         assert "--limit-total: this machine can't hold memory_bytes" in daemon.log
