@@ -15,7 +15,6 @@ import tokenize
 from typing import TYPE_CHECKING
 
 import attrs
-from sphinx.util.docutils import SphinxDirective
 
 from sandd import wire
 
@@ -136,12 +135,13 @@ def bounds_of(validator: object) -> str:
         return ", ".join(map(bounds_of, validator._validators))
     if hasattr(validator, "member_validator"):  # within `deep_iterable`
         return f"each {bounds_of(validator.member_validator)}"
-    validator = getattr(validator, "validator", validator)  # within `optional`
     if validator is wire._trace:
         return "a traceparent, or nothing"
     if validator is wire._limit_name:
         return "a key of ``Limits``, or nothing"
     bounds = inspect.getclosurevars(validator).nonlocals  # those of wire._within or wire._at_most
+    if "check_given" in bounds:  # within wire._optional
+        return bounds_of(bounds["check_given"])
     if "length" in bounds:
         return f"at most {bounds['length']} long"
     return f"{number(bounds['low'])} to {number(bounds['high'])}"
@@ -175,19 +175,20 @@ def table(columns: Mapping[str, int], rows: Iterable[list[str]]) -> Iterator[str
         yield ""
 
 
-class WireTables(SphinxDirective):
-    """The directive."""
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """What takes its place on the page."""
-        self.env.note_dependency(wire.__file__)
-        text = "\n".join(CONTENTS[self.arguments[0]]())
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Called by Sphinx, which nothing else here needs: the tables are made in tests, too."""
+    from sphinx.util.docutils import SphinxDirective
+
+    class WireTables(SphinxDirective):
+        """The directive."""
+
+        required_arguments = 1
+
+        def run(self) -> list[nodes.Node]:
+            """What takes its place on the page."""
+            self.env.note_dependency(wire.__file__)
+            text = "\n".join(CONTENTS[self.arguments[0]]())
+            return self.parse_text_to_nodes(text, allow_section_headings=True)
+
     app.add_directive("wire-tables", WireTables)
     return {"parallel_read_safe": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib.util
 import inspect
 import io
 import os
@@ -94,6 +95,18 @@ async def test_guide_code_prints_what_it_says(
         names = {"sandd": sandd, "trio": trio, "Path": Path, "controller": controller}
         for piece in pieces("python"):
             assert await printed_by(piece, names) == piece.promised, f"guide.rst:{piece.line}"
+
+
+def test_the_tables_of_the_protocol_can_be_made() -> None:
+    """Of every message, with what each of its fields lets through."""
+    spec = importlib.util.spec_from_file_location("wire_tables", DOCS / "wire_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    wire_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wire_tables)
+    made = {name: "\n".join(make()) for name, make in wire_tables.CONTENTS.items()}
+    assert all(made.values())
+    assert "- at most 255 long" in made["specs"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the page's commands are POSIX'")
