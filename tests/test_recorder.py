@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import json
@@ -567,20 +568,22 @@ async def test_a_disk_that_hangs_at_the_end_is_given_up(
 # ---- a disk that fails ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Makes the kernel refuse to let any file of ours grow beyond a size: a real error, after a part."""
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """The kernel refuses to let any file of ours, pytest's output too, grow beyond it: a real error, after a part."""
     import resource
 
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @posix_only
 async def test_a_disk_that_takes_a_part_of_a_line(
     tmp_path: Path,
-    small_files: Callable[[int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The session goes on, the file ends with the last line that was whole, and one line in the log says why."""
@@ -588,8 +591,8 @@ async def test_a_disk_that_takes_a_part_of_a_line(
     async with recording(path) as recorder:
         for _ in range(100):
             recorder.output(b"x" * 50)
-        small_files(1000)
-        await until(lambda: recorder.failure)
+        with small_files(1000):
+            await until(lambda: recorder.failure)
         for _ in range(100):
             recorder.output(b"more")
         recorder.resized(1, 1)
