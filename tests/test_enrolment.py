@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and files are POSIX ones")
 
-LIMIT = 25.0
+LIMIT = 80.0
 
 
 async def token_file(controller: sandd.Controller, path: Path) -> list[str]:

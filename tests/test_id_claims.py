@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sandd import DaemonEvent
 
-LIMIT = 25.0
+LIMIT = 40.0
 A = {"instance": "a", "ancestors": ("a0",)}
 RESTARTED = {"instance": "a2", "ancestors": ("a", "a0")}
 COPY = {"instance": "b", "ancestors": ("a0",)}

@@ -235,7 +235,7 @@ async def test_messages_nobody_takes_are_bounded() -> None:
             assert (await connection.receive_message())[:1] == bytes([number])
         await connection.send_message(b"all")
 
-    with trio.fail_after(30):
+    with trio.fail_after(80):
         async with serving(handler) as address, raw_client(address) as peer:
             sent = 0
 
