@@ -79,6 +79,19 @@ def make_codecs() -> None:
         wire._SPEC_TO_WIRE[spec], wire._SPEC_FROM_WIRE[spec]
 
 
+def make_parsers() -> None:
+    """Have argparse build the grammars of all our command lines: each copy would build its own, 5 to 15 ms."""
+    from sandd import __version__, cli
+    from sandd._core import controller_options, daemon_options
+
+    for module in (cli, controller_options, daemon_options):
+        module.build_parser = functools.cache(module.build_parser)  # type: ignore[attr-defined]
+    cli.build_parser()
+    controller_options.build_parser("sandd controller", __version__)
+    for program in ("sandd daemon", "python -m sandd.daemon"):
+        daemon_options.build_parser(program, __version__)
+
+
 def try_isolation() -> None:
     """Find out once what this machine has for it: each daemon would run bubblewrap to see that it works, 10 ms.
 
@@ -285,6 +298,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for those who started us
     import_all()
     make_codecs()
+    make_parsers()
     try_isolation()
     gc.collect()
     gc.freeze()
