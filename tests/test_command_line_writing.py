@@ -106,8 +106,7 @@ def test_a_full_disk_is_one_line(world: World, command: str) -> None:
 @needs_full
 def test_a_command_that_runs_is_ended_where_the_disk_is_full(world: World) -> None:
     """On each daemon: nobody will see what it does."""
-    code, told = world.run("run -- yes", ">/dev/full")
-    assert (code, told) == FULL
+    assert world.run_into(full_disk, "run -- yes") == FULL
 
 
 @pytest.mark.parametrize("command", ["ps", "logs JOB", "run -- echo x", "exec w -- echo x"])
@@ -132,14 +131,14 @@ def test_a_reader_that_has_gone_is_told_nothing(world: World, command: str) -> N
 @needs_full
 def test_the_name_of_a_job_is_not_lost(world: World) -> None:
     """It has been begun: whoever can't be told on stdout is told on stderr, or would begin it again."""
-    code, told = world.run("exec --detach w -- true", ">/dev/full")
+    code, told = world.run_into(full_disk, "exec --detach w -- true")
     begun = {f"w/{each['id']}" for each in world.controller.objects("jobs", "--json")} - {world.job}
     (name,) = begun
     assert (code, told) == (
         125,
         f"sandd: the job is {name}, and has been begun\nsandd: stdout: No space left on device\n",
     )
-    code, told = world.run(f"forget {name}", ">/dev/full")
+    code, told = world.run_into(full_disk, f"forget {name}")
     assert code == 125
     assert told == "sandd: stdout: No space left on device\n"
     left = {f"w/{each['id']}" for each in world.controller.objects("jobs", "--json")}
