@@ -17,6 +17,7 @@ from sandd._core.bundle.trimming import statements_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from importlib.machinery import ModuleSpec
 
 ROOTS: Final = ("sandd.daemon", "sandd._core.processes.spawner")
 """The programs: the second is started by the first, which imports nothing of it."""
@@ -92,13 +93,14 @@ def find_modules(roots: tuple[str, ...] = ROOTS) -> dict[str, Module]:
     """
     found: dict[str, Module] = {}
     seen: set[str] = set()
+    specs: dict[str, ModuleSpec | None] = {}
     todo = [*roots]
     while todo:
         name = todo.pop()
         if name in seen or name.partition(".")[0] not in CARRIED or _is_left_out(name):
             continue
         seen.add(name)
-        module = _locate(name)
+        module = _locate(name, specs)
         if module is None:
             continue  # a name in a module, or what isn't there, and is tried for
         found[name] = module
@@ -119,10 +121,10 @@ def _is_left_out(name: str) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in LEFT_OUT)
 
 
-def _locate(name: str) -> Module | None:
+def _locate(name: str, specs: dict[str, ModuleSpec | None]) -> Module | None:
     top, *rest = name.split(".")
     # Of the top alone: looking for anything below it would import what is above.
-    spec = find_spec(top)
+    spec = specs[top] if top in specs else specs.setdefault(top, find_spec(top))
     if spec is None or spec.origin is None:
         return None
     origin = Path(spec.origin)
@@ -135,21 +137,27 @@ def _locate(name: str) -> Module | None:
     return None
 
 
-def _imports(statement: ast.AST, package: str) -> Iterator[str]:
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     """What is imported in it, wherever it stands; of ``from x import y`` both x and x.y, whatever y is."""
-    if isinstance(statement, ast.Import):
-        yield from (alias.name for alias in statement.names)
-    elif isinstance(statement, ast.ImportFrom):
-        base = statement.module or ""
-        if statement.level:
-            parts = package.split(".")
-            above = parts[: len(parts) - statement.level + 1]
-            base = ".".join([*above, *([base] if base else [])])
-        yield base
-        yield from (f"{base}.{alias.name}" for alias in statement.names)
-    elif isinstance(statement, ast.If) and ast.unparse(statement.test) in _FOR_TYPES:
-        for each in statement.orelse:
-            yield from _imports(each, package)
-    else:
-        for below in statements_in(statement):
-            yield from _imports(below, package)
+    todo: list[ast.AST] = [tree]
+    while todo:
+        statement = todo.pop()
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            base = statement.module or ""
+            if statement.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - statement.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in statement.names)
+        elif isinstance(statement, ast.If) and _is_for_types(statement.test):
+            todo += statement.orelse
+        else:
+            todo += statements_in(statement)
+
+
+def _is_for_types(test: ast.expr) -> bool:
+    # To have any other test as text would take longer than all that is looked for.
+    return isinstance(test, ast.Name | ast.Attribute) and ast.unparse(test) in _FOR_TYPES

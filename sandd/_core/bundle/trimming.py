@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OF_STATEMENTS: Final = frozenset({"body", "orelse", "finalbody", "handlers", "cases"})
 EMPTY: Final = b'""'
 """In place of a docstring: who looks for one finds a text."""
 _STRING_OR_COMMENT: Final = re.compile(
@@ -45,7 +46,7 @@ def _texts_alone(tree: ast.Module) -> Iterator[tuple[int, int, int, int]]:
     """Where the docstrings are, and other strings that nobody takes: from line and byte to line and byte."""
     todo: list[ast.AST] = [tree]
     while todo:
-        todo += (below := list(statements_in(todo.pop())))
+        todo += (below := statements_in(todo.pop()))
         for each in below:
             match each:
                 case ast.Expr(value=ast.Constant(value=str()) as text):
@@ -54,7 +55,10 @@ def _texts_alone(tree: ast.Module) -> Iterator[tuple[int, int, int, int]]:
                     yield text.lineno, text.col_offset, text.end_lineno, text.end_col_offset
 
 
-def statements_in(node: ast.AST) -> Iterator[ast.AST]:
+def statements_in(node: ast.AST) -> list[ast.AST]:
     """The statements one level below: no expressions, which are most of a tree, and take most of the time."""
-    for field in ("body", "orelse", "finalbody", "handlers", "cases"):
-        yield from getattr(node, field, ())
+    found: list[ast.AST] = []
+    for field in node._fields:
+        if field in _OF_STATEMENTS:
+            found += getattr(node, field)
+    return found
