@@ -557,6 +557,8 @@ class World(JobWorld):
 
     def check(self) -> None:
         """Assert what must hold at every moment, by number."""
+        owned = all(job.owner is not None for job in self.table.jobs.values())
+        assert owned or self.table.has_unowned, "(12) a lease that nobody counts"
         for process in self.processes.values():
             self.check_process(process)
         for reader in self.readers:

@@ -1448,6 +1448,38 @@ def test_a_suspended_machine_expires_nothing(daemon: Daemon) -> None:
     assert daemon.job().unowned_seconds == jobs_module.LONGEST_TICK
 
 
+def test_time_counts_from_when_a_job_is_left(daemon: Daemon) -> None:
+    """While each has its owner nobody need call; what passed until then is nobody's."""
+    assert daemon.table.tick(0.0) == []
+    daemon.attach(spec=LEASED)
+    assert daemon.table.tick(0.0) == []
+    assert not daemon.table.has_unowned
+    daemon.receive(control(1, wire.Detach()))
+    assert daemon.table.has_unowned
+    for now, seconds in ((4.0, 0.0), (5.5, 1.5)):
+        assert daemon.table.tick(now) == []
+        assert daemon.table.has_unowned
+        assert daemon.job().unowned_seconds == seconds
+    daemon.resume(2)
+    assert daemon.table.tick(6.0) == []
+    assert not daemon.table.has_unowned
+
+
+@pytest.mark.parametrize("how", ["by a viewer", "by the daemon", "and its link is gone"])
+def test_a_job_may_never_have_an_owner(daemon: Daemon, how: str) -> None:
+    """Then its time counts from its start."""
+    if how == "by a viewer":
+        daemon.attach(spec=LEASED, role=Role.VIEWER)
+    elif how == "by the daemon":
+        begun(daemon)
+    else:
+        daemon.attach(spec=LEASED)
+        daemon.table.close_link(daemon.link, daemon.now)
+    assert daemon.table.has_unowned
+    assert daemon.table.tick(daemon.now) == []
+    assert daemon.table.has_unowned
+
+
 def test_detached_jobs_have_no_lease(daemon: Daemon) -> None:
     """A job that was told to outlive its owner does."""
     daemon.attach(spec=DETACHED)

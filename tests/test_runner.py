@@ -418,6 +418,59 @@ async def test_who_moves_much_lets_others_go_first_while_somebody_types(
         nursery.cancel_scope.cancel()
 
 
+async def test_leases_are_counted_while_a_job_is_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A daemon whose jobs all have their owners wakes up for none of them; one that is left ends with its lease."""
+    steps: list[float] = []
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if "count_leases" in task.name:
+                steps.append(trio.current_time())
+
+    table = JobTable("instance")
+    async with trio.open_nursery() as nursery:
+        jobs, link = (
+            JobRunner(table, FakeProcessHost(nursery), nursery, max_running=2),
+            DaemonLink(),
+        )
+        trio.lowlevel.add_instrument(Steps())
+        nursery.start_soon(jobs.count_leases)
+        await trio.sleep(3600.0)
+        spec = wire.encode_spec(wire.CommandSpec((b"sleep 100000",), shell=True, lease=10.0))
+        attach = wire.Attach("d", "leased", "client", spec=spec, instance="instance")
+        jobs.receive(link, wire.as_frame(wire.ControlFrame(1, attach)))
+        jobs.after_message()
+        await trio.sleep(3600.0)
+        assert len(steps) == 1
+        left_at = trio.current_time()
+        jobs.receive(link, wire.as_frame(wire.ControlFrame(1, wire.Detach())))
+        jobs.after_message()
+        job = table.jobs["", "leased"]
+        while job.state is not wire.JobState.ENDED:
+            await trio.sleep(0.1)
+        assert 10.0 <= trio.current_time() - left_at <= 10.0 + 2 * runner.TICK_SECONDS
+        assert job.end_outcome is wire.Outcome.LEASE_EXPIRED
+
+        # Of one that is taken back the time counts no more.
+        attach = wire.Attach("d", "again", "client", spec=spec, instance="instance")
+        jobs.receive(link, wire.as_frame(wire.ControlFrame(2, attach)))
+        jobs.remove_link(link)
+        await trio.sleep(9.0)
+        link = DaemonLink()
+        attach = wire.Attach("d", "again", "client", generation=1)
+        jobs.receive(link, wire.as_frame(wire.ControlFrame(1, attach)))
+        jobs.after_message()
+        jobs.act(table.forget(job, trio.current_time()))
+        await trio.sleep(2 * runner.TICK_SECONDS)
+        steps.clear()
+        await trio.sleep(3600.0)
+        assert steps == []
+        assert table.jobs["", "again"].end_outcome is None
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_that_is_begun_while_the_daemon_stops_keeps_its_pipes() -> None:
     """A place that becomes free then is mostly given to nobody; in whatever order the tasks end."""
     for _ in range(10):

@@ -135,6 +135,8 @@ class JobTable:
         self._last_tick: float | None = None
         self._more_is_unclaimed = False
         """Since the last tick a job has ended, or was left by its owner."""
+        self.has_unowned = False
+        """There may be jobs without an owner: whose time counts, so `tick` is to be called."""
 
     # -- links
 
@@ -284,6 +286,7 @@ class JobTable:
                 yield job, Effect.CLAIMED
         else:
             job.viewers[attachment] = None
+            self.has_unowned = self.has_unowned or job.owner is None
         if is_plain:
             channel.plain_answer = wire.PLAIN_ATTACHED
         else:
@@ -358,6 +361,7 @@ class JobTable:
         job = self._add(key, b"", spec, now)
         job.client = parent.client
         job.claim_within = claim_within
+        self.has_unowned = True
         return job, [(job, Effect.START)]
 
     def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
@@ -468,7 +472,7 @@ class JobTable:
         job = attachment.job
         if job.owner is attachment:
             job.set_owner(None)
-            self._more_is_unclaimed = True
+            self.has_unowned = self._more_is_unclaimed = True
         job.viewers.pop(attachment, None)
         if not job.attachments:
             job.release_pieces()
@@ -591,13 +595,15 @@ class JobTable:
     # -- time
 
     def tick(self, now: float) -> Effects:
-        """Count leases and retention; call every few seconds. A long pause counts as LONGEST_TICK."""
+        """Count leases and retention; call every few seconds while it `has_unowned`. A pause counts as LONGEST_TICK."""
         elapsed = 0.0 if self._last_tick is None else min(now - self._last_tick, LONGEST_TICK)
         self._last_tick = now
         effects: Effects = []
+        self.has_unowned = False
         for job in list(self.jobs.values()):
             if job.owner is not None:
                 continue
+            self.has_unowned = True
             job.unowned_seconds += elapsed
             if job.state is JobState.ENDED:
                 if job.unowned_seconds >= self.retention:
@@ -610,6 +616,8 @@ class JobTable:
         if self._more_is_unclaimed:
             self._more_is_unclaimed = False
             effects += self._forget_excess(now)
+        if not self.has_unowned:
+            self._last_tick = None  # the time until there is one counts for nobody
         return effects
 
     def _forget_excess(self, now: float) -> Effects:

@@ -174,6 +174,8 @@ class JobRunner:
         """Until then somebody types, as far as we can tell."""
         self._starting = False
         """A start is under way whose answer has not been sent."""
+        self._one_is_left: trio.Event | None = None
+        """Where leases are not counted, as no job is without its owner; set when one may be."""
         self._untold: deque[tuple[float, Job]] = deque()
         """Those whose start, or output's end, is told at some time, should they still run then."""
         self._tells = False
@@ -216,6 +218,8 @@ class JobRunner:
         Not after a start: its answer travels with the word that the process runs, a millisecond later.
         That halves the messages, and the process is asked for before anything is sent.
         """
+        if self._one_is_left is not None and self._table.has_unowned:
+            self._one_is_left.set()
         if self._starting:
             self._starting = False
             for link in self._pumps:
@@ -253,6 +257,8 @@ class JobRunner:
     def act(self, effects: Effects) -> None:
         """Do what the job table asks for, and send what it has to say."""
         self._dispatch(effects)
+        if self._one_is_left is not None and self._table.has_unowned:
+            self._one_is_left.set()
         self.flush()
         self._starting = False  # all answers are on their way
 
@@ -316,14 +322,19 @@ class JobRunner:
                     child.terminal.resize(op.rows, op.cols)
 
     async def count_leases(self) -> None:
-        """Let leases and retention run; for as long as the daemon lives.
+        """Let leases and retention run; for as long as the daemon lives. It sleeps while every job has its owner.
 
         At its end, what was asked for and has no task is let go of: the process host ends it.
         """
         try:
             while True:
                 self.act(self._table.tick(self._now()))
-                await trio.sleep(TICK_SECONDS)
+                if self._table.has_unowned:
+                    await trio.sleep(TICK_SECONDS)
+                else:
+                    self._one_is_left = trio.Event()
+                    await self._one_is_left.wait()
+                    self._one_is_left = None
         finally:
             self._is_over = True
             for running in self._running.values():
