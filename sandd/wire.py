@@ -473,9 +473,13 @@ def _decode_ping(payload: bytes) -> Control | Unknown:
     return message
 
 
+LONE_PING_BYTES: Final = HEADER_BYTES + MAX_PING_BYTES
+"""A longer message is no `lone_ping`: whoever gets many need not ask."""
+
+
 def lone_ping(message: bytes) -> int | None:
     """The number of the ping that a WebSocket message consists of; None where there is anything else in it."""
-    if len(message) > HEADER_BYTES + MAX_PING_BYTES or not message.endswith(_PINGS[0]):
+    if len(message) > LONE_PING_BYTES or not message.endswith(_PINGS[0]):
         return None
     return _lone_ping(message)
 
@@ -1974,7 +1978,8 @@ class _Codec:
 
     def decode(self, payload: Buffer) -> Any:
         try:
-            _check_size(payload, self._what)
+            if len(payload) > SHORT_SPEC_BYTES:
+                _check_size(payload, self._what)
             return self._structure(_unpack(payload))
         except RemoteProtocolError:
             raise
@@ -2216,7 +2221,8 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 def decode_spec(payload: Buffer) -> Spec:
     """The spec in `Attach.spec`; UnsupportedSpec for whatever this daemon would have to leave out."""
     try:
-        _check_size(payload, "spec")
+        if len(payload) > SHORT_SPEC_BYTES:
+            _check_size(payload, "spec")
         value = _unpack_flat(payload)
         if type(value) is not dict:
             raise TypeError("a map expected")

@@ -35,8 +35,12 @@ if TYPE_CHECKING:
     from sandd._core.spool import Spool
     from sandd._core.tombstones import JobKey
 
-# Bound here because looking it up by its class costs as much as a function call (Python 3.11).
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
 _INPUT: Final = Stream.INPUT
+_QUEUED: Final = JobState.QUEUED
+_RUNNING: Final = JobState.RUNNING
+_ENDED: Final = JobState.ENDED
+_TOGETHER: Final = wire.IsolationLevel.NONE
 
 SESSION_RING_BYTES: Final = 256 * wire.KIB
 """As `RING_BYTES`, of a session: what is in it stands before the echo of a Ctrl-C. More than a receiver takes before
@@ -93,14 +97,14 @@ class Job:
         self.key = key
         self.spec_bytes = spec_bytes
         self.spec = spec
-        self.state = JobState.QUEUED
+        self.state = _QUEUED
         self.pid = 0
         self.untold_pid: int | None = None
         """The process runs, and clients don't know: see `tell_started`."""
         self.generation = 1
         self.ceiling = NO_LIMITS
         """What it may use, whatever it asks for: by the controller's policy."""
-        self.least_isolation = wire.IsolationLevel.NONE
+        self.least_isolation = _TOGETHER
         """What it is kept apart from, whatever it asks for: by the same."""
         self.detached = spec.detach
         self.client = ""
@@ -180,7 +184,7 @@ class Job:
         }
         for stream, log in made.items():
             log.own(attached=self.owner is not None)
-            if self.state is JobState.ENDED:
+            if self.state is _ENDED:
                 log.finish()
                 log.end_is_told = True
             for each in self.attachments:
@@ -199,7 +203,7 @@ class Job:
 
     def started(self, pid: int, now: float = 0.0) -> None:
         """The process runs, since `now`. Clients learn of it by `tell_started`, or with its end."""
-        self.state = JobState.RUNNING
+        self.state = _RUNNING
         self.pid = self.untold_pid = pid
         self.started_at = now
 
@@ -247,7 +251,7 @@ class Job:
 
     def tell_stalls(self) -> None:
         """Say which outputs wait for the daemon's disk, and which do no more; once per stall."""
-        if self.state is not JobState.RUNNING:
+        if self.state is not _RUNNING:
             return  # an end is the last that is told
         for stream, log in self.made_outputs.items():
             if log.told_stall:
@@ -357,9 +361,9 @@ class Job:
         return finals
 
     def _end(self, event: wire.Exited | wire.Failed) -> None:
-        if self.state is JobState.ENDED:
+        if self.state is _ENDED:
             raise LocalProtocolError("the job has ended already")
-        self.state = JobState.ENDED
+        self.state = _ENDED
         self.result = event
         self.unowned_seconds = 0.0  # from here on it counts towards the retention
         self._emit(event)
@@ -414,10 +418,11 @@ class Job:
         for log in self.made_outputs.values():
             log.abandon()
         # They know the job: without them it goes when nobody has it any more, and not when cycles are looked for.
-        self.made_outputs = _NOT_MADE
-        for name in ("outputs", "sends"):
-            with suppress(AttributeError):
-                delattr(self, name)
+        if self.made_outputs is not _NOT_MADE:
+            self.made_outputs = _NOT_MADE
+            del self.outputs
+            with suppress(AttributeError):  # nobody has asked for it
+                del self.sends
 
     def announce(self) -> None:
         """There may be something for those who are attached."""

@@ -61,8 +61,13 @@ class Effect(enum.Enum):
 
 # Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
 _CONTROL: Final = wire.FrameType.CONTROL
+_EVENTS: Final = Stream.EVENTS
 _OPS: Final = Stream.OPS
 INPUT_CAME: Final = Effect.INPUT
+_START: Final = Effect.START
+_ENDED: Final = JobState.ENDED
+_QUEUED: Final = JobState.QUEUED
+_OWNER: Final = Role.OWNER
 
 NO_JOB: Final = "no such job on this daemon"
 
@@ -88,8 +93,8 @@ def _repeats_start(message: wire.Attach) -> bool:
 def _is_plain(job: Job, role: Role) -> bool:
     """Whether all that there is to say of a new job is what need not be said: it is asked of each, and made of few."""
     return (
-        job.state is JobState.QUEUED
-        and role is Role.OWNER
+        job.state is _QUEUED
+        and role is _OWNER
         and not (job.spec.stdin or job.detached or job.terminal)
     )
 
@@ -111,9 +116,7 @@ class JobTable:
         *,
         retention: float = DEFAULT_LEASE,
         spool: Spool | None = None,
-        judge: Callable[
-            [wire.Spec, wire.IsolationLevel], wire.Refused | None
-        ] = lambda _spec, _least: None,
+        judge: Callable[[wire.Spec, wire.IsolationLevel], wire.Refused | None] | None = None,
     ) -> None:
         self.instance = instance
         self.retention = retention
@@ -121,7 +124,7 @@ class JobTable:
         """Where output goes while nobody is attached; None: it stays in memory."""
         self.ring_room = RingRoom()
         self._judge = judge
-        """Why a spec may not be done here, if it may not: by the daemon's policy. It does no I/O."""
+        """Why a spec may not be done here, if it may not: by the daemon's policy. It does no I/O. None: any may."""
         self.jobs: dict[JobKey, Job] = {}
         self.tombstones = Tombstones()
         self.draining = False
@@ -260,7 +263,7 @@ class JobTable:
                 link.control(number, created)
                 return
             job = created
-            yield job, Effect.START
+            yield job, _START
         elif isinstance(job.spec, wire.Request) and job.client != message.client:
             link.control(number, wire.Refused(RefusedCode.JOB_NOT_FOUND, NO_JOB))
             return
@@ -274,12 +277,12 @@ class JobTable:
         is_plain = is_new and not message.cursors and _is_plain(job, message.role)
         channel = self._open_channel(job, number, message)
         attachment = Attachment(link, channel, job, message.role, message.output_credit)
-        if message.role is Role.OWNER:
+        if message.role is _OWNER:
             attachment.owes_windows = True
             if not is_plain:  # else mostly nothing comes
                 self.open_windows(attachment)
         link.attachments[number] = attachment
-        if message.role is Role.OWNER:
+        if message.role is _OWNER:
             self._own(job, attachment, message)
             if job.claim_within is not None:
                 job.claim_within = None
@@ -310,7 +313,9 @@ class JobTable:
                 RefusedCode.LOST,
                 "the job was first sent to another instance of this daemon; it is not run again",
             )
-        if self.tombstones.holds(key, now) or self._is_own(key):
+        generated = parse(key[1])
+        is_own = generated is not None and generated[0] == self._own_name
+        if is_own or self.tombstones.holds(key, now):
             return wire.Refused(RefusedCode.ENDED, "a job of this id was ended and forgotten")
         if self.draining:
             return wire.Refused(RefusedCode.DENIED, "the daemon is stopping")
@@ -318,10 +323,11 @@ class JobTable:
             spec = wire.decode_spec(message.spec)
         except wire.UnsupportedSpec as error:
             return wire.Refused(RefusedCode.UNSUPPORTED, str(error))
-        denial = self._judge(spec, message.isolation)
+        judge = self._judge
+        denial = None if judge is None else judge(spec, message.isolation)
         if denial is not None:
             return denial
-        if self._is_full(spec) or (parse(key[1]) is None and self.tombstones.full):
+        if self._is_full(spec) or (generated is None and self.tombstones.full):
             return wire.Refused(RefusedCode.DENIED, "the daemon holds as many jobs as it can")
         job = self._add(key, message.spec, spec, now)
         job.ceiling = message.limits
@@ -362,17 +368,17 @@ class JobTable:
         job.client = parent.client
         job.claim_within = claim_within
         self.has_unowned = True
-        return job, [(job, Effect.START)]
+        return job, [(job, _START)]
 
     def _refusal(self, job: Job, message: wire.Attach) -> wire.Refused | None:
         if message.spec is not None and message.spec != job.spec_bytes:
             return wire.Refused(
                 RefusedCode.JOB_ID_CONFLICT, "a job of this id exists with another spec"
             )
-        if message.role is Role.OWNER and message.attempt < job.attempts.get(message.client, 0):
+        if message.role is _OWNER and message.attempt < job.attempts.get(message.client, 0):
             # It was under way on a connection that its client has given up.
             return wire.Refused(RefusedCode.TAKEN, "a later Attach of the same client came before")
-        if message.role is Role.OWNER and not message.takeover:
+        if message.role is _OWNER and not message.takeover:
             # Who started the job may not have heard of it, and owns it all the same.
             generation = 1 if _repeats_start(message) else message.generation
             if generation not in (None, job.generation):
@@ -421,11 +427,11 @@ class JobTable:
                 cursors.append(SendCursor(asked.stream, log, start, asked.max_offset))
         else:
             events = job.events
-            cursors.append(SendCursor(Stream.EVENTS, events, events.base, wire.MESSAGE_WINDOW))
+            cursors.append(SendCursor(_EVENTS, events, events.base, wire.MESSAGE_WINDOW))
             for stream, output in job.made_outputs.items():
                 start = job.replay_start(stream) if output.end else 0
                 cursors.append(SendCursor(stream, output, start, message.output_credit))
-        return Channel(number, send=cursors, receive=(), holds=message.role is Role.OWNER)
+        return Channel(number, send=cursors, receive=(), holds=message.role is _OWNER)
 
     def open_windows(self, attachment: Attachment) -> None:
         """Have its channel take what the client sends; for the owner."""
@@ -491,7 +497,7 @@ class JobTable:
     def _detach(self, attachment: Attachment, now: float) -> Effects:
         job = attachment.job
         owned = job.owner is attachment
-        if owned and job.end_requested and job.state is JobState.ENDED and not job.viewers:
+        if owned and job.end_requested and job.state is _ENDED and not job.viewers:
             # As mostly: what would be done for the time without an owner is done for nobody.
             self._cut(attachment)
             job.owner = None
@@ -518,7 +524,7 @@ class JobTable:
         if message.client and message.client != job.client:
             return []
         job.end_requested = True
-        if job.state is JobState.ENDED:
+        if job.state is _ENDED:
             if message.client and job.owner is not None:
                 return []  # its owner has yet to hear how it ended, and then leaves
             return self._forget(job, now)
@@ -551,7 +557,7 @@ class JobTable:
     def _settle(self, job: Job, now: float) -> Effects:
         """Forget a job that has ended and that nobody will ask for."""
         wanted = not job.end_requested or job.owner is not None
-        if job.state is JobState.ENDED and not wanted and self.jobs.get(job.key) is job:
+        if job.state is _ENDED and not wanted and self.jobs.get(job.key) is job:
             return self._forget(job, now)
         return []
 
@@ -588,7 +594,7 @@ class JobTable:
 
     def forget(self, job: Job, now: float) -> Effects:
         """Drop a job that has ended, with its results; whoever is attached is told."""
-        if job.state is not JobState.ENDED:
+        if job.state is not _ENDED:
             raise LocalProtocolError("only a job that has ended can be forgotten")
         return self._forget(job, now) if self.jobs.get(job.key) is job else []
 
@@ -605,7 +611,7 @@ class JobTable:
                 continue
             self.has_unowned = True
             job.unowned_seconds += elapsed
-            if job.state is JobState.ENDED:
+            if job.state is _ENDED:
                 if job.unowned_seconds >= self.retention:
                     effects += self._forget(job, now)
             elif not job.detached and job.unowned_seconds >= job.lease and job.end_outcome is None:
@@ -622,7 +628,7 @@ class JobTable:
 
     def _forget_excess(self, now: float) -> Effects:
         """Keep what ended jobs hold for nobody within MAX_ENDED_BYTES: the longest unclaimed go first."""
-        unclaimed = [j for j in self.jobs.values() if j.state is JobState.ENDED and j.owner is None]
+        unclaimed = [j for j in self.jobs.values() if j.state is _ENDED and j.owner is None]
         excess = sum(job.held_bytes for job in unclaimed) - MAX_ENDED_BYTES
         effects: Effects = []
         if excess > 0:

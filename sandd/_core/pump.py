@@ -299,7 +299,7 @@ class Pump:
             size = len(message)
             self.bytes_received += size
             self._meter.received += size
-            number = wire.lone_ping(message)
+            number = wire.lone_ping(message) if size <= wire.LONE_PING_BYTES else None
             if number is not None and self._frames_left > 1:
                 # From most links nothing else comes: taken as the frames below are, in fewer calls. Nobody has been
                 # handed anything, so there is nothing to follow up.

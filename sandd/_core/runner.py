@@ -55,6 +55,10 @@ log = get_logger("jobs")
 # Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
 _ENDED: Final = JobState.ENDED
 _QUEUED: Final = JobState.QUEUED
+_RUNNING: Final = JobState.RUNNING
+_OUTPUT: Final = Stream.OUTPUT
+_ERROR: Final = Stream.ERROR
+_EXITED: Final = Outcome.EXITED
 _START: Final = Effect.START
 _TOGETHER: Final = IsolationLevel.NONE
 
@@ -420,10 +424,10 @@ class JobRunner:
         if child is None or (status := child.ended) is None:
             return False
         job.started(child.pid, running.began_at)
-        if not self._read_what_is_there(running, Stream.OUTPUT, child.stdout):
+        if not self._read_what_is_there(running, _OUTPUT, child.stdout):
             return False
         stderr = child.stderr
-        if stderr is not None and not self._read_what_is_there(running, Stream.ERROR, stderr):
+        if stderr is not None and not self._read_what_is_there(running, _ERROR, stderr):
             return False
         self._tell_exit(running, child, status, pipes_held=False)
         if alone:
@@ -454,13 +458,13 @@ class JobRunner:
             child = await self._spawn(running)
             if child is not None:
                 await self._supervise(running, child)
-            elif job.state is not JobState.ENDED:
+            elif job.state is not _ENDED:
                 job.failed(FailedCode.CANCELLED, NOT_STARTED)
         except Exception as error:  # a defect of ours must cost this job alone
             log.exception("job_crashed", job=job.key[1])
             if running.child is not None:
                 await running.child.kill(grace=0)
-            if job.state is not JobState.ENDED:
+            if job.state is not _ENDED:
                 job.failed(FailedCode.LOST, f"the daemon failed to supervise it: {error!r}")
         finally:
             self._over(running)
@@ -545,11 +549,11 @@ class JobRunner:
     async def _see_through(self, running: RunningJob, child: Child) -> None:
         """Serve the process until it and its output have ended, and tell so."""
         job = running.job
-        outputs = {Stream.OUTPUT: child.stdout}
+        outputs = {_OUTPUT: child.stdout}
         if child.stderr is None:
-            job.finish(Stream.ERROR)
+            job.finish(_ERROR)
         else:
-            outputs[Stream.ERROR] = child.stderr
+            outputs[_ERROR] = child.stderr
         async with trio.open_nursery() as nursery:
             running.nursery = nursery
             pumps = _Countdown(len(outputs))
@@ -594,14 +598,14 @@ class JobRunner:
     async def _tell_what_waits(self) -> None:
         while self._untold:
             due, job = self._untold[0]
-            if job.state is not JobState.RUNNING:
+            if job.state is not _RUNNING:
                 self._untold.popleft()
                 continue
             await trio.sleep_until(due)
             until = self._now() + TELL_SECONDS
             while self._untold and self._untold[0][0] <= until:
                 _, job = self._untold.popleft()
-                if job.state is JobState.RUNNING:
+                if job.state is _RUNNING:
                     job.tell_started()
             self.flush()
         self._tells = False
@@ -777,7 +781,7 @@ def _outcome(end_outcome: Outcome | None, status: ExitStatus, limit: str) -> tup
         return Outcome.OUT_OF_MEMORY if is_memory else Outcome.LIMIT_EXCEEDED, limit
     if end_outcome is not None:
         return end_outcome, ""
-    return Outcome.EXITED if status.signal is None else Outcome.SIGNALED, ""
+    return _EXITED if status.signal is None else Outcome.SIGNALED, ""
 
 
 def _set(event: trio.Event | None) -> None:

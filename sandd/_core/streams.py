@@ -168,7 +168,8 @@ class MessageSendLog(SendLog):
 
     def append(self, message: bytes) -> None:
         """Add one message at the end."""
-        self._check_room(1, self.room)
+        if self.final or self.capacity is not None:  # else there is room, as for all events
+            self._check_room(1, self.room)
         if self._messages is None:
             self._messages = deque()
         self._messages.append(message)

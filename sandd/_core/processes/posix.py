@@ -70,6 +70,10 @@ ABANDON_SECONDS = 2.0
 
 log = get_logger("processes")
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_ASKED = Stage.ASKED
+_GONE = Stage.GONE
+
 
 class PosixProcessHost(ProcessHost):
     """All children of one daemon, and the spawner they are below."""
@@ -214,10 +218,10 @@ class PosixProcessHost(ProcessHost):
         for report in reports:
             job = report[0]
             child = self._children[job]
-            if child.stage is Stage.ASKED and child.is_awaited:  # whatever it is, it is the answer
+            if child.stage is _ASKED and child.is_awaited:  # whatever it is, it is the answer
                 answered.append(child)
             child.note(report)
-            if child.stage is Stage.GONE:
+            if child.stage is _GONE:
                 del self._children[job]
         # Only now: a short command's end has come with the word of its start.
         alone = len(answered) == 1
@@ -267,7 +271,7 @@ async def _abandon(child: PosixChild) -> None:
     """See to it that nothing is left of a child that nobody will hear of."""
     child.request(Kill(child.job, 0.0))
     with trio.CancelScope(shield=True, deadline=trio.current_time() + ABANDON_SECONDS):
-        await child.reached(Stage.GONE)
+        await child.reached(_GONE)
 
 
 @asynccontextmanager

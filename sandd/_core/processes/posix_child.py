@@ -52,6 +52,12 @@ class Stage(enum.IntEnum):
     GONE = 3  # nothing is left of the tree
 
 
+# Enum members are bound here because looking one up by its class costs as much as a function call (Python 3.11).
+_ASKED = Stage.ASKED
+_OVER = Stage.OVER
+_GONE = Stage.GONE
+
+
 class PosixChild(Child):
     """See `Child`. What has no place there is for its host, which alone calls `note`."""
 
@@ -89,7 +95,7 @@ class PosixChild(Child):
         self.stderr = pipes.stderr
         self.terminal = pipes.terminal
         self.failure: Failed | None = None
-        self.stage = Stage.ASKED
+        self.stage = _ASKED
         self._moved: trio.Event | None = None
         """Made by whoever waits for a later stage: of a short command nobody does."""
         self._link = link
@@ -105,23 +111,23 @@ class PosixChild(Child):
         if self._is_lost:
             state = "lost"
         elif self._status is not None:
-            state = f"ended by {self._status}{', gone' if self.stage is Stage.GONE else ''}"
+            state = f"ended by {self._status}{', gone' if self.stage is _GONE else ''}"
         return f"<PosixChild {self.pid}, {state}>"
 
     @property
     def has_exited(self) -> bool:
-        return self.stage >= Stage.OVER
+        return self.stage >= _OVER
 
     @property
     def ended(self) -> ExitStatus | None:
-        return self._status if self.stage is Stage.GONE else None
+        return self._status if self.stage is _GONE else None
 
     def close_pipes(self) -> None:
         self.pipes.close()
 
     async def wait_exited(self) -> ExitStatus:
-        if self.stage < Stage.OVER:
-            await self.reached(Stage.OVER)
+        if self.stage < _OVER:
+            await self.reached(_OVER)
         if self._status is None:
             raise ChildLost(
                 f"process {self.pid} and all it started were killed when their spawner ended"
@@ -135,18 +141,18 @@ class PosixChild(Child):
 
     async def kill(self, *, grace: float) -> None:
         self.request(Kill(self.job, max(0.0, grace)))
-        await self.reached(Stage.GONE)
+        await self.reached(_GONE)
 
     async def release(self, *, sweep: bool = True) -> None:
-        if self.stage < Stage.OVER:
+        if self.stage < _OVER:
             raise RuntimeError(f"process {self.pid} has not exited: kill it, or wait for it")
-        if self.stage < Stage.GONE:  # mostly it is, and a command's way back has no turn to lose
+        if self.stage < _GONE:  # mostly it is, and a command's way back has no turn to lose
             self.request(Kill(self.job, 0.0) if sweep else Forget(self.job))
-            await self.reached(Stage.GONE)
+            await self.reached(_GONE)
 
     def request(self, request: Kill | Signal | Forget) -> None:
         """Ask the spawner for something; no error if the tree is gone, or about to be."""
-        if self.stage < Stage.GONE:
+        if self.stage < _GONE:
             with suppress(SpawnerGoneError):
                 self._link.send(encode(request))
 
@@ -186,14 +192,14 @@ class PosixChild(Child):
                 self.pipes.terminal.process_exited()
             if report.is_gone:
                 self.used, self.limit = Usage(*report.usage), report.limit
-            self._move(Stage.GONE if report.is_gone else Stage.OVER)
+            self._move(_GONE if report.is_gone else _OVER)
         elif isinstance(report, Started):
             self.pid = report.pid
             self.unheld = report.unheld
             self._move(Stage.ANSWERED)
         elif isinstance(report, Failed):
             self.failure = report
-            self._move(Stage.GONE)
+            self._move(_GONE)
         elif isinstance(report, Gone):
             if report.survivors:
                 log.warning("processes_survived", leader=self.pid, pids=report.survivors)
@@ -206,4 +212,4 @@ class PosixChild(Child):
         self._is_lost = self._status is None
         if self.pipes.terminal is not None:
             self.pipes.terminal.process_exited()
-        self._move(Stage.GONE)
+        self._move(_GONE)
