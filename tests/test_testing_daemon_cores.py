@@ -143,7 +143,7 @@ async def test_a_fake_process_can_be_killed() -> None:
                     await process.signal(name)
                     assert (await process.wait()).signal == f"SIG{name}"
             with pytest.raises(CommandTimeout) as caught:
-                await worker.run("sleep 60", timeout=0.05)
+                await worker.run("sleep 60", timeout=0.5)  # within which it has to start
             assert caught.value.result is not None
             assert caught.value.result.outcome is Outcome.TIMED_OUT
             async with worker.open_process("cat"):
