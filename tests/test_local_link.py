@@ -28,7 +28,7 @@ from sandd._core.process_handle import Process
 from sandd._core.ring_room import RING_ROOM_BYTES
 from sandd._core.router import Router
 from sandd._core.session_handle import Session
-from sandd._core.streams import WINDOW_BYTES, Gap
+from sandd._core.streams import VIEWER_WINDOW_BYTES, WINDOW_BYTES, Gap
 from sandd.wire import Outcome, Role, Stream
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ async def test_many_downloads_share_what_they_may_have_under_way(world: World) -
     assert (windows[0], windows[-1]) == (wire.DownloadSpec.window, WINDOW_BYTES)
     with pytest.raises(LocalProtocolError, match="too large"):
         world.link.open("d", wire.DownloadSpec(b"f", include=("x" * wire.MAX_CONTROL_BYTES,)))
+    looking_on = world.link.attach(
+        "d", "theirs", role=Role.VIEWER, takeover=False, since={}, kill_grace=1.0
+    )
+    assert looking_on.job.output_window > WINDOW_BYTES
+    world.link.drop(looking_on)  # it had nothing of that
     for _ in range(2):
         world.link.drop(handles[0])
     again = [world.link.open("d", wire.DownloadSpec(b"f")).job.output_window for _ in range(2)]
@@ -432,9 +437,11 @@ async def test_closing_a_session_that_ends_throws_the_rest_away(world: World) ->
         world.say(event(channel, 1, wire.Exited(None, 1, Outcome.SIGNALED, 1.0)))
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize(
+    ("role", "granted"), [(Role.OWNER, WINDOW_BYTES), (Role.VIEWER, VIEWER_WINDOW_BYTES)]
+)
 async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
-    world: World, role: Role
+    world: World, role: Role, granted: int
 ) -> None:
     """Where it begins may be far behind what others have still to read: cancelled, it leaves that as it was."""
     far = 10 * WINDOW_BYTES
@@ -448,7 +455,7 @@ async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
     handle, channel = world.attach(role)
     with trio.CancelScope() as scope:
         answer(channel)
-        credit = wire.StreamWindow(Stream.OUTPUT, 0, far + WINDOW_BYTES)
+        credit = wire.StreamWindow(Stream.OUTPUT, 0, far + granted)
         assert world.heard() == [wire.Window((credit,))]
         scope.cancel()
         async with attached(handle, kill_grace=1.0):
@@ -460,7 +467,7 @@ async def test_attaching_acknowledges_nothing_before_the_block_is_entered(
     world.say(event(channel, 0, wire.Started(7)), data(channel, Stream.OUTPUT, far, b"x" * 9))
     assert world.heard() == [wire.Window((credit,))]
     async with attached(handle, kill_grace=1.0):
-        window = wire.StreamWindow(Stream.OUTPUT, far, far + WINDOW_BYTES)
+        window = wire.StreamWindow(Stream.OUTPUT, far, far + granted)
         assert world.heard() == [wire.Window((window,))]
 
 

@@ -81,7 +81,7 @@ class JobHandle:
 
     __slots__ = (
         *("_asked_at", "_sinks", "_stalls", "_taps", "_waiting", "is_forgotten", "is_held"),
-        *("is_new", "job", "kill_grace", "link", "span"),
+        *("is_new", "job", "kill_grace", "link", "span", "widened"),
     )
 
     def __init__(
@@ -116,6 +116,8 @@ class JobHandle:
         """We want nothing more of it."""
         self.span: tracing.JobSpan | None = None
         """Until what is to be told of the job has been told."""
+        self.widened = 0
+        """What it has of the link's room for windows."""
 
     @trio.lowlevel.enable_ki_protection
     def sink(self, stream: Stream, sink: Sink) -> None:
@@ -426,6 +428,7 @@ class JobLink(ABC):
         handle = self._handles[job] = JobHandle(
             self, job, sinks or _NO_SINKS, spec.kill_grace, asked_at=asked_at
         )
+        handle.widened = wider
         if span is not None:
             span.opened(job.id)
             handle.span = span
@@ -485,7 +488,7 @@ class JobLink(ABC):
     def drop(self, handle: JobHandle) -> None:
         """Nobody waits on the handle any more."""
         if self._handles.pop(handle.job, None) is not None:
-            self._window_room.give_back(handle.job.output_window - WINDOW_BYTES)
+            self._window_room.give_back(handle.widened)
 
     def close(self) -> None:
         """The controller closes: end what would be left to nobody; whoever waits for a job learns of it.
