@@ -224,6 +224,8 @@ class JobRunner:
         """
         if self._one_is_left is not None and self._table.has_unowned:
             self._one_is_left.set()
+        if self._disk_work:  # as of a job that was left: there is nothing to say, and so nobody else to see to it
+            self.serve_disk()
         if self._starting:
             self._starting = False
             for link in self._pumps:
