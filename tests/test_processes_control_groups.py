@@ -15,7 +15,7 @@ if sys.platform == "win32":
     pytest.skip("POSIX process trees", allow_module_level=True)
 
 from sandd._core.processes import control_groups, open_process_host
-from sandd._core.processes.control_groups import ControlGroup, enter_new_group
+from sandd._core.processes.control_groups import ControlGroup, OwnGroup, enter_new_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,6 +122,25 @@ def test_frozen_processes_are_killed_and_a_group_in_use_stays(spawner: Spawner) 
     assert group.remove()
     group.kill()
     assert group.pids() == []
+
+
+def test_group_is_dissolved_when_the_dead_have_left_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be reaped, and in it for a moment yet; for who stays it isn't waited long."""
+    group = tmp_path / "group"
+    (group / "somebody").mkdir(parents=True)
+    (group / "somebody" / "dead").touch()  # a directory that isn't empty can't be removed either
+    monkeypatch.setattr(control_groups, "REMOVE_SECONDS", 0.02)
+    OwnGroup(str(group), -1).dissolve()
+    assert group.exists()
+    monkeypatch.setattr(control_groups, "REMOVE_SECONDS", 20.0)
+    monkeypatch.setattr(
+        "sandd._core.processes.control_groups.time.sleep",
+        lambda _: (group / "somebody" / "dead").unlink(),
+    )
+    OwnGroup(str(group), -1).dissolve()
+    assert not group.exists()
 
 
 def test_group_of_a_dead_spawner_is_killed_and_removed_by_the_next(spawner: Spawner) -> None:

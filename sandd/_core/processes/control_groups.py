@@ -127,6 +127,15 @@ class ControlGroup:
                 return False
         return True
 
+    def remove_soon(self) -> bool:
+        """Remove it when the dead have left it, which they do a moment later than they are reaped."""
+        end = time.monotonic() + REMOVE_SECONDS
+        while not self.remove():
+            if time.monotonic() > end:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return True
+
     def _freeze(self) -> bool:
         end = time.monotonic() + FREEZE_SECONDS
         with suppress(OSError):
@@ -174,7 +183,7 @@ class OwnGroup(ControlGroup):
     def dissolve(self) -> None:
         """Leave it for good and remove it, if nobody else is in it."""
         self._leave()
-        self.remove()
+        self.remove_soon()
 
     def _leave(self) -> bool:
         # A group of v2 that hands controllers on has no processes of its own: there we are where our daemon is.
@@ -276,9 +285,7 @@ def _remove_if_stale(path: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its spawner lives
         group = ControlGroup(path)
         group.kill()
-        end = time.monotonic() + REMOVE_SECONDS
-        while not group.remove() and time.monotonic() < end:
-            time.sleep(LOOK_SECONDS)
+        group.remove_soon()
     finally:
         os.close(lock)
 
