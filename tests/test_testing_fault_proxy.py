@@ -411,15 +411,15 @@ async def test_latency_delays_each_byte_once_and_keeps_the_order(
         (connection,) = proxy._connections
         lane = connection.lanes[UP]
 
-        async def send(data: bytes) -> None:
-            held = lane._held
-            await ends.near.send_all(data)
-            while lane._held == held:  # as long as the clock stands it is handed on to nobody
+        async def until_held(count: int) -> None:
+            while lane._held != count:
                 await trio.lowlevel.checkpoint()
 
-        await send(b"first")
+        await ends.near.send_all(b"first")
+        await until_held(5)
         mock_clock.jump(0.5)
-        await send(b"second")
+        await ends.near.send_all(b"second")
+        await until_held(11)
         mock_clock.jump(1.25)
         await trio.testing.wait_all_tasks_blocked()
         assert proxy.passed[UP] == 0
@@ -429,11 +429,13 @@ async def test_latency_delays_each_byte_once_and_keeps_the_order(
         assert proxy.passed[UP] == 5
         mock_clock.jump(0.5)
         assert await read_exactly(ends.far, 6) == b"second"
-        proxy.latency = (0.1, 2.1)
+        await until_held(0)
+        proxy.latency = (1.0, 2.0)  # none is handed on before all were sent
         for number in range(50):
-            await send(bytes([number]))
+            await ends.near.send_all(bytes([number]))
+            await until_held(number + 1)
             mock_clock.jump(0.01)
-        mock_clock.jump(2.1)
+        mock_clock.jump(2.0)
         assert await read_exactly(ends.far, 50) == bytes(range(50))
 
 
