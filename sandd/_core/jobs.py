@@ -148,6 +148,8 @@ class JobTable:
         effects: Effects = []
         for attachment in list(link.attachments.values()):
             effects += self._detach(attachment, now)
+        # `tick` looks at all of them: it may have broken before a new job had its owner.
+        self.has_unowned = True
         return effects
 
     def receive(self, link: DaemonLink, frame: wire.Frame, now: float) -> Effects:
