@@ -443,7 +443,7 @@ async def test_leases_are_counted_while_a_job_is_left(
         jobs.receive(link, wire.as_frame(wire.ControlFrame(1, attach)))
         jobs.after_message()
         await trio.sleep(3600.0)
-        assert len(steps) == 1
+        assert len(steps) <= 2 + 2 * 3600.0 / runner.REST_SECONDS
         left_at = trio.current_time()
         jobs.receive(link, wire.as_frame(wire.ControlFrame(1, wire.Detach())))
         jobs.after_message()
@@ -466,8 +466,28 @@ async def test_leases_are_counted_while_a_job_is_left(
         await trio.sleep(2 * runner.TICK_SECONDS)
         steps.clear()
         await trio.sleep(3600.0)
-        assert steps == []
+        assert len(steps) <= 1 + 3600.0 / runner.REST_SECONDS
         assert table.jobs["", "again"].end_outcome is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_waits_behind_a_start_that_hangs_is_sent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """As where the spawner stands still: what else is to be said on the link goes without the start's answer."""
+    table = JobTable("instance")
+    async with trio.open_nursery() as nursery:
+        jobs = JobRunner(table, _SlowToAnswer(nursery), nursery, max_running=1)
+        pump, link = _Wakes(), DaemonLink()
+        nursery.start_soon(jobs.count_leases)
+        await trio.testing.wait_all_tasks_blocked()
+        jobs.add_link(link, pump)  # type: ignore[arg-type]
+        _start(jobs, link, "hangs", b"true")
+        jobs.receive(link, wire.as_frame(wire.ControlFrame(2, wire.Attach("d", "none", "client"))))
+        jobs.after_message()
+        assert pump.count == 0
+        await trio.sleep(runner.REST_SECONDS + 0.1)
+        assert pump.count == 1
         nursery.cancel_scope.cancel()
 
 

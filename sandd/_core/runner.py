@@ -95,6 +95,8 @@ READER_SECONDS: Final = 2.0
 """How long it waits for readers of whom none takes anything."""
 TICK_SECONDS: Final = 1.0
 """How often leases are counted."""
+REST_SECONDS: Final = 5.0
+"""How often, where every job has its owner: what waits to be sent behind a start goes then, should the start hang."""
 
 
 @define(eq=False)
@@ -224,7 +226,9 @@ class JobRunner:
         """
         if self._one_is_left is not None and self._table.has_unowned:
             self._one_is_left.set()
-        if self._disk_work:  # as of a job that was left: there is nothing to say, and so nobody else to see to it
+        if (
+            self._disk_work
+        ):  # as of a job that was left: there is nothing to say, and so nobody else to see to it
             self.serve_disk()
         if self._starting:
             self._starting = False
@@ -328,7 +332,7 @@ class JobRunner:
                     child.terminal.resize(op.rows, op.cols)
 
     async def count_leases(self) -> None:
-        """Let leases and retention run; for as long as the daemon lives. It sleeps while every job has its owner.
+        """Let leases and retention run; for as long as the daemon lives. It rests while every job has its owner.
 
         At its end, what was asked for and has no task is let go of: the process host ends it.
         """
@@ -339,7 +343,8 @@ class JobRunner:
                     await trio.sleep(TICK_SECONDS)
                 else:
                     self._one_is_left = trio.Event()
-                    await self._one_is_left.wait()
+                    with trio.move_on_after(REST_SECONDS):
+                        await self._one_is_left.wait()
                     self._one_is_left = None
         finally:
             self._is_over = True
