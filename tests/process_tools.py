@@ -60,9 +60,8 @@ def fork_among_threads() -> int:
     One of them may have asked for the interpreter, and a copy would give it up, to nobody.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # since 3.12, for the locks of the others
+        # Since 3.12, for the locks of the others.
+        warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 

@@ -181,6 +181,14 @@ def proc_of_v2(
     return str(proc), group
 
 
+def make_unlocked(parent: str) -> tuple[str, int]:
+    """As `make_locked`, in a tree of plain files."""
+    group = Path(parent) / "sandd-1-11111111"
+    group.mkdir()
+    (group / "cgroup.subtree_control").touch()
+    return str(group), -1
+
+
 def test_v2_without_controllers_holds_nothing(tmp_path: Path) -> None:
     """As where v1 has them all: then that is to be asked."""
     proc, _ = proc_of_v2(tmp_path, controllers="", procs="")
@@ -193,17 +201,10 @@ def test_v2_hands_its_controllers_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     proc, group = proc_of_v2(tmp_path, controllers="cpu io memory pids", procs="")
     wanted = "+memory +pids +cpu"
 
-    def made(parent: str) -> tuple[str, int]:
-        path = f"{parent}/sandd-1-00000000"
-        os.mkdir(path)
-        with open(f"{path}/cgroup.subtree_control", "w"):
-            pass
-        return path, -1
-
-    monkeypatch.setattr("sandd._core.processes.control_groups.make_locked", made)
+    monkeypatch.setattr("sandd._core.processes.control_groups.make_locked", make_unlocked)
     assert open_limit_groups("v2", proc=proc) is not None
     assert (group / "cgroup.subtree_control").read_text() == wanted
-    assert (group / "sandd-1-00000000/cgroup.subtree_control").read_text() == wanted
+    assert (group / "sandd-1-11111111/cgroup.subtree_control").read_text() == wanted
 
 
 def test_below_systemd_the_mark_is_on_the_units_group(
@@ -225,13 +226,7 @@ def test_below_systemd_the_mark_is_on_the_units_group(
 
     monkeypatch.setattr(os, "getxattr", mark)
 
-    def made(parent: str) -> tuple[str, int]:
-        path = f"{parent}/sandd-1-11111111"
-        os.mkdir(path)
-        (Path(path) / "cgroup.subtree_control").touch()
-        return path, -1
-
-    monkeypatch.setattr("sandd._core.processes.control_groups.make_locked", made)
+    monkeypatch.setattr("sandd._core.processes.control_groups.make_locked", make_unlocked)
     assert open_limit_groups("v2", proc=proc) is not None
     assert (unit / "cgroup.subtree_control").read_text() == "+memory +pids"
 

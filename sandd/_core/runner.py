@@ -224,11 +224,8 @@ class JobRunner:
         Not after a start: its answer travels with the word that the process runs, a millisecond later.
         That halves the messages, and the process is asked for before anything is sent.
         """
-        if self._one_is_left is not None and self._table.has_unowned:
-            self._one_is_left.set()
-        if (
-            self._disk_work
-        ):  # as of a job that was left: there is nothing to say, and so nobody else to see to it
+        if self._disk_work:
+            # As of a job that was left: there is nothing to say, and so nobody else to see to it.
             self.serve_disk()
         if self._starting:
             self._starting = False
@@ -267,8 +264,6 @@ class JobRunner:
     def act(self, effects: Effects) -> None:
         """Do what the job table asks for, and send what it has to say."""
         self._dispatch(effects)
-        if self._one_is_left is not None and self._table.has_unowned:
-            self._one_is_left.set()
         self.flush()
         self._starting = False  # all answers are on their way
 
@@ -292,6 +287,8 @@ class JobRunner:
                     self._end(running)
                 case Effect.FORGOTTEN | Effect.CLAIMED:
                     pass
+        if self._one_is_left is not None and self._table.has_unowned:
+            self._one_is_left.set()
 
     def _start(self, job: Job) -> None:
         if isinstance(job.spec, wire.Request):

@@ -40,7 +40,7 @@ log = get_logger("isolation")
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 """Where the daemon has none."""
 _PROGRAMS: Final = (wire.CommandSpec, wire.SessionSpec)
-"""As a union, which takes longer; each is asked whether it is one."""
+"""A tuple, as each spec is asked whether it is one of them, and a union takes longer for that."""
 _ABOUT_JOBS: Final = (wire.JobsSpec, wire.KillSpec, wire.ForgetSpec)
 """Requests that reach neither files nor ports."""
 

@@ -40,7 +40,7 @@ False``); and neither this file nor ``sandd/__init__`` is imported with them:
     quick_fork        a fork for who executes a program at once
     program_search    which files a program's name may mean
     spawner_messages  what daemon and spawner say to each other
-    named_tuples     a class for messages, without `typing`
+    named_tuples      a class for messages, without `typing`
 """
 
 from __future__ import annotations
