@@ -605,6 +605,16 @@ async def test_a_link_rests_from_a_ping_on_while_nothing_is_expected(takes_at_on
         connection.unblock()
 
 
+async def test_a_link_of_which_nothing_is_expected_rests_from_the_start() -> None:
+    """Not from its first heartbeat on: thousands come together, and wait for that much longer than they took to come."""
+    async with opened(expecting=()) as bench:
+        assert bench.connection.is_at_rest
+        bench.schedule(1)
+        assert not bench.connection.is_at_rest
+    async with opened(expecting=("a job",)) as bench:
+        assert not bench.connection.is_at_rest
+
+
 async def test_a_link_of_which_anything_may_be_expected_never_rests() -> None:
     """As an operator's, and the daemon's end of one."""
     async with opened() as bench:

@@ -273,6 +273,8 @@ class Pump:
             self._rouse_writer()
         else:
             self._parked = True
+            if not self._expecting:
+                self._connection.rest()
 
     def _stop(self) -> None:
         if self._nursery is not None:
