@@ -25,12 +25,13 @@ import pytest
 from attrs import define
 from daemons import DaemonProcess, daemon_environment, running_command, running_daemon
 from forked_python import PythonProcess, run_python
+from patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 SECONDS: Final = 40.0
-"""For what takes one or two: the machine may be busy."""
+"""Of calm, for what takes one or two."""
 
 
 @define(eq=False)
@@ -122,9 +123,9 @@ class ControllerProcess:
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         """The first match in its log, once there is one."""
-        give_up = time.monotonic() + SECONDS
+        patience = Patience(SECONDS)
         while (found := re.search(pattern, self.log)) is None:
-            assert time.monotonic() < give_up, f"it never logged {pattern!r}:\n{self.log}"
+            assert not patience.is_over, f"it never logged {pattern!r}:\n{self.log}"
             time.sleep(0.005)
         return found
 
@@ -151,7 +152,9 @@ def read_ready(process: subprocess.Popen[str]) -> str:
     """The URL that a controller tells its supervisor once it listens."""
     assert process.stdout is not None
     if sys.platform != "win32":
-        assert select.select([process.stdout], [], [], SECONDS)[0], "it is not ready in time"
+        patience = Patience(SECONDS)
+        while not select.select([process.stdout], [], [], patience.left)[0]:
+            assert not patience.is_over, "it is not ready in time"
     line = process.stdout.readline()
     found = re.fullmatch(r"ready (wss?://\S+)\n", line)
     assert found, f"{line!r}, and its exit code is {process.poll()}"

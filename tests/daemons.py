@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define
 from forked_python import PythonProcess
+from patience import Patience
 
 import sandd
 
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 STOP_SECONDS: Final = 15.0
-"""For a daemon to end after SIGTERM: it gives itself 8, and the machine may be busy."""
+"""Of calm, for a daemon to end after SIGTERM: it gives itself 8."""
 LOG_SECONDS: Final = 20.0
-"""For a daemon to have logged what it is about to do: mostly milliseconds, but the machine may be busy."""
+"""Of calm, for a daemon to have logged what it is about to do: mostly milliseconds."""
 PROGRAM: Final = (sys.executable, "-m", "sandd.daemon")
 _POLL_SECONDS: Final = 0.005
 """Between two looks at whether a child has ended; there is nothing else to wait on everywhere."""
@@ -101,9 +102,9 @@ class DaemonProcess:
     async def wait(self, seconds: float = STOP_SECONDS) -> int:
         """Its exit code, once it has ended; AssertionError with its log if that takes longer."""
         self._end_expected = True
-        with trio.move_on_after(seconds):
-            while self.exit_code is None:
-                await trio.sleep(_POLL_SECONDS)
+        patience = Patience(seconds)
+        while self.exit_code is None and not patience.is_over:
+            await trio.sleep(_POLL_SECONDS)
         return self._ended(seconds)
 
     def wait_sync(self, seconds: float = STOP_SECONDS) -> int:
@@ -120,15 +121,15 @@ class DaemonProcess:
 
     async def wait_for_log(self, text: str, seconds: float = LOG_SECONDS) -> str:
         """Its log, once it has `text` in it; AssertionError with the log if that takes longer."""
-        with trio.move_on_after(seconds):
-            while text not in self.log:
-                await trio.sleep(_POLL_SECONDS)
+        patience = Patience(seconds)
+        while text not in self.log and not patience.is_over:
+            await trio.sleep(_POLL_SECONDS)
         return self._logged(text, seconds)
 
     def wait_for_log_sync(self, text: str, seconds: float = LOG_SECONDS) -> str:
         """`wait_for_log` for tests without trio."""
-        give_up = time.monotonic() + seconds
-        while text not in self.log and time.monotonic() < give_up:
+        patience = Patience(seconds)
+        while text not in self.log and not patience.is_over:
             time.sleep(_POLL_SECONDS)
         return self._logged(text, seconds)
 

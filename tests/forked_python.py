@@ -35,6 +35,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
+from patience import Patience
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -187,6 +189,31 @@ class PythonProcess(subprocess.Popen[Any]):
         self._settings = settings
         self._any_program = self.runs_any if any_program is None else any_program
         super().__init__(command, env=env, **settings)
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """The same, but the time-out counts seconds of calm."""
+        if timeout is None:
+            return super().communicate(input)
+        patience = Patience(timeout)
+        while True:
+            try:
+                return super().communicate(input, patience.left)
+            except subprocess.TimeoutExpired:
+                if patience.is_over:
+                    raise
+            input = None  # the first call has taken it
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The same, but the time-out counts seconds of calm."""
+        if timeout is None:
+            return super().wait()
+        patience = Patience(timeout)
+        while True:
+            try:
+                return super().wait(patience.left)
+            except subprocess.TimeoutExpired:
+                if patience.is_over:
+                    raise
 
     def _execute_child(self, *given: Any, **named: Any) -> None:
         """Called by the constructor, when it has made the pipes."""

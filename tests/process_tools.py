@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from attrs import frozen
+from patience import Patience
 from proc_files import (
     contents,
     has_variable,
@@ -174,12 +175,11 @@ async def the_spawner() -> int:
 
 
 async def until(is_so: Callable[[], object], *, within: float = PATIENCE) -> None:
-    """Wait for something that only polling can tell; fail after ``within`` seconds."""
-    with trio.move_on_after(within):
-        while not is_so():
-            await trio.sleep(0.002)
-        return
-    raise AssertionError(f"not so within {within} s")
+    """Wait for something that only polling can tell; fail after ``within`` seconds of calm."""
+    patience = Patience(within)
+    while not is_so():
+        assert not patience.is_over, f"not so within {within} s"
+        await trio.sleep(0.002)
 
 
 def living_tasks() -> int:
@@ -216,7 +216,7 @@ def _all_tasks() -> Iterator[trio.lowlevel.Task]:
 
 def until_sync(is_so: Callable[[], object], *, within: float = PATIENCE) -> None:
     """`until`, where no trio runs."""
-    end = time.monotonic() + within
+    patience = Patience(within)
     while not is_so():
-        assert time.monotonic() < end, f"not so within {within} s"
+        assert not patience.is_over, f"not so within {within} s"
         time.sleep(0.002)

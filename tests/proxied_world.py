@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
 from attrs import define
 from daemons import DaemonProcess, open_daemon
+from patience import fail_after_calm
 from process_tools import until
 
 import sandd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from standing_daemon import StandingDaemon
 
 LIMIT: Final = 40.0
-"""Seconds for all that happens in one world, unless told otherwise."""
+"""Seconds of calm for all that happens in one world, unless told otherwise."""
 
 
 @define
@@ -56,7 +56,7 @@ async def world(
     **options: Any,
 ) -> AsyncIterator[World]:
     """A fresh controller and proxy, with these `faults`, and a fresh daemon unless one is given."""
-    with trio.fail_after(within):
+    with fail_after_calm(within):
         async with (
             sandd.open_controller(port=0, **options) as controller,
             open_fault_proxy(
@@ -92,7 +92,7 @@ async def core_world(
     **options: Any,
 ) -> AsyncIterator[CoreWorld]:
     """All of it fresh; `program` plays the jobs."""
-    with trio.fail_after(within):
+    with fail_after_calm(within):
         async with (
             sandd.open_controller(port=0, **options) as controller,
             open_fault_proxy(controller.address, **(faults or {})) as proxy,

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import pytest
-import trio
 from attrs import define
 from daemons import DaemonProcess, running_daemon
+from patience import fail_after_calm
 
 import sandd
 from sandd._core import reception
@@ -47,7 +47,7 @@ HOSTS: Final[WeakKeyDictionary[JobLink, sandd.Controller]] = WeakKeyDictionary()
 """Of a remote client's link: the controller at its other end."""
 TOKEN: Final = "an operator's"
 LIMIT: Final = 25.0
-"""Seconds for a test that says nothing else: most need less than one, but the machine may be busy."""
+"""Seconds of calm for a test that says nothing else: most need less than one."""
 
 
 @define(eq=False)
@@ -68,7 +68,7 @@ class StandingDaemon:
         self, within: float = LIMIT, **options: Any
     ) -> AsyncIterator[sandd.Controller]:
         """A fresh controller on the daemon's port; `within` bounds all of the block."""
-        with trio.fail_after(within):
+        with fail_after_calm(within):
             async with contextlib.AsyncExitStack() as stack:
                 if CONTROLLERS.get() == "remote":
                     options = {"operator_token": TOKEN, **options}

@@ -21,6 +21,7 @@ import trio
 from conftest import ProcessEntry, descendants, kill
 from daemons import daemon_environment, open_daemon, running_daemon
 from forked_python import PythonProcess, run_python
+from patience import fail_after_calm
 from proc_files import handles, seconds_of_calm
 from process_tools import at_once, linux_only, posix_only, root_only, until, until_sync
 from standing_daemon import reserved_port
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 pytestmark = posix_only
 
 LIMIT = 90.0
+"""Seconds of calm for all that happens in one test."""
 HELD_UP = 7.0
 """Seconds of calm that no stop takes; a daemon that something holds up ends after 8."""
 REFUSING = "ws://127.0.0.1:9/ws"
@@ -202,7 +204,7 @@ def test_a_state_directory_has_one_daemon(tmp_path: Path) -> None:
 async def test_configured_by_a_file_the_environment_and_options(tmp_path: Path) -> None:
     """A real daemon under an id, labels and a token from three places."""
     (tmp_path / "token").write_text("s3cret\n")
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0, token="s3cret") as controller:
             config = tmp_path / "daemon.toml"
             config.write_text(
@@ -232,7 +234,7 @@ async def test_configured_by_a_file_the_environment_and_options(tmp_path: Path) 
 async def test_without_an_id_it_has_a_lasting_one(tmp_path: Path) -> None:
     """Host name and suffix, the same after a restart."""
     seen = []
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0) as controller:
             for _ in range(2):
                 async with controller.open_events() as events:
@@ -256,7 +258,7 @@ async def test_a_refused_token_ends_the_daemon_with_the_reason(
     if given is not None:
         (tmp_path / "token").write_text(given)
         arguments = ["--token-file", str(tmp_path / "token")]
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0, token="s3cret") as controller:
             async with open_daemon(controller.url, arguments=arguments) as daemon:
                 assert await daemon.wait() == 1
@@ -271,7 +273,7 @@ async def test_the_right_token_lets_it_in(tmp_path: Path) -> None:
     """White space around it in the file doesn't count; jobs don't see where it is."""
     (tmp_path / "token").write_text("  s3cret \n")
     arguments = ["--token-file", str(tmp_path / "token")]
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0, token=b"s3cret") as controller:
             async with open_daemon(
                 controller.url, arguments=arguments, env={"SANDD_TOKEN_FILE": "/elsewhere"}
@@ -298,7 +300,7 @@ async def test_a_daemon_from_beyond_loopback_needs_a_token(
     host = address_beyond_loopback()
     if host is None or host.startswith("127."):
         pytest.skip("this machine has no other address")
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller("0.0.0.0", 0, insecure=insecure) as controller:
             assert ("daemons_need_no_token" in caplog.text) is insecure
             port = controller.address.rpartition(":")[2]
@@ -358,7 +360,7 @@ def test_stopped_again_and_again_it_still_exits_0(tmp_path: Path) -> None:
 
 async def test_stopped_while_it_dials_what_never_answers() -> None:
     """Neither a TCP connection without an answer nor half a handshake holds it up."""
-    with trio.fail_after(LIMIT), socket.socket() as mute:
+    with fail_after_calm(LIMIT), socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(1)
         url = f"ws://127.0.0.1:{mute.getsockname()[1]}/ws"
@@ -372,7 +374,7 @@ async def test_stopped_while_it_dials_what_never_answers() -> None:
 
 async def test_stopped_while_the_controller_does_not_answer_the_hello() -> None:
     """A controller that takes the connection and then says nothing is no reason to stay."""
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
             open_fault_proxy(controller.address) as proxy,
@@ -397,7 +399,7 @@ async def test_stopped_with_jobs_running_it_tells_how_they_ended(
     polite = "trap 'echo cleaned; exit 4' TERM; echo on; sleep 60 & wait"
     scripts = [polite, *(["trap '' TERM; setsid sleep 60 & echo on; sleep 60"] * stubborn)]
     results: list[sandd.CommandResult] = []
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0) as controller:
             async with open_daemon(controller.url) as daemon:
                 worker = await controller.wait_for_daemon("worker-1")
@@ -423,7 +425,7 @@ async def test_stopped_with_jobs_running_it_tells_how_they_ended(
 async def test_stopped_beside_a_reader_that_does_not_read_it_says_goodbye() -> None:
     """Who reads gets all, who doesn't delays the end by no more than a moment, and both learn of it."""
     read: list[bytes] = []
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
             open_daemon(controller.url) as daemon,
@@ -450,7 +452,7 @@ async def test_stopped_beside_a_reader_that_does_not_read_it_says_goodbye() -> N
 
 async def test_stopped_while_away_with_jobs_running(marker: Marker) -> None:
     """Nobody is there to be told, and nothing is left."""
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with (
             sandd.open_controller(port=0) as controller,
             open_fault_proxy(controller.address) as proxy,
@@ -470,7 +472,7 @@ async def test_stopped_while_away_with_jobs_running(marker: Marker) -> None:
 async def test_stopped_together_with_its_controller(marker: Marker) -> None:
     """Whoever of the two goes first, and however close: both end well, and soon."""
     source = random.Random(13)
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         for _ in range(6):
             delay = source.uniform(-0.03, 0.03)
             async with sandd.open_controller(port=0) as controller:
@@ -493,7 +495,7 @@ async def test_stopped_together_with_its_controller(marker: Marker) -> None:
 async def test_killed_it_leaves_nothing(marker: Marker) -> None:
     """SIGKILL can't be handled, and yet every job dies with the daemon, escapees too, within a second."""
     script = "trap '' TERM HUP; setsid sleep 60 & (setsid sh -c 'sleep 60 & sleep 60' &); sleep 60"
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0) as controller, trio.open_nursery() as nursery:
             async with open_daemon(controller.url) as daemon:
                 worker = await controller.wait_for_daemon("worker-1")
@@ -584,7 +586,7 @@ async def test_as_process_1_it_reaps_every_orphan_and_tells_every_status(tmp_pat
 
 async def test_an_unreachable_controller_is_retried_until_it_is_there() -> None:
     """The daemon may be started first."""
-    with trio.fail_after(LIMIT), reserved_port() as port:
+    with fail_after_calm(LIMIT), reserved_port() as port:
         url = f"ws://127.0.0.1:{port}/ws"
         async with open_daemon(url, arguments=["--reconnect-max", "0.1"]) as daemon:
             log = await daemon.wait_for_log("dial_failed")
@@ -613,7 +615,7 @@ async def test_something_else_on_the_controllers_port_is_retried() -> None:
             await stream.send_all(answer)
         tries += 1
 
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(trio.serve_tcp, serve, 0)
             port = listeners[0].socket.getsockname()[1]
@@ -633,7 +635,7 @@ async def test_a_controller_that_asks_for_years_is_waited_for(
 ) -> None:
     """No number of seconds that the wire can carry is too long for a timer; stopping ends the wait."""
     monkeypatch.setattr(reception, "DRAIN_RETRY_SECONDS", wire.MAX_SECONDS)
-    with trio.fail_after(LIMIT), reserved_port() as port:
+    with fail_after_calm(LIMIT), reserved_port() as port:
         async with open_daemon(f"ws://127.0.0.1:{port}/ws") as daemon:
             async with sandd.open_controller(port=port) as controller:
                 await controller.wait_for_daemon("worker-1")
@@ -646,7 +648,7 @@ async def test_a_controller_that_asks_for_years_is_waited_for(
 async def test_a_jobs_environment_has_nothing_of_the_daemons_options() -> None:
     """Not the URL, not the file of the token: only the marker by which a job is known."""
     env = {"SANDD_LABELS": "a=b", "SANDD_CONFIG": "", "SANDD_ANYTHING": "x", "OTHER": "kept"}
-    with trio.fail_after(LIMIT):
+    with fail_after_calm(LIMIT):
         async with sandd.open_controller(port=0) as controller:
             async with open_daemon(controller.url, env=env):
                 worker = await controller.wait_for_daemon("worker-1")
