@@ -231,7 +231,7 @@ def test_a_live_view_that_is_killed_in_good_order_restores_the_terminal(
 
 def test_jobs_of_all_daemons(controller: ControllerProcess) -> None:
     """What runs and what has ended, by daemon; the same of one daemon; and as JSON."""
-    running = start(controller, "sleep 60")
+    running = start(controller, "sleep 600")
     ended = start(controller, "exit 3", "worker-2")
     until_sync(lambda: the_job(controller, ended)["state"] == "ended", within=SECONDS)
     try:
@@ -239,7 +239,7 @@ def test_jobs_of_all_daemons(controller: ControllerProcess) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[0].split() == ["JOB", "STATE", "AGE", "HELD", "COMMAND"]
         assert re.search(
-            rf"^{re.escape(running)} +running +\d+s +detached +sh -c sleep 60$", done.stdout, re.M
+            rf"^{re.escape(running)} +running +\d+s +detached +sh -c sleep 600$", done.stdout, re.M
         )
         assert re.search(rf"^{re.escape(ended)} +exit 3 +\d+s +sh -c exit 3$", done.stdout, re.M)
         one = controller.run_command("jobs", "worker-2").stdout
@@ -293,7 +293,7 @@ def test_jobs_of_a_daemon_that_is_not_there(controller: ControllerProcess) -> No
 
 def test_logs_are_what_is_kept(controller: ControllerProcess) -> None:
     """stdout on stdout and stderr on stderr, byte by byte; 0, though the job still runs; and again the same."""
-    job = start(controller, r"printf 'a\000\377b\n'; echo err >&2; sleep 60")
+    job = start(controller, r"printf 'a\000\377b\n'; echo err >&2; sleep 600")
     until_sync(
         lambda: [each["end"] for each in the_job(controller, job)["kept"].values()] == [5, 4],
         within=SECONDS,
@@ -325,7 +325,7 @@ def test_logs_are_followed_to_the_end(controller: ControllerProcess, tmp_path: P
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("kill -9 $$", 137), ("sleep 60", 143)],
+    [("kill -9 $$", 137), ("sleep 600", 143)],
 )
 def test_logs_have_the_exit_code_of_a_signal(
     command: str, code: int, controller: ControllerProcess
@@ -342,7 +342,7 @@ def test_logs_have_the_exit_code_of_a_signal(
 
 def test_looking_on_ends_nothing(controller: ControllerProcess) -> None:
     """Ctrl-C at ``logs -f`` is for the looking on: the job runs, and so does a second reader."""
-    job = start(controller, "echo on; sleep 60")
+    job = start(controller, "echo on; sleep 600")
     with (
         controller.running_command("logs", "-f", job) as one,
         controller.running_command("logs", "-f", job) as other,
@@ -373,7 +373,7 @@ def test_logs_end_when_nobody_reads_on(controller: ControllerProcess) -> None:
 
 def test_what_is_not_kept_any_more_is_told(controller: ControllerProcess) -> None:
     """Of a command that somebody holds, and reads: the others get what is left, and what comes from now on."""
-    script = "yes | head -c 2000000; sleep 60"
+    script = "yes | head -c 2000000; sleep 600"
     with controller.running_command("exec", "worker-1", "--", "sh", "-c", script) as holder:
         assert holder.stdout is not None
         assert len(holder.stdout.read(2_000_000)) == 2_000_000
@@ -414,7 +414,7 @@ def test_which_job_is_meant(controller: ControllerProcess) -> None:
 
 def test_kill_ends_trees(controller: ControllerProcess, marker: Marker) -> None:
     """Several at once, those that ignore SIGTERM too, with what they have started; what they wrote stays."""
-    script = "trap '' TERM; echo on; sleep 60 & setsid sleep 60 & sleep 60"
+    script = "trap '' TERM; echo on; sleep 600 & setsid sleep 600 & sleep 600"
     with controller.daemon("victim", env=dict([marker])) as daemon:
         jobs = [start(controller, script, "victim") for _ in range(2)]
         # The daemon and its spawner have it, too.
@@ -436,7 +436,7 @@ def test_one_that_can_not_be_found_keeps_no_other_from_its_end(
     controller: ControllerProcess,
 ) -> None:
     """It is told, with exit code 125; the other one is killed all the same."""
-    job = start(controller, "sleep 60")
+    job = start(controller, "sleep 600")
     done = controller.run_command("kill", "worker-1/nothing", job)
     assert (done.returncode, done.stdout) == (125, f"{job}\n")
     assert "no job 'nothing' on worker-1" in done.stderr
@@ -449,7 +449,7 @@ def test_one_that_can_not_be_found_keeps_no_other_from_its_end(
 
 def test_a_signal_of_one_s_choice(controller: ControllerProcess) -> None:
     """It comes first; what has no such name is told before anything is done."""
-    job = start(controller, "trap 'echo got it; exit 5' USR1; echo on; sleep 60 & wait")
+    job = start(controller, "trap 'echo got it; exit 5' USR1; echo on; sleep 600 & wait")
     with controller.running_command("logs", "-f", job) as following:
         assert next_line(following) == "on\n"
         done = controller.run_command("kill", "-s", "usr1", job)
@@ -464,7 +464,7 @@ def test_a_signal_of_one_s_choice(controller: ControllerProcess) -> None:
 
 def test_forget_ends_what_runs(controller: ControllerProcess) -> None:
     """And then nothing is known of it."""
-    job = start(controller, "sleep 60")
+    job = start(controller, "sleep 600")
     done = controller.run_command("forget", job)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{job}\n", "")
     assert job not in controller.run_command("jobs").stdout
