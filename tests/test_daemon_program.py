@@ -472,23 +472,31 @@ async def test_stopped_while_away_with_jobs_running(marker: Marker) -> None:
 async def test_stopped_together_with_its_controller(marker: Marker) -> None:
     """Whoever of the two goes first, and however close: both end well, and soon."""
     source = random.Random(13)
-    with fail_after_calm(LIMIT):
-        for _ in range(6):
-            delay = source.uniform(-0.03, 0.03)
-            async with sandd.open_controller(port=0) as controller:
-                async with open_daemon(controller.url) as daemon:
+    for _ in range(6):
+        delay = source.uniform(-0.03, 0.03)
+        with fail_after_calm(LIMIT), reserved_port() as port:
+            async with (
+                open_daemon(f"ws://127.0.0.1:{port}/ws") as daemon,
+                trio.open_nursery() as stopping,
+            ):
+
+                async def stop() -> None:
+                    await trio.sleep(max(0.0, delay))  # noqa: B023 - used within the iteration
+                    daemon.terminate()
+
+                async with sandd.open_controller(port=port) as controller:
                     worker = await controller.wait_for_daemon("worker-1")
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(lambda: worker.run("sleep 60", env=dict([marker])))  # noqa: B023 - used within the iteration
+                        nursery.start_soon(lambda: worker.run("sleep 600", env=dict([marker])))  # noqa: B023
                         await until(marker.processes)
-                        await trio.sleep(max(0.0, delay))
-                        daemon.terminate()
+                        stopping.start_soon(stop)
                         await trio.sleep(max(0.0, -delay))
+                        started = seconds_of_calm()
                         nursery.cancel_scope.cancel()
-                    started = seconds_of_calm()
-                    assert await daemon.wait() == 0
-                    assert seconds_of_calm() - started < HELD_UP
-            assert marker.processes() == []
+                assert seconds_of_calm() - started < HELD_UP
+                assert await daemon.wait() == 0
+                assert seconds_of_calm() - started < HELD_UP
+        assert marker.processes() == []
 
 
 @linux_only
