@@ -41,6 +41,7 @@ from sandd._core.processes import (
     ProcessHost,
     control_groups,
     open_process_host,
+    process_table,
 )
 
 if TYPE_CHECKING:
@@ -382,6 +383,47 @@ def test_death_of_the_daemon_kills_every_job(
         until_sync(lambda: not any(is_alive(pid) for pid in pids))
         assert alive(marker) == []
     assert groups_of(spawner) == []
+
+
+DYING = """
+import ctypes, os, socket, subprocess, sys, threading, time
+
+def rest():
+    ours, theirs = socket.socketpair()
+    command = "import sys; from sandd._core.processes.spawner import main; main(*map(int, sys.argv[1:]), None)"
+    numbers = str(theirs.fileno()), str(os.getpid())
+    spawner = subprocess.Popen([sys.executable, "-c", command, *numbers], pass_fds=[theirs.fileno()])
+    theirs.close()
+    ours.recv(1 << 16)
+    print(spawner.pid, flush=True)
+    sys.stdin.readline()
+    ours.close()
+    time.sleep(1000)
+
+threading.Thread(target=rest).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit(2): this thread only
+"""
+
+
+def test_spawner_of_a_daemon_that_takes_long_to_die_leaves_no_control_group() -> None:
+    """Its end of the socket has gone, and it is still the parent; but it removes nothing any more."""
+    # Between the two, a process that is killed stays for as long as others have the processors. One whose main thread
+    # alone has died is in the same state to whoever looks at it, for as long as is wanted.
+    process = subprocess.Popen([PYTHON, "-c", DYING], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            spawner = int(process.stdout.readline())
+            if not groups_of(spawner):
+                pytest.skip("there are no control groups to be had here")
+            until_sync(lambda: process_table.is_exiting(process.pid))
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            until_sync(lambda: not is_alive(spawner))
+            assert groups_of(spawner) == []
+        finally:
+            process.kill()
 
 
 def test_death_of_the_daemon_is_noticed_though_a_fork_of_it_keeps_its_socket(

@@ -348,12 +348,15 @@ def test_entry_of_a_process_with_brackets_in_its_name(tmp_path: object) -> None:
         assert entry is not None
         assert (entry.pid, entry.parent, entry.session) == (process.pid, os.getpid(), process.pid)
         assert not entry.is_dead
+        assert not process_table.is_exiting(process.pid)
         process.kill()
         until_sync(lambda: _is_dead(process.pid))
+        assert process_table.is_exiting(process.pid)
     finally:
         process.kill()
         process.wait()
     assert process_table.read_process(process.pid) is None
+    assert not process_table.is_exiting(process.pid)
 
 
 def _is_dead(pid: int) -> bool:

@@ -38,6 +38,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 _PR_GET_CHILD_SUBREAPER = 37
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_PF_EXITING = 4  # include/linux/sched.h: do_exit() has begun
 _STAT_BYTES = 4096  # /proc/PID/stat has 52 numbers and a name of 16 bytes; it is never longer
 _READ_BYTES = 1 << 18
 _CHILDREN_BYTES = 1 << 14  # larger ones cost an mmap(2) each
@@ -92,6 +93,19 @@ def process_in(pid: int, fields: list[bytes]) -> Process:
         is_dead=fields[0] in (b"Z", b"X") and threads <= 1,
         threads=threads,
     )
+
+
+def is_exiting(pid: int) -> bool:
+    """Whether it has begun to die, or is dead; false for one that has gone altogether (Linux).
+
+    A process closes its descriptors before it hands its children on. On a busy machine others run in between, for
+    whom its end of a socket has gone while it is still a parent.
+    """
+    try:
+        fields = stat_fields(_read(f"/proc/{pid}/stat", _STAT_BYTES))
+    except OSError:
+        return False
+    return len(fields) > 6 and int(fields[6]) & _PF_EXITING != 0
 
 
 def read_marker(pid: int) -> bytes | None:

@@ -600,5 +600,5 @@ def main(
     )
     Spawner(link, daemon, group, limits).run()
     limits.remove()
-    if group is not None and os.getppid() != daemon:
+    if group is not None and (os.getppid() != daemon or process_table.is_exiting(daemon)):
         group.dissolve()  # else the daemon does, which need not wait 10 ms for it
