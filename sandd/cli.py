@@ -78,11 +78,11 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     """The command line's grammar; of ``daemon`` and ``controller``, which read their own, only `with_programs`."""
-    import argparse  # late, so that a Ctrl-C meanwhile finds `main` ready for it
-
+    # Late, so that a Ctrl-C meanwhile finds `main` ready for it.
     from sandd.auditing.options import add_audit_command
     from sandd.bundling.options import add_bundle_command
     from sandd.certificates.options import add_ca_command
+    from sandd.command_line.parsing import Parser
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
     from sandd.enrolling.options import add_enrolling_commands
@@ -92,7 +92,7 @@ def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     from sandd.policing.options import add_policy_commands
     from sandd.terminal.options import add_commands
 
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="sandd",
         description="Run commands inside sandboxes that dial out to you.",
         epilog="'sandd COMMAND --help' says more about each.",

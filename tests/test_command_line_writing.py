@@ -67,9 +67,9 @@ class World:
         assert done.stdout == ""
         return done.returncode, done.stderr
 
-    def run_into(self, stdout: Sink, command: str) -> tuple[int, str]:
+    def run_into(self, stdout: Sink, command: str, **env: str) -> tuple[int, str]:
         """As `run`, without a shell: sooner."""
-        return run_into(stdout, *self.words(command), env=self.controller.env)
+        return run_into(stdout, *self.words(command), env=self.controller.env | env)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,14 @@ def world(_own_temporary_directory: None) -> Iterator[World]:
 def test_a_full_disk_is_one_line(world: World, command: str) -> None:
     """Which says of what, and the exit code is that of a failure of ours."""
     assert world.run_into(full_disk, command) == FULL
+
+
+@needs_full
+@pytest.mark.parametrize("command", ["--help", "--version", "ps --help", "ps"])
+def test_a_full_disk_is_told_without_a_buffer(world: World, command: str) -> None:
+    """As images and services like to have it: what fails does so when it is written, and not again at the end."""
+    assert world.run_into(full_disk, command, PYTHONUNBUFFERED="1") == FULL
+    assert world.run_into(unread_pipe, command, PYTHONUNBUFFERED="1") == UNREAD
 
 
 @needs_full
