@@ -606,7 +606,7 @@ async def test_a_link_rests_from_a_ping_on_while_nothing_is_expected(takes_at_on
 
 
 async def test_a_link_of_which_nothing_is_expected_rests_from_the_start() -> None:
-    """Not from its first heartbeat on: thousands come together, and wait for that much longer than they came."""
+    """Not from its first heartbeat on: of thousands that come together each would wait for it by itself."""
     async with opened(expecting=()) as bench:
         assert bench.connection.is_at_rest
         bench.schedule(1)

@@ -87,7 +87,7 @@ async def test_twenty_cuts_in_one_run_lose_and_repeat_nothing(
 async def test_a_link_that_flaps_all_the_time_makes_progress(
     daemon: StandingDaemon, tmp_path: Path
 ) -> None:
-    """Cut 50 ms after each return, a command, a conversation and a transfer in each direction come to their end."""
+    """Cut 50 ms after each return, once something has come through, all that was begun comes to its end."""
     data = random.Random(9).randbytes(3 * MB)
     done = 0
     async with world(daemon) as it, it.controller.open_events() as events:
