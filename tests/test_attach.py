@@ -19,6 +19,7 @@ from standing_daemon import LIMIT, StandingDaemon, standing_daemon
 import sandd
 from sandd import JobNotFound, JobState, JobTaken, Outcome, OutputGap, RequestRefused
 from sandd.testing import DOWN, UP, Direction, FaultProxy, open_fault_proxy
+from sandd.wire import ACK_EVERY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -272,10 +273,12 @@ async def test_since_beyond_the_end_is_refused(daemon: StandingDaemon) -> None:
 
 async def test_since_before_what_is_kept_is_a_gap_first(daemon: StandingDaemon) -> None:
     """What an owner has read is gone: who asks for it is told exactly what is missing, once."""
-    total = 600_000  # of what it has read, the owner may keep 256 KiB unacknowledged
+    # While there is more at hand, an owner may leave four times ACK_EVERY_BYTES of what it has read unacknowledged.
+    total, read = 1_200_000, 800_000
+    assert read > 4 * ACK_EVERY_BYTES + 100_000
     async with daemon.worker() as worker:
         async with worker.open_process(print_bytes(total)) as owner:
-            assert await read_exactly(owner.stdout, 400_000) == printed(total)[:400_000]
+            assert await read_exactly(owner.stdout, read) == printed(total)[:read]
             assert (await worker.run("true")).success  # what was acknowledged is known there by now
             async with worker.attach_process(
                 owner.job_id, since={"stdout": 1000}, read_only=True
@@ -284,7 +287,7 @@ async def test_since_before_what_is_kept_is_a_gap_first(daemon: StandingDaemon) 
                     await viewer.stdout.receive_some()
                 gap = caught.value
                 assert gap.start == 1000
-                assert 100_000 < gap.end <= 400_000
+                assert 100_000 < gap.end <= read
                 assert viewer.offsets["stdout"] == gap.end
                 assert (
                     await read_exactly(viewer.stdout, total - gap.end)

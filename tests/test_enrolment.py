@@ -55,6 +55,24 @@ async def test_a_daemon_needs_its_token_once(tmp_path: Path) -> None:
     assert generations == [1, 2, 3]
 
 
+async def test_a_daemon_that_dies_before_its_key_is_kept_joins_all_the_same(tmp_path: Path) -> None:
+    """It is started again with the token that it has used, and then has a key."""
+    keys = tmp_path / "daemon" / KEYS_FILE
+    with trio.fail_after(LIMIT):
+        async with guarded(tmp_path / "controller") as controller:
+            arguments = ["--state-dir", str(tmp_path / "daemon")]
+            arguments += await token_file(controller, tmp_path / "token")
+            async with open_daemon(controller.url, "w", arguments=arguments):
+                await controller.wait_for_daemon("w")
+            keys.unlink(missing_ok=True)  # as if it had been killed a moment earlier
+            async with open_daemon(controller.url, "w", arguments=arguments) as daemon:
+                await daemon.wait_for_log("connected")
+            assert json.loads(keys.read_text())["keys"]
+            (record,) = await controller.enrolled.list()
+            (made,) = await controller.tokens.list()
+    assert (record.token_id, made.uses_left) == (made.id, 0)
+
+
 async def test_a_token_in_the_environment_is_seen_by_no_job(tmp_path: Path) -> None:
     """Neither in its own variables nor in those of the daemon, which it could read as the same user."""
     with trio.fail_after(LIMIT):
@@ -121,8 +139,8 @@ async def test_a_forgotten_daemon_joins_anew_by_a_token(tmp_path: Path) -> None:
     with trio.fail_after(LIMIT):
         async with guarded(tmp_path / "c") as controller:
             arguments = [*state, *await token_file(controller, tmp_path / "token")]
-            async with open_daemon(controller.url, "w", arguments=arguments):
-                await controller.wait_for_daemon("w")
+            async with open_daemon(controller.url, "w", arguments=arguments) as daemon:
+                await daemon.wait_for_log("connected")
             (before,) = await controller.enrolled.list()
             await controller.enrolled.forget("w")
             async with open_daemon(controller.url, "w", arguments=state) as daemon:
@@ -154,8 +172,8 @@ async def test_a_copied_state_directory_is_found_out(tmp_path: Path) -> None:
         async with guarded(tmp_path / "c") as controller:
             first = ["--state-dir", str(original)]
             arguments = [*first, *await token_file(controller, tmp_path / "token")]
-            async with open_daemon(controller.url, "w", arguments=arguments):
-                await controller.wait_for_daemon("w")
+            async with open_daemon(controller.url, "w", arguments=arguments) as daemon:
+                await daemon.wait_for_log("connected")  # it has its key then
             shutil.copytree(original, copy)
             second = ["--state-dir", str(copy)]
             for _ in range(2):

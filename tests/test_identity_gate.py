@@ -124,6 +124,27 @@ async def test_a_lost_welcome_burns_no_token(tmp_path: Path) -> None:
             assert key_of(daemon) == first
 
 
+async def test_a_lost_key_burns_no_token(tmp_path: Path) -> None:
+    """A daemon that died before its key was on its disk comes with its token again, as the next start of it."""
+    async with guarded(tmp_path) as controller:
+        token = await join_token(controller)
+        async with raw_daemon(controller.url, "w", credential=token, instance="one") as daemon:
+            first = key_of(daemon)
+        stranger = await answer_to(controller.url, "w", token, instance="two")
+        assert refusal_of(stranger)[0] is wire.RejectCode.ID_IN_USE
+        async with raw_daemon(
+            controller.url, "w", credential=token, instance="two", ancestors=("one",)
+        ) as daemon:
+            assert key_of(daemon) == first
+        async with raw_daemon(
+            controller.url, "w", credential=first, instance="two", connection_number=2
+        ):
+            pass
+        # It has used its key: from now on the token is good for nobody.
+        answer = await answer_to(controller.url, "w", token, instance="three", ancestors=("two",))
+        assert refusal_of(answer)[0] is wire.RejectCode.ID_IN_USE
+
+
 async def test_whatever_is_wrong_there_is_one_refusal(tmp_path: Path) -> None:
     """Missing, wrong, unknown, expired, revoked, used up, an operator's, a forgotten daemon's, another controller's."""
     async with guarded(tmp_path / "a", token="shared") as controller:
@@ -819,7 +840,7 @@ async def test_who_cant_be_put_on_record_is_told_to_come_again(
 ) -> None:
     """The controller goes on, and its log says why; a daemon by the key that it has used is let in."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     async with guarded(tmp_path) as controller:

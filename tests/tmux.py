@@ -44,6 +44,7 @@ class Tmux:
 
     _socket: Path
     _env: Mapping[str, str]
+    _cleared: int = 0
 
     def type(self, *keys: str) -> None:
         """Press keys, by tmux' names ("Enter", "C-c"); what is no name is typed as it is."""
@@ -80,8 +81,13 @@ class Tmux:
 
     def run(self, command: str) -> str:
         """What a command of the local shell prints, as soon as its prompt is there again."""
-        self._do("send-keys", "-t", "0", "clear", "Enter")
-        self._wait(rf"\A{re.escape(PROMPT)}\Z", lambda: self.visible() + " ", SECONDS)
+        # What is typed before the shell reads it is shown twice. A prompt alone says nothing: on an empty
+        # screen it is there before "clear" has been read, too.
+        self._cleared += 1
+        self.type(f"clear; echo clear-{self._cleared}", "Enter")
+        self._wait(
+            rf"\Aclear-{self._cleared}\n{re.escape(PROMPT.rstrip())}\Z", self.visible, SECONDS
+        )
         self._do("clear-history", "-t", "0")
         self.type(f"{command}; echo =END=", "Enter")
         # A command that ends in the last column is in one line with what it prints.

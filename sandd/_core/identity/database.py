@@ -26,7 +26,7 @@ from sandd._core.identity.tokens import TokenKind
 from sandd._core.state_directory import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 DATABASE_FILE: Final = "sandd.db"
@@ -159,12 +159,19 @@ class IdentityDatabase:
     # -- daemons
 
     def join(
-        self, key_id: str, daemon_id: str, instance: str, now: float
+        self,
+        key_id: str,
+        daemon_id: str,
+        instance: str,
+        now: float,
+        *,
+        ancestors: Sequence[str] = (),
     ) -> EnrolledDaemon | NameTaken | NotAllowed | None:
         """A daemon, that has proven to have this token, joins by it; None: the token is not valid any more.
 
-        The same instance that comes with the same token again hasn't heard that it was let in: it is the same join,
-        until the daemon has used its key.
+        The same instance that comes with the same token again hasn't heard that it was let in, and one that was
+        started after it from the same state directory (so it is among its ancestors) finds no key there: it is the
+        same join, until the daemon has used its key.
         """
         with self._changing():
             token = self.token(key_id)
@@ -174,7 +181,7 @@ class IdentityDatabase:
                 return NotAllowed(token.daemons)
             known = self.named(token.tenant, daemon_id)
             if known is not None:
-                is_same = (known.token_id, known.instance) == (key_id, instance)
+                is_same = known.token_id == key_id and known.instance in {instance, *ancestors}
                 return known if is_same and not known.is_confirmed else NameTaken()
             (count,) = self._connection.execute("SELECT count(*) FROM daemons").fetchone()
             if token.uses_left <= 0 or count >= MAX_DAEMONS:

@@ -212,7 +212,11 @@ class Gate:
             return REFUSED_DAEMON
         joined = await store.ask(
             lambda database: database.join(
-                hello.key_id, hello.daemon_id, hello.instance, self._clock()
+                hello.key_id,
+                hello.daemon_id,
+                hello.instance,
+                self._clock(),
+                ancestors=hello.ancestors,
             )
         )
         match joined:
