@@ -1,9 +1,11 @@
 """Sphinx' settings; ``nox -s docs`` builds, and turns every warning into an error."""
 
+import inspect
 import sys
 from pathlib import Path
 
 import sandd
+from sandd._core import _errors
 
 sys.path.insert(0, str(Path(__file__).parent))  # for wire_tables
 
@@ -38,6 +40,11 @@ def setup(app):
 
     def restore(_app, _what, name, _object, _options, lines):
         lines[:] = prose.pop(name, lines)
+
+    # Sphinx reads what is said of attributes in the file of the module that a class says it is in.
+    for _, error in inspect.getmembers(_errors, inspect.isclass):
+        if issubclass(error, sandd.SanddError):
+            error.__module__ = _errors.__name__
 
     app.connect("autodoc-process-signature", hide_constructor)
     app.connect("autodoc-process-docstring", keep, priority=400)

@@ -10,7 +10,7 @@ import os
 import sys
 
 from sandd import __version__
-from sandd.command_line.writing import CantWrite, flush_stdout
+from sandd._core.own_output import CantWrite, flush_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 def build_parser(*, with_programs: bool = False) -> argparse.ArgumentParser:
     """The command line's grammar; of ``daemon`` and ``controller``, which read their own, only `with_programs`."""
     # Late, so that a Ctrl-C meanwhile finds `main` ready for it.
+    from sandd._core.parsing import Parser
     from sandd.auditing.options import add_audit_command
     from sandd.bundling.options import add_bundle_command
     from sandd.certificates.options import add_ca_command
-    from sandd.command_line.parsing import Parser
     from sandd.completion import add_completion_command
     from sandd.copying.options import add_copy_command
     from sandd.enrolling.options import add_enrolling_commands

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, Final
 
-from sandd.command_line.writing import write_text
+from sandd._core.own_output import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

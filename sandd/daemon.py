@@ -3,7 +3,8 @@
 It dials out to its controller, runs what that asks for, and keeps at it through every outage;
 nothing listens on this side. ``--help`` lists its options.
 
-Exit codes: 0 after SIGTERM or SIGINT, 1 when the controller refuses it for good, 2 for a bad option, 70 for a defect.
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the controller refuses it for good, 2 for a bad option, 70 for a defect,
+125 where its help can't be written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+CANT_WRITE = 125
+"""Exit code where ``--help`` can't be written: that of all our commands."""
 CRASHED = 70
 """Exit code of a defect of ours: EX_SOFTWARE of sysexits.h."""
 COLLECTED_OBJECTS = (5_000, 5, 5)
@@ -35,6 +38,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     from sandd._core import logs
     from sandd._core._errors import ConfigurationError, RequestRefused
     from sandd._core.daemon_options import TOKEN_VARIABLE, parse_daemon_options
+    from sandd._core.own_output import CantWrite, ReaderGone
     from sandd._core.secret_environment import scrub
 
     given = sys.argv[1:] if arguments is None else arguments
@@ -72,6 +76,11 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m sandd
     except RequestRefused as error:
         print(f"{prog}: refused: {logs.printable(str(error))}", file=sys.stderr)
         return 1
+    except ReaderGone:  # of --help
+        return 128 + 13  # as if SIGPIPE had ended us
+    except CantWrite as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return CANT_WRITE
     except Exception:  # a defect of ours: told as all else is, whatever reads the log
         logs.get_logger("daemon").exception("crashed")
         return CRASHED

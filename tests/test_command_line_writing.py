@@ -22,7 +22,8 @@ from controllers import (
 )
 from daemons import daemon_environment
 
-from sandd.command_line import stopping, writing
+from sandd._core import own_output
+from sandd.command_line import stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,6 +113,22 @@ def test_a_full_disk_is_told_without_a_buffer(world: World, command: str) -> Non
 
 
 @needs_full
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [("controller", "sandd"), ("daemon", "sandd daemon: error")],
+    ids=["controller", "daemon"],
+)
+def test_a_full_disk_is_told_by_programs(program: str, named: str, unbuffered: str) -> None:
+    """Of their help and version; they were to do nothing else."""
+    env = {"PYTHONUNBUFFERED": unbuffered}
+    for option in ("--help", "--version"):
+        code, said = run_into(full_disk, program, option, env=env)
+        assert (code, said) == (FULL[0], f"{named}: stdout: No space left on device\n")
+        assert run_into(unread_pipe, program, option, env=env) == UNREAD
+
+
+@needs_full
 def test_a_command_that_runs_is_ended_where_the_disk_is_full(world: World) -> None:
     """On each daemon: nobody will see what it does."""
     assert world.run_into(full_disk, "run -- yes") == FULL
@@ -158,8 +175,8 @@ def test_what_is_written_is_whole(
 ) -> None:
     """Bytes as they are, on either."""
     data = bytes(range(256)) * 1000
-    writing.write("stdout", data)
-    writing.write("stderr", b"beside")
+    own_output.write("stdout", data)
+    own_output.write("stderr", b"beside")
     assert capfdbinary.readouterr() == (data, b"beside")
 
 
@@ -169,12 +186,12 @@ def test_failures_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(reading)
     with os.fdopen(writing_end, "w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        with pytest.raises(writing.ReaderGone):
-            writing.write("stdout", b"x")
+        with pytest.raises(own_output.ReaderGone):
+            own_output.write("stdout", b"x")
         monkeypatch.setattr(sys, "stdout", sys.__stdout__)
     monkeypatch.setattr(sys, "stdout", None)
-    with pytest.raises(writing.CantWrite, match="stdout is closed"):
-        writing.write("stdout", b"x")
+    with pytest.raises(own_output.CantWrite, match="stdout is closed"):
+        own_output.write("stdout", b"x")
     monkeypatch.setattr(sys, "stderr", None)
-    writing.write("stderr", b"x")
+    own_output.write("stderr", b"x")
     assert stopping.fail("nobody is told", 7) == 7

@@ -6,9 +6,11 @@ import ast
 import errno
 import inspect
 import os
+import traceback
 
 import pytest
 
+import sandd
 from sandd._core import _errors
 from sandd._core._errors import (
     AuthenticationFailed,
@@ -40,10 +42,19 @@ RESULT = CommandResult(
 
 def test_everything_raised_on_purpose_is_a_sandd_error() -> None:
     """One `except` catches all that sandd raises on purpose, and nothing else."""
-    classes = [cls for _, cls in inspect.getmembers(_errors, inspect.isclass)]
-    ours = [cls for cls in classes if cls.__module__ == _errors.__name__]
+    tree = ast.parse(inspect.getsource(_errors))
+    ours = [getattr(_errors, each.name) for each in tree.body if isinstance(each, ast.ClassDef)]
     assert len(ours) > 15
     assert all(issubclass(cls, SanddError) for cls in ours)
+
+
+def test_tracebacks_name_errors_as_they_are_imported() -> None:
+    """``sandd.CommandTimeout``, and not the module that has it; ours alone are in none that is public."""
+    for error in [CommandTimeout, RequestRefused, TransferError]:
+        assert getattr(sandd, error.__name__) is error
+        assert traceback.format_exception_only(error("why"))[0] == f"sandd.{error.__name__}: why\n"
+    gone = transfer_error("ENOENT", "gone")
+    assert traceback.format_exception_only(gone)[0].startswith("sandd.FileNotFoundError: ")
 
 
 @pytest.mark.parametrize(

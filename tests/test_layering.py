@@ -209,7 +209,7 @@ LAYERS = {
         *(f"sandd._core.metrics.{name}" for name in ("exposition", "listener", "readiness")),
         "sandd._core.nurseries",
         "sandd._core.early_stop",
-        "sandd._core.program_options",
+        *("sandd._core.own_output", "sandd._core.parsing", "sandd._core.program_options"),
         "sandd._core.link_watch",
         "sandd._core.pump",
         "sandd._core.secret_environment",

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from sandd._core.results import CommandResult
 
 
+_PUBLIC = "sandd"
+"""Where people import them from: so that is what tracebacks say."""
+
+
 class SanddError(Exception):
     """Everything sandd raises on purpose is one of these."""
 
@@ -154,7 +158,7 @@ def transfer_error(symbol: str, message: str, filename: str | None = None) -> Tr
     chosen = _TRANSFER_ERRORS.get(plain)
     if chosen is None:
         # Named for what it is caught as; its module says whose it is.
-        chosen = type(plain.__name__, (TransferError, plain), {"__module__": __name__})
+        chosen = type(plain.__name__, (TransferError, plain), {"__module__": _PUBLIC})
         _TRANSFER_ERRORS[plain] = chosen
     return chosen(number, text) if filename is None else chosen(number, text, filename)
 
@@ -209,3 +213,12 @@ class PolicyDenied(RequestRefused):
 
 class AuthenticationFailed(RequestRefused):
     """The peer did not accept our credentials, or we have none where some are needed."""
+
+
+def _show_where_they_are_public() -> None:
+    for each in globals().values():
+        if isinstance(each, type) and issubclass(each, SanddError):
+            each.__module__ = _PUBLIC
+
+
+_show_where_they_are_public()

@@ -6,16 +6,17 @@ found, and how what can't be used is told, is here.
 
 from __future__ import annotations
 
-import argparse
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
+from sandd._core import parsing
 from sandd._core._errors import ConfigurationError
 from sandd._core.tls.pins import read_pins
 from sandd._core.tls.trust_options import TrustOptions
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping, Sequence
 
     from sandd._core.metrics.http_answers import MetricsAddress
@@ -26,8 +27,8 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_TOKEN_BYTES: Final = 4096
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse's, but what is wrong is for the caller to tell."""
+class Parser(parsing.Parser):
+    """One whose caller tells what is wrong."""
 
     def error(self, message: str) -> NoReturn:
         """Raise it as ConfigurationError."""

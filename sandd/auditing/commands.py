@@ -16,12 +16,12 @@ from sandd._core.audit.chain import BadLine
 from sandd._core.audit.segments import Head
 from sandd._core.audit.verifying import Verdict, verify_log
 from sandd._core.logs import printable
+from sandd._core.own_output import write_text
 from sandd.auditing.places import Place
 from sandd.auditing.reading import Reader
 from sandd.auditing.selecting import Selection
 from sandd.auditing.showing import COLUMNS, line_for_person, row_for_table
 from sandd.command_line.exit_codes import OUR_FAILURE
-from sandd.command_line.writing import write_text
 
 if TYPE_CHECKING:
     import argparse

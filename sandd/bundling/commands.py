@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.bundle.archive import make_bundle
+from sandd._core.own_output import write_text
 from sandd._core.state_directory import replace_file
 from sandd.command_line.stopping import Failure, fail
-from sandd.command_line.writing import write_text
 
 if TYPE_CHECKING:
     import argparse

@@ -16,6 +16,7 @@ from sandd._core._errors import ConfigurationError
 from sandd._core.audit.changes import authority_rotated, certificate_issued
 from sandd._core.controller_state import default_state_dir
 from sandd._core.identity.database import DATABASE_FILE, open_database
+from sandd._core.own_output import write_text
 from sandd._core.state_directory import replace_file, write_new
 from sandd._core.tls import authority
 from sandd._core.tls.certificates import read_authority
@@ -24,7 +25,6 @@ from sandd._core.tls.rotation import SETTLE_SECONDS, Phase, Rotation, TooEarly
 from sandd.certificates.options import STATE_DIR_VARIABLE
 from sandd.command_line.journaling import journaled
 from sandd.command_line.stopping import Failure, fail
-from sandd.command_line.writing import write_text
 from sandd.controller import DEFAULT_PORT
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from sandd._core._errors import CommandTimeout, SanddError, SpawnFailed
-from sandd.command_line.writing import ReaderGone
+from sandd._core.own_output import ReaderGone
 from sandd.wire import Outcome
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ from attrs import define, field
 from sandd._core._errors import SanddError, SpawnFailed
 from sandd._core.logs import printable
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.own_output import CantWrite, ReaderGone, write_text
 from sandd.command_line.exit_codes import MISUSED, OUR_FAILURE, code_of_error, code_of_signal
 from sandd.command_line.telling import put_bytes
-from sandd.command_line.writing import CantWrite, ReaderGone, write_text
 from sandd.local_daemon import DaemonDidNotCome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from sandd.command_line.writing import Name
+    from sandd._core.own_output import Name
 
 STOP_SIGNALS: Final = [
     getattr(signal, name)

@@ -10,12 +10,12 @@ import attrs
 import trio
 
 from sandd._core.logs import printable
-from sandd.command_line.writing import CantWrite, write, write_text
+from sandd._core.own_output import CantWrite, write, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from sandd.command_line.writing import Name
+    from sandd._core.own_output import Name
 
     Say = Callable[[str], Awaitable[None]]
 

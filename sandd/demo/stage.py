@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sandd._core.logs import printable
-from sandd.command_line.writing import CantWrite, ReaderGone, drop_stdout
+from sandd._core.own_output import CantWrite, ReaderGone, drop_stdout
 from sandd.local_daemon import open_local_daemon
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from sandd._core.identity.administration import named
 from sandd._core.identity.database import DATABASE_FILE, open_database
 from sandd._core.identity.records import new_join_token, new_operator_token
 from sandd._core.identity.tokens import KEY_ID_LENGTH, key_id_in
+from sandd._core.own_output import CantWrite, write_text
 from sandd._core.state_directory import write_new
 from sandd.command_line.exit_codes import OUR_FAILURE
 from sandd.command_line.journaling import journaled
 from sandd.command_line.stopping import fail
-from sandd.command_line.writing import CantWrite, write_text
 from sandd.controller import DEFAULT_PORT
 from sandd.enrolling import tables
 from sandd.fleet.tables import Layout

@@ -17,13 +17,13 @@ from attrs import define
 
 from sandd._core._errors import SpawnFailed
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.own_output import CantWrite
 from sandd.command_line.exit_codes import code_of_status
 from sandd.command_line.options import limits_of
 from sandd.command_line.outages import minding_outages
 from sandd.command_line.reaching import reach_daemon
 from sandd.command_line.stopping import Failure, check_directory, run_command
 from sandd.command_line.telling import put_out, say
-from sandd.command_line.writing import CantWrite
 from sandd.executing.own_input import CHUNK_BYTES, descriptor_of, read_chunks
 from sandd.terminal.program import run_at_terminal
 from sandd.terminal.shell import hold_new_session
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+    from sandd._core.own_output import Name
     from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
-    from sandd.command_line.writing import Name
     from sandd.controller import Process
     from sandd.terminal.local import LocalTerminal
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from sandd._core.own_output import Name
     from sandd._core.results import ExitStatus
     from sandd.command_line.stopping import Stop
-    from sandd.command_line.writing import Name
     from sandd.controller import Controller, Daemon, DaemonEvent, Process
 
 NOT_ALL_WELL: Final = 1

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from sandd._core._errors import SanddError
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.own_output import CantWrite, ReaderGone
 from sandd.command_line.connecting import open_connection
 from sandd.command_line.exit_codes import OUR_FAILURE, code_of_error
 from sandd.command_line.finding_jobs import find_job
 from sandd.command_line.outages import minding_outages
 from sandd.command_line.stopping import Failure, run_command
 from sandd.command_line.telling import put_out, say
-from sandd.command_line.writing import CantWrite, ReaderGone
 
 if TYPE_CHECKING:
     import argparse

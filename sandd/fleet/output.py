@@ -10,8 +10,8 @@ from attrs import define, field
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandd._core.own_output import Name
     from sandd.command_line.stopping import Stop
-    from sandd.command_line.writing import Name
 
 FILES: Final[tuple[Name, ...]] = ("stdout", "stderr")
 """What they are called, here as on a daemon."""

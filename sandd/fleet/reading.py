@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import argparse
 
     from sandd._core.job_info import JobInfo
+    from sandd._core.own_output import Name
     from sandd.command_line.stopping import Stop
-    from sandd.command_line.writing import Name
     from sandd.controller import Process
 
 

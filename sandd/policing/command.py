@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sandd._core._errors import ConfigurationError
 from sandd._core.logs import printable
-from sandd.command_line.writing import write_text
+from sandd._core.own_output import write_text
 from sandd.policing.check import Asked, check
 
 if TYPE_CHECKING:

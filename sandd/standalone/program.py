@@ -20,11 +20,11 @@ from sandd._core.controller_options import read_secret
 from sandd._core.controller_state import TOKEN_FILE, DirectoryTaken, default_state_dir
 from sandd._core.early_stop import reload_signals
 from sandd._core.nurseries import open_unwrapping_nursery
+from sandd._core.own_output import CantWrite
 from sandd._core.service_manager import NOBODY
 from sandd._core.state_directory import replace_file
 from sandd.command_line.stopping import Failure
 from sandd.command_line.telling import put_out, say
-from sandd.command_line.writing import CantWrite
 from sandd.controller import open_controller
 from sandd.standalone.announcing import Announcement
 

@@ -1,4 +1,4 @@
-"""argparse, as the commands have it."""
+"""argparse, as our programs and commands have it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from sandd.command_line.writing import write_text
+from sandd._core.own_output import write_text
 
 
 class Parser(argparse.ArgumentParser):
