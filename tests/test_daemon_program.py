@@ -28,7 +28,10 @@ from standing_daemon import reserved_port
 
 import sandd
 from sandd import Outcome, wire
-from sandd._core import reception
+from sandd._core import daemon_program, reception
+from sandd._core.daemon_options import DaemonOptions
+from sandd._core.limits import Limits
+from sandd._core.processes import posix
 from sandd._core.streams import VIEWER_WINDOW_BYTES
 from sandd.testing import open_fault_proxy
 
@@ -229,6 +232,33 @@ async def test_configured_by_a_file_the_environment_and_options(tmp_path: Path) 
             assert events[0] == "started"
             assert events[-1] == "stopped"
             assert b"s3cret" not in log
+
+
+@posix_only
+async def test_stopped_while_the_machine_does_not_say_what_it_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon with limits begins by asking its spawner, which may be long in coming up."""
+    asked = trio.Event()
+
+    async def never(_host: object, _limits: Limits) -> tuple[str, ...]:
+        asked.set()
+        await trio.sleep_forever()
+        return ()
+
+    monkeypatch.setattr(posix.PosixProcessHost, "unheld", never)
+    options = DaemonOptions(
+        "ws://127.0.0.1:9/ws", state_dir=tmp_path, limits=Limits(memory_bytes=2**30)
+    )
+    with fail_after_calm(LIMIT):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def be_a_daemon() -> None:
+                await daemon_program.run_daemon(options, version="1", stop_requested=lambda: False)
+
+            await asked.wait()
+            signal.raise_signal(signal.SIGTERM)
 
 
 async def test_without_an_id_it_has_a_lasting_one(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from sandd._core.transfers.partials import Partials
 from sandd.wire import IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from sandd._core.files.roots import Root
@@ -105,7 +105,6 @@ async def run_daemon(
                 open_process_host(total=options.limit_total) as host,
                 open_unwrapping_nursery() as nursery,
             ):
-                await _check_limits(options, host)
                 spool = None
                 if options.spool_quota and options.job_spool_quota:
                     spool = Spool.within(options.spool_quota, options.job_spool_quota)
@@ -120,7 +119,7 @@ async def run_daemon(
                     allowance=Allowance(options.limits, options.require_limits),
                     isolation=isolation,
                 )
-                nursery.start_soon(_offer_files(runner, root, isolation, state.path / "transfers"))
+                keep_tidy = _offer_files(runner, root, isolation, state.path / "transfers")
                 confined_by = "--root" if options.root is not None else ""
                 if level is not IsolationLevel.NONE:
                     confined_by = f"isolation {str(level)!r}"
@@ -145,22 +144,29 @@ async def run_daemon(
                 runner.requests.offer(busy.doers)
                 backoff = Backoff(maximum=options.reconnect_max)
                 dialer = Dialer(options.server_url, end, backoff, _trust(options, state.path))
-                if options.metrics is not None:
-                    from sandd._core.daemon_figures import serve_figures
+                stop = trio.Event()
+                with trio.CancelScope() as start:
+                    # A machine that is slow to tell what it can hold keeps nobody from stopping this.
+                    nursery.start_soon(_await_signal, signals, manager, stop, start)
+                    await _check_limits(options, host)
+                    if options.metrics is not None:
+                        from sandd._core.daemon_figures import serve_figures
 
-                    figures = partial(
-                        serve_figures, version=version, table=table, end=end, dialer=dialer
-                    )
-                    await nursery.start(figures, options.metrics)
+                        figures = partial(
+                            serve_figures, version=version, table=table, end=end, dialer=dialer
+                        )
+                        await nursery.start(figures, options.metrics)
+                if stop.is_set():
+                    log.info("stopped", daemon_id=daemon_id)
+                    nursery.cancel_scope.cancel()
+                    return
+                nursery.start_soon(keep_tidy)
                 nursery.start_soon(runner.count_leases)
                 nursery.start_soon(dialer.run)
                 nursery.start_soon(manager.attend, dialer.status)
                 # Not when a link is live: who waits for that waits for another machine.
                 manager.ready()
-                async for number in signals:
-                    log.info("stopping", signal=signal.Signals(number).name)
-                    manager.stopping()
-                    break
+                await stop.wait()
                 with trio.move_on_after(DRAIN_SECONDS) as drain:
                     with trio.move_on_at(drain.deadline - FAREWELL_SECONDS):
                         await runner.end_all(END_GRACE)
@@ -169,6 +175,18 @@ async def run_daemon(
                     await dialer.say_goodbye("the daemon was stopped")
                 nursery.cancel_scope.cancel()
         log.info("stopped", daemon_id=daemon_id)
+
+
+async def _await_signal(
+    signals: AsyncIterator[int], manager: ServiceManager, stop: trio.Event, start: trio.CancelScope
+) -> None:
+    """Tell of the first one, by `stop` and by cancelling what `start` holds."""
+    async for number in signals:
+        log.info("stopping", signal=signal.Signals(number).name)
+        manager.stopping()
+        stop.set()
+        start.cancel()
+        break
 
 
 async def _check_limits(options: DaemonOptions, host: ProcessHost) -> None:
