@@ -52,10 +52,10 @@ class DaemonEnd:
         return self.keyring.has_another()
 
     async def welcomed(self, welcome: wire.Welcome) -> None:
-        """Keep the key that came with it."""
+        """Keep the key that came with it; who cancels that waits for it, too: there may be no other way in."""
         if welcome.enrolment is None:
             return
-        with trio.move_on_after(KEEP_SECONDS) as patience:
+        with trio.move_on_after(KEEP_SECONDS, shield=True) as patience:
             await trio.to_thread.run_sync(
                 self.keyring.keeper(welcome.enrolment), abandon_on_cancel=True
             )
