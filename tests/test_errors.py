@@ -49,7 +49,7 @@ def test_everything_raised_on_purpose_is_a_sandd_error() -> None:
 
 
 def test_tracebacks_name_errors_as_they_are_imported() -> None:
-    """``sandd.CommandTimeout``, and not the module that has it; ours alone are in none that is public."""
+    """``sandd.CommandTimeout``, and not the module that has it; and whose a FileNotFoundError of ours is."""
     for error in [CommandTimeout, RequestRefused, TransferError]:
         assert getattr(sandd, error.__name__) is error
         assert traceback.format_exception_only(error("why"))[0] == f"sandd.{error.__name__}: why\n"

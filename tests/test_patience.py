@@ -60,9 +60,8 @@ def test_others_waiting_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "seconds_of_calm", lambda: calm)
     limit = Patience(0.02)
     time.sleep(0.03)
-    assert limit.left == pytest.approx(
-        0.02
-    )  # the clock's numbers are large, and so is what they are rounded by
+    # The clock's numbers are large, and so is what they are rounded by.
+    assert limit.left == pytest.approx(0.02)
     calm += 0.02
     time.sleep(0.03)
     assert limit.is_over
