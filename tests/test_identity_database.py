@@ -438,3 +438,16 @@ def test_a_login_is_quick_among_many(database: IdentityDatabase) -> None:
         log_in(database, f"{number:032x}", 1, "anew")
     each = (time.process_time() - before) / (count / 50)
     assert each < 0.005, f"{each * 1000:.2f} ms each"
+
+
+def test_a_daemon_that_was_unlocked_is_joined_by_nobody(database: IdentityDatabase) -> None:
+    """It is known by no instance then, and to name none is to name another's."""
+    token = add_token(database, uses=2)
+    uid = join(database, token).uid
+    log_in(database, uid, 1, "i")
+    database.lock(uid)
+    database.unlock(uid)
+    claims: list[tuple[str, tuple[str, ...]]] = [("", ()), ("j", ("",)), ("j", ("i",))]
+    for instance, ancestors in claims:
+        answer = database.join(token, "w", instance, NOW, ancestors=ancestors)
+        assert isinstance(answer, NameTaken)

@@ -181,7 +181,10 @@ class IdentityDatabase:
                 return NotAllowed(token.daemons)
             known = self.named(token.tenant, daemon_id)
             if known is not None:
-                is_same = known.token_id == key_id and known.instance in {instance, *ancestors}
+                # (One that was unlocked has none: that waits for one of its keys.)
+                is_same = known.token_id == key_id and known.instance in {instance, *ancestors} - {
+                    ""
+                }
                 return known if is_same and not known.is_confirmed else NameTaken()
             (count,) = self._connection.execute("SELECT count(*) FROM daemons").fetchone()
             if token.uses_left <= 0 or count >= MAX_DAEMONS:
